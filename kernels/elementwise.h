@@ -1,0 +1,53 @@
+#pragma once
+
+#include "kernels/tensor.h"
+
+namespace switchyard {
+
+// y = x, converted between f32 and bf16 where the dtypes differ
+using Cast = void(Stream&, ConstTensorView x, TensorView y);
+// y += x; dtypes f32 or bf16, each its own
+using Add = void(Stream&, ConstTensorView x, TensorView y);
+// y = 0, any dtype
+using FillZero = void(Stream&, TensorView y);
+// y *= factor
+//   y  f32
+using Scale = void(Stream&, float factor, TensorView y);
+// y[t] += bias
+//   bias [width] f32, y [rows, width]
+using AddBias = void(Stream&, ConstTensorView bias, TensorView y);
+// dbias += sum over rows of dy
+//   dy [rows, width], dbias [width] f32
+using AddBiasBackward = void(Stream&, ConstTensorView dy, TensorView dbias);
+// Sum of squares, in double, in an order that does not depend on the number of threads.
+//   x  f32
+using SumOfSquares = double(Stream&, ConstTensorView x);
+
+Cast cast;
+Add add;
+FillZero fill_zero;
+Scale scale;
+AddBias add_bias;
+AddBiasBackward add_bias_backward;
+SumOfSquares sum_of_squares;
+
+namespace cpu {
+Cast cast;
+Add add;
+FillZero fill_zero;
+Scale scale;
+AddBias add_bias;
+AddBiasBackward add_bias_backward;
+SumOfSquares sum_of_squares;
+}  // namespace cpu
+namespace cuda {
+Cast cast;
+Add add;
+FillZero fill_zero;
+Scale scale;
+AddBias add_bias;
+AddBiasBackward add_bias_backward;
+SumOfSquares sum_of_squares;
+}  // namespace cuda
+
+}  // namespace switchyard

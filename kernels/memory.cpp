@@ -1,0 +1,112 @@
+#include "kernels/memory.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "kernels/check.h"
+#include "kernels/tensor.h"
+
+namespace switchyard {
+namespace {
+
+constexpr size_t kAlignment = 64;
+constexpr size_t kFirstChunk = size_t{1} << 20;
+constexpr unsigned char kGuardByte = 0xa5;
+// Every f32 and bf16 made of this byte is a NaN.
+constexpr unsigned char kPoisonByte = 0xff;
+
+#ifdef SWITCHYARD_DEBUG_MEMORY
+constexpr bool kDebugMemory = true;
+constexpr size_t kGuardBytes = kAlignment;
+#else
+constexpr bool kDebugMemory = false;
+constexpr size_t kGuardBytes = 0;
+#endif
+
+size_t round_up(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+}  // namespace
+
+void Buffer::Free::operator()(void* address) const { std::free(address); }
+
+Buffer::Buffer(size_t num_bytes, Device device) : num_bytes_(num_bytes), device_(device) {
+  if (num_bytes == 0) return;
+  // calloc hands out zero pages that cost nothing until they are touched.
+  allocation_.reset(std::calloc(num_bytes + kAlignment, 1));
+  require(allocation_ != nullptr, "out of memory: cannot allocate {:.1f} MiB on {}",
+          static_cast<double>(num_bytes) / (1 << 20), to_string(device));
+  data_ = reinterpret_cast<void*>(round_up(reinterpret_cast<uintptr_t>(allocation_.get())));
+}
+
+std::byte* Workspace::bump(size_t num_bytes) {
+  while (chunk_ < chunks_.size() && offset_ + num_bytes > chunks_[chunk_].num_bytes()) {
+    ++chunk_;
+    offset_ = 0;
+  }
+  if (chunk_ == chunks_.size()) {
+    // A quarter of what is in use at a time: few chunks, and little over-allocation.
+    chunks_.emplace_back(std::max({num_bytes, kFirstChunk, round_up(live_bytes_ / 4)}), device_);
+    offset_ = 0;
+  }
+  std::byte* address = static_cast<std::byte*>(chunks_[chunk_].data()) + offset_;
+  offset_ += num_bytes;
+  return address;
+}
+
+TensorView Workspace::take(const Shape& shape, DType dtype) {
+  const size_t payload =
+      std::max(round_up(static_cast<size_t>(shape.num_elements()) * size_of(dtype)), kAlignment);
+  std::byte* address = bump(payload + 2 * kGuardBytes);
+  live_bytes_ += payload;
+  high_water_ = std::max(high_water_, live_bytes_);
+  if constexpr (kDebugMemory) {
+    std::memset(address, kGuardByte, kGuardBytes);
+    std::memset(address + kGuardBytes, kPoisonByte, payload);
+    std::memset(address + kGuardBytes + payload, kGuardByte, kGuardBytes);
+    allocations_.push_back({address, payload});
+  }
+  return {address + kGuardBytes, shape, dtype, device_};
+}
+
+Workspace::Mark Workspace::mark() const {
+  return {chunk_, offset_, live_bytes_, allocations_.size()};
+}
+
+void Workspace::release(const Mark& mark) {
+  if constexpr (kDebugMemory) check_guards(mark.allocations);
+  chunk_ = mark.chunk;
+  offset_ = mark.offset;
+  live_bytes_ = mark.live_bytes;
+}
+
+void Workspace::check_guards(size_t first_allocation) {
+  const auto intact = [](const std::byte* band) {
+    return std::all_of(band, band + kGuardBytes,
+                       [](std::byte b) { return b == std::byte{kGuardByte}; });
+  };
+  for (size_t i = first_allocation; i < allocations_.size(); ++i) {
+    const auto& [begin, num_bytes] = allocations_[i];
+    if (!intact(begin) || !intact(begin + kGuardBytes + num_bytes)) {
+      // Not an exception: release runs in destructors, and memory is already damaged.
+      std::fprintf(stderr, "workspace: a tensor of %zu bytes was written out of bounds\n",
+                   num_bytes);
+      std::abort();
+    }
+    std::memset(begin, kPoisonByte, num_bytes + 2 * kGuardBytes);
+  }
+  allocations_.resize(first_allocation);
+}
+
+void Workspace::reset() {
+  release({0, 0, 0, 0});
+  if (chunks_.size() > 1) {
+    size_t total = 0;
+    for (const Buffer& chunk : chunks_) total += chunk.num_bytes();
+    chunks_.clear();
+    chunks_.emplace_back(total, device_);
+  }
+}
+
+}  // namespace switchyard

@@ -1,0 +1,92 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "kernels/device.h"
+
+namespace switchyard {
+
+enum class DType : uint8_t;
+class Shape;
+class TensorView;
+
+// Owns bytes on a device, aligned to 64 and zero-filled. Move-only.
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(size_t num_bytes, Device device = {});
+
+  void* data() const { return data_; }
+  size_t num_bytes() const { return num_bytes_; }
+  Device device() const { return device_; }
+
+ private:
+  struct Free {
+    void operator()(void* address) const;
+  };
+  std::unique_ptr<void, Free> allocation_;
+  void* data_ = nullptr;  // the first aligned byte of the allocation
+  size_t num_bytes_ = 0;
+  Device device_;
+};
+
+// Arena for the tensors of one micro-batch: taken in order, given back in reverse order by mark and
+// release. Memory is kept for the next micro-batch. It grows by chunks, because routing decides
+// how many rows arrive; `reset` merges the chunks. Contents are undefined when taken; builds with
+// SWITCHYARD_DEBUG_MEMORY fill released memory with NaN and check guard bands around every tensor.
+class Workspace {
+ public:
+  struct Mark {
+    size_t chunk;
+    size_t offset;
+    size_t live_bytes;
+    size_t allocations;
+  };
+
+  explicit Workspace(Device device = {}) : device_(device) {}
+
+  TensorView take(const Shape& shape, DType dtype);
+  Mark mark() const;
+  void release(const Mark& mark);
+  // Gives everything back. Call between micro-batches.
+  void reset();
+
+  size_t live_bytes() const { return live_bytes_; }
+  // Most bytes taken at any one time since construction.
+  size_t high_water() const { return high_water_; }
+
+ private:
+  struct Allocation {
+    std::byte* begin;
+    size_t num_bytes;
+  };
+
+  std::byte* bump(size_t num_bytes);
+  void check_guards(size_t first_allocation);
+
+  Device device_;
+  std::vector<Buffer> chunks_;
+  size_t chunk_ = 0;   // the chunk in use
+  size_t offset_ = 0;  // first free byte in it
+  size_t live_bytes_ = 0;
+  size_t high_water_ = 0;
+  std::vector<Allocation> allocations_;  // only with SWITCHYARD_DEBUG_MEMORY
+};
+
+// Gives back at the end of the scope what was taken from the workspace within it.
+class WorkspaceScope {
+ public:
+  explicit WorkspaceScope(Workspace& workspace) : workspace_(workspace), mark_(workspace.mark()) {}
+  ~WorkspaceScope() { workspace_.release(mark_); }
+  WorkspaceScope(const WorkspaceScope&) = delete;
+  WorkspaceScope& operator=(const WorkspaceScope&) = delete;
+
+ private:
+  Workspace& workspace_;
+  Workspace::Mark mark_;
+};
+
+}  // namespace switchyard

@@ -1,0 +1,36 @@
+#pragma once
+
+#include "kernels/tensor.h"
+
+namespace switchyard {
+
+// Both directions of the token permutation, in gather form: every output row is written by one
+// writer in a fixed order, so results are bitwise repeatable.
+
+// y[i] = x[source_row[i]]
+//   x           [rows, width]
+//   source_row  [out_rows] i32
+//   y           [out_rows, width]
+using GatherRows = void(Stream&, ConstTensorView x, ConstTensorView source_row, TensorView y);
+
+// y[i] = sum over j in [offsets[i], offsets[i + 1]) of x[members[j]], in that order, in f32
+//   x        [rows, width]
+//   offsets  [out_rows + 1] i32
+//   members  [offsets[out_rows]] i32
+//   y        [out_rows, width]; rows without members become zero
+using SumRows = void(Stream&, ConstTensorView x, ConstTensorView offsets, ConstTensorView members,
+                     TensorView y);
+
+GatherRows gather_rows;
+SumRows sum_rows;
+
+namespace cpu {
+GatherRows gather_rows;
+SumRows sum_rows;
+}  // namespace cpu
+namespace cuda {
+GatherRows gather_rows;
+SumRows sum_rows;
+}  // namespace cuda
+
+}  // namespace switchyard

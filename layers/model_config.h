@@ -1,0 +1,70 @@
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/activation.h"
+#include "kernels/router.h"
+
+namespace switchyard {
+
+enum class Structure { dense, vanilla, fine_grained, bigmac };
+enum class Position { rope, learned };
+enum class Norm { rms_norm, layer_norm };
+enum class BalanceScope { sequence, global_batch };
+
+struct RouterConfig {
+  RouterScore score = RouterScore::softmax;
+  int top_k = 1;
+  bool normalize_topk = false;
+  double routed_scaling_factor = 1.0;
+  // Coefficients of the losses that are added to the cross-entropy, per MoE layer; 0 turns one off.
+  BalanceScope balance_scope = BalanceScope::sequence;
+  double aux_loss_coef = 0.0;
+  double z_loss_coef = 0.0;
+  // Loss-free balancing: how far an expert's bias moves after each step; 0 turns it off.
+  double bias_update_rate = 0.0;
+  // 0: dropless. Else at most ceil(factor * seq_len * top_k / num_experts) assignments per
+  // (sequence, expert).
+  double capacity_factor = 0.0;
+  DropPolicy drop_policy = DropPolicy::lowest_weight;
+  bool force_balanced = false;  // benchmarks only
+};
+
+// One decoder-only model. Validated by the configuration reader.
+struct ModelConfig {
+  Structure structure = Structure::dense;
+  int64_t vocab_size = 0;
+  int64_t seq_len = 0;  // context length: of training sequences, and of learned positions
+  int64_t hidden = 0;
+  int num_layers = 0;
+  int num_heads = 0;
+  int num_kv_heads = 0;
+  int64_t head_dim = 0;
+  Position position = Position::rope;
+  double rope_theta = 10000.0;
+  Norm norm = Norm::rms_norm;
+  double norm_eps = 1e-5;
+  bool qk_norm = false;  // RMSNorm of every head's query and key before the rotation
+  bool bias = false;     // GPT style, with layer_norm: attention and dense feed-forward have biases
+  Activation activation = Activation::swiglu;
+  bool tie_embeddings = false;
+  double init_std = 0.02;
+
+  int64_t ffn_hidden = 0;      // dense feed-forward (structure dense, and first_dense_layers)
+  int first_dense_layers = 0;  // leading layers with a dense feed-forward
+
+  int num_experts = 0;
+  int64_t expert_ffn_hidden = 0;
+  int64_t latent = 0;  // bigmac: the exchange width, r * hidden
+  int num_shared_experts = 0;
+  int64_t shared_expert_ffn_hidden = 0;  // of each shared expert
+  RouterConfig router;
+
+  bool is_moe_layer(int layer) const {
+    return structure != Structure::dense && layer >= first_dense_layers;
+  }
+  // Width of the rows that travel to experts, and of the experts' input and output.
+  int64_t exchange_width() const { return structure == Structure::bigmac ? latent : hidden; }
+};
+
+}  // namespace switchyard

@@ -1,0 +1,54 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "kernels/tensor.h"
+
+namespace switchyard {
+
+enum class ReduceOp { sum, max, min };
+
+// A group of ranks. Collectives are called by every rank of the group, in the same order, or by
+// none. Results are ready on `stream` when the call returns. Views must be on the stream's device.
+class Communicator {
+ public:
+  virtual ~Communicator() = default;
+
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+  // What the group is for ("tp", "ep"), for messages.
+  virtual const std::string& name() const = 0;
+
+  virtual void barrier(Stream&) = 0;
+
+  // Every rank's `data` becomes that of rank `root`. Any dtype.
+  virtual void broadcast(Stream&, TensorView data, int root) = 0;
+
+  // data = op over ranks of data. f32, bf16, f64, i32, i64; bf16 is summed in f32 and rounded once.
+  virtual void all_reduce(Stream&, TensorView data, ReduceOp op) = 0;
+
+  // out = the ranks' `in` one after the other.
+  //   in   [n, ...]          any dtype
+  //   out  [size * n, ...]   `in` may be its own slice of `out`
+  virtual void all_gather(Stream&, ConstTensorView in, TensorView out) = 0;
+
+  // out = this rank's slice of the sum over ranks of `in`.
+  //   in   [size * n, ...]   f32, bf16 (summed in f32, rounded once), f64
+  //   out  [n, ...]          may be this rank's slice of `in`
+  virtual void reduce_scatter(Stream&, ConstTensorView in, TensorView out) = 0;
+
+  // Sends send_rows[r] rows to rank r, taken from `in` in rank order, and receives recv_rows[r]
+  // rows from rank r into `out` in rank order. Counts agree across ranks (the caller exchanged
+  // them); zero is an ordinary count.
+  //   in   [sum of send_rows, ...]   out  [sum of recv_rows, ...]   any dtype
+  virtual void all_to_all_v(Stream&, ConstTensorView in, std::span<const int64_t> send_rows,
+                            TensorView out, std::span<const int64_t> recv_rows) = 0;
+};
+
+// A group of one rank.
+std::unique_ptr<Communicator> make_self_communicator(std::string name);
+
+}  // namespace switchyard

@@ -1,0 +1,72 @@
+#pragma once
+
+#include <exception>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "parallel/communicator.h"
+#include "parallel/parallel_layout.h"
+
+namespace switchyard {
+
+// Owns MPI for the lifetime of the process. Construct once in main.
+class MpiRuntime {
+ public:
+  MpiRuntime(int* argc, char*** argv);
+  ~MpiRuntime();
+  MpiRuntime(const MpiRuntime&) = delete;
+  MpiRuntime& operator=(const MpiRuntime&) = delete;
+
+  int rank() const { return rank_; }
+  int world_size() const { return world_size_; }
+  // Ranks on this machine, and this one's place among them; they decide its share of the cores.
+  int local_rank() const { return local_rank_; }
+  int local_size() const { return local_size_; }
+
+  // All ranks. Lives as long as the runtime.
+  Communicator& world() { return *world_; }
+
+  // The cores that this rank may use: OMP_NUM_THREADS if set, else its share of those that the
+  // process is allowed to run on, at least 1.
+  int num_threads() const;
+
+  // Ends all ranks at once, for errors that the others cannot learn of otherwise.
+  [[noreturn]] static void abort(int exit_code);
+
+ private:
+  int rank_ = 0;
+  int world_size_ = 1;
+  int local_rank_ = 0;
+  int local_size_ = 1;
+  std::unique_ptr<Communicator> world_;
+};
+
+// The groups of one rank, all made and warmed by the constructor. Collective over `world`.
+class DistributedContext {
+ public:
+  // One rank without MPI: every group has size one. For tests and single-process tools.
+  DistributedContext();
+  DistributedContext(MpiRuntime& mpi, ParallelLayout layout);
+
+  const ParallelLayout& layout() const { return layout_; }
+  int rank() const { return world().rank(); }
+
+  Communicator& world() const { return *world_; }
+  Communicator& tp() const { return *tp_; }
+  Communicator& dp() const { return *dp_; }
+  Communicator& ep() const { return *ep_; }
+  Communicator& edp() const { return *edp_; }
+
+ private:
+  ParallelLayout layout_;
+  std::unique_ptr<Communicator> world_, tp_, dp_, ep_, edp_;
+};
+
+// Runs `body` on every rank of the group; if it threw on any, every rank throws Error with the
+// message of the lowest rank that failed, prefixed "rank r: " (when the group has more than one).
+// Collective; `body` must not call collectives of its own after a point where it may throw on some
+// ranks only.
+void run_collectively(Communicator& group, const std::function<void()>& body);
+
+}  // namespace switchyard

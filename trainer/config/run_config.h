@@ -1,0 +1,79 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kernels/tensor.h"
+#include "layers/model_config.h"
+#include "optim/optimizer_config.h"
+
+namespace switchyard {
+
+enum class TokenizerType { byte, sentencepiece };
+enum class AttentionMask { causal, document };
+
+// One experiment, as the YAML file describes it with every default filled in. One struct per
+// section of the file; the names are the keys.
+struct RunSection {
+  std::string dir;  // where everything of a run goes
+  uint64_t seed = 1234;
+  std::string device = "cpu";
+  DType compute_dtype = DType::f32;  // f32 or bf16
+};
+
+struct ParallelSection {
+  int tp = 1;
+  int ep = 1;
+  bool deduplicate = true;  // a token that goes to several experts of one rank travels once
+  bool recompute = false;   // keep only block inputs; run each block again in the backward pass
+};
+
+struct TokenizerSection {
+  TokenizerType type = TokenizerType::byte;
+  std::string model;       // sentencepiece: the .model file
+  int64_t vocab_size = 0;  // sentencepiece: pieces to train in `tokenize`
+};
+
+struct DataSection {
+  std::string train;       // token files
+  std::string validation;  // may be empty: no evaluation
+  TokenizerSection tokenizer;
+  AttentionMask mask = AttentionMask::causal;
+  // `tokenize`: text files or folders (searched for *.txt, *.rst, *.md and their .gz), one document
+  // per file, and the share of documents that is held out for validation.
+  std::vector<std::string> text;
+  double validation_share = 0.02;
+};
+
+struct TrainSection {
+  int64_t max_steps = 0;
+  int64_t micro_batch_size = 1;   // sequences per dp rank and forward pass
+  int64_t global_batch_size = 1;  // sequences per optimizer step
+  int64_t eval_interval = 0;      // steps; 0: only after the last one
+  int64_t eval_batches = 16;      // global batches per evaluation, from the start of the file
+};
+
+struct CheckpointSection {
+  int64_t interval = 0;  // steps; 0: only after the last one, and on a signal
+  int keep = 2;          // how many of the newest stay; 0: all
+  std::string resume = "auto";  // auto: the newest intact one, else fresh | none | a path
+};
+
+struct LogSection {
+  int64_t interval = 10;  // steps between console lines
+  bool tensorboard = true;
+};
+
+struct RunConfig {
+  RunSection run;
+  ModelConfig model;
+  ParallelSection parallel;
+  DataSection data;
+  OptimizerConfig optimizer;
+  TrainSection train;
+  CheckpointSection checkpoint;
+  LogSection log;
+};
+
+}  // namespace switchyard
