@@ -1,0 +1,204 @@
+#include "layers/attention.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "kernels/attention.h"
+#include "kernels/check.h"
+#include "kernels/elementwise.h"
+#include "kernels/rms_norm.h"
+#include "layers/sequence_parallel.h"
+
+namespace switchyard {
+namespace {
+
+Linear make_qkv(const BuildContext& build, const std::string& name) {
+  const ModelConfig& c = build.config;
+  const float std = build.init_std();
+  const int64_t q_rows = c.num_heads * c.head_dim, kv_rows = c.num_kv_heads * c.head_dim;
+  std::vector<Parameter*> weights = {&build.column_parallel(name + ".q.weight", q_rows, c.hidden, std),
+                                     &build.column_parallel(name + ".k.weight", kv_rows, c.hidden, std),
+                                     &build.column_parallel(name + ".v.weight", kv_rows, c.hidden, std)};
+  std::vector<Parameter*> biases;
+  if (c.bias) {
+    biases = {&build.sharded_bias(name + ".q.bias", q_rows),
+              &build.sharded_bias(name + ".k.bias", kv_rows),
+              &build.sharded_bias(name + ".v.bias", kv_rows)};
+  }
+  return Linear(build.store, std::move(weights), std::move(biases));
+}
+
+// Every head's vector is a row of its own to the per-head norm.
+template <class View>
+View head_rows(View x) {
+  return x.reshape({x.num_elements() / x.dim(-1), x.dim(-1)});
+}
+
+}  // namespace
+
+Attention::Attention(const BuildContext& build, const std::string& name)
+    : heads_(build.config.num_heads / build.dist.tp().size()),
+      kv_heads_(build.config.num_kv_heads / build.dist.tp().size()),
+      head_dim_(build.config.head_dim),
+      scale_(1.0f / std::sqrt(static_cast<float>(build.config.head_dim))),
+      norm_eps_(static_cast<float>(build.config.norm_eps)),
+      dtype_(build.compute_dtype),
+      qkv_(make_qkv(build, name)) {
+  const ModelConfig& c = build.config;
+  out_ = Linear(build.store, {&build.row_parallel(name + ".out.weight", c.hidden,
+                                                  c.num_heads * c.head_dim,
+                                                  build.residual_init_std())});
+  if (c.bias) out_bias_ = &build.replicated_vector(name + ".out.bias", c.hidden, Init::zeros());
+  if (c.qk_norm) {
+    q_norm_ = &build.replicated_vector(name + ".q_norm.weight", c.head_dim, Init::ones());
+    k_norm_ = &build.replicated_vector(name + ".k_norm.weight", c.head_dim, Init::ones());
+  }
+  if (c.position == Position::rope) {
+    rope_ = make_rope_table(c.seq_len, c.head_dim, c.rope_theta, Device{});
+  }
+}
+
+void Attention::project_qkv(StepContext& ctx, ConstTensorView x, int64_t first_position,
+                            Saved& saved) const {
+  const int64_t batch = ctx.batch.batch, seq_len = ctx.batch.seq_len;
+  saved.x = x;
+  saved.q = ctx.workspace.take({batch, heads_, seq_len, head_dim_}, dtype_);
+  saved.k = ctx.workspace.take({batch, kv_heads_, seq_len, head_dim_}, dtype_);
+  saved.v = ctx.workspace.take({batch, kv_heads_, seq_len, head_dim_}, dtype_);
+  if (q_norm_) {
+    saved.q_split = ctx.workspace.take(saved.q.shape(), dtype_);
+    saved.k_split = ctx.workspace.take(saved.k.shape(), dtype_);
+    saved.q_rstd = ctx.workspace.take({batch * heads_ * seq_len}, DType::f32);
+    saved.k_rstd = ctx.workspace.take({batch * kv_heads_ * seq_len}, DType::f32);
+  }
+
+  WorkspaceScope scope(ctx.workspace);
+  ConstTensorView all = gather_tokens(ctx, x);
+  TensorView qkv = ctx.workspace.take({all.dim(0), qkv_.out_features()}, dtype_);
+  qkv_.forward(ctx, all, qkv);
+  if (!q_norm_) {
+    split_qkv_forward(ctx.stream, qkv, rope_.cos, rope_.sin, first_position, saved.q, saved.k,
+                      saved.v);
+    return;
+  }
+  split_qkv_forward(ctx.stream, qkv, {}, {}, first_position, saved.q_split, saved.k_split,
+                    saved.v);
+  rms_norm_forward(ctx.stream, head_rows(saved.q_split), {}, q_norm_->value, norm_eps_, {},
+                   head_rows(saved.q), saved.q_rstd);
+  rms_norm_forward(ctx.stream, head_rows(saved.k_split), {}, k_norm_->value, norm_eps_, {},
+                   head_rows(saved.k), saved.k_rstd);
+  if (rope_.cos.num_elements() > 0) {
+    rope_in_place(ctx.stream, rope_.cos, rope_.sin, first_position, /*inverse=*/false, saved.q);
+    rope_in_place(ctx.stream, rope_.cos, rope_.sin, first_position, /*inverse=*/false, saved.k);
+  }
+}
+
+void Attention::project_out(StepContext& ctx, ConstTensorView out, TensorView y) const {
+  WorkspaceScope scope(ctx.workspace);
+  TensorView partial = partial_sums_for(ctx, y);
+  out_.forward(ctx, out, partial);
+  reduce_scatter_tokens(ctx, partial, y);
+  // Once per token, not once per tp rank: after the sum.
+  if (out_bias_) add_bias(ctx.stream, out_bias_->value, y);
+}
+
+void Attention::forward(StepContext& ctx, ConstTensorView x, TensorView y, Saved& saved) const {
+  project_qkv(ctx, x, /*first_position=*/0, saved);
+  saved.out = ctx.workspace.take({ctx.tokens(), heads_ * head_dim_}, dtype_);
+  saved.lse = ctx.workspace.take({ctx.batch.batch, heads_, ctx.batch.seq_len}, DType::f32);
+  attention_forward(ctx.stream, ctx.workspace, saved.q, saved.k, saved.v, ctx.batch.document_start,
+                    scale_, saved.out, saved.lse);
+  project_out(ctx, saved.out, y);
+}
+
+void Attention::backward(StepContext& ctx, ConstTensorView dy, const Saved& saved,
+                         TensorView dx) const {
+  WorkspaceScope scope(ctx.workspace);
+  if (out_bias_) add_bias_backward(ctx.stream, dy, out_bias_->grad);
+  ConstTensorView dy_all = gather_tokens(ctx, dy);
+  TensorView dout = ctx.workspace.take(saved.out.shape(), dtype_);
+  out_.backward(ctx, dy_all, saved.out, dout);
+
+  TensorView dq = ctx.workspace.take(saved.q.shape(), dtype_);
+  TensorView dk = ctx.workspace.take(saved.k.shape(), dtype_);
+  TensorView dv = ctx.workspace.take(saved.v.shape(), dtype_);
+  attention_backward(ctx.stream, ctx.workspace, dout, saved.q, saved.k, saved.v, saved.out,
+                     saved.lse, ctx.batch.document_start, scale_, dq, dk, dv);
+  backward_qkv(ctx, saved, dq, dk, dv, dx);
+}
+
+void Attention::backward_qkv(StepContext& ctx, const Saved& saved, TensorView dq, TensorView dk,
+                             ConstTensorView dv, TensorView dx) const {
+  TensorView dqkv = ctx.workspace.take({ctx.tokens(), qkv_.out_features()}, dtype_);
+  if (!q_norm_) {
+    split_qkv_backward(ctx.stream, dq, dk, dv, rope_.cos, rope_.sin, dqkv);
+  } else {
+    if (rope_.cos.num_elements() > 0) {
+      rope_in_place(ctx.stream, rope_.cos, rope_.sin, 0, /*inverse=*/true, dq);
+      rope_in_place(ctx.stream, rope_.cos, rope_.sin, 0, /*inverse=*/true, dk);
+    }
+    TensorView dq_split = ctx.workspace.take(dq.shape(), dtype_);
+    TensorView dk_split = ctx.workspace.take(dk.shape(), dtype_);
+    fill_zero(ctx.stream, dq_split);
+    fill_zero(ctx.stream, dk_split);
+    rms_norm_backward(ctx.stream, head_rows(dq), head_rows(saved.q_split), q_norm_->value,
+                      saved.q_rstd, head_rows(dq_split), q_norm_->grad);
+    rms_norm_backward(ctx.stream, head_rows(dk), head_rows(saved.k_split), k_norm_->value,
+                      saved.k_rstd, head_rows(dk_split), k_norm_->grad);
+    split_qkv_backward(ctx.stream, dq_split, dk_split, dv, {}, {}, dqkv);
+  }
+  ConstTensorView x = gather_tokens(ctx, saved.x);
+  TensorView partial = partial_sums_for(ctx, dx);
+  qkv_.backward(ctx, dqkv, x, partial);
+  reduce_scatter_tokens(ctx, partial, dx);
+}
+
+KvCacheLayer Attention::make_cache(int64_t batch, int64_t max_len, Device device) const {
+  return {Tensor({batch, kv_heads_, max_len, head_dim_}, dtype_, device),
+          Tensor({batch, kv_heads_, max_len, head_dim_}, dtype_, device)};
+}
+
+namespace {
+
+// cache[b, h, first_position + t] = x[b, h, t]
+void append(ConstTensorView x, int64_t first_position, TensorView cache) {
+  const int64_t rows = x.dim(2), max_len = cache.dim(2);
+  require(first_position + rows <= max_len, "the KV cache holds {} positions, {} are needed",
+          max_len, first_position + rows);
+  const size_t row_bytes = static_cast<size_t>(x.dim(3)) * size_of(x.dtype());
+  const auto* source = static_cast<const std::byte*>(x.raw());
+  auto* target = static_cast<std::byte*>(cache.raw());
+  for (int64_t head = 0; head < x.dim(0) * x.dim(1); ++head) {
+    std::memcpy(target + static_cast<size_t>(head * max_len + first_position) * row_bytes,
+                source + static_cast<size_t>(head * rows) * row_bytes,
+                static_cast<size_t>(rows) * row_bytes);
+  }
+}
+
+}  // namespace
+
+void Attention::forward_cached(StepContext& ctx, ConstTensorView x, int64_t first_position,
+                               KvCacheLayer& cache, TensorView y) const {
+  const int64_t batch = ctx.batch.batch, seq_len = ctx.batch.seq_len;
+  require(first_position == 0 || seq_len == 1, "after the prefill, tokens come one at a time");
+  WorkspaceScope scope(ctx.workspace);
+  Saved saved;
+  project_qkv(ctx, x, first_position, saved);
+  append(saved.k, first_position, cache.k);
+  append(saved.v, first_position, cache.v);
+
+  TensorView out = ctx.workspace.take({ctx.tokens(), heads_ * head_dim_}, dtype_);
+  if (first_position == 0) {
+    TensorView lse = ctx.workspace.take({batch, heads_, seq_len}, DType::f32);
+    attention_forward(ctx.stream, ctx.workspace, saved.q, saved.k, saved.v,
+                      ctx.batch.document_start, scale_, out, lse);
+  } else {
+    std::vector<int32_t> lengths(static_cast<size_t>(batch),
+                                 static_cast<int32_t>(first_position + 1));
+    decode_attention(ctx.stream, ctx.workspace, saved.q.reshape({batch, heads_, head_dim_}),
+                     cache.k, cache.v, view_of(std::span<const int32_t>(lengths)), scale_, out);
+  }
+  project_out(ctx, out, y);
+}
+
+}  // namespace switchyard

@@ -1,0 +1,65 @@
+#pragma once
+
+#include <string>
+
+#include "kernels/rope.h"
+#include "layers/build_context.h"
+#include "layers/linear.h"
+#include "layers/step_context.h"
+
+namespace switchyard {
+
+// Keys and values of one layer for decoding.
+struct KvCacheLayer {
+  Tensor k, v;  // [batch, local kv heads, max_len, head_dim], compute dtype
+};
+
+// Causal self-attention with grouped queries. Heads are split over tp.
+class Attention {
+ public:
+  struct Saved {
+    ConstTensorView x;               // [local_tokens, hidden]
+    TensorView q, k, v;              // as attention read them, head-major
+    TensorView q_split, k_split;     // before the norm; qk_norm only
+    TensorView q_rstd, k_rstd;       // qk_norm only
+    TensorView out;                  // [tokens, local heads * head_dim]
+    TensorView lse;                  // [batch, local heads, seq_len]
+  };
+
+  Attention(const BuildContext& build, const std::string& name);
+
+  //   x, y  [local_tokens, hidden]
+  void forward(StepContext& ctx, ConstTensorView x, TensorView y, Saved& saved) const;
+  //   dx    [local_tokens, hidden], overwritten
+  void backward(StepContext& ctx, ConstTensorView dy, const Saved& saved, TensorView dx) const;
+
+  // One block of new tokens at positions [first_position, first_position + batch.seq_len): writes
+  // their keys and values into the cache and attends to all of it. first_position = 0 is the
+  // prefill; after it, one token per sequence and call.
+  void forward_cached(StepContext& ctx, ConstTensorView x, int64_t first_position,
+                      KvCacheLayer& cache, TensorView y) const;
+
+  KvCacheLayer make_cache(int64_t batch, int64_t max_len, Device device) const;
+
+ private:
+  void project_qkv(StepContext& ctx, ConstTensorView x, int64_t first_position,
+                   Saved& saved) const;
+  void project_out(StepContext& ctx, ConstTensorView out, TensorView y) const;
+  void backward_qkv(StepContext& ctx, const Saved& saved, TensorView dq, TensorView dk,
+                    ConstTensorView dv, TensorView dx) const;
+
+  int heads_;     // of this rank
+  int kv_heads_;  // of this rank
+  int64_t head_dim_;
+  float scale_;
+  float norm_eps_;
+  DType dtype_;
+  Linear qkv_;
+  Linear out_;
+  Parameter* out_bias_ = nullptr;
+  Parameter* q_norm_ = nullptr;  // qk_norm only
+  Parameter* k_norm_ = nullptr;
+  RopeTable rope_;  // empty with learned positions
+};
+
+}  // namespace switchyard

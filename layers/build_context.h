@@ -1,0 +1,43 @@
+#pragma once
+
+#include <string>
+
+#include "layers/model_config.h"
+#include "layers/parameter.h"
+#include "parallel/distributed_context.h"
+
+namespace switchyard {
+
+// What a layer's constructor needs to declare its parameters.
+struct BuildContext {
+  ParameterStore& store;
+  const ModelConfig& config;
+  const DistributedContext& dist;
+  DType compute_dtype;
+
+  // The weight of a linear map whose outputs are split over tp: rows are sharded. [out, in]
+  Parameter& column_parallel(const std::string& name, int64_t out, int64_t in, float std) const;
+  // The weight of a linear map whose inputs are split over tp: columns are sharded. [out, in]
+  Parameter& row_parallel(const std::string& name, int64_t out, int64_t in, float std) const;
+  // A bias whose elements are split over tp.
+  Parameter& sharded_bias(const std::string& name, int64_t width) const;
+  // The same on every tp rank, in the compute dtype (descend, ascend, positions).
+  Parameter& replicated_weight(const std::string& name, Shape shape, float std) const;
+  // The same on every tp rank and always f32: the router's weight (with decay), norms and biases
+  // (without).
+  Parameter& router_weight(const std::string& name, Shape shape, float std) const;
+  Parameter& replicated_vector(const std::string& name, int64_t width, Init init) const;
+  // One matrix per expert, the first dimension split over ep. [experts, out, in]
+  Parameter& expert_weight(const std::string& name, int64_t out, int64_t in, float std) const;
+
+  // Ids of the vocabulary are split into runs of ceil(vocab / tp); the last one may be shorter.
+  int64_t first_vocab_id() const;
+  int64_t local_vocab_size() const;
+  Parameter& vocab_parallel(const std::string& name, float std) const;
+
+  float init_std() const { return static_cast<float>(config.init_std); }
+  // Projections that write into the residual stream start smaller by sqrt(2 * layers) (GPT-2).
+  float residual_init_std() const;
+};
+
+}  // namespace switchyard

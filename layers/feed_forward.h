@@ -1,0 +1,37 @@
+#pragma once
+
+#include <string>
+
+#include "kernels/activation.h"
+#include "layers/build_context.h"
+#include "layers/linear.h"
+#include "layers/step_context.h"
+
+namespace switchyard {
+
+// down(activation(up(x))), or down(silu(gate(x)) * up(x)) where gated. The inner width is split over
+// tp. The dense feed-forward of a block, and its shared experts.
+class FeedForward {
+ public:
+  struct Saved {
+    ConstTensorView x;  // [local_tokens, hidden]
+    TensorView up;      // [tokens, local inner width, twice where gated] before the activation
+  };
+
+  FeedForward(const BuildContext& build, const std::string& name, int64_t ffn_hidden, bool bias);
+
+  //   x, y  [local_tokens, hidden]
+  void forward(StepContext& ctx, ConstTensorView x, TensorView y, Saved& saved) const;
+  //   dx    [local_tokens, hidden], overwritten
+  void backward(StepContext& ctx, ConstTensorView dy, const Saved& saved, TensorView dx) const;
+
+ private:
+  Activation activation_;
+  int64_t local_ffn_hidden_;
+  DType dtype_;
+  Linear up_;
+  Linear down_;
+  Parameter* down_bias_ = nullptr;
+};
+
+}  // namespace switchyard

@@ -1,0 +1,43 @@
+#include "layers/linear.h"
+
+#include <utility>
+
+#include "kernels/check.h"
+#include "kernels/elementwise.h"
+#include "kernels/matmul.h"
+
+namespace switchyard {
+
+Linear::Linear(ParameterStore& store, std::vector<Parameter*> weights,
+               std::vector<Parameter*> biases)
+    : store_(&store), weights_(std::move(weights)), biases_(std::move(biases)) {
+  require(!weights_.empty(), "a linear map needs a weight");
+}
+
+ConstTensorView Linear::weight() const {
+  return store_->fused_value(*weights_.front(), *weights_.back());
+}
+
+TensorView Linear::weight_grad() const {
+  return store_->fused_grad(*weights_.front(), *weights_.back());
+}
+
+int64_t Linear::out_features() const { return weight().dim(0); }
+
+void Linear::forward(StepContext& ctx, ConstTensorView x, TensorView y) const {
+  matmul(ctx.stream, x, Transpose::no, weight(), Transpose::yes, Accumulate::no, y);
+  if (!biases_.empty()) {
+    add_bias(ctx.stream, store_->fused_value(*biases_.front(), *biases_.back()), y);
+  }
+}
+
+void Linear::backward(StepContext& ctx, ConstTensorView dy, ConstTensorView x,
+                      TensorView dx) const {
+  matmul(ctx.stream, dy, Transpose::yes, x, Transpose::no, Accumulate::yes, weight_grad());
+  if (!biases_.empty()) {
+    add_bias_backward(ctx.stream, dy, store_->fused_grad(*biases_.front(), *biases_.back()));
+  }
+  if (dx) matmul(ctx.stream, dy, Transpose::no, weight(), Transpose::no, Accumulate::no, dx);
+}
+
+}  // namespace switchyard

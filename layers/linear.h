@@ -1,0 +1,36 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "layers/parameter.h"
+#include "layers/step_context.h"
+
+namespace switchyard {
+
+// y = x W^T + b. W may be several parameters that lie side by side in the store (q, k, v; gate and
+// up), so that one product serves them all. Sharding and communication are the caller's.
+class Linear {
+ public:
+  Linear() = default;
+  // weights: each [out_i, in]; biases: none, or [out_i] each
+  Linear(ParameterStore& store, std::vector<Parameter*> weights,
+         std::vector<Parameter*> biases = {});
+
+  //   x [tokens, in], y [tokens, out]
+  void forward(StepContext& ctx, ConstTensorView x, TensorView y) const;
+  // Adds to the gradients of W and b, and writes dx [tokens, in]; an empty dx is not computed.
+  void backward(StepContext& ctx, ConstTensorView dy, ConstTensorView x, TensorView dx) const;
+
+  int64_t out_features() const;
+
+ private:
+  ConstTensorView weight() const;
+  TensorView weight_grad() const;
+
+  ParameterStore* store_ = nullptr;
+  std::vector<Parameter*> weights_;
+  std::vector<Parameter*> biases_;
+};
+
+}  // namespace switchyard

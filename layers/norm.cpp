@@ -1,0 +1,41 @@
+#include "layers/norm.h"
+
+#include "kernels/layer_norm.h"
+#include "kernels/rms_norm.h"
+
+namespace switchyard {
+
+NormLayer::NormLayer(const BuildContext& build, const std::string& name)
+    : kind_(build.config.norm),
+      eps_(static_cast<float>(build.config.norm_eps)),
+      weight_(&build.replicated_vector(name + ".weight", build.config.hidden, Init::ones())) {
+  if (kind_ == Norm::layer_norm) {
+    bias_ = &build.replicated_vector(name + ".bias", build.config.hidden, Init::zeros());
+  }
+}
+
+void NormLayer::forward(StepContext& ctx, ConstTensorView x, ConstTensorView delta, TensorView sum,
+                        TensorView y, Saved& saved) const {
+  const int64_t tokens = x.dim(0);
+  saved.input = delta ? ConstTensorView(sum) : x;
+  saved.rstd = ctx.workspace.take({tokens}, DType::f32);
+  if (kind_ == Norm::rms_norm) {
+    rms_norm_forward(ctx.stream, x, delta, weight_->value, eps_, sum, y, saved.rstd);
+  } else {
+    saved.mean = ctx.workspace.take({tokens}, DType::f32);
+    layer_norm_forward(ctx.stream, x, delta, weight_->value, bias_->value, eps_, sum, y,
+                       saved.mean, saved.rstd);
+  }
+}
+
+void NormLayer::backward(StepContext& ctx, ConstTensorView dy, const Saved& saved,
+                         TensorView dx) const {
+  if (kind_ == Norm::rms_norm) {
+    rms_norm_backward(ctx.stream, dy, saved.input, weight_->value, saved.rstd, dx, weight_->grad);
+  } else {
+    layer_norm_backward(ctx.stream, dy, saved.input, weight_->value, saved.mean, saved.rstd, dx,
+                        weight_->grad, bias_->grad);
+  }
+}
+
+}  // namespace switchyard

@@ -1,0 +1,60 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "kernels/memory.h"
+#include "kernels/router.h"
+#include "kernels/tensor.h"
+#include "layers/micro_batch.h"
+#include "parallel/distributed_context.h"
+#include "parallel/expert_exchange.h"
+
+namespace switchyard {
+
+// Each loss is divided once, where its gradient begins, by what the *global* batch holds. From there
+// on every gradient, and every reduction over ranks or micro-batches, is a plain sum.
+struct LossScales {
+  float per_target = 1.0f;    // 1 / target tokens in the global batch
+  float per_token = 1.0f;     // 1 / tokens
+  float per_sequence = 1.0f;  // 1 / sequences
+};
+
+// What this rank adds to the figures of one step; they are sums over ranks and micro-batches.
+struct LayerStatistics {
+  std::vector<double> expert_counts;  // [num_experts] assignments of this rank's tokens
+  double aux_loss = 0.0;              // already divided: 1.0 in total when perfectly balanced
+  double z_loss = 0.0;                // already divided
+  int64_t dropped = 0;                // assignments over capacity
+};
+struct StepStatistics {
+  double loss = 0.0;  // cross-entropy, already divided
+  std::vector<LayerStatistics> moe_layers;
+  ExchangeTraffic traffic;
+};
+
+// How often each expert was chosen in the whole global batch, per MoE layer.
+using GlobalExpertCounts = std::vector<std::vector<double>>;
+
+// What one pass over one micro-batch works with.
+struct StepContext {
+  Stream& stream;
+  Workspace& workspace;
+  const DistributedContext& dist;
+  const MicroBatch& batch;
+  LossScales scales;
+  StepStatistics* statistics = nullptr;  // may be null
+  // For balance_scope: global_batch under gradient accumulation, where the counts of later
+  // micro-batches are not known yet: from a counting pass. Null: counted in this pass.
+  const GlobalExpertCounts* global_counts = nullptr;
+
+  int64_t tokens() const { return batch.batch * batch.seq_len; }
+  // Sequence parallelism: between blocks a tp rank holds this share of the tokens.
+  int64_t local_tokens() const { return tokens() / dist.tp().size(); }
+  TokenRange local_range() const { return {dist.tp().rank() * local_tokens(), batch.seq_len}; }
+
+  // Replicated over tp: counted by one rank of the group.
+  bool counts_replicated() const { return statistics != nullptr && dist.tp().rank() == 0; }
+};
+
+}  // namespace switchyard
