@@ -1,0 +1,324 @@
+#include "kernels/matmul.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <omp.h>
+
+#include <cmath>
+#include <tuple>
+#include <vector>
+
+#include "kernels/check.h"
+#include "kernels/onednn_matmul.h"
+#include "support/test_tensors.h"
+
+namespace switchyard {
+namespace {
+
+using test::make_tensor;
+using test::random_tensor;
+using test::relative_error;
+using test::to_floats;
+
+constexpr int64_t kSizes[] = {1, 31, 32, 33, 257};
+
+// Relative to the greatest element: f32 sums of up to 1,100 terms; half a step of 8 bits.
+double tolerance(DType out) { return out == DType::f32 ? 3e-6 : 4.1e-3; }
+
+class ThreadCount {
+ public:
+  explicit ThreadCount(int threads) : before_(omp_get_max_threads()) {
+    omp_set_num_threads(threads);
+  }
+  ~ThreadCount() { omp_set_num_threads(before_); }
+
+ private:
+  int before_;
+};
+
+// c + op(a) op(b) in double; c empty: without it.
+std::vector<float> reference(ConstTensorView a, Transpose transpose_a, ConstTensorView b,
+                             Transpose transpose_b, const std::vector<float>& c = {}) {
+  const bool ta = transpose_a == Transpose::yes, tb = transpose_b == Transpose::yes;
+  const int64_t m = a.dim(ta), k = a.dim(1 - ta), n = b.dim(1 - tb);
+  const std::vector<float> x = to_floats(a), y = to_floats(b);
+  std::vector<float> product(static_cast<size_t>(m * n));
+  for (int64_t i = 0; i < m; ++i) {
+    for (int64_t j = 0; j < n; ++j) {
+      const auto at = static_cast<size_t>(i * n + j);
+      double sum = c.empty() ? 0.0 : c[at];
+      for (int64_t l = 0; l < k; ++l) {
+        sum += static_cast<double>(x[static_cast<size_t>(ta ? l * m + i : i * k + l)]) *
+               y[static_cast<size_t>(tb ? j * k + l : l * n + j)];
+      }
+      product[at] = static_cast<float>(sum);
+    }
+  }
+  return product;
+}
+
+Shape stored(int64_t rows, int64_t cols, Transpose transpose) {
+  return transpose == Transpose::yes ? Shape{cols, rows} : Shape{rows, cols};
+}
+
+struct Dtypes {
+  DType in, out;
+};
+
+class MatmulTest
+    : public testing::TestWithParam<std::tuple<Dtypes, Transpose, Transpose, Accumulate>> {
+ protected:
+  void expect_equal_to_reference(int64_t m, int64_t n, int64_t k) {
+    const auto [dtypes, transpose_a, transpose_b, accumulate] = GetParam();
+    const Tensor a = random_tensor(stored(m, k, transpose_a), 1, dtypes.in);
+    const Tensor b = random_tensor(stored(k, n, transpose_b), 2, dtypes.in);
+    Tensor c = random_tensor({m, n}, 3, dtypes.out);
+    const std::vector<float> expected =
+        reference(a, transpose_a, b, transpose_b,
+                  accumulate == Accumulate::yes ? to_floats(c) : std::vector<float>{});
+
+    matmul(stream_, a, transpose_a, b, transpose_b, accumulate, c);
+
+    // A single element may cancel to almost nothing: its terms set the scale, not its value.
+    std::vector<float> actual = to_floats(c), wanted = expected;
+    actual.push_back(std::sqrt(static_cast<float>(k)));
+    wanted.push_back(std::sqrt(static_cast<float>(k)));
+    EXPECT_LT(relative_error(actual, wanted), tolerance(dtypes.out))
+        << m << " x " << n << " x " << k;
+  }
+
+  Stream stream_;
+};
+
+TEST_P(MatmulTest, EqualsTheDoubleReferenceForEverySize) {
+  for (const int64_t m : kSizes) {
+    for (const int64_t n : kSizes) expect_equal_to_reference(m, n, 33);
+  }
+  for (const int64_t k : kSizes) expect_equal_to_reference(33, 31, k);
+}
+
+TEST_P(MatmulTest, SumsAreRightAcrossBlocksOfTheInnerDimension) {
+  expect_equal_to_reference(33, 32, 1100);
+}
+
+TEST_P(MatmulTest, WithoutAnInnerDimensionTheProductIsZero) {
+  const auto [dtypes, transpose_a, transpose_b, accumulate] = GetParam();
+  const Tensor a(stored(3, 0, transpose_a), dtypes.in);
+  const Tensor b(stored(0, 5, transpose_b), dtypes.in);
+  Tensor c = random_tensor({3, 5}, 3, dtypes.out);
+  const std::vector<float> expected =
+      accumulate == Accumulate::yes ? to_floats(c) : std::vector<float>(15, 0.0f);
+
+  matmul(stream_, a, transpose_a, b, transpose_b, accumulate, c);
+
+  EXPECT_EQ(to_floats(c), expected);
+}
+
+TEST_P(MatmulTest, AcceptsNoRows) {
+  const auto [dtypes, transpose_a, transpose_b, accumulate] = GetParam();
+  const Tensor a(stored(0, 7, transpose_a), dtypes.in);
+  const Tensor b = random_tensor(stored(7, 5, transpose_b), 2, dtypes.in);
+  Tensor c({0, 5}, dtypes.out);
+
+  EXPECT_NO_THROW(matmul(stream_, a, transpose_a, b, transpose_b, accumulate, c));
+}
+
+TEST_P(MatmulTest, DoesNotDependOnTheNumberOfThreads) {
+  const auto [dtypes, transpose_a, transpose_b, accumulate] = GetParam();
+  const Tensor a = random_tensor(stored(300, 700, transpose_a), 1, dtypes.in);
+  const Tensor b = random_tensor(stored(700, 520, transpose_b), 2, dtypes.in);
+  std::vector<std::vector<float>> results;
+
+  for (const int threads : {1, 2, 3}) {
+    const ThreadCount scope(threads);
+    Tensor c = random_tensor({300, 520}, 3, dtypes.out);
+    matmul(stream_, a, transpose_a, b, transpose_b, accumulate, c);
+    results.push_back(to_floats(c));
+  }
+
+  EXPECT_EQ(results[1], results[0]);
+  EXPECT_EQ(results[2], results[0]);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, MatmulTest,
+                         testing::Combine(testing::Values(Dtypes{DType::f32, DType::f32},
+                                                          Dtypes{DType::bf16, DType::bf16},
+                                                          Dtypes{DType::bf16, DType::f32}),
+                                          testing::Values(Transpose::no, Transpose::yes),
+                                          testing::Values(Transpose::no, Transpose::yes),
+                                          testing::Values(Accumulate::no, Accumulate::yes)));
+
+TEST(MatmulErrorTest, NamesTheInnerDimensionsThatDiffer) {
+  Stream stream;
+  const Tensor a({2, 3}, DType::f32), b({4, 5}, DType::f32);
+  Tensor c({2, 5}, DType::f32);
+
+  EXPECT_THAT([&] { matmul(stream, a, Transpose::no, b, Transpose::no, Accumulate::no, c); },
+              testing::ThrowsMessage<Error>(testing::HasSubstr("inner dimensions differ")));
+}
+
+// Both ways of multiplying bf16 must agree on every machine, whichever compute_block takes there.
+TEST(Bf16BlockTest, NativeAndWidenedProductsAgree) {
+  for (const Transpose transpose : {Transpose::no, Transpose::yes}) {
+    for (const DType out : {DType::f32, DType::bf16}) {
+      const Tensor a = random_tensor(stored(33, 600, transpose), 1, DType::bf16);
+      const Tensor b = random_tensor(stored(600, 31, transpose), 2, DType::bf16);
+      Tensor native = random_tensor({33, 31}, 3, out), widened = random_tensor({33, 31}, 3, out);
+      MatrixProduct product{.m = 33,
+                            .n = 31,
+                            .k = 600,
+                            .dtype = DType::bf16,
+                            .a = {a.view().raw(), a.view().dim(1), transpose},
+                            .b = {b.view().raw(), b.view().dim(1), transpose},
+                            .c = native.view().raw(),
+                            .c_stride = 31,
+                            .c_dtype = out,
+                            .accumulate = Accumulate::yes};
+
+      compute_block_native_bf16(product);
+      product.c = widened.view().raw();
+      compute_block_widened_bf16(product);
+
+      EXPECT_LT(relative_error(to_floats(native), to_floats(widened)), 2 * tolerance(out));
+    }
+  }
+}
+
+TEST(MatrixProductTest, StridedBlocksLeaveTheirSurroundingsAlone) {
+  const Tensor a = random_tensor({40, 50}, 1), b = random_tensor({50, 60}, 2);
+  Tensor c({40, 60}, DType::f32);
+  const MatrixProduct product{.m = 20,
+                              .n = 17,
+                              .k = 50,
+                              .dtype = DType::f32,
+                              .a = {a.data<float>() + 10 * 50, 50},
+                              .b = {b.data<float>() + 5, 60},
+                              .c = c.data<float>() + 10 * 60 + 5,
+                              .c_stride = 60,
+                              .c_dtype = DType::f32};
+
+  compute(product);
+
+  const std::vector<float> all = reference(a, Transpose::no, b, Transpose::no);
+  for (int64_t i = 0; i < 40; ++i) {
+    for (int64_t j = 0; j < 60; ++j) {
+      const bool inside = i >= 10 && i < 30 && j >= 5 && j < 22;
+      EXPECT_NEAR(c.data<float>()[i * 60 + j], inside ? all[static_cast<size_t>(i * 60 + j)] : 0.0,
+                  1e-4);
+    }
+  }
+}
+
+class GroupedLinearTest : public testing::TestWithParam<DType> {
+ protected:
+  static constexpr int64_t kIn = 33, kOut = 65;
+
+  // Empty first, last and in between; more than one block of rows.
+  const std::vector<int64_t> row_offsets_{0, 0, 1, 32, 32, 64, 97, 354, 954, 954};
+  const int64_t experts_ = std::ssize(row_offsets_) - 1;
+  const int64_t rows_ = row_offsets_.back();
+  const Tensor x_ = random_tensor({rows_, kIn}, 1, GetParam());
+  const Tensor dy_ = random_tensor({rows_, kOut}, 2, GetParam());
+  const Tensor weight_ = random_tensor({experts_, kOut, kIn}, 3, GetParam());
+  Stream stream_;
+
+  ConstTensorView weight_of(int64_t e) const {
+    return weight_.view().rows(e, 1).reshape({kOut, kIn});
+  }
+  ConstTensorView rows_of(ConstTensorView x, int64_t e) const {
+    const auto i = static_cast<size_t>(e);
+    return x.rows(row_offsets_[i], row_offsets_[i + 1] - row_offsets_[i]);
+  }
+
+  // The rows of reference(x of the expert, weight of the expert), one expert after the other.
+  std::vector<float> reference_rows(ConstTensorView x, Transpose transpose_weight) const {
+    std::vector<float> rows;
+    for (int64_t e = 0; e < experts_; ++e) {
+      const std::vector<float> part =
+          reference(rows_of(x, e), Transpose::no, weight_of(e), transpose_weight);
+      rows.insert(rows.end(), part.begin(), part.end());
+    }
+    return rows;
+  }
+};
+
+TEST_P(GroupedLinearTest, ForwardAppliesEachExpertsWeightToItsRows) {
+  Tensor y({rows_, kOut}, GetParam());
+
+  grouped_linear_forward(stream_, x_, weight_, row_offsets_, y);
+
+  EXPECT_LT(relative_error(to_floats(y), reference_rows(x_, Transpose::yes)),
+            tolerance(GetParam()));
+}
+
+TEST_P(GroupedLinearTest, BackwardInputAppliesTheTransposedWeight) {
+  Tensor dx({rows_, kIn}, GetParam());
+
+  grouped_linear_backward_input(stream_, dy_, weight_, row_offsets_, dx);
+
+  EXPECT_LT(relative_error(to_floats(dx), reference_rows(dy_, Transpose::no)),
+            tolerance(GetParam()));
+}
+
+TEST_P(GroupedLinearTest, BackwardWeightAddsEachExpertsOuterProducts) {
+  Tensor dweight = random_tensor({experts_, kOut, kIn}, 4);
+  std::vector<float> expected;
+  for (int64_t e = 0; e < experts_; ++e) {
+    const std::vector<float> part = reference(rows_of(dy_, e), Transpose::yes, rows_of(x_, e),
+                                              Transpose::no, to_floats(dweight.view().rows(e, 1)));
+    expected.insert(expected.end(), part.begin(), part.end());
+  }
+
+  grouped_linear_backward_weight(stream_, dy_, x_, row_offsets_, dweight);
+
+  EXPECT_LT(relative_error(to_floats(dweight), expected), tolerance(DType::f32));
+}
+
+TEST_P(GroupedLinearTest, DoesNotDependOnTheNumberOfThreads) {
+  std::vector<std::vector<float>> results;
+
+  for (const int threads : {1, 2, 3}) {
+    const ThreadCount scope(threads);
+    Tensor y({rows_, kOut}, GetParam()), dx({rows_, kIn}, GetParam());
+    Tensor dweight({experts_, kOut, kIn}, DType::f32);
+    grouped_linear_forward(stream_, x_, weight_, row_offsets_, y);
+    grouped_linear_backward_input(stream_, dy_, weight_, row_offsets_, dx);
+    grouped_linear_backward_weight(stream_, dy_, x_, row_offsets_, dweight);
+    std::vector<float> all = to_floats(y);
+    for (const Tensor* part : {&dx, &dweight}) {
+      const std::vector<float> values = to_floats(*part);
+      all.insert(all.end(), values.begin(), values.end());
+    }
+    results.push_back(std::move(all));
+  }
+
+  EXPECT_EQ(results[1], results[0]);
+  EXPECT_EQ(results[2], results[0]);
+}
+
+TEST_P(GroupedLinearTest, AcceptsNoRowsAtAll) {
+  const std::vector<int64_t> row_offsets(static_cast<size_t>(experts_ + 1), 0);
+  const Tensor x({0, kIn}, GetParam()), dy({0, kOut}, GetParam());
+  Tensor y({0, kOut}, GetParam());
+  Tensor dweight = random_tensor({experts_, kOut, kIn}, 4);
+  const std::vector<float> before = to_floats(dweight);
+
+  grouped_linear_forward(stream_, x, weight_, row_offsets, y);
+  grouped_linear_backward_weight(stream_, dy, x, row_offsets, dweight);
+
+  EXPECT_EQ(to_floats(dweight), before);
+}
+
+TEST_P(GroupedLinearTest, RejectsOffsetsThatDoNotCoverTheRows) {
+  Tensor y({rows_, kOut}, GetParam());
+  std::vector<int64_t> row_offsets = row_offsets_;
+  row_offsets.back() -= 1;
+
+  EXPECT_THAT([&] { grouped_linear_forward(stream_, x_, weight_, row_offsets, y); },
+              testing::ThrowsMessage<Error>(testing::HasSubstr("row_offsets")));
+}
+
+INSTANTIATE_TEST_SUITE_P(All, GroupedLinearTest, testing::Values(DType::f32, DType::bf16));
+
+}  // namespace
+}  // namespace switchyard
