@@ -20,6 +20,7 @@ namespace {
 constexpr int64_t kQueryRows = 128;
 constexpr int64_t kKeyRows = 256;
 
+constexpr int64_t kVectorFloats = 16;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 struct AttentionShape {
@@ -120,15 +121,29 @@ Range clip(Range range, int64_t first, int64_t count) {
   return {begin, std::clamp<int64_t>(range.end - first, begin, count)};
 }
 
+// Masks a row of scores outside `visible`: with -infinity up to the next whole vector, since scalar
+// tails would cost more than the vectors themselves, with 0 beyond. Returns the widened range,
+// which is all that a loop over exp(score) must visit.
+Range mask_row(Range visible, int64_t count, float* scores) {
+  if (visible.begin == visible.end) visible = {0, 0};
+  const Range widened = {
+      visible.begin / kVectorFloats * kVectorFloats,
+      std::min((visible.end + kVectorFloats - 1) / kVectorFloats * kVectorFloats, count)};
+  std::fill(scores, scores + widened.begin, 0.0f);
+  std::fill(scores + widened.begin, scores + visible.begin, -kInfinity);
+  std::fill(scores + visible.end, scores + widened.end, -kInfinity);
+  std::fill(scores + widened.end, scores + count, 0.0f);
+  return widened;
+}
+
 // Turns the scores of one query into exp(scale (score - max)), 0 outside `visible`. Where the
 // maximum rises, what was summed before is scaled down.
 void softmax_row(float scale, Range visible, int64_t count, int64_t head_dim, float* scores,
                  float& max, float& sum, float* out) {
+  const auto [begin, end] = mask_row(visible, count, scores);
   float row_max = max;
 #pragma omp simd reduction(max : row_max)
-  for (int64_t j = visible.begin; j < visible.end; ++j) {
-    row_max = scores[j] > row_max ? scores[j] : row_max;
-  }
+  for (int64_t j = begin; j < end; ++j) row_max = scores[j] > row_max ? scores[j] : row_max;
   if (row_max > max && max > -kInfinity) {
     const float factor = fast_exp(scale * (max - row_max));
     sum *= factor;
@@ -140,13 +155,11 @@ void softmax_row(float scale, Range visible, int64_t count, int64_t head_dim, fl
   const float shift = scale * row_max;
   float row_sum = 0.0f;
 #pragma omp simd reduction(+ : row_sum)
-  for (int64_t j = visible.begin; j < visible.end; ++j) {
+  for (int64_t j = begin; j < end; ++j) {
     scores[j] = fast_exp(scale * scores[j] - shift);
     row_sum += scores[j];
   }
   sum += row_sum;
-  std::fill(scores, scores + visible.begin, 0.0f);
-  std::fill(scores + visible.end, scores + count, 0.0f);
 }
 
 // Attends from `rows` queries to the keys [keys.begin, keys.end) of one head; visible_of(i) is the
@@ -300,18 +313,17 @@ void softmax_backward(const QueryBlock& block, const DocumentMask& mask, float s
   for (int64_t j = 0; j < keys; ++j) {
     const int64_t key = first_key + j;
     while (end < block.rows && mask.visible(block.first + end).begin <= key) ++end;
-    const Range range = clip({key, block.first + end}, block.first, end);
+    const Range visible = clip({key, block.first + end}, block.first, end);
     float* p = probabilities + j * block.rows;
     float* ds = dscores + j * block.rows;
+    const Range range = mask_row(visible, block.rows, p);
 #pragma omp simd
     for (int64_t i = range.begin; i < range.end; ++i) {
       p[i] = fast_exp(scale * p[i] - block.lse[i]);
       ds[i] = scale * p[i] * (ds[i] - block.delta[i]);
     }
-    for (float* row : {p, ds}) {
-      std::fill(row, row + range.begin, 0.0f);
-      std::fill(row + range.end, row + block.rows, 0.0f);
-    }
+    std::fill(ds, ds + range.begin, 0.0f);
+    std::fill(ds + range.end, ds + block.rows, 0.0f);
   }
 }
 
