@@ -15,10 +15,10 @@
 namespace switchyard {
 namespace {
 
-// A block of scores, 128 KiB, stays in the L2 cache beside its operands, and is large enough for
+// A block of scores, 256 KiB, stays in the L2 cache beside its operands, and is large enough for
 // oneDNN's products to run at full speed.
 constexpr int64_t kQueryRows = 128;
-constexpr int64_t kKeyRows = 256;
+constexpr int64_t kKeyRows = 512;
 
 constexpr int64_t kVectorFloats = 16;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();

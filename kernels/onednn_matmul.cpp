@@ -14,8 +14,8 @@ namespace {
 
 // A block's operands at kMaxDepth stay in a 2 MiB L2 cache. Columns are cut at whole vectors.
 constexpr int64_t kMaxRows = 256;
-constexpr int64_t kMaxCols = 256;
-constexpr int64_t kMaxDepth = 512;
+constexpr int64_t kMaxCols = 512;
+constexpr int64_t kMaxDepth = 256;
 constexpr int64_t kVectorFloats = 16;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
