@@ -72,10 +72,10 @@ void round_into(const MatrixProduct& p, const float* sums) {
     auto* out = static_cast<bfloat16*>(at(p, i, 0));
     if (p.accumulate == Accumulate::yes) {
 #pragma omp simd
-      for (int64_t j = 0; j < p.n; ++j) out[j] = bfloat16(out[j] + in[j]);
+      for (int64_t j = 0; j < p.n; ++j) out[j] = out[j] + in[j];
     } else {
 #pragma omp simd
-      for (int64_t j = 0; j < p.n; ++j) out[j] = bfloat16(in[j]);
+      for (int64_t j = 0; j < p.n; ++j) out[j] = in[j];
     }
   }
 }
