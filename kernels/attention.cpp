@@ -193,7 +193,7 @@ void write_rows(const QueryState& s, int64_t rows, int64_t head_dim, int64_t str
     T* row = out + i * stride;
     const float factor = 1.0f / s.sum[i];
 #pragma omp simd
-    for (int64_t d = 0; d < head_dim; ++d) row[d] = T(in[d] * factor);
+    for (int64_t d = 0; d < head_dim; ++d) row[d] = in[d] * factor;
   }
 }
 
@@ -356,7 +356,7 @@ void backward_block(const QueryBlock& block, Rows k, Rows v, const DocumentMask&
 template <class T>
 void round_to(const float* in, int64_t count, T* out) {
 #pragma omp simd
-  for (int64_t i = 0; i < count; ++i) out[i] = T(in[i]);
+  for (int64_t i = 0; i < count; ++i) out[i] = in[i];
 }
 
 struct BackwardOperands {

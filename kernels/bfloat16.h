@@ -12,6 +12,11 @@ struct bfloat16 {
 
   bfloat16() = default;
   explicit constexpr bfloat16(float value) : bits(round(value)) {}
+  // For loops: GCC 12 does not vectorise `#pragma omp simd` loops that assign a temporary bfloat16.
+  constexpr bfloat16& operator=(float value) {
+    bits = round(value);
+    return *this;
+  }
   constexpr operator float() const {  // NOLINT: widening is exact
     return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
   }

@@ -14,8 +14,8 @@ namespace {
 
 // A block's operands at kMaxDepth stay in a 2 MiB L2 cache. Columns are cut at whole vectors.
 constexpr int64_t kMaxRows = 256;
-constexpr int64_t kMaxCols = 256;
-constexpr int64_t kMaxDepth = 512;
+constexpr int64_t kMaxCols = 512;
+constexpr int64_t kMaxDepth = 256;
 constexpr int64_t kVectorFloats = 16;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -72,10 +72,10 @@ void round_into(const MatrixProduct& p, const float* sums) {
     auto* out = static_cast<bfloat16*>(at(p, i, 0));
     if (p.accumulate == Accumulate::yes) {
 #pragma omp simd
-      for (int64_t j = 0; j < p.n; ++j) out[j] = bfloat16(out[j] + in[j]);
+      for (int64_t j = 0; j < p.n; ++j) out[j] = out[j] + in[j];
     } else {
 #pragma omp simd
-      for (int64_t j = 0; j < p.n; ++j) out[j] = bfloat16(in[j]);
+      for (int64_t j = 0; j < p.n; ++j) out[j] = in[j];
     }
   }
 }
