@@ -7,7 +7,7 @@
 namespace switchyard {
 namespace {
 
-// More thHDF5 takes to describe a file, and one dataset.
+// More than HDF5 takes to describe a file, and each of its datasets.
 constexpr int64_t kFileOverhead = 64 << 10, kDatasetOverhead = 8 << 10;
 
 std::string dataset_path(const std::string& kind, const std::string& name) {
