@@ -1,14 +1,9 @@
 #pragma once
 
-#include <gtest/gtest.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <bit>
 #include <cstdint>
-#include <cstdlib>
 #include <filesystem>
-#include <fstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -16,30 +11,10 @@
 #include "kernels/check.h"
 #include "layers/parameter.h"
 #include "parallel/parallel_layout.h"
+#include "support/temporary_folder.h"
 #include "trainer/checkpoint/checkpoints.h"
 
 namespace switchyard::test {
-
-// A folder of its own, gone with the object.
-class TemporaryFolder {
- public:
-  TemporaryFolder() {
-    std::string name = (std::filesystem::temp_directory_path() / "switchyard-XXXXXX").string();
-    require(::mkdtemp(name.data()) != nullptr, "cannot make {}", name);
-    path_ = name;
-  }
-  ~TemporaryFolder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-
-  const std::filesystem::path& path() const { return path_; }
-
- private:
-  std::filesystem::path path_;
-};
 
 struct FakeTensor {
   std::string name;
@@ -202,15 +177,6 @@ inline TrainingState fake_state(int64_t step) {
           .tokens = step * 32 * 1024,
           .dataset_fingerprint = "0123abcd",
           .config = "run:\n  seed: 1234  # \"quoted\", and ü\n"};
-}
-
-inline std::string read_file(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
-inline void write_file(const std::filesystem::path& path, const std::string& contents) {
-  std::ofstream(path, std::ios::binary | std::ios::trunc) << contents;
 }
 
 inline void flip_bit(const std::filesystem::path& path, size_t byte, int bit = 3) {

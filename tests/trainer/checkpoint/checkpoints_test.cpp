@@ -2,7 +2,6 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <hdf5.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 
