@@ -6,6 +6,8 @@ namespace switchyard {
 
 // y = x, converted between f32 and bf16 where the dtypes differ
 using Cast = void(Stream&, ConstTensorView x, TensorView y);
+// y = x, any dtype, the same for both
+using Copy = void(Stream&, ConstTensorView x, TensorView y);
 // y += x; dtypes f32 or bf16, each its own
 using Add = void(Stream&, ConstTensorView x, TensorView y);
 // y = 0, any dtype
@@ -19,34 +21,41 @@ using AddBias = void(Stream&, ConstTensorView bias, TensorView y);
 // dbias += sum over rows of dy
 //   dy [rows, width], dbias [width] f32
 using AddBiasBackward = void(Stream&, ConstTensorView dy, TensorView dbias);
-// Sum of squares, in double, in an order that does not depend on the number of threads.
+// Sums in double, in an order that does not depend on the number of threads.
 //   x  f32
+using Sum = double(Stream&, ConstTensorView x);
 using SumOfSquares = double(Stream&, ConstTensorView x);
 
 Cast cast;
+Copy copy;
 Add add;
 FillZero fill_zero;
 Scale scale;
 AddBias add_bias;
 AddBiasBackward add_bias_backward;
+Sum sum;
 SumOfSquares sum_of_squares;
 
 namespace cpu {
 Cast cast;
+Copy copy;
 Add add;
 FillZero fill_zero;
 Scale scale;
 AddBias add_bias;
 AddBiasBackward add_bias_backward;
+Sum sum;
 SumOfSquares sum_of_squares;
 }  // namespace cpu
 namespace cuda {
 Cast cast;
+Copy copy;
 Add add;
 FillZero fill_zero;
 Scale scale;
 AddBias add_bias;
 AddBiasBackward add_bias_backward;
+Sum sum;
 SumOfSquares sum_of_squares;
 }  // namespace cuda
 

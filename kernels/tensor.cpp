@@ -83,9 +83,10 @@ void* ConstTensorView::row_address(int64_t begin, int64_t count, Shape* shape) c
   std::copy_n(shape_.dims().begin(), rank(), dims.begin());
   dims[0] = count;
   *shape = Shape(std::span<const int64_t>(dims.data(), static_cast<size_t>(rank())));
-  const int64_t row_elements = std::accumulate(dims.begin() + 1, dims.begin() + rank(), int64_t{1},
-                                               std::multiplies<>());
-  return static_cast<std::byte*>(data_) + begin * row_elements * static_cast<int64_t>(size_of(dtype_));
+  const int64_t row_elements =
+      std::accumulate(dims.begin() + 1, dims.begin() + rank(), int64_t{1}, std::multiplies<>());
+  return static_cast<std::byte*>(data_) +
+         begin * row_elements * static_cast<int64_t>(size_of(dtype_));
 }
 
 ConstTensorView ConstTensorView::reshape(Shape shape) const {

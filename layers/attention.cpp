@@ -16,9 +16,10 @@ Linear make_qkv(const BuildContext& build, const std::string& name) {
   const ModelConfig& c = build.config;
   const float std = build.init_std();
   const int64_t q_rows = c.num_heads * c.head_dim, kv_rows = c.num_kv_heads * c.head_dim;
-  std::vector<Parameter*> weights = {&build.column_parallel(name + ".q.weight", q_rows, c.hidden, std),
-                                     &build.column_parallel(name + ".k.weight", kv_rows, c.hidden, std),
-                                     &build.column_parallel(name + ".v.weight", kv_rows, c.hidden, std)};
+  std::vector<Parameter*> weights = {
+      &build.column_parallel(name + ".q.weight", q_rows, c.hidden, std),
+      &build.column_parallel(name + ".k.weight", kv_rows, c.hidden, std),
+      &build.column_parallel(name + ".v.weight", kv_rows, c.hidden, std)};
   std::vector<Parameter*> biases;
   if (c.bias) {
     biases = {&build.sharded_bias(name + ".q.bias", q_rows),
@@ -45,9 +46,9 @@ Attention::Attention(const BuildContext& build, const std::string& name)
       dtype_(build.compute_dtype),
       qkv_(make_qkv(build, name)) {
   const ModelConfig& c = build.config;
-  out_ = Linear(build.store, {&build.row_parallel(name + ".out.weight", c.hidden,
-                                                  c.num_heads * c.head_dim,
-                                                  build.residual_init_std())});
+  out_ = Linear(build.store,
+                {&build.row_parallel(name + ".out.weight", c.hidden, c.num_heads * c.head_dim,
+                                     build.residual_init_std())});
   if (c.bias) out_bias_ = &build.replicated_vector(name + ".out.bias", c.hidden, Init::zeros());
   if (c.qk_norm) {
     q_norm_ = &build.replicated_vector(name + ".q_norm.weight", c.head_dim, Init::ones());
@@ -81,8 +82,7 @@ void Attention::project_qkv(StepContext& ctx, ConstTensorView x, int64_t first_p
                       saved.v);
     return;
   }
-  split_qkv_forward(ctx.stream, qkv, {}, {}, first_position, saved.q_split, saved.k_split,
-                    saved.v);
+  split_qkv_forward(ctx.stream, qkv, {}, {}, first_position, saved.q_split, saved.k_split, saved.v);
   rms_norm_forward(ctx.stream, head_rows(saved.q_split), {}, q_norm_->value, norm_eps_, {},
                    head_rows(saved.q), saved.q_rstd);
   rms_norm_forward(ctx.stream, head_rows(saved.k_split), {}, k_norm_->value, norm_eps_, {},

@@ -18,12 +18,12 @@ struct KvCacheLayer {
 class Attention {
  public:
   struct Saved {
-    ConstTensorView x;               // [local_tokens, hidden]
-    TensorView q, k, v;              // as attention read them, head-major
-    TensorView q_split, k_split;     // before the norm; qk_norm only
-    TensorView q_rstd, k_rstd;       // qk_norm only
-    TensorView out;                  // [tokens, local heads * head_dim]
-    TensorView lse;                  // [batch, local heads, seq_len]
+    ConstTensorView x;            // [local_tokens, hidden]
+    TensorView q, k, v;           // as attention read them, head-major
+    TensorView q_split, k_split;  // before the norm; qk_norm only
+    TensorView q_rstd, k_rstd;    // qk_norm only
+    TensorView out;               // [tokens, local heads * head_dim]
+    TensorView lse;               // [batch, local heads, seq_len]
   };
 
   Attention(const BuildContext& build, const std::string& name);
@@ -42,8 +42,7 @@ class Attention {
   KvCacheLayer make_cache(int64_t batch, int64_t max_len, Device device) const;
 
  private:
-  void project_qkv(StepContext& ctx, ConstTensorView x, int64_t first_position,
-                   Saved& saved) const;
+  void project_qkv(StepContext& ctx, ConstTensorView x, int64_t first_position, Saved& saved) const;
   void project_out(StepContext& ctx, ConstTensorView out, TensorView y) const;
   void backward_qkv(StepContext& ctx, const Saved& saved, TensorView dq, TensorView dk,
                     ConstTensorView dv, TensorView dx) const;

@@ -9,8 +9,8 @@
 
 namespace switchyard {
 
-// down(activation(up(x))), or down(silu(gate(x)) * up(x)) where gated. The inner width is split over
-// tp. The dense feed-forward of a block, and its shared experts.
+// down(activation(up(x))), or down(silu(gate(x)) * up(x)) where gated. The inner width is split
+// over tp. The dense feed-forward of a block, and its shared experts.
 class FeedForward {
  public:
   struct Saved {

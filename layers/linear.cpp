@@ -4,7 +4,6 @@
 
 #include "kernels/check.h"
 #include "kernels/elementwise.h"
-#include "kernels/matmul.h"
 
 namespace switchyard {
 
@@ -24,20 +23,21 @@ TensorView Linear::weight_grad() const {
 
 int64_t Linear::out_features() const { return weight().dim(0); }
 
-void Linear::forward(StepContext& ctx, ConstTensorView x, TensorView y) const {
-  matmul(ctx.stream, x, Transpose::no, weight(), Transpose::yes, Accumulate::no, y);
+void Linear::forward(StepContext& ctx, ConstTensorView x, TensorView y,
+                     Accumulate accumulate) const {
+  matmul(ctx.stream, x, Transpose::no, weight(), Transpose::yes, accumulate, y);
   if (!biases_.empty()) {
     add_bias(ctx.stream, store_->fused_value(*biases_.front(), *biases_.back()), y);
   }
 }
 
-void Linear::backward(StepContext& ctx, ConstTensorView dy, ConstTensorView x,
-                      TensorView dx) const {
+void Linear::backward(StepContext& ctx, ConstTensorView dy, ConstTensorView x, TensorView dx,
+                      Accumulate accumulate) const {
   matmul(ctx.stream, dy, Transpose::yes, x, Transpose::no, Accumulate::yes, weight_grad());
   if (!biases_.empty()) {
     add_bias_backward(ctx.stream, dy, store_->fused_grad(*biases_.front(), *biases_.back()));
   }
-  if (dx) matmul(ctx.stream, dy, Transpose::no, weight(), Transpose::no, Accumulate::no, dx);
+  if (dx) matmul(ctx.stream, dy, Transpose::no, weight(), Transpose::no, accumulate, dx);
 }
 
 }  // namespace switchyard

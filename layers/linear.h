@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/matmul.h"
 #include "layers/parameter.h"
 #include "layers/step_context.h"
 
@@ -18,9 +19,13 @@ class Linear {
          std::vector<Parameter*> biases = {});
 
   //   x [tokens, in], y [tokens, out]
-  void forward(StepContext& ctx, ConstTensorView x, TensorView y) const;
-  // Adds to the gradients of W and b, and writes dx [tokens, in]; an empty dx is not computed.
-  void backward(StepContext& ctx, ConstTensorView dy, ConstTensorView x, TensorView dx) const;
+  // With Accumulate::yes, y holds what the map's result is added to.
+  void forward(StepContext& ctx, ConstTensorView x, TensorView y,
+               Accumulate accumulate = Accumulate::no) const;
+  // Adds to the gradients of W and b, and writes (or adds to) dx [tokens, in]; an empty dx is not
+  // computed.
+  void backward(StepContext& ctx, ConstTensorView dy, ConstTensorView x, TensorView dx,
+                Accumulate accumulate = Accumulate::no) const;
 
   int64_t out_features() const;
 

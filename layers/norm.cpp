@@ -23,8 +23,8 @@ void NormLayer::forward(StepContext& ctx, ConstTensorView x, ConstTensorView del
     rms_norm_forward(ctx.stream, x, delta, weight_->value, eps_, sum, y, saved.rstd);
   } else {
     saved.mean = ctx.workspace.take({tokens}, DType::f32);
-    layer_norm_forward(ctx.stream, x, delta, weight_->value, bias_->value, eps_, sum, y,
-                       saved.mean, saved.rstd);
+    layer_norm_forward(ctx.stream, x, delta, weight_->value, bias_->value, eps_, sum, y, saved.mean,
+                       saved.rstd);
   }
 }
 

@@ -7,13 +7,14 @@
 #include "kernels/router.h"
 #include "kernels/tensor.h"
 #include "layers/micro_batch.h"
+#include "layers/profile.h"
 #include "parallel/distributed_context.h"
 #include "parallel/expert_exchange.h"
 
 namespace switchyard {
 
-// Each loss is divided once, where its gradient begins, by what the *global* batch holds. From there
-// on every gradient, and every reduction over ranks or micro-batches, is a plain sum.
+// Each loss is divided once, where its gradient begins, by what the *global* batch holds. From
+// there on every gradient, and every reduction over ranks or micro-batches, is a plain sum.
 struct LossScales {
   float per_target = 1.0f;    // 1 / target tokens in the global batch
   float per_token = 1.0f;     // 1 / tokens
@@ -31,6 +32,7 @@ struct StepStatistics {
   double loss = 0.0;  // cross-entropy, already divided
   std::vector<LayerStatistics> moe_layers;
   ExchangeTraffic traffic;
+  double forward_seconds = 0.0, backward_seconds = 0.0;
 };
 
 // How often each expert was chosen in the whole global batch, per MoE layer.
@@ -44,9 +46,12 @@ struct StepContext {
   const MicroBatch& batch;
   LossScales scales;
   StepStatistics* statistics = nullptr;  // may be null
+  Profile* profile = nullptr;            // may be null
   // For balance_scope: global_batch under gradient accumulation, where the counts of later
   // micro-batches are not known yet: from a counting pass. Null: counted in this pass.
   const GlobalExpertCounts* global_counts = nullptr;
+  // Decoding ignores capacity_factor: what it drops would depend on how many tokens come at once.
+  bool decoding = false;
 
   int64_t tokens() const { return batch.batch * batch.seq_len; }
   // Sequence parallelism: between blocks a tp rank holds this share of the tokens.

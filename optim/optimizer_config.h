@@ -5,14 +5,15 @@
 namespace switchyard {
 
 enum class OptimizerType { adamw, sgd };
-// constant, cosine: after the warm-up. wsd (warm-up, stable, decay): constant, then a linear fall to
-// min_lr over the last decay_steps.
+// constant, cosine: after the warm-up. wsd (warm-up, stable, decay): constant, then a linear fall
+// to min_lr over the last decay_steps.
 enum class ScheduleType { constant, cosine, wsd };
 
 struct ScheduleConfig {
   ScheduleType type = ScheduleType::cosine;
   int64_t warmup_steps = 0;
-  int64_t decay_steps = 0;  // cosine: steps from the warm-up's end to min_lr; wsd: length of the fall
+  int64_t decay_steps =
+      0;  // cosine: steps from the warm-up's end to min_lr; wsd: length of the fall
   double min_lr = 0.0;
 };
 

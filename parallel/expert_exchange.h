@@ -19,19 +19,22 @@ struct ExchangeTraffic {
 // How one micro-batch's assignments travel through one MoE layer. Made by ExpertExchange::plan; the
 // tensors live in the workspace that it was given.
 struct ExchangePlan {
-  int64_t tokens = 0;                     // rows that this rank sends from
-  int64_t received_rows = 0;              // rows that arrive here, after deduplication
-  int64_t expert_rows = 0;                // (token, expert) pairs computed here
-  std::vector<int64_t> expert_offsets;    // [num_local_experts + 1] into the expert rows
-  std::vector<int64_t> send_rows, recv_rows;                // per ep rank, rows
+  int64_t tokens = 0;                         // rows that this rank sends from
+  int64_t received_rows = 0;                  // rows that arrive here, after deduplication
+  int64_t expert_rows = 0;                    // (token, expert) pairs computed here
+  std::vector<int64_t> expert_offsets;        // [num_local_experts + 1] into the expert rows
+  std::vector<int64_t> send_rows, recv_rows;  // per ep rank, rows
   std::vector<int64_t> send_assignments, recv_assignments;  // per ep rank, (token, expert) pairs
-  TensorView send_source;        // [sum send_rows] i32: the token of each sent row
-  TensorView expert_source;      // [expert_rows] i32: the received row of each expert row
-  TensorView received_offsets;   // [received_rows + 1] i32, with
-  TensorView received_members;   // [expert_rows] i32: the expert rows of each received row
-  TensorView token_offsets;      // [tokens + 1] i32, with
-  TensorView token_members;      // [sum send_rows] i32: the sent rows of each token
-  TensorView assignment_of_slot;  // [tokens * top_k] i32: place in the sent assignments, -1: dropped
+  TensorView send_source;       // [sum send_rows] i32: the token of each sent row
+  TensorView expert_source;     // [expert_rows] i32: the received row of each expert row (with one
+                                // rank: the token)
+  TensorView received_offsets;  // [received_rows + 1] i32, with
+  TensorView received_members;  // [expert_rows] i32: the expert rows of each received row
+  TensorView token_offsets;     // [tokens + 1] i32, with
+  TensorView token_members;     // [sum send_rows] i32: the sent rows of each token (with one rank:
+                                // the expert rows)
+  TensorView
+      assignment_of_slot;  // [tokens * top_k] i32: place in the sent assignments, -1: dropped
   TensorView expert_row_of_assignment;  // [expert_rows] i32: for assignments in order of arrival
 };
 
@@ -65,6 +68,12 @@ class ExpertExchange {
   ExchangeTraffic take_traffic();
 
  private:
+  // Of counts per rank, what concerns other ranks.
+  int64_t to_others(const std::vector<int64_t>& counts) const;
+  // One f32 per assignment.
+  void move_values(Stream& stream, ConstTensorView in, const std::vector<int64_t>& send,
+                   TensorView out, const std::vector<int64_t>& receive);
+
   Communicator& ep_;
   int num_experts_;
   bool deduplicate_;

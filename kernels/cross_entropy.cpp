@@ -1,0 +1,139 @@
+#include "kernels/cross_entropy.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "kernels/check.h"
+#include "kernels/dispatch.h"
+#include "kernels/vector_math.h"
+
+namespace switchyard {
+namespace {
+
+void check_rows(ConstTensorView per_row, int64_t tokens, DType dtype, const char* name) {
+  require_shape(per_row, {tokens}, name);
+  require_dtype(per_row, dtype, name);
+}
+
+int64_t rows_of(ConstTensorView logits) {
+  require(logits.rank() == 2, "logits have shape {}, expected [tokens, vocab]",
+          to_string(logits.shape()));
+  require_dtype(logits, DType::f32, "logits");
+  return logits.dim(0);
+}
+
+}  // namespace
+
+void cross_entropy_row_max(Stream& stream, ConstTensorView logits, TensorView row_max) {
+  check_rows(row_max, rows_of(logits), DType::f32, "row_max");
+  SWITCHYARD_BODY(stream, cross_entropy_row_max)(stream, logits, row_max);
+}
+
+void cross_entropy_sums(Stream& stream, ConstTensorView logits, ConstTensorView targets,
+                        int64_t first_id, ConstTensorView row_max, TensorView sum_exp,
+                        TensorView target_logit) {
+  const int64_t tokens = rows_of(logits);
+  check_rows(targets, tokens, DType::i32, "targets");
+  check_rows(row_max, tokens, DType::f32, "row_max");
+  check_rows(sum_exp, tokens, DType::f32, "sum_exp");
+  check_rows(target_logit, tokens, DType::f32, "target_logit");
+  SWITCHYARD_BODY(stream, cross_entropy_sums)
+  (stream, logits, targets, first_id, row_max, sum_exp, target_logit);
+}
+
+void cross_entropy_losses(Stream& stream, ConstTensorView targets, ConstTensorView sum_exp,
+                          ConstTensorView target_logit, TensorView losses) {
+  const int64_t tokens = targets.num_elements();
+  check_rows(targets, tokens, DType::i32, "targets");
+  check_rows(sum_exp, tokens, DType::f32, "sum_exp");
+  check_rows(target_logit, tokens, DType::f32, "target_logit");
+  check_rows(losses, tokens, DType::f32, "losses");
+  SWITCHYARD_BODY(stream, cross_entropy_losses)(stream, targets, sum_exp, target_logit, losses);
+}
+
+void cross_entropy_backward(Stream& stream, ConstTensorView logits, ConstTensorView targets,
+                            int64_t first_id, ConstTensorView row_max, ConstTensorView sum_exp,
+                            float scale, TensorView dlogits) {
+  const int64_t tokens = rows_of(logits);
+  check_rows(targets, tokens, DType::i32, "targets");
+  check_rows(row_max, tokens, DType::f32, "row_max");
+  check_rows(sum_exp, tokens, DType::f32, "sum_exp");
+  require_shape(dlogits, logits.shape(), "dlogits");
+  SWITCHYARD_BODY(stream, cross_entropy_backward)
+  (stream, logits, targets, first_id, row_max, sum_exp, scale, dlogits);
+}
+
+namespace cpu {
+
+void cross_entropy_row_max(Stream&, ConstTensorView logits, TensorView row_max) {
+  const int64_t tokens = logits.dim(0), vocab = logits.dim(1);
+#pragma omp parallel for schedule(static)
+  for (int64_t t = 0; t < tokens; ++t) {
+    const float* row = logits.data<float>() + t * vocab;
+    // A NaN must reach the loss; max would lose it.
+    float largest = -std::numeric_limits<float>::infinity();
+    float poison = 0.0f;
+#pragma omp simd reduction(max : largest) reduction(+ : poison)
+    for (int64_t i = 0; i < vocab; ++i) {
+      largest = std::max(largest, row[i]);
+      poison += row[i] * 0.0f;
+    }
+    row_max.data<float>()[t] = std::isnan(poison) ? poison : largest;
+  }
+}
+
+void cross_entropy_sums(Stream&, ConstTensorView logits, ConstTensorView targets, int64_t first_id,
+                        ConstTensorView row_max, TensorView sum_exp, TensorView target_logit) {
+  const int64_t tokens = logits.dim(0), vocab = logits.dim(1);
+#pragma omp parallel for schedule(static)
+  for (int64_t t = 0; t < tokens; ++t) {
+    const float* row = logits.data<float>() + t * vocab;
+    const float largest = row_max.data<float>()[t];
+    float total = 0.0f;
+#pragma omp simd reduction(+ : total)
+    for (int64_t i = 0; i < vocab; ++i) total += fast_exp(row[i] - largest);
+    sum_exp.data<float>()[t] = total;
+    const int64_t target = targets.data<int32_t>()[t] - first_id;
+    target_logit.data<float>()[t] = target >= 0 && target < vocab ? row[target] - largest : 0.0f;
+  }
+}
+
+void cross_entropy_losses(Stream&, ConstTensorView targets, ConstTensorView sum_exp,
+                          ConstTensorView target_logit, TensorView losses) {
+  const int64_t tokens = targets.num_elements();
+  for (int64_t t = 0; t < tokens; ++t) {
+    const bool counts = targets.data<int32_t>()[t] >= 0;
+    losses.data<float>()[t] =
+        counts ? std::log(sum_exp.data<float>()[t]) - target_logit.data<float>()[t] : 0.0f;
+  }
+}
+
+void cross_entropy_backward(Stream&, ConstTensorView logits, ConstTensorView targets,
+                            int64_t first_id, ConstTensorView row_max, ConstTensorView sum_exp,
+                            float scale, TensorView dlogits) {
+  const int64_t tokens = logits.dim(0), vocab = logits.dim(1);
+  dispatch_compute_dtype(dlogits.dtype(), [&]<class T>() {
+#pragma omp parallel for schedule(static)
+    for (int64_t t = 0; t < tokens; ++t) {
+      const float* row = logits.data<float>() + t * vocab;
+      T* drow = dlogits.data<T>() + t * vocab;
+      const int32_t id = targets.data<int32_t>()[t];
+      if (id < 0) {
+        std::fill_n(drow, vocab, T(0.0f));
+        continue;
+      }
+      const float largest = row_max.data<float>()[t];
+      const float by_sum = scale / sum_exp.data<float>()[t];
+      const int64_t target = id - first_id;
+      const bool here = target >= 0 && target < vocab;
+      const float target_prob = here ? by_sum * fast_exp(row[target] - largest) : 0.0f;
+#pragma omp simd
+      for (int64_t i = 0; i < vocab; ++i) drow[i] = T(by_sum * fast_exp(row[i] - largest));
+      if (here) drow[target] = T(target_prob - scale);
+    }
+  });
+}
+
+}  // namespace cpu
+}  // namespace switchyard

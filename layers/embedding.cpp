@@ -1,0 +1,60 @@
+#include "layers/embedding.h"
+
+#include "kernels/check.h"
+#include "kernels/elementwise.h"
+#include "kernels/embedding.h"
+#include "layers/sequence_parallel.h"
+
+namespace switchyard {
+
+Embedding::Embedding(const BuildContext& build)
+    : hidden_(build.config.hidden),
+      first_id_(build.first_vocab_id()),
+      table_(&build.vocab_parallel("embedding.weight", build.init_std())) {
+  if (build.config.position == Position::learned) {
+    positions_ = &build.replicated_weight("positions.weight", {build.config.seq_len, hidden_},
+                                          build.init_std());
+  }
+}
+
+// [local_tokens] i32
+Tensor Embedding::positions_of(const StepContext& ctx, int64_t first_position) const {
+  require(first_position + ctx.batch.seq_len <= positions_->value.dim(0),
+          "position {} lies beyond the {} that the model has learned",
+          first_position + ctx.batch.seq_len - 1, positions_->value.dim(0));
+  Tensor positions({ctx.local_tokens()}, DType::i32);
+  const int64_t first_token = ctx.local_range().first_token;
+  for (int64_t t = 0; t < ctx.local_tokens(); ++t) {
+    positions.data<int32_t>()[t] =
+        static_cast<int32_t>(first_position + (first_token + t) % ctx.batch.seq_len);
+  }
+  return positions;
+}
+
+void Embedding::forward(StepContext& ctx, int64_t first_position, TensorView y) const {
+  Timed timed(ctx.profile, Phase::embedding);
+  WorkspaceScope scope(ctx.workspace);
+  TensorView partial = partial_sums_for(ctx, y);
+  embedding_forward(ctx.stream, ctx.batch.tokens.view().reshape({ctx.tokens()}), table_->value,
+                    first_id_, partial);
+  reduce_scatter_tokens(ctx, partial, y);
+  if (positions_) {
+    const Tensor positions = positions_of(ctx, first_position);
+    TensorView rows = ctx.workspace.take(y.shape(), y.dtype());
+    embedding_forward(ctx.stream, positions, positions_->value, 0, rows);
+    add(ctx.stream, rows, y);
+  }
+}
+
+void Embedding::backward(StepContext& ctx, ConstTensorView dy) const {
+  Timed timed(ctx.profile, Phase::embedding);
+  WorkspaceScope scope(ctx.workspace);
+  embedding_backward(ctx.stream, ctx.batch.tokens.view().reshape({ctx.tokens()}),
+                     gather_tokens(ctx, dy), first_id_, table_->grad);
+  if (positions_) {
+    const Tensor positions = positions_of(ctx, 0);
+    embedding_backward(ctx.stream, positions, dy, 0, positions_->grad);
+  }
+}
+
+}  // namespace switchyard

@@ -1,0 +1,31 @@
+#pragma once
+
+#include "layers/build_context.h"
+#include "layers/step_context.h"
+
+namespace switchyard {
+
+// Token embedding, its vocabulary split over tp, and learned positions where the model has them.
+class Embedding {
+ public:
+  explicit Embedding(const BuildContext& build);
+
+  // Token t of each sequence stands at position first_position + t.
+  //   y  [local_tokens, hidden]
+  void forward(StepContext& ctx, int64_t first_position, TensorView y) const;
+  //   dy [local_tokens, hidden]
+  void backward(StepContext& ctx, ConstTensorView dy) const;
+
+  // [local vocab, hidden]; also the head's where embeddings are tied
+  Parameter& table() const { return *table_; }
+
+ private:
+  Tensor positions_of(const StepContext& ctx, int64_t first_position) const;
+
+  int64_t hidden_;
+  int64_t first_id_;
+  Parameter* table_;
+  Parameter* positions_ = nullptr;  // [seq_len, hidden], replicated; position: learned
+};
+
+}  // namespace switchyard

@@ -1,0 +1,84 @@
+#include "layers/lm_head.h"
+
+#include <algorithm>
+
+#include "kernels/cross_entropy.h"
+#include "kernels/elementwise.h"
+#include "kernels/matmul.h"
+#include "layers/sequence_parallel.h"
+
+namespace switchyard {
+
+LmHead::LmHead(const BuildContext& build, Parameter& embedding)
+    : vocab_size_(build.config.vocab_size),
+      first_id_(build.first_vocab_id()),
+      weight_(build.config.tie_embeddings
+                  ? &embedding
+                  : &build.vocab_parallel("head.weight", build.init_std())) {}
+
+void LmHead::loss(StepContext& ctx, ConstTensorView x, TensorView dx) const {
+  Timed timed(ctx.profile, Phase::head_and_loss);
+  WorkspaceScope scope(ctx.workspace);
+  const ConstTensorView all = gather_tokens(ctx, x);
+  const ConstTensorView targets = ctx.batch.targets.view().reshape({ctx.tokens()});
+  const TensorView dall = dx ? partial_sums_for(ctx, dx) : TensorView();
+
+  double loss = 0.0;
+  for (int64_t begin = 0; begin < ctx.tokens(); begin += kChunkTokens) {
+    const int64_t rows = std::min(kChunkTokens, ctx.tokens() - begin);
+    loss += chunk_loss(ctx, all.rows(begin, rows), targets.rows(begin, rows),
+                       dx ? dall.rows(begin, rows) : TensorView());
+  }
+  if (dx) reduce_scatter_tokens(ctx, dall, dx);
+  if (ctx.counts_replicated()) ctx.statistics->loss += loss * ctx.scales.per_target;
+}
+
+// The sum of the losses of one chunk; its gradients are scaled as the loss is.
+double LmHead::chunk_loss(StepContext& ctx, ConstTensorView x, ConstTensorView targets,
+                          TensorView dx) const {
+  WorkspaceScope scope(ctx.workspace);
+  Communicator& tp = ctx.dist.tp();
+  const int64_t rows = x.dim(0);
+  TensorView logits = ctx.workspace.take({rows, weight_->value.dim(0)}, DType::f32);
+  TensorView row_max = ctx.workspace.take({rows}, DType::f32);
+  TensorView sums = ctx.workspace.take({2, rows}, DType::f32);  // reduced in one call
+  TensorView sum_exp = sums.rows(0, 1).reshape({rows});
+  TensorView target_logit = sums.rows(1, 1).reshape({rows});
+  TensorView losses = ctx.workspace.take({rows}, DType::f32);
+
+  matmul(ctx.stream, x, Transpose::no, weight_->value, Transpose::yes, Accumulate::no, logits);
+  cross_entropy_row_max(ctx.stream, logits, row_max);
+  tp.all_reduce(ctx.stream, row_max, ReduceOp::max);
+  cross_entropy_sums(ctx.stream, logits, targets, first_id_, row_max, sum_exp, target_logit);
+  tp.all_reduce(ctx.stream, sums, ReduceOp::sum);
+  cross_entropy_losses(ctx.stream, targets, sum_exp, target_logit, losses);
+  if (!dx) return sum(ctx.stream, losses);
+
+  TensorView dlogits =
+      x.dtype() == DType::f32 ? logits : ctx.workspace.take(logits.shape(), x.dtype());
+  cross_entropy_backward(ctx.stream, logits, targets, first_id_, row_max, sum_exp,
+                         ctx.scales.per_target, dlogits);
+  matmul(ctx.stream, dlogits, Transpose::yes, x, Transpose::no, Accumulate::yes, weight_->grad);
+  matmul(ctx.stream, dlogits, Transpose::no, weight_->value, Transpose::no, Accumulate::no, dx);
+  return sum(ctx.stream, losses);
+}
+
+void LmHead::logits(StepContext& ctx, ConstTensorView x, TensorView logits) const {
+  WorkspaceScope scope(ctx.workspace);
+  const int64_t rows = x.dim(0), local = weight_->value.dim(0);
+  if (local == vocab_size_) {
+    matmul(ctx.stream, x, Transpose::no, weight_->value, Transpose::yes, Accumulate::no, logits);
+    return;
+  }
+  TensorView part = ctx.workspace.take({rows, local}, DType::f32);
+  matmul(ctx.stream, x, Transpose::no, weight_->value, Transpose::yes, Accumulate::no, part);
+  // Shards of the vocabulary may differ by a few ids, so the parts are joined by a sum with zeros.
+  fill_zero(ctx.stream, logits);
+  for (int64_t row = 0; row < rows; ++row) {
+    copy(ctx.stream, part.rows(row, 1).reshape({local}),
+         logits.rows(row, 1).reshape({vocab_size_}).rows(first_id_, local));
+  }
+  ctx.dist.tp().all_reduce(ctx.stream, logits, ReduceOp::sum);
+}
+
+}  // namespace switchyard

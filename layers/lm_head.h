@@ -1,0 +1,37 @@
+#pragma once
+
+#include "layers/build_context.h"
+#include "layers/step_context.h"
+
+namespace switchyard {
+
+// Logits over the vocabulary, split over tp, and their cross-entropy. Works through the tokens in
+// chunks: the logits of a chunk, their loss and their gradients, before the next chunk; neither
+// logits nor probabilities of a whole micro-batch exist at any time.
+class LmHead {
+ public:
+  static constexpr int64_t kChunkTokens = 1024;
+
+  // `embedding` is the weight where embeddings are tied.
+  LmHead(const BuildContext& build, Parameter& embedding);
+
+  // Adds the cross-entropy to the statistics.
+  //   x   [local_tokens, hidden]
+  //   dx  [local_tokens, hidden], overwritten; empty: no gradients
+  void loss(StepContext& ctx, ConstTensorView x, TensorView dx) const;
+
+  // All logits of some rows, on every tp rank.
+  //   x       [rows, hidden], the same on every tp rank
+  //   logits  [rows, vocab_size] f32
+  void logits(StepContext& ctx, ConstTensorView x, TensorView logits) const;
+
+ private:
+  double chunk_loss(StepContext& ctx, ConstTensorView x, ConstTensorView targets,
+                    TensorView dx) const;
+
+  int64_t vocab_size_;
+  int64_t first_id_;
+  Parameter* weight_;  // [local vocab, hidden]
+};
+
+}  // namespace switchyard

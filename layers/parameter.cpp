@@ -1,0 +1,110 @@
+#include "layers/parameter.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "kernels/check.h"
+#include "kernels/elementwise.h"
+#include "kernels/random.h"
+
+namespace switchyard {
+namespace {
+
+int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+TensorView slice(TensorView flat, int64_t begin, const Shape& shape) {
+  return flat.rows(begin, shape.num_elements()).reshape(shape);
+}
+
+void draw_initial_values(Stream& stream, uint64_t seed, const Parameter& parameter) {
+  const ParameterSpec& spec = parameter.spec;
+  Tensor drawn(spec.extent, DType::f32);
+  switch (spec.init.kind) {
+    case Init::Kind::normal:
+      init_normal(stream, {seed, stream_id(spec.name)}, spec.init.std, spec.global_shape,
+                  spec.offset, drawn);
+      break;
+    case Init::Kind::ones:
+      std::fill_n(drawn.data<float>(), drawn.num_elements(), 1.0f);
+      break;
+    case Init::Kind::zeros:
+      break;
+  }
+  cast(stream, drawn, parameter.value);
+}
+
+// One tensor over neighbours `first` to `last`, whose views `of` picks.
+TensorView fuse(const Parameter& first, const Parameter& last, TensorView Parameter::*of) {
+  const TensorView head = first.*of, tail = last.*of;
+  const Shape& shape = first.spec.extent;
+  const int64_t elements = last.flat_begin + last.spec.extent.num_elements() - first.flat_begin;
+  require(first.spec.group == last.spec.group && first.spec.dtype == last.spec.dtype &&
+              elements > 0 && tail.dim(-1) == (shape.rank() == 1 ? tail.dim(0) : shape[1]),
+          "{} and {} do not lie side by side", first.spec.name, last.spec.name);
+  if (shape.rank() == 1) return {head.raw(), {elements}, head.dtype(), head.device()};
+  return {head.raw(), {elements / shape[1], shape[1]}, head.dtype(), head.device()};
+}
+
+}  // namespace
+
+Parameter& ParameterStore::add(ParameterSpec spec) {
+  require(spec.offset.rank() == spec.global_shape.rank() &&
+              spec.extent.rank() == spec.global_shape.rank(),
+          "{}: offset and extent must have the rank of the whole", spec.name);
+  require(std::none_of(parameters_.begin(), parameters_.end(),
+                       [&](const Parameter& p) { return p.spec.name == spec.name; }),
+          "there are two parameters named {}", spec.name);
+  parameters_.push_back({.spec = std::move(spec), .flat_begin = 0, .value = {}, .grad = {}});
+  Parameter& parameter = parameters_.back();
+  FlatBuffer& buffer = buffer_for(parameter.spec.group, parameter.spec.dtype);
+  parameter.flat_begin = buffer.num_elements;
+  buffer.num_elements += parameter.spec.extent.num_elements();
+  buffer.parameters.push_back(&parameter);
+  return parameter;
+}
+
+FlatBuffer& ParameterStore::buffer_for(ParameterGroup group, DType dtype) {
+  for (FlatBuffer& buffer : buffers_) {
+    if (buffer.group == group && buffer.dtype == dtype) return buffer;
+  }
+  buffers_.push_back({.group = group,
+                      .dtype = dtype,
+                      .parameters = {},
+                      .num_elements = 0,
+                      .values = {},
+                      .grads = {}});
+  return buffers_.back();
+}
+
+void ParameterStore::materialize(Stream& stream, uint64_t seed, int world_size, Device device) {
+  for (FlatBuffer& buffer : buffers_) {
+    const int64_t padded = round_up(buffer.num_elements, int64_t{16} * world_size);
+    buffer.values = Tensor({padded}, buffer.dtype, device);
+    buffer.grads = Tensor({padded}, DType::f32, device);
+    for (Parameter* p : buffer.parameters) {
+      p->value = slice(buffer.values, p->flat_begin, p->spec.extent);
+      p->grad = slice(buffer.grads, p->flat_begin, p->spec.extent);
+      draw_initial_values(stream, seed, *p);
+    }
+  }
+}
+
+void ParameterStore::zero_grads(Stream& stream) {
+  for (FlatBuffer& buffer : buffers_) fill_zero(stream, buffer.grads);
+}
+
+int64_t ParameterStore::num_elements() const {
+  int64_t total = 0;
+  for (const FlatBuffer& buffer : buffers_) total += buffer.num_elements;
+  return total;
+}
+
+TensorView ParameterStore::fused_value(const Parameter& first, const Parameter& last) const {
+  return fuse(first, last, &Parameter::value);
+}
+
+TensorView ParameterStore::fused_grad(const Parameter& first, const Parameter& last) const {
+  return fuse(first, last, &Parameter::grad);
+}
+
+}  // namespace switchyard

@@ -1,0 +1,96 @@
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <string>
+#include <vector>
+
+#include "kernels/tensor.h"
+
+namespace switchyard {
+
+// Over which ranks the gradient of a parameter is summed, and over which its optimizer state is
+// split.
+enum class ParameterGroup {
+  sharded,     // split over tp: dp
+  replicated,  // the same on every rank: dp and tp
+  expert,      // split over ep: edp
+};
+inline constexpr ParameterGroup kParameterGroups[] = {
+    ParameterGroup::sharded, ParameterGroup::replicated, ParameterGroup::expert};
+
+// Initial values.
+struct Init {
+  enum class Kind { normal, ones, zeros };
+  Kind kind = Kind::zeros;
+  float std = 0.0f;  // normal
+
+  static Init normal(float std) { return {Kind::normal, std}; }
+  static Init ones() { return {Kind::ones, 0.0f}; }
+  static Init zeros() { return {Kind::zeros, 0.0f}; }
+};
+
+struct ParameterSpec {
+  std::string name;
+  Shape global_shape;
+  Shape offset;  // where this rank's box begins in it
+  Shape extent;  // this rank's box
+  ParameterGroup group = ParameterGroup::replicated;
+  DType dtype = DType::f32;  // of the values; gradients are f32
+  bool decay = true;         // whether weight decay applies
+  Init init;
+};
+
+struct Parameter {
+  ParameterSpec spec;
+  int64_t flat_begin = 0;  // of its first element in its flat buffer
+  TensorView value;        // extent, spec.dtype
+  TensorView grad;         // extent, f32
+};
+
+// The parameters of one (group, dtype), end to end in the order in which they were added.
+struct FlatBuffer {
+  ParameterGroup group;
+  DType dtype;
+  std::vector<Parameter*> parameters;
+  int64_t num_elements = 0;  // of the parameters; what follows is padding, always zero
+  Tensor values;             // [padded] dtype
+  Tensor grads;              // [padded] f32
+};
+
+// Owns values and gradients of one rank's parameters, in one flat buffer per (group, dtype), so
+// that gradients are reduced and optimizer state is split without copies.
+class ParameterStore {
+ public:
+  ParameterStore() = default;
+  ParameterStore(const ParameterStore&) = delete;
+  ParameterStore& operator=(const ParameterStore&) = delete;
+
+  // Declares a parameter; its views are empty until `materialize`. The reference stays valid.
+  Parameter& add(ParameterSpec spec);
+
+  // Allocates and draws the initial values: a function of seed, name and global index alone, so the
+  // same on every layout. Flat buffers are padded to a multiple of 16 * world_size elements, so
+  // that any group of ranks can split them evenly.
+  void materialize(Stream& stream, uint64_t seed, int world_size, Device device = {});
+
+  void zero_grads(Stream& stream);
+
+  // In the order of `add`.
+  std::deque<Parameter>& parameters() { return parameters_; }
+  const std::deque<Parameter>& parameters() const { return parameters_; }
+  std::vector<FlatBuffer>& buffers() { return buffers_; }
+  int64_t num_elements() const;  // of this rank
+
+  // [sum of rows, ...] over parameters that were added one after the other, `first` to `last`.
+  TensorView fused_value(const Parameter& first, const Parameter& last) const;
+  TensorView fused_grad(const Parameter& first, const Parameter& last) const;
+
+ private:
+  FlatBuffer& buffer_for(ParameterGroup group, DType dtype);
+
+  std::deque<Parameter> parameters_;
+  std::vector<FlatBuffer> buffers_;
+};
+
+}  // namespace switchyard

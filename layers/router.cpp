@@ -1,0 +1,173 @@
+#include "layers/router.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/balance_loss.h"
+#include "kernels/elementwise.h"
+#include "kernels/matmul.h"
+
+namespace switchyard {
+namespace {
+
+RouterOptions options_of(const RouterConfig& config) {
+  return {.score = config.score,
+          .top_k = config.top_k,
+          .normalize_topk = config.normalize_topk,
+          .routed_scaling_factor = static_cast<float>(config.routed_scaling_factor),
+          .force_balanced = config.force_balanced};
+}
+
+// x itself, or an f32 copy of it from the workspace.
+ConstTensorView in_f32(StepContext& ctx, ConstTensorView x) {
+  if (x.dtype() == DType::f32) return x;
+  TensorView copy = ctx.workspace.take(x.shape(), DType::f32);
+  cast(ctx.stream, x, copy);
+  return copy;
+}
+
+}  // namespace
+
+Router::Router(const BuildContext& build, const std::string& name, int moe_layer)
+    : config_(build.config.router),
+      options_(options_of(build.config.router)),
+      num_experts_(build.config.num_experts),
+      moe_layer_(moe_layer),
+      weight_(&build.router_weight(
+          name + ".weight", {build.config.num_experts, build.config.hidden}, build.init_std())) {
+  if (config_.bias_update_rate > 0.0) bias_ = Tensor({num_experts_}, DType::f32);
+}
+
+void Router::forward(StepContext& ctx, ConstTensorView x, Saved& saved) const {
+  Timed timed(ctx.profile, Phase::moe_router);
+  const int64_t tokens = x.dim(0);
+  saved.x = x;
+  saved.logits = ctx.workspace.take({tokens, num_experts_}, DType::f32);
+  saved.scores = ctx.workspace.take({tokens, num_experts_}, DType::f32);
+  saved.lse = ctx.workspace.take({tokens}, DType::f32);
+  saved.topk_idx = ctx.workspace.take({tokens, config_.top_k}, DType::i32);
+  saved.topk_weights = ctx.workspace.take({tokens, config_.top_k}, DType::f32);
+  {
+    WorkspaceScope scope(ctx.workspace);
+    matmul(ctx.stream, in_f32(ctx, x), Transpose::no, weight_->value, Transpose::yes,
+           Accumulate::no, saved.logits);
+  }
+  const ConstTensorView bias = bias_.num_elements() > 0 ? bias_.view() : ConstTensorView();
+  router_forward(ctx.stream, options_, ctx.local_range(), saved.logits, bias, saved.scores,
+                 saved.lse, saved.topk_idx, saved.topk_weights);
+  drop(ctx, saved);
+  balance(ctx, saved);
+  count_z_loss(ctx, saved);
+}
+
+void Router::drop(StepContext& ctx, Saved& saved) const {
+  saved.dispatch_idx = saved.topk_idx;
+  if (config_.capacity_factor <= 0.0 || ctx.decoding) return;
+  const Shape all{ctx.tokens(), config_.top_k};
+  TensorView dispatch_idx = ctx.workspace.take(all, DType::i32);
+  saved.dispatch_idx = dispatch_idx.rows(ctx.local_range().first_token, saved.topk_idx.dim(0));
+
+  // Who is dropped depends on whole sequences; sequence parallelism may have cut them.
+  WorkspaceScope scope(ctx.workspace);
+  TensorView idx = ctx.workspace.take(all, DType::i32);
+  TensorView weights = ctx.workspace.take(all, DType::f32);
+  ctx.dist.tp().all_gather(ctx.stream, saved.topk_idx, idx);
+  ctx.dist.tp().all_gather(ctx.stream, saved.topk_weights, weights);
+  const double mean_load =
+      static_cast<double>(ctx.batch.seq_len) * config_.top_k / static_cast<double>(num_experts_);
+  const auto capacity = static_cast<int64_t>(std::ceil(config_.capacity_factor * mean_load));
+  const int64_t dropped =
+      drop_over_capacity(ctx.stream, config_.drop_policy, capacity, ctx.batch.seq_len, num_experts_,
+                         idx, weights, dispatch_idx);
+  if (ctx.counts_replicated()) {
+    ctx.statistics->moe_layers[static_cast<size_t>(moe_layer_)].dropped += dropped;
+  }
+}
+
+void Router::balance(StepContext& ctx, Saved& saved) const {
+  const bool has_loss = config_.aux_loss_coef > 0.0;
+  if (!has_loss && !ctx.statistics) return;
+  const Shape per_sequence{ctx.batch.batch, num_experts_};
+  if (has_loss) saved.dprobs = ctx.workspace.take(per_sequence, DType::f32);
+
+  WorkspaceScope scope(ctx.workspace);
+  TensorView counts = ctx.workspace.take(per_sequence, DType::f32);
+  TensorView prob_sums = ctx.workspace.take(per_sequence, DType::f32);
+  router_statistics(ctx.stream, config_.score, ctx.local_range(), saved.scores, saved.topk_idx,
+                    counts, prob_sums);
+  if (ctx.statistics) {
+    auto& totals = ctx.statistics->moe_layers[static_cast<size_t>(moe_layer_)].expert_counts;
+    for (int64_t i = 0; i < counts.num_elements(); ++i) {
+      totals[static_cast<size_t>(i % num_experts_)] += counts.data<float>()[i];
+    }
+  }
+  if (!has_loss) return;
+
+  double assignments = static_cast<double>(ctx.batch.seq_len) * config_.top_k;
+  ConstTensorView load = counts;
+  if (config_.balance_scope == BalanceScope::sequence) {
+    ctx.dist.tp().all_reduce(ctx.stream, counts, ReduceOp::sum);
+  } else {
+    load = global_load(ctx, counts);
+    assignments = config_.top_k / static_cast<double>(ctx.scales.per_token);
+  }
+  const double loss = balance_loss(ctx.stream, load, assignments, prob_sums, ctx.scales.per_token,
+                                   config_.aux_loss_coef, saved.dprobs);
+  if (ctx.statistics) {
+    ctx.statistics->moe_layers[static_cast<size_t>(moe_layer_)].aux_loss += loss;
+  }
+}
+
+// [1, experts]: assignments in the global batch.
+ConstTensorView Router::global_load(StepContext& ctx, ConstTensorView counts) const {
+  TensorView load = ctx.workspace.take({1, num_experts_}, DType::f32);
+  fill_zero(ctx.stream, load);
+  if (ctx.global_counts) {
+    const auto& known = (*ctx.global_counts)[static_cast<size_t>(moe_layer_)];
+    std::transform(known.begin(), known.end(), load.data<float>(),
+                   [](double count) { return static_cast<float>(count); });
+    return load;
+  }
+  for (int64_t s = 0; s < counts.dim(0); ++s) add(ctx.stream, counts.rows(s, 1), load);
+  ctx.dist.world().all_reduce(ctx.stream, load, ReduceOp::sum);
+  return load;
+}
+
+void Router::count_z_loss(StepContext& ctx, const Saved& saved) const {
+  if (!ctx.statistics) return;
+  ctx.statistics->moe_layers[static_cast<size_t>(moe_layer_)].z_loss +=
+      sum_of_squares(ctx.stream, saved.lse) * ctx.scales.per_token;
+}
+
+void Router::backward(StepContext& ctx, ConstTensorView dtopk_weights, const Saved& saved,
+                      TensorView dx) const {
+  Timed timed(ctx.profile, Phase::moe_router);
+  WorkspaceScope scope(ctx.workspace);
+  TensorView dlogits = ctx.workspace.take(saved.logits.shape(), DType::f32);
+  const auto z_loss_scale = static_cast<float>(config_.z_loss_coef * ctx.scales.per_token);
+  router_backward(ctx.stream, options_, ctx.local_range(), saved.logits, saved.scores, saved.lse,
+                  saved.topk_idx, dtopk_weights, saved.dprobs, z_loss_scale, dlogits);
+  matmul(ctx.stream, dlogits, Transpose::yes, in_f32(ctx, saved.x), Transpose::no, Accumulate::yes,
+         weight_->grad);
+  if (dx.dtype() == DType::f32) {
+    matmul(ctx.stream, dlogits, Transpose::no, weight_->value, Transpose::no, Accumulate::yes, dx);
+    return;
+  }
+  TensorView dx_f32 = ctx.workspace.take(dx.shape(), DType::f32);
+  matmul(ctx.stream, dlogits, Transpose::no, weight_->value, Transpose::no, Accumulate::no, dx_f32);
+  add(ctx.stream, dx_f32, dx);
+}
+
+void Router::update_balancing_bias(std::span<const double> global_counts) {
+  if (bias_.num_elements() == 0) return;
+  double total = 0.0;
+  for (const double count : global_counts) total += count;
+  const double mean = total / num_experts_;
+  for (int e = 0; e < num_experts_; ++e) {
+    const double gap = mean - global_counts[static_cast<size_t>(e)];
+    const double sign = (gap > 0.0) - (gap < 0.0);
+    bias_.data<float>()[e] += static_cast<float>(config_.bias_update_rate * sign);
+  }
+}
+
+}  // namespace switchyard

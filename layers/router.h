@@ -1,0 +1,58 @@
+#pragma once
+
+#include <span>
+#include <string>
+
+#include "kernels/router.h"
+#include "layers/build_context.h"
+#include "layers/step_context.h"
+
+namespace switchyard {
+
+// Chooses the experts of every token, in f32, on the full-width x; and carries the balance loss,
+// the z-loss and the bias of loss-free balancing.
+class Router {
+ public:
+  struct Saved {
+    ConstTensorView x;        // [local_tokens, hidden]
+    TensorView logits;        // [local_tokens, experts] f32
+    TensorView scores;        // [local_tokens, experts] f32
+    TensorView lse;           // [local_tokens] f32
+    TensorView topk_idx;      // [local_tokens, top_k] i32, before any drop
+    TensorView topk_weights;  // [local_tokens, top_k] f32
+    TensorView dispatch_idx;  // [local_tokens, top_k] i32, -1: dropped
+    TensorView dprobs;        // [sequences, experts] f32; empty without aux_loss_coef
+  };
+
+  // `moe_layer` counts the MoE layers of the model from 0.
+  Router(const BuildContext& build, const std::string& name, int moe_layer);
+
+  //   x  [local_tokens, hidden]
+  void forward(StepContext& ctx, ConstTensorView x, Saved& saved) const;
+  //   dtopk_weights  [local_tokens, top_k] f32
+  //   dx             [local_tokens, hidden]  +=
+  void backward(StepContext& ctx, ConstTensorView dtopk_weights, const Saved& saved,
+                TensorView dx) const;
+
+  // Loss-free balancing (Wang et al. 2024, algorithm 1): moves each expert's bias by the update
+  // rate towards the mean load.
+  //   global_counts  [experts] assignments in the whole global batch
+  void update_balancing_bias(std::span<const double> global_counts);
+  // [experts] f32; empty where loss-free balancing is off
+  TensorView balancing_bias() { return bias_.num_elements() > 0 ? bias_.view() : TensorView(); }
+
+ private:
+  void drop(StepContext& ctx, Saved& saved) const;
+  void balance(StepContext& ctx, Saved& saved) const;
+  ConstTensorView global_load(StepContext& ctx, ConstTensorView counts) const;
+  void count_z_loss(StepContext& ctx, const Saved& saved) const;
+
+  RouterConfig config_;
+  RouterOptions options_;
+  int num_experts_;
+  int moe_layer_;
+  Parameter* weight_;  // [experts, hidden] f32
+  Tensor bias_;        // [experts] f32
+};
+
+}  // namespace switchyard

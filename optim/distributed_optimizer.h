@@ -1,0 +1,78 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kernels/tensor.h"
+#include "layers/parameter.h"
+#include "optim/optimizer_config.h"
+#include "parallel/distributed_context.h"
+
+namespace switchyard {
+
+// A run of one parameter's elements that this rank owns: the flat range [begin, end) of the
+// row-major box (offset, extent) within the whole tensor. Checkpoints save and load these.
+struct ShardPiece {
+  std::string name;
+  Shape global_shape;
+  Shape offset;
+  Shape extent;
+  int64_t begin = 0;
+  int64_t end = 0;
+  std::span<float> main_params;  // end - begin values each
+  std::span<float> exp_avg;      // the momentum with sgd
+  std::span<float> exp_avg_sq;   // empty with sgd
+};
+
+struct OptimizerStepResult {
+  double grad_norm = 0.0;  // of the whole model, before clipping; the same number on every rank
+  bool skipped = false;    // the norm was not finite: nothing was changed
+};
+
+// ZeRO-1 (Rajbhandari et al. 2020): gradients are summed over the ranks that hold copies of a
+// parameter, and each of those ranks updates its share of the f32 main weights and of the optimizer
+// state, then the shares are gathered. After the sum every element lives on exactly one rank, so
+// the gradient norm is a plain sum over the world.
+class DistributedOptimizer {
+ public:
+  // Collective. `store` and `dist` must outlive it.
+  DistributedOptimizer(Stream& stream, const OptimizerConfig& config, ParameterStore& store,
+                       const DistributedContext& dist);
+
+  // One update from the gradients in the store, which are zero afterwards. Collective.
+  OptimizerStepResult step(Stream& stream, double lr);
+
+  // Updates so far; skipped ones do not count.
+  int64_t num_steps() const { return num_steps_; }
+  void set_num_steps(int64_t steps) { num_steps_ = steps; }
+
+  std::vector<ShardPiece> pieces();
+  // Rounds the main weights into the parameters of all ranks. After a checkpoint was loaded into
+  // the pieces. Collective.
+  void publish_main_params(Stream& stream);
+
+  size_t state_bytes() const;  // of this rank: main weights and optimizer state
+
+ private:
+  struct Shard {
+    FlatBuffer* buffer;
+    Communicator* group;
+    Tensor main_params, exp_avg, exp_avg_sq;  // [padded / group size] f32
+  };
+
+  Communicator& group_of(ParameterGroup group) const;
+  TensorView grad_shard(const Shard& shard) const;
+  TensorView value_shard(const Shard& shard) const;
+  double global_grad_norm(Stream& stream) const;
+  void update(Stream& stream, Shard& shard, double lr, double grad_scale);
+
+  OptimizerConfig config_;
+  ParameterStore& store_;
+  const DistributedContext& dist_;
+  std::vector<Shard> shards_;
+  int64_t num_steps_ = 0;
+};
+
+}  // namespace switchyard

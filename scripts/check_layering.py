@@ -1,0 +1,116 @@
+#!/usr/bin/env python3
+"""Checks the rules of the source tree that a compiler does not.
+
+Errors (exit code 1):
+  - a file of kernels/ parallel/ layers/ optim/ trainer/ includes a folder to its right
+  - a file above parallel/ includes a CUDA, NCCL or MPI header
+  - a header without #pragma once, or with a `using namespace`
+  - a .cpp or .cu file whose own header is not its first include
+Notes (exit code 0): functions longer than a screen.
+"""
+
+import argparse
+import pathlib
+import re
+import sys
+
+LAYERS = ["kernels", "parallel", "layers", "optim", "trainer"]
+MAY_USE_DEVICE_LIBRARIES = {"kernels", "parallel"}
+DEVICE_HEADER = re.compile(r"^(cuda|cublas|cooperative_groups|nccl|nvml|mpi\b|mpi\.h|mpi-ext)")
+INCLUDE = re.compile(r'^\s*#\s*include\s+(?:"([^"]+)"|<([^>]+)>)')
+SUFFIXES = {".h", ".cuh", ".cpp", ".cu"}
+SCREEN = 70
+# Opens a top-level block that is not a function.
+NOT_A_FUNCTION = re.compile(r"^(namespace|class|struct|enum|union|extern|constexpr|const|static_assert|#)")
+
+
+def strip_comments(text):
+    """Blanks comments out, keeping line numbers."""
+    text = re.sub(r"/\*.*?\*/", lambda match: "\n" * match.group().count("\n"), text, flags=re.S)
+    return re.sub(r"//[^\n]*", "", text)
+
+
+def includes_of(lines):
+    for number, line in enumerate(lines, 1):
+        match = INCLUDE.match(line)
+        if match:
+            yield number, match.group(1) or match.group(2)
+
+
+def check_includes(path, lines):
+    layer = path.parts[0]
+    for number, included in includes_of(lines):
+        target = included.split("/")[0]
+        if target in LAYERS and "/" in included and LAYERS.index(target) > LAYERS.index(layer):
+            yield number, f"{layer}/ may not include {included}: {' <- '.join(LAYERS)}"
+        if layer not in MAY_USE_DEVICE_LIBRARIES and DEVICE_HEADER.match(included):
+            yield number, f"{included} stays inside kernels/ and parallel/"
+
+
+def check_header(lines):
+    if not any(line.strip() == "#pragma once" for line in lines):
+        yield 1, "a header begins with #pragma once"
+    for number, line in enumerate(lines, 1):
+        if re.match(r"\s*using\s+namespace\b", line):
+            yield number, "no `using namespace` in headers"
+
+
+def check_own_header_first(root, path, lines):
+    own = path.with_suffix(".h")
+    if not (root / own).exists():
+        return
+    first = next(includes_of(lines), None)
+    if first is None or first[1] != own.as_posix():
+        yield (first[0] if first else 1), f"the first include is {own}"
+
+
+def long_functions(lines):
+    """Functions at namespace level, as clang-format lays them out: they end with `}` in column 0."""
+    begin = None
+    for number, line in enumerate(lines, 1):
+        if line and not line[0].isspace() and line[0] not in "{}":
+            begin = None if NOT_A_FUNCTION.match(line) else begin or number
+            if line.rstrip().endswith(";"):
+                begin = None
+        elif line.startswith("}") and begin is not None:
+            if number - begin + 1 > SCREEN:
+                yield begin, number - begin + 1
+            begin = None
+
+
+def check_tree(root):
+    """Returns (errors, notes), lists of `file:line: message`."""
+    errors, notes = [], []
+    for layer in LAYERS:
+        for file in sorted((root / layer).rglob("*")):
+            if file.suffix not in SUFFIXES:
+                continue
+            path = file.relative_to(root)
+            lines = strip_comments(file.read_text(encoding="utf-8")).split("\n")
+            found = list(check_includes(path, lines))
+            if file.suffix in (".h", ".cuh"):
+                found += check_header(lines)
+            else:
+                found += check_own_header_first(root, path, lines)
+            errors += [f"{path}:{number}: {message}" for number, message in found]
+            notes += [
+                f"{path}:{number}: {length} lines, more than a screen ({SCREEN})"
+                for number, length in long_functions(lines)
+            ]
+    return errors, notes
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("root", type=pathlib.Path, nargs="?",
+                        default=pathlib.Path(__file__).resolve().parent.parent)
+    errors, notes = check_tree(parser.parse_args().root)
+    for note in notes:
+        print("note:", note)
+    for error in errors:
+        print("error:", error, file=sys.stderr)
+    return 1 if errors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Installs the packages, builds build/ and runs every test; arguments go to ctest:
+#   scripts/test.sh -R layout
+# With CI set, warnings are errors.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+scripts/setup.sh
+
+# Open MPI refuses to start as root, which is what a container's user is, without both.
+if (($(id -u) == 0)); then
+  export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+fi
+
+cmake --preset release -DSWITCHYARD_WERROR="${CI:+ON}"
+cmake --build --preset release
+# Tests under mpiexec claim two processors each, so this never starts two of them on two cores.
+ctest --preset release --parallel "$(nproc)" "$@"

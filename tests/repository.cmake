@@ -1,0 +1,24 @@
+# Tests of the source tree itself.
+find_package(Python3 REQUIRED COMPONENTS Interpreter)
+add_test(NAME layering COMMAND Python3::Interpreter ${CMAKE_SOURCE_DIR}/scripts/check_layering.py)
+file(GLOB script_tests CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/scripts/*_test.py)
+foreach(test ${script_tests})
+  cmake_path(GET test STEM name)
+  add_test(NAME scripts_${name} COMMAND Python3::Interpreter ${test})
+endforeach()
+
+# Every header compiles on its own: one translation unit each, unoptimised, never linked.
+file(GLOB_RECURSE headers RELATIVE ${CMAKE_SOURCE_DIR} CONFIGURE_DEPENDS
+  ${CMAKE_SOURCE_DIR}/kernels/*.h ${CMAKE_SOURCE_DIR}/parallel/*.h ${CMAKE_SOURCE_DIR}/layers/*.h
+  ${CMAKE_SOURCE_DIR}/optim/*.h ${CMAKE_SOURCE_DIR}/trainer/*.h)
+set(header_sources)
+foreach(header ${headers})
+  set(source ${CMAKE_CURRENT_BINARY_DIR}/headers/${header}.cpp)
+  file(CONFIGURE OUTPUT ${source} CONTENT "#include \"${header}\"\n")
+  list(APPEND header_sources ${source})
+endforeach()
+add_library(standalone_headers OBJECT ${header_sources})
+target_compile_options(standalone_headers PRIVATE -O0)
+target_link_libraries(standalone_headers PRIVATE
+  switchyard_trainer MPI::MPI_C OneDNN::OneDNN Random123::Random123 HDF5::HDF5 yaml-cpp CLI11::CLI11
+  spdlog::spdlog SentencePiece::train)

@@ -1,0 +1,68 @@
+"""check_layering.py on small trees that break one rule each."""
+
+import pathlib
+import sys
+import tempfile
+import unittest
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "scripts"))
+import check_layering  # noqa: E402
+
+
+class CheckLayeringTest(unittest.TestCase):
+    def check(self, files):
+        with tempfile.TemporaryDirectory() as folder:
+            root = pathlib.Path(folder)
+            for name, text in files.items():
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                (root / name).write_text(text)
+            return check_layering.check_tree(root)
+
+    def assert_one_error(self, files, place):
+        errors, _ = self.check(files)
+        self.assertEqual(len(errors), 1, errors)
+        self.assertTrue(errors[0].startswith(place), errors)
+
+    def test_accepts_includes_to_the_left(self):
+        errors, notes = self.check({
+            "kernels/a.h": "#pragma once\n#include <cuda_runtime.h>\n",
+            "trainer/b.cpp": '#include "kernels/a.h"\n#include <vector>\n',
+        })
+        self.assertEqual((errors, notes), ([], []))
+
+    def test_rejects_an_include_to_the_right(self):
+        self.assert_one_error({"kernels/a.cpp": '\n#include "layers/b.h"\n'}, "kernels/a.cpp:2:")
+
+    def test_ignores_includes_in_comments(self):
+        errors, _ = self.check({"kernels/a.cpp": '/*\n#include "layers/b.h"\n*/\n// using namespace\n'})
+        self.assertEqual(errors, [])
+
+    def test_rejects_device_headers_above_parallel(self):
+        for header in ["mpi.h", "nccl.h", "cuda_bf16.h", "cublas_v2.h"]:
+            self.assert_one_error({"layers/a.cpp": f"#include <{header}>\n"}, "layers/a.cpp:1:")
+
+    def test_rejects_a_header_without_pragma_once(self):
+        self.assert_one_error({"optim/a.h": "int f();\n"}, "optim/a.h:1:")
+
+    def test_rejects_using_namespace_in_a_header(self):
+        self.assert_one_error({"optim/a.h": "#pragma once\nusing namespace std;\n"}, "optim/a.h:2:")
+
+    def test_wants_the_own_header_first(self):
+        self.assert_one_error({
+            "optim/a.h": "#pragma once\n",
+            "optim/a.cpp": '#include <vector>\n#include "optim/a.h"\n',
+        }, "optim/a.cpp:1:")
+
+    def test_notes_functions_longer_than_a_screen(self):
+        function = "void {}(int a,\n        int b) {{\n" + "  a += b;\n" * 68 + "}}\n"
+        text = "namespace n {\n\n" + function.format("f") + function.replace("  a += b;\n", "", 1).format("g") + "}\n"
+
+        errors, notes = self.check({"optim/a.cpp": text})
+
+        self.assertEqual(errors, [])
+        self.assertEqual(len(notes), 1, notes)
+        self.assertTrue(notes[0].startswith("optim/a.cpp:3: 71 lines"), notes)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,144 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "layers/build_context.h"
+#include "layers/micro_batch.h"
+#include "layers/model_config.h"
+#include "layers/parameter.h"
+#include "layers/step_context.h"
+#include "layers/transformer.h"
+#include "parallel/distributed_context.h"
+#include "support/test_tensors.h"
+
+namespace switchyard::test {
+
+// A model small enough for finite differences, with large enough weights that its gradients stand
+// out of f32 noise. Inner widths divide by every tp that the tests use.
+inline ModelConfig tiny_model(Structure structure) {
+  ModelConfig config;
+  config.structure = structure;
+  config.vocab_size = 37;
+  config.seq_len = 8;
+  config.hidden = 16;
+  config.num_layers = 2;
+  config.num_heads = 4;
+  config.num_kv_heads = 4;
+  config.head_dim = 8;
+  config.init_std = 0.2;
+  config.ffn_hidden = 24;
+  if (structure == Structure::dense) return config;
+  config.num_experts = 8;
+  config.router.aux_loss_coef = 0.02;
+  config.router.z_loss_coef = 0.01;
+  if (structure == Structure::vanilla) {
+    config.expert_ffn_hidden = 24;
+    config.router.top_k = 1;
+  } else {
+    config.expert_ffn_hidden = structure == Structure::bigmac ? 16 : 4;
+    config.latent = structure == Structure::bigmac ? 4 : 0;
+    config.router.top_k = 3;
+    config.router.normalize_topk = true;
+    config.num_shared_experts = 1;
+    config.shared_expert_ffn_hidden = 8;
+  }
+  return config;
+}
+
+inline std::string name_of(Structure structure) {
+  switch (structure) {
+    case Structure::dense:
+      return "dense";
+    case Structure::vanilla:
+      return "vanilla";
+    case Structure::fine_grained:
+      return "fine_grained";
+    case Structure::bigmac:
+      return "bigmac";
+  }
+  return "?";
+}
+
+// Sequences [first, first + count) of an endless text of pseudo-random tokens: a function of the
+// sequence number alone, so that every layout can be given the same global batch.
+inline MicroBatch synthetic_batch(const ModelConfig& config, int64_t first, int64_t count,
+                                  bool documents = false) {
+  MicroBatch batch;
+  batch.batch = count;
+  batch.seq_len = config.seq_len;
+  batch.tokens = Tensor({count, config.seq_len}, DType::i32);
+  batch.targets = Tensor({count, config.seq_len}, DType::i32);
+  if (documents) batch.document_start = Tensor({count, config.seq_len}, DType::i32);
+  for (int64_t s = 0; s < count; ++s) {
+    std::mt19937 engine(static_cast<uint32_t>(977 * (first + s) + 13));
+    int32_t previous = static_cast<int32_t>(engine() % static_cast<uint32_t>(config.vocab_size));
+    for (int64_t t = 0; t < config.seq_len; ++t) {
+      const auto next = static_cast<int32_t>(engine() % static_cast<uint32_t>(config.vocab_size));
+      batch.tokens.data<int32_t>()[s * config.seq_len + t] = previous;
+      batch.targets.data<int32_t>()[s * config.seq_len + t] = next;
+      if (documents) {
+        batch.document_start.data<int32_t>()[s * config.seq_len + t] =
+            t < config.seq_len / 2 ? 0 : static_cast<int32_t>(config.seq_len / 2);
+      }
+      previous = next;
+    }
+  }
+  return batch;
+}
+
+inline LossScales scales_of(const ModelConfig& config, int64_t sequences) {
+  const auto tokens = static_cast<float>(sequences * config.seq_len);
+  return {1.0f / tokens, 1.0f / tokens, 1.0f / static_cast<float>(sequences)};
+}
+
+inline StepStatistics statistics_for(const ModelConfig& config, int moe_layers) {
+  StepStatistics statistics;
+  statistics.moe_layers.resize(static_cast<size_t>(moe_layers));
+  for (LayerStatistics& layer : statistics.moe_layers) {
+    layer.expert_counts.assign(static_cast<size_t>(config.num_experts), 0.0);
+  }
+  return statistics;
+}
+
+// Everything that a layer under test needs, on one rank.
+struct LayerBench {
+  explicit LayerBench(ModelConfig model, DType dtype = DType::f32, bool documents = false)
+      : config(std::move(model)),
+        batch(synthetic_batch(config, 0, 2, documents)),
+        statistics(statistics_for(config, 1)),
+        build{store, config, dist, dtype} {}
+
+  void materialize(uint64_t seed = 7) { store.materialize(stream, seed, 1); }
+  StepContext context() {
+    return {.stream = stream,
+            .workspace = workspace,
+            .dist = dist,
+            .batch = batch,
+            .scales = scales_of(config, batch.batch),
+            .statistics = &statistics};
+  }
+  Tensor input(uint64_t seed = 3) const {
+    return random_tensor({batch.batch * batch.seq_len, config.hidden}, seed);
+  }
+
+  ModelConfig config;
+  Stream stream;
+  DistributedContext dist;
+  ParameterStore store;
+  Workspace workspace;
+  MicroBatch batch;
+  StepStatistics statistics;
+  BuildContext build;
+};
+
+// |analytic - numeric| over the largest numeric element, by every element of x.
+inline double gradient_error(TensorView x, ConstTensorView analytic,
+                             const std::function<double()>& f, float step = 1e-2f) {
+  return relative_error(to_floats(analytic), numeric_gradient(x, f, step));
+}
+
+}  // namespace switchyard::test

@@ -1,0 +1,135 @@
+#include "trainer/training/train_step.h"
+
+#include <algorithm>
+#include <chrono>
+
+namespace switchyard {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+}  // namespace
+
+double StepReport::max_load_ratio() const {
+  double worst = 0.0;
+  for (const std::vector<double>& counts : expert_counts) {
+    double total = 0.0;
+    for (const double count : counts) total += count;
+    if (total <= 0.0) continue;
+    const double mean = total / static_cast<double>(counts.size());
+    worst = std::max(worst, *std::max_element(counts.begin(), counts.end()) / mean);
+  }
+  return worst;
+}
+
+TrainStep::TrainStep(Stream& stream, Transformer& model, DistributedOptimizer& optimizer,
+                     const DistributedContext& dist)
+    : stream_(stream), model_(model), optimizer_(optimizer), dist_(dist) {}
+
+StepStatistics TrainStep::empty_statistics() const {
+  StepStatistics statistics;
+  statistics.moe_layers.resize(static_cast<size_t>(model_.num_moe_layers()));
+  for (LayerStatistics& layer : statistics.moe_layers) {
+    layer.expert_counts.assign(static_cast<size_t>(model_.config().num_experts), 0.0);
+  }
+  return statistics;
+}
+
+StepContext TrainStep::context(const MicroBatch& batch, const LossScales& scales,
+                               StepStatistics* statistics) {
+  return {.stream = stream_,
+          .workspace = workspace_,
+          .dist = dist_,
+          .batch = batch,
+          .scales = scales,
+          .statistics = statistics,
+          .profile = profile_};
+}
+
+StepReport TrainStep::run(std::span<const MicroBatch> micro_batches, const LossScales& scales,
+                          double lr, bool stop_requested) {
+  StepStatistics statistics = empty_statistics();
+  const RouterConfig& router = model_.config().router;
+  GlobalExpertCounts counts;
+  const bool count_first = micro_batches.size() > 1 && router.aux_loss_coef > 0.0 &&
+                           router.balance_scope == BalanceScope::global_batch;
+  if (count_first) counts = count_experts(micro_batches, scales);
+  for (const MicroBatch& batch : micro_batches) {
+    StepContext ctx = context(batch, scales, &statistics);
+    if (count_first) ctx.global_counts = &counts;
+    model_.forward_backward(ctx);
+  }
+
+  const auto begin = Clock::now();
+  const OptimizerStepResult update = optimizer_.step(stream_, lr);
+  const double optimizer_seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+
+  StepReport report = reduce(statistics, stop_requested);
+  report.grad_norm = update.grad_norm;
+  report.skipped = update.skipped;
+  report.optimizer_seconds = optimizer_seconds;
+  if (!update.skipped) model_.update_balancing_biases(report.expert_counts);
+  return report;
+}
+
+StepReport TrainStep::evaluate(std::span<const MicroBatch> micro_batches,
+                               const LossScales& scales) {
+  StepStatistics statistics = empty_statistics();
+  for (const MicroBatch& batch : micro_batches) {
+    StepContext ctx = context(batch, scales, &statistics);
+    model_.forward_loss(ctx);
+  }
+  return reduce(statistics, /*stop_requested=*/false);
+}
+
+// The balance loss over the global batch needs the counts of micro-batches that come later, so they
+// all run forward once before.
+GlobalExpertCounts TrainStep::count_experts(std::span<const MicroBatch> micro_batches,
+                                            const LossScales& scales) {
+  StepStatistics statistics = empty_statistics();
+  for (const MicroBatch& batch : micro_batches) {
+    StepContext ctx = context(batch, scales, &statistics);
+    model_.forward_loss(ctx);
+  }
+  return reduce(statistics, /*stop_requested=*/false).expert_counts;
+}
+
+StepReport TrainStep::reduce(const StepStatistics& statistics, bool stop_requested) {
+  const size_t layers = statistics.moe_layers.size();
+  std::vector<double> sums = {statistics.loss,
+                              static_cast<double>(statistics.traffic.row_bytes),
+                              stop_requested ? 1.0 : 0.0,
+                              0.0,
+                              0.0,
+                              0.0};
+  for (const LayerStatistics& layer : statistics.moe_layers) {
+    sums[3] += layer.aux_loss / static_cast<double>(layers);
+    sums[4] += layer.z_loss / static_cast<double>(layers);
+    sums[5] += static_cast<double>(layer.dropped);
+    sums.insert(sums.end(), layer.expert_counts.begin(), layer.expert_counts.end());
+  }
+  dist_.world().all_reduce(stream_, view_of(std::span(sums)), ReduceOp::sum);
+  std::vector<double> slowest = {statistics.forward_seconds, statistics.backward_seconds,
+                                 statistics.traffic.seconds};
+  dist_.world().all_reduce(stream_, view_of(std::span(slowest)), ReduceOp::max);
+
+  StepReport report;
+  report.loss = sums[0];
+  report.exchange_bytes = static_cast<int64_t>(sums[1]);
+  report.stop_requested = sums[2] > 0.0;
+  report.aux_loss = sums[3];
+  report.z_loss = sums[4];
+  report.dropped_tokens = static_cast<int64_t>(sums[5]);
+  report.forward_seconds = slowest[0];
+  report.backward_seconds = slowest[1];
+  report.exchange_seconds = slowest[2];
+  auto counts = sums.begin() + 6;
+  for (const LayerStatistics& layer : statistics.moe_layers) {
+    const auto end = counts + static_cast<std::ptrdiff_t>(layer.expert_counts.size());
+    report.expert_counts.emplace_back(counts, end);
+    counts = end;
+  }
+  return report;
+}
+
+}  // namespace switchyard

@@ -1,0 +1,34 @@
+#pragma once
+
+#include <filesystem>
+#include <iosfwd>
+#include <optional>
+#include <string_view>
+
+#include "trainer/training/console.h"
+#include "trainer/training/metrics.h"
+#include "trainer/training/tensorboard_writer.h"
+
+namespace switchyard {
+
+// All that a run tells about its steps: `dir`/metrics.jsonl, TensorBoard's event files in
+// `dir`/tensorboard, and the console. For rank 0.
+class TrainingLog {
+ public:
+  // `last_step` is the restored one, 0 for a fresh run. Throws Error if a file cannot be opened.
+  TrainingLog(const std::filesystem::path& dir, bool tensorboard, int64_t last_step,
+              std::ostream& out, const ConsoleOptions& console);
+
+  // A file that cannot be written (disk full) does not end the training: the console says so once,
+  // and later steps are tried again.
+  void record(const StepMetrics& metrics);
+  void message(std::string_view text) { console_.message(text); }
+
+ private:
+  Console console_;
+  MetricsFile metrics_;
+  std::optional<TensorboardWriter> tensorboard_;
+  bool failing_ = false;  // the last write failed
+};
+
+}  // namespace switchyard
