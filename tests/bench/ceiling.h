@@ -35,6 +35,7 @@ class CeilingReport {
 
   template <class Run>
   void run(const Run& run) {
+    run();  // touches every page of the outputs
     for (auto _ : state_) {
       const auto start = std::chrono::steady_clock::now();
       run();
