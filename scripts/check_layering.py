@@ -1,4 +1,4 @@
-#!/usr/bin/env python3
+#!/usr/bin/python3
 """Checks the rules of the source tree that a compiler does not.
 
 Errors (exit code 1):
