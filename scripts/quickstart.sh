@@ -46,9 +46,8 @@ ranks() {
   mpirun -n 4 --oversubscribe --bind-to none --mca mpi_yield_when_idle 1 "$@"
 }
 
-# The package's .rst files alone; nothing is installed.
-fetch_linux_doc() {
-  local scratch package
+# The package's .rst files alone; nothing is installed. In a subshell, whose end removes the scratch.
+fetch_linux_doc() (
   if ! apt-cache show linux-doc >/dev/null 2>&1; then
     if (($(id -u) == 0)); then apt-get update -q; else sudo apt-get update -q; fi
   fi
@@ -56,7 +55,7 @@ fetch_linux_doc() {
   package=$(apt-cache depends linux-doc | awk '$1 == "Depends:" && $2 ~ /^linux-doc-/ {print $2}')
   package=${package:-linux-doc}
   scratch=$(mktemp -d)
-  trap 'rm -rf "$scratch"' RETURN
+  trap 'rm -rf "$scratch"' EXIT
   # As root, apt downloads as a user of its own.
   if (($(id -u) == 0)); then chown _apt "$scratch"; fi
   (cd "$scratch" && apt-get download -q "$package")
@@ -73,7 +72,7 @@ fetch_linux_doc() {
   rm -rf "$default_text.partial"
   mv "$scratch/text" "$default_text.partial"
   mv "$default_text.partial" "$default_text"
-}
+)
 
 # Token files and tokenizer; `source` is written when they are complete, and says of what.
 make_token_files() {
