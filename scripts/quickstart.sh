@@ -46,7 +46,7 @@ ranks() {
   mpirun -n 4 --oversubscribe --bind-to none --mca mpi_yield_when_idle 1 "$@"
 }
 
-# The package's .rst files alone; nothing is installed. In a subshell, whose end removes the scratch.
+# The package's .rst files alone; nothing is installed. A subshell: its end removes the scratch folder.
 fetch_linux_doc() (
   if ! apt-cache show linux-doc >/dev/null 2>&1; then
     if (($(id -u) == 0)); then apt-get update -q; else sudo apt-get update -q; fi
