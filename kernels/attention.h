@@ -13,7 +13,6 @@ namespace switchyard {
 //   document_start  [batch, seq_len] i32: the first position of the token's own document; earlier
 //                   keys are masked. Non-decreasing along seq_len, at most the position itself.
 //                   Empty: causal only
-//   scale           positive
 //   out             [batch * seq_len, heads * head_dim]    dtype of q
 //   lse             [batch, heads, seq_len] f32: log of the sum of exp(scaled score)
 using AttentionForward = void(Stream&, Workspace&, ConstTensorView q, ConstTensorView k,

@@ -51,7 +51,7 @@ void compute_block(const MatrixProduct& product);
 
 // The two ways of compute_block for bf16 operands; it takes the first where the CPU has AMX, else
 // the second. Without AMX the bf16 dot product instruction of Intel's cores runs at half the rate
-// of f32 FMA: 85 GFLOP/s per thread, where widening to f32 makes 130 to 150.
+// of f32 FMA: 85 GFLOP/s per thread, where widening to f32 makes 150.
 void compute_block_native_bf16(const MatrixProduct& product);
 void compute_block_widened_bf16(const MatrixProduct& product);
 
