@@ -1,13 +1,13 @@
 #pragma once
+
 #include <cstddef>
 #include <cstdint>
+#include <span>
+
 namespace switchyard {
-inline uint32_t crc32c(const void* data, size_t n) {
-  uint32_t c = ~0u;
-  for (size_t i = 0; i < n; ++i) {
-    c ^= static_cast<const unsigned char*>(data)[i];
-    for (int k = 0; k < 8; ++k) c = c & 1 ? (c >> 1) ^ 0x82F63B78u : c >> 1;
-  }
-  return ~c;
-}
+
+// CRC-32C (Castagnoli) of RFC 3720, appendix B.4: what token files and checkpoints are checked
+// with. Bytes that come in parts: crc32c(second, crc32c(first)) is the checksum of both.
+uint32_t crc32c(std::span<const std::byte> bytes, uint32_t seed = 0);
+
 }  // namespace switchyard

@@ -7,6 +7,7 @@
 #include <bit>
 #include <chrono>
 #include <cstddef>
+#include <span>
 
 #include "kernels/check.h"
 #include "kernels/crc32c.h"
@@ -87,7 +88,7 @@ std::string scalars_event(int64_t step, std::span<const TensorboardWriter::Scala
 // TFRecord rotates and offsets its checksums, so that data which holds checksums itself does not
 // cancel them (tensorflow/core/lib/hash/crc32c.h).
 uint32_t masked_crc32c(const std::string& bytes) {
-  return std::rotr(crc32c(bytes.data(), bytes.size()), 15) + 0xa282ead8u;
+  return std::rotr(crc32c(std::as_bytes(std::span(bytes))), 15) + 0xa282ead8u;
 }
 
 std::filesystem::path new_event_file(const std::filesystem::path& folder) {
