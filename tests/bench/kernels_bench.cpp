@@ -4,7 +4,7 @@
 #include <random>
 #include <vector>
 
-#include "bench/ceiling.h"
+#include "bench/ceiling_report.h"
 #include "kernels/attention.h"
 #include "kernels/matmul.h"
 #include "support/test_tensors.h"
