@@ -1,0 +1,50 @@
+#pragma once
+
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "trainer/checkpoint/file_io.h"
+#include "trainer/checkpoint/manifest.h"
+#include "trainer/checkpoint/tensor_piece.h"
+
+namespace switchyard {
+
+// Reads one checkpoint, whatever layout wrote it. Not collective.
+class CheckpointReader {
+ public:
+  // Reads the manifest. Throws Error naming the file if it is missing, damaged or of another
+  // version.
+  explicit CheckpointReader(std::filesystem::path folder);
+
+  const std::filesystem::path& folder() const { return folder_; }
+  const Manifest& manifest() const { return manifest_; }
+
+  // What is wrong with a shard: its absence, its length, or the tensors whose checksums do not
+  // match. One line each, with the file's name; empty if it is as it was written.
+  std::vector<std::string> damage_of(const StoredFile& file) const;
+
+  // Throws Error, naming the tensor, unless the checkpoint holds all of every piece under the same
+  // shape.
+  void check_pieces(std::span<const TensorPiece> pieces) const;
+  // Fills the pieces; reads only the ranges that they share with what is stored.
+  void read(std::span<const TensorPiece> pieces);
+
+ private:
+  struct Place {
+    size_t shard;
+    const StoredPiece* piece;
+  };
+
+  const InputFile& open_shard(size_t shard);
+
+  std::filesystem::path folder_;
+  Manifest manifest_;
+  std::map<TensorKey, std::vector<Place>> places_;
+  std::vector<std::unique_ptr<InputFile>> open_shards_;
+};
+
+}  // namespace switchyard

@@ -1,0 +1,97 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "layers/parameter.h"
+#include "parallel/distributed_context.h"
+#include "trainer/checkpoint/manifest.h"
+#include "trainer/checkpoint/tensor_piece.h"
+
+namespace switchyard {
+
+// What a checkpoint holds, or is loaded into.
+struct CheckpointTensors {
+  std::vector<TensorPiece> owned;       // this rank's; every element of a tensor is on one rank
+  std::vector<TensorPiece> replicated;  // whole tensors, the same on every rank
+};
+
+// The same on every rank.
+struct SaveResult {
+  bool saved = false;
+  // Why it was not saved; or, if it was, what went wrong afterwards (an old one could not be
+  // removed). Empty: all went well.
+  std::string problem;
+};
+
+// The same on every rank.
+struct ResumeResult {
+  std::optional<TrainingState> state;  // nothing: there is no checkpoint, and nothing was loaded
+  std::string name;                    // of the checkpoint: "step_00000100"
+  std::vector<std::string> notices;    // checkpoints that were passed over, and why
+};
+
+enum class SaveStage { prepare, shard, manifest, publish, link, prune };
+
+// The checkpoints of one run: the folders step_00000100, step_00000200 ... of a folder that all
+// ranks see. `latest` is a symbolic link to the newest.
+//
+// A save is made in step_00000100.tmp and renamed when all of it is on the disk; whatever happens
+// before that leaves the earlier checkpoints as they are. Every call is collective over the world.
+class Checkpoints {
+ public:
+  // `keep`: how many of the newest stay; 0: all. `dist` must outlive it.
+  Checkpoints(std::filesystem::path folder, int keep, const DistributedContext& dist);
+
+  // Never throws for a reason that lies in the files or the disk: training goes on without the
+  // checkpoint.
+  SaveResult save(const TrainingState& state, const CheckpointTensors& tensors);
+
+  // Loads the newest intact checkpoint. Throws Error if there are checkpoints, but none is intact
+  // (training from scratch would bury them), or if the newest intact one is of another model.
+  ResumeResult resume_newest(const CheckpointTensors& tensors);
+
+  // Steps of the complete checkpoints, ascending. Not collective.
+  std::vector<int64_t> steps() const;
+  std::filesystem::path folder_of(int64_t step) const;
+
+  // Called on every rank before each stage of its part of a save; tests throw from it, or end the
+  // process.
+  void set_stage_hook(std::function<void(SaveStage)> hook) { hook_ = std::move(hook); }
+
+ private:
+  void enter(SaveStage stage) const;
+  bool is_first_rank() const { return dist_.rank() == 0; }
+  void prepare(const std::filesystem::path& temporary) const;
+  StoredFile save_shard(const std::filesystem::path& temporary,
+                        const CheckpointTensors& tensors) const;
+  void write_manifest(const std::filesystem::path& temporary, const TrainingState& state,
+                      const std::vector<std::string>& shards) const;
+  void publish(const std::filesystem::path& temporary, int64_t step) const;
+  void link_and_prune(int64_t step) const;
+  void set_aside_later_than(int64_t step) const;
+  void remove_leftovers() const;
+  std::vector<int64_t> steps_of_first_rank() const;
+
+  std::filesystem::path folder_;
+  int keep_;
+  const DistributedContext& dist_;
+  std::function<void(SaveStage)> hook_;
+};
+
+// Loads one checkpoint, given its folder. Throws Error that names the damage (file and tensor), or
+// the tensor and both shapes if it is of another model. Collective.
+TrainingState load_checkpoint(const std::filesystem::path& folder, const CheckpointTensors& tensors,
+                              const DistributedContext& dist);
+
+// Loads the weights alone into a model's parameters, rounded to their dtype. Collective.
+TrainingState load_weights(Stream& stream, const std::filesystem::path& folder,
+                           ParameterStore& parameters, const CheckpointTensors& others,
+                           const DistributedContext& dist);
+
+}  // namespace switchyard

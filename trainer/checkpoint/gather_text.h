@@ -1,0 +1,18 @@
+#pragma once
+
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "parallel/communicator.h"
+
+namespace switchyard {
+
+// The text of every rank of the group, in order of rank, on every rank. Collective.
+std::vector<std::string> gather_text(Communicator& group, std::string_view text);
+
+// The lines of all ranks, those of the first rank first. They hold no line breaks. Collective.
+std::vector<std::string> gather_lines(Communicator& group, std::span<const std::string> lines);
+
+}  // namespace switchyard

@@ -1,0 +1,204 @@
+#include "trainer/checkpoint/manifest.h"
+
+#include <charconv>
+#include <nlohmann/json.hpp>
+
+#include "kernels/check.h"
+#include "kernels/crc32c.h"
+#include "trainer/checkpoint/tensor_piece.h"
+
+namespace switchyard {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr char kFormat[] = "switchyard checkpoint";
+// The checksum is taken with zeros in its own place.
+constexpr std::string_view kChecksumField = "\"crc32c_of_this_file\": \"";
+constexpr std::string_view kNoChecksum = "00000000";
+
+std::string to_hex(uint32_t value) { return fmt::format("{:08x}", value); }
+
+uint32_t from_hex(std::string_view digits) {
+  uint32_t value = 0;
+  const auto [end, error] =
+      std::from_chars(digits.data(), digits.data() + digits.size(), value, 16);
+  require(error == std::errc() && end == digits.data() + digits.size() &&
+              digits.size() == kNoChecksum.size(),
+          "'{}' is not a checksum", digits);
+  return value;
+}
+
+Json to_json(const Shape& shape) {
+  Json dims = Json::array();
+  for (const int64_t dim : shape.dims()) dims.push_back(dim);
+  return dims;
+}
+
+Shape to_shape(const Json& json) {
+  const auto dims = json.get<std::vector<int64_t>>();
+  return Shape(std::span<const int64_t>(dims));
+}
+
+Json to_json(const StoredPiece& piece) {
+  return {{"kind", piece.kind},
+          {"name", piece.name},
+          {"shape", to_json(piece.geometry.global_shape)},
+          {"offset", to_json(piece.geometry.offset)},
+          {"extent", to_json(piece.geometry.extent)},
+          {"begin", piece.geometry.begin},
+          {"end", piece.geometry.end},
+          {"address", piece.address},
+          {"crc32c", to_hex(piece.crc32c)}};
+}
+
+StoredPiece to_piece(const Json& json) {
+  StoredPiece piece;
+  piece.kind = json.at("kind").get<std::string>();
+  piece.name = json.at("name").get<std::string>();
+  piece.geometry = {to_shape(json.at("shape")), to_shape(json.at("offset")),
+                    to_shape(json.at("extent")), json.at("begin").get<int64_t>(),
+                    json.at("end").get<int64_t>()};
+  piece.address = json.at("address").get<int64_t>();
+  piece.crc32c = from_hex(json.at("crc32c").get<std::string>());
+  check_geometry(piece.geometry, piece.name);
+  return piece;
+}
+
+Json to_json(const StoredFile& file) {
+  Json pieces = Json::array();
+  for (const StoredPiece& piece : file.pieces) pieces.push_back(to_json(piece));
+  return {{"file", file.name},
+          {"bytes", file.bytes},
+          {"crc32c", to_hex(file.crc32c)},
+          {"pieces", pieces}};
+}
+
+StoredFile to_file(const Json& json) {
+  StoredFile file;
+  file.name = json.at("file").get<std::string>();
+  file.bytes = json.at("bytes").get<int64_t>();
+  file.crc32c = from_hex(json.at("crc32c").get<std::string>());
+  for (const Json& piece : json.at("pieces")) file.pieces.push_back(to_piece(piece));
+  return file;
+}
+
+Json to_json(const TrainingState& state) {
+  return {{"step", state.step},
+          {"optimizer_steps", state.optimizer_steps},
+          {"skipped_steps", state.skipped_steps},
+          {"samples_consumed", state.samples_consumed},
+          {"tokens", state.tokens},
+          {"dataset_fingerprint", state.dataset_fingerprint},
+          {"config", state.config}};
+}
+
+TrainingState to_state(const Json& json) {
+  TrainingState state;
+  state.step = json.at("step").get<int64_t>();
+  state.optimizer_steps = json.at("optimizer_steps").get<int64_t>();
+  state.skipped_steps = json.at("skipped_steps").get<int64_t>();
+  state.samples_consumed = json.at("samples_consumed").get<int64_t>();
+  state.tokens = json.at("tokens").get<int64_t>();
+  state.dataset_fingerprint = json.at("dataset_fingerprint").get<std::string>();
+  state.config = json.at("config").get<std::string>();
+  return state;
+}
+
+Manifest to_manifest(const Json& json) {
+  Manifest manifest;
+  manifest.state = to_state(json.at("state"));
+  const Json& layout = json.at("layout");
+  manifest.layout = {layout.at("world_size").get<int>(), layout.at("tp").get<int>(),
+                     layout.at("ep").get<int>()};
+  manifest.model_fingerprint = json.at("model_fingerprint").get<std::string>();
+  manifest.model_file = to_file(json.at("model_file"));
+  for (const Json& shard : json.at("shards")) manifest.shards.push_back(to_file(shard));
+  return manifest;
+}
+
+uint32_t checksum(std::string_view text) { return crc32c(std::as_bytes(std::span(text))); }
+
+// Before its checksum: an older or newer program must be able to read this much.
+void check_version(std::string_view text, const std::string& source) {
+  const Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+  require(json.is_object() && json.value("format", Json()) == kFormat,
+          "{} is damaged, or not the manifest of a checkpoint", source);
+  const Json version = json.value("version", Json());
+  require(version == kCheckpointVersion, "{} has format version {}; this program reads version {}",
+          source, version.dump(), kCheckpointVersion);
+}
+
+void check_checksum(std::string_view text, const std::string& source) {
+  const size_t field = text.find(kChecksumField);
+  require(field != std::string_view::npos, "{} has no checksum", source);
+  const size_t place = field + kChecksumField.size();
+  std::string zeroed(text);
+  zeroed.replace(place, kNoChecksum.size(), kNoChecksum);
+  require(to_hex(checksum(zeroed)) == text.substr(place, kNoChecksum.size()),
+          "{} is damaged: its checksum does not match", source);
+}
+
+}  // namespace
+
+std::string to_text(const Manifest& manifest) {
+  Json json = {{"format", kFormat},
+               {"version", kCheckpointVersion},
+               {"crc32c_of_this_file", kNoChecksum},
+               {"state", to_json(manifest.state)},
+               {"layout",
+                {{"world_size", manifest.layout.world_size},
+                 {"tp", manifest.layout.tp},
+                 {"ep", manifest.layout.ep}}},
+               {"model_fingerprint", manifest.model_fingerprint},
+               {"model_file", to_json(manifest.model_file)},
+               {"shards", Json::array()}};
+  for (const StoredFile& shard : manifest.shards) json["shards"].push_back(to_json(shard));
+  std::string text = json.dump(1) + '\n';
+  const size_t place = text.find(kChecksumField) + kChecksumField.size();
+  text.replace(place, kNoChecksum.size(), to_hex(checksum(text)));
+  return text;
+}
+
+Manifest parse_manifest(std::string_view text, const std::string& source) {
+  check_version(text, source);
+  check_checksum(text, source);
+  try {
+    return to_manifest(Json::parse(text));
+  } catch (const std::exception& error) {
+    fail("{} does not read as a manifest: {}", source, error.what());
+  }
+}
+
+std::string to_text(const StoredFile& file) { return to_json(file).dump(); }
+
+StoredFile parse_stored_file(std::string_view text) { return to_file(Json::parse(text)); }
+
+std::map<TensorKey, Shape> tensors_of(const std::vector<StoredFile>& shards) {
+  std::map<TensorKey, Shape> shapes;
+  std::map<TensorKey, int64_t> found;
+  for (const StoredFile& shard : shards) {
+    for (const StoredPiece& piece : shard.pieces) {
+      const TensorKey key{piece.kind, piece.name};
+      const Shape& shape = shapes.try_emplace(key, piece.geometry.global_shape).first->second;
+      require(shape == piece.geometry.global_shape, "{} {} is {} in one shard and {} in another",
+              piece.kind, piece.name, to_string(shape), to_string(piece.geometry.global_shape));
+      found[key] += piece.geometry.num_elements();
+    }
+  }
+  for (const auto& [key, shape] : shapes) {
+    require(found[key] == shape.num_elements(), "{} {}: {} of {} elements are in the shards",
+            key.first, key.second, found[key], shape.num_elements());
+  }
+  return shapes;
+}
+
+std::string model_fingerprint(const std::map<TensorKey, Shape>& tensors) {
+  std::string lines;
+  for (const auto& [key, shape] : tensors) {
+    if (key.first == kWeights) lines += key.second + ' ' + to_string(shape) + '\n';
+  }
+  return to_hex(checksum(lines));
+}
+
+}  // namespace switchyard

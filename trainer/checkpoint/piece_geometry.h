@@ -1,0 +1,55 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kernels/tensor.h"
+
+namespace switchyard {
+
+// Where a run of elements lies in a whole tensor: the flat range [begin, end) of the row-major box
+// (offset, extent). Boxes come from tensor and expert parallelism, ranges from ZeRO, so that one
+// description serves every layout. Pure arithmetic.
+struct PieceGeometry {
+  Shape global_shape;
+  Shape offset;
+  Shape extent;
+  int64_t begin = 0;
+  int64_t end = 0;
+
+  int64_t num_elements() const { return end - begin; }
+  bool operator==(const PieceGeometry&) const = default;
+};
+
+// The whole tensor as one piece.
+PieceGeometry whole_tensor(const Shape& shape);
+
+// Throws Error, with `name` in the message, unless the box lies in the tensor and the range in the
+// box, and neither is empty.
+void check_geometry(const PieceGeometry& piece, const std::string& name);
+
+// A rectangle of the whole tensor, whose elements are neighbours in a piece.
+struct Slab {
+  Shape offset;  // in the whole tensor
+  Shape extent;
+  int64_t begin = 0;  // its first element, counted from the first of the piece
+};
+
+// The piece as rectangles, in its order: at most 2 * rank - 1, since a flat range is a ragged
+// start, whole rows and a ragged end in every dimension.
+std::vector<Slab> slabs_of(const PieceGeometry& piece);
+
+// Elements that are neighbours in two pieces of one tensor, each counted from its piece's first.
+struct CopyRun {
+  int64_t source = 0;
+  int64_t destination = 0;
+  int64_t count = 0;
+
+  bool operator==(const CopyRun&) const = default;
+};
+
+// What `source` and `destination` share: the longest runs, ascending in both.
+std::vector<CopyRun> intersect(const PieceGeometry& source, const PieceGeometry& destination);
+
+}  // namespace switchyard

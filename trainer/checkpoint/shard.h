@@ -1,0 +1,22 @@
+#pragma once
+
+#include <filesystem>
+#include <span>
+#include <string>
+
+#include "trainer/checkpoint/manifest.h"
+#include "trainer/checkpoint/tensor_piece.h"
+
+namespace switchyard {
+
+std::string shard_name(int rank);  // "shard_00000.h5"
+
+// Writes one rank's pieces as /KIND/NAME, one-dimensional f32, each with its geometry and checksum
+// in attributes. On the disk on return. Throws Error on failure, a full disk included.
+StoredFile write_shard(const std::filesystem::path& path, std::span<const TensorPiece> pieces);
+
+// Writes the virtual datasets /KIND/NAME that show whole tensors to any HDF5 reader. The shards lie
+// in the same folder.
+StoredFile write_model_file(const std::filesystem::path& path, const Manifest& manifest);
+
+}  // namespace switchyard
