@@ -108,14 +108,14 @@ void dispatch_function(Activation activation, const Body& body) {
 template <class F, class T>
 void plain_row(const T* in, float scale, int64_t ffn, T* out) {
 #pragma omp simd
-  for (int64_t i = 0; i < ffn; ++i) out[i] = T(scale * F::at(static_cast<float>(in[i])).value);
+  for (int64_t i = 0; i < ffn; ++i) out[i] = scale * F::at(static_cast<float>(in[i])).value;
 }
 
 template <class F, class T>
 void gated_row(const T* gate, const T* up, float scale, int64_t ffn, T* out) {
 #pragma omp simd
   for (int64_t i = 0; i < ffn; ++i) {
-    out[i] = T(scale * F::at(static_cast<float>(gate[i])).value * static_cast<float>(up[i]));
+    out[i] = scale * F::at(static_cast<float>(gate[i])).value * static_cast<float>(up[i]);
   }
 }
 
@@ -128,7 +128,7 @@ float plain_backward_row(const T* dout, const T* in, float scale, int64_t ffn, T
     const Point f = F::at(static_cast<float>(in[i]));
     const auto d = static_cast<float>(dout[i]);
     dot += d * f.value;
-    din[i] = T(scale * d * f.slope);
+    din[i] = scale * d * f.slope;
   }
   return dot;
 }
@@ -142,8 +142,8 @@ float gated_backward_row(const T* dout, const T* gate, const T* up, float scale,
     const Point f = F::at(static_cast<float>(gate[i]));
     const auto d = static_cast<float>(dout[i]), u = static_cast<float>(up[i]);
     dot += d * f.value * u;
-    dgate[i] = T(scale * d * u * f.slope);
-    dup[i] = T(scale * d * f.value);
+    dgate[i] = scale * d * u * f.slope;
+    dup[i] = scale * d * f.value;
   }
   return dot;
 }

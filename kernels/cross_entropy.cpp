@@ -129,8 +129,8 @@ void cross_entropy_backward(Stream&, ConstTensorView logits, ConstTensorView tar
       const bool here = target >= 0 && target < vocab;
       const float target_prob = here ? by_sum * fast_exp(row[target] - largest) : 0.0f;
 #pragma omp simd
-      for (int64_t i = 0; i < vocab; ++i) drow[i] = T(by_sum * fast_exp(row[i] - largest));
-      if (here) drow[target] = T(target_prob - scale);
+      for (int64_t i = 0; i < vocab; ++i) drow[i] = by_sum * fast_exp(row[i] - largest);
+      if (here) drow[target] = target_prob - scale;
     }
   });
 }

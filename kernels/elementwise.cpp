@@ -153,7 +153,7 @@ void add_bias(Stream&, ConstTensorView bias, TensorView y) {
     for (int64_t r = 0; r < rows; ++r) {
 #pragma omp simd
       for (int64_t i = 0; i < width; ++i) {
-        values[r * width + i] = T(static_cast<float>(values[r * width + i]) + b[i]);
+        values[r * width + i] = static_cast<float>(values[r * width + i]) + b[i];
       }
     }
   });

@@ -88,7 +88,7 @@ void backward_row(const T* dy, const T* x, const float* weight, RowStatistics ro
   for (int64_t i = 0; i < hidden; ++i) {
     const float n = (static_cast<float>(x[i]) - row.mean) * row.rstd;
     const auto d = static_cast<float>(dy[i]);
-    dx[i] = T(static_cast<float>(dx[i]) + row.rstd * (d * weight[i] - mean_g - n * mean_gn));
+    dx[i] = static_cast<float>(dx[i]) + row.rstd * (d * weight[i] - mean_g - n * mean_gn);
     sums[i] += d * n;
     sums[hidden + i] += d;
   }
@@ -110,7 +110,7 @@ void layer_norm_forward(Stream&, ConstTensorView x, ConstTensorView delta, Const
         T* out = sum.data<T>() + t * hidden;
 #pragma omp simd
         for (int64_t i = 0; i < hidden; ++i) {
-          out[i] = T(static_cast<float>(in[i]) + static_cast<float>(more[i]));
+          out[i] = static_cast<float>(in[i]) + static_cast<float>(more[i]);
         }
         in = out;
       }
@@ -118,7 +118,7 @@ void layer_norm_forward(Stream&, ConstTensorView x, ConstTensorView delta, Const
       T* out = y.data<T>() + t * hidden;
 #pragma omp simd
       for (int64_t i = 0; i < hidden; ++i) {
-        out[i] = T((static_cast<float>(in[i]) - row.mean) * row.rstd * w[i] + b[i]);
+        out[i] = (static_cast<float>(in[i]) - row.mean) * row.rstd * w[i] + b[i];
       }
       mean.data<float>()[t] = row.mean;
       rstd.data<float>()[t] = row.rstd;

@@ -62,7 +62,7 @@ void adamw_step(Stream&, const AdamWOptions& o, float grad_scale, ConstTensorVie
     v[i] = o.beta2 * v[i] + (1.0f - o.beta2) * scaled * scaled;
     const float update = m[i] * by_correction1 / (std::sqrt(v[i] * by_correction2) + o.eps);
     p[i] = keep * p[i] - o.lr * update;
-    if (rounded) rounded[i] = bfloat16(p[i]);
+    if (rounded) rounded[i] = p[i];
   }
 }
 
@@ -76,7 +76,7 @@ void sgd_step(Stream&, const SgdOptions& o, float grad_scale, ConstTensorView gr
   for (int64_t i = 0; i < n; ++i) {
     m[i] = o.momentum * m[i] + (g[i] * grad_scale + o.weight_decay * p[i]);
     p[i] -= o.lr * m[i];
-    if (rounded) rounded[i] = bfloat16(p[i]);
+    if (rounded) rounded[i] = p[i];
   }
 }
 

@@ -54,7 +54,7 @@ void sum_members(const T* x, const int32_t* members, int32_t count, int64_t stri
     for (int64_t i = 0; i < columns; ++i) sums[i] += static_cast<float>(a[i]);
   }
 #pragma omp simd
-  for (int64_t i = 0; i < columns; ++i) y[i] = T(sums[i]);
+  for (int64_t i = 0; i < columns; ++i) y[i] = sums[i];
 }
 
 }  // namespace

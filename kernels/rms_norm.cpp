@@ -50,7 +50,7 @@ void normalize_row(const T* x, const T* delta, const float* weight, float eps, i
     // Rounded to T before it is normalised: the backward pass reads the rounded sum.
 #pragma omp simd
     for (int64_t i = 0; i < hidden; ++i) {
-      sum[i] = T(static_cast<float>(x[i]) + static_cast<float>(delta[i]));
+      sum[i] = static_cast<float>(x[i]) + static_cast<float>(delta[i]);
     }
     in = sum;
   }
@@ -63,7 +63,7 @@ void normalize_row(const T* x, const T* delta, const float* weight, float eps, i
   *rstd = 1.0f / std::sqrt(squares / static_cast<float>(hidden) + eps);
   const float r = *rstd;
 #pragma omp simd
-  for (int64_t i = 0; i < hidden; ++i) y[i] = T(static_cast<float>(in[i]) * r * weight[i]);
+  for (int64_t i = 0; i < hidden; ++i) y[i] = static_cast<float>(in[i]) * r * weight[i];
 }
 
 // With g = dy * weight and n = x * rstd:  dx += rstd * (g - n * mean(g * n)),  dweight += dy * n
@@ -79,7 +79,7 @@ void backward_row(const T* dy, const T* x, const float* weight, float rstd, int6
 #pragma omp simd
   for (int64_t i = 0; i < hidden; ++i) {
     const float n = static_cast<float>(x[i]) * rstd, d = static_cast<float>(dy[i]);
-    dx[i] = T(static_cast<float>(dx[i]) + rstd * (d * weight[i] - n * mean));
+    dx[i] = static_cast<float>(dx[i]) + rstd * (d * weight[i] - n * mean);
     dweight[i] += d * n;
   }
 }

@@ -83,8 +83,8 @@ void rotate(const T* x, const float* cos, const float* sin, float sign, int64_t 
   for (int64_t i = 0; i < half; ++i) {
     const auto x1 = static_cast<float>(x[i]), x2 = static_cast<float>(x[half + i]);
     const float s = sign * sin[i];
-    y[i] = T(x1 * cos[i] - x2 * s);
-    y[half + i] = T(x2 * cos[i] + x1 * s);
+    y[i] = x1 * cos[i] - x2 * s;
+    y[half + i] = x2 * cos[i] + x1 * s;
   }
 }
 

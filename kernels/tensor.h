@@ -123,6 +123,8 @@ class Tensor {
   Tensor() = default;
   Tensor(Shape shape, DType dtype, Device device = {});  // zero-filled
 
+  // False when default-constructed, as for optional members.
+  explicit operator bool() const { return buffer_.data() != nullptr; }
   TensorView view() { return {buffer_.data(), shape_, dtype_, buffer_.device()}; }
   ConstTensorView view() const { return {buffer_.data(), shape_, dtype_, buffer_.device()}; }
   operator TensorView() { return view(); }             // NOLINT: lending is free

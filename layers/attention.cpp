@@ -87,7 +87,7 @@ void Attention::project_qkv(StepContext& ctx, ConstTensorView x, int64_t first_p
                    head_rows(saved.q), saved.q_rstd);
   rms_norm_forward(ctx.stream, head_rows(saved.k_split), {}, k_norm_->value, norm_eps_, {},
                    head_rows(saved.k), saved.k_rstd);
-  if (rope_.cos.num_elements() > 0) {
+  if (rope_.cos) {
     rope_in_place(ctx.stream, rope_.cos, rope_.sin, first_position, /*inverse=*/false, saved.q);
     rope_in_place(ctx.stream, rope_.cos, rope_.sin, first_position, /*inverse=*/false, saved.k);
   }
@@ -133,7 +133,7 @@ void Attention::backward_qkv(StepContext& ctx, const Saved& saved, TensorView dq
   if (!q_norm_) {
     split_qkv_backward(ctx.stream, dq, dk, dv, rope_.cos, rope_.sin, dqkv);
   } else {
-    if (rope_.cos.num_elements() > 0) {
+    if (rope_.cos) {
       rope_in_place(ctx.stream, rope_.cos, rope_.sin, 0, /*inverse=*/true, dq);
       rope_in_place(ctx.stream, rope_.cos, rope_.sin, 0, /*inverse=*/true, dk);
     }

@@ -52,7 +52,7 @@ void Router::forward(StepContext& ctx, ConstTensorView x, Saved& saved) const {
     matmul(ctx.stream, in_f32(ctx, x), Transpose::no, weight_->value, Transpose::yes,
            Accumulate::no, saved.logits);
   }
-  const ConstTensorView bias = bias_.num_elements() > 0 ? bias_.view() : ConstTensorView();
+  const ConstTensorView bias = bias_ ? bias_.view() : ConstTensorView();
   router_forward(ctx.stream, options_, ctx.local_range(), saved.logits, bias, saved.scores,
                  saved.lse, saved.topk_idx, saved.topk_weights);
   drop(ctx, saved);
@@ -159,7 +159,7 @@ void Router::backward(StepContext& ctx, ConstTensorView dtopk_weights, const Sav
 }
 
 void Router::update_balancing_bias(std::span<const double> global_counts) {
-  if (bias_.num_elements() == 0) return;
+  if (!bias_) return;
   double total = 0.0;
   for (const double count : global_counts) total += count;
   const double mean = total / num_experts_;

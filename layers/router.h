@@ -39,7 +39,7 @@ class Router {
   //   global_counts  [experts] assignments in the whole global batch
   void update_balancing_bias(std::span<const double> global_counts);
   // [experts] f32; empty where loss-free balancing is off
-  TensorView balancing_bias() { return bias_.num_elements() > 0 ? bias_.view() : TensorView(); }
+  TensorView balancing_bias() { return bias_ ? bias_.view() : TensorView(); }
 
  private:
   void drop(StepContext& ctx, Saved& saved) const;

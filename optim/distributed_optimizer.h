@@ -67,6 +67,8 @@ class DistributedOptimizer {
   TensorView value_shard(const Shard& shard) const;
   double global_grad_norm(Stream& stream) const;
   void update(Stream& stream, Shard& shard, double lr, double grad_scale);
+  void update_run(Stream& stream, Shard& shard, int64_t begin, int64_t end, bool decay, double lr,
+                  double grad_scale);
 
   OptimizerConfig config_;
   ParameterStore& store_;

@@ -113,7 +113,7 @@ void run_collectively(Communicator& group, const std::function<void()>& body) {
                   view_of(std::span(reinterpret_cast<uint8_t*>(message.data()), message.size())),
                   failed);
   if (group.size() > 1) message = "rank " + std::to_string(failed) + ": " + message;
-  throw Error(message);
+  throw CollectiveError(message);
 }
 
 }  // namespace switchyard

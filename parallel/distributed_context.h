@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 
+#include "kernels/check.h"
 #include "parallel/communicator.h"
 #include "parallel/parallel_layout.h"
 
@@ -63,8 +64,14 @@ class DistributedContext {
   std::unique_ptr<Communicator> world_, tp_, dp_, ep_, edp_;
 };
 
-// Runs `body` on every rank of the group; if it threw on any, every rank throws Error with the
-// message of the lowest rank that failed, prefixed "rank r: " (when the group has more than one).
+// An error that every rank of the world has thrown together: no rank waits for another.
+class CollectiveError : public Error {
+ public:
+  using Error::Error;
+};
+
+// Runs `body` on every rank of the group; if it threw on any, every rank throws CollectiveError with
+// the message of the lowest rank that failed, prefixed "rank r: " (when the group has more than one).
 // Collective; `body` must not call collectives of its own after a point where it may throw on some
 // ranks only.
 void run_collectively(Communicator& group, const std::function<void()>& body);

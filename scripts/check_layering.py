@@ -1,4 +1,4 @@
-#!/usr/bin/env python3
+#!/usr/bin/python3
 """Checks the rules of the source tree that a compiler does not.
 
 Errors (exit code 1):
@@ -21,7 +21,8 @@ INCLUDE = re.compile(r'^\s*#\s*include\s+(?:"([^"]+)"|<([^>]+)>)')
 SUFFIXES = {".h", ".cuh", ".cpp", ".cu"}
 SCREEN = 70
 # Opens a top-level block that is not a function.
-NOT_A_FUNCTION = re.compile(r"^(namespace|class|struct|enum|union|extern|constexpr|const|static_assert|#)")
+NOT_A_FUNCTION = re.compile(
+    r"^(namespace|class|struct|enum|union|extern|constexpr|const|static_assert|#)")
 
 
 def strip_comments(text):
@@ -65,7 +66,7 @@ def check_own_header_first(root, path, lines):
 
 
 def long_functions(lines):
-    """Functions at namespace level, as clang-format lays them out: they end with `}` in column 0."""
+    """Functions at namespace level; clang-format ends them with `}` in column 0."""
     begin = None
     for number, line in enumerate(lines, 1):
         if line and not line[0].isspace() and line[0] not in "{}":

@@ -1,10 +1,11 @@
 # Tests of the source tree itself.
-find_package(Python3 REQUIRED COMPONENTS Interpreter)
-add_test(NAME layering COMMAND Python3::Interpreter ${CMAKE_SOURCE_DIR}/scripts/check_layering.py)
+# The distribution's Python: a newer one that comes first in PATH lacks the packages of setup.sh.
+find_program(SYSTEM_PYTHON python3 PATHS /usr/bin NO_DEFAULT_PATH REQUIRED)
+add_test(NAME layering COMMAND ${SYSTEM_PYTHON} ${CMAKE_SOURCE_DIR}/scripts/check_layering.py)
 file(GLOB script_tests CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/scripts/*_test.py)
 foreach(test ${script_tests})
   cmake_path(GET test STEM name)
-  add_test(NAME scripts_${name} COMMAND Python3::Interpreter ${test})
+  add_test(NAME scripts_${name} COMMAND ${SYSTEM_PYTHON} ${test})
 endforeach()
 
 # Every header compiles on its own: one translation unit each, unoptimised, never linked.

@@ -26,21 +26,25 @@ constexpr double kBound = 4e-3;
 //   backward  fills dx and the parameters' gradients
 void expect_gradients(LayerBench& bench, Tensor& x, const Tensor& dx,
                       const std::function<double()>& scalar, const std::function<void()>& backward,
-                      double bound = kBound) {
+                      double bound = kBound, float step = 1e-2f) {
   bench.store.zero_grads(bench.stream);
   backward();
 
-  EXPECT_LT(gradient_error(x, dx, scalar), bound) << "by the input";
+  EXPECT_LT(gradient_error(x, dx, scalar, step), bound) << "by the input";
   for (Parameter& p : bench.store.parameters()) {
     const Tensor grad = test::make_tensor<float>(p.grad.shape(), test::to_floats(p.grad));
-    EXPECT_LT(gradient_error(p.value, grad, scalar), bound) << "by " << p.spec.name;
+    // A step that changes which experts are chosen is an error of the differences.
+    const bool routes = p.spec.name.find("router") != std::string::npos;
+    EXPECT_LT(gradient_error(p.value, grad, scalar, routes ? 1e-3f : step), bound)
+        << "by " << p.spec.name;
   }
 }
 
 // For layers with forward(ctx, x, y, saved) and backward(ctx, dy, saved, dx).
 template <class Layer>
 void check_layer(LayerBench& bench, const Layer& layer, double bound = kBound,
-                 const std::function<double(const StepStatistics&)>& extra_loss = {}) {
+                 const std::function<double(const StepStatistics&)>& extra_loss = {},
+                 float step = 1e-2f) {
   Tensor x = bench.input();
   const Tensor dy = test::random_tensor(x.shape(), 11);
   Tensor y(x.shape(), DType::f32), dx(x.shape(), DType::f32);
@@ -62,7 +66,7 @@ void check_layer(LayerBench& bench, const Layer& layer, double bound = kBound,
     layer.backward(ctx, dy, saved, dx);
     bench.workspace.reset();
   };
-  expect_gradients(bench, x, dx, scalar, backward, bound);
+  expect_gradients(bench, x, dx, scalar, backward, bound, step);
 }
 
 TEST(LinearGradient, MatchesFiniteDifferencesWithFusedWeightsAndBiases) {
@@ -120,7 +124,7 @@ INSTANTIATE_TEST_SUITE_P(
                                     c.bias = true;
                                   }},
                     AttentionCase{"document_mask", [](ModelConfig&) {}, true}),
-    [](const auto& info) { return info.param.name; });
+    [](const auto& tested) { return tested.param.name; });
 
 class FeedForwardGradient : public testing::TestWithParam<Activation> {};
 
@@ -131,14 +135,16 @@ TEST_P(FeedForwardGradient, MatchesFiniteDifferences) {
   const FeedForward layer(bench.build, "ff", config.ffn_hidden, /*bias=*/true);
   bench.materialize();
 
-  // relu has a kink; a step across it is an error of the differences.
-  check_layer(bench, layer, GetParam() == Activation::relu ? 3e-2 : kBound);
+  // relu has a kink, and a step across it is an error of the differences: smaller steps, more
+  // noise.
+  const bool kink = GetParam() == Activation::relu;
+  check_layer(bench, layer, kink ? 1e-2 : kBound, {}, kink ? 1e-3f : 1e-2f);
 }
 
 INSTANTIATE_TEST_SUITE_P(Activations, FeedForwardGradient,
                          testing::Values(Activation::swiglu, Activation::gelu, Activation::relu,
                                          Activation::relu2, Activation::silu),
-                         [](const auto& info) { return std::string(to_string(info.param)); });
+                         [](const auto& tested) { return std::string(to_string(tested.param)); });
 
 class NormGradient : public testing::TestWithParam<Norm> {};
 
@@ -168,8 +174,8 @@ TEST_P(NormGradient, MatchesFiniteDifferences) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Kinds, NormGradient, testing::Values(Norm::rms_norm, Norm::layer_norm),
-                         [](const auto& info) {
-                           return info.param == Norm::rms_norm ? "rms_norm" : "layer_norm";
+                         [](const auto& tested) {
+                           return tested.param == Norm::rms_norm ? "rms_norm" : "layer_norm";
                          });
 
 struct MoeCase {
@@ -228,7 +234,7 @@ INSTANTIATE_TEST_SUITE_P(
                             }},
                     MoeCase{"capacity", Structure::bigmac,
                             [](ModelConfig& c) { c.router.capacity_factor = 1.0; }}),
-    [](const auto& info) { return info.param.name; });
+    [](const auto& tested) { return tested.param.name; });
 
 TEST(RouterGradient, IsZeroWithoutRouterLossesAndMainLossAndNotWithEither) {
   const auto router_gradient = [](double aux, double z) {
@@ -299,7 +305,7 @@ TEST_P(EmbeddingAndHeadGradient, MatchesFiniteDifferences) {
 INSTANTIATE_TEST_SUITE_P(Variants, EmbeddingAndHeadGradient,
                          testing::Values(HeadCase{"untied", false, Position::rope},
                                          HeadCase{"tied_learned", true, Position::learned}),
-                         [](const auto& info) { return info.param.name; });
+                         [](const auto& tested) { return tested.param.name; });
 
 }  // namespace
 }  // namespace switchyard

@@ -48,6 +48,7 @@ class MetricsFileTest : public ::testing::Test {
     std::vector<int64_t> found;
     std::ifstream file(path_);
     for (std::string line; std::getline(file, line);) {
+      EXPECT_EQ(line.find('\0'), std::string::npos);  // where the JSON parser would stop
       found.push_back(nlohmann::json::parse(line).at("step").get<int64_t>());
     }
     return found;

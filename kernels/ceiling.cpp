@@ -1,0 +1,78 @@
+#include "kernels/ceiling.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <dnnl.hpp>
+#include <functional>
+#include <limits>
+
+namespace switchyard {
+namespace {
+
+double best_seconds(int repetitions, const std::function<void()>& run) {
+  double best = std::numeric_limits<double>::infinity();
+  for (int i = 0; i < repetitions; ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    run();
+    const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+    best = std::min(best, elapsed.count());
+  }
+  return best;
+}
+
+double square_product_rate(int64_t n, DType dtype) {
+  using Type = dnnl::memory::data_type;
+  const Type type = dtype == DType::f32 ? Type::f32 : Type::bf16;
+  Tensor a({n, n}, dtype), b({n, n}, dtype), c({n, n}, DType::f32);
+  const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
+  dnnl::stream stream(engine);
+  const dnnl::memory::dims dims = {n, n}, strides = {n, 1};
+  const dnnl::memory::desc in(dims, type, strides), out(dims, Type::f32, strides);
+#if DNNL_VERSION_MAJOR >= 3
+  const dnnl::matmul product({engine, in, in, out});
+#else
+  const dnnl::matmul product({{in, in, out}, engine});
+#endif
+  const double seconds = best_seconds(/*repetitions=*/4, [&] {
+    product.execute(stream, {{DNNL_ARG_SRC, {in, engine, a.view().raw()}},
+                             {DNNL_ARG_WEIGHTS, {in, engine, b.view().raw()}},
+                             {DNNL_ARG_DST, {out, engine, c.view().raw()}}});
+    stream.wait();
+  });
+  return 2.0 * static_cast<double>(n * n * n) / seconds;
+}
+
+double blas_rate(int64_t n) {
+  Tensor a({n, n}, DType::f32), b({n, n}, DType::f32), c({n, n}, DType::f32);
+  const double seconds = best_seconds(/*repetitions=*/4, [&] {
+    dnnl_sgemm('N', 'N', n, n, n, 1.0f, a.data<float>(), n, b.data<float>(), n, 0.0f,
+               c.data<float>(), n);
+  });
+  return 2.0 * static_cast<double>(n * n * n) / seconds;
+}
+
+}  // namespace
+
+double measure_product_ceiling(DType dtype) {
+  double best = 0.0;
+  for (const int64_t width : {1024, 2048}) {
+    best = std::max(best, square_product_rate(width, dtype));
+    if (dtype == DType::f32) best = std::max(best, blas_rate(width));
+  }
+  return best;
+}
+
+double measure_copy_ceiling() {
+  constexpr int64_t kBytes = int64_t{256} << 20, kChunk = int64_t{1} << 20;
+  Tensor from({kBytes}, DType::u8), to({kBytes}, DType::u8);
+  const double seconds = best_seconds(/*repetitions=*/4, [&] {
+#pragma omp parallel for schedule(static)
+    for (int64_t at = 0; at < kBytes; at += kChunk) {
+      std::memcpy(to.data<uint8_t>() + at, from.data<uint8_t>() + at, kChunk);
+    }
+  });
+  return 2.0 * static_cast<double>(kBytes) / seconds;
+}
+
+}  // namespace switchyard

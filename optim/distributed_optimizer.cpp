@@ -1,0 +1,167 @@
+#include "optim/distributed_optimizer.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/check.h"
+#include "kernels/elementwise.h"
+#include "kernels/optimizer_step.h"
+
+namespace switchyard {
+namespace {
+
+std::span<float> range_of(TensorView flat, int64_t begin, int64_t end) {
+  if (!flat) return {};
+  return {flat.data<float>() + begin, static_cast<size_t>(end - begin)};
+}
+
+}  // namespace
+
+DistributedOptimizer::DistributedOptimizer(Stream& stream, const OptimizerConfig& config,
+                                           ParameterStore& store, const DistributedContext& dist)
+    : config_(config), store_(store), dist_(dist) {
+  for (FlatBuffer& buffer : store_.buffers()) {
+    Communicator& group = group_of(buffer.group);
+    const Shape shape{buffer.grads.num_elements() / group.size()};
+    Shard shard{.buffer = &buffer,
+                .group = &group,
+                .main_params = Tensor(shape, DType::f32),
+                .exp_avg = Tensor(shape, DType::f32),
+                .exp_avg_sq = {}};
+    if (config_.type == OptimizerType::adamw) shard.exp_avg_sq = Tensor(shape, DType::f32);
+    cast(stream, value_shard(shard), shard.main_params);
+    shards_.push_back(std::move(shard));
+  }
+}
+
+Communicator& DistributedOptimizer::group_of(ParameterGroup group) const {
+  switch (group) {
+    case ParameterGroup::sharded:
+      return dist_.dp();
+    case ParameterGroup::replicated:
+      return dist_.world();
+    case ParameterGroup::expert:
+      return dist_.edp();
+  }
+  fail("unknown parameter group");
+}
+
+TensorView DistributedOptimizer::grad_shard(const Shard& shard) const {
+  const int64_t n = shard.main_params.num_elements();
+  return shard.buffer->grads.view().rows(shard.group->rank() * n, n);
+}
+
+TensorView DistributedOptimizer::value_shard(const Shard& shard) const {
+  const int64_t n = shard.main_params.num_elements();
+  return shard.buffer->values.view().rows(shard.group->rank() * n, n);
+}
+
+// The ranks' sums are added in rank order on every rank.
+double DistributedOptimizer::global_grad_norm(Stream& stream) const {
+  double mine = 0.0;
+  for (const Shard& shard : shards_) mine += sum_of_squares(stream, grad_shard(shard));
+  dist_.world().all_reduce(stream, view_of(std::span(&mine, 1)), ReduceOp::sum);
+  return std::sqrt(mine);
+}
+
+OptimizerStepResult DistributedOptimizer::step(Stream& stream, double lr) {
+  for (const Shard& shard : shards_) {
+    shard.group->reduce_scatter(stream, shard.buffer->grads, grad_shard(shard));
+  }
+  OptimizerStepResult result{.grad_norm = global_grad_norm(stream), .skipped = false};
+  result.skipped = !std::isfinite(result.grad_norm);
+  if (!result.skipped) {
+    const bool clips = config_.clip > 0.0 && result.grad_norm > config_.clip;
+    const double grad_scale = clips ? config_.clip / result.grad_norm : 1.0;
+    ++num_steps_;
+    for (Shard& shard : shards_) {
+      update(stream, shard, lr, grad_scale);
+      shard.group->all_gather(stream, value_shard(shard), shard.buffer->values);
+    }
+  }
+  store_.zero_grads(stream);
+  return result;
+}
+
+// Runs of neighbours that agree about weight decay are updated together; padding has no gradient
+// and stays zero either way.
+void DistributedOptimizer::update(Stream& stream, Shard& shard, double lr, double grad_scale) {
+  const int64_t n = shard.main_params.num_elements(), first = shard.group->rank() * n;
+  const std::vector<Parameter*>& parameters = shard.buffer->parameters;
+  for (size_t i = 0; i < parameters.size();) {
+    const bool decay = parameters[i]->spec.decay;
+    const int64_t run_begin = parameters[i]->flat_begin;
+    while (i < parameters.size() && parameters[i]->spec.decay == decay) ++i;
+    const int64_t run_end =
+        i < parameters.size() ? parameters[i]->flat_begin : shard.buffer->num_elements;
+    const int64_t begin = std::max<int64_t>(run_begin - first, 0);
+    const int64_t end = std::min(run_end - first, n);
+    if (begin < end) update_run(stream, shard, begin, end, decay, lr, grad_scale);
+  }
+}
+
+void DistributedOptimizer::update_run(Stream& stream, Shard& shard, int64_t begin, int64_t end,
+                                      bool decay, double lr, double grad_scale) {
+  const auto part = [&](TensorView flat) { return flat.rows(begin, end - begin); };
+  const TensorView main_params = part(shard.main_params), values = part(value_shard(shard));
+  const bool rounds = shard.buffer->dtype == DType::bf16;
+  const auto weight_decay = static_cast<float>(decay ? config_.weight_decay : 0.0);
+  if (config_.type == OptimizerType::adamw) {
+    const AdamWOptions options{.lr = static_cast<float>(lr),
+                               .beta1 = static_cast<float>(config_.beta1),
+                               .beta2 = static_cast<float>(config_.beta2),
+                               .eps = static_cast<float>(config_.eps),
+                               .weight_decay = weight_decay,
+                               .step = num_steps_};
+    adamw_step(stream, options, static_cast<float>(grad_scale), part(grad_shard(shard)),
+               main_params, part(shard.exp_avg), part(shard.exp_avg_sq),
+               rounds ? values : TensorView());
+  } else {
+    const SgdOptions options{.lr = static_cast<float>(lr),
+                             .momentum = static_cast<float>(config_.momentum),
+                             .weight_decay = weight_decay};
+    sgd_step(stream, options, static_cast<float>(grad_scale), part(grad_shard(shard)), main_params,
+             part(shard.exp_avg), rounds ? values : TensorView());
+  }
+  if (!rounds) copy(stream, main_params, values);
+}
+
+std::vector<ShardPiece> DistributedOptimizer::pieces() {
+  std::vector<ShardPiece> pieces;
+  for (Shard& shard : shards_) {
+    const int64_t n = shard.main_params.num_elements(), first = shard.group->rank() * n;
+    for (const Parameter* p : shard.buffer->parameters) {
+      const int64_t begin = std::max<int64_t>(p->flat_begin - first, 0);
+      const int64_t end = std::min(p->flat_begin + p->spec.extent.num_elements() - first, n);
+      if (begin >= end) continue;
+      pieces.push_back({.name = p->spec.name,
+                        .global_shape = p->spec.global_shape,
+                        .offset = p->spec.offset,
+                        .extent = p->spec.extent,
+                        .begin = first + begin - p->flat_begin,
+                        .end = first + end - p->flat_begin,
+                        .main_params = range_of(shard.main_params, begin, end),
+                        .exp_avg = range_of(shard.exp_avg, begin, end),
+                        .exp_avg_sq = range_of(shard.exp_avg_sq, begin, end)});
+    }
+  }
+  return pieces;
+}
+
+void DistributedOptimizer::publish_main_params(Stream& stream) {
+  for (Shard& shard : shards_) {
+    cast(stream, shard.main_params, value_shard(shard));
+    shard.group->all_gather(stream, value_shard(shard), shard.buffer->values);
+  }
+}
+
+size_t DistributedOptimizer::state_bytes() const {
+  size_t total = 0;
+  for (const Shard& shard : shards_) {
+    total += shard.main_params.view().num_bytes() + shard.exp_avg.view().num_bytes() +
+             shard.exp_avg_sq.view().num_bytes();
+  }
+  return total;
+}
+
+}  // namespace switchyard

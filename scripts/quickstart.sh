@@ -1,0 +1,126 @@
+#!/usr/bin/env bash
+# Trains a small mixture-of-experts model on real text, from nothing to pictures:
+#   packages, build, text, tokenizer and token files, training on four ranks, evaluation, a sampled
+#   continuation, loss.png and expert_load.png.
+# Run again, it skips what is done and goes on with what is not.
+set -euo pipefail
+
+usage() {
+  cat <<'USAGE'
+usage: scripts/quickstart.sh [--model bigmac|fine_grained|vanilla] [--text PATH]
+  --model  which structure to train (default: bigmac)
+  --text   a text file, or a folder that is searched for *.txt, *.rst, *.md and their .gz
+           (default: the Linux kernel's documentation, from the distribution)
+USAGE
+}
+
+model=bigmac
+text=
+while (($# > 0)); do
+  case "$1" in
+    --model) model=${2:?--model needs a value}; shift 2 ;;
+    --text) text=$(realpath -e -- "${2:?--text needs a path}"); shift 2 ;;
+    -h | --help) usage; exit 0 ;;
+    *) usage >&2; exit 2 ;;
+  esac
+done
+case "$model" in
+  bigmac | fine_grained | vanilla) ;;
+  *) usage >&2; exit 2 ;;
+esac
+
+cd "$(dirname "$0")/.."
+config=configs/quickstart_$model.yaml
+# Where the configurations keep their files.
+run=runs/quickstart_$model
+data=runs/quickstart_data
+default_text=runs/linux-doc
+
+say() { printf '\n==> %s\n' "$*"; }
+
+# Four ranks whatever the number of cores; as root, Open MPI wants to be told twice.
+ranks() {
+  if (($(id -u) == 0)); then
+    export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+  fi
+  mpirun -n 4 --oversubscribe --bind-to none --mca mpi_yield_when_idle 1 "$@"
+}
+
+# The package's .rst files alone; nothing is installed. A subshell: its end removes the scratch folder.
+fetch_linux_doc() (
+  if ! apt-cache show linux-doc >/dev/null 2>&1; then
+    if (($(id -u) == 0)); then apt-get update -q; else sudo apt-get update -q; fi
+  fi
+  # Debian's linux-doc only names the versioned package that holds the files.
+  package=$(apt-cache depends linux-doc | awk '$1 == "Depends:" && $2 ~ /^linux-doc-/ {print $2}')
+  package=${package:-linux-doc}
+  scratch=$(mktemp -d)
+  trap 'rm -rf "$scratch"' EXIT
+  # As root, apt downloads as a user of its own.
+  if (($(id -u) == 0)); then chown _apt "$scratch"; fi
+  (cd "$scratch" && apt-get download -q "$package")
+  mkdir "$scratch/text"
+  dpkg-deb --fsys-tarfile "$scratch"/*.deb | tar -x -C "$scratch/text" --wildcards '*.rst*'
+  # The HTML pages come with copies of their sources, named .rst.txt.
+  find "$scratch/text" -type f ! -name '*.rst' ! -name '*.rst.gz' -delete
+  [[ -n $(find "$scratch/text" -type f -print -quit) ]] || {
+    echo "quickstart: $package holds no .rst files here; give a text with --text" >&2
+    exit 1
+  }
+  mkdir -p "$(dirname "$default_text")"
+  # Renamed as the last thing, so that a folder of this name is complete.
+  rm -rf "$default_text.partial"
+  mv "$scratch/text" "$default_text.partial"
+  mv "$default_text.partial" "$default_text"
+)
+
+# Token files and tokenizer; `source` is written when they are complete, and says of what.
+make_token_files() {
+  local source=${text:-$default_text}
+  if [[ -e $data/source ]]; then
+    [[ $(<"$data/source") == "$source" ]] || {
+      echo "quickstart: $data was made of $(<"$data/source"), not of $source;" \
+        "remove $data and runs/quickstart_* to begin anew" >&2
+      exit 1
+    }
+    echo "$data is there already"
+    return
+  fi
+  [[ -n $text || -d $default_text ]] || fetch_linux_doc
+  mkdir -p "$data"
+  build/switchyard tokenize "$config" "data.text=[\"$source\"]"
+  printf '%s\n' "$source" >"$data/source"
+}
+
+train() {
+  if [[ -e $run/finished ]]; then
+    echo "$run is finished already; remove it to train again"
+    return
+  fi
+  ranks build/switchyard train "$config"
+  touch "$run/finished"
+}
+
+say "Packages"
+scripts/setup.sh
+
+say "Build"
+cmake --preset release >/dev/null
+cmake --build --preset release --target switchyard
+
+say "Text, tokenizer, token files"
+make_token_files
+
+say "Training on four ranks: $config"
+train
+
+say "Evaluation on held-out text"
+ranks build/switchyard eval "$config"
+
+say "A sampled continuation"
+# One process is enough; checkpoints load on any layout.
+build/switchyard generate "$config" parallel.ep=1 \
+  --prompt "The scheduler" --max-tokens 120 --temperature 0.8 --top-p 0.95
+
+say "Pictures"
+scripts/plot.py "$run"

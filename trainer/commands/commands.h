@@ -1,0 +1,41 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "parallel/distributed_context.h"
+#include "trainer/config/config_reader.h"
+#include "trainer/inference/sampling.h"
+
+namespace switchyard {
+
+// The bodies of the sub-commands. All are collective over the world, and return the exit code.
+// Errors that concern all ranks are CollectiveError or ConfigError; any other exception is one
+// rank's alone.
+
+int tokenize_command(MpiRuntime& mpi, const LoadedConfig& loaded);
+int train_command(MpiRuntime& mpi, const LoadedConfig& loaded);
+int eval_command(MpiRuntime& mpi, const LoadedConfig& loaded);
+
+struct GenerateOptions {
+  std::string prompt;
+  int64_t max_tokens = 128;
+  int64_t num_samples = 1;
+  SamplingOptions sampling;
+};
+int generate_command(MpiRuntime& mpi, const LoadedConfig& loaded, const GenerateOptions& options);
+
+struct BenchOptions {
+  int64_t steps = 5;  // timed ones; their median is reported
+  int64_t warmup_steps = 2;
+};
+int bench_command(MpiRuntime& mpi, const LoadedConfig& loaded, const BenchOptions& options);
+
+// The planning figures of a configuration for this number of ranks; trains nothing.
+int plan_command(MpiRuntime& mpi, const LoadedConfig& loaded);
+
+// Contents of a checkpoint or token file; `verify` reads everything and compares checksums.
+int inspect_command(MpiRuntime& mpi, const std::string& path, bool verify);
+
+}  // namespace switchyard

@@ -1,0 +1,27 @@
+#pragma once
+
+#include "layers/transformer.h"
+#include "parallel/distributed_context.h"
+#include "trainer/config/run_config.h"
+
+namespace switchyard {
+
+// This rank's part of a model, and the groups it works in. What train, eval, generate and bench
+// start from.
+struct Session {
+  // Collective over the world. `config` has been validated, and knows its vocabulary's size.
+  Session(MpiRuntime& mpi, const RunConfig& config)
+      : stream(),
+        dist(mpi, ParallelLayout(mpi.world_size(), config.parallel.tp, config.parallel.ep)),
+        model(stream, config.model, dist,
+              {.compute_dtype = config.run.compute_dtype,
+               .seed = config.run.seed,
+               .deduplicate = config.parallel.deduplicate,
+               .recompute = config.parallel.recompute}) {}
+
+  Stream stream;
+  DistributedContext dist;
+  Transformer model;
+};
+
+}  // namespace switchyard

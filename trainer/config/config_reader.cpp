@@ -1,0 +1,339 @@
+#include "trainer/config/config_reader.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <yaml-cpp/yaml.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <numeric>
+#include <set>
+#include <sstream>
+#include <utility>
+
+#include "trainer/config/config_error.h"
+#include "trainer/config/schema.h"
+
+namespace switchyard {
+namespace {
+
+struct Entry {
+  ConfigValue value;
+  std::string origin;
+};
+
+// What has been read so far; later files and overrides replace earlier ones.
+struct Collected {
+  std::map<std::string, Entry> entries;
+  std::vector<std::string> problems;
+};
+
+std::string place(const std::string& file, const YAML::Mark& mark) {
+  return fmt::format("{}:{}:{}", file, mark.line + 1, mark.column + 1);
+}
+
+size_t edit_distance(const std::string& a, const std::string& b) {
+  std::vector<size_t> row(b.size() + 1);
+  std::iota(row.begin(), row.end(), size_t{0});
+  for (size_t i = 1; i <= a.size(); ++i) {
+    size_t diagonal = row[0];
+    row[0] = i;
+    for (size_t j = 1; j <= b.size(); ++j) {
+      const size_t substituted = diagonal + (a[i - 1] == b[j - 1] ? 0 : 1);
+      diagonal = row[j];
+      row[j] = std::min({row[j] + 1, row[j - 1] + 1, substituted});
+    }
+  }
+  return row[b.size()];
+}
+
+std::string last_part(const std::string& key) { return key.substr(key.rfind('.') + 1); }
+
+// Every key, and every section ("model", "model.router").
+const std::set<std::string>& known_names() {
+  static const std::set<std::string> names = [] {
+    std::set<std::string> all = {"base"};
+    for (const ConfigField& field : config_schema()) {
+      for (size_t dot = 0; dot != std::string::npos;) {
+        dot = field.key.find('.', dot + 1);
+        all.insert(field.key.substr(0, dot));
+      }
+    }
+    return all;
+  }();
+  return names;
+}
+
+bool is_section(const std::string& name) {
+  const auto next = known_names().upper_bound(name + ".");
+  return next != known_names().end() && next->starts_with(name + ".");
+}
+
+// The nearest key; a key of that very name in another section is nearer than any misspelling.
+std::string did_you_mean(const std::string& key) {
+  std::string best;
+  size_t best_distance = std::max<size_t>(2, last_part(key).size() / 3) + 1;
+  for (const std::string& name : known_names()) {
+    const size_t distance = std::min(edit_distance(key, name),
+                                     last_part(key) == last_part(name) ? size_t{1} : size_t{100});
+    if (distance < best_distance) {
+      best_distance = distance;
+      best = name;
+    }
+  }
+  return best.empty() ? "" : fmt::format("; did you mean {}?", best);
+}
+
+class Collector {
+ public:
+  explicit Collector(Collected& out) : out_(out) {}
+
+  void file(const std::string& path, std::vector<std::string> chain = {}) {
+    std::ifstream in(path);
+    if (!in) {
+      out_.problems.push_back(fmt::format("{}: cannot be read{}", path,
+                                          chain.empty() ? "" : ", the base of " + chain.back()));
+      return;
+    }
+    std::stringstream text;
+    text << in.rdbuf();
+    yaml(text.str(), path, std::move(chain));
+  }
+
+  void yaml(const std::string& text, const std::string& name, std::vector<std::string> chain) {
+    YAML::Node root;
+    try {
+      root = YAML::Load(text);
+    } catch (const YAML::ParserException& error) {
+      out_.problems.push_back(fmt::format("{}: {}", place(name, error.mark), error.msg));
+      return;
+    }
+    if (root.IsNull()) return;
+    if (!root.IsMap()) {
+      out_.problems.push_back(
+          fmt::format("{}: expected sections such as `model:`", place(name, root.Mark())));
+      return;
+    }
+    base_of(root, name, chain);
+    seen_.clear();
+    map(root, "", name);
+  }
+
+  void override(const std::string& text) {
+    const size_t equals = text.find('=');
+    if (equals == std::string::npos || equals == 0) {
+      out_.problems.push_back(
+          fmt::format("'{}': expected key.sub=value, such as train.max_steps=100", text));
+      return;
+    }
+    const std::string key = text.substr(0, equals), origin = "command line";
+    YAML::Node node;
+    try {
+      node = YAML::Load(text.substr(equals + 1));
+    } catch (const YAML::ParserException& error) {
+      out_.problems.push_back(fmt::format("'{}': {}", text, error.msg));
+      return;
+    }
+    if (is_section(key)) {
+      out_.problems.push_back(fmt::format("'{}': {} is a section, not a value", text, key));
+    } else if (!known_names().contains(key) || key == "base") {
+      out_.problems.push_back(fmt::format("'{}': unknown key {}{}", text, key, did_you_mean(key)));
+    } else {
+      leaf(node, key, origin);
+    }
+  }
+
+ private:
+  void base_of(const YAML::Node& root, const std::string& name, std::vector<std::string> chain) {
+    const YAML::Node base = root["base"];
+    if (!base) return;
+    if (!base.IsScalar()) {
+      out_.problems.push_back(
+          fmt::format("{}: base: expected the name of a file", place(name, base.Mark())));
+      return;
+    }
+    const std::string path =
+        (std::filesystem::path(name).parent_path() / base.Scalar()).lexically_normal().string();
+    chain.push_back(name);
+    if (std::find(chain.begin(), chain.end(), path) != chain.end()) {
+      out_.problems.push_back(fmt::format("{}: base: the files form a circle: {} -> {}",
+                                          place(name, base.Mark()), fmt::join(chain, " -> "),
+                                          path));
+      return;
+    }
+    file(path, std::move(chain));
+  }
+
+  void map(const YAML::Node& node, const std::string& prefix, const std::string& name) {
+    for (const auto& pair : node) {
+      const std::string at = place(name, pair.first.Mark());
+      if (!pair.first.IsScalar()) {
+        out_.problems.push_back(fmt::format("{}: a key must be a word", at));
+        continue;
+      }
+      const std::string key =
+          prefix.empty() ? pair.first.Scalar() : prefix + "." + pair.first.Scalar();
+      if (!seen_.insert(key).second) {
+        out_.problems.push_back(fmt::format("{}: {} is given twice in this file", at, key));
+      } else if (key == "base") {
+        continue;
+      } else if (is_section(key)) {
+        if (pair.second.IsMap()) {
+          map(pair.second, key, name);
+        } else if (!pair.second.IsNull()) {
+          out_.problems.push_back(
+              fmt::format("{}: {} is a section: expected keys below it", at, key));
+        }
+      } else if (!known_names().contains(key)) {
+        out_.problems.push_back(fmt::format("{}: unknown key {}{}", at, key, did_you_mean(key)));
+      } else {
+        leaf(pair.second, key, place(name, pair.second.Mark()));
+      }
+    }
+  }
+
+  void leaf(const YAML::Node& node, const std::string& key, const std::string& origin) {
+    ConfigValue value;
+    if (node.IsScalar()) {
+      value.items = {node.Scalar()};
+    } else if (node.IsSequence()) {
+      value.is_list = true;
+      for (const YAML::Node& item : node) {
+        if (!item.IsScalar()) {
+          out_.problems.push_back(fmt::format("{}: {}: expected a list of values", origin, key));
+          return;
+        }
+        value.items.push_back(item.Scalar());
+      }
+    } else {
+      out_.problems.push_back(fmt::format("{}: {}: expected a value, not {}", origin, key,
+                                          node.IsMap() ? "keys below it" : "nothing"));
+      return;
+    }
+    out_.entries[key] = {std::move(value), origin};
+  }
+
+  Collected& out_;
+  std::set<std::string> seen_;
+};
+
+void fill_dependent_values(RunConfig& config) {
+  ModelConfig& model = config.model;
+  if (model.num_kv_heads == 0) model.num_kv_heads = model.num_heads;
+  if (model.head_dim == 0 && model.num_heads > 0 && model.hidden % model.num_heads == 0) {
+    model.head_dim = model.hidden / model.num_heads;
+  }
+}
+
+LoadedConfig build(Collected collected) {
+  LoadedConfig loaded;
+  for (const ConfigField& field : config_schema()) {
+    const auto entry = collected.entries.find(field.key);
+    if (entry == collected.entries.end()) continue;
+    loaded.origins[field.key] = entry->second.origin;
+    if (const auto problem = field.parse(loaded.config, entry->second.value)) {
+      collected.problems.push_back(
+          fmt::format("{}: {}: {}", entry->second.origin, field.key, *problem));
+    }
+  }
+  if (!collected.problems.empty()) throw ConfigError(std::move(collected.problems));
+  fill_dependent_values(loaded.config);
+  return loaded;
+}
+
+// Calls emit(indentation, name, field) for every section (field null) and key, in YAML's nesting.
+template <class Emit>
+void walk_schema(const Emit& emit) {
+  std::vector<std::string> open;
+  for (const ConfigField& field : config_schema()) {
+    std::vector<std::string> parts;
+    std::stringstream stream(field.key);
+    for (std::string part; std::getline(stream, part, '.');) parts.push_back(part);
+    size_t common = 0;
+    while (common < open.size() && common + 1 < parts.size() && open[common] == parts[common]) {
+      ++common;
+    }
+    open.resize(common);
+    for (; open.size() + 1 < parts.size(); open.push_back(parts[open.size()])) {
+      emit(open.size(), parts[open.size()], nullptr);
+    }
+    emit(open.size(), parts.back(), &field);
+  }
+}
+
+}  // namespace
+
+ConfigError::ConfigError(std::vector<std::string> lines)
+    : Error(fmt::format("{}", fmt::join(lines, "\n"))), lines_(std::move(lines)) {}
+
+LoadedConfig load_config(const std::string& path, const std::vector<std::string>& overrides) {
+  Collected collected;
+  Collector collector(collected);
+  collector.file(path);
+  for (const std::string& text : overrides) collector.override(text);
+  return build(std::move(collected));
+}
+
+LoadedConfig parse_config(const std::string& yaml, const std::string& name) {
+  Collected collected;
+  Collector(collected).yaml(yaml, name, {});
+  return build(std::move(collected));
+}
+
+std::string to_yaml(const RunConfig& config) {
+  std::string out;
+  walk_schema([&](size_t depth, const std::string& name, const ConfigField* field) {
+    out += fmt::format("{:{}}{}:{}\n", "", 2 * depth, name,
+                       field ? " " + field->print(config) : std::string());
+  });
+  return out;
+}
+
+std::string describe_config(const LoadedConfig& loaded) {
+  std::string out;
+  walk_schema([&](size_t depth, const std::string& name, const ConfigField* field) {
+    std::string line = fmt::format("{:{}}{}:", "", 2 * depth, name);
+    if (field) {
+      const auto origin = loaded.origins.find(field->key);
+      line = fmt::format("{} {}", line, field->print(loaded.config));
+      line = fmt::format("{:<48}  # {}", line,
+                         origin == loaded.origins.end() ? "default" : origin->second);
+    }
+    out += line + "\n";
+  });
+  return out;
+}
+
+std::string config_reference() {
+  std::string out =
+      "# Configuration\n\n"
+      "Every key of an experiment file, from the same table that reads it. `base: other.yaml` at "
+      "the\n"
+      "top inherits another file; `key.sub=value` on the command line overrides both;\n"
+      "`--print-config` shows every value and where it came from. Unknown, repeated and mistyped\n"
+      "keys are errors.\n\n"
+      "This page is generated: `switchyard config-reference > docs/configuration.md`.\n";
+  std::string section;
+  const RunConfig defaults;
+  for (const ConfigField& field : config_schema()) {
+    const std::string own_section = field.key.substr(0, field.key.find('.'));
+    if (own_section != section) {
+      section = own_section;
+      out += fmt::format(
+          "\n## {}\n\n| key | type | default | meaning |\n| --- | --- | --- | --- |\n", section);
+    }
+    std::string type = field.type;
+    for (size_t at = 0; (at = type.find('|', at)) != std::string::npos; at += 2) {
+      type.insert(at, "\\");
+    }
+    std::string help = field.help;
+    for (size_t at = 0; (at = help.find('|', at)) != std::string::npos; at += 2) {
+      help.insert(at, "\\");
+    }
+    out += fmt::format("| `{}` | {} | `{}` | {} |\n", field.key, type, field.print(defaults), help);
+  }
+  return out;
+}
+
+}  // namespace switchyard

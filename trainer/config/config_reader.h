@@ -1,0 +1,38 @@
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "trainer/config/run_config.h"
+
+namespace switchyard {
+
+// A configuration, and where each of its values came from.
+struct LoadedConfig {
+  RunConfig config;
+  std::map<std::string, std::string> origins;  // key -> "file:line:column", "command line", "base
+                                               // ..."; keys with default values are missing
+};
+
+// Reads a YAML file, the files that its `base` key names before it, and overrides of the form
+// "key.sub=value" after it. Strict: throws ConfigError with every unknown, repeated or mistyped
+// key, each with its place. Values that follow from others (num_kv_heads, head_dim) are filled in.
+LoadedConfig load_config(const std::string& path, const std::vector<std::string>& overrides);
+
+// The same from text; `name` stands for the file in messages. For configurations that were stored
+// in checkpoints.
+LoadedConfig parse_config(const std::string& yaml, const std::string& name);
+
+// Throws ConfigError with every combination of values that cannot work, for `world_size` ranks;
+// each line names the key and the remedy.
+void validate_config(const LoadedConfig& loaded, int world_size);
+
+// Every value as YAML that reads back equal.
+std::string to_yaml(const RunConfig& config);
+// As to_yaml, with the origin of every value behind it.
+std::string describe_config(const LoadedConfig& loaded);
+// docs/configuration.md.
+std::string config_reference();
+
+}  // namespace switchyard

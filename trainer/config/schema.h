@@ -1,0 +1,31 @@
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "trainer/config/run_config.h"
+
+namespace switchyard {
+
+// A value as the file holds it: a scalar, or a list of scalars.
+struct ConfigValue {
+  std::vector<std::string> items;
+  bool is_list = false;
+};
+
+// One key of the configuration: everything that reading, printing and documenting it needs.
+struct ConfigField {
+  std::string key;   // "model.router.top_k"
+  std::string type;  // "integer", "softmax | sigmoid"
+  std::string help;
+  // Stores the value; returns what is wrong with it, if anything.
+  std::function<std::optional<std::string>(RunConfig&, const ConfigValue&)> parse;
+  std::function<std::string(const RunConfig&)> print;  // as YAML
+};
+
+// All keys, in the order of the sections of the file.
+const std::vector<ConfigField>& config_schema();
+
+}  // namespace switchyard

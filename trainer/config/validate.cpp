@@ -1,0 +1,145 @@
+#include <fmt/format.h>
+
+#include "trainer/config/config_error.h"
+#include "trainer/config/config_reader.h"
+
+namespace switchyard {
+namespace {
+
+// Collects what cannot work, each with the place of the key that should change.
+class Checks {
+ public:
+  Checks(const LoadedConfig& loaded, int world_size)
+      : loaded_(loaded), config_(loaded.config), world_size_(world_size) {}
+
+  std::vector<std::string> run() {
+    sizes();
+    layout();
+    model();
+    if (config_.model.structure != Structure::dense) experts();
+    batches();
+    return std::move(problems_);
+  }
+
+ private:
+  template <class... Args>
+  void expect(bool ok, const std::string& key, fmt::format_string<Args...> format, Args&&... args) {
+    if (ok) return;
+    const auto origin = loaded_.origins.find(key);
+    const std::string place = origin == loaded_.origins.end() ? "default value" : origin->second;
+    problems_.push_back(
+        fmt::format("{}: {}: {}", place, key, fmt::format(format, std::forward<Args>(args)...)));
+  }
+
+  void divides(int64_t divisor, const std::string& divisor_key, int64_t number,
+               const std::string& key) {
+    expect(divisor > 0 && number % divisor == 0, key, "{} is not divisible by {} = {}", number,
+           divisor_key, divisor);
+  }
+
+  void sizes() {
+    const ModelConfig& m = config_.model;
+    expect(m.seq_len > 0, "model.seq_len", "is missing: the context length");
+    expect(m.hidden > 0, "model.hidden", "is missing: the width of the model");
+    expect(m.num_layers > 0, "model.num_layers", "is missing: the number of blocks");
+    expect(m.num_heads > 0, "model.num_heads", "is missing: the number of query heads");
+    expect(m.num_heads == 0 || m.head_dim > 0, "model.head_dim",
+           "is missing, and hidden = {} is not divisible by num_heads = {}", m.hidden, m.num_heads);
+    expect(!config_.run.dir.empty(), "run.dir", "is missing: where the run keeps its files");
+    expect(config_.run.device == "cpu", "run.device",
+           "this build runs on cpu, not on '{}'; set run.device=cpu", config_.run.device);
+  }
+
+  void layout() {
+    const ParallelSection& p = config_.parallel;
+    expect(world_size_ % p.tp == 0, "parallel.tp",
+           "{} does not divide the {} ranks; choose a divisor, or start another number of ranks",
+           p.tp, world_size_);
+    expect(world_size_ % p.ep == 0, "parallel.ep",
+           "{} does not divide the {} ranks (dp * tp); choose a divisor, or start another number "
+           "of ranks",
+           p.ep, world_size_);
+    if (config_.model.structure == Structure::dense) {
+      expect(p.ep == 1, "parallel.ep", "a dense model has no experts to split; set it to 1");
+    }
+  }
+
+  void model() {
+    const ModelConfig& m = config_.model;
+    const int tp = config_.parallel.tp;
+    divides(tp, "parallel.tp", m.num_heads, "model.num_heads");
+    divides(tp, "parallel.tp", m.num_kv_heads, "model.num_kv_heads");
+    if (m.num_kv_heads > 0) {
+      divides(m.num_kv_heads, "model.num_kv_heads", m.num_heads, "model.num_heads");
+    }
+    if (m.position == Position::rope) {
+      expect(m.head_dim % 2 == 0, "model.head_dim",
+             "rope rotates halves of a head: {} must be even", m.head_dim);
+    }
+    expect(
+        !m.bias || m.norm == Norm::layer_norm, "model.bias",
+        "biases belong to layer_norm models (GPT style); set model.norm: layer_norm, or no bias");
+    const bool has_dense = m.structure == Structure::dense || m.first_dense_layers > 0;
+    expect(!has_dense || m.ffn_hidden > 0, "model.ffn_hidden",
+           "is missing: the inner width of dense feed-forwards");
+    if (has_dense) divides(tp, "parallel.tp", m.ffn_hidden, "model.ffn_hidden");
+    expect(m.first_dense_layers <= m.num_layers, "model.first_dense_layers",
+           "{} is more than model.num_layers = {}", m.first_dense_layers, m.num_layers);
+    expect(m.vocab_size == 0 || m.vocab_size >= tp, "model.vocab_size",
+           "{} ids cannot be split over parallel.tp = {}", m.vocab_size, tp);
+  }
+
+  void experts() {
+    const ModelConfig& m = config_.model;
+    expect(m.num_experts > 0, "model.num_experts", "is missing: a {} model has routed experts",
+           m.structure == Structure::bigmac ? "bigmac" : "mixture-of-experts");
+    expect(m.expert_ffn_hidden > 0, "model.expert_ffn_hidden",
+           "is missing: the inner width of an expert");
+    expect(m.router.top_k <= m.num_experts, "model.router.top_k",
+           "{} is more than model.num_experts = {}", m.router.top_k, m.num_experts);
+    expect(m.num_experts % config_.parallel.ep == 0, "parallel.ep",
+           "{} does not divide model.num_experts = {}; choose a divisor", config_.parallel.ep,
+           m.num_experts);
+    if (m.structure == Structure::bigmac) {
+      expect(m.latent > 0 && m.latent <= m.hidden, "model.latent",
+             "must be from 1 to model.hidden = {}, not {}: the width that travels", m.hidden,
+             m.latent);
+    } else {
+      expect(m.latent == 0, "model.latent", "only bigmac models have it; remove it");
+    }
+    if (m.num_shared_experts > 0) {
+      expect(m.shared_expert_ffn_hidden > 0, "model.shared_expert_ffn_hidden",
+             "is missing: the inner width of a shared expert");
+      divides(config_.parallel.tp, "parallel.tp", m.num_shared_experts * m.shared_expert_ffn_hidden,
+              "model.shared_expert_ffn_hidden");
+    }
+  }
+
+  void batches() {
+    const TrainSection& t = config_.train;
+    if (world_size_ % config_.parallel.tp != 0) return;
+    const int64_t dp = world_size_ / config_.parallel.tp;
+    expect(t.global_batch_size % (t.micro_batch_size * dp) == 0, "train.global_batch_size",
+           "{} is not divisible by micro_batch_size * dp = {} * {}", t.global_batch_size,
+           t.micro_batch_size, dp);
+    expect(t.micro_batch_size * config_.model.seq_len % config_.parallel.tp == 0,
+           "train.micro_batch_size",
+           "the {} * {} tokens of a micro-batch are not divisible by parallel.tp = {}, which "
+           "splits them between blocks",
+           t.micro_batch_size, config_.model.seq_len, config_.parallel.tp);
+  }
+
+  const LoadedConfig& loaded_;
+  const RunConfig& config_;
+  int world_size_;
+  std::vector<std::string> problems_;
+};
+
+}  // namespace
+
+void validate_config(const LoadedConfig& loaded, int world_size) {
+  std::vector<std::string> problems = Checks(loaded, world_size).run();
+  if (!problems.empty()) throw ConfigError(std::move(problems));
+}
+
+}  // namespace switchyard

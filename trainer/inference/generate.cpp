@@ -1,0 +1,88 @@
+#include "trainer/inference/generate.h"
+
+#include <algorithm>
+
+#include "kernels/check.h"
+#include "kernels/random.h"
+
+namespace switchyard {
+namespace {
+
+// `columns` tokens of every sequence; token(b, t) gives them.
+template <class Token>
+MicroBatch batch_of(int64_t batch, int64_t columns, const Token& token) {
+  MicroBatch result{.batch = batch,
+                    .seq_len = columns,
+                    .tokens = Tensor({batch, columns}, DType::i32),
+                    .targets = {},
+                    .document_start = {}};
+  for (int64_t b = 0; b < batch; ++b) {
+    for (int64_t t = 0; t < columns; ++t) {
+      result.tokens.data<int32_t>()[b * columns + t] = token(b, t);
+    }
+  }
+  return result;
+}
+
+// Draws the next token of every sample from its row of logits. tp ranks hold the same logits up to
+// the order of sums, and dp ranks too; rank 0 decides for all.
+std::vector<int32_t> draw(Stream& stream, const DistributedContext& dist,
+                          const GenerationRequest& request, int64_t position,
+                          const Tensor& logits) {
+  const int64_t vocab = logits.shape()[1];
+  std::vector<int32_t> next(static_cast<size_t>(logits.shape()[0]));
+  for (size_t b = 0; b < next.size(); ++b) {
+    const RandomKey key{request.seed, stream_id("sample") + b};
+    const std::span row(logits.data<float>() + static_cast<int64_t>(b) * vocab,
+                        static_cast<size_t>(vocab));
+    next[b] =
+        sample_token(row, request.sampling, random_uniform(key, static_cast<uint64_t>(position)));
+  }
+  dist.world().broadcast(stream, view_of(std::span(next)), 0);
+  return next;
+}
+
+}  // namespace
+
+std::vector<std::vector<int32_t>> generate(Stream& stream, const Transformer& model,
+                                           const DistributedContext& dist,
+                                           const GenerationRequest& request) {
+  require(!request.prompt.empty(), "there is no prompt to continue");
+  const auto prompt_len = static_cast<int64_t>(request.prompt.size());
+  const int64_t context = model.config().seq_len;
+  require(prompt_len < context, "the prompt has {} tokens, the model's context {}", prompt_len,
+          context);
+  // Sequences are shared out over tp.
+  const int64_t tp = dist.tp().size();
+  const int64_t batch = (request.num_samples + tp - 1) / tp * tp;
+  const int64_t max_len = std::min(context, prompt_len + request.max_tokens);
+
+  KvCache cache = model.make_cache(batch, max_len);
+  Workspace workspace;
+  Tensor logits({batch, model.config().vocab_size}, DType::f32);
+  MicroBatch step = batch_of(batch, prompt_len, [&](int64_t, int64_t t) {
+    return request.prompt[static_cast<size_t>(t)];
+  });
+  std::vector<std::vector<int32_t>> samples(static_cast<size_t>(batch));
+  std::vector<bool> ended(static_cast<size_t>(batch), false);
+  for (int64_t position = prompt_len; position < max_len; ++position) {
+    StepContext ctx{.stream = stream,
+                    .workspace = workspace,
+                    .dist = dist,
+                    .batch = step,
+                    .scales = {},
+                    .decoding = true};
+    model.forward_cached(ctx, cache, logits);
+    const std::vector<int32_t> next = draw(stream, dist, request, position, logits);
+    for (size_t b = 0; b < next.size(); ++b) {
+      if (!ended[b]) samples[b].push_back(next[b]);
+      ended[b] = ended[b] || next[b] == request.end_token;
+    }
+    if (std::all_of(ended.begin(), ended.end(), [](bool done) { return done; })) break;
+    step = batch_of(batch, 1, [&](int64_t b, int64_t) { return next[static_cast<size_t>(b)]; });
+  }
+  samples.resize(static_cast<size_t>(request.num_samples));
+  return samples;
+}
+
+}  // namespace switchyard

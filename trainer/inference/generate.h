@@ -1,0 +1,27 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "layers/transformer.h"
+#include "trainer/inference/sampling.h"
+
+namespace switchyard {
+
+struct GenerationRequest {
+  std::vector<int32_t> prompt;  // at least one token
+  int64_t max_tokens = 128;     // fewer where the context length or end_token comes first
+  int64_t num_samples = 1;
+  int32_t end_token = -1;  // a sample ends with it; -1: none
+  SamplingOptions sampling;
+  uint64_t seed = 0;
+};
+
+// Samples continuations of one prompt with a KV cache. Every rank gets the same request and returns
+// the same tokens: what is drawn depends on (seed, sample, position) and the logits alone.
+// Collective over the world.
+std::vector<std::vector<int32_t>> generate(Stream& stream, const Transformer& model,
+                                           const DistributedContext& dist,
+                                           const GenerationRequest& request);
+
+}  // namespace switchyard

@@ -1,0 +1,189 @@
+// switchyard COMMAND CONFIG.yaml [key.sub=value ...]
+
+#include <fmt/format.h>
+#include <omp.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "parallel/distributed_context.h"
+#include "trainer/commands/commands.h"
+#include "trainer/commands/exit_codes.h"
+#include "trainer/commands/shared_config.h"
+#include "trainer/config/config_error.h"
+#include "trainer/config/config_reader.h"
+
+namespace switchyard {
+namespace {
+
+using Command = std::function<int(MpiRuntime&)>;
+
+// What most sub-commands take.
+struct ConfigArguments {
+  std::string path;
+  std::vector<std::string> overrides;
+  bool print_config = false;
+  bool dry_run = false;
+};
+
+using ConfigCommand = std::function<int(MpiRuntime&, const LoadedConfig&)>;
+
+class CommandLine {
+ public:
+  CommandLine() : app_("Trains mixture-of-experts models under mpirun.", "switchyard") {
+    app_.require_subcommand(1);
+    add("tokenize", "Turn text into token files; train the tokenizer if it is missing",
+        tokenize_command);
+    add("train", "Train, from the newest checkpoint if there is one", train_command);
+    add("eval", "Held-out loss of the newest checkpoint", eval_command);
+    add_generate();
+    add_bench();
+    add("plan", "Parameters, memory, exchange and disk; trains nothing", plan_command);
+    add_inspect();
+    add_reference();
+  }
+
+  // Throws CLI::ParseError.
+  Command parse(int argc, char** argv) {
+    app_.parse(argc, argv);
+    return chosen_;
+  }
+  int report(const CLI::ParseError& error, bool speaks) const {
+    if (speaks) app_.exit(error);
+    return error.get_exit_code() == 0 ? kExitDone : kExitBadInput;
+  }
+
+ private:
+  CLI::App* add(const std::string& name, const std::string& help, ConfigCommand body) {
+    CLI::App* command = app_.add_subcommand(name, help);
+    ConfigArguments& arguments = arguments_;
+    command->add_option("config", arguments.path, "experiment file")->required();
+    command->add_option("overrides", arguments.overrides, "key.sub=value ...");
+    command->add_flag("--print-config", arguments.print_config,
+                      "show every value and where it came from, and end");
+    command->add_flag("--dry-run", arguments.dry_run, "show the plan, and end");
+    command->callback([this, body = std::move(body)] {
+      chosen_ = [this, body](MpiRuntime& mpi) { return run(mpi, body); };
+    });
+    return command;
+  }
+
+  int run(MpiRuntime& mpi, const ConfigCommand& body) const {
+    const LoadedConfig loaded = load_shared_config(mpi, arguments_.path, arguments_.overrides);
+    if (arguments_.print_config) {
+      if (mpi.rank() == 0) fmt::print("{}", describe_config(loaded));
+      return kExitDone;
+    }
+    return arguments_.dry_run ? plan_command(mpi, loaded) : body(mpi, loaded);
+  }
+
+  void add_generate() {
+    CLI::App* command = add("generate", "Sample a continuation from the newest checkpoint",
+                            [this](MpiRuntime& mpi, const LoadedConfig& loaded) {
+                              return generate_command(mpi, loaded, generate_);
+                            });
+    command->add_option("--prompt", generate_.prompt, "text to continue");
+    command->add_option("--max-tokens", generate_.max_tokens, "tokens to add")
+        ->check(CLI::PositiveNumber)
+        ->capture_default_str();
+    command->add_option("--samples", generate_.num_samples, "continuations to draw")
+        ->check(CLI::PositiveNumber)
+        ->capture_default_str();
+    command->add_option("--temperature", generate_.sampling.temperature, "0: likeliest token")
+        ->check(CLI::NonNegativeNumber)
+        ->capture_default_str();
+    command
+        ->add_option("--top-p", generate_.sampling.top_p, "sample from the likeliest tokens only")
+        ->check(CLI::Range(0.0, 1.0))
+        ->capture_default_str();
+  }
+
+  void add_bench() {
+    CLI::App* command = add("bench", "Speed of a training step beside this machine's ceiling",
+                            [this](MpiRuntime& mpi, const LoadedConfig& loaded) {
+                              return bench_command(mpi, loaded, bench_);
+                            });
+    command->add_option("--steps", bench_.steps, "timed steps")
+        ->check(CLI::PositiveNumber)
+        ->capture_default_str();
+    command->add_option("--warmup", bench_.warmup_steps, "steps before them")
+        ->check(CLI::NonNegativeNumber)
+        ->capture_default_str();
+  }
+
+  void add_inspect() {
+    CLI::App* command = app_.add_subcommand("inspect", "Contents of a checkpoint or token file");
+    command->add_option("path", inspect_path_, "checkpoint folder or token file")->required();
+    command->add_flag("--verify", verify_, "read everything and compare checksums");
+    command->callback([this] {
+      chosen_ = [this](MpiRuntime& mpi) { return inspect_command(mpi, inspect_path_, verify_); };
+    });
+  }
+
+  void add_reference() {
+    app_.add_subcommand("config-reference", "Print docs/configuration.md")->callback([this] {
+      chosen_ = [](MpiRuntime& mpi) {
+        if (mpi.rank() == 0) fmt::print("{}", config_reference());
+        return kExitDone;
+      };
+    });
+  }
+
+  CLI::App app_;
+  Command chosen_;
+  ConfigArguments arguments_;
+  GenerateOptions generate_;
+  BenchOptions bench_;
+  std::string inspect_path_;
+  bool verify_ = false;
+};
+
+void speak(const MpiRuntime& mpi, const std::vector<std::string>& lines) {
+  if (mpi.rank() != 0) return;
+  std::fflush(stdout);
+  for (const std::string& line : lines) fmt::print(stderr, "switchyard: {}\n", line);
+  std::fflush(stderr);
+}
+
+// Rank 0 has spoken before any rank ends: mpirun kills the others when the first one fails.
+int end_together(MpiRuntime& mpi, int exit_code) {
+  Stream stream;
+  mpi.world().barrier(stream);
+  return exit_code;
+}
+
+int run(MpiRuntime& mpi, int argc, char** argv) {
+  CommandLine command_line;
+  try {
+    const Command command = command_line.parse(argc, argv);
+    return end_together(mpi, command(mpi));
+  } catch (const CLI::ParseError& error) {
+    return end_together(mpi, command_line.report(error, mpi.rank() == 0));
+  } catch (const ConfigError& error) {
+    speak(mpi, error.lines());
+    return end_together(mpi, kExitBadInput);
+  } catch (const CollectiveError& error) {
+    speak(mpi, {error.what()});
+    return end_together(mpi, kExitFailed);
+  }
+}
+
+}  // namespace
+}  // namespace switchyard
+
+int main(int argc, char** argv) {
+  switchyard::MpiRuntime mpi(&argc, &argv);
+  omp_set_num_threads(mpi.num_threads());
+  try {
+    return switchyard::run(mpi, argc, argv);
+  } catch (const std::exception& error) {
+    // This rank's alone: the others wait in a collective and cannot be told otherwise.
+    fmt::print(stderr, "switchyard: rank {}: {}\n", mpi.rank(), error.what());
+    std::fflush(stderr);
+    if (mpi.world_size() > 1) switchyard::MpiRuntime::abort(switchyard::kExitFailed);
+    return switchyard::kExitFailed;
+  }
+}
