@@ -1,28 +1,31 @@
 #include "trainer/checkpoint/hdf5_image.h"
 
-#include <sys/mman.h>
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 
 #include "kernels/check.h"
 
 namespace switchyard {
 
-Hdf5Image::Memory::Memory() : descriptor_(::memfd_create("switchyard-hdf5", MFD_CLOEXEC)) {
-  require(descriptor_ >= 0, "cannot make a file in memory: {}", std::strerror(errno));
+Hdf5Image::Memory::Memory()
+    : path_("/dev/shm/switchyard-XXXXXX"), descriptor_(::mkostemp(path_.data(), O_CLOEXEC)) {
+  require(descriptor_ >= 0, "cannot make {}: {}", path_, std::strerror(errno));
 }
 
-Hdf5Image::Memory::~Memory() { ::close(descriptor_); }
-
-std::string Hdf5Image::Memory::path() const { return fmt::format("/proc/self/fd/{}", descriptor_); }
+Hdf5Image::Memory::~Memory() {
+  ::close(descriptor_);
+  ::unlink(path_.c_str());
+}
 
 int64_t Hdf5Image::Memory::size() const {
   const off_t size = ::lseek(descriptor_, 0, SEEK_END);
-  require(size > 0, "HDF5 left an empty file in memory");
+  require(size > 0, "HDF5 left {} empty", path_);
   return size;
 }
 
@@ -31,7 +34,7 @@ void Hdf5Image::Memory::copy(int64_t begin, int64_t end, OutputFile& out) const 
   while (begin < end) {
     const size_t wanted = std::min(chunk.size(), static_cast<size_t>(end - begin));
     const ssize_t count = ::pread(descriptor_, chunk.data(), wanted, begin);
-    require(count > 0, "cannot read a file in memory: {}", std::strerror(errno));
+    require(count > 0, "cannot read {}: {}", path_, std::strerror(errno));
     out.write(std::span(chunk.data(), static_cast<size_t>(count)));
     begin += count;
   }

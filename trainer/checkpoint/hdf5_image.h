@@ -28,7 +28,8 @@ class Hdf5Image {
   void write(OutputFile& out);
 
  private:
-  // A file that exists in memory alone; places that nothing was written to take none.
+  // A file that exists in memory alone; places that nothing was written to take none. It has a
+  // name while it lives, since HDF5 opens files by name.
   class Memory {
    public:
     Memory();
@@ -36,11 +37,12 @@ class Hdf5Image {
     Memory(const Memory&) = delete;
     Memory& operator=(const Memory&) = delete;
 
-    std::string path() const;
+    const std::string& path() const { return path_; }
     int64_t size() const;
     void copy(int64_t begin, int64_t end, OutputFile& out) const;
 
    private:
+    std::string path_;
     int descriptor_;
   };
   struct Elements {

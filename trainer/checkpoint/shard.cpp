@@ -9,8 +9,8 @@
 namespace switchyard {
 namespace {
 
-// More than HDF5 takes to describe a file, and each of its datasets.
-constexpr int64_t kFileOverhead = 64 << 10, kDatasetOverhead = 8 << 10;
+// More than HDF5 takes to describe a file, and each dataset or part of a virtual one.
+constexpr int64_t kFileOverhead = 16 << 10, kDatasetOverhead = 2 << 10;
 
 std::string dataset_path(const std::string& kind, const std::string& name) {
   return kind + '/' + name;
@@ -89,7 +89,12 @@ StoredFile write_shard(const std::filesystem::path& path, std::span<const Tensor
 
 StoredFile write_model_file(const std::filesystem::path& path, const Manifest& manifest) {
   const auto sources = sources_of(manifest.shards);
+  int64_t bytes = kFileOverhead + static_cast<int64_t>(manifest.state.config.size());
+  for (const auto& [key, parts] : sources) {
+    bytes += kDatasetOverhead * static_cast<int64_t>(1 + parts.size());
+  }
   OutputFile file(path);
+  file.reserve(bytes);
   Hdf5Image image;
   image.file().set_int("format_version", kCheckpointVersion);
   image.file().set_int("step", manifest.state.step);

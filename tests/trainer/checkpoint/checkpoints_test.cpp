@@ -243,7 +243,7 @@ INSTANTIATE_TEST_SUITE_P(Limits, NoRoom, testing::Values(0, 1000, 20000, 40000))
 TEST_F(CheckpointsTest, AFullDiskFailsTheSaveAndLosesNothing) {
   // A mount of our own needs the right to make one.
   fs::create_directories(run);
-  const std::string mount = "mount -t tmpfs -o size=256k tmpfs " + run.string() + " 2>/dev/null";
+  const std::string mount = "mount -t tmpfs -o size=512k tmpfs " + run.string() + " 2>/dev/null";
   if (::geteuid() != 0 || std::system(mount.c_str()) != 0) {
     GTEST_SKIP() << "this user cannot mount a small file system";
   }
@@ -420,7 +420,8 @@ TEST_F(CheckpointsTest, WeightsAloneAreRoundedToTheDtypeOfTheParameters) {
                .global_shape = tensor.shape,
                .offset = whole.offset,
                .extent = whole.extent,
-               .dtype = tensor.shape.rank() == 1 ? DType::f32 : DType::bf16});
+               .dtype = tensor.shape.rank() == 1 ? DType::f32 : DType::bf16,
+               .init = {}});
   }
   store.materialize(stream, 1, 1);
 
