@@ -1,5 +1,7 @@
 #include "trainer/checkpoint/shard.h"
 
+#include <array>
+
 #include "kernels/check.h"
 #include "kernels/crc32c.h"
 #include "trainer/checkpoint/hdf5_image.h"
@@ -11,7 +13,7 @@ namespace {
 constexpr int64_t kFileOverhead = 64 << 10, kDatasetOverhead = 8 << 10;
 
 std::string dataset_path(const std::string& kind, const std::string& name) {
-  return '/' + kind + '/' + name;
+  return kind + '/' + name;
 }
 
 std::vector<int64_t> to_vector(const Shape& shape) {
@@ -24,12 +26,14 @@ StoredPiece store(Hdf5Image& image, const TensorPiece& piece) {
   require(static_cast<int64_t>(piece.data.size()) == geometry.num_elements(),
           "{}: {} values for {} elements", piece.name, piece.data.size(), geometry.num_elements());
   StoredPiece stored{piece.kind, piece.name, geometry, 0, crc32c(std::as_bytes(piece.data))};
-  const Hdf5Attribute attributes[] = {{"shape", to_vector(geometry.global_shape)},
-                                      {"offset", to_vector(geometry.offset)},
-                                      {"extent", to_vector(geometry.extent)},
-                                      {"range", std::vector{geometry.begin, geometry.end}},
-                                      {"crc32c", stored.crc32c}};
-  stored.address = image.add_dataset(dataset_path(piece.kind, piece.name), piece.data, attributes);
+  hdf5::Dataset dataset = image.file().create_dataset(
+      dataset_path(piece.kind, piece.name), hdf5::Element::f32, {geometry.num_elements()});
+  dataset.set_ints("shape", geometry.global_shape.dims());
+  dataset.set_ints("offset", geometry.offset.dims());
+  dataset.set_ints("extent", geometry.extent.dims());
+  dataset.set_ints("range", std::array{geometry.begin, geometry.end});
+  dataset.set_int("crc32c", stored.crc32c);
+  stored.address = image.set_elements(dataset, piece.data);
   return stored;
 }
 
@@ -42,14 +46,23 @@ int64_t bytes_to_reserve(std::span<const TensorPiece> pieces) {
   return bytes;
 }
 
-std::map<TensorKey, std::vector<VirtualSource>> sources_of(const Manifest& manifest) {
-  std::map<TensorKey, std::vector<VirtualSource>> sources;
-  for (const StoredFile& shard : manifest.shards) {
+hdf5::Slab to_hdf5(const Shape& offset, const Shape& extent) {
+  return {to_vector(offset), to_vector(extent)};
+}
+
+// Where the parts of every tensor are.
+std::map<TensorKey, std::vector<hdf5::VirtualSource>> sources_of(
+    const std::vector<StoredFile>& shards) {
+  std::map<TensorKey, std::vector<hdf5::VirtualSource>> sources;
+  for (const StoredFile& shard : shards) {
     for (const StoredPiece& piece : shard.pieces) {
       for (const Slab& slab : slabs_of(piece.geometry)) {
-        sources[{piece.kind, piece.name}].push_back({shard.name,
-                                                     dataset_path(piece.kind, piece.name),
-                                                     piece.geometry.num_elements(), slab});
+        sources[{piece.kind, piece.name}].push_back(
+            {.file = shard.name,
+             .dataset = dataset_path(piece.kind, piece.name),
+             .source_shape = {piece.geometry.num_elements()},
+             .source = {{slab.begin}, {slab.extent.num_elements()}},
+             .target = to_hdf5(slab.offset, slab.extent)});
       }
     }
   }
@@ -64,8 +77,7 @@ StoredFile write_shard(const std::filesystem::path& path, std::span<const Tensor
   OutputFile file(path);
   file.reserve(bytes_to_reserve(pieces));
   Hdf5Image image;
-  const Hdf5Attribute version[] = {{"format_version", int64_t{kCheckpointVersion}}};
-  image.set_attributes(version);
+  image.file().set_int("format_version", kCheckpointVersion);
   StoredFile stored{.name = path.filename().string(), .bytes = 0, .crc32c = 0, .pieces = {}};
   for (const TensorPiece& piece : pieces) stored.pieces.push_back(store(image, piece));
   image.write(file);
@@ -76,16 +88,15 @@ StoredFile write_shard(const std::filesystem::path& path, std::span<const Tensor
 }
 
 StoredFile write_model_file(const std::filesystem::path& path, const Manifest& manifest) {
-  const auto sources = sources_of(manifest);
-  const auto tensors = tensors_of(manifest.shards);
+  const auto sources = sources_of(manifest.shards);
   OutputFile file(path);
   Hdf5Image image;
-  const Hdf5Attribute attributes[] = {{"format_version", int64_t{kCheckpointVersion}},
-                                      {"step", manifest.state.step},
-                                      {"config", manifest.state.config}};
-  image.set_attributes(attributes);
-  for (const auto& [key, shape] : tensors) {
-    image.add_virtual_dataset(dataset_path(key.first, key.second), shape, sources.at(key));
+  image.file().set_int("format_version", kCheckpointVersion);
+  image.file().set_int("step", manifest.state.step);
+  image.file().set_string("config", manifest.state.config);
+  for (const auto& [key, shape] : tensors_of(manifest.shards)) {
+    image.file().create_virtual_dataset(dataset_path(key.first, key.second), hdf5::Element::f32,
+                                        to_vector(shape), sources.at(key));
   }
   image.write(file);
   file.finish();
