@@ -25,13 +25,21 @@ DistributedOptimizer::DistributedOptimizer(Stream& stream, const OptimizerConfig
     const Shape shape{buffer.grads.num_elements() / group.size()};
     Shard shard{.buffer = &buffer,
                 .group = &group,
-                .main_params = Tensor(shape, DType::f32),
+                .size = shape[0],
+                .bf16_main_params = {},
                 .exp_avg = Tensor(shape, DType::f32),
                 .exp_avg_sq = {}};
     if (config_.type == OptimizerType::adamw) shard.exp_avg_sq = Tensor(shape, DType::f32);
-    cast(stream, value_shard(shard), shard.main_params);
+    if (buffer.dtype != DType::f32) {
+      shard.bf16_main_params = Tensor(shape, DType::f32);
+      cast(stream, value_shard(shard), shard.bf16_main_params);
+    }
     shards_.push_back(std::move(shard));
   }
+}
+
+TensorView DistributedOptimizer::main_params(Shard& shard) const {
+  return shard.bf16_main_params ? shard.bf16_main_params.view() : value_shard(shard);
 }
 
 Communicator& DistributedOptimizer::group_of(ParameterGroup group) const {
@@ -47,12 +55,12 @@ Communicator& DistributedOptimizer::group_of(ParameterGroup group) const {
 }
 
 TensorView DistributedOptimizer::grad_shard(const Shard& shard) const {
-  const int64_t n = shard.main_params.num_elements();
+  const int64_t n = shard.size;
   return shard.buffer->grads.view().rows(shard.group->rank() * n, n);
 }
 
 TensorView DistributedOptimizer::value_shard(const Shard& shard) const {
-  const int64_t n = shard.main_params.num_elements();
+  const int64_t n = shard.size;
   return shard.buffer->values.view().rows(shard.group->rank() * n, n);
 }
 
@@ -86,7 +94,7 @@ OptimizerStepResult DistributedOptimizer::step(Stream& stream, double lr) {
 // Runs of neighbours that agree about weight decay are updated together; padding has no gradient
 // and stays zero either way.
 void DistributedOptimizer::update(Stream& stream, Shard& shard, double lr, double grad_scale) {
-  const int64_t n = shard.main_params.num_elements(), first = shard.group->rank() * n;
+  const int64_t n = shard.size, first = shard.group->rank() * n;
   const std::vector<Parameter*>& parameters = shard.buffer->parameters;
   for (size_t i = 0; i < parameters.size();) {
     const bool decay = parameters[i]->spec.decay;
@@ -103,8 +111,9 @@ void DistributedOptimizer::update(Stream& stream, Shard& shard, double lr, doubl
 void DistributedOptimizer::update_run(Stream& stream, Shard& shard, int64_t begin, int64_t end,
                                       bool decay, double lr, double grad_scale) {
   const auto part = [&](TensorView flat) { return flat.rows(begin, end - begin); };
-  const TensorView main_params = part(shard.main_params), values = part(value_shard(shard));
-  const bool rounds = shard.buffer->dtype == DType::bf16;
+  const TensorView weights = part(main_params(shard));
+  const TensorView rounded =
+      shard.bf16_main_params ? part(value_shard(shard)) : TensorView();
   const auto weight_decay = static_cast<float>(decay ? config_.weight_decay : 0.0);
   if (config_.type == OptimizerType::adamw) {
     const AdamWOptions options{.lr = static_cast<float>(lr),
@@ -114,22 +123,21 @@ void DistributedOptimizer::update_run(Stream& stream, Shard& shard, int64_t begi
                                .weight_decay = weight_decay,
                                .step = num_steps_};
     adamw_step(stream, options, static_cast<float>(grad_scale), part(grad_shard(shard)),
-               main_params, part(shard.exp_avg), part(shard.exp_avg_sq),
-               rounds ? values : TensorView());
+               weights, part(shard.exp_avg), part(shard.exp_avg_sq),
+               rounded);
   } else {
     const SgdOptions options{.lr = static_cast<float>(lr),
                              .momentum = static_cast<float>(config_.momentum),
                              .weight_decay = weight_decay};
-    sgd_step(stream, options, static_cast<float>(grad_scale), part(grad_shard(shard)), main_params,
-             part(shard.exp_avg), rounds ? values : TensorView());
+    sgd_step(stream, options, static_cast<float>(grad_scale), part(grad_shard(shard)), weights,
+             part(shard.exp_avg), rounded);
   }
-  if (!rounds) copy(stream, main_params, values);
 }
 
 std::vector<ShardPiece> DistributedOptimizer::pieces() {
   std::vector<ShardPiece> pieces;
   for (Shard& shard : shards_) {
-    const int64_t n = shard.main_params.num_elements(), first = shard.group->rank() * n;
+    const int64_t n = shard.size, first = shard.group->rank() * n;
     for (const Parameter* p : shard.buffer->parameters) {
       const int64_t begin = std::max<int64_t>(p->flat_begin - first, 0);
       const int64_t end = std::min(p->flat_begin + p->spec.extent.num_elements() - first, n);
@@ -140,7 +148,7 @@ std::vector<ShardPiece> DistributedOptimizer::pieces() {
                         .extent = p->spec.extent,
                         .begin = first + begin - p->flat_begin,
                         .end = first + end - p->flat_begin,
-                        .main_params = range_of(shard.main_params, begin, end),
+                        .main_params = range_of(main_params(shard), begin, end),
                         .exp_avg = range_of(shard.exp_avg, begin, end),
                         .exp_avg_sq = range_of(shard.exp_avg_sq, begin, end)});
     }
@@ -150,18 +158,9 @@ std::vector<ShardPiece> DistributedOptimizer::pieces() {
 
 void DistributedOptimizer::publish_main_params(Stream& stream) {
   for (Shard& shard : shards_) {
-    cast(stream, shard.main_params, value_shard(shard));
+    if (shard.bf16_main_params) cast(stream, shard.bf16_main_params, value_shard(shard));
     shard.group->all_gather(stream, value_shard(shard), shard.buffer->values);
   }
-}
-
-size_t DistributedOptimizer::state_bytes() const {
-  size_t total = 0;
-  for (const Shard& shard : shards_) {
-    total += shard.main_params.view().num_bytes() + shard.exp_avg.view().num_bytes() +
-             shard.exp_avg_sq.view().num_bytes();
-  }
-  return total;
 }
 
 }  // namespace switchyard

@@ -53,18 +53,19 @@ class DistributedOptimizer {
   // the pieces. Collective.
   void publish_main_params(Stream& stream);
 
-  size_t state_bytes() const;  // of this rank: main weights and optimizer state
-
  private:
   struct Shard {
     FlatBuffer* buffer;
     Communicator* group;
-    Tensor main_params, exp_avg, exp_avg_sq;  // [padded / group size] f32
+    int64_t size;               // elements of this rank's share: padded / group size
+    Tensor bf16_main_params;    // [size] f32; empty in f32 training: the values are the main weights
+    Tensor exp_avg, exp_avg_sq;  // [size] f32
   };
 
   Communicator& group_of(ParameterGroup group) const;
   TensorView grad_shard(const Shard& shard) const;
   TensorView value_shard(const Shard& shard) const;
+  TensorView main_params(Shard& shard) const;
   double global_grad_norm(Stream& stream) const;
   void update(Stream& stream, Shard& shard, double lr, double grad_scale);
   void update_run(Stream& stream, Shard& shard, int64_t begin, int64_t end, bool decay, double lr,

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <chrono>
 
+#include "kernels/check.h"
+
 namespace switchyard {
 namespace {
 
@@ -24,7 +26,10 @@ double StepReport::max_load_ratio() const {
 
 TrainStep::TrainStep(Stream& stream, Transformer& model, DistributedOptimizer& optimizer,
                      const DistributedContext& dist)
-    : stream_(stream), model_(model), optimizer_(optimizer), dist_(dist) {}
+    : stream_(stream), model_(model), optimizer_(&optimizer), dist_(dist) {}
+
+TrainStep::TrainStep(Stream& stream, Transformer& model, const DistributedContext& dist)
+    : stream_(stream), model_(model), dist_(dist) {}
 
 StepStatistics TrainStep::empty_statistics() const {
   StepStatistics statistics;
@@ -48,6 +53,7 @@ StepContext TrainStep::context(const MicroBatch& batch, const LossScales& scales
 
 StepReport TrainStep::run(std::span<const MicroBatch> micro_batches, const LossScales& scales,
                           double lr, bool stop_requested) {
+  require(optimizer_ != nullptr, "this TrainStep evaluates only");
   StepStatistics statistics = empty_statistics();
   const RouterConfig& router = model_.config().router;
   GlobalExpertCounts counts;
@@ -61,7 +67,7 @@ StepReport TrainStep::run(std::span<const MicroBatch> micro_batches, const LossS
   }
 
   const auto begin = Clock::now();
-  const OptimizerStepResult update = optimizer_.step(stream_, lr);
+  const OptimizerStepResult update = optimizer_->step(stream_, lr);
   const double optimizer_seconds = std::chrono::duration<double>(Clock::now() - begin).count();
 
   StepReport report = reduce(statistics, stop_requested);

@@ -37,6 +37,8 @@ class TrainStep {
  public:
   TrainStep(Stream& stream, Transformer& model, DistributedOptimizer& optimizer,
             const DistributedContext& dist);
+  // For evaluation alone.
+  TrainStep(Stream& stream, Transformer& model, const DistributedContext& dist);
 
   // One step over this rank's micro-batches of the global batch; every rank has the same number of
   // them.
@@ -60,7 +62,7 @@ class TrainStep {
 
   Stream& stream_;
   Transformer& model_;
-  DistributedOptimizer& optimizer_;
+  DistributedOptimizer* optimizer_ = nullptr;
   const DistributedContext& dist_;
   Workspace workspace_;
   Profile* profile_ = nullptr;

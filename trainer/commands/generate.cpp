@@ -1,0 +1,46 @@
+#include "trainer/inference/generate.h"
+
+#include <fmt/format.h>
+
+#include "kernels/check.h"
+#include "trainer/commands/commands.h"
+#include "trainer/commands/exit_codes.h"
+#include "trainer/commands/newest_model.h"
+#include "trainer/data/open_data.h"
+
+namespace switchyard {
+
+int generate_command(MpiRuntime& mpi, const LoadedConfig& loaded, const GenerateOptions& options) {
+  RunConfig config = loaded.config;
+  const std::unique_ptr<Tokenizer> tokenizer = open_tokenizer(mpi, config);
+  Session session(mpi, config);
+  load_newest_model(mpi, config, session);
+
+  GenerationRequest request{.prompt = {},
+                            .max_tokens = options.max_tokens,
+                            .num_samples = options.num_samples,
+                            .end_token = tokenizer->end_of_document(),
+                            .sampling = options.sampling,
+                            .seed = config.run.seed};
+  std::vector<std::vector<int32_t>> samples;
+  run_collectively(mpi.world(), [&] {
+    request.prompt = tokenizer->encode(options.prompt);
+    // A document begins behind the end of another one.
+    if (request.prompt.empty()) request.prompt = {tokenizer->end_of_document()};
+    require(static_cast<int64_t>(request.prompt.size()) < config.model.seq_len,
+            "--prompt has {} tokens, model.seq_len is {}: shorten it", request.prompt.size(),
+            config.model.seq_len);
+  });
+  samples = generate(session.stream, session.model, session.dist, request);
+  if (mpi.rank() != 0) return kExitDone;
+  for (std::vector<int32_t>& sample : samples) {
+    if (!sample.empty() && sample.back() == tokenizer->end_of_document()) sample.pop_back();
+    std::vector<int32_t> text = request.prompt;
+    text.insert(text.end(), sample.begin(), sample.end());
+    fmt::print("{}\n", tokenizer->decode(text));
+    if (samples.size() > 1) fmt::print("---\n");
+  }
+  return kExitDone;
+}
+
+}  // namespace switchyard

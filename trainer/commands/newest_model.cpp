@@ -1,0 +1,32 @@
+#include "trainer/commands/newest_model.h"
+
+#include <fmt/format.h>
+
+#include <filesystem>
+
+#include "kernels/check.h"
+#include "trainer/checkpoint/checkpoints.h"
+
+namespace switchyard {
+
+std::string load_newest_model(MpiRuntime& mpi, const RunConfig& config, Session& session) {
+  namespace fs = std::filesystem;
+  const Checkpoints checkpoints(fs::path(config.run.dir) / "checkpoints", config.checkpoint.keep,
+                                session.dist);
+  fs::path folder = config.checkpoint.resume;
+  run_collectively(mpi.world(), [&] {
+    if (config.checkpoint.resume != "auto" && config.checkpoint.resume != "none") return;
+    const std::vector<int64_t> steps = checkpoints.steps();
+    require(!steps.empty(), "{}/checkpoints holds no checkpoint; train first, or name one with "
+                            "checkpoint.resume=PATH",
+            config.run.dir);
+    folder = checkpoints.folder_of(steps.back());
+  });
+  const std::vector<TensorView> biases = session.model.balancing_biases();
+  const TrainingState state =
+      load_weights(session.stream, folder, session.model.parameters(),
+                   {.owned = {}, .replicated = balancing_bias_pieces(biases)}, session.dist);
+  return fmt::format("{} (step {}, {} tokens)", folder.string(), state.step, state.tokens);
+}
+
+}  // namespace switchyard

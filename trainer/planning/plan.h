@@ -1,0 +1,68 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "parallel/parallel_layout.h"
+#include "trainer/config/run_config.h"
+#include "trainer/planning/flops.h"
+
+namespace switchyard {
+
+struct ParameterCounts {
+  int64_t embeddings = 0;  // tokens, positions and head
+  int64_t attention = 0;
+  int64_t dense_feed_forward = 0;
+  int64_t routers = 0;
+  int64_t routed_experts = 0;
+  int64_t shared_experts = 0;
+  int64_t descend_ascend = 0;
+  int64_t norms = 0;
+  int64_t total = 0;
+  int64_t active = 0;  // that one token passes: top_k of the experts
+};
+
+// Bytes of one rank.
+struct MemoryPlan {
+  int64_t parameters = 0;
+  int64_t gradients = 0;
+  int64_t optimizer_state = 0;  // with the f32 main weights of bf16 training
+  int64_t saved_activations = 0;
+  int64_t temporaries = 0;  // the most at any one time, beside the saved ones
+  int64_t program = 0;      // libraries, communication, data
+
+  int64_t total() const {
+    return parameters + gradients + optimizer_state + saved_activations + temporaries + program;
+  }
+};
+
+// What a configuration will need on `layout`, by arithmetic alone. Routing is taken as balanced.
+struct Plan {
+  ParallelLayout layout{1, 1, 1};
+  ParameterCounts parameters;
+  int64_t parameters_of_rank = 0;
+  MemoryPlan memory;
+  ForwardFlops forward_flops;      // per token
+  double step_flops = 0.0;         // forward and backward of a global batch
+  int64_t tokens_per_step = 0;
+  int64_t grad_accum_steps = 0;
+  int64_t exchange_bytes = 0;      // per step, summed over ranks; see exchange_bytes_per_step
+  int64_t checkpoint_bytes = 0;
+};
+
+// `config` has been validated for layout.world_size() ranks and knows its vocabulary's size.
+Plan make_plan(const RunConfig& config, const ParallelLayout& layout);
+
+ParameterCounts count_parameters(const ModelConfig& model);
+// Of one rank.
+int64_t count_parameters_of_rank(const ModelConfig& model, const ParallelLayout& layout);
+
+// Bytes of token rows that leave a rank in one step, summed over ranks, without deduplication and
+// with balanced routing: BigMac's Table 3, for any width and dtype:
+//   4 transfers * MoE layers * tokens * top_k * (ep - 1) / ep * exchange_width * bytes per element
+int64_t exchange_bytes_per_step(const ModelConfig& model, int64_t tokens, int ep, DType dtype);
+
+// What `--dry-run` prints.
+std::string describe_plan(const Plan& plan, const RunConfig& config);
+
+}  // namespace switchyard

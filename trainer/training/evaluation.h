@@ -1,0 +1,21 @@
+#pragma once
+
+#include <cstdint>
+
+#include "trainer/data/data_loader.h"
+#include "trainer/training/train_step.h"
+
+namespace switchyard {
+
+struct EvaluationResult {
+  double loss = 0.0;  // cross-entropy per target token
+  int64_t tokens = 0;
+  GlobalExpertCounts expert_counts;
+};
+
+// The first `max_batches` global batches of the held-out file, in its own order; the same number on
+// every layout. Collective over the world.
+EvaluationResult evaluate(TrainStep& step, const DataLoader& validation, int64_t max_batches,
+                          Communicator& world);
+
+}  // namespace switchyard

@@ -1,0 +1,239 @@
+#include "trainer/training/training_run.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cmath>
+#include <filesystem>
+#include <iostream>
+
+#include "kernels/ceiling.h"
+#include "kernels/check.h"
+#include "optim/lr_schedule.h"
+#include "trainer/planning/flops.h"
+#include "trainer/training/evaluation.h"
+#include "trainer/training/peak_memory.h"
+
+namespace switchyard {
+namespace {
+
+namespace fs = std::filesystem;
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+RunConfig with_vocabulary(RunConfig config, const OpenData& data) {
+  if (config.model.vocab_size == 0) config.model.vocab_size = data.tokenizer->vocab_size();
+  return config;
+}
+
+// What the ranks' cores can multiply at best, all at once.
+double product_ceiling(Stream& stream, Communicator& world, DType dtype) {
+  double flops = measure_product_ceiling(DType::f32);
+  if (dtype != DType::f32) flops = std::max(flops, measure_product_ceiling(dtype));
+  world.all_reduce(stream, view_of(std::span(&flops, 1)), ReduceOp::sum);
+  return flops;
+}
+
+std::vector<std::vector<double>> load_shares(const GlobalExpertCounts& counts) {
+  std::vector<std::vector<double>> shares = counts;
+  for (std::vector<double>& layer : shares) {
+    double total = 0.0;
+    for (const double count : layer) total += count;
+    for (double& count : layer) count = total > 0.0 ? count / total : 0.0;
+  }
+  return shares;
+}
+
+}  // namespace
+
+TrainingRun::TrainingRun(MpiRuntime& mpi, const RunConfig& config)
+    : mpi_(mpi),
+      config_(config),
+      data_(open_data(mpi, config_, NeedsTraining::yes)),
+      session_(mpi, config_),
+      optimizer_(session_.stream, config_.optimizer, session_.model.parameters(), session_.dist),
+      step_(session_.stream, session_.model, optimizer_, session_.dist),
+      checkpoints_(fs::path(config_.run.dir) / "checkpoints", config_.checkpoint.keep,
+                   session_.dist),
+      flops_per_token_(training_flops_per_token(config_.model)) {
+  run_collectively(mpi_.world(), [&] {
+    require(config_.train.max_steps > 0, "train.max_steps is missing: how long to train");
+    if (mpi_.rank() == 0) fs::create_directories(config_.run.dir);
+  });
+  state_.config = to_yaml(config_);
+  state_.dataset_fingerprint = fmt::format("{:016x}", data_.train->file().fingerprint());
+}
+
+CheckpointTensors TrainingRun::tensors() {
+  const std::vector<ShardPiece> pieces = optimizer_.pieces();
+  const std::vector<TensorView> biases = session_.model.balancing_biases();
+  return {tensor_pieces(pieces), balancing_bias_pieces(biases)};
+}
+
+void TrainingRun::tell(const std::string& text) {
+  if (log_) {
+    log_->message(text);
+  } else if (mpi_.rank() == 0) {
+    std::cout << text << std::endl;
+  }
+}
+
+void TrainingRun::resume() {
+  const std::string& wish = config_.checkpoint.resume;
+  std::optional<TrainingState> restored;
+  std::string name;
+  if (wish == "auto") {
+    ResumeResult result = checkpoints_.resume_newest(tensors());
+    for (const std::string& notice : result.notices) tell(notice);
+    restored = result.state;
+    name = result.name;
+  } else if (wish != "none") {
+    restored = load_checkpoint(wish, tensors(), session_.dist);
+    name = wish;
+  }
+  if (!restored) return;
+  if (restored->dataset_fingerprint != state_.dataset_fingerprint) {
+    tell("the training data are not those of the checkpoint: the order of samples goes on at the "
+         "same place of another order");
+  }
+  const TrainingState fresh = state_;
+  state_ = *restored;
+  state_.config = fresh.config;
+  state_.dataset_fingerprint = fresh.dataset_fingerprint;
+  optimizer_.set_num_steps(state_.optimizer_steps);
+  optimizer_.publish_main_params(session_.stream);
+  last_saved_step_ = state_.step;
+  tell(fmt::format("resumed from {} at step {}", name, state_.step));
+}
+
+void TrainingRun::open_log() {
+  run_collectively(mpi_.world(), [&] {
+    if (mpi_.rank() != 0) return;
+    const ConsoleOptions console{.first_step = state_.step + 1,
+                                 .max_steps = config_.train.max_steps,
+                                 .interval = config_.log.interval,
+                                 .is_terminal = isatty(STDOUT_FILENO) == 1,
+                                 .columns = terminal_columns()};
+    log_.emplace(config_.run.dir, config_.log.tensorboard, state_.step, std::cout, console);
+  });
+}
+
+TrainingEnd TrainingRun::run() {
+  resume();
+  open_log();
+  if (state_.step >= config_.train.max_steps) {
+    tell(fmt::format("already at step {} of {}", state_.step, config_.train.max_steps));
+    return TrainingEnd::finished;
+  }
+  ceiling_flops_ = product_ceiling(session_.stream, mpi_.world(), config_.run.compute_dtype);
+  tell(fmt::format("training {} parameters on {} ranks ({})",
+                   format_count(static_cast<double>(session_.model.parameters().num_elements())),
+                   mpi_.world_size(), to_string(session_.dist.layout())));
+  while (state_.step < config_.train.max_steps) {
+    const StepReport report = take_step();
+    check_skipped(report);
+    const bool due = config_.checkpoint.interval > 0 &&
+                     state_.step % config_.checkpoint.interval == 0;
+    if (due || report.stop_requested || state_.step == config_.train.max_steps) save();
+    if (report.stop_requested && state_.step < config_.train.max_steps) {
+      tell(fmt::format("stopped by a signal after step {}; start again to go on", state_.step));
+      return TrainingEnd::stopped;
+    }
+  }
+  return TrainingEnd::finished;
+}
+
+StepReport TrainingRun::take_step() {
+  const auto begin = Clock::now();
+  GlobalBatch batch;
+  // A damaged chunk shows when it is first read, and perhaps on one rank only.
+  run_collectively(mpi_.world(), [&] { batch = data_.train->load(state_.samples_consumed); });
+  const double data_seconds = seconds_since(begin);
+  const double lr = learning_rate(config_.optimizer, state_.step, config_.train.max_steps);
+  const StepReport report =
+      step_.run(batch.micro_batches, batch.scales, lr, stop_signal_.received());
+
+  ++state_.step;
+  state_.samples_consumed += config_.train.global_batch_size;
+  state_.tokens += batch.target_tokens;
+  state_.optimizer_steps = optimizer_.num_steps();
+  if (report.skipped) ++state_.skipped_steps;
+
+  StepMetrics metrics = metrics_of(report, lr, data_seconds, seconds_since(begin));
+  const bool last = state_.step == config_.train.max_steps;
+  const bool evaluates = config_.train.eval_interval > 0 &&
+                         state_.step % config_.train.eval_interval == 0;
+  if (evaluates || last) {
+    metrics.expert_load = load_shares(report.expert_counts);
+    if (data_.validation) evaluate_into(metrics);
+  }
+  if (log_) log_->record(metrics);
+  return report;
+}
+
+StepMetrics TrainingRun::metrics_of(const StepReport& report, double lr, double data_seconds,
+                                    double step_seconds) {
+  StepMetrics metrics;
+  metrics.step = state_.step;
+  metrics.tokens = state_.tokens;
+  metrics.loss = report.loss;
+  metrics.aux_loss = report.aux_loss;
+  metrics.z_loss = report.z_loss;
+  metrics.grad_norm = report.grad_norm;
+  metrics.lr = lr;
+  metrics.step_ms = 1e3 * step_seconds;
+  metrics.forward_ms = 1e3 * report.forward_seconds;
+  metrics.backward_ms = 1e3 * report.backward_seconds;
+  metrics.exchange_ms = 1e3 * report.exchange_seconds;
+  metrics.optimizer_ms = 1e3 * report.optimizer_seconds;
+  metrics.data_ms = 1e3 * data_seconds;
+  const auto step_tokens =
+      static_cast<double>(config_.train.global_batch_size * config_.model.seq_len);
+  metrics.tokens_per_s = step_tokens / step_seconds;
+  metrics.mfu = metrics.tokens_per_s * flops_per_token_ / ceiling_flops_;
+  metrics.exchange_bytes = report.exchange_bytes;
+  metrics.max_load_ratio = report.max_load_ratio();
+  metrics.dropped_tokens = report.dropped_tokens;
+  metrics.peak_memory_bytes = peak_memory_bytes(session_.stream, mpi_.world());
+  metrics.skipped = report.skipped;
+  return metrics;
+}
+
+void TrainingRun::evaluate_into(StepMetrics& metrics) {
+  metrics.val_loss =
+      evaluate(step_, *data_.validation, config_.train.eval_batches, mpi_.world()).loss;
+}
+
+void TrainingRun::check_skipped(const StepReport& report) {
+  if (!report.skipped) {
+    skipped_in_a_row_ = 0;
+    return;
+  }
+  tell(fmt::format("step {} skipped: the loss ({}) or a gradient is not finite on some rank; "
+                   "nothing was updated",
+                   state_.step, report.loss));
+  if (++skipped_in_a_row_ < kMaxSkippedInARow) return;
+  throw CollectiveError(fmt::format(
+      "{} steps in a row had no finite gradient; lower optimizer.lr or optimizer.clip and resume "
+      "from a checkpoint before step {}",
+      skipped_in_a_row_, state_.step - skipped_in_a_row_ + 1));
+}
+
+void TrainingRun::save() {
+  if (last_saved_step_ == state_.step) return;
+  const SaveResult result = checkpoints_.save(state_, tensors());
+  if (result.saved) last_saved_step_ = state_.step;
+  if (!result.saved) {
+    tell(fmt::format("no checkpoint at step {}: {}; training goes on, earlier checkpoints are "
+                     "untouched",
+                     state_.step, result.problem));
+  } else if (!result.problem.empty()) {
+    tell(fmt::format("checkpoint at step {}: {}", state_.step, result.problem));
+  }
+}
+
+}  // namespace switchyard

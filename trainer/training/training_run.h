@@ -1,0 +1,60 @@
+#pragma once
+
+#include <memory>
+#include <optional>
+
+#include "optim/distributed_optimizer.h"
+#include "trainer/checkpoint/checkpoints.h"
+#include "trainer/data/open_data.h"
+#include "trainer/training/session.h"
+#include "trainer/config/config_reader.h"
+#include "trainer/training/stop_signal.h"
+#include "trainer/training/train_step.h"
+#include "trainer/training/training_log.h"
+
+namespace switchyard {
+
+enum class TrainingEnd { finished, stopped };
+
+// One `switchyard train`: resumes, takes the steps that are missing, evaluates, saves. Collective
+// over the world throughout.
+class TrainingRun {
+ public:
+  // After as many steps in a row without a finite gradient, the run ends with an error: the weights
+  // would not recover. The checkpoints before remain.
+  static constexpr int64_t kMaxSkippedInARow = 20;
+
+  TrainingRun(MpiRuntime& mpi, const RunConfig& config);
+
+  // Throws CollectiveError.
+  TrainingEnd run();
+
+ private:
+  CheckpointTensors tensors();
+  void resume();
+  void open_log();
+  StepReport take_step();
+  StepMetrics metrics_of(const StepReport& report, double lr, double data_seconds,
+                         double step_seconds);
+  void evaluate_into(StepMetrics& metrics);
+  void check_skipped(const StepReport& report);
+  void save();
+  void tell(const std::string& text);
+
+  MpiRuntime& mpi_;
+  RunConfig config_;
+  OpenData data_;
+  Session session_;
+  DistributedOptimizer optimizer_;
+  TrainStep step_;
+  Checkpoints checkpoints_;
+  TrainingState state_;
+  int64_t last_saved_step_ = -1;
+  int64_t skipped_in_a_row_ = 0;
+  double flops_per_token_;
+  double ceiling_flops_ = 0.0;  // of all ranks' cores
+  StopSignal stop_signal_;
+  std::optional<TrainingLog> log_;  // rank 0
+};
+
+}  // namespace switchyard
