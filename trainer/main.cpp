@@ -27,6 +27,7 @@ struct ConfigArguments {
   std::vector<std::string> overrides;
   bool print_config = false;
   bool dry_run = false;
+  int ranks = 0;  // to plan for; 0: those that were started
 };
 
 using ConfigCommand = std::function<int(MpiRuntime&, const LoadedConfig&)>;
@@ -41,7 +42,9 @@ class CommandLine {
     add("eval", "Held-out loss of the newest checkpoint", eval_command);
     add_generate();
     add_bench();
-    add("plan", "Parameters, memory, exchange and disk; trains nothing", plan_command);
+    add("plan", "The same as --dry-run", [this](MpiRuntime& mpi, const LoadedConfig& loaded) {
+      return plan_command(mpi, loaded, planned_ranks(mpi));
+    });
     add_inspect();
     add_reference();
   }
@@ -64,7 +67,10 @@ class CommandLine {
     command->add_option("overrides", arguments.overrides, "key.sub=value ...");
     command->add_flag("--print-config", arguments.print_config,
                       "show every value and where it came from, and end");
-    command->add_flag("--dry-run", arguments.dry_run, "show the plan, and end");
+    command->add_flag("--dry-run", arguments.dry_run,
+                      "show parameters, memory, exchange and disk, and end");
+    command->add_option("--ranks", arguments.ranks, "plan for this many ranks instead")
+        ->check(CLI::PositiveNumber);
     command->callback([this, body = std::move(body)] {
       chosen_ = [this, body](MpiRuntime& mpi) { return run(mpi, body); };
     });
@@ -72,12 +78,18 @@ class CommandLine {
   }
 
   int run(MpiRuntime& mpi, const ConfigCommand& body) const {
-    const LoadedConfig loaded = load_shared_config(mpi, arguments_.path, arguments_.overrides);
+    const LoadedConfig loaded =
+        load_shared_config(mpi, arguments_.path, arguments_.overrides, planned_ranks(mpi));
     if (arguments_.print_config) {
       if (mpi.rank() == 0) fmt::print("{}", describe_config(loaded));
       return kExitDone;
     }
-    return arguments_.dry_run ? plan_command(mpi, loaded) : body(mpi, loaded);
+    if (arguments_.dry_run) return plan_command(mpi, loaded, planned_ranks(mpi));
+    return body(mpi, loaded);
+  }
+
+  int planned_ranks(const MpiRuntime& mpi) const {
+    return arguments_.ranks > 0 ? arguments_.ranks : mpi.world_size();
   }
 
   void add_generate() {

@@ -81,8 +81,8 @@ std::string describe_phases(const StepBenchReport& r) {
   for (int i = 0; i < kNumPhases; ++i) {
     const double seconds = r.profile.seconds[static_cast<size_t>(i)];
     if (seconds == 0.0) continue;
-    text += fmt::format("{:<22}{:10.1f}      {}\n", to_string(static_cast<Phase>(i)),
-                        1e3 * seconds, share(seconds, r.step_seconds));
+    text += fmt::format("{:<22}{:10.1f}      {}\n", to_string(static_cast<Phase>(i)), 1e3 * seconds,
+                        share(seconds, r.step_seconds));
   }
   const double products =
       r.profile[Phase::moe_expert_products] + r.profile[Phase::moe_dense_products];
@@ -131,10 +131,9 @@ StepBenchReport bench_steps(MpiRuntime& mpi, const RunConfig& config, int64_t wa
   // Memory before the ceiling, whose matrices are not the trainer's.
   report.peak_memory_bytes = peak_memory_bytes(session.stream, world);
   report.f32_ceiling = ceiling_of_all(session.stream, world, DType::f32);
-  report.product_ceiling =
-      config.run.compute_dtype == DType::f32
-          ? report.f32_ceiling
-          : ceiling_of_all(session.stream, world, config.run.compute_dtype);
+  report.product_ceiling = config.run.compute_dtype == DType::f32
+                               ? report.f32_ceiling
+                               : ceiling_of_all(session.stream, world, config.run.compute_dtype);
 
   std::sort(timed.begin(), timed.end(),
             [](const TimedStep& a, const TimedStep& b) { return a.seconds < b.seconds; });
@@ -161,12 +160,12 @@ std::string describe(const StepBenchReport& r) {
                         share(r.flops(), r.f32_ceiling));
   }
   text += fmt::format("forward {:.1f} ms, backward {:.1f} ms, optimizer {:.1f} ms\n",
-                      1e3 * r.forward_seconds, 1e3 * r.backward_seconds,
-                      1e3 * r.optimizer_seconds);
+                      1e3 * r.forward_seconds, 1e3 * r.backward_seconds, 1e3 * r.optimizer_seconds);
   text += describe_phases(r);
-  text += fmt::format("\nexchange {} per step, all ranks; {} by the formula (balanced, without "
-                      "deduplication)\n",
-                      mebibytes(r.exchange_bytes), mebibytes(r.plan.exchange_bytes));
+  text += fmt::format(
+      "\nexchange {} per step, all ranks; {} by the formula (balanced, without "
+      "deduplication)\n",
+      mebibytes(r.exchange_bytes), mebibytes(r.plan.exchange_bytes));
   text += fmt::format("peak memory of a rank {}, planned {}\n", mebibytes(r.peak_memory_bytes),
                       mebibytes(r.plan.memory.total()));
   return text;

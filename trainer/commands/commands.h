@@ -32,8 +32,8 @@ struct BenchOptions {
 };
 int bench_command(MpiRuntime& mpi, const LoadedConfig& loaded, const BenchOptions& options);
 
-// The planning figures of a configuration for this number of ranks; trains nothing.
-int plan_command(MpiRuntime& mpi, const LoadedConfig& loaded);
+// The planning figures of a configuration for any number of ranks; trains nothing.
+int plan_command(MpiRuntime& mpi, const LoadedConfig& loaded, int num_ranks);
 
 // Contents of a checkpoint or token file; `verify` reads everything and compares checksums.
 int inspect_command(MpiRuntime& mpi, const std::string& path, bool verify);

@@ -15,14 +15,15 @@ int eval_command(MpiRuntime& mpi, const LoadedConfig& loaded) {
   RunConfig config = loaded.config;
   const OpenData data = open_data(mpi, config, NeedsTraining::no);
   run_collectively(mpi.world(), [&] {
-    require(data.validation != nullptr, "data.validation is missing: the token file to evaluate on");
+    require(data.validation != nullptr,
+            "data.validation is missing: the token file to evaluate on");
   });
   Session session(mpi, config);
   const std::string name = load_newest_model(mpi, config, session);
   TrainStep step(session.stream, session.model, session.dist);
   // All of the file, not the sample of it that training looks at.
   const EvaluationResult result =
-      evaluate(step, *data.validation, data.validation->num_batches_in_order(), mpi.world());
+      evaluate(step, data.validation->loader, data.validation->loader.num_batches(), mpi.world());
   if (mpi.rank() == 0) {
     fmt::print("{}\nheld-out loss {:.4f}, perplexity {:.2f}, over {} tokens of {}\n", name,
                result.loss, std::exp(result.loss), result.tokens, config.data.validation);

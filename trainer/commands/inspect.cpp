@@ -13,11 +13,11 @@ namespace switchyard {
 namespace {
 
 void inspect_token_file(const std::string& path, bool verify) {
-  const TokenFile file(path);
+  TokenFile file(path);
   const TokenFileInfo& info = file.info();
   fmt::print("{}: {} tokens in {} documents\n", path, file.num_tokens(), file.num_documents());
-  fmt::print("vocabulary {}, end of document {}, tokenizer '{}', source '{}'\n", info.vocab_size,
-             info.end_of_document, info.tokenizer, info.source);
+  fmt::print("vocabulary {}, end of document {}, tokenizer {} {}, source {}\n", info.vocab_size,
+             info.end_of_document, info.tokenizer, info.tokenizer_hash, info.source);
   if (!verify) return;
   file.verify();
   fmt::print("intact: every checksum matches\n");

@@ -17,8 +17,9 @@ std::string load_newest_model(MpiRuntime& mpi, const RunConfig& config, Session&
   run_collectively(mpi.world(), [&] {
     if (config.checkpoint.resume != "auto" && config.checkpoint.resume != "none") return;
     const std::vector<int64_t> steps = checkpoints.steps();
-    require(!steps.empty(), "{}/checkpoints holds no checkpoint; train first, or name one with "
-                            "checkpoint.resume=PATH",
+    require(!steps.empty(),
+            "{}/checkpoints holds no checkpoint; train first, or name one with "
+            "checkpoint.resume=PATH",
             config.run.dir);
     folder = checkpoints.folder_of(steps.back());
   });

@@ -9,11 +9,11 @@
 
 namespace switchyard {
 
-int plan_command(MpiRuntime& mpi, const LoadedConfig& loaded) {
+int plan_command(MpiRuntime& mpi, const LoadedConfig& loaded, int num_ranks) {
   RunConfig config = loaded.config;
   if (config.model.vocab_size == 0) open_tokenizer(mpi, config);
   if (mpi.rank() != 0) return kExitDone;
-  const ParallelLayout layout(mpi.world_size(), config.parallel.tp, config.parallel.ep);
+  const ParallelLayout layout(num_ranks, config.parallel.tp, config.parallel.ep);
   fmt::print("{}", describe_plan(make_plan(config, layout), config));
   return kExitDone;
 }

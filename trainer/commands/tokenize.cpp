@@ -2,7 +2,7 @@
 
 #include <fmt/format.h>
 
-#include <cstdio>
+#include <iostream>
 
 #include "trainer/commands/commands.h"
 #include "trainer/commands/exit_codes.h"
@@ -13,23 +13,12 @@ namespace switchyard {
 int tokenize_command(MpiRuntime& mpi, const LoadedConfig& loaded) {
   run_collectively(mpi.world(), [&] {
     if (mpi.rank() != 0) return;
-    const TokenizeSummary summary =
-        tokenize(loaded.config.data, [](const std::string& line) {
-          fmt::print("{}\n", line);
-          std::fflush(stdout);
-        });
-    if (summary.up_to_date) {
-      fmt::print("{} is up to date\n", loaded.config.data.train);
-      return;
-    }
-    fmt::print("{}: {} documents, {} tokens\n", loaded.config.data.train, summary.documents,
-               summary.tokens);
-    if (!loaded.config.data.validation.empty()) {
-      fmt::print("{}: {} documents, {} tokens\n", loaded.config.data.validation,
-                 summary.validation_documents, summary.validation_tokens);
-    }
-    const auto tokens = static_cast<double>(summary.tokens + summary.validation_tokens);
-    fmt::print("{:.2f} bytes of text per token\n", static_cast<double>(summary.bytes) / tokens);
+    const TokenizeReport report = tokenize(loaded.config.data, std::cout);
+    const int64_t tokens = report.train_tokens + report.validation_tokens;
+    if (tokens == 0) return;
+    fmt::print("{} documents, {} tokens to train on, {} held out, {:.2f} bytes per token\n",
+               report.documents, report.train_tokens, report.validation_tokens,
+               static_cast<double>(report.text_bytes) / static_cast<double>(tokens));
   });
   return kExitDone;
 }

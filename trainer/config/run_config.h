@@ -40,8 +40,8 @@ struct DataSection {
   std::string validation;  // may be empty: no evaluation
   TokenizerSection tokenizer;
   AttentionMask mask = AttentionMask::causal;
-  // `tokenize`: text files or folders (searched for *.txt, *.rst, *.md and their .gz), one document
-  // per file, and the share of documents that is held out for validation.
+  // `tokenize`: text files or folders (see Corpus), one document per file or per line of a .jsonl
+  // file, and the share of the text that is held out for validation.
   std::vector<std::string> text;
   double validation_share = 0.02;
 };

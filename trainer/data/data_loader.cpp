@@ -1,91 +1,148 @@
 #include "trainer/data/data_loader.h"
 
 #include <algorithm>
+#include <functional>
+#include <span>
 
 #include "kernels/check.h"
 
 namespace switchyard {
 namespace {
 
-int64_t sequences_in(const TokenFile& file, int64_t seq_len) {
-  const int64_t sequences = (file.num_tokens() - 1) / seq_len;
-  require(sequences >= 1, "a token file of {} tokens holds no sequence of model.seq_len = {}",
-          file.num_tokens(), seq_len);
-  return sequences;
+const DataLoaderConfig& checked(const DataLoaderConfig& config, const TokenFile& file) {
+  require(config.seq_len > 0 && config.micro_batch_size > 0 && config.global_batch_size > 0,
+          "seq_len, micro_batch_size and global_batch_size must be positive");
+  require(config.dp_rank >= 0 && config.dp_rank < config.dp, "dp rank {} of {} does not exist",
+          config.dp_rank, config.dp);
+  require(config.global_batch_size % (config.dp * config.micro_batch_size) == 0,
+          "train.global_batch_size {} must be divisible by dp {} times train.micro_batch_size {}",
+          config.global_batch_size, config.dp, config.micro_batch_size);
+  require(file.info().vocab_size <= config.vocab_size,
+          "token file {} has a vocabulary of {}, more than model.vocab_size {}",
+          file.path().string(), file.info().vocab_size, config.vocab_size);
+  return config;
 }
 
-constexpr int64_t kNoSequence = -1;  // beyond the end of the file
+int64_t whole_sequences(const TokenFile& file, int64_t seq_len) {
+  const int64_t count = (file.num_tokens() - 1) / seq_len;
+  require(count > 0, "token file {} has {} tokens, too few for one sequence of {} and a target",
+          file.path().string(), file.num_tokens(), seq_len);
+  return count;
+}
 
-}  // namespace
+// How many documents end at positions [begin, begin + count).
+int64_t documents_ending(const TokenFile& file, int64_t begin, int64_t count) {
+  const auto offsets = file.document_offsets();
+  return std::ranges::upper_bound(offsets, begin + count) -
+         std::ranges::upper_bound(offsets, begin);
+}
 
-DataLoader::DataLoader(const std::filesystem::path& path, const BatchShape& shape, uint64_t seed)
-    : shape_(shape),
-      file_(path),
-      sampler_(sequences_in(file_, shape.seq_len), file_.fingerprint(), seed) {}
+// Tokens of the sequence that have a next token; none for a sequence after the last.
+int64_t valid_tokens(const TokenFile& file, int64_t seq_len, int64_t sequence) {
+  return std::clamp<int64_t>(file.num_tokens() - 1 - sequence * seq_len, 0, seq_len);
+}
 
-GlobalBatch DataLoader::load(int64_t samples_consumed) const {
-  GlobalBatch batch = assemble([&](int64_t i) { return sampler_.sample(samples_consumed + i); });
-  const int64_t sequences = shape_.global_batch_size;
-  batch.target_tokens = sequences * shape_.seq_len;
-  const auto per_token = 1.0f / static_cast<float>(batch.target_tokens);
-  batch.scales = {.per_target = per_token,
-                  .per_token = per_token,
-                  .per_sequence = 1.0f / static_cast<float>(sequences)};
+int64_t count_targets(const TokenFile& file, const DataLoaderConfig& config, int64_t sequence) {
+  const int64_t valid = valid_tokens(file, config.seq_len, sequence);
+  if (config.mask == AttentionMask::causal || valid == 0) return valid;
+  return valid - documents_ending(file, sequence * config.seq_len, valid);
+}
+
+// The rows of one sequence in a micro-batch, each [seq_len].
+struct Rows {
+  std::span<int32_t> tokens, targets, document_start;
+};
+
+void mark_documents(const TokenFile& file, int64_t begin, const Rows& rows) {
+  const auto offsets = file.document_offsets();
+  // Positions past the end, which are not counted, belong to the last document.
+  auto end = std::ranges::upper_bound(offsets, begin);
+  for (size_t t = 0; t < rows.tokens.size(); ++t) {
+    const int64_t position = begin + static_cast<int64_t>(t);
+    if (position == *end && end + 1 != offsets.end()) ++end;
+    rows.document_start[t] = static_cast<int32_t>(std::max<int64_t>(*(end - 1) - begin, 0));
+    if (position + 1 == *end) rows.targets[t] = -1;
+  }
+}
+
+void fill_rows(TokenFile& file, const DataLoaderConfig& config, int64_t sequence,
+               std::vector<int32_t>& read, const Rows& rows) {
+  const int64_t begin = sequence * config.seq_len;
+  const auto valid = static_cast<size_t>(valid_tokens(file, config.seq_len, sequence));
+  std::ranges::fill(rows.tokens, file.info().end_of_document);
+  std::ranges::fill(rows.targets, -1);
+  if (valid == 0) return;
+  read.resize(valid + 1);
+  file.read(begin, read);
+  std::copy_n(read.begin(), valid, rows.tokens.begin());
+  std::copy_n(read.begin() + 1, valid, rows.targets.begin());
+  if (config.mask == AttentionMask::document) mark_documents(file, begin, rows);
+}
+
+MicroBatch make_micro_batch(const DataLoaderConfig& config) {
+  const Shape shape = {config.micro_batch_size, config.seq_len};
+  MicroBatch batch;
+  batch.batch = config.micro_batch_size;
+  batch.seq_len = config.seq_len;
+  batch.tokens = Tensor(shape, DType::i32);
+  batch.targets = Tensor(shape, DType::i32);
+  if (config.mask == AttentionMask::document) batch.document_start = Tensor(shape, DType::i32);
   return batch;
 }
 
-int64_t DataLoader::num_batches_in_order() const {
-  return (num_sequences() + shape_.global_batch_size - 1) / shape_.global_batch_size;
+Rows rows_of(MicroBatch& batch, int64_t row) {
+  const auto row_of = [&](Tensor& tensor) -> std::span<int32_t> {
+    if (!tensor.view()) return {};
+    return {tensor.data<int32_t>() + row * batch.seq_len, static_cast<size_t>(batch.seq_len)};
+  };
+  return {row_of(batch.tokens), row_of(batch.targets), row_of(batch.document_start)};
 }
 
-GlobalBatch DataLoader::load_in_order(int64_t index) const {
-  const int64_t first = index * shape_.global_batch_size;
-  GlobalBatch batch =
-      assemble([&](int64_t i) { return first + i < num_sequences() ? first + i : kNoSequence; });
-  batch.target_tokens =
-      std::clamp<int64_t>(num_sequences() - first, 0, shape_.global_batch_size) * shape_.seq_len;
-  return batch;
-}
-
-// sequence_at(i) is the i-th sequence of the global batch.
-template <class SequenceAt>
-GlobalBatch DataLoader::assemble(const SequenceAt& sequence_at) const {
-  const int64_t per_rank = shape_.global_batch_size / shape_.dp_size;
-  const Shape shape{shape_.micro_batch_size, shape_.seq_len};
+// The batch whose sample number i is the sequence `sequence_at(i)`.
+GlobalBatch load_batch(TokenFile& file, const DataLoaderConfig& config,
+                       const std::function<int64_t(int64_t)>& sequence_at) {
   GlobalBatch result;
-  for (int64_t begin = 0; begin < per_rank; begin += shape_.micro_batch_size) {
-    MicroBatch batch{.batch = shape_.micro_batch_size,
-                     .seq_len = shape_.seq_len,
-                     .tokens = Tensor(shape, DType::i32),
-                     .targets = Tensor(shape, DType::i32),
-                     .document_start = {}};
-    if (shape_.mask == AttentionMask::document) batch.document_start = Tensor(shape, DType::i32);
-    for (int64_t row = 0; row < shape_.micro_batch_size; ++row) {
-      fill_sequence(sequence_at(shape_.dp_rank * per_rank + begin + row), row, batch);
+  for (int64_t i = 0; i < config.global_batch_size; ++i) {
+    result.target_tokens += count_targets(file, config, sequence_at(i));
+  }
+  const int64_t samples_per_rank = config.global_batch_size / config.dp;
+  const int64_t first = config.dp_rank * samples_per_rank;
+  std::vector<int32_t> read;
+  for (int64_t done = 0; done < samples_per_rank; done += config.micro_batch_size) {
+    MicroBatch& batch = result.micro_batches.emplace_back(make_micro_batch(config));
+    for (int64_t row = 0; row < config.micro_batch_size; ++row) {
+      fill_rows(file, config, sequence_at(first + done + row), read, rows_of(batch, row));
     }
-    result.micro_batches.push_back(std::move(batch));
   }
   return result;
 }
 
-void DataLoader::fill_sequence(int64_t sequence, int64_t row, MicroBatch& batch) const {
-  const int64_t n = shape_.seq_len, at = row * n;
-  int32_t* targets = batch.targets.data<int32_t>() + at;
-  if (sequence == kNoSequence) {
-    std::fill_n(targets, n, -1);
-    return;
-  }
-  std::vector<int32_t> window(static_cast<size_t>(n) + 1);
-  const int64_t first = sequence * n;
-  file_.read(first, view_of(std::span(window)));
-  std::copy_n(window.begin(), n, batch.tokens.data<int32_t>() + at);
-  std::copy_n(window.begin() + 1, n, targets);
-  if (!batch.document_start) return;
-  int64_t start = std::max<int64_t>(file_.document_begin(first) - first, 0);
-  for (int64_t t = 0; t < n; ++t) {
-    batch.document_start.data<int32_t>()[at + t] = static_cast<int32_t>(start);
-    if (window[static_cast<size_t>(t)] == file_.info().end_of_document) start = t + 1;
-  }
+}  // namespace
+
+DataLoader::DataLoader(TokenFile& file, const DataLoaderConfig& config)
+    : file_(file),
+      config_(checked(config, file)),
+      sampler_(file.fingerprint(), config.seed, whole_sequences(file, config.seq_len)) {}
+
+GlobalBatch DataLoader::load(int64_t samples_consumed) {
+  return load_batch(file_, config_,
+                    [&](int64_t i) { return sampler_.sequence_at(samples_consumed + i); });
+}
+
+ValidationLoader::ValidationLoader(TokenFile& file, const DataLoaderConfig& config)
+    : file_(file), config_(checked(config, file)) {
+  require(file.num_tokens() > 1, "token file {} has no target to evaluate on",
+          file.path().string());
+}
+
+int64_t ValidationLoader::num_batches() const {
+  const int64_t tokens_per_batch = config_.global_batch_size * config_.seq_len;
+  return (file_.num_tokens() - 1 + tokens_per_batch - 1) / tokens_per_batch;
+}
+
+GlobalBatch ValidationLoader::load(int64_t index) {
+  return load_batch(file_, config_,
+                    [&](int64_t i) { return index * config_.global_batch_size + i; });
 }
 
 }  // namespace switchyard

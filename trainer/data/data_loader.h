@@ -1,60 +1,69 @@
 #pragma once
 
 #include <cstdint>
-#include <filesystem>
 #include <vector>
 
 #include "layers/micro_batch.h"
-#include "layers/step_context.h"
 #include "trainer/config/run_config.h"
 #include "trainer/data/sampler.h"
 #include "trainer/data/token_file.h"
 
 namespace switchyard {
 
-// One dp rank's part of a global batch.
+struct DataLoaderConfig {
+  int64_t seq_len = 0;
+  int64_t vocab_size = 0;         // the model's; at least the file's
+  int64_t micro_batch_size = 1;   // sequences per dp rank and forward pass
+  int64_t global_batch_size = 1;  // sequences of all dp ranks
+  AttentionMask mask = AttentionMask::causal;
+  uint64_t seed = 0;
+  int dp_rank = 0;
+  int dp = 1;
+};
+
+// One dp rank's share of a global batch: sequences of the batch in order, dp rank 0's first.
 struct GlobalBatch {
   std::vector<MicroBatch> micro_batches;
-  LossScales scales;          // of the whole global batch
-  int64_t target_tokens = 0;  // of the whole global batch
+  int64_t target_tokens = 0;  // in the whole global batch; the same on every rank
 };
 
-// How a global batch is cut: dp rank r gets sequences [r * B / dp, (r + 1) * B / dp) of it, in
-// micro-batches of consecutive ones. So the global batch is the same on every layout.
-struct BatchShape {
-  int64_t seq_len = 0;
-  int64_t global_batch_size = 0;
-  int64_t micro_batch_size = 0;
-  int dp_rank = 0;
-  int dp_size = 1;
-  AttentionMask mask = AttentionMask::causal;
-};
+// Sequence s is tokens [s seq_len, (s + 1) seq_len) of the file; the target of each is the next
+// token, except that with mask document the last token of a document has none: what follows it
+// belongs to another. document_start is filled with mask document only.
 
-// Documents are one stream of tokens, cut into sequences of seq_len; sequence i reads tokens
-// [i * seq_len, (i + 1) * seq_len], the last one as a target only.
+// Batches to train on, in the order of Sampler, over as many epochs as are asked for. What does not
+// fill a sequence at the end of the file is left out.
 class DataLoader {
  public:
-  // Throws Error unless the file holds at least one sequence.
-  DataLoader(const std::filesystem::path& path, const BatchShape& shape, uint64_t seed);
+  // Throws Error unless dp * micro_batch_size divides global_batch_size, the file fits the
+  // vocabulary and has a whole sequence. Keeps a reference to the file.
+  DataLoader(TokenFile& file, const DataLoaderConfig& config);
 
-  // The global batch that begins after `samples_consumed` sequences, in the order of the epochs.
-  GlobalBatch load(int64_t samples_consumed) const;
-  // Batch `index` of the file in its own order, for evaluation. Sequences beyond the end have no
-  // targets. `scales` are 1: losses are summed over batches and divided by num_eval_targets.
-  GlobalBatch load_in_order(int64_t index) const;
+  // The batch of the samples [samples_consumed, samples_consumed + global_batch_size). A pure
+  // function of its argument: any step can be resumed. Throws Error on a damaged file.
+  GlobalBatch load(int64_t samples_consumed);
 
-  int64_t num_sequences() const { return sampler_.num_samples(); }
-  int64_t num_batches_in_order() const;
-  const TokenFile& file() const { return file_; }
+  int64_t samples_per_epoch() const { return sampler_.samples_per_epoch(); }
 
  private:
-  template <class SequenceAt>
-  GlobalBatch assemble(const SequenceAt& sequence_at) const;
-  void fill_sequence(int64_t sequence, int64_t row, MicroBatch& batch) const;
-
-  BatchShape shape_;
-  TokenFile file_;
+  TokenFile& file_;
+  DataLoaderConfig config_;
   Sampler sampler_;
+};
+
+// Batches to evaluate on: every target of the file once, in order. The last batch is filled up with
+// positions that are not counted.
+class ValidationLoader {
+ public:
+  // As DataLoader; the file needs two tokens at least.
+  ValidationLoader(TokenFile& file, const DataLoaderConfig& config);
+
+  int64_t num_batches() const;
+  GlobalBatch load(int64_t index);
+
+ private:
+  TokenFile& file_;
+  DataLoaderConfig config_;
 };
 
 }  // namespace switchyard

@@ -1,5 +1,7 @@
 #include "trainer/data/open_data.h"
 
+#include <algorithm>
+
 #include "kernels/check.h"
 #include "parallel/parallel_layout.h"
 
@@ -13,37 +15,42 @@ void adopt_vocabulary(const Tokenizer& tokenizer, ModelConfig& model) {
           tokenizer.vocab_size(), model.vocab_size);
 }
 
-std::unique_ptr<DataLoader> open_tokens(const std::string& path, const BatchShape& shape,
-                                        uint64_t seed, const Tokenizer& tokenizer) {
-  auto loader = std::make_unique<DataLoader>(path, shape, seed);
-  require(loader->file().info().tokenizer == tokenizer.fingerprint(),
-          "{} was made with the tokenizer '{}', the configuration names '{}'; make it again with "
-          "`switchyard tokenize`",
-          path, loader->file().info().tokenizer, tokenizer.fingerprint());
-  return loader;
+DataLoaderConfig loader_config(const MpiRuntime& mpi, const RunConfig& config) {
+  const ParallelLayout layout(mpi.world_size(), config.parallel.tp, config.parallel.ep);
+  return {.seq_len = config.model.seq_len,
+          .vocab_size = config.model.vocab_size,
+          .micro_batch_size = config.train.micro_batch_size,
+          .global_batch_size = config.train.global_batch_size,
+          .mask = config.data.mask,
+          .seed = config.run.seed,
+          .dp_rank = layout.dp_rank(mpi.rank()),
+          .dp = layout.dp()};
+}
+
+template <class Loader>
+std::unique_ptr<OpenTokens<Loader>> open_tokens(const std::string& path,
+                                                const DataLoaderConfig& config,
+                                                const Tokenizer& tokenizer) {
+  auto tokens = std::make_unique<OpenTokens<Loader>>(path, config);
+  require_tokenizer(tokens->file, tokenizer);
+  return tokens;
 }
 
 }  // namespace
 
 OpenData open_data(MpiRuntime& mpi, RunConfig& config, NeedsTraining needs_training) {
-  const ParallelLayout layout(mpi.world_size(), config.parallel.tp, config.parallel.ep);
-  const BatchShape shape{.seq_len = config.model.seq_len,
-                         .global_batch_size = config.train.global_batch_size,
-                         .micro_batch_size = config.train.micro_batch_size,
-                         .dp_rank = layout.dp_rank(mpi.rank()),
-                         .dp_size = layout.dp(),
-                         .mask = config.data.mask};
   OpenData data;
   run_collectively(mpi.world(), [&] {
     data.tokenizer = make_tokenizer(config.data.tokenizer);
     adopt_vocabulary(*data.tokenizer, config.model);
+    const DataLoaderConfig shape = loader_config(mpi, config);
     if (needs_training == NeedsTraining::yes) {
       require(!config.data.train.empty(), "data.train is missing: the token file to train on");
-      data.train = open_tokens(config.data.train, shape, config.run.seed, *data.tokenizer);
+      data.train = open_tokens<DataLoader>(config.data.train, shape, *data.tokenizer);
     }
     if (!config.data.validation.empty()) {
       data.validation =
-          open_tokens(config.data.validation, shape, config.run.seed, *data.tokenizer);
+          open_tokens<ValidationLoader>(config.data.validation, shape, *data.tokenizer);
     }
   });
   return data;
@@ -56,6 +63,14 @@ std::unique_ptr<Tokenizer> open_tokenizer(MpiRuntime& mpi, RunConfig& config) {
     adopt_vocabulary(*tokenizer, config.model);
   });
   return tokenizer;
+}
+
+LossScales loss_scales(const RunConfig& config, int64_t target_tokens) {
+  const int64_t sequences = config.train.global_batch_size;
+  const auto inverse = [](int64_t n) { return 1.0f / static_cast<float>(std::max<int64_t>(n, 1)); };
+  return {.per_target = inverse(target_tokens),
+          .per_token = inverse(sequences * config.model.seq_len),
+          .per_sequence = inverse(sequences)};
 }
 
 }  // namespace switchyard

@@ -2,27 +2,43 @@
 
 #include <memory>
 
+#include "layers/step_context.h"
 #include "parallel/distributed_context.h"
 #include "trainer/config/run_config.h"
 #include "trainer/data/data_loader.h"
+#include "trainer/data/token_file.h"
 #include "trainer/data/tokenizer.h"
 
 namespace switchyard {
 
-// The tokenizer and the token files of a run, on every rank; and what they decide: model.vocab_size
-// becomes the tokenizer's where the configuration leaves it open. Collective over the world; throws
-// CollectiveError where a file is missing or damaged on any rank, or does not fit the model.
+// A token file and the loader that reads it.
+template <class Loader>
+struct OpenTokens {
+  OpenTokens(const std::string& path, const DataLoaderConfig& config)
+      : file(path), loader(file, config) {}
+
+  TokenFile file;
+  Loader loader;
+};
+
+// The tokenizer and the token files of a run.
 struct OpenData {
   std::unique_ptr<Tokenizer> tokenizer;
-  std::unique_ptr<DataLoader> train;       // null unless asked for
-  std::unique_ptr<DataLoader> validation;  // null where data.validation is empty
+  std::unique_ptr<OpenTokens<DataLoader>> train;             // null unless asked for
+  std::unique_ptr<OpenTokens<ValidationLoader>> validation;  // null where data.validation is empty
 };
 
 enum class NeedsTraining { no, yes };
 
+// Opens them on every rank; model.vocab_size becomes the tokenizer's where the configuration leaves
+// it open. Collective over the world; throws CollectiveError where a file is missing or damaged on
+// any rank, or does not fit the model.
 OpenData open_data(MpiRuntime& mpi, RunConfig& config, NeedsTraining needs_training);
 
 // The tokenizer alone, for generating.
 std::unique_ptr<Tokenizer> open_tokenizer(MpiRuntime& mpi, RunConfig& config);
+
+// What the losses of a global batch are divided by.
+LossScales loss_scales(const RunConfig& config, int64_t target_tokens);
 
 }  // namespace switchyard

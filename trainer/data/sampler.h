@@ -2,26 +2,31 @@
 
 #include <cstdint>
 
+#include "kernels/random.h"
+
 namespace switchyard {
 
-// The order in which samples are visited: in every epoch a different permutation of them, a pure
-// function of (dataset, seed, epoch). Nothing is stored or shuffled: position `i` is sent through a
-// keyed bijection (a Feistel network, walked until it lands inside the range; Black and Rogaway
-// 2002), so any rank can start anywhere.
+// Where a permutation of 0 .. n - 1 that `key` picks sends `index`: a balanced Feistel network of
+// eight rounds over the next power of four, applied again until it lands below n (cycle walking,
+// Black and Rogaway 2002). No table; on average fewer than four walks.
+int64_t permute_index(RandomKey key, int64_t n, int64_t index);
+
+// The order in which training consumes the sequences of a dataset: a pure function of the dataset,
+// the seed and the epoch, so that one number, samples consumed, says where a run stands.
 class Sampler {
  public:
-  Sampler(int64_t num_samples, uint64_t dataset_fingerprint, uint64_t seed);
+  //   samples_per_epoch  at least 1
+  Sampler(uint64_t dataset_fingerprint, uint64_t seed, int64_t samples_per_epoch);
 
-  // The sample at place `position` of the endless sequence of epochs.
-  int64_t sample(int64_t position) const;
-  int64_t num_samples() const { return num_samples_; }
+  // The sequence that is consumed after `samples_consumed` others, over all epochs; each epoch
+  // visits every sequence once.
+  int64_t sequence_at(int64_t samples_consumed) const;
+
+  int64_t samples_per_epoch() const { return samples_per_epoch_; }
 
  private:
-  uint64_t permute(uint64_t index, uint64_t epoch) const;
-
-  int64_t num_samples_;
-  uint64_t key_;
-  int half_bits_;  // the Feistel network permutes numbers of twice as many bits
+  RandomKey key_;
+  int64_t samples_per_epoch_;
 };
 
 }  // namespace switchyard

@@ -1,154 +1,285 @@
 #include "trainer/data/token_file.h"
 
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <algorithm>
-#include <utility>
+#include <cerrno>
+#include <cstring>
+#include <functional>
+#include <system_error>
 
 #include "kernels/check.h"
 #include "kernels/crc32c.h"
+#include "kernels/random.h"
+#include "trainer/data/whole_file.h"
+#include "trainer/hdf5/hdf5.h"
 
 namespace switchyard {
 namespace {
 
-constexpr int64_t kFormatVersion = 1;
-constexpr int64_t kChunkTokens = int64_t{1} << 18;
-
-std::filesystem::path partial_name(const std::filesystem::path& path) {
-  return path.string() + ".tmp";
-}
-
-// Tokens as they lie in the file: u16 where the vocabulary allows it.
-DType stored_dtype(int64_t vocab_size) { return vocab_size <= 65536 ? DType::u16 : DType::i32; }
-
-uint32_t checksum_of(ConstTensorView tokens) {
-  return crc32c({static_cast<const std::byte*>(tokens.raw()), tokens.num_bytes()});
-}
-
+constexpr int64_t kVersion = 1;
+constexpr const char* kFormat = "switchyard.tokens";
 constexpr const char* kRemedy = "make it again with `switchyard tokenize`";
+// 128 or 256 KiB: enough to read at full speed, little enough to check at a sample's first touch.
+constexpr int64_t kChunkTokens = 65536;
+
+int64_t bytes_per_token(int64_t vocab_size) { return vocab_size <= 65536 ? 2 : 4; }
+
+template <class T>
+uint32_t checksum(const std::vector<T>& values) {
+  return crc32c(std::as_bytes(std::span(values)));
+}
 
 }  // namespace
 
-TokenFileWriter::TokenFileWriter(std::filesystem::path path, const TokenFileInfo& info)
-    : path_(std::move(path)),
-      info_(info),
-      dtype_(stored_dtype(info.vocab_size)),
-      file_(Hdf5File::create(partial_name(path_))) {
-  file_.create_dataset("tokens", dtype_, kChunkTokens);
-}
-
-void TokenFileWriter::append(const std::vector<int32_t>& document) {
-  pending_.insert(pending_.end(), document.begin(), document.end());
-  pending_.push_back(info_.end_of_document);
-  document_offsets_.push_back(document_offsets_.back() + static_cast<int64_t>(document.size()) + 1);
-  while (pending_.size() >= kChunkTokens) write_chunk(kChunkTokens);
-}
-
-void TokenFileWriter::write_chunk(size_t count) {
-  Tensor chunk({static_cast<int64_t>(count)}, dtype_);
-  for (size_t i = 0; i < count; ++i) {
-    const int32_t token = pending_[i];
-    require(token >= 0 && token < info_.vocab_size, "token {} is outside the vocabulary of {}",
-            token, info_.vocab_size);
-    if (dtype_ == DType::u16) {
-      chunk.data<uint16_t>()[i] = static_cast<uint16_t>(token);
-    } else {
-      chunk.data<int32_t>()[i] = token;
-    }
+TokenFile::TokenFile(std::filesystem::path path) : path_(std::move(path)) {
+  require(std::filesystem::exists(path_),
+          "token file {} does not exist; make it with `switchyard "
+          "tokenize`",
+          path_.string());
+  try {
+    load_header();
+  } catch (const Error& error) {
+    fail("token file {} cannot be used ({}); {}", path_.string(), error.what(), kRemedy);
   }
-  checksums_.push_back(checksum_of(chunk));
-  file_.append("tokens", chunk);
-  pending_.erase(pending_.begin(), pending_.begin() + static_cast<std::ptrdiff_t>(count));
+  intact_.resize(chunk_checksums_.size());
+  descriptor_ = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC);
+  require(descriptor_ >= 0, "cannot open {}: {}", path_.string(), std::strerror(errno));
+}
+
+TokenFile::~TokenFile() {
+  if (descriptor_ >= 0) ::close(descriptor_);
+}
+
+void TokenFile::load_header() {
+  const auto file = hdf5::File::open(path_);
+  require(file.has_attribute("format") && file.get_string("format") == kFormat,
+          "it is not a token file");
+  require(file.get_int("version") == kVersion, "its format version is {}, this program reads {}",
+          file.get_int("version"), kVersion);
+  info_ = {.vocab_size = file.get_int("vocab_size"),
+           .end_of_document = static_cast<int32_t>(file.get_int("end_of_document")),
+           .tokenizer = file.get_string("tokenizer"),
+           .tokenizer_hash = file.get_string("tokenizer_hash"),
+           .source = file.get_string("source"),
+           .source_hash = file.get_string("source_hash")};
+  chunk_tokens_ = file.get_int("chunk_tokens");
+  token_bytes_ = bytes_per_token(info_.vocab_size);
+
+  const hdf5::Dataset tokens = file.dataset("tokens");
+  const auto element = token_bytes_ == 2 ? hdf5::Element::u16 : hdf5::Element::u32;
+  require(tokens.element() == element && tokens.shape().size() == 1,
+          "its tokens are not a list of {}", hdf5::to_string(element));
+  num_tokens_ = tokens.num_elements();
+  tokens_offset_ = tokens.file_offset();
+
+  const hdf5::Dataset offsets = file.dataset("document_offsets");
+  document_offsets_ = offsets.read_all<int64_t>();
+  check_offsets(static_cast<uint32_t>(offsets.get_int("crc32c")));
+  chunk_checksums_ = file.dataset("chunk_checksums").read_all<uint32_t>();
+  require(chunk_tokens_ > 0 && static_cast<int64_t>(chunk_checksums_.size()) ==
+                                   (num_tokens_ + chunk_tokens_ - 1) / chunk_tokens_,
+          "it has {} checksums for {} tokens in chunks of {}", chunk_checksums_.size(), num_tokens_,
+          chunk_tokens_);
+}
+
+void TokenFile::check_offsets(uint32_t stored_checksum) const {
+  require(checksum(document_offsets_) == stored_checksum,
+          "its document offsets are damaged: checksum {:08x} instead of {:08x}",
+          checksum(document_offsets_), stored_checksum);
+  // Increasing: every document has its end-of-document token.
+  require(document_offsets_.size() > 1 && document_offsets_.front() == 0 &&
+              document_offsets_.back() == num_tokens_ &&
+              std::ranges::adjacent_find(document_offsets_, std::greater_equal<>()) ==
+                  document_offsets_.end(),
+          "its document offsets do not divide its {} tokens", num_tokens_);
+}
+
+uint64_t TokenFile::fingerprint() const {
+  return stream_id(fmt::format("{} {} {:08x} {:08x}", info_.tokenizer_hash, num_tokens_,
+                               checksum(document_offsets_), checksum(chunk_checksums_)));
+}
+
+int64_t TokenFile::chunk_size(int64_t chunk) const {
+  return std::min(chunk_tokens_, num_tokens_ - chunk * chunk_tokens_);
+}
+
+void TokenFile::read_bytes(int64_t first_token, std::span<std::byte> bytes) const {
+  int64_t offset = tokens_offset_ + first_token * token_bytes_;
+  while (!bytes.empty()) {
+    const ssize_t count = ::pread(descriptor_, bytes.data(), bytes.size(), offset);
+    if (count < 0 && errno == EINTR) continue;
+    require(count >= 0, "cannot read {}: {}", path_.string(), std::strerror(errno));
+    require(count > 0, "token file {} was cut off at byte {} while in use; {}", path_.string(),
+            offset, kRemedy);
+    bytes = bytes.subspan(static_cast<size_t>(count));
+    offset += count;
+  }
+}
+
+std::span<const std::byte> TokenFile::check_chunk(int64_t chunk) {
+  buffer_.resize(static_cast<size_t>(chunk_size(chunk) * token_bytes_));
+  read_bytes(chunk * chunk_tokens_, buffer_);
+  const uint32_t expected = chunk_checksums_[static_cast<size_t>(chunk)];
+  require(crc32c(buffer_) == expected,
+          "token file {} is damaged: chunk {} (tokens {} to {}) has checksum {:08x} instead of "
+          "{:08x}; {}",
+          path_.string(), chunk, chunk * chunk_tokens_,
+          chunk * chunk_tokens_ + chunk_size(chunk) - 1, crc32c(buffer_), expected, kRemedy);
+  check_vocabulary(chunk, buffer_);
+  intact_[static_cast<size_t>(chunk)] = true;
+  return buffer_;
+}
+
+void TokenFile::check_vocabulary(int64_t chunk, std::span<const std::byte> bytes) const {
+  std::vector<int32_t> tokens(bytes.size() / static_cast<size_t>(token_bytes_));
+  widen(bytes, tokens);
+  const auto outside = std::ranges::find_if(
+      tokens, [this](int32_t token) { return token < 0 || token >= info_.vocab_size; });
+  if (outside == tokens.end()) return;
+  fail("token file {}: the token {} at position {} is outside its vocabulary of {}; {}",
+       path_.string(), static_cast<uint32_t>(*outside),
+       chunk * chunk_tokens_ + (outside - tokens.begin()), info_.vocab_size, kRemedy);
+}
+
+void TokenFile::widen(std::span<const std::byte> bytes, std::span<int32_t> tokens) const {
+  if (token_bytes_ == 4) {
+    std::memcpy(tokens.data(), bytes.data(), bytes.size());
+    return;
+  }
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    uint16_t token;
+    std::memcpy(&token, bytes.data() + 2 * i, sizeof(token));
+    tokens[i] = token;
+  }
+}
+
+void TokenFile::read(int64_t begin, std::span<int32_t> tokens) {
+  require(begin >= 0 && begin + static_cast<int64_t>(tokens.size()) <= num_tokens_,
+          "token file {}: tokens {} to {} of {} were asked for", path_.string(), begin,
+          begin + static_cast<int64_t>(tokens.size()), num_tokens_);
+  while (!tokens.empty()) {
+    const int64_t chunk = begin / chunk_tokens_, in_chunk = begin % chunk_tokens_;
+    const auto count = std::min(static_cast<int64_t>(tokens.size()), chunk_size(chunk) - in_chunk);
+    const auto num_bytes = static_cast<size_t>(count * token_bytes_);
+    std::span<const std::byte> bytes;
+    if (intact_[static_cast<size_t>(chunk)]) {
+      buffer_.resize(num_bytes);
+      read_bytes(begin, buffer_);
+      bytes = buffer_;
+    } else {
+      bytes = check_chunk(chunk).subspan(static_cast<size_t>(in_chunk * token_bytes_), num_bytes);
+    }
+    widen(bytes, tokens.first(static_cast<size_t>(count)));
+    tokens = tokens.subspan(static_cast<size_t>(count));
+    begin += count;
+  }
+}
+
+void TokenFile::verify() {
+  for (int64_t chunk = 0; chunk < static_cast<int64_t>(intact_.size()); ++chunk) {
+    if (!intact_[static_cast<size_t>(chunk)]) check_chunk(chunk);
+  }
+}
+
+void require_tokenizer(const TokenFile& file, const Tokenizer& tokenizer) {
+  require(file.info().tokenizer_hash == tokenizer.hash(),
+          "token file {} was made with the {} tokenizer {}, data.tokenizer is the {} tokenizer {}; "
+          "{}",
+          file.path().string(), file.info().tokenizer, file.info().tokenizer_hash,
+          to_string(tokenizer.type()), tokenizer.hash(), kRemedy);
+}
+
+TokenFileWriter::TokenFileWriter(std::filesystem::path path, TokenFileInfo info)
+    : path_(std::move(path)),
+      unfinished_path_(path_.string() + ".tmp"),
+      spool_path_(path_.string() + ".spool.tmp"),
+      info_(std::move(info)),
+      token_bytes_(bytes_per_token(info_.vocab_size)) {
+  require(info_.end_of_document >= 0 && info_.end_of_document < info_.vocab_size,
+          "the end-of-document token {} is outside the vocabulary of {}", info_.end_of_document,
+          info_.vocab_size);
+  make_parent_folder(path_);
+  spool_.open(spool_path_, std::ios::binary | std::ios::trunc);
+  require(spool_.is_open(), "cannot open {}: {}", spool_path_.string(), std::strerror(errno));
+}
+
+TokenFileWriter::~TokenFileWriter() {
+  std::error_code ignored;
+  std::filesystem::remove(spool_path_, ignored);
+  std::filesystem::remove(unfinished_path_, ignored);
+}
+
+void TokenFileWriter::append_document(std::span<const int32_t> tokens) {
+  for (const int32_t token : tokens) append_token(token);
+  append_token(info_.end_of_document);
+  document_offsets_.push_back(num_tokens() + static_cast<int64_t>(tokens.size()) + 1);
+}
+
+void TokenFileWriter::append_token(int32_t token) {
+  require(token >= 0 && token < info_.vocab_size, "the token {} is outside the vocabulary of {}",
+          token, info_.vocab_size);
+  // Little-endian, so the low bytes come first.
+  const auto* bytes = reinterpret_cast<const std::byte*>(&token);
+  chunk_.insert(chunk_.end(), bytes, bytes + token_bytes_);
+  if (static_cast<int64_t>(chunk_.size()) == kChunkTokens * token_bytes_) flush_chunk();
+}
+
+void TokenFileWriter::flush_chunk() {
+  chunk_checksums_.push_back(checksum(chunk_));
+  spool_.write(reinterpret_cast<const char*>(chunk_.data()),
+               static_cast<std::streamsize>(chunk_.size()));
+  require(spool_.good(), "cannot write {}: {}", spool_path_.string(), std::strerror(errno));
+  chunk_.clear();
 }
 
 void TokenFileWriter::finish() {
-  if (!pending_.empty()) write_chunk(pending_.size());
-  const auto view = [](const std::vector<int64_t>& values) {
-    return view_of(std::span<const int64_t>(values));
-  };
-  file_.write_dataset("document_offsets", view(document_offsets_));
-  file_.write_dataset("token_checksums", view(checksums_));
-  const std::vector<int64_t> offsets_checksum = {checksum_of(view(document_offsets_))};
-  file_.write_dataset("document_offsets_checksum", view(offsets_checksum));
-  file_.write_attribute("format", std::string("switchyard tokens"));
-  file_.write_attribute("version", kFormatVersion);
-  file_.write_attribute("vocab_size", info_.vocab_size);
-  file_.write_attribute("end_of_document", static_cast<int64_t>(info_.end_of_document));
-  file_.write_attribute("chunk_tokens", kChunkTokens);
-  file_.write_attribute("tokenizer", info_.tokenizer);
-  file_.write_attribute("source", info_.source);
-  file_.close();
-  std::filesystem::rename(partial_name(path_), path_);
+  require(num_documents() > 0, "token file {} would have no document", path_.string());
+  if (!chunk_.empty()) flush_chunk();
+  spool_.close();
+  require(!spool_.fail(), "cannot write {}: {}", spool_path_.string(), std::strerror(errno));
+  write_file();
+  rename_durably(unfinished_path_, path_);
 }
 
-TokenFile::TokenFile(const std::filesystem::path& path) : file_(Hdf5File::open(path)) {
-  const std::string name = path.string();
-  require(file_.text_attribute("format") == "switchyard tokens", "{} is not a token file", name);
-  const int64_t version = file_.integer_attribute("version");
-  require(version == kFormatVersion, "{} has format version {}, this program reads {}; {}", name,
-          version, kFormatVersion, kRemedy);
-  info_ = {.vocab_size = file_.integer_attribute("vocab_size"),
-           .end_of_document = static_cast<int32_t>(file_.integer_attribute("end_of_document")),
-           .tokenizer = file_.text_attribute("tokenizer"),
-           .source = file_.text_attribute("source")};
-  require(file_.integer_attribute("chunk_tokens") == kChunkTokens && info_.vocab_size > 0,
-          "{} has attributes that cannot be; {}", name, kRemedy);
-  dtype_ = stored_dtype(info_.vocab_size);
-  num_tokens_ = file_.size("tokens");
+void TokenFileWriter::write_file() {
+  auto file = hdf5::File::create(unfinished_path_);
+  file.set_string("format", kFormat);
+  file.set_int("version", kVersion);
+  file.set_int("vocab_size", info_.vocab_size);
+  file.set_int("end_of_document", info_.end_of_document);
+  file.set_string("tokenizer", info_.tokenizer);
+  file.set_string("tokenizer_hash", info_.tokenizer_hash);
+  file.set_string("source", info_.source);
+  file.set_string("source_hash", info_.source_hash);
+  file.set_int("chunk_tokens", kChunkTokens);
 
-  document_offsets_.resize(static_cast<size_t>(file_.size("document_offsets")));
-  checksums_.resize(static_cast<size_t>(file_.size("token_checksums")));
-  int64_t offsets_checksum = 0;
-  file_.read("document_offsets", 0, view_of(std::span(document_offsets_)));
-  file_.read("token_checksums", 0, view_of(std::span(checksums_)));
-  file_.read("document_offsets_checksum", 0, view_of(std::span(&offsets_checksum, 1)));
-  const ConstTensorView offsets = view_of(std::span<const int64_t>(document_offsets_));
-  require(offsets_checksum == checksum_of(offsets), "{}: the document offsets are damaged; {}",
-          name, kRemedy);
-  const auto chunks = static_cast<size_t>((num_tokens_ + kChunkTokens - 1) / kChunkTokens);
-  require(!document_offsets_.empty() && document_offsets_.back() == num_tokens_ &&
-              checksums_.size() == chunks,
-          "{}: {} tokens, but offsets and checksums for another number; {}", name, num_tokens_,
-          kRemedy);
-  verified_.resize(chunks, false);
-  fingerprint_ = checksum_of(view_of(std::span<const int64_t>(checksums_))) +
-                 (static_cast<uint64_t>(num_tokens_) << 32);
+  const auto element = token_bytes_ == 2 ? hdf5::Element::u16 : hdf5::Element::u32;
+  hdf5::Dataset tokens = file.create_dataset("tokens", element, {num_tokens()});
+  copy_tokens([&](std::span<const std::byte> bytes, int64_t first) {
+    tokens.write_bytes(bytes, {{first}, {static_cast<int64_t>(bytes.size()) / token_bytes_}});
+  });
+  hdf5::Dataset offsets = file.create_dataset("document_offsets", hdf5::Element::i64,
+                                              {static_cast<int64_t>(document_offsets_.size())});
+  offsets.write<int64_t>(document_offsets_);
+  offsets.set_int("crc32c", checksum(document_offsets_));
+  file.create_dataset("chunk_checksums", hdf5::Element::u32,
+                      {static_cast<int64_t>(chunk_checksums_.size())})
+      .write<uint32_t>(chunk_checksums_);
+  file.close();
 }
 
-int64_t TokenFile::document_begin(int64_t token) const {
-  const auto after = std::upper_bound(document_offsets_.begin(), document_offsets_.end(), token);
-  return *(after - 1);
-}
-
-void TokenFile::read(int64_t begin, TensorView tokens) const {
-  const int64_t end = begin + tokens.num_elements();
-  require(begin >= 0 && end <= num_tokens_, "{}: tokens [{}, {}) of {}", file_.path().string(),
-          begin, end, num_tokens_);
-  for (int64_t chunk = begin / kChunkTokens; chunk * kChunkTokens < end; ++chunk) {
-    if (!verified_[static_cast<size_t>(chunk)]) verify_chunk(chunk);
+void TokenFileWriter::copy_tokens(
+    const std::function<void(std::span<const std::byte>, int64_t first)>& write) {
+  std::ifstream spool(spool_path_, std::ios::binary);
+  for (int64_t first = 0; first < num_tokens(); first += kChunkTokens) {
+    const int64_t count = std::min(kChunkTokens, num_tokens() - first);
+    chunk_.resize(static_cast<size_t>(count * token_bytes_));
+    spool.read(reinterpret_cast<char*>(chunk_.data()), static_cast<std::streamsize>(chunk_.size()));
+    require(spool.good(), "cannot read back {}", spool_path_.string());
+    write(chunk_, first);
   }
-  file_.read("tokens", begin, tokens);
-}
-
-void TokenFile::verify() const {
-  for (size_t chunk = 0; chunk < checksums_.size(); ++chunk) {
-    verify_chunk(static_cast<int64_t>(chunk));
-  }
-}
-
-void TokenFile::verify_chunk(int64_t chunk) const {
-  const int64_t begin = chunk * kChunkTokens;
-  Tensor stored({std::min(kChunkTokens, num_tokens_ - begin)}, dtype_);
-  file_.read("tokens", begin, stored);
-  require(checksum_of(stored) == checksums_[static_cast<size_t>(chunk)],
-          "{}: tokens {} to {} are damaged (checksum); {}", file_.path().string(), begin,
-          begin + stored.num_elements() - 1, kRemedy);
-  for (int64_t i = 0; i < stored.num_elements(); ++i) {
-    const int64_t token =
-        dtype_ == DType::u16 ? stored.data<uint16_t>()[i] : stored.data<int32_t>()[i];
-    require(token >= 0 && token < info_.vocab_size,
-            "{}: token {} at position {} is outside the vocabulary of {}; {}",
-            file_.path().string(), token, begin + i, info_.vocab_size, kRemedy);
-  }
-  verified_[static_cast<size_t>(chunk)] = true;
 }
 
 }  // namespace switchyard

@@ -1,80 +1,117 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <fstream>
+#include <span>
 #include <string>
 #include <vector>
 
-#include "kernels/tensor.h"
-#include "trainer/data/hdf5_file.h"
+#include "trainer/data/tokenizer.h"
 
 namespace switchyard {
 
-// What a token file says about itself. See docs/formats.md.
+// What a token file says of itself.
 struct TokenFileInfo {
   int64_t vocab_size = 0;
   int32_t end_of_document = 0;
-  std::string tokenizer;  // Tokenizer::fingerprint
-  std::string source;     // what it was made of
+  std::string tokenizer;       // byte or sentencepiece
+  std::string tokenizer_hash;  // Tokenizer::hash
+  std::string source;          // where the text came from
+  std::string source_hash;     // of all that decides the tokens
 };
 
-// Writes a token file document by document: under a temporary name, and renamed by `finish`, so
-// that a file of its name is complete.
+// Documents as tokens, one after the other, each ended by the end-of-document token. HDF5:
+//   /tokens            [tokens] u16, or u32 for more than 65,536 pieces; contiguous
+//   /document_offsets  [documents + 1] i64: where each document begins, and the end;
+//                      attribute crc32c
+//   /chunk_checksums   [ceil(tokens / chunk_tokens)] u32: CRC32C of the bytes of each chunk
+//   attributes         format, version, chunk_tokens, and the fields of TokenFileInfo
+// Reads are checked: a chunk against its checksum and the vocabulary when it is first touched.
+// For one thread at a time.
+class TokenFile {
+ public:
+  // Throws Error, with the remedy, if the file is missing, damaged, of another format version, or
+  // not a token file.
+  explicit TokenFile(std::filesystem::path path);
+  ~TokenFile();
+  TokenFile(const TokenFile&) = delete;
+  TokenFile& operator=(const TokenFile&) = delete;
+
+  // tokens = those at positions [begin, begin + tokens.size()). Throws Error naming the damaged
+  // chunk, or the position of a token outside the vocabulary.
+  void read(int64_t begin, std::span<int32_t> tokens);
+
+  // Touches every chunk.
+  void verify();
+
+  const std::filesystem::path& path() const { return path_; }
+  const TokenFileInfo& info() const { return info_; }
+  int64_t num_tokens() const { return num_tokens_; }
+  int64_t num_documents() const { return static_cast<int64_t>(document_offsets_.size()) - 1; }
+  // Increasing from 0 to num_tokens.
+  std::span<const int64_t> document_offsets() const { return document_offsets_; }
+  // Differs between files with other tokens, offsets or tokenizers.
+  uint64_t fingerprint() const;
+
+ private:
+  void load_header();
+  void check_offsets(uint32_t stored_checksum) const;
+  void read_bytes(int64_t first_token, std::span<std::byte> bytes) const;
+  std::span<const std::byte> check_chunk(int64_t chunk);
+  void check_vocabulary(int64_t chunk, std::span<const std::byte> bytes) const;
+  int64_t chunk_size(int64_t chunk) const;
+  void widen(std::span<const std::byte> bytes, std::span<int32_t> tokens) const;
+
+  std::filesystem::path path_;
+  TokenFileInfo info_;
+  int64_t num_tokens_ = 0;
+  int64_t chunk_tokens_ = 0;
+  int64_t token_bytes_ = 0;    // 2 or 4
+  int64_t tokens_offset_ = 0;  // of the first token in the file
+  std::vector<int64_t> document_offsets_;
+  std::vector<uint32_t> chunk_checksums_;
+  std::vector<bool> intact_;       // by chunk: has been checked
+  std::vector<std::byte> buffer_;  // one chunk
+  int descriptor_ = -1;
+};
+
+// Throws Error unless the tokens of the file are those of this tokenizer.
+void require_tokenizer(const TokenFile& file, const Tokenizer& tokenizer);
+
+// Writes a token file. The file has its name only when it is whole: `finish` renames it; without
+// that, nothing stays. Tokens are kept beside it on disk meanwhile, because a contiguous dataset
+// must know its size when it is made.
 class TokenFileWriter {
  public:
-  // Throws Error where the file cannot be written, here and below.
-  TokenFileWriter(std::filesystem::path path, const TokenFileInfo& info);
+  TokenFileWriter(std::filesystem::path path, TokenFileInfo info);
+  ~TokenFileWriter();
+  TokenFileWriter(const TokenFileWriter&) = delete;
+  TokenFileWriter& operator=(const TokenFileWriter&) = delete;
 
-  // The end-of-document token is added behind the tokens.
-  void append(const std::vector<int32_t>& document);
+  // Adds the end-of-document token.
+  void append_document(std::span<const int32_t> tokens);
+
+  // Throws if there was no document.
   void finish();
 
   int64_t num_tokens() const { return document_offsets_.back(); }
   int64_t num_documents() const { return static_cast<int64_t>(document_offsets_.size()) - 1; }
 
  private:
-  void write_chunk(size_t count);
+  void append_token(int32_t token);
+  void flush_chunk();
+  void write_file();
+  void copy_tokens(const std::function<void(std::span<const std::byte>, int64_t first)>& write);
 
-  std::filesystem::path path_;
+  std::filesystem::path path_, unfinished_path_, spool_path_;
   TokenFileInfo info_;
-  DType dtype_;
-  Hdf5File file_;
-  std::vector<int32_t> pending_;
+  int64_t token_bytes_;
   std::vector<int64_t> document_offsets_ = {0};
-  std::vector<int64_t> checksums_;
-};
-
-// A token file, for reading. The tokens of a chunk are checked, by checksum and against the
-// vocabulary, when they are first read.
-class TokenFile {
- public:
-  // Throws Error unless the file is there and intact as far as that can be told without its tokens.
-  explicit TokenFile(const std::filesystem::path& path);
-
-  const TokenFileInfo& info() const { return info_; }
-  int64_t num_tokens() const { return num_tokens_; }
-  int64_t num_documents() const { return static_cast<int64_t>(document_offsets_.size()) - 1; }
-  // Where the document of a token begins.
-  int64_t document_begin(int64_t token) const;
-  // A number that two different texts do not share.
-  uint64_t fingerprint() const { return fingerprint_; }
-
-  //   tokens  i32, filled from position `begin`. Throws Error that names the damaged chunk.
-  void read(int64_t begin, TensorView tokens) const;
-  // Checks every chunk.
-  void verify() const;
-
- private:
-  void verify_chunk(int64_t chunk) const;
-
-  Hdf5File file_;
-  TokenFileInfo info_;
-  DType dtype_ = DType::u16;
-  int64_t num_tokens_ = 0;
-  uint64_t fingerprint_ = 0;
-  std::vector<int64_t> document_offsets_;
-  std::vector<int64_t> checksums_;
-  mutable std::vector<bool> verified_;
+  std::vector<uint32_t> chunk_checksums_;
+  std::vector<std::byte> chunk_;
+  std::ofstream spool_;
 };
 
 }  // namespace switchyard

@@ -1,148 +1,258 @@
 #include "trainer/data/tokenize.h"
 
-#include <fmt/format.h>
+#include <fmt/ostream.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <exception>
 #include <filesystem>
 #include <memory>
 #include <optional>
-#include <sstream>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels/check.h"
-#include "kernels/crc32c.h"
-#include "trainer/data/text_source.h"
+#include "kernels/random.h"
+#include "trainer/data/corpus.h"
 #include "trainer/data/token_file.h"
 #include "trainer/data/tokenizer.h"
 
 namespace switchyard {
 namespace {
 
-namespace fs = std::filesystem;
+enum class Part { train, validation };
 
-void make_parent(const std::string& path) {
-  const fs::path parent = fs::path(path).parent_path();
-  if (!parent.empty()) fs::create_directories(parent);
+// Which part each document of a corpus, or each end of one, belongs to.
+class Split {
+ public:
+  // Reads the corpus once.
+  Split(const Corpus& corpus, double share);
+
+  bool by_document() const { return by_document_; }
+  bool is_held_out(const std::string& text) const {
+    return random_uniform({stream_id(text), stream_id("held out")}, 0) < share_;
+  }
+  // Unless by_document: where the held-out end of a document begins.
+  size_t tail_begin(const std::string& text) const;
+
+  int64_t documents() const { return documents_; }
+  int64_t text_bytes() const { return text_bytes_; }
+  // Of all texts, and of what decides their parts.
+  uint64_t hash() const { return hash_; }
+
+ private:
+  double share_;
+  bool by_document_ = true;
+  int64_t documents_ = 0;
+  int64_t text_bytes_ = 0;
+  uint64_t hash_ = 0;
+};
+
+Split::Split(const Corpus& corpus, double share) : share_(share) {
+  double held_out_bytes = 0.0;
+  DocumentReader reader(corpus);
+  while (const auto text = reader.next()) {
+    ++documents_;
+    text_bytes_ += static_cast<int64_t>(text->size());
+    if (is_held_out(*text)) held_out_bytes += static_cast<double>(text->size());
+    hash_ = random_bits({hash_, stream_id(*text)}, text->size());
+  }
+  require(documents_ > 0, "data.text has no text but empty files");
+  const double wanted = share * static_cast<double>(text_bytes_);
+  by_document_ = held_out_bytes >= wanted / 2 && held_out_bytes <= wanted * 2;
+  hash_ = random_bits({hash_, stream_id(fmt::format("{} {}", share, by_document_))}, 0);
 }
 
-// What the files are made of: names and sizes of the documents, and how they are shared out.
-std::string describe_source(const std::vector<TextFile>& files, double validation_share) {
-  std::string listing = fmt::format("{} held out\n", validation_share);
-  for (const TextFile& file : files) {
-    listing += fmt::format("{} {}\n", file.name, fs::file_size(file.path));
+// After a line end if one is near, else between two characters.
+size_t Split::tail_begin(const std::string& text) const {
+  const auto size = static_cast<double>(text.size());
+  auto begin = static_cast<size_t>((1.0 - share_) * size);
+  const size_t line_end = text.rfind('\n', begin);
+  if (line_end != text.npos && static_cast<double>(line_end) >= (1.0 - 2.0 * share_) * size) {
+    return line_end + 1;
   }
-  return fmt::format("{} documents {:08x}", files.size(),
-                     crc32c(std::as_bytes(std::span(listing))));
+  while (begin > 0 && begin < text.size() && (text[begin] & 0xC0) == 0x80) --begin;
+  return begin;
 }
 
-// Whether `path` is a token file of this text by this tokenizer.
-bool is_current(const std::string& path, const TokenFileInfo& info) {
-  if (!fs::exists(path)) return false;
-  try {
-    const TokenFile file(path);
-    return file.info().tokenizer == info.tokenizer && file.info().source == info.source;
-  } catch (const Error&) {
-    return false;  // damaged: made again
-  }
-}
+struct PartOfDocument {
+  std::string text;
+  Part part;
+};
 
-// Only what is trained on: held-out text must be new to the tokenizer too.
-void train_tokenizer(const DataSection& config, const std::vector<TextFile>& files) {
-  std::vector<TextFile> training;
-  for (const TextFile& file : files) {
-    if (!is_held_out(file, config.validation_share)) training.push_back(file);
-  }
-  size_t next_file = 0;
-  std::istringstream text;
-  const auto next_line = [&](std::string* line) {
-    while (!std::getline(text, *line)) {
-      if (next_file == training.size()) return false;
-      text = std::istringstream(read_text_file(training[next_file++].path));
+// Goes through both parts in the order of the corpus.
+class PartReader {
+ public:
+  PartReader(const Corpus& corpus, const Split& split) : documents_(corpus), split_(split) {}
+
+  std::optional<PartOfDocument> next() {
+    if (tail_) return std::exchange(tail_, std::nullopt);
+    auto text = documents_.next();
+    if (!text) return std::nullopt;
+    if (split_.by_document()) {
+      const Part part = split_.is_held_out(*text) ? Part::validation : Part::train;
+      return PartOfDocument{std::move(*text), part};
     }
-    return true;
+    const size_t begin = split_.tail_begin(*text);
+    if (begin < text->size()) tail_ = {text->substr(begin), Part::validation};
+    text->resize(begin);
+    return begin > 0 ? PartOfDocument{std::move(*text), Part::train}
+                     : std::exchange(tail_, std::nullopt);
+  }
+
+ private:
+  DocumentReader documents_;
+  const Split& split_;
+  std::optional<PartOfDocument> tail_;
+};
+
+void train_on(const Corpus& corpus, const Split& split, const TokenizerSection& config) {
+  PartReader reader(corpus, split);
+  std::string text;  // what is left of the document
+  size_t begin = 0;
+  const auto next_line = [&]() -> std::optional<std::string> {
+    while (begin >= text.size()) {
+      auto document = reader.next();
+      if (!document) return std::nullopt;
+      if (document->part != Part::train) continue;
+      text = std::move(document->text);
+      begin = 0;
+    }
+    const size_t end = std::min(text.find('\n', begin), text.size());
+    const size_t line = std::exchange(begin, end + 1);
+    return text.substr(line, end - line);
   };
-  make_parent(config.tokenizer.model);
-  train_sentencepiece(next_line, config.tokenizer.vocab_size, config.tokenizer.model);
+  train_sentencepiece(next_line, config.vocab_size, config.model);
 }
 
-// Documents are read and encoded in parallel, some at a time, and written in order.
-void write_documents(const DataSection& config, const std::vector<TextFile>& files,
-                     const Tokenizer& tokenizer, TokenFileWriter& train,
-                     TokenFileWriter* validation, TokenizeSummary& summary,
-                     const std::function<void(const std::string&)>& progress) {
-  constexpr size_t kAtATime = 256;
-  for (size_t begin = 0; begin < files.size(); begin += kAtATime) {
-    const size_t count = std::min(kAtATime, files.size() - begin);
-    std::vector<std::vector<int32_t>> encoded(count);
-    std::vector<int64_t> bytes(count, 0);
-    std::vector<std::exception_ptr> errors(count);
+// True if it had to be trained.
+bool ensure_tokenizer(const Corpus& corpus, const Split& split, const TokenizerSection& config,
+                      std::ostream& log) {
+  if (config.type == TokenizerType::byte || std::filesystem::exists(config.model)) return false;
+  require(!config.model.empty(), "data.tokenizer.model must name a file to write the model to");
+  require(config.vocab_size > 0,
+          "{} does not exist, and data.tokenizer.vocab_size does not say "
+          "how many pieces to train",
+          config.model);
+  train_on(corpus, split, config);
+  fmt::print(log, "trained {} pieces: {}\n", config.vocab_size, config.model);
+  return true;
+}
+
+// One token file to be made: nothing if it is up to date.
+std::unique_ptr<TokenFileWriter> open_output(const std::string& path, const TokenFileInfo& info,
+                                             std::ostream& log) {
+  if (path.empty()) return nullptr;
+  if (std::filesystem::exists(path)) {
+    try {
+      TokenFile file(path);
+      if (file.info().source_hash == info.source_hash &&
+          file.info().tokenizer_hash == info.tokenizer_hash) {
+        file.verify();
+        fmt::print(log, "up to date: {}\n", path);
+        return nullptr;
+      }
+      fmt::print(log, "made from other text or by another tokenizer, replacing: {}\n", path);
+    } catch (const Error& error) {
+      fmt::print(log, "replacing: {}\n", error.what());
+    }
+  }
+  return std::make_unique<TokenFileWriter>(path, info);
+}
+
+// Documents are encoded by all threads and written in their order.
+class Encoder {
+ public:
+  explicit Encoder(const Tokenizer& tokenizer) : tokenizer_(tokenizer) {}
+
+  void add(std::string text, TokenFileWriter* writer) {
+    waiting_bytes_ += text.size();
+    waiting_.push_back({std::move(text), writer});
+    if (waiting_bytes_ >= kBatchBytes) flush();
+  }
+
+  void flush() {
+    std::vector<std::vector<int32_t>> tokens(waiting_.size());
+    std::vector<std::exception_ptr> errors(waiting_.size());
 #pragma omp parallel for schedule(dynamic)
-    for (size_t i = 0; i < count; ++i) {
+    for (size_t i = 0; i < waiting_.size(); ++i) {
       try {
-        const std::string text = read_text_file(files[begin + i].path);
-        encoded[i] = tokenizer.encode(text);
-        bytes[i] = static_cast<int64_t>(text.size());
+        tokens[i] = tokenizer_.encode(waiting_[i].text);
       } catch (...) {
         errors[i] = std::current_exception();
       }
     }
-    for (size_t i = 0; i < count; ++i) {
+    for (size_t i = 0; i < waiting_.size(); ++i) {
       if (errors[i]) std::rethrow_exception(errors[i]);
-      const bool held_out = validation && is_held_out(files[begin + i], config.validation_share);
-      (held_out ? *validation : train).append(encoded[i]);
-      summary.bytes += bytes[i];
+      waiting_[i].writer->append_document(tokens[i]);
     }
-    progress(fmt::format("{} of {} documents", begin + count, files.size()));
+    waiting_.clear();
+    waiting_bytes_ = 0;
   }
+
+ private:
+  static constexpr size_t kBatchBytes = size_t{16} << 20;
+
+  struct Waiting {
+    std::string text;
+    TokenFileWriter* writer;
+  };
+
+  const Tokenizer& tokenizer_;
+  std::vector<Waiting> waiting_;
+  size_t waiting_bytes_ = 0;
+};
+
+int64_t finish(TokenFileWriter* writer, const std::string& path, std::ostream& log) {
+  if (!writer) return 0;
+  writer->finish();
+  fmt::print(log, "wrote {} tokens of {} documents: {}\n", writer->num_tokens(),
+             writer->num_documents(), path);
+  return writer->num_tokens();
+}
+
+void check(const DataSection& config) {
+  require(!config.train.empty(), "data.train must name the token file to write");
+  require(config.train != config.validation, "data.train and data.validation are the same file");
+  require(config.validation_share >= 0.0 && config.validation_share < 0.5,
+          "data.validation_share {} must be at least 0 and less than 0.5", config.validation_share);
+  require(config.validation.empty() || config.validation_share > 0.0,
+          "data.validation names a file, and data.validation_share is 0");
 }
 
 }  // namespace
 
-TokenizeSummary tokenize(const DataSection& config,
-                         const std::function<void(const std::string&)>& progress) {
-  require(!config.train.empty(), "data.train is missing: the token file to write");
-  const std::vector<TextFile> files = find_text(config.text);
-  TokenizeSummary summary;
-  if (config.tokenizer.type == TokenizerType::sentencepiece &&
-      !fs::exists(config.tokenizer.model)) {
-    require(!config.tokenizer.model.empty(),
-            "data.tokenizer.model is missing: where to keep the sentencepiece model");
-    require(config.tokenizer.vocab_size > 0,
-            "data.tokenizer.vocab_size is missing: how many pieces to train");
-    progress(fmt::format("training a tokenizer of {} pieces", config.tokenizer.vocab_size));
-    train_tokenizer(config, files);
-    summary.trained_tokenizer = true;
-  }
-  const std::unique_ptr<Tokenizer> tokenizer = make_tokenizer(config.tokenizer);
+TokenizeReport tokenize(const DataSection& config, std::ostream& log) {
+  check(config);
+  const Corpus corpus(config.text);
+  const Split split(corpus, config.validation.empty() ? 0.0 : config.validation_share);
+  fmt::print(log, "{} documents in {} files, {:.1f} MB of text\n", split.documents(),
+             corpus.files().size(), static_cast<double>(split.text_bytes()) * 1e-6);
+  TokenizeReport report{.documents = split.documents(), .text_bytes = split.text_bytes()};
+  report.trained_tokenizer = ensure_tokenizer(corpus, split, config.tokenizer, log);
+  const auto tokenizer = make_tokenizer(config.tokenizer);
+
   const TokenFileInfo info{.vocab_size = tokenizer->vocab_size(),
                            .end_of_document = tokenizer->end_of_document(),
-                           .tokenizer = tokenizer->fingerprint(),
-                           .source = describe_source(files, config.validation_share)};
-  const bool validates = !config.validation.empty();
-  if (is_current(config.train, info) && (!validates || is_current(config.validation, info))) {
-    summary.up_to_date = true;
-    return summary;
-  }
+                           .tokenizer = std::string(to_string(tokenizer->type())),
+                           .tokenizer_hash = tokenizer->hash(),
+                           .source = fmt::format("{}", fmt::join(config.text, ", ")),
+                           .source_hash = fmt::format("{:016x}", split.hash())};
+  const auto train = open_output(config.train, info, log);
+  const auto validation = open_output(config.validation, info, log);
+  if (!train && !validation) return report;
 
-  make_parent(config.train);
-  TokenFileWriter train(config.train, info);
-  std::optional<TokenFileWriter> validation;
-  if (validates) {
-    make_parent(config.validation);
-    validation.emplace(config.validation, info);
+  Encoder encoder(*tokenizer);
+  PartReader reader(corpus, split);
+  while (auto document = reader.next()) {
+    TokenFileWriter* writer = (document->part == Part::train ? train : validation).get();
+    if (writer) encoder.add(std::move(document->text), writer);
   }
-  write_documents(config, files, *tokenizer, train, validation ? &*validation : nullptr, summary,
-                  progress);
-  train.finish();
-  summary.documents = train.num_documents();
-  summary.tokens = train.num_tokens();
-  if (validation) {
-    validation->finish();
-    summary.validation_documents = validation->num_documents();
-    summary.validation_tokens = validation->num_tokens();
-  }
-  return summary;
+  encoder.flush();
+  report.train_tokens = finish(train.get(), config.train, log);
+  report.validation_tokens = finish(validation.get(), config.validation, log);
+  return report;
 }
 
 }  // namespace switchyard

@@ -1,25 +1,30 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
-#include <string>
+#include <iosfwd>
 
 #include "trainer/config/run_config.h"
 
 namespace switchyard {
 
-struct TokenizeSummary {
+struct TokenizeReport {
+  int64_t documents = 0;
+  int64_t text_bytes = 0;
   bool trained_tokenizer = false;
-  bool up_to_date = false;  // the files were there already, of the same text and tokenizer
-  int64_t documents = 0, validation_documents = 0;
-  int64_t tokens = 0, validation_tokens = 0;
-  int64_t bytes = 0;  // of text
+  // Zero for a file that was up to date, or that the configuration does not ask for.
+  int64_t train_tokens = 0;
+  int64_t validation_tokens = 0;
 };
 
-// Turns data.text into data.train and data.validation; trains data.tokenizer.model first if it is
-// missing. The same input gives the same files; a file of its final name is complete. `progress` is
-// called now and then with a line for people.
-TokenizeSummary tokenize(const DataSection& config,
-                         const std::function<void(const std::string&)>& progress);
+// The command `tokenize`: makes the token files `train` and, if it is named, `validation` of
+// `text`, training the SentencePiece model first if the configuration names one that does not
+// exist. A hash of each document decides whether it is held out, so a document stays on its side
+// when others come and go; where there are too few documents for that to come near
+// `validation_share`, the end of each is held out. The model learns from the training part alone.
+// The same text and configuration give the same bytes. Files get their names when they are whole,
+// and what is there and up to date is kept: the command can be stopped and run again at any time.
+//   log  one line for each thing done
+// Throws Error: no text, unreadable text, a full disk, too little text for the model.
+TokenizeReport tokenize(const DataSection& config, std::ostream& log);
 
 }  // namespace switchyard

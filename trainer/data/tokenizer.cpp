@@ -1,131 +1,189 @@
 #include "trainer/data/tokenizer.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 #include <sentencepiece_processor.h>
 #include <sentencepiece_trainer.h>
 
-#include <fstream>
-#include <sstream>
-#include <unordered_map>
-#include <utility>
+#include <algorithm>
+#include <exception>
 
 #include "kernels/check.h"
-#include "kernels/crc32c.h"
+#include "kernels/random.h"
+#include "trainer/data/whole_file.h"
 
 namespace switchyard {
 namespace {
 
+std::string hash_of(std::string_view bytes) { return fmt::format("{:016x}", stream_id(bytes)); }
+
 class ByteTokenizer final : public Tokenizer {
  public:
   std::vector<int32_t> encode(std::string_view text) const override {
-    std::vector<int32_t> ids;
-    ids.reserve(text.size());
-    for (const char c : text) ids.push_back(static_cast<uint8_t>(c));
-    return ids;
+    std::vector<int32_t> tokens(text.size());
+    std::transform(text.begin(), text.end(), tokens.begin(),
+                   [](char c) { return static_cast<int32_t>(static_cast<unsigned char>(c)); });
+    return tokens;
   }
-  std::string decode(const std::vector<int32_t>& ids) const override {
+
+  std::string decode(std::span<const int32_t> tokens) const override {
     std::string text;
-    for (const int32_t id : ids) {
-      if (id >= 0 && id < kBytes) text += static_cast<char>(id);
+    text.reserve(tokens.size());
+    for (const int32_t token : tokens) {
+      require(token >= 0 && token < kVocabSize, "token {} is outside the vocabulary of {}", token,
+              kVocabSize);
+      if (token != kEndOfDocument) text.push_back(static_cast<char>(token));
     }
     return text;
   }
-  int64_t vocab_size() const override { return kBytes + 1; }
-  int32_t end_of_document() const override { return kBytes; }
-  std::string fingerprint() const override { return "byte"; }
+
+  TokenizerType type() const override { return TokenizerType::byte; }
+  int64_t vocab_size() const override { return kVocabSize; }
+  int32_t end_of_document() const override { return kEndOfDocument; }
+  const std::string& hash() const override { return hash_; }
 
  private:
-  static constexpr int32_t kBytes = 256;
+  static constexpr int32_t kEndOfDocument = 256;
+  static constexpr int64_t kVocabSize = 257;
+
+  std::string hash_ = hash_of("byte");
 };
 
 class SentencePieceTokenizer final : public Tokenizer {
  public:
-  explicit SentencePieceTokenizer(const std::filesystem::path& path) {
-    std::ifstream file(path, std::ios::binary);
-    require(file.good(), "data.tokenizer.model: {} cannot be read; `switchyard tokenize` trains it",
-            path.string());
-    std::stringstream contents;
-    contents << file.rdbuf();
-    const std::string bytes = contents.str();
+  explicit SentencePieceTokenizer(const TokenizerSection& config) {
+    const std::string& path = config.model;
+    const std::string bytes = read_whole_file(path);
     const auto status = processor_.LoadFromSerializedProto(bytes);
-    require(status.ok(), "data.tokenizer.model: {} is not an intact sentencepiece model: {}",
-            path.string(), status.ToString());
-    fingerprint_ = fmt::format("sentencepiece {:08x}", crc32c(std::as_bytes(std::span(bytes))));
+    require(status.ok() && processor_.GetPieceSize() > 0,
+            "{} is not a SentencePiece model, or damaged: {}", path, status.ToString());
+    require(processor_.eos_id() >= 0, "{} has no end-of-sentence piece to end documents with",
+            path);
+    require(config.vocab_size == 0 || config.vocab_size == vocab_size(),
+            "{} has {} pieces, data.tokenizer.vocab_size is {}; remove the file to train it anew",
+            path, vocab_size(), config.vocab_size);
+    hash_ = hash_of(bytes);
   }
 
   std::vector<int32_t> encode(std::string_view text) const override {
-    std::vector<int> ids;
-    const auto status = processor_.Encode(std::string(text), &ids);
-    require(status.ok(), "sentencepiece cannot encode the text: {}", status.ToString());
-    return {ids.begin(), ids.end()};
+    std::vector<int> tokens;
+    const auto status = processor_.Encode({text.data(), text.size()}, &tokens);
+    require(status.ok(), "SentencePiece cannot encode a text of {} bytes: {}", text.size(),
+            status.ToString());
+    return tokens;
   }
-  std::string decode(const std::vector<int32_t>& ids) const override {
+
+  std::string decode(std::span<const int32_t> tokens) const override {
+    for (const int32_t token : tokens) {
+      require(token >= 0 && token < vocab_size(), "token {} is outside the vocabulary of {}", token,
+              vocab_size());
+    }
     std::string text;
-    const auto status = processor_.Decode(std::vector<int>(ids.begin(), ids.end()), &text);
-    require(status.ok(), "sentencepiece cannot decode: {}", status.ToString());
+    const auto status = processor_.Decode(std::vector<int>(tokens.begin(), tokens.end()), &text);
+    require(status.ok(), "SentencePiece cannot decode: {}", status.ToString());
     return text;
   }
+
+  TokenizerType type() const override { return TokenizerType::sentencepiece; }
   int64_t vocab_size() const override { return processor_.GetPieceSize(); }
   int32_t end_of_document() const override { return processor_.eos_id(); }
-  std::string fingerprint() const override { return fingerprint_; }
+  const std::string& hash() const override { return hash_; }
 
  private:
   sentencepiece::SentencePieceProcessor processor_;
-  std::string fingerprint_;
+  std::string hash_;
 };
 
-class Lines final : public sentencepiece::SentenceIterator {
+// Hands lines to the trainer. It passes over sentences longer than its limit, so they are cut.
+class LineIterator final : public sentencepiece::SentenceIterator {
  public:
-  explicit Lines(const std::function<bool(std::string*)>& next) : next_(next) { Next(); }
+  static constexpr size_t kMaxBytes = 4096;
+
+  explicit LineIterator(const LineSource& next_line) : next_line_(next_line) { Next(); }
 
   bool done() const override { return done_; }
-  void Next() override { done_ = !next_(&line_); }
-  const std::string& value() const override { return line_; }
+  const std::string& value() const override { return sentence_; }
   sentencepiece::util::Status status() const override { return {}; }
 
+  void Next() override {
+    // The library is not made for exceptions to pass through it.
+    try {
+      while (begin_ >= line_.size()) {
+        auto line = next_line_();
+        if (!line) {
+          done_ = true;
+          return;
+        }
+        line_ = std::move(*line);
+        begin_ = 0;
+      }
+      take_sentence();
+    } catch (...) {
+      error_ = std::current_exception();
+      done_ = true;
+    }
+  }
+
+  void rethrow() const {
+    if (error_) std::rethrow_exception(error_);
+  }
+
  private:
-  const std::function<bool(std::string*)>& next_;
-  std::string line_;
+  void take_sentence() {
+    size_t end = std::min(line_.size(), begin_ + kMaxBytes);
+    const auto inside_character = [&] { return (line_[end] & 0xC0) == 0x80; };
+    while (end < line_.size() && end > begin_ + kMaxBytes / 2 && inside_character()) --end;
+    sentence_ = line_.substr(begin_, end - begin_);
+    begin_ = end;
+  }
+
+  const LineSource& next_line_;
+  std::string line_, sentence_;
+  size_t begin_ = 0;  // of the rest of line_
   bool done_ = false;
+  std::exception_ptr error_;
 };
 
 }  // namespace
 
 std::unique_ptr<Tokenizer> make_tokenizer(const TokenizerSection& config) {
   if (config.type == TokenizerType::byte) return std::make_unique<ByteTokenizer>();
-  return std::make_unique<SentencePieceTokenizer>(config.model);
+  require(!config.model.empty(), "data.tokenizer.model must name a SentencePiece model");
+  return std::make_unique<SentencePieceTokenizer>(config);
 }
 
-void train_sentencepiece(const std::function<bool(std::string*)>& next_line, int64_t vocab_size,
+void train_sentencepiece(const LineSource& next_line, int64_t vocab_size,
                          const std::filesystem::path& model) {
-  Lines lines(next_line);
-  // Nothing is normalised and no space is added, so that decoding gives back the very text; runs of
-  // spaces may become one piece, which indented text is full of.
-  const std::unordered_map<std::string, std::string> options = {
-      {"model_type", "bpe"},
-      {"vocab_size", std::to_string(vocab_size)},
-      {"byte_fallback", "true"},
-      {"character_coverage", "0.9999"},
-      {"normalization_rule_name", "identity"},
-      {"add_dummy_prefix", "false"},
-      {"remove_extra_whitespaces", "false"},
-      {"allow_whitespace_only_pieces", "true"},
-      {"user_defined_symbols", "\n"},
-      {"split_digits", "true"},
-      {"minloglevel", "2"},
-  };
+  LineIterator lines(next_line);
   std::string serialized;
-  const auto status = sentencepiece::SentencePieceTrainer::Train(options, &lines, &serialized);
-  require(status.ok(),
-          "sentencepiece cannot train {} pieces on this text ({}); give more text, or a smaller "
-          "data.tokenizer.vocab_size",
-          vocab_size, status.ToString());
-  const std::filesystem::path partial = model.string() + ".tmp";
-  std::ofstream file(partial, std::ios::binary);
-  file << serialized;
-  file.close();
-  require(!file.fail(), "{} cannot be written", partial.string());
-  std::filesystem::rename(partial, model);
+  const auto status = sentencepiece::SentencePieceTrainer::Train(
+      {{"model_type", "bpe"},
+       {"vocab_size", fmt::format("{}", vocab_size)},
+       {"byte_fallback", "true"},
+       {"character_coverage", "0.9995"},
+       {"split_digits", "true"},
+       {"allow_whitespace_only_pieces", "true"},
+       {"normalization_rule_name", "identity"},
+       {"remove_extra_whitespaces", "false"},
+       {"add_dummy_prefix", "false"},
+       {"unk_id", "0"},
+       {"eos_id", "1"},
+       {"bos_id", "-1"},
+       {"pad_id", "-1"},
+       {"max_sentence_length", fmt::format("{}", LineIterator::kMaxBytes)},
+       // A reservoir with a seed of its own; bounds the memory on large corpora.
+       {"input_sentence_size", "2000000"},
+       {"shuffle_input_sentence", "true"},
+       {"num_threads", "1"},
+       {"minloglevel", "2"}},
+      &lines, &serialized);
+  lines.rethrow();
+  require(status.ok(), "SentencePiece cannot train {} pieces for {}: {}", vocab_size,
+          model.string(), status.ToString());
+  write_whole_file(model, serialized);
+}
+
+std::string_view to_string(TokenizerType type) {
+  return type == TokenizerType::byte ? "byte" : "sentencepiece";
 }
 
 }  // namespace switchyard

@@ -4,6 +4,8 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -12,27 +14,40 @@
 
 namespace switchyard {
 
-// Text to token ids and back. `decode(encode(text)) == text`.
+// Text to token ids and back. Const functions may be called from several threads.
 class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
 
+  // Without an end-of-document token; text that looks like one is ordinary text.
   virtual std::vector<int32_t> encode(std::string_view text) const = 0;
-  virtual std::string decode(const std::vector<int32_t>& ids) const = 0;
+  // End-of-document tokens become nothing. Throws for ids outside the vocabulary. A character that
+  // is cut off at either end comes out as its bytes (byte) or as U+FFFD (sentencepiece).
+  virtual std::string decode(std::span<const int32_t> tokens) const = 0;
+
+  virtual TokenizerType type() const = 0;
   virtual int64_t vocab_size() const = 0;
-  // Stands behind every document.
   virtual int32_t end_of_document() const = 0;
-  // Tells tokenizers apart: "byte", or "sentencepiece" and a checksum of the model.
-  virtual std::string fingerprint() const = 0;
+  // The same for tokenizers that give the same ids: 16 hexadecimal digits.
+  virtual const std::string& hash() const = 0;
 };
 
-// Throws Error where the sentencepiece model is missing or damaged.
+// byte: one token per byte, 256 ends a document. sentencepiece: reads `config.model`; throws if it
+// is missing, damaged, has no end-of-sentence piece, or has not `config.vocab_size` pieces (0:
+// any).
 std::unique_ptr<Tokenizer> make_tokenizer(const TokenizerSection& config);
 
-// Trains a BPE model with byte fall-back (Sennrich et al. 2016, as the sentencepiece library does
-// it) and writes it. `next_line` fills a line and returns false at the end; the lines need not fit
-// into memory at once.
-void train_sentencepiece(const std::function<bool(std::string*)>& next_line, int64_t vocab_size,
+// The next line of text to learn from, of any length; none at the end.
+using LineSource = std::function<std::optional<std::string>()>;
+
+// Learns a BPE of `vocab_size` pieces (Sennrich et al. 2016, by the SentencePiece library) and
+// writes it to `model`, whole or not at all. Bytes stand in for unseen characters and for line
+// ends, white space is kept, digits stand alone: every UTF-8 text comes back from its tokens (but
+// for U+2581, SentencePiece's own mark for a space). The same lines give the same model.
+// Throws with the library's reason, such as too little text for so many pieces.
+void train_sentencepiece(const LineSource& next_line, int64_t vocab_size,
                          const std::filesystem::path& model);
+
+std::string_view to_string(TokenizerType type);
 
 }  // namespace switchyard

@@ -4,9 +4,9 @@
 
 namespace switchyard {
 
-// Floating-point operations of one token's forward pass, a multiply and an add counted as two, matrix
-// products only. Attention is counted as causal: a token of a sequence sees (seq_len + 1) / 2 keys in
-// the mean. Embeddings, norms and activations are not counted; neither is recomputation.
+// Floating-point operations of one token's forward pass, a multiply and an add counted as two,
+// matrix products only. Attention is counted as causal: a token of a sequence sees (seq_len + 1) /
+// 2 keys in the mean. Embeddings, norms and activations are not counted; neither is recomputation.
 struct ForwardFlops {
   double attention_projections = 0.0;
   double attention_scores = 0.0;  // q k^T and its product with v
@@ -18,8 +18,8 @@ struct ForwardFlops {
   double head = 0.0;
 
   double total() const {
-    return attention_projections + attention_scores + dense_feed_forward + router +
-           routed_experts + shared_experts + descend_ascend + head;
+    return attention_projections + attention_scores + dense_feed_forward + router + routed_experts +
+           shared_experts + descend_ascend + head;
   }
 };
 

@@ -24,8 +24,8 @@ struct PaperSetting {
 PaperFigures paper_fine_grained(const PaperSetting& setting);
 PaperFigures paper_bigmac(const PaperSetting& setting);
 
-// The setting of the paper's Table 4 for a model's sizes: a batch of 0.5 M tokens over 32 ranks, and
-// a vocabulary padded to a multiple of 128, as Megatron pads it.
+// The setting of the paper's Table 4 for a model's sizes: a batch of 0.5 M tokens over 32 ranks,
+// and a vocabulary padded to a multiple of 128, as Megatron pads it.
 PaperSetting paper_setting(const ModelConfig& model);
 
 // Both twins' figures for a GPT-style fine-grained or BigMac model; empty for others.

@@ -35,7 +35,8 @@ ParameterSplit split_of(const ModelConfig& m) {
   s.over_tp = (m.tie_embeddings ? 1 : 2) * m.vocab_size * h +
               m.num_layers * (2 * q * h + 2 * kv * h) + dense * (up + 1) * h * m.ffn_hidden +
               moe * (up + 1) * h * m.num_shared_experts * m.shared_expert_ffn_hidden;
-  s.rest_f32 = (2 * m.num_layers + 1) * norm_width + (m.qk_norm ? m.num_layers * 2 * m.head_dim : 0);
+  s.rest_f32 =
+      (2 * m.num_layers + 1) * norm_width + (m.qk_norm ? m.num_layers * 2 * m.head_dim : 0);
   if (m.bias) {
     s.over_tp_f32 = m.num_layers * (q + 2 * kv) + dense * up * m.ffn_hidden;
     s.rest_f32 += m.num_layers * h + dense * h;
@@ -67,8 +68,9 @@ class ActivationPlan {
     const int64_t stream = 2 * local_ * m_.hidden * bytes_;  // embedding, and what the head reads
     if (!recompute_) return blocks + stream;
     const int64_t inputs = (m_.num_layers + 2) * local_ * m_.hidden * bytes_;
-    return inputs + stream + std::max(moe > 0 ? block(moe_saved()) : 0,
-                                      moe < m_.num_layers ? block(dense_saved()) : 0);
+    return inputs + stream +
+           std::max(moe > 0 ? block(moe_saved()) : 0,
+                    moe < m_.num_layers ? block(dense_saved()) : 0);
   }
 
   int64_t temporaries() const {
@@ -89,8 +91,8 @@ class ActivationPlan {
 
   int64_t block(int64_t feed_forward) const {
     const int64_t streams = 4 * local_ * m_.hidden * bytes_;
-    const int64_t heads = tokens_ * (2 * q_width() + 2 * kv_width()) * bytes_ +
-                          tokens_ * m_.num_heads / tp_ * 4;
+    const int64_t heads =
+        tokens_ * (2 * q_width() + 2 * kv_width()) * bytes_ + tokens_ * m_.num_heads / tp_ * 4;
     const int64_t before_norm = m_.qk_norm ? tokens_ * (q_width() + kv_width()) * bytes_ : 0;
     return streams + heads + before_norm + feed_forward;
   }
@@ -116,9 +118,9 @@ class ActivationPlan {
   }
   int64_t moe() const {
     const int64_t width = m_.exchange_width();
-    const int64_t rows = expert_rows_ * (2 * width + 2 * m_.expert_ffn_hidden + up_width()) * bytes_;
-    const int64_t shared =
-        gathered(3) + tokens_ * (2 + up_factor(m_)) * shared_ffn() * bytes_;
+    const int64_t rows =
+        expert_rows_ * (2 * width + 2 * m_.expert_ffn_hidden + up_width()) * bytes_;
+    const int64_t shared = gathered(3) + tokens_ * (2 + up_factor(m_)) * shared_ffn() * bytes_;
     const int64_t narrow = local_ * width * bytes_;
     return narrow + std::max(rows, shared);
   }
@@ -148,7 +150,8 @@ void plan_parameters(const RunConfig& config, const ParallelLayout& layout, Memo
   memory.optimizer_state = share * moments * 4 + (bytes == 4 ? 0 : share * 4);
 }
 
-// Libraries, communicators, thread stacks and token chunks; measured, nearly the same for all models.
+// Libraries, communicators, thread stacks and token chunks; measured, nearly the same for all
+// models.
 constexpr int64_t kProgramBytes = int64_t{60} << 20;
 
 std::string human(double bytes) {
@@ -193,7 +196,8 @@ ParameterCounts count_parameters(const ModelConfig& m) {
                  (m.position == Position::learned ? m.seq_len * h : 0);
   p.attention = m.num_layers * (2 * q * h + 2 * kv * h);
   if (m.bias) p.attention += m.num_layers * (q + 2 * kv + h);
-  p.dense_feed_forward = dense * ((up + 1) * h * m.ffn_hidden + (m.bias ? up * m.ffn_hidden + h : 0));
+  p.dense_feed_forward =
+      dense * ((up + 1) * h * m.ffn_hidden + (m.bias ? up * m.ffn_hidden + h : 0));
   p.routers = moe * m.num_experts * h;
   const int64_t expert = (up + 1) * m.exchange_width() * m.expert_ffn_hidden;
   p.routed_experts = moe * m.num_experts * expert;
@@ -241,8 +245,8 @@ Plan make_plan(const RunConfig& config, const ParallelLayout& layout) {
 }
 
 std::string describe_plan(const Plan& plan, const RunConfig& config) {
-  std::string text = fmt::format("layout: {} ranks, {}\n\n", plan.layout.world_size(),
-                                 to_string(plan.layout));
+  std::string text =
+      fmt::format("layout: {} ranks, {}\n\n", plan.layout.world_size(), to_string(plan.layout));
   text += describe_parameters(plan.parameters);
   text += line("of one rank", fmt::format("{:>16}", plan.parameters_of_rank));
   text += "\n" + describe_memory(plan.memory);
@@ -250,8 +254,8 @@ std::string describe_plan(const Plan& plan, const RunConfig& config) {
   text += line("tokens", fmt::format("{}", plan.tokens_per_step));
   text += line("micro-batches per rank", fmt::format("{}", plan.grad_accum_steps));
   text += line("compute", fmt::format("{:.4g} TFLOP", plan.step_flops * 1e-12));
-  text += line("exchange, all ranks", human(plan.exchange_bytes) +
-                                          " (balanced, without deduplication)");
+  text += line("exchange, all ranks",
+               human(plan.exchange_bytes) + " (balanced, without deduplication)");
   text += fmt::format("\ndisk per checkpoint: {}\n", human(plan.checkpoint_bytes));
   return text + describe_paper_arithmetic(config.model);
 }

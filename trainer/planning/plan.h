@@ -42,11 +42,11 @@ struct Plan {
   ParameterCounts parameters;
   int64_t parameters_of_rank = 0;
   MemoryPlan memory;
-  ForwardFlops forward_flops;      // per token
-  double step_flops = 0.0;         // forward and backward of a global batch
+  ForwardFlops forward_flops;  // per token
+  double step_flops = 0.0;     // forward and backward of a global batch
   int64_t tokens_per_step = 0;
   int64_t grad_accum_steps = 0;
-  int64_t exchange_bytes = 0;      // per step, summed over ranks; see exchange_bytes_per_step
+  int64_t exchange_bytes = 0;  // per step, summed over ranks; see exchange_bytes_per_step
   int64_t checkpoint_bytes = 0;
 };
 

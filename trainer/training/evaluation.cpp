@@ -6,16 +6,17 @@
 
 namespace switchyard {
 
-EvaluationResult evaluate(TrainStep& step, const DataLoader& validation, int64_t max_batches,
+EvaluationResult evaluate(TrainStep& step, ValidationLoader& validation, int64_t max_batches,
                           Communicator& world) {
   EvaluationResult result;
   double loss_sum = 0.0;
-  const int64_t batches = std::min(max_batches, validation.num_batches_in_order());
+  const int64_t batches = std::min(max_batches, validation.num_batches());
   for (int64_t i = 0; i < batches; ++i) {
     GlobalBatch batch;
     // A damaged chunk shows when it is read, and perhaps on one rank only.
-    run_collectively(world, [&] { batch = validation.load_in_order(i); });
-    const StepReport report = step.evaluate(batch.micro_batches, batch.scales);
+    run_collectively(world, [&] { batch = validation.load(i); });
+    // Unscaled: the sum over all batches is divided once.
+    const StepReport report = step.evaluate(batch.micro_batches, LossScales{});
     loss_sum += report.loss;
     result.tokens += batch.target_tokens;
     if (result.expert_counts.empty()) {

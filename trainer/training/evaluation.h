@@ -15,7 +15,7 @@ struct EvaluationResult {
 
 // The first `max_batches` global batches of the held-out file, in its own order; the same number on
 // every layout. Collective over the world.
-EvaluationResult evaluate(TrainStep& step, const DataLoader& validation, int64_t max_batches,
+EvaluationResult evaluate(TrainStep& step, ValidationLoader& validation, int64_t max_batches,
                           Communicator& world);
 
 }  // namespace switchyard

@@ -60,7 +60,7 @@ TrainingRun::TrainingRun(MpiRuntime& mpi, const RunConfig& config)
     if (mpi_.rank() == 0) fs::create_directories(config_.run.dir);
   });
   state_.config = to_yaml(config_);
-  state_.dataset_fingerprint = fmt::format("{:016x}", data_.train->file().fingerprint());
+  state_.dataset_fingerprint = fmt::format("{:016x}", data_.train->file.fingerprint());
 }
 
 CheckpointTensors TrainingRun::tensors() {
@@ -92,8 +92,9 @@ void TrainingRun::resume() {
   }
   if (!restored) return;
   if (restored->dataset_fingerprint != state_.dataset_fingerprint) {
-    tell("the training data are not those of the checkpoint: the order of samples goes on at the "
-         "same place of another order");
+    tell(
+        "the training data are not those of the checkpoint: the order of samples goes on at the "
+        "same place of another order");
   }
   const TrainingState fresh = state_;
   state_ = *restored;
@@ -131,8 +132,8 @@ TrainingEnd TrainingRun::run() {
   while (state_.step < config_.train.max_steps) {
     const StepReport report = take_step();
     check_skipped(report);
-    const bool due = config_.checkpoint.interval > 0 &&
-                     state_.step % config_.checkpoint.interval == 0;
+    const bool due =
+        config_.checkpoint.interval > 0 && state_.step % config_.checkpoint.interval == 0;
     if (due || report.stop_requested || state_.step == config_.train.max_steps) save();
     if (report.stop_requested && state_.step < config_.train.max_steps) {
       tell(fmt::format("stopped by a signal after step {}; start again to go on", state_.step));
@@ -146,11 +147,12 @@ StepReport TrainingRun::take_step() {
   const auto begin = Clock::now();
   GlobalBatch batch;
   // A damaged chunk shows when it is first read, and perhaps on one rank only.
-  run_collectively(mpi_.world(), [&] { batch = data_.train->load(state_.samples_consumed); });
+  run_collectively(mpi_.world(),
+                   [&] { batch = data_.train->loader.load(state_.samples_consumed); });
   const double data_seconds = seconds_since(begin);
   const double lr = learning_rate(config_.optimizer, state_.step, config_.train.max_steps);
-  const StepReport report =
-      step_.run(batch.micro_batches, batch.scales, lr, stop_signal_.received());
+  const StepReport report = step_.run(
+      batch.micro_batches, loss_scales(config_, batch.target_tokens), lr, stop_signal_.received());
 
   ++state_.step;
   state_.samples_consumed += config_.train.global_batch_size;
@@ -160,8 +162,8 @@ StepReport TrainingRun::take_step() {
 
   StepMetrics metrics = metrics_of(report, lr, data_seconds, seconds_since(begin));
   const bool last = state_.step == config_.train.max_steps;
-  const bool evaluates = config_.train.eval_interval > 0 &&
-                         state_.step % config_.train.eval_interval == 0;
+  const bool evaluates =
+      config_.train.eval_interval > 0 && state_.step % config_.train.eval_interval == 0;
   if (evaluates || last) {
     metrics.expert_load = load_shares(report.expert_counts);
     if (data_.validation) evaluate_into(metrics);
@@ -200,7 +202,7 @@ StepMetrics TrainingRun::metrics_of(const StepReport& report, double lr, double 
 
 void TrainingRun::evaluate_into(StepMetrics& metrics) {
   metrics.val_loss =
-      evaluate(step_, *data_.validation, config_.train.eval_batches, mpi_.world()).loss;
+      evaluate(step_, data_.validation->loader, config_.train.eval_batches, mpi_.world()).loss;
 }
 
 void TrainingRun::check_skipped(const StepReport& report) {
@@ -208,9 +210,10 @@ void TrainingRun::check_skipped(const StepReport& report) {
     skipped_in_a_row_ = 0;
     return;
   }
-  tell(fmt::format("step {} skipped: the loss ({}) or a gradient is not finite on some rank; "
-                   "nothing was updated",
-                   state_.step, report.loss));
+  tell(
+      fmt::format("step {} skipped: the loss ({}) or a gradient is not finite on some rank; "
+                  "nothing was updated",
+                  state_.step, report.loss));
   if (++skipped_in_a_row_ < kMaxSkippedInARow) return;
   throw CollectiveError(fmt::format(
       "{} steps in a row had no finite gradient; lower optimizer.lr or optimizer.clip and resume "
@@ -223,9 +226,10 @@ void TrainingRun::save() {
   const SaveResult result = checkpoints_.save(state_, tensors());
   if (result.saved) last_saved_step_ = state_.step;
   if (!result.saved) {
-    tell(fmt::format("no checkpoint at step {}: {}; training goes on, earlier checkpoints are "
-                     "untouched",
-                     state_.step, result.problem));
+    tell(
+        fmt::format("no checkpoint at step {}: {}; training goes on, earlier checkpoints are "
+                    "untouched",
+                    state_.step, result.problem));
   } else if (!result.problem.empty()) {
     tell(fmt::format("checkpoint at step {}: {}", state_.step, result.problem));
   }

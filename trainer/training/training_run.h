@@ -5,9 +5,9 @@
 
 #include "optim/distributed_optimizer.h"
 #include "trainer/checkpoint/checkpoints.h"
+#include "trainer/config/config_reader.h"
 #include "trainer/data/open_data.h"
 #include "trainer/training/session.h"
-#include "trainer/config/config_reader.h"
 #include "trainer/training/stop_signal.h"
 #include "trainer/training/train_step.h"
 #include "trainer/training/training_log.h"

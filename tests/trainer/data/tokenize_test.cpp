@@ -1,0 +1,365 @@
+#include "trainer/data/tokenize.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <zlib.h>
+
+#include <algorithm>
+#include <csignal>
+#include <functional>
+#include <set>
+#include <sstream>
+
+#include "kernels/check.h"
+#include "tests/support/temporary_folder.h"
+#include "trainer/data/corpus.h"
+#include "trainer/data/token_file.h"
+
+namespace switchyard {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+std::string error_of(const std::function<void()>& action) {
+  try {
+    action();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+class CorpusTest : public ::testing::Test {
+ protected:
+  std::filesystem::path put(const std::string& name, const std::string& text) {
+    test::write_file(folder_.path() / name, text);
+    return folder_.path() / name;
+  }
+
+  std::filesystem::path put_compressed(const std::string& name, const std::string& text) {
+    const auto path = folder_.path() / name;
+    std::filesystem::create_directories(path.parent_path());
+    const gzFile file = gzopen(path.c_str(), "wb");
+    gzwrite(file, text.data(), static_cast<unsigned>(text.size()));
+    gzclose(file);
+    return path;
+  }
+
+  static std::vector<std::string> documents_of(const std::vector<std::string>& inputs) {
+    const Corpus corpus(inputs);
+    DocumentReader reader(corpus);
+    std::vector<std::string> documents;
+    while (auto text = reader.next()) documents.push_back(*text);
+    return documents;
+  }
+
+  test::TemporaryFolder folder_;
+};
+
+TEST_F(CorpusTest, FoldersAreSearchedForTextInTheOrderOfPaths) {
+  put("text/b.rst", "two");
+  put("text/a/z.txt", "one");
+  put_compressed("text/c.rst.gz", "three");
+  put("text/d.md", "four");
+  put("text/code.cpp", "int main() {}");
+  put("text/image.gz", "not text");
+
+  EXPECT_THAT(documents_of({folder_.path() / "text"}), ElementsAre("one", "two", "three", "four"));
+}
+
+TEST_F(CorpusTest, AFileThatIsNamedIsReadWhateverItIsCalled) {
+  const auto book = put("book", "call me"), other = put("other.text", "ishmael");
+
+  EXPECT_THAT(documents_of({other, book}), ElementsAre("ishmael", "call me"));
+}
+
+TEST_F(CorpusTest, EachLineOfAJsonlFileIsADocument) {
+  const std::string lines =
+      "{\"text\": \"one\\nline\", \"id\": 1}\n\n{\"text\": \"\"}\r\n{\"text\": \"zwölf\"}";
+  const auto plain = put("a.jsonl", lines), compressed = put_compressed("b.jsonl.gz", lines);
+
+  EXPECT_THAT(documents_of({plain, compressed}),
+              ElementsAre("one\nline", "zwölf", "one\nline", "zwölf"));
+}
+
+TEST_F(CorpusTest, LongLinesAndManyLinesAreRead) {
+  std::string lines;
+  for (int i = 0; i < 100; ++i) {
+    lines += "{\"text\": \"" + std::string(static_cast<size_t>(i * i * 60), 'x') + "y\"}\n";
+  }
+  const auto documents = documents_of({put("a.jsonl", lines)});
+
+  ASSERT_EQ(documents.size(), 100u);
+  for (size_t i = 0; i < 100; ++i) EXPECT_EQ(documents[i].size(), i * i * 60 + 1);
+}
+
+TEST_F(CorpusTest, BadInputsAreNamed) {
+  put("bad.jsonl", "{\"text\": \"a\"}\n{\"text\": 7}\n");
+  put("worse.jsonl", "{\"text\": \"a\"\n");
+  put("fake.txt.gz", "plain text");
+  std::filesystem::create_directories(folder_.path() / "empty");
+  const auto in = [&](const char* name) -> std::vector<std::string> {
+    return {folder_.path() / name};
+  };
+
+  EXPECT_THAT(error_of([&] { documents_of({}); }), HasSubstr("names no text"));
+  EXPECT_THAT(error_of([&] { documents_of(in("none")); }), HasSubstr("none does not exist"));
+  EXPECT_THAT(error_of([&] { documents_of(in("empty")); }), HasSubstr("empty"));
+  EXPECT_THAT(error_of([&] { documents_of(in("bad.jsonl")); }), HasSubstr("bad.jsonl:2: the obj"));
+  EXPECT_THAT(error_of([&] { documents_of(in("worse.jsonl")); }),
+              HasSubstr("worse.jsonl:1: is not"));
+  EXPECT_THAT(error_of([&] { documents_of(in("fake.txt.gz")); }), HasSubstr("not compressed"));
+}
+
+TEST_F(CorpusTest, DamagedCompressedFilesAreErrors) {
+  std::string text;
+  for (int i = 0; i < 20000; ++i) text += std::to_string(i * 7919);
+  const auto path = put_compressed("a.txt.gz", text);
+  const std::string bytes = test::read_file(path);
+  ASSERT_EQ(documents_of({path}), std::vector<std::string>{text});
+
+  for (const size_t kept : {size_t{1}, size_t{5}, bytes.size() / 2, bytes.size() - 1}) {
+    test::write_file(path, bytes.substr(0, kept));
+    EXPECT_THAT(error_of([&] { documents_of({path}); }), HasSubstr("a.txt.gz")) << kept;
+  }
+  for (size_t byte = 30; byte < bytes.size(); byte += bytes.size() / 50) {
+    std::string flipped = bytes;
+    flipped[byte] = static_cast<char>(flipped[byte] ^ 4);
+    test::write_file(path, flipped);
+    EXPECT_THAT(error_of([&] { documents_of({path}); }), HasSubstr("a.txt.gz")) << byte;
+  }
+}
+
+class TokenizeTest : public CorpusTest {
+ protected:
+  // Documents of a few sentences, each its own.
+  void put_documents(int count) {
+    for (int i = 0; i < count; ++i) {
+      std::string text;
+      for (int line = 0; line < 5; ++line) {
+        text += fmt::format("Document {} has the line {} in it, and it is number {}.\n", i, line,
+                            i * 31 + line * 7);
+      }
+      put(fmt::format("text/{:04}.txt", i), text);
+    }
+  }
+
+  DataSection config(TokenizerType type = TokenizerType::byte) const {
+    DataSection data;
+    data.train = folder_.path() / "out/train.h5";
+    data.validation = folder_.path() / "out/validation.h5";
+    data.text = {folder_.path() / "text"};
+    data.validation_share = 0.1;
+    data.tokenizer.type = type;
+    if (type == TokenizerType::sentencepiece) {
+      data.tokenizer.model = folder_.path() / "out/sp.model";
+      data.tokenizer.vocab_size = 330;
+    }
+    return data;
+  }
+
+  static std::vector<std::string> texts_of(const std::string& path,
+                                           const TokenizerSection& tokenizer_config) {
+    const auto tokenizer = make_tokenizer(tokenizer_config);
+    TokenFile file(path);
+    std::vector<std::string> texts;
+    for (int64_t d = 0; d < file.num_documents(); ++d) {
+      const auto offsets = file.document_offsets().subspan(static_cast<size_t>(d), 2);
+      std::vector<int32_t> tokens(static_cast<size_t>(offsets[1] - offsets[0]));
+      file.read(offsets[0], tokens);
+      EXPECT_EQ(tokens.back(), tokenizer->end_of_document());
+      texts.push_back(tokenizer->decode(tokens));
+    }
+    return texts;
+  }
+
+  std::ostringstream log_;
+};
+
+TEST_F(TokenizeTest, EveryDocumentIsInOneOfTheFilesInItsOrder) {
+  put_documents(300);
+  for (const auto type : {TokenizerType::byte, TokenizerType::sentencepiece}) {
+    const auto report = tokenize(config(type), log_);
+
+    const auto train = texts_of(config().train, config(type).tokenizer);
+    const auto validation = texts_of(config().validation, config(type).tokenizer);
+    std::vector<std::string> merged;
+    std::ranges::merge(train, validation, std::back_inserter(merged), [&](auto& a, auto& b) {
+      return std::stoi(a.substr(9)) < std::stoi(b.substr(9));
+    });
+    EXPECT_EQ(merged, documents_of(config().text));
+    EXPECT_EQ(report.documents, 300);
+    EXPECT_EQ(report.train_tokens, TokenFile(config().train).num_tokens());
+    EXPECT_EQ(report.trained_tokenizer, type == TokenizerType::sentencepiece);
+    // Binomial: 30 expected, five standard deviations.
+    EXPECT_NEAR(static_cast<double>(validation.size()), 30.0, 26.0);
+  }
+}
+
+TEST_F(TokenizeTest, ADocumentStaysOnItsSideWhenOthersComeAndGo) {
+  put_documents(300);
+  tokenize(config(), log_);
+  const auto before = texts_of(config().validation, {});
+  std::filesystem::remove(folder_.path() / "text/0007.txt");
+  put("text/0000_new.txt", "another document\n");
+
+  tokenize(config(), log_);
+
+  const auto train = texts_of(config().train, {});
+  for (const std::string& text : before) {
+    EXPECT_EQ(std::ranges::count(train, text), 0);
+  }
+}
+
+TEST_F(TokenizeTest, RunningAgainDoesNothing) {
+  put_documents(100);
+  const auto type = TokenizerType::sentencepiece;
+  tokenize(config(type), log_);
+  const auto before = std::filesystem::last_write_time(config().train);
+
+  const auto report = tokenize(config(type), log_);
+
+  EXPECT_FALSE(report.trained_tokenizer);
+  EXPECT_EQ(report.train_tokens, 0);
+  EXPECT_EQ(std::filesystem::last_write_time(config().train), before);
+  EXPECT_THAT(log_.str(), HasSubstr("up to date"));
+}
+
+TEST_F(TokenizeTest, TheSameTextGivesTheSameBytesAfterAnyInterruption) {
+  put_documents(100);
+  const auto type = TokenizerType::sentencepiece;
+  tokenize(config(type), log_);
+  const auto contents = [&] {
+    return std::vector<std::string>{test::read_file(config().train),
+                                    test::read_file(config().validation),
+                                    test::read_file(config(type).tokenizer.model)};
+  };
+  const auto expected = contents();
+  const std::vector<std::function<void()>> interruptions = {
+      [&] { std::filesystem::remove_all(folder_.path() / "out"); },
+      [&] { std::filesystem::remove(config().train); },
+      [&] { std::filesystem::remove(config().validation); },
+      [&] { std::filesystem::resize_file(config().train, 1000); },
+      [&] { test::write_file(config().train + ".tmp", "left over"); },
+      [&] {
+        std::string bytes = expected[0];
+        bytes[bytes.size() / 2] ^= 1;
+        test::write_file(config().train, bytes);
+      }};
+
+  for (size_t i = 0; i < interruptions.size(); ++i) {
+    interruptions[i]();
+    tokenize(config(type), log_);
+    EXPECT_EQ(contents(), expected) << "interruption " << i;
+  }
+}
+
+TEST_F(TokenizeTest, ChangedTextAndTokenizersReplaceTheFiles) {
+  put_documents(100);
+  tokenize(config(), log_);
+
+  put("text/0003.txt", "changed\n");
+  EXPECT_GT(tokenize(config(), log_).train_tokens, 0);
+  EXPECT_GT(tokenize(config(TokenizerType::sentencepiece), log_).train_tokens, 0);
+  auto other_share = config();
+  other_share.validation_share = 0.2;
+  EXPECT_GT(tokenize(other_share, log_).train_tokens, 0);
+}
+
+TEST_F(TokenizeTest, TheEndOfASingleDocumentIsHeldOut) {
+  std::string book;
+  for (int line = 0; line < 1000; ++line) book += fmt::format("This is line {}.\n", line);
+  auto data = config();
+  data.text = {put("book.txt", book)};
+
+  tokenize(data, log_);
+
+  const auto train = texts_of(data.train, {}), validation = texts_of(data.validation, {});
+  ASSERT_EQ(train.size(), 1u);
+  ASSERT_EQ(validation.size(), 1u);
+  EXPECT_EQ(train[0] + validation[0], book);
+  EXPECT_EQ(train[0].back(), '\n');
+  EXPECT_NEAR(static_cast<double>(validation[0].size()), 0.1 * static_cast<double>(book.size()),
+              40.0);
+}
+
+TEST_F(TokenizeTest, ADocumentWithoutLinesIsCutBetweenCharacters) {
+  std::string text;
+  for (int i = 0; i < 500; ++i) text += "ü";
+  auto data = config();
+  for (const double share : {0.1, 0.111, 0.3333}) {
+    data.validation_share = share;
+    data.text = {put("word.txt", text)};
+
+    tokenize(data, log_);
+
+    const std::string train = texts_of(data.train, {})[0];
+    EXPECT_EQ(train.size() % 2, 0u);
+    EXPECT_EQ(train + texts_of(data.validation, {})[0], text);
+  }
+}
+
+TEST_F(TokenizeTest, WithoutAValidationFileAllIsTrainedOn) {
+  put_documents(50);
+  auto data = config();
+  data.validation.clear();
+
+  const auto report = tokenize(data, log_);
+
+  EXPECT_EQ(texts_of(data.train, {}), documents_of(data.text));
+  EXPECT_EQ(report.validation_tokens, 0);
+}
+
+TEST_F(TokenizeTest, WrongConfigurationsAreErrors) {
+  put_documents(5);
+  const auto error_with = [&](const std::function<void(DataSection&)>& change) {
+    auto data = config();
+    change(data);
+    return error_of([&] { tokenize(data, log_); });
+  };
+
+  EXPECT_THAT(error_with([](auto& d) { d.train.clear(); }), HasSubstr("data.train"));
+  EXPECT_THAT(error_with([](auto& d) { d.validation = d.train; }), HasSubstr("same file"));
+  EXPECT_THAT(error_with([](auto& d) { d.validation_share = 0.0; }), HasSubstr("validation_share"));
+  EXPECT_THAT(error_with([](auto& d) { d.validation_share = 0.5; }), HasSubstr("less than 0.5"));
+  EXPECT_THAT(error_with([](auto& d) { d.text.clear(); }), HasSubstr("data.text"));
+  EXPECT_THAT(error_with([](auto& d) {
+                d.tokenizer = {TokenizerType::sentencepiece, d.train + ".model", 0};
+              }),
+              HasSubstr("vocab_size"));
+  EXPECT_THAT(error_with([](auto& d) {
+                d.tokenizer = {TokenizerType::sentencepiece, "", 300};
+              }),
+              HasSubstr("data.tokenizer.model"));
+}
+
+// A limit on the size of files stands in for a full disk.
+TEST_F(TokenizeTest, AFullDiskLosesNothing) {
+  put_documents(300);
+  tokenize(config(), log_);
+  const std::string before = test::read_file(config().train);
+  put("text/9999.txt", "one more\n");
+  rlimit limit{};
+  getrlimit(RLIMIT_FSIZE, &limit);
+  const rlimit kept = limit;
+  const auto handler = std::signal(SIGXFSZ, SIG_IGN);
+
+  for (const rlim_t room : {0, 3000, 50000}) {
+    limit.rlim_cur = room;
+    setrlimit(RLIMIT_FSIZE, &limit);
+    const std::string error = error_of([&] { tokenize(config(), log_); });
+    setrlimit(RLIMIT_FSIZE, &kept);
+    EXPECT_THAT(error, HasSubstr("train.h5")) << room;
+    EXPECT_EQ(test::read_file(config().train), before) << room;
+    EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder_.path() / "out"), {}), 2);
+  }
+
+  std::signal(SIGXFSZ, handler);
+  EXPECT_GT(tokenize(config(), log_).train_tokens, 0);
+}
+
+}  // namespace
+}  // namespace switchyard

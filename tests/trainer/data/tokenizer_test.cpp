@@ -1,0 +1,183 @@
+#include "trainer/data/tokenizer.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <array>
+#include <optional>
+#include <random>
+
+#include "kernels/check.h"
+#include "tests/support/temporary_folder.h"
+
+namespace switchyard {
+namespace {
+
+using ::testing::HasSubstr;
+
+// Words in random order, the same for the same seed.
+std::string generated_text(int lines, uint32_t seed = 1) {
+  constexpr std::array<const char*, 12> kWords = {"expert", "token",   "router", "gradient",
+                                                  "the",    "of",      "a",      "shrink",
+                                                  "before", "travels", "grows",  "back"};
+  std::minstd_rand engine(seed);
+  std::string text;
+  for (int line = 0; line < lines; ++line) {
+    text.append(engine() % 3 * 4, ' ');
+    for (int word = 0; word < 8; ++word) {
+      text += kWords[engine() % kWords.size()];
+      text += word == 7 ? ".\n" : " ";
+    }
+  }
+  return text;
+}
+
+LineSource lines_of(std::string text) {
+  return [text = std::move(text), begin = size_t{0}]() mutable -> std::optional<std::string> {
+    if (begin >= text.size()) return std::nullopt;
+    const size_t end = std::min(text.find('\n', begin), text.size());
+    std::string line = text.substr(begin, end - begin);
+    begin = end + 1;
+    return line;
+  };
+}
+
+class SentencePieceTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    train_sentencepiece(lines_of(generated_text(300)), kVocabSize, config_.model);
+  }
+
+  static constexpr int64_t kVocabSize = 320;
+  test::TemporaryFolder folder_;
+  TokenizerSection config_{TokenizerType::sentencepiece, folder_.path() / "sp.model", kVocabSize};
+};
+
+std::string error_of(const std::function<void()>& action) {
+  try {
+    action();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+TEST(ByteTokenizerTest, EveryByteComesBack) {
+  const auto tokenizer = make_tokenizer({});
+  std::string text;
+  for (int byte = 0; byte < 256; ++byte) text.push_back(static_cast<char>(byte));
+
+  const auto tokens = tokenizer->encode(text);
+
+  EXPECT_EQ(tokenizer->decode(tokens), text);
+  EXPECT_EQ(tokenizer->vocab_size(), 257);
+  EXPECT_EQ(*std::ranges::max_element(tokens), 255);
+}
+
+TEST(ByteTokenizerTest, EndOfDocumentIsNoText) {
+  const auto tokenizer = make_tokenizer({});
+
+  EXPECT_EQ(tokenizer->decode(std::vector<int32_t>{72, tokenizer->end_of_document(), 105}), "Hi");
+  EXPECT_THROW(tokenizer->decode(std::vector<int32_t>{257}), Error);
+  EXPECT_THROW(tokenizer->decode(std::vector<int32_t>{-1}), Error);
+}
+
+TEST_F(SentencePieceTest, TextsComeBackFromFewTokens) {
+  const auto tokenizer = make_tokenizer(config_);
+  const std::string text = generated_text(20, /*seed=*/9);
+
+  const auto tokens = tokenizer->encode(text);
+
+  EXPECT_EQ(tokenizer->decode(tokens), text);
+  EXPECT_LT(tokens.size() * 2, text.size());
+  EXPECT_EQ(tokenizer->vocab_size(), kVocabSize);
+}
+
+TEST_F(SentencePieceTest, UnseenTextComesBackByBytes) {
+  const auto tokenizer = make_tokenizer(config_);
+
+  for (const std::string text : {"", " ", "  two  spaces ", "\n\n\ttab\r\n",
+                                 "größer — 漢字 🙂", "<unk></s><0x0A>", "1234"}) {
+    const auto tokens = tokenizer->encode(text);
+    EXPECT_EQ(tokenizer->decode(tokens), text);
+    EXPECT_EQ(std::ranges::count(tokens, tokenizer->end_of_document()), 0) << text;
+  }
+}
+
+TEST_F(SentencePieceTest, EndOfDocumentIsNoText) {
+  const auto tokenizer = make_tokenizer(config_);
+  auto tokens = tokenizer->encode("the token");
+  tokens.push_back(tokenizer->end_of_document());
+
+  EXPECT_EQ(tokenizer->decode(tokens), "the token");
+  EXPECT_THAT(error_of([&] { tokenizer->decode(std::vector<int32_t>{kVocabSize}); }),
+              HasSubstr("outside the vocabulary"));
+}
+
+TEST_F(SentencePieceTest, TheSameLinesGiveTheSameModel) {
+  const auto again = folder_.path() / "again.model";
+
+  train_sentencepiece(lines_of(generated_text(300)), kVocabSize, again);
+
+  EXPECT_EQ(test::read_file(again), test::read_file(config_.model));
+}
+
+TEST_F(SentencePieceTest, HashesTellModelsApart) {
+  const TokenizerSection other{TokenizerType::sentencepiece, folder_.path() / "other.model", 0};
+  train_sentencepiece(lines_of(generated_text(300)), kVocabSize - 1, other.model);
+
+  EXPECT_NE(make_tokenizer(config_)->hash(), make_tokenizer(other)->hash());
+  EXPECT_NE(make_tokenizer(config_)->hash(), make_tokenizer({})->hash());
+  EXPECT_EQ(make_tokenizer(config_)->hash(), make_tokenizer(config_)->hash());
+}
+
+TEST_F(SentencePieceTest, LongLinesAreLearntFromToo) {
+  std::string text = generated_text(300);
+  std::ranges::replace(text, '\n', ' ');
+  const auto model = folder_.path() / "long.model";
+
+  train_sentencepiece(lines_of(text), kVocabSize, model);
+
+  EXPECT_TRUE(std::filesystem::exists(model));
+}
+
+TEST_F(SentencePieceTest, AModelOfAnotherSizeThanConfiguredIsAnError) {
+  config_.vocab_size = 500;
+
+  EXPECT_THAT(error_of([&] { make_tokenizer(config_); }),
+              ::testing::AllOf(HasSubstr("320 pieces"), HasSubstr("500")));
+}
+
+TEST_F(SentencePieceTest, ADamagedModelIsAnError) {
+  const std::string bytes = test::read_file(config_.model);
+
+  for (const size_t kept : {size_t{0}, size_t{1}, size_t{10}, bytes.size() / 2, bytes.size() - 1}) {
+    test::write_file(config_.model, bytes.substr(0, kept));
+    EXPECT_THAT(error_of([&] { make_tokenizer(config_); }), HasSubstr("sp.model")) << kept;
+  }
+  test::write_file(config_.model, "not a model at all");
+  EXPECT_THAT(error_of([&] { make_tokenizer(config_); }), HasSubstr("not a SentencePiece model"));
+  std::filesystem::remove(config_.model);
+  EXPECT_THAT(error_of([&] { make_tokenizer(config_); }), HasSubstr("No such file"));
+}
+
+TEST_F(SentencePieceTest, TooLittleTextIsAnErrorThatLeavesNoFile) {
+  const auto model = folder_.path() / "none.model";
+
+  EXPECT_THAT(error_of([&] { train_sentencepiece(lines_of("a b\n"), 4000, model); }),
+              HasSubstr("4000 pieces"));
+  EXPECT_THAT(error_of([&] { train_sentencepiece(lines_of(""), 300, model); }),
+              HasSubstr("300 pieces"));
+  EXPECT_FALSE(std::filesystem::exists(model));
+}
+
+TEST_F(SentencePieceTest, AnErrorOfTheSourceOfLinesArrives) {
+  const LineSource broken = []() -> std::optional<std::string> { fail("line 3 is damaged"); };
+
+  EXPECT_THAT(error_of([&] { train_sentencepiece(broken, 300, folder_.path() / "x.model"); }),
+              HasSubstr("line 3 is damaged"));
+}
+
+}  // namespace
+}  // namespace switchyard
