@@ -1,5 +1,7 @@
 #include "kernels/memory.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -25,6 +27,18 @@ constexpr bool kDebugMemory = false;
 constexpr size_t kGuardBytes = 0;
 #endif
 
+// Large buffers ask for huge pages: a first touch of 2 MiB costs one page fault and not 512, and
+// lookups of addresses hit more often. A refusal costs nothing.
+constexpr size_t kHugePage = size_t{2} << 20;
+
+void ask_for_huge_pages(void* address, size_t num_bytes) {
+  if (num_bytes < 4 * kHugePage) return;
+  const auto begin = reinterpret_cast<uintptr_t>(address);
+  const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage;
+  const uintptr_t last = (begin + num_bytes) / kHugePage * kHugePage;
+  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+}
+
 size_t round_up(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
 }  // namespace
@@ -37,6 +51,7 @@ Buffer::Buffer(size_t num_bytes, Device device) : num_bytes_(num_bytes), device_
   allocation_.reset(std::calloc(num_bytes + kAlignment, 1));
   require(allocation_ != nullptr, "out of memory: cannot allocate {:.1f} MiB on {}",
           static_cast<double>(num_bytes) / (1 << 20), to_string(device));
+  ask_for_huge_pages(allocation_.get(), num_bytes);
   data_ = reinterpret_cast<void*>(round_up(reinterpret_cast<uintptr_t>(allocation_.get())));
 }
 

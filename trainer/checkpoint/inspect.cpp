@@ -94,14 +94,16 @@ std::string describe_state(const Manifest& manifest) {
 
 std::string describe_tensors(CheckpointReader& reader, bool with_statistics) {
   std::string text = "tensors\n";
+  int64_t weights = 0;
   for (const auto& [key, shape] : tensors_of(reader.manifest().shards)) {
     text += fmt::format("  {:<44}  {:<18}", key.first + '/' + key.second, to_string(shape));
     if (with_statistics) {
       text += describe(statistics_of(reader, key, shape), shape.num_elements());
     }
     text += '\n';
+    if (key.first == kWeights) weights += shape.num_elements();
   }
-  return text;
+  return text + fmt::format("{} weights\n", weights);
 }
 
 // Empty unless the folder has checkpoints in it.

@@ -25,11 +25,6 @@ double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
 }
 
-RunConfig with_vocabulary(RunConfig config, const OpenData& data) {
-  if (config.model.vocab_size == 0) config.model.vocab_size = data.tokenizer->vocab_size();
-  return config;
-}
-
 // What the ranks' cores can multiply at best, all at once.
 double product_ceiling(Stream& stream, Communicator& world, DType dtype) {
   double flops = measure_product_ceiling(DType::f32);

@@ -1,0 +1,175 @@
+#include "trainer/bench/step_bench.h"
+
+#include <fmt/format.h>
+#include <omp.h>
+
+#include <algorithm>
+#include <chrono>
+
+#include "kernels/ceiling.h"
+#include "kernels/check.h"
+#include "kernels/random.h"
+#include "optim/distributed_optimizer.h"
+#include "trainer/training/peak_memory.h"
+#include "trainer/training/session.h"
+#include "trainer/training/train_step.h"
+
+namespace switchyard {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Token `index` of an endless random text.
+int32_t random_token(const RunConfig& config, int64_t index) {
+  const RandomKey key{config.run.seed, stream_id("bench tokens")};
+  return static_cast<int32_t>(random_bits(key, static_cast<uint64_t>(index)) %
+                              static_cast<uint64_t>(config.model.vocab_size));
+}
+
+// This rank's part of global batch `step`.
+std::vector<MicroBatch> random_batches(const RunConfig& config, const DistributedContext& dist,
+                                       int64_t step) {
+  const TrainSection& train = config.train;
+  const int64_t per_rank = train.global_batch_size / dist.layout().dp();
+  const int64_t first = step * train.global_batch_size + dist.dp().rank() * per_rank;
+  const Shape shape{train.micro_batch_size, config.model.seq_len};
+  std::vector<MicroBatch> batches;
+  for (int64_t s = 0; s < per_rank; s += train.micro_batch_size) {
+    MicroBatch batch{.batch = shape[0],
+                     .seq_len = shape[1],
+                     .tokens = Tensor(shape, DType::i32),
+                     .targets = Tensor(shape, DType::i32),
+                     .document_start = {}};
+    const int64_t begin = (first + s) * shape[1];
+    for (int64_t i = 0; i < shape.num_elements(); ++i) {
+      batch.tokens.data<int32_t>()[i] = random_token(config, begin + i);
+      batch.targets.data<int32_t>()[i] = random_token(config, begin + i + 1);
+    }
+    batches.push_back(std::move(batch));
+  }
+  return batches;
+}
+
+double ceiling_of_all(Stream& stream, Communicator& world, DType dtype) {
+  world.barrier(stream);
+  double flops = measure_product_ceiling(dtype);
+  world.all_reduce(stream, view_of(std::span(&flops, 1)), ReduceOp::sum);
+  return flops;
+}
+
+struct TimedStep {
+  double seconds;
+  StepReport report;
+};
+
+// Of the mean over ranks and steps.
+void reduce_profile(Stream& stream, Communicator& world, int64_t steps, Profile& profile) {
+  world.all_reduce(stream, view_of(std::span<double>(profile.seconds)), ReduceOp::sum);
+  for (double& seconds : profile.seconds) seconds /= static_cast<double>(world.size() * steps);
+}
+
+std::string share(double part, double whole) {
+  return fmt::format("{:5.1f} %", whole > 0.0 ? 100.0 * part / whole : 0.0);
+}
+
+std::string mebibytes(int64_t bytes) {
+  return fmt::format("{:.2f} MiB", static_cast<double>(bytes) / 1048576.0);
+}
+
+std::string describe_phases(const StepBenchReport& r) {
+  std::string text = "\nphase                         ms   of the step\n";
+  for (int i = 0; i < kNumPhases; ++i) {
+    const double seconds = r.profile.seconds[static_cast<size_t>(i)];
+    if (seconds == 0.0) continue;
+    text += fmt::format("{:<22}{:10.1f}      {}\n", to_string(static_cast<Phase>(i)),
+                        1e3 * seconds, share(seconds, r.step_seconds));
+  }
+  const double products =
+      r.profile[Phase::moe_expert_products] + r.profile[Phase::moe_dense_products];
+  const double others = r.profile[Phase::moe_router] + r.profile[Phase::moe_exchange] +
+                        r.profile[Phase::moe_activation];
+  if (products > 0.0) {
+    text += fmt::format("everything in the MoE layers but matrix products: {} of their time\n",
+                        share(others, products + others));
+  }
+  return text;
+}
+
+}  // namespace
+
+double StepBenchReport::tokens_per_second() const {
+  return static_cast<double>(plan.tokens_per_step) / step_seconds;
+}
+
+double StepBenchReport::flops() const { return plan.step_flops / step_seconds; }
+
+StepBenchReport bench_steps(MpiRuntime& mpi, const RunConfig& config, int64_t warmup_steps,
+                            int64_t timed_steps) {
+  Session session(mpi, config);
+  DistributedOptimizer optimizer(session.stream, config.optimizer, session.model.parameters(),
+                                 session.dist);
+  TrainStep step(session.stream, session.model, optimizer, session.dist);
+  Communicator& world = mpi.world();
+  const auto sequences = static_cast<float>(config.train.global_batch_size);
+  const float tokens = sequences * static_cast<float>(config.model.seq_len);
+  const LossScales scales{1.0f / tokens, 1.0f / tokens, 1.0f / sequences};
+
+  StepBenchReport report;
+  report.threads = omp_get_max_threads();
+  report.plan = make_plan(config, session.dist.layout());
+  std::vector<TimedStep> timed;
+  for (int64_t i = 0; i < warmup_steps + timed_steps; ++i) {
+    const std::vector<MicroBatch> batches = random_batches(config, session.dist, i);
+    step.set_profile(i < warmup_steps ? nullptr : &report.profile);
+    world.barrier(session.stream);
+    const auto begin = Clock::now();
+    StepReport figures = step.run(batches, scales, config.optimizer.lr);
+    world.barrier(session.stream);
+    const std::chrono::duration<double> elapsed = Clock::now() - begin;
+    if (i >= warmup_steps) timed.push_back({elapsed.count(), std::move(figures)});
+  }
+  // Memory before the ceiling, whose matrices are not the trainer's.
+  report.peak_memory_bytes = peak_memory_bytes(session.stream, world);
+  report.f32_ceiling = ceiling_of_all(session.stream, world, DType::f32);
+  report.product_ceiling =
+      config.run.compute_dtype == DType::f32
+          ? report.f32_ceiling
+          : ceiling_of_all(session.stream, world, config.run.compute_dtype);
+
+  std::sort(timed.begin(), timed.end(),
+            [](const TimedStep& a, const TimedStep& b) { return a.seconds < b.seconds; });
+  const TimedStep& median = timed[timed.size() / 2];
+  report.step_seconds = median.seconds;
+  report.forward_seconds = median.report.forward_seconds;
+  report.backward_seconds = median.report.backward_seconds;
+  report.optimizer_seconds = median.report.optimizer_seconds;
+  report.exchange_bytes = median.report.exchange_bytes;
+  reduce_profile(session.stream, world, timed_steps, report.profile);
+  return report;
+}
+
+std::string describe(const StepBenchReport& r) {
+  std::string text = fmt::format("{} ranks of {} threads, {}\n", r.plan.layout.world_size(),
+                                 r.threads, to_string(r.plan.layout));
+  text += fmt::format("training step  {:9.1f} ms (median), {:.0f} tokens/s\n", 1e3 * r.step_seconds,
+                      r.tokens_per_second());
+  text += fmt::format("model          {:9.1f} GFLOP/s\n", 1e-9 * r.flops());
+  text += fmt::format("ceiling        {:9.1f} GFLOP/s (best square product); reached {}\n",
+                      1e-9 * r.product_ceiling, share(r.flops(), r.product_ceiling));
+  if (r.f32_ceiling != r.product_ceiling) {
+    text += fmt::format("f32 ceiling    {:9.1f} GFLOP/s; reached {}\n", 1e-9 * r.f32_ceiling,
+                        share(r.flops(), r.f32_ceiling));
+  }
+  text += fmt::format("forward {:.1f} ms, backward {:.1f} ms, optimizer {:.1f} ms\n",
+                      1e3 * r.forward_seconds, 1e3 * r.backward_seconds,
+                      1e3 * r.optimizer_seconds);
+  text += describe_phases(r);
+  text += fmt::format("\nexchange {} per step, all ranks; {} by the formula (balanced, without "
+                      "deduplication)\n",
+                      mebibytes(r.exchange_bytes), mebibytes(r.plan.exchange_bytes));
+  text += fmt::format("peak memory of a rank {}, planned {}\n", mebibytes(r.peak_memory_bytes),
+                      mebibytes(r.plan.memory.total()));
+  return text;
+}
+
+}  // namespace switchyard

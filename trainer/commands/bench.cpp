@@ -1,0 +1,21 @@
+#include <fmt/format.h>
+
+#include "kernels/check.h"
+#include "trainer/bench/step_bench.h"
+#include "trainer/commands/commands.h"
+#include "trainer/commands/exit_codes.h"
+
+namespace switchyard {
+
+int bench_command(MpiRuntime& mpi, const LoadedConfig& loaded, const BenchOptions& options) {
+  run_collectively(mpi.world(), [&] {
+    require(loaded.config.model.vocab_size > 0,
+            "model.vocab_size is missing: a benchmark reads no tokenizer");
+  });
+  const StepBenchReport report =
+      bench_steps(mpi, loaded.config, options.warmup_steps, options.steps);
+  if (mpi.rank() == 0) fmt::print("{}", describe(report));
+  return kExitDone;
+}
+
+}  // namespace switchyard
