@@ -82,11 +82,13 @@ void check_all_weights_are_wanted(const CheckpointReader& reader,
   }
   const std::vector<std::string> all = gather_lines(world, names);
   const std::set<std::string> wanted(all.begin(), all.end());
-  for (const auto& [key, shape] : tensors_of(reader.manifest().shards)) {
-    require(key.first != kWeights || wanted.contains(key.second),
-            "the checkpoint {} holds {} {} {}, which this model has not", reader.folder().string(),
-            key.first, key.second, to_string(shape));
-  }
+  run_collectively(world, [&] {
+    for (const auto& [key, shape] : tensors_of(reader.manifest().shards)) {
+      require(key.first != kWeights || wanted.contains(key.second),
+              "the checkpoint {} holds {} {} {}, which this model has not",
+              reader.folder().string(), key.first, key.second, to_string(shape));
+    }
+  });
 }
 
 TrainingState read_collectively(CheckpointReader& reader, std::span<const TensorPiece> pieces,
@@ -102,7 +104,10 @@ TrainingState load_pieces(const fs::path& folder, std::span<const TensorPiece> p
   std::optional<CheckpointReader> reader;
   run_collectively(world, [&] { reader.emplace(folder); });
   const std::vector<std::string> damage = find_damage(*reader, world);
-  require(damage.empty(), "the checkpoint cannot be loaded: {}", fmt::join(damage, "; "));
+  if (!damage.empty()) {
+    throw CollectiveError(
+        fmt::format("the checkpoint cannot be loaded: {}", fmt::join(damage, "; ")));
+  }
   return read_collectively(*reader, pieces, world);
 }
 
@@ -262,10 +267,12 @@ ResumeResult Checkpoints::resume_newest(const CheckpointTensors& tensors) {
       result.notices.push_back(fmt::format("passed over {}: {}", step_name(*step), line));
     }
   }
-  require(candidates.empty(),
-          "none of the checkpoints in {} is intact; move them away, or set checkpoint.resume to "
-          "none, to start afresh: {}",
-          folder_.string(), fmt::join(result.notices, "; "));
+  if (!candidates.empty()) {
+    throw CollectiveError(fmt::format(
+        "none of the checkpoints in {} is intact; move them away, or set checkpoint.resume to "
+        "none, to start afresh: {}",
+        folder_.string(), fmt::join(result.notices, "; ")));
+  }
   return result;
 }
 

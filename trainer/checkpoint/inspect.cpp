@@ -1,48 +1,142 @@
 #include "trainer/checkpoint/inspect.h"
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <span>
+#include <utility>
+#include <vector>
 
 #include "kernels/check.h"
 #include "trainer/checkpoint/checkpoint_reader.h"
+#include "trainer/checkpoint/checkpoints.h"
 
 namespace switchyard {
 namespace {
 
-std::string describe_tensors(const Manifest& manifest) {
-  std::string text;
+constexpr int64_t kChunkElements = 1 << 20;
+
+struct Statistics {
+  double sum_of_squares = 0.0;
+  double sum = 0.0;
+  double min = std::numeric_limits<double>::infinity();
+  double max = -std::numeric_limits<double>::infinity();
+  int64_t not_finite = 0;
+};
+
+void add(Statistics& statistics, std::span<const float> values) {
+  for (const double value : values) {
+    if (!std::isfinite(value)) {
+      ++statistics.not_finite;
+      continue;
+    }
+    statistics.sum_of_squares += value * value;
+    statistics.sum += value;
+    statistics.min = std::min(statistics.min, value);
+    statistics.max = std::max(statistics.max, value);
+  }
+}
+
+Statistics statistics_of(CheckpointReader& reader, const TensorKey& key, const Shape& shape) {
+  Statistics statistics;
+  std::vector<float> chunk(static_cast<size_t>(std::min(kChunkElements, shape.num_elements())));
+  PieceGeometry geometry = whole_tensor(shape);
+  const int64_t end = geometry.end;
+  for (int64_t begin = 0; begin < end; begin += kChunkElements) {
+    geometry.begin = begin;
+    geometry.end = std::min(end, begin + kChunkElements);
+    const std::span values = std::span(chunk).first(static_cast<size_t>(geometry.num_elements()));
+    const TensorPiece piece{key.first, key.second, geometry, values};
+    reader.read({&piece, 1});
+    add(statistics, values);
+  }
+  return statistics;
+}
+
+std::string describe(const Statistics& statistics, int64_t num_elements) {
+  const int64_t finite = num_elements - statistics.not_finite;
+  std::string text = fmt::format("  norm {:.6g}  mean {:.4g}  min {:.4g}  max {:.4g}",
+                                 std::sqrt(statistics.sum_of_squares),
+                                 finite > 0 ? statistics.sum / static_cast<double>(finite) : 0.0,
+                                 statistics.min, statistics.max);
+  if (statistics.not_finite > 0) {
+    text += fmt::format("  {} values are not finite", statistics.not_finite);
+  }
+  return text;
+}
+
+void verify_files(const CheckpointReader& reader) {
+  std::vector<std::string> damage = reader.damage_of(reader.manifest().model_file);
+  for (const StoredFile& shard : reader.manifest().shards) {
+    for (std::string& line : reader.damage_of(shard)) damage.push_back(std::move(line));
+  }
+  require(damage.empty(), "{}", fmt::join(damage, "\n"));
+}
+
+std::string describe_state(const Manifest& manifest) {
+  const TrainingState& state = manifest.state;
+  const SavedLayout& layout = manifest.layout;
+  int64_t bytes = manifest.model_file.bytes;
+  for (const StoredFile& shard : manifest.shards) bytes += shard.bytes;
+  return fmt::format(
+      "step                 {} ({} updates, {} steps skipped)\n"
+      "trained on           {} sequences, {} target tokens\n"
+      "dataset fingerprint  {}\n"
+      "model fingerprint    {}\n"
+      "saved by             {} ranks (tp {}, ep {})\n"
+      "files                {} shards, {} bytes\n",
+      state.step, state.optimizer_steps, state.skipped_steps, state.samples_consumed, state.tokens,
+      state.dataset_fingerprint, manifest.model_fingerprint, layout.world_size, layout.tp,
+      layout.ep, manifest.shards.size(), bytes);
+}
+
+std::string describe_tensors(CheckpointReader& reader, bool with_statistics) {
+  std::string text = "tensors\n";
   int64_t weights = 0;
-  for (const auto& [key, shape] : tensors_of(manifest.shards)) {
-    text += fmt::format("  {:<16}{:<48}{}\n", key.first, key.second, to_string(shape));
+  for (const auto& [key, shape] : tensors_of(reader.manifest().shards)) {
+    text += fmt::format("  {:<44}  {:<18}", key.first + '/' + key.second, to_string(shape));
+    if (with_statistics) {
+      text += describe(statistics_of(reader, key, shape), shape.num_elements());
+    }
+    text += '\n';
     if (key.first == kWeights) weights += shape.num_elements();
   }
   return text + fmt::format("{} weights\n", weights);
 }
 
+// Empty unless the folder has checkpoints in it.
+std::string list_checkpoints(const std::filesystem::path& folder) {
+  const DistributedContext alone;
+  const Checkpoints checkpoints(folder, /*keep=*/0, alone);
+  std::string text;
+  for (const int64_t step : checkpoints.steps()) {
+    const std::string name = checkpoints.folder_of(step).string();
+    try {
+      const Manifest manifest = CheckpointReader(name).manifest();
+      text += fmt::format("{}  step {}, {} target tokens, {} ranks\n", name, manifest.state.step,
+                          manifest.state.tokens, manifest.layout.world_size);
+    } catch (const Error& error) {
+      text += fmt::format("{}  {}\n", name, error.what());
+    }
+  }
+  return text;
+}
+
 }  // namespace
 
 std::string inspect_checkpoint(const std::filesystem::path& folder, bool verify) {
-  const CheckpointReader reader(folder);
-  const Manifest& manifest = reader.manifest();
-  const TrainingState& state = manifest.state;
-  std::string text = fmt::format(
-      "{}: step {} ({} updates, {} skipped), {} samples, {} tokens\nsaved by {} ranks, tp {}, ep "
-      "{}; model {}\n",
-      folder.string(), state.step, state.optimizer_steps, state.skipped_steps,
-      state.samples_consumed, state.tokens, manifest.layout.world_size, manifest.layout.tp,
-      manifest.layout.ep, manifest.model_fingerprint);
-  text += describe_tensors(manifest);
-  std::vector<StoredFile> files = manifest.shards;
-  files.push_back(manifest.model_file);
-  std::vector<std::string> damage;
-  for (const StoredFile& file : files) {
-    text += fmt::format("  {:<48}{:>16} bytes\n", file.name, file.bytes);
-    if (!verify) continue;
-    for (const std::string& line : reader.damage_of(file)) damage.push_back(line);
+  if (!std::filesystem::exists(folder / kManifestName)) {
+    const std::string list = list_checkpoints(folder);
+    if (!list.empty()) return list;
   }
-  require(damage.empty(), "{} is damaged: {}", folder.string(), fmt::join(damage, "; "));
-  if (verify) text += "intact: every checksum matches\n";
-  return text;
+  CheckpointReader reader(folder);
+  if (verify) verify_files(reader);
+  const TrainingState& state = reader.manifest().state;
+  return folder.string() + '\n' + describe_state(reader.manifest()) +
+         describe_tensors(reader, verify) + (verify ? "intact: every checksum matches\n" : "") +
+         "configuration\n" + state.config;
 }
 
 }  // namespace switchyard

@@ -5,9 +5,9 @@
 
 namespace switchyard {
 
-// What a checkpoint holds, for people: where the run stood, the layout that saved it, every tensor
-// with its shape, and the files. With `verify`, every checksum is compared. Throws Error that names
-// what is damaged.
+// What a checkpoint holds, for people: its step, counters, layout, tensors and configuration. Of a
+// folder of checkpoints: one line for each. `verify` reads everything and adds the statistics of
+// each tensor; throws Error that names every damaged file and tensor. Not collective.
 std::string inspect_checkpoint(const std::filesystem::path& folder, bool verify);
 
 }  // namespace switchyard
