@@ -37,7 +37,7 @@ class CommandLine {
   CommandLine() : app_("Trains mixture-of-experts models under mpirun.", "switchyard") {
     app_.require_subcommand(1);
     add("tokenize", "Turn text into token files; train the tokenizer if it is missing",
-        tokenize_command);
+        tokenize_command, UsesLayout::no);
     add("train", "Train, from the newest checkpoint if there is one", train_command);
     add("eval", "Held-out loss of the newest checkpoint", eval_command);
     add_generate();
@@ -60,7 +60,11 @@ class CommandLine {
   }
 
  private:
-  CLI::App* add(const std::string& name, const std::string& help, ConfigCommand body) {
+  // Whether the number of ranks must suit the configuration.
+  enum class UsesLayout { no, yes };
+
+  CLI::App* add(const std::string& name, const std::string& help, ConfigCommand body,
+                UsesLayout uses_layout = UsesLayout::yes) {
     CLI::App* command = app_.add_subcommand(name, help);
     ConfigArguments& arguments = arguments_;
     command->add_option("config", arguments.path, "experiment file")->required();
@@ -71,15 +75,15 @@ class CommandLine {
                       "show parameters, memory, exchange and disk, and end");
     command->add_option("--ranks", arguments.ranks, "plan for this many ranks instead")
         ->check(CLI::PositiveNumber);
-    command->callback([this, body = std::move(body)] {
-      chosen_ = [this, body](MpiRuntime& mpi) { return run(mpi, body); };
+    command->callback([this, uses_layout, body = std::move(body)] {
+      chosen_ = [this, uses_layout, body](MpiRuntime& mpi) { return run(mpi, uses_layout, body); };
     });
     return command;
   }
 
-  int run(MpiRuntime& mpi, const ConfigCommand& body) const {
-    const LoadedConfig loaded =
-        load_shared_config(mpi, arguments_.path, arguments_.overrides, planned_ranks(mpi));
+  int run(MpiRuntime& mpi, UsesLayout uses_layout, const ConfigCommand& body) const {
+    const LoadedConfig loaded = load_shared_config(mpi, arguments_.path, arguments_.overrides);
+    if (uses_layout == UsesLayout::yes) validate_config(loaded, planned_ranks(mpi));
     if (arguments_.print_config) {
       if (mpi.rank() == 0) fmt::print("{}", describe_config(loaded));
       return kExitDone;

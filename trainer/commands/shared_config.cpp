@@ -29,7 +29,7 @@ std::string read_as_json(const std::string& path, const std::vector<std::string>
 }  // namespace
 
 LoadedConfig load_shared_config(MpiRuntime& mpi, const std::string& path,
-                                const std::vector<std::string>& overrides, int num_ranks) {
+                                const std::vector<std::string>& overrides) {
   std::string text;
   if (mpi.rank() == 0) text = read_as_json(path, overrides);
   broadcast_text(mpi.world(), text);
@@ -39,7 +39,6 @@ LoadedConfig load_shared_config(MpiRuntime& mpi, const std::string& path,
   }
   LoadedConfig loaded = parse_config(shared["yaml"].get<std::string>(), path);
   loaded.origins = shared["origins"].get<std::map<std::string, std::string>>();
-  validate_config(loaded, num_ranks);
   return loaded;
 }
 

@@ -9,9 +9,9 @@
 namespace switchyard {
 
 // Rank 0 reads the files; all ranks get what it read, or throw the ConfigError that it met. So the
-// experiment need not be on every machine, and cannot differ between them. Validated for the number
-// of ranks, which a plan may choose freely. Collective over the world.
+// experiment need not be on every machine, and cannot differ between them. Not validated yet.
+// Collective over the world.
 LoadedConfig load_shared_config(MpiRuntime& mpi, const std::string& path,
-                                const std::vector<std::string>& overrides, int num_ranks);
+                                const std::vector<std::string>& overrides);
 
 }  // namespace switchyard
