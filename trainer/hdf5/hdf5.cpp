@@ -129,10 +129,16 @@ Handle access_properties(const std::string& where) {
   return access;
 }
 
-Handle link_properties(const std::string& where) {
-  Handle links = make_properties(H5P_LINK_CREATE, where);
-  check_status(H5Pset_create_intermediate_group(links.id(), 1), where, "set up groups");
-  return links;
+// The groups on the way to an object. HDF5 would make them itself, but with times in them.
+void make_groups(hid_t file, const std::string& name, const std::string& where) {
+  const Handle creation = make_properties(H5P_GROUP_CREATE, where);
+  check_status(H5Pset_obj_track_times(creation.id(), false), where, "leave times out");
+  for (size_t slash = name.find('/', 1); slash != name.npos; slash = name.find('/', slash + 1)) {
+    const std::string group = name.substr(0, slash);
+    if (H5Lexists(file, group.c_str(), H5P_DEFAULT) > 0) continue;
+    const hid_t id = H5Gcreate2(file, group.c_str(), H5P_DEFAULT, creation.id(), H5P_DEFAULT);
+    const Handle made(check_id(id, where, "make its groups"), H5Gclose);
+  }
 }
 
 Handle dataset_properties(const std::string& where) {
@@ -397,12 +403,12 @@ File File::open(const std::filesystem::path& path) {
 Dataset File::create_dataset(const std::string& name, Element element,
                              const std::vector<int64_t>& shape) {
   const std::string where = name_in(path_, name);
-  const Handle space = make_space(shape, where), links = link_properties(where);
-  const Handle creation = dataset_properties(where);
+  const Handle space = make_space(shape, where), creation = dataset_properties(where);
+  make_groups(file_.id(), name, where);
   check_status(H5Pset_layout(creation.id(), H5D_CONTIGUOUS), where, "set its layout");
   check_status(H5Pset_alloc_time(creation.id(), H5D_ALLOC_TIME_EARLY), where, "set its layout");
   check_status(H5Pset_fill_time(creation.id(), H5D_FILL_TIME_NEVER), where, "set its layout");
-  const hid_t id = H5Dcreate2(file_.id(), name.c_str(), hdf5_type(element), space.id(), links.id(),
+  const hid_t id = H5Dcreate2(file_.id(), name.c_str(), hdf5_type(element), space.id(), H5P_DEFAULT,
                               creation.id(), H5P_DEFAULT);
   return {Handle(check_id(id, where, "create it"), H5Dclose), where};
 }
@@ -411,7 +417,8 @@ void File::create_virtual_dataset(const std::string& name, Element element,
                                   const std::vector<int64_t>& shape,
                                   std::span<const VirtualSource> sources) {
   const std::string where = name_in(path_, name);
-  const Handle creation = dataset_properties(where), links = link_properties(where);
+  const Handle creation = dataset_properties(where);
+  make_groups(file_.id(), name, where);
   for (const VirtualSource& source : sources) {
     check_inside(source.target, shape, where);
     check_inside(source.source, source.source_shape, source.file + ": " + source.dataset);
@@ -424,7 +431,7 @@ void File::create_virtual_dataset(const std::string& name, Element element,
                  where, "map " + source.file);
   }
   const Handle space = make_space(shape, where);
-  const hid_t id = H5Dcreate2(file_.id(), name.c_str(), hdf5_type(element), space.id(), links.id(),
+  const hid_t id = H5Dcreate2(file_.id(), name.c_str(), hdf5_type(element), space.id(), H5P_DEFAULT,
                               creation.id(), H5P_DEFAULT);
   const Handle dataset(check_id(id, where, "create it"), H5Dclose);
 }

@@ -5,7 +5,9 @@
 #include <sys/resource.h>
 #include <sys/wait.h>
 
+#include <chrono>
 #include <csignal>
+#include <thread>
 
 #include "support/checkpoint_fixture.h"
 #include "trainer/checkpoint/checkpoint_reader.h"
@@ -67,6 +69,8 @@ TEST_F(CheckpointsTest, EqualContentsMakeEqualFiles) {
   save(7);
   const std::string shard = test::read_file(step_folder(7) / "shard_00000.h5");
   const std::string manifest = test::read_file(step_folder(7) / "manifest.json");
+  // The times of HDF5 count seconds.
+  std::this_thread::sleep_for(std::chrono::milliseconds(1010));
 
   save(7);
 
