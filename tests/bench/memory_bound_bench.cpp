@@ -4,7 +4,7 @@
 #include <random>
 #include <vector>
 
-#include "bench/ceiling.h"
+#include "bench/ceiling_report.h"
 #include "kernels/activation.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/optimizer_step.h"

@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "kernels/check.h"
+#include "trainer/hdf5/write_driver.h"
 
 namespace switchyard::hdf5 {
 namespace {
@@ -49,6 +50,11 @@ int64_t check_id(int64_t id, const std::string& where, std::string_view action) 
 
 void check_status(int status, const std::string& where, std::string_view action) {
   if (status < 0) fail("{}: cannot {}: {}", where, action, hdf5_reason());
+}
+
+// Whether all writes to the file so far went through.
+void check_writes(int write_error, const std::string& where) {
+  require(write_error == 0, "{}: cannot write: {}", where, std::strerror(write_error));
 }
 
 std::vector<hsize_t> extents(const std::vector<int64_t>& values) {
@@ -127,18 +133,6 @@ Handle access_properties(const std::string& where) {
   check_status(H5Pset_fclose_degree(access.id(), H5F_CLOSE_STRONG), where, "set up closing");
   check_status(H5Pset_file_locking(access.id(), false, true), where, "turn off locks");
   return access;
-}
-
-// The groups on the way to an object. HDF5 would make them itself, but with times in them.
-void make_groups(hid_t file, const std::string& name, const std::string& where) {
-  const Handle creation = make_properties(H5P_GROUP_CREATE, where);
-  check_status(H5Pset_obj_track_times(creation.id(), false), where, "leave times out");
-  for (size_t slash = name.find('/', 1); slash != name.npos; slash = name.find('/', slash + 1)) {
-    const std::string group = name.substr(0, slash);
-    if (H5Lexists(file, group.c_str(), H5P_DEFAULT) > 0) continue;
-    const hid_t id = H5Gcreate2(file, group.c_str(), H5P_DEFAULT, creation.id(), H5P_DEFAULT);
-    const Handle made(check_id(id, where, "make its groups"), H5Gclose);
-  }
 }
 
 Handle dataset_properties(const std::string& where) {
@@ -316,7 +310,8 @@ std::string Object::get_string(const std::string& name) const {
   return value;
 }
 
-Dataset::Dataset(Handle handle, std::string where) : Object(std::move(handle), std::move(where)) {
+Dataset::Dataset(Handle handle, std::string where, const int* write_error)
+    : Object(std::move(handle), std::move(where)), write_error_(write_error) {
   const Handle type(check_id(H5Dget_type(handle_.id()), where_, "read its type"), H5Tclose);
   element_ = element_of_type(type.id(), where_);
   const Handle space(check_id(H5Dget_space(handle_.id()), where_, "read its shape"), H5Sclose);
@@ -361,6 +356,7 @@ void Dataset::write_bytes(std::span<const std::byte> bytes, const Slab& slab) {
   check_status(H5Dwrite(handle_.id(), hdf5_type(element_), memory_space.id(), file_space.id(),
                         H5P_DEFAULT, bytes.data()),
                where_, "write");
+  check_writes(*write_error_, where_);
 }
 
 void Dataset::read_bytes(std::span<std::byte> bytes, const Slab& slab) const {
@@ -374,20 +370,25 @@ void Dataset::read_bytes(std::span<std::byte> bytes, const Slab& slab) const {
                where_, "read");
 }
 
-File::File(Handle file, Handle root, std::filesystem::path path)
-    : Object(std::move(root), path.string()), file_(std::move(file)), path_(std::move(path)) {}
+File::File(Handle file, Handle root, std::filesystem::path path, std::unique_ptr<int> write_error)
+    : Object(std::move(root), path.string()),
+      write_error_(std::move(write_error)),
+      file_(std::move(file)),
+      path_(std::move(path)) {}
 
 File File::create(const std::filesystem::path& path) {
   start_library();
   const std::string where = path.string();
-  const Handle access = access_properties(where),
-               creation = make_properties(H5P_FILE_CREATE, where);
+  auto write_error = std::make_unique<int>(0);
+  const Handle access = access_properties(where);
+  const Handle creation = make_properties(H5P_FILE_CREATE, where);
+  check_status(use_write_driver(access.id(), write_error.get()), where, "set up writing");
   check_status(H5Pset_obj_track_times(creation.id(), false), where, "leave times out");
-  Handle file(check_id(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, creation.id(), access.id()), where,
-                       "create the file"),
-              H5Fclose);
+  const hid_t id = H5Fcreate(path.c_str(), H5F_ACC_TRUNC, creation.id(), access.id());
+  check_writes(*write_error, where);
+  Handle file(check_id(id, where, "create the file"), H5Fclose);
   Handle root(check_id(H5Gopen2(file.id(), "/", H5P_DEFAULT), where, "open its root"), H5Gclose);
-  return {std::move(file), std::move(root), path};
+  return {std::move(file), std::move(root), path, std::move(write_error)};
 }
 
 File File::open(const std::filesystem::path& path) {
@@ -397,28 +398,42 @@ File File::open(const std::filesystem::path& path) {
   Handle file(check_id(H5Fopen(path.c_str(), H5F_ACC_RDONLY, access.id()), where, "open the file"),
               H5Fclose);
   Handle root(check_id(H5Gopen2(file.id(), "/", H5P_DEFAULT), where, "open its root"), H5Gclose);
-  return {std::move(file), std::move(root), path};
+  return {std::move(file), std::move(root), path, std::make_unique<int>(0)};
+}
+
+// HDF5 would make them itself, but with times.
+void File::make_groups(const std::string& name) {
+  for (size_t slash = name.find('/'); slash != name.npos; slash = name.find('/', slash + 1)) {
+    const std::string group = name.substr(0, slash);
+    if (group.empty() || contains(group)) continue;
+    const std::string where = name_in(path_, group);
+    const Handle creation = make_properties(H5P_GROUP_CREATE, where);
+    check_status(H5Pset_obj_track_times(creation.id(), false), where, "leave times out");
+    const hid_t id = H5Gcreate2(file_.id(), group.c_str(), H5P_DEFAULT, creation.id(), H5P_DEFAULT);
+    const Handle made(check_id(id, where, "create it"), H5Gclose);
+  }
 }
 
 Dataset File::create_dataset(const std::string& name, Element element,
                              const std::vector<int64_t>& shape) {
   const std::string where = name_in(path_, name);
-  const Handle space = make_space(shape, where), creation = dataset_properties(where);
-  make_groups(file_.id(), name, where);
+  make_groups(name);
+  const Handle space = make_space(shape, where);
+  const Handle creation = dataset_properties(where);
   check_status(H5Pset_layout(creation.id(), H5D_CONTIGUOUS), where, "set its layout");
   check_status(H5Pset_alloc_time(creation.id(), H5D_ALLOC_TIME_EARLY), where, "set its layout");
   check_status(H5Pset_fill_time(creation.id(), H5D_FILL_TIME_NEVER), where, "set its layout");
   const hid_t id = H5Dcreate2(file_.id(), name.c_str(), hdf5_type(element), space.id(), H5P_DEFAULT,
                               creation.id(), H5P_DEFAULT);
-  return {Handle(check_id(id, where, "create it"), H5Dclose), where};
+  return {Handle(check_id(id, where, "create it"), H5Dclose), where, write_error_.get()};
 }
 
 void File::create_virtual_dataset(const std::string& name, Element element,
                                   const std::vector<int64_t>& shape,
                                   std::span<const VirtualSource> sources) {
   const std::string where = name_in(path_, name);
+  make_groups(name);
   const Handle creation = dataset_properties(where);
-  make_groups(file_.id(), name, where);
   for (const VirtualSource& source : sources) {
     check_inside(source.target, shape, where);
     check_inside(source.source, source.source_shape, source.file + ": " + source.dataset);
@@ -449,7 +464,7 @@ Dataset File::dataset(const std::string& name) const {
   const std::string where = name_in(path_, name);
   require(contains(name), "{}: does not exist", where);
   const hid_t id = H5Dopen2(file_.id(), name.c_str(), H5P_DEFAULT);
-  return {Handle(check_id(id, where, "open it"), H5Dclose), where};
+  return {Handle(check_id(id, where, "open it"), H5Dclose), where, write_error_.get()};
 }
 
 std::vector<std::string> File::dataset_names() const {
@@ -470,6 +485,7 @@ void File::close() {
   handle_.reset();
   check_status(H5Fflush(file_.id(), H5F_SCOPE_GLOBAL), where_, "write the file");
   if (!file_.reset()) fail("{}: cannot close the file: {}", where_, hdf5_reason());
+  check_writes(*write_error_, where_);
   sync_to_disk(path_);
 }
 

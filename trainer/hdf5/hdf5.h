@@ -3,9 +3,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 // HDF5 files by RAII, for one process at a time; HDF5's own header includes MPI's and stays out of
@@ -140,13 +142,14 @@ class Dataset : public Object {
 
  private:
   friend class File;
-  Dataset(Handle handle, std::string where);
+  Dataset(Handle handle, std::string where, const int* write_error);
 
   void check_element(Element wanted) const;
   void check_slab(const Slab& slab, size_t num_bytes) const;
 
   Element element_ = Element::u8;
   std::vector<int64_t> shape_;
+  const int* write_error_;  // the file's
 };
 
 // A part of a virtual dataset: the slab `source` of a dataset of shape `source_shape` appears as
@@ -166,9 +169,12 @@ class File : public Object {
   static File create(const std::filesystem::path& path);
   // To read. A damaged or truncated file throws.
   static File open(const std::filesystem::path& path);
+  File(File&&) = default;
+  // Would take the place that errors are kept in from the file that it closes.
+  File& operator=(File&&) = delete;
 
-  // Names may have slashes; the groups between are made. Contiguous; room is taken at once, so a
-  // full disk shows here or in `write`.
+  // Names may have slashes; the groups between are made. Contiguous. A full disk shows in the
+  // dataset's `write` or in `close`.
   Dataset create_dataset(const std::string& name, Element element,
                          const std::vector<int64_t>& shape);
   // Elements that no source covers read as zero.
@@ -187,8 +193,11 @@ class File : public Object {
   const std::filesystem::path& path() const { return path_; }
 
  private:
-  File(Handle file, Handle root, std::filesystem::path path);
+  File(Handle file, Handle root, std::filesystem::path path, std::unique_ptr<int> write_error);
 
+  void make_groups(const std::string& name);
+
+  std::unique_ptr<int> write_error_;  // see write_driver.h; outlives file_
   Handle file_;
   std::filesystem::path path_;
 };

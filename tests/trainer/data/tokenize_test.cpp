@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <csignal>
 #include <functional>
+#include <optional>
 #include <set>
 #include <sstream>
 
@@ -255,6 +256,26 @@ TEST_F(TokenizeTest, TheSameTextGivesTheSameBytesAfterAnyInterruption) {
     tokenize(config(type), log_);
     EXPECT_EQ(contents(), expected) << "interruption " << i;
   }
+}
+
+TEST_F(TokenizeTest, TheModelLearnsFromTheTrainingPartAlone) {
+  put_documents(100);
+  const auto data = config(TokenizerType::sentencepiece);
+  tokenize(data, log_);
+  std::string text;
+  for (const std::string& document : texts_of(data.train, data.tokenizer)) text += document;
+  std::istringstream lines(text);
+
+  const auto model = folder_.path() / "again.model";
+  train_sentencepiece(
+      [&]() -> std::optional<std::string> {
+        std::string line;
+        if (!std::getline(lines, line)) return std::nullopt;
+        return line;
+      },
+      data.tokenizer.vocab_size, model);
+
+  EXPECT_EQ(test::read_file(model), test::read_file(data.tokenizer.model));
 }
 
 TEST_F(TokenizeTest, ChangedTextAndTokenizersReplaceTheFiles) {

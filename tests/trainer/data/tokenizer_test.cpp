@@ -105,6 +105,19 @@ TEST_F(SentencePieceTest, UnseenTextComesBackByBytes) {
   }
 }
 
+// Generation prints token by token.
+TEST_F(SentencePieceTest, TokensDecodeOneByOne) {
+  const auto tokenizer = make_tokenizer(config_);
+  const std::string text = generated_text(3, /*seed=*/4);
+
+  std::string pieces;
+  for (const int32_t token : tokenizer->encode(text)) {
+    pieces += tokenizer->decode(std::vector<int32_t>{token});
+  }
+
+  EXPECT_EQ(pieces, text);
+}
+
 TEST_F(SentencePieceTest, EndOfDocumentIsNoText) {
   const auto tokenizer = make_tokenizer(config_);
   auto tokens = tokenizer->encode("the token");
