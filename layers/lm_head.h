@@ -10,7 +10,8 @@ namespace switchyard {
 // logits nor probabilities of a whole micro-batch exist at any time.
 class LmHead {
  public:
-  static constexpr int64_t kChunkTokens = 1024;
+  // Few enough that the logits of a chunk stay in the cache between the passes over them.
+  static constexpr int64_t kChunkTokens = 256;
 
   // `embedding` is the weight where embeddings are tied.
   LmHead(const BuildContext& build, Parameter& embedding);

@@ -6,8 +6,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <iterator>
 #include <ostream>
+#include <system_error>
 
 namespace switchyard {
 namespace {
@@ -47,6 +49,14 @@ std::string format_step(const StepMetrics& m, int64_t max_steps, double tokens_p
                  format_count(tokens_per_s), m.step_ms);
   if (m.skipped) line += "  skipped: the gradient is not finite";
   return line;
+}
+
+bool is_watched() {
+  if (isatty(STDOUT_FILENO) != 1) return false;
+  std::error_code unreadable;
+  const std::string parent = fmt::format("/proc/{}/fd/1", getppid());
+  const std::string target = std::filesystem::read_symlink(parent, unreadable).string();
+  return !unreadable && (target.starts_with("/dev/pts/") || target.starts_with("/dev/tty"));
 }
 
 int terminal_columns() {

@@ -1,7 +1,6 @@
 #include "trainer/training/training_run.h"
 
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <chrono>
 #include <cmath>
@@ -12,6 +11,7 @@
 #include "kernels/check.h"
 #include "optim/lr_schedule.h"
 #include "trainer/planning/flops.h"
+#include "trainer/planning/plan.h"
 #include "trainer/training/evaluation.h"
 #include "trainer/training/peak_memory.h"
 
@@ -112,7 +112,7 @@ void TrainingRun::open_log() {
     const ConsoleOptions console{.first_step = state_.step + 1,
                                  .max_steps = config_.train.max_steps,
                                  .interval = config_.log.interval,
-                                 .is_terminal = isatty(STDOUT_FILENO) == 1,
+                                 .is_terminal = is_watched(),
                                  .columns = terminal_columns()};
     log_.emplace(config_.run.dir, config_.log.tensorboard, state_.step, std::cout, console);
   });
@@ -127,7 +127,7 @@ TrainingEnd TrainingRun::run() {
   }
   ceiling_flops_ = product_ceiling(session_.stream, mpi_.world(), config_.run.compute_dtype);
   tell(fmt::format("training {} parameters on {} ranks ({})",
-                   format_count(static_cast<double>(session_.model.parameters().num_elements())),
+                   format_count(static_cast<double>(count_parameters(config_.model).total)),
                    mpi_.world_size(), to_string(session_.dist.layout())));
   while (state_.step < config_.train.max_steps) {
     const StepReport report = take_step();
