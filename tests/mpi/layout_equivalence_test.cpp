@@ -51,6 +51,13 @@ OptimizerConfig adamw() {
   return config;
 }
 
+// Ties between equal scores must stay ties: what reaches the router's weights is not applied.
+OptimizerConfig frozen_router_sgd() {
+  OptimizerConfig config = sgd();
+  config.lr = 0.0;
+  return config;
+}
+
 struct Run {
   std::vector<StepReport> reports;
   // This rank's box of every parameter.
@@ -58,11 +65,25 @@ struct Run {
   std::vector<std::vector<float>> values;
 };
 
+// Variations of what is trained.
+struct Variant {
+  TransformerOptions options;
+  bool documents = false;
+  bool zero_router = false;  // every token then chooses the first top_k experts
+};
+
+void zero_router_weights(Transformer& model) {
+  for (Parameter& p : model.parameters().parameters()) {
+    if (p.spec.name.find("router") == std::string::npos) continue;
+    std::fill_n(p.value.data<float>(), p.value.num_elements(), 0.0f);
+  }
+}
+
 Run train(const DistributedContext& dist, const ModelConfig& model_config,
-          const OptimizerConfig& optimizer_config, int accumulation,
-          const TransformerOptions& options, bool documents = false) {
+          const OptimizerConfig& optimizer_config, int accumulation, const Variant& variant) {
   Stream stream;
-  Transformer model(stream, model_config, dist, options);
+  Transformer model(stream, model_config, dist, variant.options);
+  if (variant.zero_router) zero_router_weights(model);
   DistributedOptimizer optimizer(stream, optimizer_config, model.parameters(), dist);
   TrainStep step(stream, model, optimizer, dist);
   const int64_t per_rank = kGlobalBatch / dist.layout().dp();
@@ -74,7 +95,7 @@ Run train(const DistributedContext& dist, const ModelConfig& model_config,
     std::vector<MicroBatch> batches;
     for (int64_t s = 0; s < per_rank; s += micro_batch_size) {
       batches.push_back(test::synthetic_batch(model_config, i * kGlobalBatch + first + s,
-                                              micro_batch_size, documents));
+                                              micro_batch_size, variant.documents));
     }
     run.reports.push_back(
         step.run(batches, test::scales_of(model_config, kGlobalBatch), optimizer_config.lr));
@@ -153,17 +174,18 @@ void expect_identical_on_all_ranks(const DistributedContext& dist, const Run& ru
 }
 
 void compare_layouts(const ModelConfig& model, const OptimizerConfig& optimizer, int accumulation,
-                     const Bounds& bounds, TransformerOptions options = {},
-                     bool documents = false) {
-  options.seed = 42;
+                     const Bounds& bounds, Variant variant = {}) {
+  variant.options.seed = 42;
   const DistributedContext alone;
-  const Run reference = train(alone, model, optimizer, 1, options, documents);
+  const Run reference = train(alone, model, optimizer, 1, variant);
   for (const Layout& layout : kLayouts) {
     if (layout.world() != test_mpi().world_size()) continue;
     SCOPED_TRACE(testing::Message() << "tp " << layout.tp << " ep " << layout.ep << " dp "
                                     << layout.dp << " accumulation " << accumulation);
     const DistributedContext dist(test_mpi(), ParallelLayout(layout.world(), layout.tp, layout.ep));
-    const Run run = train(dist, model, optimizer, accumulation, options, documents);
+    const int64_t tokens = kGlobalBatch / layout.dp / accumulation * model.seq_len;
+    if (tokens % layout.tp != 0) continue;  // sequence parallelism cannot split them
+    const Run run = train(dist, model, optimizer, accumulation, variant);
     expect_equal_runs(run, reference, bounds);
     expect_identical_on_all_ranks(dist, run);
   }
@@ -234,12 +256,32 @@ TEST(LayoutVariantTest, SigmoidRouterWithLossFreeBalancing) {
 TEST(LayoutVariantTest, GroupedQueriesQkNormAndDocuments) {
   ModelConfig model = test::tiny_model(Structure::bigmac);
   model.qk_norm = true;
-  compare_layouts(model, sgd(), 1, kSgdBounds, {}, /*documents=*/true);
+  compare_layouts(model, sgd(), 1, kSgdBounds, {.options = {}, .documents = true});
 }
 
 TEST(LayoutVariantTest, RecomputationAndNoDeduplication) {
   const ModelConfig model = test::tiny_model(Structure::bigmac);
-  compare_layouts(model, sgd(), 4, kSgdBounds, {.deduplicate = false, .recompute = true});
+  compare_layouts(model, sgd(), 4, kSgdBounds,
+                  {.options = {.deduplicate = false, .recompute = true}});
+}
+
+// With k = 1 all tokens go to one expert: the others are empty, and so are all ranks but one.
+TEST(DegenerateRoutingTest, AllTokensToTheSameExperts) {
+  for (const Structure structure :
+       {Structure::vanilla, Structure::fine_grained, Structure::bigmac}) {
+    ModelConfig model = test::tiny_model(structure);
+    model.router.aux_loss_coef = 0.0;
+    model.router.z_loss_coef = 0.0;
+    compare_layouts(model, frozen_router_sgd(), 4, kSgdBounds,
+                    {.options = {}, .zero_router = true});
+  }
+}
+
+// One token per micro-batch on eight dp ranks; there are fewer busy experts than ranks.
+TEST(DegenerateRoutingTest, OneTokenPerMicroBatch) {
+  ModelConfig model = test::tiny_model(Structure::bigmac);
+  model.seq_len = 1;
+  compare_layouts(model, sgd(), 4, kSgdBounds);
 }
 
 }  // namespace
