@@ -91,7 +91,7 @@ class Collector {
 
   void file(const std::string& path, std::vector<std::string> chain = {}) {
     std::ifstream in(path);
-    if (!in) {
+    if (!in || std::filesystem::is_directory(path)) {
       out_.problems.push_back(fmt::format("{}: cannot be read{}", path,
                                           chain.empty() ? "" : ", the base of " + chain.back()));
       return;

@@ -23,9 +23,14 @@ bool parse_number(const std::string& text, T* value) {
   return error == std::errc() && rest == end;
 }
 
+// As YAML's double-quoted text, which folds line breaks that are not escaped.
 std::string quoted(const std::string& text) {
   std::string out = "\"";
   for (const char c : text) {
+    if (static_cast<unsigned char>(c) < 0x20) {
+      out += fmt::format("\\x{:02x}", static_cast<unsigned char>(c));
+      continue;
+    }
     if (c == '"' || c == '\\') out += '\\';
     out += c;
   }
@@ -175,6 +180,8 @@ void add_run(std::vector<ConfigField>& fields) {
                           "statistics and gradients of weights are f32"));
 }
 
+// Sizes that must be given are 0 until they are: validate_config asks for them, and a configuration
+// without them still reads back from its own YAML.
 void add_model(std::vector<ConfigField>& fields) {
   fields.push_back(choice("model.structure", SWITCHYARD_MEMBER(model.structure),
                           Names<Structure>{{"dense", Structure::dense},
@@ -184,13 +191,13 @@ void add_model(std::vector<ConfigField>& fields) {
                           "which feed-forward the blocks have"));
   fields.push_back(count("model.vocab_size", SWITCHYARD_MEMBER(model.vocab_size), 0,
                          "tokens of the vocabulary; 0: the tokenizer's"));
-  fields.push_back(count("model.seq_len", SWITCHYARD_MEMBER(model.seq_len), 1, "context length"));
+  fields.push_back(count("model.seq_len", SWITCHYARD_MEMBER(model.seq_len), 0, "context length"));
   fields.push_back(
-      count("model.hidden", SWITCHYARD_MEMBER(model.hidden), 1, "width of the residual stream"));
+      count("model.hidden", SWITCHYARD_MEMBER(model.hidden), 0, "width of the residual stream"));
   fields.push_back(
-      integer("model.num_layers", SWITCHYARD_MEMBER(model.num_layers), 1, 100000, "blocks"));
+      integer("model.num_layers", SWITCHYARD_MEMBER(model.num_layers), 0, 100000, "blocks"));
   fields.push_back(
-      integer("model.num_heads", SWITCHYARD_MEMBER(model.num_heads), 1, 100000, "query heads"));
+      integer("model.num_heads", SWITCHYARD_MEMBER(model.num_heads), 0, 100000, "query heads"));
   fields.push_back(integer("model.num_kv_heads", SWITCHYARD_MEMBER(model.num_kv_heads), 0, 100000,
                            "key/value heads (grouped-query attention); 0: num_heads"));
   fields.push_back(count("model.head_dim", SWITCHYARD_MEMBER(model.head_dim), 0,

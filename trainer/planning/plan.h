@@ -5,6 +5,7 @@
 
 #include "parallel/parallel_layout.h"
 #include "trainer/config/run_config.h"
+#include "trainer/planning/activation_plan.h"
 #include "trainer/planning/flops.h"
 
 namespace switchyard {
@@ -22,21 +23,22 @@ struct ParameterCounts {
   int64_t active = 0;  // that one token passes: top_k of the experts
 };
 
-// Bytes of one rank.
+// Bytes of one rank; the peak of a training step is their sum.
 struct MemoryPlan {
   int64_t parameters = 0;
-  int64_t gradients = 0;
-  int64_t optimizer_state = 0;  // with the f32 main weights of bf16 training
-  int64_t saved_activations = 0;
-  int64_t temporaries = 0;  // the most at any one time, beside the saved ones
-  int64_t program = 0;      // libraries, communication, data
+  int64_t gradients = 0;        // f32
+  int64_t main_weights = 0;     // f32, this rank's share; in f32 training they are the parameters
+  int64_t optimizer_state = 0;  // f32 moments, this rank's share
+  ActivationPlan activations;   // of one micro-batch
+  int64_t program = 0;          // libraries, communication, data
 
   int64_t total() const {
-    return parameters + gradients + optimizer_state + saved_activations + temporaries + program;
+    return parameters + gradients + main_weights + optimizer_state + activations.peak() + program;
   }
 };
 
-// What a configuration will need on `layout`, by arithmetic alone. Routing is taken as balanced.
+// What a configuration will need on `layout`, by arithmetic alone. Routing is taken as balanced,
+// and a rank to have as many OpenMP threads as this process.
 struct Plan {
   ParallelLayout layout{1, 1, 1};
   ParameterCounts parameters;
@@ -54,7 +56,7 @@ struct Plan {
 Plan make_plan(const RunConfig& config, const ParallelLayout& layout);
 
 ParameterCounts count_parameters(const ModelConfig& model);
-// Of one rank.
+// Of the rank that holds most: where tp does not divide the vocabulary, the last one holds less.
 int64_t count_parameters_of_rank(const ModelConfig& model, const ParallelLayout& layout);
 
 // Bytes of token rows that leave a rank in one step, summed over ranks, without deduplication and

@@ -1,0 +1,98 @@
+#include "trainer/config/schema.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "support/temporary_folder.h"
+#include "trainer/config/config_reader.h"
+
+namespace switchyard {
+namespace {
+
+// A value that the field takes and that is not its default.
+ConfigValue other_value(const ConfigField& field) {
+  const std::string before = field.print(RunConfig{});
+  for (const std::string candidate : {"7", "0.625", "7.5", "true", "false"}) {
+    RunConfig config;
+    const ConfigValue value{{candidate}, false};
+    if (!field.parse(config, value) && field.print(config) != before && field.type != "text" &&
+        field.type != "list of text") {
+      return value;
+    }
+  }
+  if (field.type == "text") return {{"a \"b\" \\ c: [d] # é\te\nf"}, false};
+  if (field.type == "list of text") return {{"a, b", "\"c\"", "true", ""}, true};
+  return {{field.type.substr(field.type.rfind(' ') + 1)}, false};  // the last of a choice
+}
+
+RunConfig config_of_other_values() {
+  RunConfig config;
+  for (const ConfigField& field : config_schema()) field.parse(config, other_value(field));
+  return config;
+}
+
+TEST(ConfigSchemaTest, EveryKeyIsStoredAndPrinted) {
+  const RunConfig defaults, config = config_of_other_values();
+
+  for (const ConfigField& field : config_schema()) {
+    EXPECT_NE(field.print(config), field.print(defaults)) << field.key;
+  }
+}
+
+TEST(ConfigSchemaTest, NoTwoKeysShareAMember) {
+  for (const ConfigField& field : config_schema()) {
+    RunConfig config;
+    ASSERT_FALSE(field.parse(config, other_value(field))) << field.key;
+
+    const auto changed = std::count_if(
+        config_schema().begin(), config_schema().end(),
+        [&](const ConfigField& f) { return f.print(config) != f.print(RunConfig{}); });
+    EXPECT_EQ(changed, 1) << field.key;
+  }
+}
+
+TEST(ConfigSchemaTest, NoKeyStandsTwice) {
+  std::set<std::string> keys;
+
+  for (const ConfigField& field : config_schema()) {
+    EXPECT_TRUE(keys.insert(field.key).second) << field.key;
+  }
+}
+
+TEST(ConfigSchemaTest, YamlReadsBackEqual) {
+  const std::string yaml = to_yaml(config_of_other_values());
+
+  EXPECT_EQ(to_yaml(parse_config(yaml, "stored").config), yaml);
+}
+
+TEST(ConfigSchemaTest, TextReadsBackEqual) {
+  RunConfig config;
+  config.run.dir = "a \"b\" \\ c: [d] # é\te\n f\x01";
+
+  EXPECT_EQ(parse_config(to_yaml(config), "stored").config.run.dir, config.run.dir);
+}
+
+TEST(ConfigSchemaTest, NumbersReadBackToTheLastBit) {
+  RunConfig config;
+  config.optimizer.lr = 0.1 + 0.2;
+  config.optimizer.eps = 4.9e-9;
+  config.model.rope_theta = 1e6 / 3.0;
+
+  const RunConfig again = parse_config(to_yaml(config), "stored").config;
+
+  EXPECT_EQ(again.optimizer.lr, config.optimizer.lr);
+  EXPECT_EQ(again.optimizer.eps, config.optimizer.eps);
+  EXPECT_EQ(again.model.rope_theta, config.model.rope_theta);
+}
+
+TEST(ConfigSchemaTest, TheReferencePageIsUpToDate) {
+  EXPECT_EQ(test::read_file(SWITCHYARD_SOURCE_DIR "/docs/configuration.md"), config_reference())
+      << "run: switchyard config-reference > docs/configuration.md";
+}
+
+}  // namespace
+}  // namespace switchyard

@@ -1,0 +1,224 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+#include "support/temporary_folder.h"
+#include "trainer/config/config_error.h"
+#include "trainer/config/config_reader.h"
+
+namespace switchyard {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
+using Lines = std::vector<std::string>;
+
+constexpr const char* kMoeYaml =
+    "run: {dir: runs/x}\n"
+    "model:\n"
+    "  structure: bigmac\n"
+    "  seq_len: 16\n"
+    "  hidden: 32\n"
+    "  num_layers: 2\n"
+    "  num_heads: 4\n"
+    "  num_experts: 8\n"
+    "  expert_ffn_hidden: 32\n"
+    "  latent: 8\n"
+    "  num_shared_experts: 1\n"
+    "  shared_expert_ffn_hidden: 16\n"
+    "  router: {top_k: 2}\n"
+    "train: {global_batch_size: 8}\n";
+
+// What is wrong with the model above, with these values instead, on so many ranks.
+Lines problems_with(const std::vector<std::string>& overrides, int world_size = 1) {
+  test::TemporaryFolder folder;
+  const auto path = folder.path() / "run.yaml";
+  test::write_file(path, kMoeYaml);
+  const LoadedConfig loaded = load_config(path.string(), overrides);
+  try {
+    validate_config(loaded, world_size);
+  } catch (const ConfigError& error) {
+    return error.lines();
+  }
+  return {};
+}
+
+const std::vector<std::string> kDense = {"model.structure=dense", "model.ffn_hidden=64"};
+Lines problems_with_dense(std::vector<std::string> overrides, int world_size = 1) {
+  overrides.insert(overrides.begin(), kDense.begin(), kDense.end());
+  return problems_with(overrides, world_size);
+}
+
+auto names(const std::string& key, const std::string& text) {
+  return AllOf(HasSubstr(": " + key + ": "), HasSubstr(text));
+}
+
+TEST(ValidateConfigTest, AcceptsWhatWorks) {
+  EXPECT_THAT(problems_with({}), ElementsAre());
+  EXPECT_THAT(problems_with({"parallel.tp=2", "parallel.ep=8"}, 8), ElementsAre());
+  EXPECT_THAT(problems_with_dense({}), ElementsAre());
+}
+
+TEST(ValidateConfigTest, NamesMissingSizes) {
+  const LoadedConfig empty = parse_config("", "run.yaml");
+
+  try {
+    validate_config(empty, 1);
+    FAIL() << "an empty configuration was accepted";
+  } catch (const ConfigError& error) {
+    EXPECT_THAT(
+        error.lines(),
+        ElementsAre(names("model.seq_len", "is missing"), names("model.hidden", "missing"),
+                    names("model.num_layers", "is missing"), names("model.num_heads", "is missing"),
+                    names("run.dir", "is missing"), names("model.ffn_hidden", "is missing")));
+  }
+}
+
+TEST(ValidateConfigTest, ASizeOfZeroIsAMissingOne) {
+  EXPECT_THAT(problems_with({"model.num_layers=0"}),
+              ElementsAre(StartsWith("command line: model.num_layers: is missing")));
+}
+
+TEST(ValidateConfigTest, NamesThePlaceOfTheKeyThatShouldChange) {
+  const LoadedConfig loaded =
+      parse_config(std::string(kMoeYaml) + "parallel: {ep: 3}\n", "run.yaml");
+
+  try {
+    validate_config(loaded, 3);
+    FAIL() << "ep = 3 was accepted for 8 experts";
+  } catch (const ConfigError& error) {
+    EXPECT_THAT(error.lines(),
+                ElementsAre("run.yaml:15:16: parallel.ep: 3 does not divide model.num_experts = 8; "
+                            "choose a divisor",
+                            StartsWith("run.yaml:14:28: train.global_batch_size: 8 is not "
+                                       "divisible by micro_batch_size * dp = 1 * 3")));
+  }
+}
+
+TEST(ValidateConfigTest, DefaultsHaveNoPlace) {
+  EXPECT_THAT(problems_with_dense({"model.ffn_hidden=0"}),
+              ElementsAre(names("model.ffn_hidden", "is missing")));
+  EXPECT_THAT(problems_with({"model.first_dense_layers=1"}),
+              ElementsAre(StartsWith("default value: model.ffn_hidden: is missing")));
+}
+
+TEST(ValidateConfigTest, HeadsMustDivideTheWidthUnlessTheyHaveTheirOwn) {
+  EXPECT_THAT(
+      problems_with({"model.hidden=30"}),
+      ElementsAre(names("model.head_dim", "hidden = 30 is not divisible by num_heads = 4")));
+  EXPECT_THAT(problems_with({"model.hidden=30", "model.head_dim=8"}), ElementsAre());
+}
+
+TEST(ValidateConfigTest, ThisBuildRunsOnTheCpu) {
+  EXPECT_THAT(problems_with({"run.device=cuda"}),
+              ElementsAre(names("run.device", "not on 'cuda'")));
+}
+
+TEST(ValidateConfigTest, LayoutsMustDivideTheRanks) {
+  EXPECT_THAT(problems_with({"parallel.tp=4"}, 2),
+              ElementsAre(names("parallel.tp", "4 does not divide the 2 ranks")));
+  EXPECT_THAT(problems_with({"parallel.ep=4"}, 2),
+              ElementsAre(names("parallel.ep", "4 does not divide the 2 ranks")));
+}
+
+TEST(ValidateConfigTest, ExpertsMustDivideOverTheirRanks) {
+  EXPECT_THAT(problems_with({"model.num_experts=6", "parallel.ep=4"}, 4),
+              ElementsAre(names("parallel.ep", "4 does not divide model.num_experts = 6")));
+}
+
+TEST(ValidateConfigTest, DenseModelsHaveNoExpertRanks) {
+  EXPECT_THAT(problems_with_dense({"parallel.ep=2"}, 2),
+              ElementsAre(names("parallel.ep", "a dense model has no experts")));
+}
+
+TEST(ValidateConfigTest, HeadsMustDivideOverTp) {
+  EXPECT_THAT(problems_with({"model.num_kv_heads=2", "parallel.tp=4"}, 4),
+              ElementsAre(names("model.num_kv_heads", "2 is not divisible by parallel.tp = 4")));
+  EXPECT_THAT(problems_with({"model.num_heads=6", "model.head_dim=8", "parallel.tp=4"}, 4),
+              ElementsAre(names("model.num_heads", "6 is not divisible by parallel.tp = 4"),
+                          names("model.num_kv_heads", "6 is not divisible by parallel.tp = 4")));
+}
+
+TEST(ValidateConfigTest, QueryHeadsMustShareKeysEvenly) {
+  EXPECT_THAT(
+      problems_with({"model.num_kv_heads=3"}),
+      ElementsAre(names("model.num_heads", "4 is not divisible by model.num_kv_heads = 3")));
+}
+
+TEST(ValidateConfigTest, RopeNeedsAnEvenWidth) {
+  EXPECT_THAT(problems_with({"model.head_dim=7"}),
+              ElementsAre(names("model.head_dim", "7 must be even")));
+  EXPECT_THAT(problems_with({"model.head_dim=7", "model.position=learned"}), ElementsAre());
+}
+
+TEST(ValidateConfigTest, BiasesNeedLayerNorm) {
+  EXPECT_THAT(problems_with({"model.bias=true"}),
+              ElementsAre(names("model.bias", "biases belong to layer_norm models")));
+  EXPECT_THAT(problems_with({"model.bias=true", "model.norm=layer_norm"}), ElementsAre());
+}
+
+TEST(ValidateConfigTest, DenseWidthsMustDivideOverTp) {
+  EXPECT_THAT(problems_with_dense({"model.ffn_hidden=62", "parallel.tp=4"}, 4),
+              ElementsAre(names("model.ffn_hidden", "62 is not divisible by parallel.tp = 4")));
+  EXPECT_THAT(problems_with({"model.shared_expert_ffn_hidden=18", "parallel.tp=4"}, 4),
+              ElementsAre(names("model.shared_expert_ffn_hidden",
+                                "18 is not divisible by parallel.tp = 4")));
+}
+
+TEST(ValidateConfigTest, LeadingDenseLayersMustFit) {
+  EXPECT_THAT(
+      problems_with({"model.first_dense_layers=3", "model.ffn_hidden=64"}),
+      ElementsAre(names("model.first_dense_layers", "3 is more than model.num_layers = 2")));
+}
+
+TEST(ValidateConfigTest, EveryTpRankNeedsAWord) {
+  EXPECT_THAT(problems_with({"model.vocab_size=1", "parallel.tp=2"}, 2),
+              ElementsAre(names("model.vocab_size", "1 ids cannot be split over parallel.tp = 2")));
+}
+
+TEST(ValidateConfigTest, ExpertsNeedTheirSizes) {
+  EXPECT_THAT(problems_with({"model.num_experts=0", "model.expert_ffn_hidden=0"}),
+              ElementsAre(names("model.num_experts", "a bigmac model has routed experts"),
+                          names("model.expert_ffn_hidden", "is missing"),
+                          names("model.router.top_k", "2 is more than model.num_experts = 0")));
+  EXPECT_THAT(problems_with({"model.shared_expert_ffn_hidden=0"}),
+              ElementsAre(names("model.shared_expert_ffn_hidden", "is missing")));
+}
+
+TEST(ValidateConfigTest, NobodyChoosesMoreExpertsThanThereAre) {
+  EXPECT_THAT(problems_with({"model.router.top_k=9"}),
+              ElementsAre(names("model.router.top_k", "9 is more than model.num_experts = 8")));
+}
+
+TEST(ValidateConfigTest, TheLatentWidthBelongsToBigmac) {
+  EXPECT_THAT(problems_with({"model.latent=0"}), ElementsAre(names("model.latent", "from 1 to")));
+  EXPECT_THAT(problems_with({"model.latent=33"}), ElementsAre(names("model.latent", "not 33")));
+  EXPECT_THAT(problems_with({"model.structure=fine_grained"}),
+              ElementsAre(names("model.latent", "only bigmac models have it")));
+}
+
+TEST(ValidateConfigTest, BatchesMustDivideOverTheRanks) {
+  EXPECT_THAT(problems_with({"train.micro_batch_size=3"}),
+              ElementsAre(names("train.global_batch_size", "8 is not divisible by")));
+  EXPECT_THAT(problems_with({"train.global_batch_size=6"}, 4),
+              ElementsAre(names("train.global_batch_size", "= 1 * 4")));
+}
+
+TEST(ValidateConfigTest, TokensMustDivideOverTp) {
+  EXPECT_THAT(problems_with({"model.seq_len=15", "parallel.tp=2"}, 2),
+              ElementsAre(names("train.micro_batch_size", "not divisible by parallel.tp = 2")));
+}
+
+TEST(ValidateConfigTest, NamesAllProblemsAtOnce) {
+  EXPECT_EQ(problems_with({"run.device=cuda", "model.head_dim=7", "model.latent=0",
+                           "train.micro_batch_size=3"})
+                .size(),
+            4u);
+}
+
+}  // namespace
+}  // namespace switchyard
