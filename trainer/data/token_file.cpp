@@ -35,9 +35,7 @@ uint32_t checksum(const std::vector<T>& values) {
 
 TokenFile::TokenFile(std::filesystem::path path) : path_(std::move(path)) {
   require(std::filesystem::exists(path_),
-          "token file {} does not exist; make it with `switchyard "
-          "tokenize`",
-          path_.string());
+          "token file {} does not exist; make it with `switchyard tokenize`", path_.string());
   try {
     load_header();
   } catch (const Error& error) {

@@ -1,6 +1,6 @@
 #include "trainer/data/tokenizer.h"
 
-#include <fmt/core.h>
+#include <fmt/ranges.h>
 #include <sentencepiece_processor.h>
 #include <sentencepiece_trainer.h>
 
@@ -48,6 +48,27 @@ class ByteTokenizer final : public Tokenizer {
   std::string hash_ = hash_of("byte");
 };
 
+// Where a text can be cut without a change of its tokens, if the model passes `allows_cuts`. Not
+// between a space and a character that may be, or may become, SentencePiece's mark for a space.
+bool is_cut(std::string_view text, size_t position) {
+  const char before = text[position - 1];
+  return before == '\n' || (text[position] == ' ' && before > ' ' && before <= '~');
+}
+
+// True if no piece reaches over a cut, and the model neither adds nor removes anything at the ends
+// of a text. So it is for models by `train_sentencepiece`.
+bool allows_cuts(const sentencepiece::SentencePieceProcessor& processor) {
+  constexpr std::string_view kSpace = "\u2581";
+  for (int id = 0; id < processor.GetPieceSize(); ++id) {
+    std::string_view piece = processor.IdToPiece(id);
+    while (piece.starts_with(kSpace)) piece.remove_prefix(kSpace.size());
+    if (piece.find(kSpace) != piece.npos || piece.find('\n') != piece.npos) return false;
+  }
+  std::vector<std::string> pieces;
+  if (!processor.Encode(" \n  \n ", &pieces).ok()) return false;
+  return fmt::format("{}", fmt::join(pieces, "")) == "\u2581<0x0A>\u2581\u2581<0x0A>\u2581";
+}
+
 class SentencePieceTokenizer final : public Tokenizer {
  public:
   explicit SentencePieceTokenizer(const TokenizerSection& config) {
@@ -62,13 +83,20 @@ class SentencePieceTokenizer final : public Tokenizer {
             "{} has {} pieces, data.tokenizer.vocab_size is {}; remove the file to train it anew",
             path, vocab_size(), config.vocab_size);
     hash_ = hash_of(bytes);
+    allows_cuts_ = allows_cuts(processor_);
   }
 
   std::vector<int32_t> encode(std::string_view text) const override {
-    std::vector<int> tokens;
-    const auto status = processor_.Encode({text.data(), text.size()}, &tokens);
-    require(status.ok(), "SentencePiece cannot encode a text of {} bytes: {}", text.size(),
-            status.ToString());
+    std::vector<int32_t> tokens;
+    std::vector<int> block_tokens;
+    while (!text.empty()) {
+      const std::string_view block = text.substr(0, block_size(text));
+      const auto status = processor_.Encode({block.data(), block.size()}, &block_tokens);
+      require(status.ok(), "SentencePiece cannot encode a text of {} bytes: {}", block.size(),
+              status.ToString());
+      tokens.insert(tokens.end(), block_tokens.begin(), block_tokens.end());
+      text.remove_prefix(block.size());
+    }
     return tokens;
   }
 
@@ -89,8 +117,19 @@ class SentencePieceTokenizer final : public Tokenizer {
   const std::string& hash() const override { return hash_; }
 
  private:
+  // The library takes about 90 bytes per byte of text, and time that grows faster than the text.
+  static constexpr size_t kBlockBytes = 16384;
+
+  size_t block_size(std::string_view text) const {
+    if (!allows_cuts_) return text.size();
+    size_t end = std::min(text.size(), kBlockBytes);
+    while (end < text.size() && !is_cut(text, end)) ++end;
+    return end;
+  }
+
   sentencepiece::SentencePieceProcessor processor_;
   std::string hash_;
+  bool allows_cuts_ = false;
 };
 
 // Hands lines to the trainer. It passes over sentences longer than its limit, so they are cut.

@@ -2,11 +2,14 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sentencepiece_processor.h>
+#include <sentencepiece_trainer.h>
 
 #include <algorithm>
 #include <array>
 #include <optional>
 #include <random>
+#include <unordered_map>
 
 #include "kernels/check.h"
 #include "tests/support/temporary_folder.h"
@@ -116,6 +119,70 @@ TEST_F(SentencePieceTest, TokensDecodeOneByOne) {
   }
 
   EXPECT_EQ(pieces, text);
+}
+
+// Several blocks long, with all that a block could be cut at or must not be cut at.
+std::vector<std::string> long_texts() {
+  const std::string lines = generated_text(1200, /*seed=*/6);
+  std::string one_line = lines, no_space = lines, odd = lines;
+  std::ranges::replace(one_line, '\n', ' ');
+  std::ranges::replace(no_space, ' ', '\n');
+  constexpr std::array<const char*, 6> kOdd = {"\u2581", "\u3000", "\xC3", " \n ", "größer", "\t"};
+  std::minstd_rand engine(8);
+  for (size_t at = 0; at < odd.size(); at += 1 + engine() % 20) {
+    odd.insert(at, kOdd[engine() % kOdd.size()]);
+  }
+  std::string marks = "a";
+  for (int i = 0; i < 10000; ++i) marks += "\u2581 ";
+  return {lines,
+          one_line,
+          no_space,
+          odd,
+          marks,
+          "a" + std::string(40000, ' '),
+          std::string(40000, 'a')};
+}
+
+void expect_tokens_of_the_library(const TokenizerSection& config) {
+  sentencepiece::SentencePieceProcessor library;
+  ASSERT_TRUE(library.Load(config.model).ok());
+  const auto tokenizer = make_tokenizer(config);
+  for (const std::string& text : long_texts()) {
+    std::vector<int> whole;
+    ASSERT_TRUE(library.Encode(text, &whole).ok());
+    EXPECT_TRUE(tokenizer->encode(text) == whole) << text.substr(0, 80);
+  }
+}
+
+TEST_F(SentencePieceTest, LongTextsHaveTheTokensThatTheLibraryGivesThemWhole) {
+  expect_tokens_of_the_library(config_);
+}
+
+// With a space before each text, with spaces removed, and with pieces that reach over spaces.
+TEST_F(SentencePieceTest, LongTextsAreRightWithModelsMadeElsewhere) {
+  const auto text = folder_.path() / "text.txt";
+  test::write_file(text, generated_text(300));
+  using Options = std::unordered_map<std::string, std::string>;
+  for (const Options& options : {Options{}, Options{{"add_dummy_prefix", "false"}},
+                                 Options{{"add_dummy_prefix", "false"},
+                                         {"remove_extra_whitespaces", "false"},
+                                         {"normalization_rule_name", "identity"},
+                                         {"split_by_whitespace", "false"},
+                                         {"vocab_size", "600"}}}) {
+    Options all = options;
+    all.insert({{"input", text},
+                {"model_prefix", folder_.path() / "foreign"},
+                {"model_type", "bpe"},
+                {"vocab_size", "320"},
+                {"byte_fallback", "true"},
+                {"num_threads", "1"},
+                {"minloglevel", "2"}});
+    const auto status = sentencepiece::SentencePieceTrainer::Train(all);
+    ASSERT_TRUE(status.ok()) << status.ToString();
+
+    expect_tokens_of_the_library(
+        {TokenizerType::sentencepiece, folder_.path() / "foreign.model", 0});
+  }
 }
 
 TEST_F(SentencePieceTest, EndOfDocumentIsNoText) {
