@@ -57,7 +57,8 @@ struct TrainSection {
 struct CheckpointSection {
   int64_t interval = 0;         // steps; 0: only after the last one, and on a signal
   int keep = 2;                 // how many of the newest stay; 0: all
-  std::string resume = "auto";  // auto: the newest intact one, else fresh | none | a path
+  // auto: the newest intact one, or fresh where there is none at all; none; a path
+  std::string resume = "auto";
 };
 
 struct LogSection {
