@@ -2,12 +2,14 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <yaml-cpp/eventhandler.h>
 #include <yaml-cpp/yaml.h>
 
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <numeric>
+#include <optional>
 #include <set>
 #include <sstream>
 #include <utility>
@@ -48,7 +50,47 @@ size_t edit_distance(const std::string& a, const std::string& b) {
   return row[b.size()];
 }
 
+// YAML gives a value that is not there the place of whatever follows it: then the key's is meant.
+YAML::Mark value_mark(const YAML::Node& key, const YAML::Node& value) {
+  return value.IsNull() ? key.Mark() : value.Mark();
+}
+
+// Plain scalars have the tag "?", quoted ones and blocks "!".
+bool is_quoted(const YAML::Node& scalar) { return scalar.Tag() == "!"; }
+
 std::string last_part(const std::string& key) { return key.substr(key.rfind('.') + 1); }
+
+// Remembers where a document begins, and ignores what is in it.
+class DocumentStart final : public YAML::EventHandler {
+ public:
+  const YAML::Mark& mark() const { return mark_; }
+
+  void OnDocumentStart(const YAML::Mark& mark) override { mark_ = mark; }
+  void OnDocumentEnd() override {}
+  void OnNull(const YAML::Mark&, YAML::anchor_t) override {}
+  void OnAlias(const YAML::Mark&, YAML::anchor_t) override {}
+  void OnScalar(const YAML::Mark&, const std::string&, YAML::anchor_t,
+                const std::string&) override {}
+  void OnSequenceStart(const YAML::Mark&, const std::string&, YAML::anchor_t,
+                       YAML::EmitterStyle::value) override {}
+  void OnSequenceEnd() override {}
+  void OnMapStart(const YAML::Mark&, const std::string&, YAML::anchor_t,
+                  YAML::EmitterStyle::value) override {}
+  void OnMapEnd() override {}
+
+ private:
+  YAML::Mark mark_;
+};
+
+// YAML::Load reads the first document and is silent about the rest; YAML::LoadAll never ends on
+// some malformed texts.
+std::optional<YAML::Mark> second_document(const std::string& text) {
+  std::istringstream in(text);
+  YAML::Parser parser(in);
+  DocumentStart start;
+  if (!parser.HandleNextDocument(start) || !parser.HandleNextDocument(start)) return {};
+  return start.mark();
+}
 
 // Every key, and every section ("model", "model.router").
 const std::set<std::string>& known_names() {
@@ -105,6 +147,10 @@ class Collector {
     YAML::Node root;
     try {
       root = YAML::Load(text);
+      if (const auto second = second_document(text)) {
+        out_.problems.push_back(fmt::format(
+            "{}: a second document begins; one file is one experiment", place(name, *second)));
+      }
     } catch (const YAML::ParserException& error) {
       out_.problems.push_back(fmt::format("{}: {}", place(name, error.mark), error.msg));
       return;
@@ -146,20 +192,22 @@ class Collector {
 
  private:
   void base_of(const YAML::Node& root, const std::string& name, std::vector<std::string> chain) {
-    const YAML::Node base = root["base"];
-    if (!base) return;
+    const auto pair = std::find_if(root.begin(), root.end(), [](const auto& entry) {
+      return entry.first.IsScalar() && entry.first.Scalar() == "base";
+    });
+    if (pair == root.end()) return;
+    const YAML::Node base = pair->second;
+    const std::string at = place(name, value_mark(pair->first, base));
     if (!base.IsScalar()) {
-      out_.problems.push_back(
-          fmt::format("{}: base: expected the name of a file", place(name, base.Mark())));
+      out_.problems.push_back(fmt::format("{}: base: expected the name of a file", at));
       return;
     }
     const std::string path =
         (std::filesystem::path(name).parent_path() / base.Scalar()).lexically_normal().string();
     chain.push_back(name);
     if (std::find(chain.begin(), chain.end(), path) != chain.end()) {
-      out_.problems.push_back(fmt::format("{}: base: the files form a circle: {} -> {}",
-                                          place(name, base.Mark()), fmt::join(chain, " -> "),
-                                          path));
+      out_.problems.push_back(fmt::format("{}: base: the files form a circle: {} -> {}", at,
+                                          fmt::join(chain, " -> "), path));
       return;
     }
     file(path, std::move(chain));
@@ -188,7 +236,7 @@ class Collector {
       } else if (!known_names().contains(key)) {
         out_.problems.push_back(fmt::format("{}: unknown key {}{}", at, key, did_you_mean(key)));
       } else {
-        leaf(pair.second, key, place(name, pair.second.Mark()));
+        leaf(pair.second, key, place(name, value_mark(pair.first, pair.second)));
       }
     }
   }
@@ -197,6 +245,7 @@ class Collector {
     ConfigValue value;
     if (node.IsScalar()) {
       value.items = {node.Scalar()};
+      value.is_quoted = is_quoted(node);
     } else if (node.IsSequence()) {
       value.is_list = true;
       for (const YAML::Node& item : node) {
@@ -218,11 +267,16 @@ class Collector {
   std::set<std::string> seen_;
 };
 
-void fill_dependent_values(RunConfig& config) {
-  ModelConfig& model = config.model;
-  if (model.num_kv_heads == 0) model.num_kv_heads = model.num_heads;
-  if (model.head_dim == 0 && model.num_heads > 0 && model.hidden % model.num_heads == 0) {
+void fill_dependent_values(LoadedConfig& loaded) {
+  ModelConfig& model = loaded.config.model;
+  if (model.num_kv_heads == 0 && model.num_heads > 0) {
+    model.num_kv_heads = model.num_heads;
+    loaded.origins["model.num_kv_heads"] = "from model.num_heads";
+  }
+  if (model.head_dim == 0 && model.num_heads > 0 && model.hidden > 0 &&
+      model.hidden % model.num_heads == 0) {
     model.head_dim = model.hidden / model.num_heads;
+    loaded.origins["model.head_dim"] = "from model.hidden / model.num_heads";
   }
 }
 
@@ -238,7 +292,7 @@ LoadedConfig build(Collected collected) {
     }
   }
   if (!collected.problems.empty()) throw ConfigError(std::move(collected.problems));
-  fill_dependent_values(loaded.config);
+  fill_dependent_values(loaded);
   return loaded;
 }
 

@@ -11,8 +11,9 @@ namespace switchyard {
 // A configuration, and where each of its values came from.
 struct LoadedConfig {
   RunConfig config;
-  std::map<std::string, std::string> origins;  // key -> "file:line:column", "command line", "base
-                                               // ..."; keys with default values are missing
+  // key -> "file:line:column", "command line", or "from" the keys that it follows from; keys with
+  // default values are missing
+  std::map<std::string, std::string> origins;
 };
 
 // Reads a YAML file, the files that its `base` key names before it, and overrides of the form

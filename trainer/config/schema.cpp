@@ -14,6 +14,8 @@ namespace {
 
 using Problem = std::optional<std::string>;
 
+// Rows and tokens are numbered by 32-bit integers; and products of two sizes fit 64 bits.
+constexpr int64_t kLargestCount = std::numeric_limits<int32_t>::max();
 constexpr int64_t kNoLimit = std::numeric_limits<int64_t>::max();
 
 template <class T>
@@ -46,22 +48,49 @@ auto scalar(std::string type, Parse parse) {
   };
 }
 
+// The same for what YAML itself tells from text: quotes make text of it.
+template <class Parse>
+auto plain_scalar(std::string type, Parse parse) {
+  const auto parse_scalar = scalar(type, parse);
+  return [type = std::move(type), parse_scalar](RunConfig& config,
+                                                const ConfigValue& value) -> Problem {
+    if (value.is_quoted) {
+      return fmt::format("expected {}, not the text \"{}\"", type, value.items.front());
+    }
+    return parse_scalar(config, value);
+  };
+}
+
+// An integer as people write them, 1e6 for a million included; or what is wrong with it.
+Problem parse_integer(const std::string& text, int64_t lowest, int64_t highest, int64_t* value) {
+  if (!parse_number(text, value)) {
+    double real = 0.0;
+    if (!parse_number(text, &real) || real != std::floor(real)) {
+      return fmt::format("expected an integer, not '{}'", text);
+    }
+    // Beyond 2^53 a double skips integers.
+    if (std::abs(real) > 9e15) {
+      return fmt::format("{} is too large: at most {}, or 9e15 with an exponent", text, highest);
+    }
+    *value = static_cast<int64_t>(real);
+  }
+  if (*value < lowest) return fmt::format("must be at least {}, not {}", lowest, *value);
+  if (*value > highest) return fmt::format("must be at most {}, not {}", highest, *value);
+  return {};
+}
+
+std::string integer_type(int64_t lowest, int64_t highest) {
+  return highest >= kLargestCount ? fmt::format("integer, at least {}", lowest)
+                                  : fmt::format("integer, {} to {}", lowest, highest);
+}
+
 // `member` returns a reference to the integer within a RunConfig.
 template <class Member>
 ConfigField integer(std::string key, Member member, int64_t lowest, int64_t highest,
                     std::string help) {
   const auto parse = [=](RunConfig& config, const std::string& text) -> Problem {
     int64_t value = 0;
-    if (!parse_number(text, &value)) {
-      // 1e6 is how people write a million.
-      double real = 0.0;
-      if (!parse_number(text, &real) || real != std::floor(real) || std::abs(real) > 9e15) {
-        return fmt::format("expected an integer, not '{}'", text);
-      }
-      value = static_cast<int64_t>(real);
-    }
-    if (value < lowest) return fmt::format("must be at least {}, not {}", lowest, value);
-    if (value > highest) return fmt::format("must be at most {}, not {}", highest, value);
+    if (Problem problem = parse_integer(text, lowest, highest, &value)) return problem;
     using Target = std::remove_reference_t<decltype(member(config))>;
     member(config) = static_cast<Target>(value);
     return {};
@@ -69,12 +98,13 @@ ConfigField integer(std::string key, Member member, int64_t lowest, int64_t high
   const auto print = [=](const RunConfig& config) {
     return fmt::format("{}", member(const_cast<RunConfig&>(config)));
   };
-  return {std::move(key), "integer", std::move(help), scalar("an integer", parse), print};
+  return {std::move(key), integer_type(lowest, highest), std::move(help),
+          plain_scalar("an integer", parse), print};
 }
 
 template <class Member>
 ConfigField count(std::string key, Member member, int64_t lowest, std::string help) {
-  return integer(std::move(key), member, lowest, kNoLimit, std::move(help));
+  return integer(std::move(key), member, lowest, kLargestCount, std::move(help));
 }
 
 template <class Member>
@@ -93,7 +123,8 @@ ConfigField real(std::string key, Member member, double lowest, double highest, 
   const auto print = [=](const RunConfig& config) {
     return fmt::format("{}", member(const_cast<RunConfig&>(config)));
   };
-  return {std::move(key), "number", std::move(help), scalar("a number", parse), print};
+  return {std::move(key), fmt::format("number, {} to {}", lowest, highest), std::move(help),
+          plain_scalar("a number", parse), print};
 }
 
 template <class Member>
@@ -108,7 +139,8 @@ ConfigField boolean(std::string key, Member member, std::string help) {
   const auto print = [=](const RunConfig& config) {
     return std::string(member(const_cast<RunConfig&>(config)) ? "true" : "false");
   };
-  return {std::move(key), "true | false", std::move(help), scalar("true or false", parse), print};
+  return {std::move(key), "true | false", std::move(help), plain_scalar("true or false", parse),
+          print};
 }
 
 template <class Member>
@@ -171,8 +203,8 @@ ConfigField choice(std::string key, Member member, Names<E> names, std::string h
 void add_run(std::vector<ConfigField>& fields) {
   fields.push_back(text("run.dir", SWITCHYARD_MEMBER(run.dir),
                         "where everything of the run goes: checkpoints, metrics, event files"));
-  fields.push_back(count("run.seed", SWITCHYARD_MEMBER(run.seed), 0,
-                         "decides initial weights, the order of samples and what is sampled"));
+  fields.push_back(integer("run.seed", SWITCHYARD_MEMBER(run.seed), 0, kNoLimit,
+                           "decides initial weights, the order of samples and what is sampled"));
   fields.push_back(text("run.device", SWITCHYARD_MEMBER(run.device), "cpu"));
   fields.push_back(choice("run.compute_dtype", SWITCHYARD_MEMBER(run.compute_dtype),
                           Names<DType>{{"f32", DType::f32}, {"bf16", DType::bf16}},

@@ -13,12 +13,13 @@ namespace switchyard {
 struct ConfigValue {
   std::vector<std::string> items;
   bool is_list = false;
+  bool is_quoted = false;  // a scalar in quotes or a block: text, whatever it looks like
 };
 
 // One key of the configuration: everything that reading, printing and documenting it needs.
 struct ConfigField {
   std::string key;   // "model.router.top_k"
-  std::string type;  // "integer", "softmax | sigmoid"
+  std::string type;  // "integer, at least 1", "softmax | sigmoid"
   std::string help;
   // Stores the value; returns what is wrong with it, if anything.
   std::function<std::optional<std::string>(RunConfig&, const ConfigValue&)> parse;

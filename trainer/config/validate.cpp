@@ -33,8 +33,9 @@ class Checks {
 
   void divides(int64_t divisor, const std::string& divisor_key, int64_t number,
                const std::string& key) {
-    expect(divisor > 0 && number % divisor == 0, key, "{} is not divisible by {} = {}", number,
-           divisor_key, divisor);
+    expect(divisor > 0 && number % divisor == 0, key,
+           "{} is not divisible by {} = {}; choose a multiple, or another {}", number, divisor_key,
+           divisor, divisor_key);
   }
 
   void sizes() {
@@ -44,7 +45,9 @@ class Checks {
     expect(m.num_layers > 0, "model.num_layers", "is missing: the number of blocks");
     expect(m.num_heads > 0, "model.num_heads", "is missing: the number of query heads");
     expect(m.num_heads == 0 || m.head_dim > 0, "model.head_dim",
-           "is missing, and hidden = {} is not divisible by num_heads = {}", m.hidden, m.num_heads);
+           "is missing, and hidden = {} is not divisible by num_heads = {}; give one of the three "
+           "another value",
+           m.hidden, m.num_heads);
     expect(!config_.run.dir.empty(), "run.dir", "is missing: where the run keeps its files");
     expect(config_.run.device == "cpu", "run.device",
            "this build runs on cpu, not on '{}'; set run.device=cpu", config_.run.device);
@@ -74,7 +77,8 @@ class Checks {
     }
     if (m.position == Position::rope) {
       expect(m.head_dim % 2 == 0, "model.head_dim",
-             "rope rotates halves of a head: {} must be even", m.head_dim);
+             "rope rotates halves of a head: {} must be even; or set model.position: learned",
+             m.head_dim);
     }
     expect(
         !m.bias || m.norm == Norm::layer_norm, "model.bias",
@@ -84,9 +88,14 @@ class Checks {
            "is missing: the inner width of dense feed-forwards");
     if (has_dense) divides(tp, "parallel.tp", m.ffn_hidden, "model.ffn_hidden");
     expect(m.first_dense_layers <= m.num_layers, "model.first_dense_layers",
-           "{} is more than model.num_layers = {}", m.first_dense_layers, m.num_layers);
-    expect(m.vocab_size == 0 || m.vocab_size >= tp, "model.vocab_size",
-           "{} ids cannot be split over parallel.tp = {}", m.vocab_size, tp);
+           "{} is more than model.num_layers = {}; choose fewer", m.first_dense_layers,
+           m.num_layers);
+    // Runs of ceil(vocab / tp) ids: the last rank must get one, too.
+    const int64_t run = (m.vocab_size + tp - 1) / tp;
+    expect(m.vocab_size == 0 || (tp - 1) * run < m.vocab_size, "model.vocab_size",
+           "{} ids in runs of {} leave nothing for the last of parallel.tp = {} ranks; choose a "
+           "multiple",
+           m.vocab_size, run, tp);
   }
 
   void experts() {
@@ -96,7 +105,7 @@ class Checks {
     expect(m.expert_ffn_hidden > 0, "model.expert_ffn_hidden",
            "is missing: the inner width of an expert");
     expect(m.router.top_k <= m.num_experts, "model.router.top_k",
-           "{} is more than model.num_experts = {}", m.router.top_k, m.num_experts);
+           "{} is more than model.num_experts = {}; choose fewer", m.router.top_k, m.num_experts);
     expect(m.num_experts % config_.parallel.ep == 0, "parallel.ep",
            "{} does not divide model.num_experts = {}; choose a divisor", config_.parallel.ep,
            m.num_experts);
@@ -120,12 +129,12 @@ class Checks {
     if (world_size_ % config_.parallel.tp != 0) return;
     const int64_t dp = world_size_ / config_.parallel.tp;
     expect(t.global_batch_size % (t.micro_batch_size * dp) == 0, "train.global_batch_size",
-           "{} is not divisible by micro_batch_size * dp = {} * {}", t.global_batch_size,
-           t.micro_batch_size, dp);
+           "{} is not divisible by micro_batch_size * dp = {} * {}; choose a multiple of {}",
+           t.global_batch_size, t.micro_batch_size, dp, t.micro_batch_size * dp);
     expect(t.micro_batch_size * config_.model.seq_len % config_.parallel.tp == 0,
            "train.micro_batch_size",
            "the {} * {} tokens of a micro-batch are not divisible by parallel.tp = {}, which "
-           "splits them between blocks",
+           "splits them between blocks; choose a multiple for it or for model.seq_len",
            t.micro_batch_size, config_.model.seq_len, config_.parallel.tp);
   }
 

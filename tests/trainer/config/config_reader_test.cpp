@@ -74,6 +74,14 @@ TEST(ConfigReaderTest, FillsInValuesThatFollowFromOthers) {
   EXPECT_EQ(model.head_dim, 24);
 }
 
+TEST(ConfigReaderTest, SaysWhatFilledInValuesFollowFrom) {
+  const LoadedConfig loaded = parse_config("model: {hidden: 96, num_heads: 4}\n", "run.yaml");
+
+  EXPECT_EQ(loaded.origins.at("model.num_kv_heads"), "from model.num_heads");
+  EXPECT_EQ(loaded.origins.at("model.head_dim"), "from model.hidden / model.num_heads");
+  EXPECT_EQ(parse_config("model: {hidden: 96}\n", "run.yaml").origins.size(), 1u);
+}
+
 TEST(ConfigReaderTest, NamesUnknownKeysWithTheirPlaceAndTheNearestKey) {
   EXPECT_THAT(problems_in("model:\n  hidden: 8\n  num_layer: 2\n"),
               ElementsAre("run.yaml:3:3: unknown key model.num_layer; did you mean "
@@ -125,6 +133,10 @@ TEST(ConfigReaderTest, NamesMistypedValuesAtTheValue) {
 TEST(ConfigReaderTest, NamesNumbersThatAreTooLarge) {
   EXPECT_THAT(problems_in("model: {num_experts: 100001}\n"),
               ElementsAre("run.yaml:1:22: model.num_experts: must be at most 100000, not 100001"));
+  // Sizes are multiplied with each other: none may come near the end of 64 bits.
+  EXPECT_THAT(problems_in("train: {micro_batch_size: 4611686018427387904}\n"),
+              ElementsAre("run.yaml:1:27: train.micro_batch_size: must be at most 2147483647, not "
+                          "4611686018427387904"));
 }
 
 TEST(ConfigReaderTest, NumbersMustEndWhereTheyEnd) {
@@ -153,10 +165,46 @@ TEST(ConfigReaderTest, NamesValuesWhereASectionBelongs) {
 }
 
 TEST(ConfigReaderTest, NamesKeysWithoutAValue) {
-  const Lines lines = problems_in("model:\n  hidden:\n  num_heads: 2\n");
+  const std::string nothing = "model.hidden: expected a value, not nothing";
 
-  ASSERT_EQ(lines.size(), 1u);
-  EXPECT_THAT(lines[0], HasSubstr("model.hidden: expected a value, not nothing"));
+  EXPECT_THAT(problems_in("model:\n  hidden:\n  num_heads: 2\n"),
+              ElementsAre("run.yaml:2:3: " + nothing));
+  EXPECT_THAT(problems_in("model:\n  hidden:\n"), ElementsAre("run.yaml:2:3: " + nothing));
+  EXPECT_THAT(problems_in("model: {hidden: , num_heads: 2}\n"),
+              ElementsAre("run.yaml:1:9: " + nothing));
+  EXPECT_THAT(problems_in("model:\n  hidden: null\n"), ElementsAre("run.yaml:2:3: " + nothing));
+}
+
+TEST(ConfigReaderTest, NamesASecondDocument) {
+  EXPECT_THAT(problems_in("model: {hidden: 8}\n---\nmodel: {hiden: 9}\n"),
+              ElementsAre("run.yaml:2:1: a second document begins; one file is one experiment"));
+  EXPECT_THAT(problems_in("model: {hidden: 8}\nmodel} {hidden: 9}\n"),
+              ElementsAre(::testing::StartsWith("run.yaml:2:")));
+  EXPECT_THAT(problems_in("---\nmodel: {hidden: 8}\n...\n"), ElementsAre());
+}
+
+TEST(ConfigReaderTest, QuotesMakeTextOfNumbersAndTruthValues) {
+  EXPECT_THAT(
+      problems_in("model: {hidden: \"8\", norm_eps: '1e-6', bias: \"true\"}\n"),
+      ElementsAre("run.yaml:1:17: model.hidden: expected an integer, not the text \"8\"",
+                  "run.yaml:1:32: model.norm_eps: expected a number, not the text \"1e-6\"",
+                  "run.yaml:1:46: model.bias: expected true or false, not the text \"true\""));
+}
+
+TEST(ConfigReaderTest, QuotesDoNotMatterToTextAndChoices) {
+  const RunConfig config =
+      parse_config("run: {dir: 'runs/x'}\nmodel: {structure: \"bigmac\"}\n", "run.yaml").config;
+
+  EXPECT_EQ(config.run.dir, "runs/x");
+  EXPECT_EQ(config.model.structure, Structure::bigmac);
+}
+
+TEST(ConfigReaderTest, ReadsSeedsOfSixtyThreeBits) {
+  EXPECT_EQ(parse_config("run: {seed: 9223372036854775807}\n", "run.yaml").config.run.seed,
+            9223372036854775807u);
+  EXPECT_THAT(problems_in("run: {seed: 9223372036854775808}\n"),
+              ElementsAre("run.yaml:1:13: run.seed: 9223372036854775808 is too large: at most "
+                          "9223372036854775807, or 9e15 with an exponent"));
 }
 
 TEST(ConfigReaderTest, NamesKeysThatAreNotWords) {
@@ -231,10 +279,12 @@ TEST_F(ConfigBaseTest, RemembersWhereEveryValueCameFrom) {
 
   const LoadedConfig loaded = load_config(top, {"model.num_layers=3"});
 
-  EXPECT_EQ(loaded.origins,
-            (std::map<std::string, std::string>{{"model.hidden", path("base.yaml") + ":2:11"},
-                                                {"model.num_heads", path("top.yaml") + ":3:14"},
-                                                {"model.num_layers", "command line"}}));
+  EXPECT_EQ(loaded.origins, (std::map<std::string, std::string>{
+                                {"model.hidden", path("base.yaml") + ":2:11"},
+                                {"model.num_heads", path("top.yaml") + ":3:14"},
+                                {"model.num_layers", "command line"},
+                                {"model.num_kv_heads", "from model.num_heads"},
+                                {"model.head_dim", "from model.hidden / model.num_heads"}}));
 }
 
 TEST_F(ConfigBaseTest, PrintsEveryValueWithItsOrigin) {
@@ -272,9 +322,12 @@ TEST_F(ConfigBaseTest, NamesAMissingBaseAndWhoWantsIt) {
 
 TEST_F(ConfigBaseTest, NamesABaseThatIsNoFileName) {
   const std::string top = write("top.yaml", "base: [a.yaml, b.yaml]\n");
+  const std::string none = write("none.yaml", "base:\nmodel: {hidden: 8}\n");
 
   EXPECT_THAT(problems_of([&] { load_config(top, {}); }),
               ElementsAre(top + ":1:7: base: expected the name of a file"));
+  EXPECT_THAT(problems_of([&] { load_config(none, {}); }),
+              ElementsAre(none + ":1:1: base: expected the name of a file"));
 }
 
 TEST_F(ConfigBaseTest, NamesProblemsOfTheBaseInTheBase) {

@@ -177,7 +177,11 @@ TEST(ValidateConfigTest, LeadingDenseLayersMustFit) {
 
 TEST(ValidateConfigTest, EveryTpRankNeedsAWord) {
   EXPECT_THAT(problems_with({"model.vocab_size=1", "parallel.tp=2"}, 2),
-              ElementsAre(names("model.vocab_size", "1 ids cannot be split over parallel.tp = 2")));
+              ElementsAre(names("model.vocab_size", "1 ids in runs of 1 leave nothing")));
+  // Two each for the first three ranks would be six.
+  EXPECT_THAT(problems_with({"model.vocab_size=6", "parallel.tp=4"}, 4),
+              ElementsAre(names("model.vocab_size", "6 ids in runs of 2 leave nothing")));
+  EXPECT_THAT(problems_with({"model.vocab_size=7", "parallel.tp=4"}, 4), ElementsAre());
 }
 
 TEST(ValidateConfigTest, ExpertsNeedTheirSizes) {
@@ -211,6 +215,24 @@ TEST(ValidateConfigTest, BatchesMustDivideOverTheRanks) {
 TEST(ValidateConfigTest, TokensMustDivideOverTp) {
   EXPECT_THAT(problems_with({"model.seq_len=15", "parallel.tp=2"}, 2),
               ElementsAre(names("train.micro_batch_size", "not divisible by parallel.tp = 2")));
+}
+
+TEST(ValidateConfigTest, TheLargestSizesOverflowNothing) {
+  EXPECT_THAT(
+      problems_with(
+          {"train.micro_batch_size=2147483647", "parallel.tp=3", "model.seq_len=2147483647"}, 6)
+          .size(),
+      ::testing::Gt(0u));
+}
+
+TEST(ValidateConfigTest, SaysWhatToDo) {
+  EXPECT_THAT(problems_with({"train.global_batch_size=6"}, 4),
+              ElementsAre(names("train.global_batch_size", "choose a multiple of 4")));
+  EXPECT_THAT(problems_with({"model.router.top_k=9"}),
+              ElementsAre(names("model.router.top_k", "choose fewer")));
+  EXPECT_THAT(
+      problems_with({"model.num_kv_heads=2", "parallel.tp=4"}, 4),
+      ElementsAre(names("model.num_kv_heads", "choose a multiple, or another parallel.tp")));
 }
 
 TEST(ValidateConfigTest, NamesAllProblemsAtOnce) {
