@@ -23,3 +23,9 @@ target_compile_options(standalone_headers PRIVATE -O0)
 target_link_libraries(standalone_headers PRIVATE
   switchyard_trainer MPI::MPI_C OneDNN::OneDNN Random123::Random123 HDF5::HDF5 yaml-cpp CLI11::CLI11
   spdlog::spdlog SentencePiece::train)
+
+# The program as a user meets it.
+add_test(NAME end_to_end
+         COMMAND ${SYSTEM_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/end_to_end/cli_test.py
+                 $<TARGET_FILE:switchyard> ${MPIEXEC_EXECUTABLE})
+set_tests_properties(end_to_end PROPERTIES TIMEOUT 900 PROCESSORS 2)

@@ -28,8 +28,7 @@ struct Bench {
   StepReport run() {
     const int64_t per_rank = kGlobalBatch / dist.layout().dp();
     std::vector<MicroBatch> batches;
-    batches.push_back(
-        test::synthetic_batch(model.config(), dist.dp().rank() * per_rank, per_rank));
+    batches.push_back(test::synthetic_batch(model.config(), dist.dp().rank() * per_rank, per_rank));
     return step.run(batches, test::scales_of(model.config(), kGlobalBatch), 1e-2);
   }
 

@@ -1,0 +1,284 @@
+#!/usr/bin/env python3
+"""The program as a user meets it: commands, exit codes, messages, resume, under mpiexec.
+
+usage: cli_test.py PATH_TO_SWITCHYARD PATH_TO_MPIEXEC [unittest options]
+"""
+
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+SWITCHYARD, MPIEXEC = (os.path.abspath(path) for path in sys.argv[1:3])
+CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
+MPI_FLAGS = ["--oversubscribe", "--mca", "mpi_yield_when_idle", "1"]
+DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
+
+
+def environment():
+    return dict(os.environ, OMP_NUM_THREADS="1", OMPI_ALLOW_RUN_AS_ROOT="1",
+                OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
+
+
+def command(ranks, *arguments):
+    program = [SWITCHYARD, *map(str, arguments)]
+    return program if ranks == 0 else [MPIEXEC, *MPI_FLAGS, "-n", str(ranks), *program]
+
+
+def write_text(folder):
+    """Words of a small language, so that there is something to learn."""
+    rng = random.Random(3)
+    words = ["".join(rng.choices("abcdefghij", k=rng.randint(2, 6))) for _ in range(60)]
+    folder.mkdir()
+    for i in range(24):
+        text = " ".join(rng.choice(words) for _ in range(300))
+        (folder / f"document_{i:02}.txt").write_text(text + "\n")
+
+
+class Program(unittest.TestCase):
+    """A folder with token files; every test has a copy."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.template = pathlib.Path(tempfile.mkdtemp())
+        write_text(cls.template / "text")
+        shutil.copytree(CONFIGS, cls.template / "configs")
+        subprocess.run(command(0, "tokenize", "configs/tiny_bigmac.yaml", 'data.text=["text"]'),
+                       cwd=cls.template, env=environment(), check=True, capture_output=True)
+
+    @classmethod
+    def tearDownClass(cls):
+        shutil.rmtree(cls.template)
+
+    def setUp(self):
+        self.folder = pathlib.Path(tempfile.mkdtemp())
+        shutil.copytree(self.template, self.folder, dirs_exist_ok=True)
+
+    def tearDown(self):
+        shutil.rmtree(self.folder)
+
+    def run_program(self, ranks, *arguments, code=DONE):
+        result = subprocess.run(command(ranks, *arguments), cwd=self.folder, env=environment(),
+                                capture_output=True, text=True, timeout=120)
+        output = result.stdout + result.stderr
+        self.assertEqual(result.returncode, code, output)
+        return output
+
+    def train(self, ranks, *overrides, config="tiny_bigmac", code=DONE):
+        return self.run_program(ranks, "train", f"configs/{config}.yaml", *overrides, code=code)
+
+    def metrics(self, run="tiny_bigmac"):
+        lines = (self.folder / "runs" / run / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    def checkpoint(self, step, run="tiny_bigmac"):
+        return self.folder / "runs" / run / "checkpoints" / f"step_{step:08}"
+
+    def shards(self, step, run="tiny_bigmac"):
+        return {path.name: path.read_bytes() for path in sorted(self.checkpoint(step, run).iterdir())
+                if path.name.startswith("shard")}
+
+
+class Training(Program):
+    def test_every_structure_learns_on_every_layout_that_is_tried(self):
+        for structure, ranks, layout in [("dense", 2, ["parallel.tp=2"]),
+                                         ("vanilla", 4, ["parallel.ep=4"]),
+                                         ("fine_grained", 4, ["parallel.tp=2", "parallel.ep=4"]),
+                                         ("bigmac", 4, ["parallel.ep=2"])]:
+            with self.subTest(structure):
+                self.train(ranks, *layout, config=f"tiny_{structure}")
+                losses = [m["loss"] for m in self.metrics(f"tiny_{structure}")]
+                self.assertEqual(len(losses), 20)
+                self.assertLess(losses[-1], losses[0] - 1.0)
+
+    def test_commands_work_on_what_was_trained_elsewhere(self):
+        self.train(4, "parallel.ep=4")
+        val_loss = self.metrics()[-1]["val_loss"]
+        output = self.run_program(2, "eval", "configs/tiny_bigmac.yaml", "parallel.tp=2")
+        self.assertIn("held-out loss", output)
+        self.assertAlmostEqual(float(output.split("held-out loss ")[1].split(",")[0]), val_loss,
+                               delta=0.5)
+        text = self.run_program(0, "generate", "configs/tiny_bigmac.yaml", "--prompt", "ab",
+                                "--max-tokens", "20")
+        self.assertTrue(text.startswith("ab"))
+        again = self.run_program(2, "generate", "configs/tiny_bigmac.yaml", "parallel.ep=2",
+                                 "--prompt", "ab", "--max-tokens", "20")
+        self.assertEqual(text, again)
+        output = self.run_program(0, "inspect", self.checkpoint(20), "--verify")
+        self.assertIn("layers.0.moe.descend.weight", output)
+        self.run_program(0, "inspect", "runs/tiny_data/train.h5", "--verify")
+
+    def test_bf16_learns_too(self):
+        self.train(2, "run.compute_dtype=bf16", "parallel.ep=2", "parallel.recompute=true")
+        losses = [m["loss"] for m in self.metrics()]
+        self.assertLess(losses[-1], losses[0] - 1.0)
+
+    def test_dry_run_and_print_config_train_nothing(self):
+        plan = self.run_program(0, "train", "configs/tiny_bigmac.yaml", "--dry-run")
+        self.assertIn("parameters", plan)
+        shown = self.run_program(0, "train", "configs/tiny_bigmac.yaml", "--print-config",
+                                 "train.max_steps=7")
+        self.assertRegex(shown, r"max_steps: 7 +# command line")
+        self.assertRegex(shown, r"latent: 8 +# configs/tiny_bigmac.yaml:6")
+        self.assertFalse((self.folder / "runs" / "tiny_bigmac").exists())
+
+
+class Resume(Program):
+    # 46 sequences or so per epoch: 20 steps of 8 cross the end of three.
+    def test_a_killed_run_goes_on_bit_for_bit(self):
+        self.train(4, "parallel.ep=4")
+        straight, straight_shards = self.metrics(), self.shards(20)
+        shutil.rmtree(self.folder / "runs" / "tiny_bigmac")
+
+        # Killed between the checkpoint of step 10 and that of step 20.
+        process = subprocess.Popen(command(4, "train", "configs/tiny_bigmac.yaml",
+                                           "parallel.ep=4"),
+                                   cwd=self.folder, env=environment(),
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.time() + 60
+        while not self.checkpoint(10).exists() and time.time() < deadline:
+            time.sleep(0.002)
+        process.kill()
+        process.wait()
+        subprocess.run(["pkill", "-KILL", "-f", f"^{SWITCHYARD} train"], check=False)
+        if self.checkpoint(20).exists():  # it was faster than the signal
+            shutil.rmtree(self.checkpoint(20))
+        output = self.train(4, "parallel.ep=4")
+
+        self.assertIn("resumed from step_00000010", output)
+        self.assertEqual([(m["step"], m["loss"], m["grad_norm"]) for m in self.metrics()],
+                         [(m["step"], m["loss"], m["grad_norm"]) for m in straight])
+        self.assertEqual(self.shards(20), straight_shards)
+
+    def test_a_signal_saves_and_stops_with_its_own_code(self):
+        process = subprocess.Popen(command(2, "train", "configs/tiny_bigmac.yaml", "parallel.ep=2",
+                                           "train.max_steps=100000"),
+                                   cwd=self.folder, env=environment(), text=True,
+                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        deadline = time.time() + 60
+        while not self.checkpoint(10).exists() and time.time() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGUSR1)
+        output = process.communicate(timeout=60)[0]
+
+        self.assertEqual(process.returncode, STOPPED, output)
+        self.assertIn("stopped by a signal after step", output)
+        last = self.metrics()[-1]["step"]
+        self.assertTrue(self.checkpoint(last).exists())
+
+    def test_another_layout_goes_on_from_the_checkpoint(self):
+        self.train(4, "parallel.ep=4", "train.max_steps=10")
+        output = self.train(2, "parallel.tp=2", "train.max_steps=12")
+        self.assertIn("resumed from step_00000010", output)
+        self.assertEqual([m["step"] for m in self.metrics()], list(range(1, 13)))
+
+    def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(self):
+        self.train(2, "parallel.ep=2")
+        shard = next(self.checkpoint(20).glob("shard*"))
+        content = bytearray(shard.read_bytes())
+        content[len(content) // 2] ^= 4
+        shard.write_bytes(content)
+
+        output = self.train(2, "parallel.ep=2", "train.max_steps=12")
+
+        self.assertIn(f"passed over step_00000020", output)
+        self.assertIn(shard.name, output)
+        self.assertIn("resumed from step_00000010", output)
+
+
+class BadInput(Program):
+    def expect_error(self, output, *texts):
+        for text in texts:
+            self.assertIn(text, output)
+        # From rank 0 only.
+        self.assertEqual(output.count(f"switchyard: {texts[0]}"), 1, output)
+
+    def test_all_mistakes_of_a_configuration_are_named_at_once(self):
+        (self.folder / "bad.yaml").write_text(
+            "base: configs/tiny_bigmac.yaml\n"
+            "model:\n"
+            "  hiden: 64\n"
+            "  num_layers: two\n"
+            "train: {max_steps: 5, max_steps: 6}\n")
+        output = self.run_program(2, "train", "bad.yaml", "optimizer.lr=fast", code=BAD_INPUT)
+        self.expect_error(output, "bad.yaml:3:3: unknown key model.hiden; did you mean model.hidden?",
+                          "bad.yaml:4:15: model.num_layers: expected an integer, not 'two'",
+                          "bad.yaml:5:23: train.max_steps is given twice in this file",
+                          "command line: optimizer.lr: expected a number, not 'fast'")
+
+    def test_impossible_combinations(self):
+        for overrides, message in [
+                (["parallel.ep=3"], "parallel.ep: 3 does not divide the 4 ranks"),
+                (["parallel.ep=4", "model.num_experts=6"],
+                 "parallel.ep: 4 does not divide model.num_experts = 6"),
+                (["model.head_dim=7"], "rope rotates halves of a head: 7 must be even"),
+                (["train.global_batch_size=6"], "6 is not divisible by micro_batch_size * dp"),
+                (["model.router.top_k=17"], "17 is more than model.num_experts = 16")]:
+            with self.subTest(message):
+                output = self.train(4, *overrides, code=BAD_INPUT)
+                self.assertIn(message, output)
+                self.assertEqual(output.count(message), 1, output)
+
+    def test_damaged_token_files(self):
+        path = self.folder / "runs" / "tiny_data" / "train.h5"
+        intact = path.read_bytes()
+        flipped = bytearray(intact)
+        flipped[len(intact) // 2] ^= 1
+        for name, content in [("truncated", intact[: len(intact) // 2]), ("flipped", flipped),
+                              ("empty", b"")]:
+            with self.subTest(name):
+                path.write_bytes(content)
+                output = self.train(2, "parallel.ep=2", code=FAILED)
+                self.expect_error(output, "rank", "train.h5")
+
+    def test_a_file_that_is_missing_on_one_rank_only(self):
+        # Rank 1 works in a folder without token files, as on a machine that lacks them.
+        elsewhere = self.folder / "elsewhere"
+        elsewhere.mkdir()
+        arguments = [SWITCHYARD, "train", "configs/tiny_bigmac.yaml", "parallel.ep=2"]
+        result = subprocess.run(
+            [MPIEXEC, *MPI_FLAGS, "-n", "1", "--wdir", self.folder, *arguments, ":",
+             "-n", "1", "--wdir", elsewhere, *arguments],
+            cwd=self.folder, env=environment(), capture_output=True, text=True, timeout=60)
+        self.assertEqual(result.returncode, FAILED)
+        self.assertIn("switchyard: rank 1: ", result.stderr)
+        self.assertIn("runs/tiny_data/train.h5", result.stderr)
+
+    def test_commands_without_their_files(self):
+        self.assertIn("no checkpoint", self.run_program(
+            2, "eval", "configs/tiny_bigmac.yaml", "parallel.ep=2", code=FAILED))
+        self.assertIn("is not there", self.run_program(0, "inspect", "nowhere", code=FAILED))
+        self.assertIn("cannot be read", self.run_program(0, "train", "no.yaml", code=BAD_INPUT))
+        self.run_program(0, "trian", "configs/tiny_bigmac.yaml", code=BAD_INPUT)
+
+    def test_a_run_that_diverges_ends_with_an_error(self):
+        output = self.train(2, "parallel.ep=2", "optimizer.lr=1e3", "optimizer.clip=0",
+                            "train.max_steps=200", "checkpoint.interval=0", "optimizer.type=sgd",
+                            "model.init_std=10", code=FAILED)
+        self.assertIn("steps in a row had no finite gradient", output)
+
+    def test_a_full_disk_does_not_end_the_training(self):
+        folder = self.checkpoint(20).parent
+        folder.mkdir(parents=True)
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder],
+                                 capture_output=True, check=False)
+        if mounted.returncode != 0:
+            self.skipTest("a file system can only be mounted as root")
+        try:
+            output = self.train(2, "parallel.ep=2")
+        finally:
+            subprocess.run(["umount", folder], check=True)
+        self.assertIn("no checkpoint at step 20", output)
+        self.assertIn("No space left on device", output)
+        self.assertEqual(len(self.metrics()), 20)
+
+
+if __name__ == "__main__":
+    unittest.main(argv=[sys.argv[0], *sys.argv[3:]])

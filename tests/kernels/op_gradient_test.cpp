@@ -1,0 +1,340 @@
+// The memory-bound ops, forward against double references and backward against central finite
+// differences. Inputs near one and a step of 1e-2 make differences good to about 1e-3.
+#include <gtest/gtest.h>
+#include <omp.h>
+
+#include <cmath>
+#include <functional>
+
+#include "kernels/activation.h"
+#include "kernels/check.h"
+#include "kernels/cross_entropy.h"
+#include "kernels/elementwise.h"
+#include "kernels/embedding.h"
+#include "kernels/layer_norm.h"
+#include "kernels/rms_norm.h"
+#include "kernels/rope.h"
+#include "support/test_tensors.h"
+
+namespace switchyard {
+namespace {
+
+using test::inner_product;
+using test::make_tensor;
+using test::numeric_gradient;
+using test::random_tensor;
+using test::relative_error;
+using test::to_floats;
+
+constexpr int64_t kWidths[] = {1, 31, 32, 33, 257};
+
+class NormWidthTest : public testing::TestWithParam<int64_t> {};
+
+TEST_P(NormWidthTest, RmsNormAddsNormalisesAndDifferentiates) {
+  Stream stream;
+  const int64_t tokens = 3, hidden = GetParam();
+  Tensor x = random_tensor({tokens, hidden}, 1), weight = random_tensor({hidden}, 3);
+  const Tensor delta = random_tensor({tokens, hidden}, 2), dy = random_tensor({tokens, hidden}, 4);
+  Tensor sum({tokens, hidden}, DType::f32), y({tokens, hidden}, DType::f32),
+      rstd({tokens}, DType::f32);
+  const float eps = 1e-2f;
+  const auto loss = [&] {
+    rms_norm_forward(stream, x, delta, weight, eps, sum, y, rstd);
+    return inner_product(dy, y);
+  };
+
+  loss();
+  for (int64_t t = 0; t < tokens; ++t) {
+    double squares = 0.0;
+    for (int64_t i = 0; i < hidden; ++i) squares += std::pow(sum.data<float>()[t * hidden + i], 2);
+    const double expected = 1.0 / std::sqrt(squares / static_cast<double>(hidden) + eps);
+    EXPECT_NEAR(rstd.data<float>()[t], expected, 1e-5 * expected);
+    const int64_t last = t * hidden + hidden - 1;
+    EXPECT_NEAR(y.data<float>()[last],
+                sum.data<float>()[last] * expected * weight.data<float>()[hidden - 1], 1e-4);
+  }
+  // dx holds what flows past the norm.
+  Tensor dx = random_tensor({tokens, hidden}, 5), dweight = random_tensor({hidden}, 6);
+  auto past = to_floats(dx), before = to_floats(dweight);
+  rms_norm_backward(stream, dy, sum, weight, rstd, dx, dweight);
+  auto by_x = to_floats(dx), by_weight = to_floats(dweight);
+  for (size_t i = 0; i < past.size(); ++i) by_x[i] -= past[i];
+  for (size_t i = 0; i < before.size(); ++i) by_weight[i] -= before[i];
+  EXPECT_LT(relative_error(by_x, numeric_gradient(x, loss)), 5e-3);
+  EXPECT_LT(relative_error(by_weight, numeric_gradient(weight, loss)), 5e-3);
+}
+
+TEST_P(NormWidthTest, LayerNormDifferentiates) {
+  Stream stream;
+  const int64_t tokens = 3, hidden = GetParam();
+  Tensor x = random_tensor({tokens, hidden}, 1), weight = random_tensor({hidden}, 3),
+         bias = random_tensor({hidden}, 7);
+  const Tensor dy = random_tensor({tokens, hidden}, 4);
+  Tensor y({tokens, hidden}, DType::f32), mean({tokens}, DType::f32), rstd({tokens}, DType::f32);
+  const auto loss = [&] {
+    layer_norm_forward(stream, x, {}, weight, bias, 1e-2f, {}, y, mean, rstd);
+    return inner_product(dy, y);
+  };
+
+  loss();
+  Tensor dx({tokens, hidden}, DType::f32), dweight({hidden}, DType::f32),
+      dbias({hidden}, DType::f32);
+  layer_norm_backward(stream, dy, x, weight, mean, rstd, dx, dweight, dbias);
+
+  if (hidden > 1) {  // of one element the result is the bias, whatever x is
+    EXPECT_LT(relative_error(to_floats(dx), numeric_gradient(x, loss)), 5e-3);
+    EXPECT_LT(relative_error(to_floats(dweight), numeric_gradient(weight, loss)), 5e-3);
+  }
+  EXPECT_LT(relative_error(to_floats(dbias), numeric_gradient(bias, loss)), 5e-3);
+}
+
+INSTANTIATE_TEST_SUITE_P(Widths, NormWidthTest, testing::ValuesIn(kWidths));
+
+TEST(NormTest, ResultsDoNotDependOnTheNumberOfThreads) {
+  const auto gradients = [](int threads) {
+    const int former = omp_get_max_threads();
+    omp_set_num_threads(threads);
+    Stream stream;
+    const Tensor x = random_tensor({513, 65}, 1), dy = random_tensor({513, 65}, 2),
+                 weight = random_tensor({65}, 3);
+    Tensor y(x.shape(), DType::f32), rstd({513}, DType::f32), dx(x.shape(), DType::f32),
+        dweight({65}, DType::f32);
+    rms_norm_forward(stream, x, {}, weight, 1e-5f, {}, y, rstd);
+    rms_norm_backward(stream, dy, x, weight, rstd, dx, dweight);
+    omp_set_num_threads(former);
+    return to_floats(dweight);
+  };
+
+  EXPECT_EQ(gradients(1), gradients(2));
+  EXPECT_EQ(gradients(1), gradients(3));
+}
+
+class ActivationTest : public testing::TestWithParam<Activation> {};
+
+double reference(Activation activation, double x) {
+  const double silu = x / (1.0 + std::exp(-x));
+  switch (activation) {
+    case Activation::swiglu:
+    case Activation::silu:
+      return silu;
+    case Activation::gelu:
+      return 0.5 * x * (1.0 + std::tanh(std::sqrt(2.0 / M_PI) * (x + 0.044715 * x * x * x)));
+    case Activation::relu:
+      return std::max(x, 0.0);
+    case Activation::relu2:
+      return std::pow(std::max(x, 0.0), 2);
+  }
+  return 0.0;
+}
+
+TEST_P(ActivationTest, MatchesItsFormulaAndFiniteDifferences) {
+  Stream stream;
+  const Activation activation = GetParam();
+  const int64_t rows = 3, ffn = 33, width = is_gated(activation) ? 2 * ffn : ffn;
+  Tensor in = random_tensor({rows, width}, 1, DType::f32, 2.0f), scale = random_tensor({rows}, 2);
+  // Away from the kink of relu, by more than the step.
+  for (int64_t i = 0; i < in.num_elements(); ++i) {
+    float& x = in.data<float>()[i];
+    if (std::abs(x) < 0.02f) x = 0.02f;
+  }
+  const Tensor dout = random_tensor({rows, ffn}, 3);
+  Tensor out({rows, ffn}, DType::f32), din(in.shape(), DType::f32), dscale({rows}, DType::f32);
+  const auto loss = [&] {
+    activation_forward(stream, activation, in, scale, out);
+    return inner_product(dout, out);
+  };
+
+  loss();
+  for (int64_t i = 0; i < ffn; ++i) {
+    const double gate = is_gated(activation) ? in.data<float>()[ffn + i] : 1.0;
+    const double expected =
+        scale.data<float>()[0] * gate * reference(activation, in.data<float>()[i]);
+    EXPECT_NEAR(out.data<float>()[i], expected, 2e-6 * (1.0 + std::abs(expected)));
+  }
+  activation_backward(stream, activation, dout, in, scale, din, dscale);
+  EXPECT_LT(relative_error(to_floats(din), numeric_gradient(in, loss)), 5e-3);
+  EXPECT_LT(relative_error(to_floats(dscale), numeric_gradient(scale, loss)), 5e-3);
+}
+
+TEST_P(ActivationTest, Bf16IsTheRoundedResult) {
+  Stream stream;
+  const Activation activation = GetParam();
+  const int64_t ffn = 257, width = is_gated(activation) ? 2 * ffn : ffn;
+  const Tensor in = random_tensor({2, width}, 1, DType::bf16);
+  Tensor wide({2, width}, DType::f32), expected({2, ffn}, DType::f32), out({2, ffn}, DType::bf16),
+      rounded({2, ffn}, DType::bf16);
+  cast(stream, in, wide);
+
+  activation_forward(stream, activation, in, {}, out);
+  activation_forward(stream, activation, wide, {}, expected);
+  cast(stream, expected, rounded);
+
+  EXPECT_EQ(to_floats(out), to_floats(rounded));
+}
+
+INSTANTIATE_TEST_SUITE_P(All, ActivationTest,
+                         testing::Values(Activation::swiglu, Activation::gelu, Activation::relu,
+                                         Activation::relu2, Activation::silu));
+
+// The vocabulary in two shards, as under tp = 2, must give what one shard gives.
+TEST(CrossEntropyTest, ShardsGiveTheLossAndGradientOfTheWhole) {
+  Stream stream;
+  constexpr int64_t kTokens = 4, kVocab = 33, kFirst = 20;
+  Tensor logits = random_tensor({kTokens, kVocab}, 1, DType::f32, 3.0f);
+  const Tensor targets = make_tensor<int32_t>({kTokens}, {0, 32, -1, 20});
+  Tensor row_max({kTokens}, DType::f32), sum_exp({kTokens}, DType::f32),
+      target_logit({kTokens}, DType::f32), losses({kTokens}, DType::f32);
+  const auto loss = [&] {
+    cross_entropy_row_max(stream, logits, row_max);
+    cross_entropy_sums(stream, logits, targets, 0, row_max, sum_exp, target_logit);
+    cross_entropy_losses(stream, targets, sum_exp, target_logit, losses);
+    return 0.5 * sum(stream, losses);
+  };
+
+  const double whole = loss();
+  Tensor dlogits(logits.shape(), DType::f32);
+  cross_entropy_backward(stream, logits, targets, 0, row_max, sum_exp, 0.5f, dlogits);
+
+  EXPECT_LT(relative_error(to_floats(dlogits), numeric_gradient(logits, loss)), 5e-3);
+  EXPECT_EQ(losses.data<float>()[2], 0.0f);
+  double direct = 0.0;
+  for (const int64_t t : {0, 1, 3}) {
+    double total = 0.0;
+    for (int64_t i = 0; i < kVocab; ++i) {
+      total += std::exp(static_cast<double>(logits.data<float>()[t * kVocab + i]));
+    }
+    direct += std::log(total) - logits.data<float>()[t * kVocab + targets.data<int32_t>()[t]];
+  }
+  EXPECT_NEAR(whole, 0.5 * direct, 1e-5);
+
+  // The second shard alone, with the maximum and the sum of the whole.
+  Tensor part({kTokens, kVocab - kFirst}, DType::f32), dpart(part.shape(), DType::f32);
+  for (int64_t t = 0; t < kTokens; ++t) {
+    copy(stream, logits.view().rows(t, 1).reshape({kVocab}).rows(kFirst, kVocab - kFirst),
+         part.view().rows(t, 1).reshape({kVocab - kFirst}));
+  }
+  loss();
+  cross_entropy_backward(stream, part, targets, kFirst, row_max, sum_exp, 0.5f, dpart);
+  for (int64_t t = 0; t < kTokens; ++t) {
+    for (int64_t i = kFirst; i < kVocab; ++i) {
+      EXPECT_EQ(dpart.data<float>()[t * (kVocab - kFirst) + i - kFirst],
+                dlogits.data<float>()[t * kVocab + i]);
+    }
+  }
+}
+
+TEST(CrossEntropyTest, ANanAmongTheLogitsReachesTheLoss) {
+  Stream stream;
+  Tensor logits = random_tensor({1, 9}, 1);
+  logits.data<float>()[4] = NAN;
+  Tensor row_max({1}, DType::f32);
+
+  cross_entropy_row_max(stream, logits, row_max);
+
+  EXPECT_TRUE(std::isnan(row_max.data<float>()[0]));
+}
+
+TEST(EmbeddingTest, OtherRanksRowsAreZeroAndGradientsAddUp) {
+  Stream stream;
+  const Tensor ids = make_tensor<int32_t>({5}, {3, 4, 3, 0, 9});
+  const Tensor table = random_tensor({3, 33}, 1);  // rows 3 to 5 of the whole
+  Tensor out({5, 33}, DType::f32);
+
+  embedding_forward(stream, ids, table, 3, out);
+
+  const auto row = [&](const Tensor& tensor, int64_t r) {
+    const auto all = to_floats(tensor);
+    return std::vector<float>(all.begin() + r * 33, all.begin() + (r + 1) * 33);
+  };
+  EXPECT_EQ(row(out, 0), row(table, 0));
+  EXPECT_EQ(row(out, 1), row(table, 1));
+  EXPECT_EQ(row(out, 3), std::vector<float>(33, 0.0f));
+  EXPECT_EQ(row(out, 4), std::vector<float>(33, 0.0f));
+
+  const Tensor dout = random_tensor({5, 33}, 2);
+  Tensor dtable({3, 33}, DType::f32);
+  embedding_backward(stream, ids, dout, 3, dtable);
+  for (int64_t i = 0; i < 33; ++i) {
+    EXPECT_EQ(dtable.data<float>()[i], dout.data<float>()[i] + dout.data<float>()[66 + i]);
+    EXPECT_EQ(dtable.data<float>()[33 + i], dout.data<float>()[33 + i]);
+    EXPECT_EQ(dtable.data<float>()[66 + i], 0.0f);
+  }
+}
+
+TEST(RopeTest, RotatesHalvesAndItsBackwardIsItsTranspose) {
+  Stream stream;
+  constexpr int64_t kBatch = 2, kHeads = 3, kKvHeads = 1, kSeqLen = 5, kDim = 6, kFirst = 2;
+  const RopeTable table = make_rope_table(kSeqLen + kFirst, kDim, 100.0, Device{});
+  const Tensor qkv = random_tensor({kBatch * kSeqLen, (kHeads + 2 * kKvHeads) * kDim}, 1);
+  Tensor q({kBatch, kHeads, kSeqLen, kDim}, DType::f32),
+      k({kBatch, kKvHeads, kSeqLen, kDim}, DType::f32), v(k.shape(), DType::f32);
+
+  split_qkv_forward(stream, qkv, table.cos, table.sin, kFirst, q, k, v);
+
+  // Batch 1, head 2, position 3: element 1 turns with element 1 + kDim / 2.
+  const double angle = (3 + kFirst) * std::pow(100.0, -2.0 * 1 / kDim);
+  const float* row = qkv.data<float>() + ((kSeqLen + 3) * 5 + 2) * kDim;
+  const float* rotated = q.data<float>() + ((1 * kHeads + 2) * kSeqLen + 3) * kDim;
+  EXPECT_NEAR(rotated[1], row[1] * std::cos(angle) - row[4] * std::sin(angle), 1e-5);
+  EXPECT_NEAR(rotated[4], row[4] * std::cos(angle) + row[1] * std::sin(angle), 1e-5);
+
+  // <split(x), y> = <x, split^T(y)>, at the positions that training uses.
+  split_qkv_forward(stream, qkv, table.cos, table.sin, 0, q, k, v);
+  const Tensor dq = random_tensor(q.shape(), 2), dk = random_tensor(k.shape(), 3),
+               dv = random_tensor(v.shape(), 4);
+  Tensor dqkv(qkv.shape(), DType::f32);
+  split_qkv_backward(stream, dq, dk, dv, table.cos, table.sin, dqkv);
+  EXPECT_NEAR(inner_product(q, dq) + inner_product(k, dk) + inner_product(v, dv),
+              inner_product(qkv, dqkv), 1e-4);
+}
+
+TEST(RopeTest, RefusesAnOddWidthByName) {
+  EXPECT_THROW(
+      {
+        try {
+          make_rope_table(4, 7, 1e4, Device{});
+        } catch (const Error& error) {
+          EXPECT_NE(std::string(error.what()).find("head_dim"), std::string::npos);
+          throw;
+        }
+      },
+      Error);
+}
+
+TEST(ElementwiseTest, BiasesAndSums) {
+  Stream stream;
+  constexpr int64_t kRows = 33, kWidth = 257;
+  Tensor y = random_tensor({kRows, kWidth}, 1);
+  const auto before = to_floats(y);
+  const Tensor bias = random_tensor({kWidth}, 2);
+  Tensor dbias({kWidth}, DType::f32);
+
+  add_bias(stream, bias, y);
+  EXPECT_EQ(y.data<float>()[kWidth + 3], before[kWidth + 3] + bias.data<float>()[3]);
+
+  add_bias_backward(stream, y, dbias);
+  double column = 0.0;
+  for (int64_t r = 0; r < kRows; ++r) column += y.data<float>()[r * kWidth + 256];
+  EXPECT_NEAR(dbias.data<float>()[256], column, 1e-4);
+
+  double squares = 0.0;
+  for (const float v : to_floats(y)) squares += static_cast<double>(v) * v;
+  EXPECT_NEAR(sum_of_squares(stream, y), squares, 1e-9 * squares);
+}
+
+TEST(ElementwiseTest, CastRoundsToNearestEven) {
+  Stream stream;
+  const Tensor x = make_tensor<float>({4}, {1.0f, 1.00390625f, 1.01171875f, NAN});
+  Tensor y({4}, DType::bf16);
+
+  cast(stream, x, y);
+
+  const auto rounded = to_floats(y);
+  EXPECT_EQ(rounded[0], 1.0f);
+  EXPECT_EQ(rounded[1], 1.0f);       // half way: to the even mantissa below
+  EXPECT_EQ(rounded[2], 1.015625f);  // half way: to the even mantissa above
+  EXPECT_TRUE(std::isnan(rounded[3]));
+}
+
+}  // namespace
+}  // namespace switchyard

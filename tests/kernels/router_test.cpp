@@ -1,0 +1,200 @@
+#include "kernels/router.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <set>
+#include <tuple>
+
+#include "kernels/balance_loss.h"
+#include "kernels/check.h"
+#include "support/test_tensors.h"
+
+namespace switchyard {
+namespace {
+
+using test::make_tensor;
+using test::to_vector;
+
+// One call of router_forward and what it returned.
+struct Routed {
+  Routed(const RouterOptions& router_options, Tensor router_logits, TokenRange token_range,
+         Tensor router_bias = {})
+      : options(router_options),
+        range(token_range),
+        logits(std::move(router_logits)),
+        bias(std::move(router_bias)),
+        scores(logits.shape(), DType::f32),
+        lse({logits.shape()[0]}, DType::f32),
+        idx({logits.shape()[0], options.top_k}, DType::i32),
+        weights({logits.shape()[0], options.top_k}, DType::f32) {
+    run();
+  }
+  void run() {
+    router_forward(stream, options, range, logits, bias ? bias.view() : TensorView(), scores, lse,
+                   idx, weights);
+  }
+
+  Stream stream;
+  RouterOptions options;
+  TokenRange range;
+  Tensor logits, bias, scores, lse, idx, weights;
+};
+
+TEST(RouterTest, TiesGoToTheLowerExpertIndex) {
+  const Routed routed({.top_k = 3}, make_tensor<float>({1, 5}, {1, 2, 2, 0, 2}), {0, 1});
+
+  EXPECT_EQ(to_vector<int32_t>(routed.idx), (std::vector<int32_t>{1, 2, 4}));
+}
+
+TEST(RouterTest, SoftmaxWeightsAreTheProbabilitiesOfAllExperts) {
+  const Routed routed({.top_k = 2}, make_tensor<float>({1, 3}, {0, std::log(2.0f), 0}), {0, 1});
+
+  EXPECT_EQ(to_vector<int32_t>(routed.idx), (std::vector<int32_t>{1, 0}));
+  EXPECT_NEAR(routed.weights.data<float>()[0], 0.5f, 1e-6f);
+  EXPECT_NEAR(routed.weights.data<float>()[1], 0.25f, 1e-6f);
+  EXPECT_NEAR(routed.lse.data<float>()[0], std::log(4.0f), 1e-6f);
+}
+
+TEST(RouterTest, NormalizedWeightsSumToTheScalingFactor) {
+  const Routed routed({.top_k = 2, .normalize_topk = true, .routed_scaling_factor = 2.5f},
+                      test::random_tensor({4, 8}, 1), {0, 4});
+
+  for (int t = 0; t < 4; ++t) {
+    EXPECT_NEAR(routed.weights.data<float>()[2 * t] + routed.weights.data<float>()[2 * t + 1], 2.5f,
+                1e-6f);
+  }
+}
+
+TEST(RouterTest, SigmoidScoresEachExpertAlone) {
+  const Routed routed({.score = RouterScore::sigmoid, .top_k = 1},
+                      make_tensor<float>({1, 2}, {0, -3}), {0, 1});
+
+  EXPECT_NEAR(routed.weights.data<float>()[0], 0.5f, 1e-7f);
+  EXPECT_NEAR(routed.scores.data<float>()[1], 1.0f / (1.0f + std::exp(3.0f)), 1e-7f);
+}
+
+TEST(RouterTest, TheBalancingBiasSelectsButDoesNotWeigh) {
+  const Routed routed({.top_k = 1}, make_tensor<float>({1, 2}, {std::log(3.0f), 0}), {0, 1},
+                      make_tensor<float>({2}, {0, 1}));
+
+  EXPECT_EQ(routed.idx.data<int32_t>()[0], 1);
+  EXPECT_NEAR(routed.weights.data<float>()[0], 0.25f, 1e-6f);
+}
+
+TEST(RouterTest, LargeRoutersAgreeWithSorting) {
+  constexpr int kTokens = 33, kExperts = 512, kTopK = 32;
+  const Routed routed({.top_k = kTopK}, test::random_tensor({kTokens, kExperts}, 5), {0, kTokens});
+
+  for (int t = 0; t < kTokens; ++t) {
+    const float* scores = routed.scores.data<float>() + t * kExperts;
+    std::vector<int32_t> expected(kExperts);
+    for (int e = 0; e < kExperts; ++e) expected[static_cast<size_t>(e)] = e;
+    std::stable_sort(expected.begin(), expected.end(),
+                     [&](int32_t a, int32_t b) { return scores[a] > scores[b]; });
+    expected.resize(kTopK);
+    const int32_t* idx = routed.idx.data<int32_t>() + t * kTopK;
+    EXPECT_EQ(std::vector<int32_t>(idx, idx + kTopK), expected);
+  }
+}
+
+TEST(RouterTest, NanLogitsStillChooseDistinctExperts) {
+  const Routed routed({.top_k = 3}, make_tensor<float>({1, 4}, {NAN, NAN, NAN, NAN}), {0, 1});
+
+  const auto idx = to_vector<int32_t>(routed.idx);
+  EXPECT_EQ(std::set<int32_t>(idx.begin(), idx.end()).size(), 3u);
+}
+
+TEST(RouterTest, ForceBalancedVisitsExpertsInTurn) {
+  const Routed routed({.top_k = 2, .force_balanced = true}, test::random_tensor({3, 4}, 1), {1, 8});
+
+  EXPECT_EQ(to_vector<int32_t>(routed.idx), (std::vector<int32_t>{2, 3, 0, 1, 2, 3}));
+}
+
+TEST(RouterTest, RejectsMoreSlotsThanExperts) {
+  EXPECT_THROW(Routed({.top_k = 3}, test::random_tensor({1, 2}, 1), {0, 1}), Error);
+}
+
+// The gradient of <r, weights> + <c, probability sums> + z * sum lse^2 by the logits.
+class RouterGradientTest : public testing::TestWithParam<std::tuple<RouterScore, bool>> {};
+
+TEST_P(RouterGradientTest, MatchesFiniteDifferences) {
+  constexpr int64_t kTokens = 6, kExperts = 7, kTopK = 3, kSeqLen = 4;
+  const auto [score, normalize] = GetParam();
+  constexpr float kZ = 0.3f;
+  // Tokens 2 to 7 of three sequences of four.
+  Routed routed(
+      {.score = score, .top_k = kTopK, .normalize_topk = normalize, .routed_scaling_factor = 1.5f},
+      test::random_tensor({kTokens, kExperts}, 2), {2, kSeqLen});
+  const Tensor r = test::random_tensor({kTokens, kTopK}, 3);
+  const Tensor c = test::random_tensor({3, kExperts}, 4);
+  Tensor counts({3, kExperts}, DType::f32), sums({3, kExperts}, DType::f32);
+  const auto loss = [&] {
+    routed.run();
+    router_statistics(routed.stream, score, routed.range, routed.scores, routed.idx, counts, sums);
+    double z = 0.0;
+    for (const float lse : test::to_floats(routed.lse)) z += static_cast<double>(lse) * lse;
+    return test::inner_product(r, routed.weights) + test::inner_product(c, sums) + kZ * z;
+  };
+  Tensor dlogits(routed.logits.shape(), DType::f32);
+
+  router_backward(routed.stream, routed.options, routed.range, routed.logits, routed.scores,
+                  routed.lse, routed.idx, r, c, kZ, dlogits);
+
+  const auto numeric = test::numeric_gradient(routed.logits, loss, 1e-3f);
+  EXPECT_LT(test::relative_error(test::to_floats(dlogits), numeric), 3e-3);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Scores, RouterGradientTest,
+    testing::Combine(testing::Values(RouterScore::softmax, RouterScore::sigmoid), testing::Bool()));
+
+TEST(BalanceLossTest, IsExactlyOneWhenPerfectlyBalanced) {
+  constexpr int64_t kTokens = 16, kExperts = 8, kTopK = 2;
+  // Equal scores, and experts in turn.
+  const Routed routed({.top_k = kTopK, .force_balanced = true},
+                      Tensor({kTokens, kExperts}, DType::f32), {0, kTokens / 2});
+  Tensor counts({2, kExperts}, DType::f32), sums({2, kExperts}, DType::f32),
+      dprobs({2, kExperts}, DType::f32);
+  Stream stream;
+  router_statistics(stream, RouterScore::softmax, routed.range, routed.scores, routed.idx, counts,
+                    sums);
+
+  const double loss = balance_loss(stream, counts, kTokens / 2 * kTopK, sums, 1.0 / kTokens,
+                                   /*coef=*/1.0, dprobs);
+
+  EXPECT_EQ(loss, 1.0);
+}
+
+TEST(BalanceLossTest, IsTheNumberOfExpertsWhenAllTokensChooseOneSurely) {
+  Stream stream;
+  const Tensor counts = make_tensor<float>({1, 4}, {6, 0, 0, 0});
+  const Tensor sums = make_tensor<float>({1, 4}, {6, 0, 0, 0});
+  Tensor dprobs({1, 4}, DType::f32);
+
+  EXPECT_EQ(balance_loss(stream, counts, 6, sums, 1.0 / 6, 0.5, dprobs), 4.0);
+  EXPECT_NEAR(dprobs.data<float>()[0], 0.5 * 4.0 / 6.0, 1e-7);
+  EXPECT_EQ(dprobs.data<float>()[1], 0.0f);
+}
+
+TEST(DropTest, KeepsTheGreatestWeightsOrTheEarliestPositions) {
+  Stream stream;
+  // Two sequences of three tokens, top-1, all to expert 0 but the last token.
+  const Tensor idx = make_tensor<int32_t>({6, 1}, {0, 0, 0, 0, 0, 1});
+  const Tensor weights = make_tensor<float>({6, 1}, {0.2f, 0.9f, 0.5f, 0.7f, 0.7f, 0.1f});
+  Tensor kept({6, 1}, DType::i32);
+
+  const int64_t by_weight =
+      drop_over_capacity(stream, DropPolicy::lowest_weight, 1, 3, 2, idx, weights, kept);
+  EXPECT_EQ(by_weight, 3);
+  EXPECT_EQ(to_vector<int32_t>(kept), (std::vector<int32_t>{-1, 0, -1, 0, -1, 1}));
+
+  const int64_t by_position =
+      drop_over_capacity(stream, DropPolicy::latest_position, 2, 3, 2, idx, weights, kept);
+  EXPECT_EQ(by_position, 1);
+  EXPECT_EQ(to_vector<int32_t>(kept), (std::vector<int32_t>{0, 0, -1, 0, 0, 1}));
+}
+
+}  // namespace
+}  // namespace switchyard

@@ -1,0 +1,63 @@
+#include "parallel/parallel_layout.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <map>
+#include <set>
+
+#include "kernels/check.h"
+
+namespace switchyard {
+namespace {
+
+using Group = std::vector<int> (ParallelLayout::*)(int) const;
+using Coordinate = int (ParallelLayout::*)(int) const;
+
+// Every rank is in its own group, at its coordinate, and the groups part the world.
+void expect_partition(const ParallelLayout& layout, Group group, Coordinate coordinate, int size) {
+  std::map<std::vector<int>, std::set<int>> members;
+  for (int rank = 0; rank < layout.world_size(); ++rank) {
+    const std::vector<int> ranks = (layout.*group)(rank);
+    ASSERT_EQ(static_cast<int>(ranks.size()), size);
+    ASSERT_EQ(ranks[static_cast<size_t>((layout.*coordinate)(rank))], rank);
+    ASSERT_TRUE(std::is_sorted(ranks.begin(), ranks.end()));
+    members[ranks].insert(rank);
+  }
+  int covered = 0;
+  for (const auto& [ranks, found] : members) {
+    EXPECT_EQ(std::set<int>(ranks.begin(), ranks.end()), found);
+    covered += static_cast<int>(found.size());
+  }
+  EXPECT_EQ(covered, layout.world_size());
+}
+
+TEST(ParallelLayoutTest, GroupsPartOneThousandAndTwentyFourRanks) {
+  for (const auto& [tp, ep] : {std::pair{1, 1}, {8, 64}, {4, 2}, {1, 1024}, {32, 8}}) {
+    const ParallelLayout layout(1024, tp, ep);
+    expect_partition(layout, &ParallelLayout::tp_group, &ParallelLayout::tp_rank, layout.tp());
+    expect_partition(layout, &ParallelLayout::dp_group, &ParallelLayout::dp_rank, layout.dp());
+    expect_partition(layout, &ParallelLayout::ep_group, &ParallelLayout::ep_rank, layout.ep());
+    expect_partition(layout, &ParallelLayout::edp_group, &ParallelLayout::edp_rank, layout.edp());
+    EXPECT_EQ(layout.tp() * layout.dp(), 1024);
+    EXPECT_EQ(layout.ep() * layout.edp(), 1024);
+  }
+}
+
+TEST(ParallelLayoutTest, ExpertGroupsMaySpanTensorGroups) {
+  const ParallelLayout layout(8, /*tp=*/2, /*ep=*/4);
+
+  EXPECT_EQ(layout.tp_group(5), (std::vector<int>{4, 5}));
+  EXPECT_EQ(layout.dp_group(5), (std::vector<int>{1, 3, 5, 7}));
+  EXPECT_EQ(layout.ep_group(5), (std::vector<int>{4, 5, 6, 7}));
+  EXPECT_EQ(layout.edp_group(5), (std::vector<int>{1, 5}));
+}
+
+TEST(ParallelLayoutTest, RefusesWhatDoesNotDivide) {
+  EXPECT_THROW(ParallelLayout(8, 3, 1), Error);
+  EXPECT_THROW(ParallelLayout(8, 1, 6), Error);
+  EXPECT_THROW(ParallelLayout(0, 1, 1), Error);
+}
+
+}  // namespace
+}  // namespace switchyard
