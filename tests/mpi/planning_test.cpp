@@ -21,8 +21,8 @@ using test::test_mpi;
 struct Layout {
   int tp, ep, world;
 };
-constexpr Layout kLayouts[] = {{1, 1, 1}, {1, 4, 4}, {2, 4, 4}, {4, 2, 4},
-                               {1, 1, 4}, {1, 8, 8}, {2, 8, 8}, {4, 2, 8}};
+constexpr Layout kLayouts[] = {{1, 1, 1}, {1, 4, 4}, {2, 4, 4}, {4, 2, 4}, {1, 1, 4},
+                               {2, 1, 4}, {1, 8, 8}, {2, 8, 8}, {4, 2, 8}};
 
 RunConfig config_of(Structure structure, DType dtype, bool deduplicate) {
   RunConfig config;

@@ -16,13 +16,18 @@ void broadcast_text(Communicator& group, std::string& text) {
                   0);
 }
 
+// Bytes that are not UTF-8, which file names and the command line may hold, are replaced.
+std::string as_text(const nlohmann::json& json) {
+  return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
 // {"problems": [...]} or {"yaml": ..., "origins": {...}}
 std::string read_as_json(const std::string& path, const std::vector<std::string>& overrides) {
   try {
     const LoadedConfig loaded = load_config(path, overrides);
-    return nlohmann::json{{"yaml", to_yaml(loaded.config)}, {"origins", loaded.origins}}.dump();
+    return as_text({{"yaml", to_yaml(loaded.config)}, {"origins", loaded.origins}});
   } catch (const ConfigError& error) {
-    return nlohmann::json{{"problems", error.lines()}}.dump();
+    return as_text({{"problems", error.lines()}});
   }
 }
 
