@@ -1,7 +1,11 @@
-// What every communicator must do, on MPI groups of all sizes and on the group of one rank.
+// What every communicator must do: the group of one rank, all ranks, neighbours, and ranks that lie
+// apart.
 #include <gtest/gtest.h>
+#include <omp.h>
 
 #include <cmath>
+#include <cstring>
+#include <memory>
 #include <numeric>
 
 #include "kernels/check.h"
@@ -14,39 +18,202 @@ namespace {
 
 using test::test_mpi;
 
-class CommunicatorTest : public testing::TestWithParam<bool> {
- protected:
-  CommunicatorTest() : alone_(make_self_communicator("alone")) {}
+enum class Kind { self, world, neighbours, apart };
 
-  // The world, or a group of one.
-  Communicator& group() { return GetParam() ? test_mpi().world() : *alone_; }
+constexpr DType kAllDTypes[] = {DType::f32, DType::bf16, DType::f64, DType::i32,
+                                DType::i64, DType::u16,  DType::u8};
+constexpr ReduceOp kAllOps[] = {ReduceOp::sum, ReduceOp::max, ReduceOp::min};
+
+// Below and above the size up to which all ranks reduce everything (16 KiB, so 2,048 to 8,192
+// elements), and more than one block.
+constexpr int64_t kSizes[] = {0, 1, 2, 33, 2049, 4096, 4097, 8193, 100003, (int64_t{1} << 18) + 5};
+
+class CommunicatorTest : public testing::TestWithParam<Kind> {
+ protected:
+  CommunicatorTest()
+      : dist_(test_mpi(), ParallelLayout(test_mpi().world_size(),
+                                         test_mpi().world_size() >= 2 ? 2 : 1, /*ep=*/1)),
+        alone_(make_self_communicator("alone")) {
+    for (int64_t i = 0; i < kPeriod; ++i) {
+      values_.push_back(1000.0 * std::sin(static_cast<double>(i)));
+    }
+  }
+
+  Communicator& group() {
+    switch (GetParam()) {
+      case Kind::self:
+        return *alone_;
+      case Kind::world:
+        return test_mpi().world();
+      case Kind::neighbours:
+        return dist_.tp();
+      case Kind::apart:
+        return dist_.dp();
+    }
+    fail("unknown group");
+  }
   int size() { return group().size(); }
   int rank() { return group().rank(); }
 
-  Stream stream_;
-  std::unique_ptr<Communicator> alone_;
-};
+  // Groups of one kind work at the same time; their data differ, so that none gets another's.
+  int colour() const {
+    switch (GetParam()) {
+      case Kind::self:
+        return test_mpi().rank();
+      case Kind::neighbours:
+        return dist_.dp().rank();
+      case Kind::apart:
+        return dist_.tp().rank();
+      default:
+        return 0;
+    }
+  }
 
-// Below and above the size up to which all ranks reduce everything; and more than one block.
-constexpr int64_t kSizes[] = {0, 1, 33, 4096, 4097, 100003, (int64_t{1} << 18) * 2 + 5};
+  // Bytes that tell group, rank and place apart.
+  uint8_t byte_of(int of_rank, size_t i) const {
+    return static_cast<uint8_t>(31 * of_rank + 101 * colour() + 7 * static_cast<int>(i % kPeriod) +
+                                1);
+  }
+  void fill_bytes(TensorView view, int of_rank) const {
+    auto* bytes = static_cast<uint8_t*>(view.raw());
+    for (size_t i = 0; i < view.num_bytes(); ++i) bytes[i] = byte_of(of_rank, i);
+  }
+  void expect_bytes(ConstTensorView view, int of_rank) const {
+    const auto* bytes = static_cast<const uint8_t*>(view.raw());
+    size_t right = 0;
+    while (right < view.num_bytes() && bytes[right] == byte_of(of_rank, right)) ++right;
+    EXPECT_EQ(right, view.num_bytes()) << to_string(view.dtype()) << " of rank " << of_rank;
+  }
 
-TEST_P(CommunicatorTest, AllReduceAddsInTheOrderOfTheRanks) {
-  for (const int64_t n : kSizes) {
-    std::vector<float> data(static_cast<size_t>(n)), expected(data.size());
-    const auto value = [](int r, int64_t i) {
-      return std::sin(static_cast<float>(i % 1000) + 0.3f * static_cast<float>(r));
-    };
-    for (int64_t i = 0; i < n; ++i) {
-      data[static_cast<size_t>(i)] = value(rank(), i);
-      float total = value(0, i);
-      for (int r = 1; r < size(); ++r) total += value(r, i);
-      expected[static_cast<size_t>(i)] = total;
+  // Inexact in every floating dtype, so that another order of summation gives other bits. From a
+  // table: computed in place, the compiler may fuse the last product with the sum.
+  template <class T>
+  T element_of(int of_rank, int64_t i) const {
+    const auto at = static_cast<size_t>((i + 113 * of_rank + 29 * colour()) % kPeriod);
+    if constexpr (std::is_same_v<T, bfloat16>) {
+      return bfloat16(static_cast<float>(values_[at]));
+    } else {
+      return static_cast<T>(values_[at]);
+    }
+  }
+  template <class T>
+  std::vector<T> elements_of(int of_rank, int64_t n) const {
+    std::vector<T> elements;
+    elements.reserve(static_cast<size_t>(n));
+    for (int64_t i = 0; i < n; ++i) elements.push_back(element_of<T>(of_rank, i));
+    return elements;
+  }
+
+  // The ranks' elements [begin, begin + n), combined one rank after the other in Accumulator.
+  template <class T, class Accumulator>
+  std::vector<T> combined(int64_t begin, int64_t n, ReduceOp op) {
+    std::vector<T> results;
+    results.reserve(static_cast<size_t>(n));
+    for (int64_t i = begin; i < begin + n; ++i) {
+      auto total = static_cast<Accumulator>(element_of<T>(0, i));
+      for (int r = 1; r < size(); ++r) {
+        const auto value = static_cast<Accumulator>(element_of<T>(r, i));
+        if (op == ReduceOp::sum) total += value;
+        if (op == ReduceOp::max) total = std::max(total, value);
+        if (op == ReduceOp::min) total = std::min(total, value);
+      }
+      results.push_back(T(total));
+    }
+    return results;
+  }
+
+  template <class T>
+  static void expect_same_bits(const T* values, const std::vector<T>& expected) {
+    size_t i = 0;
+    while (i < expected.size() && std::memcmp(&values[i], &expected[i], sizeof(T)) == 0) ++i;
+    if (i == expected.size()) return;
+    ADD_FAILURE() << to_string(dtype_of<T>()) << " element " << i << " of " << expected.size()
+                  << " is " << static_cast<double>(values[i]) << ", not "
+                  << static_cast<double>(expected[i]);
+  }
+
+  template <class T, class Accumulator = T>
+  void expect_all_reduce(int64_t n, ReduceOp op) {
+    Tensor data = test::make_tensor({n}, elements_of<T>(rank(), n));
+
+    group().all_reduce(stream_, data, op);
+
+    expect_same_bits(data.data<T>(), combined<T, Accumulator>(0, n, op));
+  }
+
+  template <class T, class Accumulator = T>
+  void expect_reduce_scatter(int64_t n, bool in_place) {
+    Tensor in = test::make_tensor({n * size()}, elements_of<T>(rank(), n * size()));
+    Tensor apart({n}, dtype_of<T>());
+    const TensorView out = in_place ? in.view().rows(rank() * n, n) : apart.view();
+
+    group().reduce_scatter(stream_, in, out);
+
+    expect_same_bits(out.data<T>(), combined<T, Accumulator>(rank() * n, n, ReduceOp::sum));
+  }
+
+  // Rank r sends count(r, s) rows of `width` to rank s.
+  template <class Count>
+  void expect_all_to_all_v(const Count& count, int64_t width, DType dtype) {
+    std::vector<int64_t> send, receive;
+    for (int r = 0; r < size(); ++r) {
+      send.push_back(count(rank(), r));
+      receive.push_back(count(r, rank()));
+    }
+    Tensor in({std::accumulate(send.begin(), send.end(), int64_t{0}), width}, dtype);
+    Tensor out({std::accumulate(receive.begin(), receive.end(), int64_t{0}), width}, dtype);
+    const auto tag = [&](int from, int to) { return from * size() + to; };
+    int64_t row = 0;
+    for (int to = 0; to < size(); row += send[static_cast<size_t>(to++)]) {
+      fill_bytes(in.view().rows(row, send[static_cast<size_t>(to)]), tag(rank(), to));
     }
 
-    group().all_reduce(stream_, view_of(std::span(data)), ReduceOp::sum);
+    group().all_to_all_v(stream_, in, send, out, receive);
 
-    EXPECT_EQ(data, expected) << n;  // bit for bit, on every rank
+    row = 0;
+    for (int from = 0; from < size(); row += receive[static_cast<size_t>(from++)]) {
+      expect_bytes(out.view().rows(row, receive[static_cast<size_t>(from)]), tag(from, rank()));
+    }
   }
+
+  static constexpr int64_t kPeriod = 1009;
+
+  Stream stream_;
+  DistributedContext dist_;
+  std::unique_ptr<Communicator> alone_;
+  std::vector<double> values_;
+};
+
+TEST_P(CommunicatorTest, AllReduceCombinesInTheOrderOfTheRanksBitForBit) {
+  for (const int64_t n : kSizes) {
+    for (const ReduceOp op : kAllOps) {
+      expect_all_reduce<float>(n, op);
+      expect_all_reduce<bfloat16, float>(n, op);
+      expect_all_reduce<double>(n, op);
+      expect_all_reduce<int32_t>(n, op);
+      expect_all_reduce<int64_t>(n, op);
+    }
+  }
+}
+
+TEST_P(CommunicatorTest, ReduceScatterGivesASliceOfTheSumAlsoInPlace) {
+  for (const int64_t n : {int64_t{0}, int64_t{1}, int64_t{33}, (int64_t{1} << 17) * 3 + 5}) {
+    for (const bool in_place : {false, true}) {
+      expect_reduce_scatter<float>(n, in_place);
+      expect_reduce_scatter<bfloat16, float>(n, in_place);
+      expect_reduce_scatter<double>(n, in_place);
+    }
+  }
+}
+
+TEST_P(CommunicatorTest, TheNumberOfThreadsDoesNotChangeASum) {
+  const int before = omp_get_max_threads();
+  omp_set_num_threads(3);
+
+  expect_all_reduce<float>((int64_t{1} << 19) + 5, ReduceOp::sum);
+  expect_reduce_scatter<bfloat16, float>((int64_t{1} << 18) + 5, /*in_place=*/true);
+
+  omp_set_num_threads(before);
 }
 
 TEST_P(CommunicatorTest, Bf16IsSummedInF32AndRoundedOnce) {
@@ -64,145 +231,205 @@ TEST_P(CommunicatorTest, Bf16IsSummedInF32AndRoundedOnce) {
   }
 }
 
-TEST_P(CommunicatorTest, OtherDtypesAndOperations) {
-  double f64 = 0.5 + rank();
-  int32_t i32 = rank();
-  int64_t i64 = int64_t{1} << 40;
+TEST_P(CommunicatorTest, I64IsExactBeyondDouble) {
+  constexpr int64_t kLarge = (int64_t{1} << 58) + 1;
+  int64_t sum = kLarge, highest = kLarge + rank();
 
-  group().all_reduce(stream_, view_of(std::span(&f64, 1)), ReduceOp::max);
-  group().all_reduce(stream_, view_of(std::span(&i32, 1)), ReduceOp::min);
-  group().all_reduce(stream_, view_of(std::span(&i64, 1)), ReduceOp::sum);
+  group().all_reduce(stream_, view_of(std::span(&sum, 1)), ReduceOp::sum);
+  group().all_reduce(stream_, view_of(std::span(&highest, 1)), ReduceOp::max);
 
-  EXPECT_EQ(f64, 0.5 + size() - 1);
-  EXPECT_EQ(i32, 0);
-  EXPECT_EQ(i64, (int64_t{1} << 40) * size());
+  EXPECT_EQ(sum, kLarge * size());
+  EXPECT_EQ(highest, kLarge + size() - 1);
 }
 
 TEST_P(CommunicatorTest, NanSurvivesMaxAndMin) {
   for (const ReduceOp op : {ReduceOp::max, ReduceOp::min}) {
-    for (const int holder : {0, size() - 1}) {
-      float value = rank() == holder ? NAN : static_cast<float>(rank());
-      group().all_reduce(stream_, view_of(std::span(&value, 1)), op);
-      EXPECT_TRUE(std::isnan(value)) << "on rank " << holder;
-    }
-  }
-}
-
-TEST_P(CommunicatorTest, BroadcastGivesTheRootsData) {
-  std::vector<uint8_t> data(100, static_cast<uint8_t>(rank()));
-
-  group().broadcast(stream_, view_of(std::span(data)), size() - 1);
-
-  EXPECT_EQ(data, std::vector<uint8_t>(100, static_cast<uint8_t>(size() - 1)));
-}
-
-TEST_P(CommunicatorTest, AllGatherJoinsInRankOrderAlsoInPlace) {
-  constexpr int64_t kCount = 37;
-  std::vector<int32_t> out(static_cast<size_t>(kCount * size()), -1);
-  const TensorView whole = view_of(std::span(out));
-  const TensorView mine = whole.rows(rank() * kCount, kCount);
-  std::fill_n(mine.data<int32_t>(), kCount, rank());
-  std::vector<int32_t> apart(out.size(), -1);
-
-  group().all_gather(stream_, mine, view_of(std::span(apart)));
-  group().all_gather(stream_, mine, whole);
-
-  for (size_t i = 0; i < out.size(); ++i) {
-    EXPECT_EQ(out[i], static_cast<int32_t>(i) / kCount);
-    EXPECT_EQ(apart[i], out[i]);
-  }
-}
-
-TEST_P(CommunicatorTest, ReduceScatterGivesASliceOfTheSumAlsoInPlace) {
-  for (const int64_t n : {int64_t{0}, int64_t{1}, int64_t{33}, (int64_t{1} << 18) + 3}) {
-    std::vector<float> in(static_cast<size_t>(n * size()));
-    for (size_t i = 0; i < in.size(); ++i) {
-      in[i] = static_cast<float>(i % 512) * static_cast<float>(rank() + 1);
-    }
-    std::vector<float> expected(static_cast<size_t>(n));
-    const float factor = static_cast<float>(size() * (size() + 1)) / 2.0f;
-    for (int64_t i = 0; i < n; ++i) {
-      expected[static_cast<size_t>(i)] = static_cast<float>((rank() * n + i) % 512) * factor;
-    }
-    std::vector<float> out(static_cast<size_t>(n));
-    const TensorView whole = view_of(std::span(in));
-
-    group().reduce_scatter(stream_, whole, view_of(std::span(out)));
-    EXPECT_EQ(out, expected) << n;
-
-    const TensorView mine = whole.rows(rank() * n, n);
-    group().reduce_scatter(stream_, whole, mine);
-    EXPECT_EQ(std::vector<float>(mine.data<float>(), mine.data<float>() + n), expected) << n;
-  }
-}
-
-// Rank r sends r + s rows to rank s, so some counts are zero and all differ.
-TEST_P(CommunicatorTest, AllToAllVMovesRaggedRows) {
-  const auto count = [](int from, int to) { return int64_t{from} + to; };
-  std::vector<int64_t> send, receive;
-  for (int r = 0; r < size(); ++r) {
-    send.push_back(count(rank(), r));
-    receive.push_back(count(r, rank()));
-  }
-  const auto total = [](const std::vector<int64_t>& counts) {
-    return std::accumulate(counts.begin(), counts.end(), int64_t{0});
-  };
-  Tensor in({total(send), 3}, DType::i32), out({total(receive), 3}, DType::i32);
-  int64_t row = 0;
-  for (int to = 0; to < size(); ++to) {
-    for (int64_t i = 0; i < count(rank(), to); ++i, ++row) {
-      for (int c = 0; c < 3; ++c) {
-        in.data<int32_t>()[row * 3 + c] =
-            static_cast<int32_t>(10000 * rank() + 100 * to + 3 * i + c);
+    for (const int64_t n : {int64_t{1}, int64_t{10000}}) {
+      for (const int holder : {0, size() - 1}) {
+        std::vector<float> values(static_cast<size_t>(n),
+                                  rank() == holder ? NAN : static_cast<float>(rank()));
+        group().all_reduce(stream_, view_of(std::span(values)), op);
+        EXPECT_TRUE(std::isnan(values.back())) << "on rank " << holder;
       }
     }
   }
+}
 
-  group().all_to_all_v(stream_, in, send, out, receive);
+TEST_P(CommunicatorTest, BroadcastGivesTheDataOfAnyRoot) {
+  for (const DType dtype : kAllDTypes) {
+    for (const int64_t n : {0, 1, 33, 10007}) {
+      for (const int root : {0, size() / 2, size() - 1}) {
+        Tensor data({n}, dtype);
+        fill_bytes(data, rank());
 
-  row = 0;
-  for (int from = 0; from < size(); ++from) {
-    for (int64_t i = 0; i < count(from, rank()); ++i, ++row) {
-      EXPECT_EQ(out.data<int32_t>()[row * 3 + 2], 10000 * from + 100 * rank() + 3 * i + 2);
+        group().broadcast(stream_, data, root);
+
+        expect_bytes(data, root);
+      }
     }
   }
 }
 
-TEST_P(CommunicatorTest, RefusesShapesThatDoNotFit) {
-  std::vector<float> in(static_cast<size_t>(size()) + 1), out(1);
-  EXPECT_THROW(group().reduce_scatter(stream_, view_of(std::span(in)), view_of(std::span(out))),
+TEST_P(CommunicatorTest, AllGatherJoinsInRankOrderAlsoInPlace) {
+  for (const DType dtype : kAllDTypes) {
+    for (const int64_t n : {0, 1, 33, 10007}) {
+      Tensor in({n, 3}, dtype), apart({n * size(), 3}, dtype), whole({n * size(), 3}, dtype);
+      fill_bytes(in, rank());
+      const TensorView mine = whole.view().rows(rank() * n, n);
+      fill_bytes(mine, rank());
+
+      group().all_gather(stream_, in, apart);
+      group().all_gather(stream_, mine, whole);
+
+      for (int r = 0; r < size(); ++r) {
+        expect_bytes(apart.view().rows(r * n, n), r);
+        expect_bytes(whole.view().rows(r * n, n), r);
+      }
+    }
+  }
+}
+
+TEST_P(CommunicatorTest, AllToAllVMovesRaggedRowsOfAnyDtype) {
+  // Some counts are zero and all differ.
+  const auto ragged = [](int from, int to) { return int64_t{3} * from + to; };
+  for (const DType dtype : kAllDTypes) {
+    for (const int64_t width : {1, 3, 33}) expect_all_to_all_v(ragged, width, dtype);
+  }
+}
+
+TEST_P(CommunicatorTest, AllToAllVMovesNothingAllToOneAndManyRows) {
+  const int last = size() - 1;
+  expect_all_to_all_v([](int, int) { return int64_t{0}; }, 5, DType::bf16);
+  expect_all_to_all_v([&](int, int to) { return int64_t{to == last ? 7 : 0}; }, 5, DType::bf16);
+  expect_all_to_all_v([&](int from, int) { return int64_t{from == last ? 7 : 0}; }, 5, DType::u8);
+  expect_all_to_all_v([](int from, int to) { return int64_t{20011} + 13 * from + to; }, 9,
+                      DType::f32);
+}
+
+TEST_P(CommunicatorTest, EmptyViewsWithoutMemoryAreOrdinary) {
+  const TensorView none(nullptr, Shape{0, 4}, DType::f32);
+  const std::vector<int64_t> zeros(static_cast<size_t>(size()), 0);
+
+  group().barrier(stream_);
+  group().broadcast(stream_, none, 0);
+  group().all_reduce(stream_, none, ReduceOp::sum);
+  group().all_gather(stream_, none, none);
+  group().reduce_scatter(stream_, none, none);
+  group().all_to_all_v(stream_, none, zeros, none, zeros);
+
+  // And what follows still pairs up.
+  expect_all_reduce<float>(33, ReduceOp::sum);
+}
+
+// Every rank refuses, so none waits.
+TEST_P(CommunicatorTest, RefusesShapesCountsAndDtypesThatDoNotFit) {
+  const auto n = static_cast<int64_t>(size());
+  Tensor one({1}, DType::f32), many({n + 1}, DType::f32), bytes({n}, DType::u8);
+  Tensor doubles({n}, DType::f64), byte({1}, DType::u8);
+  const std::vector<int64_t> ones(static_cast<size_t>(n), 1), too_many(ones.size() + 1, 1);
+  Tensor rows({n, 2}, DType::f32), wider({n, 3}, DType::f32);
+
+  EXPECT_THROW(group().reduce_scatter(stream_, many, one), Error);
+  EXPECT_THROW(group().reduce_scatter(stream_, doubles, one), Error);
+  EXPECT_THROW(group().reduce_scatter(stream_, bytes, byte), Error);
+  EXPECT_THROW(group().all_gather(stream_, one, many), Error);
+  EXPECT_THROW(group().all_gather(stream_, one, doubles), Error);
+  EXPECT_THROW(group().all_reduce(stream_, bytes, ReduceOp::sum), Error);
+  EXPECT_THROW(group().broadcast(stream_, one, size()), Error);
+  EXPECT_THROW(group().broadcast(stream_, one, -1), Error);
+  EXPECT_THROW(group().all_to_all_v(stream_, rows, too_many, rows, ones), Error);
+  EXPECT_THROW(group().all_to_all_v(stream_, many, ones, many, ones), Error);
+  EXPECT_THROW(group().all_to_all_v(stream_, rows, ones, wider, ones), Error);
+  EXPECT_THROW(group().all_to_all_v(stream_, doubles, ones, many.view().rows(0, n), ones), Error);
+}
+
+std::string name_of(const testing::TestParamInfo<Kind>& tested) {
+  constexpr const char* kNames[] = {"Self", "World", "Neighbours", "Apart"};
+  return kNames[static_cast<int>(tested.param)];
+}
+
+INSTANTIATE_TEST_SUITE_P(Groups, CommunicatorTest,
+                         testing::Values(Kind::self, Kind::world, Kind::neighbours, Kind::apart),
+                         name_of);
+
+TEST(DistributedContextTest, GroupsHaveTheSizesAndRanksOfEveryLayout) {
+  const int world = test_mpi().world_size();
+  for (int tp = 1; tp <= world; tp *= 2) {
+    for (int ep = 1; ep <= world; ep *= 2) {
+      const ParallelLayout layout(world, tp, ep);
+      const DistributedContext dist(test_mpi(), layout);
+      const int rank = dist.rank();
+
+      EXPECT_EQ(rank, test_mpi().rank());
+      EXPECT_EQ(dist.tp().size(), layout.tp());
+      EXPECT_EQ(dist.tp().rank(), layout.tp_rank(rank));
+      EXPECT_EQ(dist.dp().size(), layout.dp());
+      EXPECT_EQ(dist.dp().rank(), layout.dp_rank(rank));
+      EXPECT_EQ(dist.ep().size(), layout.ep());
+      EXPECT_EQ(dist.ep().rank(), layout.ep_rank(rank));
+      EXPECT_EQ(dist.edp().size(), layout.edp());
+      EXPECT_EQ(dist.edp().rank(), layout.edp_rank(rank));
+    }
+  }
+}
+
+TEST(DistributedContextTest, GroupsHoldTheRanksOfTheLayout) {
+  const int world = test_mpi().world_size();
+  const ParallelLayout layout(world, world >= 2 ? 2 : 1, world >= 4 ? 4 : 1);
+  const DistributedContext dist(test_mpi(), layout);
+  Stream stream;
+  const auto members = [&](Communicator& group) {
+    int32_t mine = dist.rank();
+    std::vector<int32_t> all(static_cast<size_t>(group.size()));
+    group.all_gather(stream, view_of(std::span(&mine, 1)), view_of(std::span(all)));
+    return all;
+  };
+
+  EXPECT_EQ(members(dist.tp()), layout.tp_group(dist.rank()));
+  EXPECT_EQ(members(dist.dp()), layout.dp_group(dist.rank()));
+  EXPECT_EQ(members(dist.ep()), layout.ep_group(dist.rank()));
+  EXPECT_EQ(members(dist.edp()), layout.edp_group(dist.rank()));
+}
+
+TEST(DistributedContextTest, RefusesALayoutOfAnotherWorld) {
+  EXPECT_THROW(DistributedContext(test_mpi(), ParallelLayout(2 * test_mpi().world_size(), 1, 1)),
                Error);
 }
 
-INSTANTIATE_TEST_SUITE_P(Groups, CommunicatorTest, testing::Values(false, true),
-                         [](const auto& tested) { return tested.param ? "Mpi" : "Self"; });
-
-TEST(DistributedContextTest, GroupsHaveTheSizesAndRanksOfTheLayout) {
-  const int world = test_mpi().world_size();
-  const ParallelLayout layout(world, world >= 2 ? 2 : 1, world);
-  const DistributedContext dist(test_mpi(), layout);
-
-  EXPECT_EQ(dist.tp().size(), layout.tp());
-  EXPECT_EQ(dist.tp().rank(), layout.tp_rank(dist.rank()));
-  EXPECT_EQ(dist.dp().size(), layout.dp());
-  EXPECT_EQ(dist.dp().rank(), layout.dp_rank(dist.rank()));
-  EXPECT_EQ(dist.ep().size(), world);
-  EXPECT_EQ(dist.edp().size(), 1);
+// What run_collectively throws for a body, empty when nothing.
+std::string message_of(Communicator& group, const std::function<void()>& body) {
+  try {
+    run_collectively(group, body);
+  } catch (const CollectiveError& error) {
+    return error.what();
+  }
+  return "";
 }
 
 TEST(RunCollectivelyTest, TheLowestFailingRankSpeaksForAll) {
   Communicator& world = test_mpi().world();
-  const int first = world.size() / 2;
-  std::string message;
-  try {
-    run_collectively(world,
-                     [&] { require(world.rank() < first, "rank {} has no file", world.rank()); });
-  } catch (const CollectiveError& error) {
-    message = error.what();
-  }
+  for (int first = 0; first < world.size(); ++first) {
+    const std::string message = message_of(world, [&] {
+      if (world.rank() >= first) throw Error("rank " + std::to_string(world.rank()) + " lost it");
+    });
 
-  EXPECT_NE(message.find(std::to_string(first) + " has no file"), std::string::npos) << message;
-  EXPECT_NO_THROW(run_collectively(world, [] {}));
+    const std::string own = "rank " + std::to_string(first);
+    EXPECT_EQ(message, (world.size() > 1 ? own + ": " : "") + own + " lost it");
+  }
+}
+
+TEST(RunCollectivelyTest, AnErrorWithoutAMessageIsAnErrorToo) {
+  EXPECT_NE(message_of(test_mpi().world(), [] { throw std::runtime_error(""); }), "");
+}
+
+TEST(RunCollectivelyTest, GoesOnAfterSuccessAndAfterFailure) {
+  Communicator& world = test_mpi().world();
+  int runs = 0;
+
+  message_of(world, [&] { require(world.rank() != world.size() - 1, "the last rank fails"); });
+  EXPECT_NO_THROW(run_collectively(world, [&] { ++runs; }));
+
+  EXPECT_EQ(runs, 1);
 }
 
 }  // namespace
