@@ -1,6 +1,10 @@
 #include "layers/parameter.h"
 
 #include <algorithm>
+#include <array>
+#include <functional>
+#include <numeric>
+#include <span>
 #include <utility>
 
 #include "kernels/check.h"
@@ -33,16 +37,24 @@ void draw_initial_values(Stream& stream, uint64_t seed, const Parameter& paramet
   cast(stream, drawn, parameter.value);
 }
 
+std::span<const int64_t> row_dims(const Shape& shape) { return shape.dims().subspan(1); }
+
 // One tensor over neighbours `first` to `last`, whose views `of` picks.
 TensorView fuse(const Parameter& first, const Parameter& last, TensorView Parameter::*of) {
-  const TensorView head = first.*of, tail = last.*of;
-  const Shape& shape = first.spec.extent;
-  const int64_t elements = last.flat_begin + last.spec.extent.num_elements() - first.flat_begin;
+  const TensorView head = first.*of;
+  require(static_cast<bool>(head), "{} was not materialized yet", first.spec.name);
+  const Shape &shape = first.spec.extent, &last_shape = last.spec.extent;
+  const int64_t elements = last.flat_begin + last_shape.num_elements() - first.flat_begin;
+  const auto dims = row_dims(shape);
+  const int64_t row = std::accumulate(dims.begin(), dims.end(), int64_t{1}, std::multiplies<>());
   require(first.spec.group == last.spec.group && first.spec.dtype == last.spec.dtype &&
-              elements > 0 && tail.dim(-1) == (shape.rank() == 1 ? tail.dim(0) : shape[1]),
+              std::ranges::equal(dims, row_dims(last_shape)) && elements >= 0 && row > 0 &&
+              elements % row == 0,
           "{} and {} do not lie side by side", first.spec.name, last.spec.name);
-  if (shape.rank() == 1) return {head.raw(), {elements}, head.dtype(), head.device()};
-  return {head.raw(), {elements / shape[1], shape[1]}, head.dtype(), head.device()};
+  std::array<int64_t, Shape::kMaxRank> fused{elements / row};
+  std::ranges::copy(dims, fused.begin() + 1);
+  const std::span<const int64_t> fused_dims(fused.data(), dims.size() + 1);
+  return {head.raw(), Shape(fused_dims), head.dtype(), head.device()};
 }
 
 }  // namespace

@@ -1,0 +1,231 @@
+// Declaring, laying out, fusing and drawing parameters.
+#include "layers/parameter.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "kernels/check.h"
+#include "support/test_tensors.h"
+
+namespace switchyard {
+namespace {
+
+constexpr uint64_t kSeed = 11;
+
+ParameterSpec whole(std::string name, Shape shape, DType dtype = DType::f32,
+                    Init init = Init::normal(1.0f)) {
+  const std::vector<int64_t> zeros(static_cast<size_t>(shape.rank()), 0);
+  return {.name = std::move(name),
+          .global_shape = shape,
+          .offset = Shape(std::span<const int64_t>(zeros)),
+          .extent = shape,
+          .group = ParameterGroup::replicated,
+          .dtype = dtype,
+          .decay = true,
+          .init = init};
+}
+
+class ParameterStoreTest : public testing::Test {
+ protected:
+  Stream stream_;
+  ParameterStore store_;
+};
+
+TEST_F(ParameterStoreTest, ReferencesStayValidAndViewsArePlacedEndToEnd) {
+  std::vector<Parameter*> added;
+  for (int i = 0; i < 257; ++i) added.push_back(&store_.add(whole(std::to_string(i), {3, 5})));
+
+  store_.materialize(stream_, kSeed, /*world_size=*/1);
+
+  for (int64_t i = 0; i < 257; ++i) {
+    const Parameter& p = *added[static_cast<size_t>(i)];
+    EXPECT_EQ(p.spec.name, std::to_string(i));
+    EXPECT_EQ(p.flat_begin, 15 * i);
+    EXPECT_EQ(p.value.data<float>(), added[0]->value.data<float>() + 15 * i);
+    EXPECT_EQ(p.grad.data<float>(), added[0]->grad.data<float>() + 15 * i);
+  }
+  EXPECT_EQ(store_.num_elements(), 257 * 15);
+}
+
+TEST_F(ParameterStoreTest, OneFlatBufferPerGroupAndDtypeWithF32Gradients) {
+  ParameterSpec expert = whole("expert", {2, 3, 4}, DType::bf16);
+  expert.group = ParameterGroup::expert;
+  ParameterSpec sharded = whole("sharded", {8, 3}, DType::bf16);
+  sharded.group = ParameterGroup::sharded;
+  Parameter& first = store_.add(whole("weight", {4, 3}, DType::bf16));
+  store_.add(whole("norm", {7}));
+  store_.add(expert);
+  store_.add(sharded);
+  store_.add(whole("weight2", {2, 3}, DType::bf16));
+
+  store_.materialize(stream_, kSeed, /*world_size=*/1);
+
+  ASSERT_EQ(store_.buffers().size(), 4u);
+  EXPECT_EQ(store_.buffers()[0].num_elements, 4 * 3 + 2 * 3);
+  for (const FlatBuffer& buffer : store_.buffers()) {
+    EXPECT_EQ(buffer.values.dtype(), buffer.dtype);
+    EXPECT_EQ(buffer.grads.dtype(), DType::f32);
+  }
+  EXPECT_EQ(first.value.dtype(), DType::bf16);
+  EXPECT_EQ(first.grad.dtype(), DType::f32);
+}
+
+TEST_F(ParameterStoreTest, FlatBuffersSplitEvenlyOverAnyGroupAndArePaddedWithZeros) {
+  for (const int world : {1, 2, 6, 8, 1024}) {
+    for (const int64_t n : {1, 31, 32, 33, 257}) {
+      ParameterStore store;
+      store.add(whole("weight", {n}));
+
+      store.materialize(stream_, kSeed, world);
+
+      const FlatBuffer& buffer = store.buffers()[0];
+      const int64_t padded = buffer.values.num_elements();
+      EXPECT_EQ(padded % (16 * world), 0) << n;
+      EXPECT_GE(padded, n);
+      EXPECT_LT(padded, n + 16 * world);
+      EXPECT_EQ(buffer.grads.num_elements(), padded);
+      for (int64_t i = n; i < padded; ++i) ASSERT_EQ(buffer.values.data<float>()[i], 0.0f);
+    }
+  }
+}
+
+TEST_F(ParameterStoreTest, OnesAndZerosAreWhatTheySay) {
+  const Parameter& ones = store_.add(whole("ones", {33}, DType::bf16, Init::ones()));
+  const Parameter& zeros = store_.add(whole("zeros", {33}, DType::bf16, Init::zeros()));
+
+  store_.materialize(stream_, kSeed, 1);
+
+  EXPECT_EQ(test::to_floats(ones.value), std::vector<float>(33, 1.0f));
+  EXPECT_EQ(test::to_floats(zeros.value), std::vector<float>(33, 0.0f));
+}
+
+TEST_F(ParameterStoreTest, NormalValuesHaveTheStatedMeanAndStandardDeviation) {
+  constexpr int64_t kCount = 200000;
+  constexpr double kStd = 0.02;
+  const Parameter& weight = store_.add(whole("weight", {kCount}, DType::f32, Init::normal(kStd)));
+
+  store_.materialize(stream_, kSeed, 1);
+
+  double sum = 0.0, squares = 0.0;
+  for (const float value : test::to_floats(weight.value)) {
+    sum += value;
+    squares += static_cast<double>(value) * value;
+  }
+  // Five standard errors of the mean, and of the standard deviation.
+  EXPECT_NEAR(sum / kCount, 0.0, 5 * kStd / std::sqrt(kCount));
+  EXPECT_NEAR(std::sqrt(squares / kCount), kStd, 5 * kStd / std::sqrt(2.0 * kCount));
+}
+
+// Boxes by rows, by columns, of a slice, and in either dtype hold what the whole holds there.
+TEST_F(ParameterStoreTest, BoxesDrawTheValuesOfTheWholeWhateverWasAddedBefore) {
+  constexpr int64_t kA = 4, kB = 33, kC = 31;
+  const Parameter& reference = store_.add(whole("weight", {kA, kB, kC}));
+  store_.materialize(stream_, kSeed, 1);
+  const auto expected = test::to_floats(reference.value);
+  struct Box {
+    Shape offset, extent;
+  };
+  for (const Box& box : {Box{{1, 0, 0}, {2, kB, kC}}, Box{{0, 32, 0}, {kA, 1, kC}},
+                         Box{{0, 0, 7}, {kA, kB, 24}}, Box{{3, 5, 30}, {1, 28, 1}}}) {
+    for (const DType dtype : {DType::f32, DType::bf16}) {
+      ParameterStore store;
+      store.add(whole("something else", {17}, dtype));
+      ParameterSpec spec = whole("weight", {kA, kB, kC}, dtype);
+      spec.offset = box.offset;
+      spec.extent = box.extent;
+      const Parameter& part = store.add(spec);
+
+      store.materialize(stream_, kSeed, /*world_size=*/8);
+
+      size_t i = 0;
+      const auto values = test::to_floats(part.value);
+      for (int64_t a = 0; a < box.extent[0]; ++a) {
+        for (int64_t b = 0; b < box.extent[1]; ++b) {
+          for (int64_t c = 0; c < box.extent[2]; ++c, ++i) {
+            const int64_t at =
+                ((box.offset[0] + a) * kB + box.offset[1] + b) * kC + box.offset[2] + c;
+            const float value = expected[static_cast<size_t>(at)];
+            ASSERT_EQ(values[i], dtype == DType::f32 ? value : static_cast<float>(bfloat16(value)));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_F(ParameterStoreTest, NamesAndSeedsDrawDifferentValues) {
+  const auto draw = [this](const std::string& name, uint64_t seed) {
+    ParameterStore store;
+    const Parameter& p = store.add(whole(name, {32}));
+    store.materialize(stream_, seed, 1);
+    return test::to_floats(p.value);
+  };
+
+  EXPECT_EQ(draw("a", 1), draw("a", 1));
+  EXPECT_NE(draw("a", 1), draw("b", 1));
+  EXPECT_NE(draw("a", 1), draw("a", 2));
+}
+
+TEST_F(ParameterStoreTest, FusedViewsCoverNeighboursInOnePiece) {
+  Parameter& q = store_.add(whole("q", {6, 5}));
+  store_.add(whole("q_norm", {9}, DType::bf16));  // another buffer: not in between
+  store_.add(whole("k", {2, 5}));
+  Parameter& v = store_.add(whole("v", {3, 5}));
+  Parameter& bias = store_.add(whole("bias", {4}));
+  Parameter& bias2 = store_.add(whole("bias2", {8}));
+  Parameter& expert = store_.add(whole("expert", {2, 3, 7}));
+  Parameter& expert2 = store_.add(whole("expert2", {1, 3, 7}));
+  store_.materialize(stream_, kSeed, 1);
+
+  EXPECT_EQ(store_.fused_value(q, v).shape(), (Shape{11, 5}));
+  EXPECT_EQ(store_.fused_value(q, v).raw(), q.value.raw());
+  EXPECT_EQ(store_.fused_grad(q, v).shape(), (Shape{11, 5}));
+  EXPECT_EQ(store_.fused_grad(q, v).raw(), q.grad.raw());
+  EXPECT_EQ(store_.fused_grad(q, v).dtype(), DType::f32);
+  EXPECT_EQ(store_.fused_value(q, q).shape(), q.value.shape());
+  EXPECT_EQ(store_.fused_value(bias, bias2).shape(), (Shape{12}));
+  EXPECT_EQ(store_.fused_value(expert, expert2).shape(), (Shape{3, 3, 7}));
+}
+
+TEST_F(ParameterStoreTest, RefusesToFuseWhatDoesNotFit) {
+  Parameter& a = store_.add(whole("a", {4, 6}));
+  Parameter& odd = store_.add(whole("odd", {3, 5}));
+  Parameter& b = store_.add(whole("b", {4, 6}));
+  Parameter& rounded = store_.add(whole("rounded", {4, 6}, DType::bf16));
+  Parameter& expert = store_.add(whole("expert", {2, 7, 6}));
+  EXPECT_THROW(store_.fused_value(a, a), Error);  // no values yet
+  store_.materialize(stream_, kSeed, 1);
+
+  EXPECT_THROW(store_.fused_value(a, odd), Error);      // other rows
+  EXPECT_THROW(store_.fused_value(a, b), Error);        // something else between them
+  EXPECT_THROW(store_.fused_value(b, a), Error);        // the wrong way round
+  EXPECT_THROW(store_.fused_value(a, rounded), Error);  // another buffer
+  EXPECT_THROW(store_.fused_grad(b, expert), Error);    // another rank
+}
+
+TEST_F(ParameterStoreTest, RefusesASecondParameterOfTheSameNameAndMismatchedRanks) {
+  store_.add(whole("weight", {4}));
+  ParameterSpec flat = whole("flat", {4, 4});
+  flat.extent = {16};
+
+  EXPECT_THROW(store_.add(whole("weight", {5})), Error);
+  EXPECT_THROW(store_.add(flat), Error);
+}
+
+TEST_F(ParameterStoreTest, ZeroGradsClearsEveryBuffer) {
+  Parameter& weight = store_.add(whole("weight", {33}, DType::bf16));
+  Parameter& norm = store_.add(whole("norm", {31}));
+  store_.materialize(stream_, kSeed, 1);
+  for (Parameter* p : {&weight, &norm}) {
+    std::fill_n(p->grad.data<float>(), p->grad.num_elements(), 3.0f);
+  }
+
+  store_.zero_grads(stream_);
+
+  EXPECT_EQ(test::to_floats(weight.grad), std::vector<float>(33, 0.0f));
+  EXPECT_EQ(test::to_floats(norm.grad), std::vector<float>(31, 0.0f));
+}
+
+}  // namespace
+}  // namespace switchyard
