@@ -112,8 +112,7 @@ void DistributedOptimizer::update_run(Stream& stream, Shard& shard, int64_t begi
                                       bool decay, double lr, double grad_scale) {
   const auto part = [&](TensorView flat) { return flat.rows(begin, end - begin); };
   const TensorView weights = part(main_params(shard));
-  const TensorView rounded =
-      shard.bf16_main_params ? part(value_shard(shard)) : TensorView();
+  const TensorView rounded = shard.bf16_main_params ? part(value_shard(shard)) : TensorView();
   const auto weight_decay = static_cast<float>(decay ? config_.weight_decay : 0.0);
   if (config_.type == OptimizerType::adamw) {
     const AdamWOptions options{.lr = static_cast<float>(lr),
@@ -122,9 +121,8 @@ void DistributedOptimizer::update_run(Stream& stream, Shard& shard, int64_t begi
                                .eps = static_cast<float>(config_.eps),
                                .weight_decay = weight_decay,
                                .step = num_steps_};
-    adamw_step(stream, options, static_cast<float>(grad_scale), part(grad_shard(shard)),
-               weights, part(shard.exp_avg), part(shard.exp_avg_sq),
-               rounded);
+    adamw_step(stream, options, static_cast<float>(grad_scale), part(grad_shard(shard)), weights,
+               part(shard.exp_avg), part(shard.exp_avg_sq), rounded);
   } else {
     const SgdOptions options{.lr = static_cast<float>(lr),
                              .momentum = static_cast<float>(config_.momentum),

@@ -57,8 +57,8 @@ class DistributedOptimizer {
   struct Shard {
     FlatBuffer* buffer;
     Communicator* group;
-    int64_t size;               // elements of this rank's share: padded / group size
-    Tensor bf16_main_params;    // [size] f32; empty in f32 training: the values are the main weights
+    int64_t size;             // elements of this rank's share: padded / group size
+    Tensor bf16_main_params;  // [size] f32; empty in f32 training: the values are the main weights
     Tensor exp_avg, exp_avg_sq;  // [size] f32
   };
 
