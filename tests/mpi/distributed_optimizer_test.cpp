@@ -1,12 +1,16 @@
-// ZeRO-1 on all ranks against plain arithmetic on the whole.
+// ZeRO-1 on every layout against one rank, and against plain arithmetic on the whole.
 #include "optim/distributed_optimizer.h"
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
 #include <limits>
 #include <map>
+#include <memory>
 
+#include "kernels/check.h"
+#include "kernels/random.h"
 #include "mpi/mpi_test.h"
 #include "support/test_tensors.h"
 
@@ -15,177 +19,353 @@ namespace {
 
 using test::test_mpi;
 
-constexpr int64_t kExperts = 8, kExpertSize = 5, kShared = 37;
+constexpr double kLr = 0.05;
+// Gradients are integers over this, so that every sum of them, and of their squares, is exact:
+// results must then be the same bits on every layout.
+constexpr float kUnit = 64.0f;
 
-// One parameter of each kind: experts over ep = 2 (so that edp copies exist), and replicated ones.
-struct Bench {
-  explicit Bench(const OptimizerConfig& config, DType dtype = DType::f32)
-      : world(test_mpi().world_size()),
-        dist(test_mpi(), ParallelLayout(world, 1, world >= 2 ? 2 : 1)) {
-    const int64_t local = kExperts / dist.ep().size();
-    experts = &store.add({.name = "experts",
-                          .global_shape = {kExperts, kExpertSize},
-                          .offset = {dist.ep().rank() * local, 0},
-                          .extent = {local, kExpertSize},
-                          .group = ParameterGroup::expert,
-                          .dtype = dtype,
-                          .decay = true,
-                          .init = Init::normal(1.0f)});
-    shared = &store.add({.name = "shared",
-                         .global_shape = {kShared},
-                         .offset = {0},
-                         .extent = {kShared},
-                         .group = ParameterGroup::replicated,
-                         .dtype = dtype,
-                         .decay = true,
-                         .init = Init::normal(1.0f)});
-    norm = &store.add({.name = "norm",
-                       .global_shape = {kShared},
-                       .offset = {0},
-                       .extent = {kShared},
-                       .group = ParameterGroup::replicated,
-                       .dtype = DType::f32,
-                       .decay = false,
-                       .init = Init::ones()});
-    store.materialize(stream, 5, world);
+// Calls body(index in the box, index in the whole).
+template <class Body>
+void for_each_in_box(const Shape& global_shape, const Shape& offset, const Shape& extent,
+                     const Body& body) {
+  for (int64_t i = 0; i < extent.num_elements(); ++i) {
+    int64_t rest = i, at = 0, stride = 1;
+    for (int d = extent.rank() - 1; d >= 0; --d) {
+      at += (offset[d] + rest % extent[d]) * stride;
+      rest /= extent[d];
+      stride *= global_shape[d];
+    }
+    body(i, at);
+  }
+}
+
+// The gradient of an element in units: a sum over the ranks that hold copies of it, to which copy
+// `copy` of `num_copies` adds its part.
+int64_t whole_gradient(const std::string& name, int step, int64_t at) {
+  const RandomKey key{static_cast<uint64_t>(step), stream_id(name)};
+  return static_cast<int64_t>(random_bits(key, static_cast<uint64_t>(at)) % 1001) - 500;
+}
+int64_t gradient_part(const std::string& name, int step, int64_t at, int copy, int num_copies) {
+  const auto part = [&](int c) { return whole_gradient(name + "/" + std::to_string(c), step, at); };
+  if (copy < num_copies - 1) return part(copy);
+  int64_t rest = whole_gradient(name, step, at);
+  for (int c = 0; c < num_copies - 1; ++c) rest -= part(c);
+  return rest;
+}
+
+// One parameter of each kind.
+struct Model {
+  Model(const DistributedContext& context, const OptimizerConfig& config, DType dtype)
+      : dist(context) {
+    const Communicator &tp = dist.tp(), &ep = dist.ep();
+    add("column", {16, 6}, ParameterGroup::sharded, 0, &tp, dtype);
+    add("row", {5, 16}, ParameterGroup::sharded, 1, &tp, dtype);
+    add("bias", {16}, ParameterGroup::sharded, 0, &tp, DType::f32);
+    add("experts", {8, 3, 5}, ParameterGroup::expert, 0, &ep, dtype);
+    add("shared", {7, 37}, ParameterGroup::replicated, 0, nullptr, dtype);
+    add("norm", {33}, ParameterGroup::replicated, 0, nullptr, DType::f32);
+    store.materialize(stream, /*seed=*/5, dist.world().size());
     optimizer = std::make_unique<DistributedOptimizer>(stream, config, store, dist);
   }
 
-  // Every rank adds its part; the sum over ranks of expert e's gradient is (e + 1), of the shared
-  // one's 2.
-  void fill_gradients() {
-    const int64_t local = kExperts / dist.ep().size();
-    for (int64_t i = 0; i < local * kExpertSize; ++i) {
-      const auto expert = static_cast<float>(dist.ep().rank() * local + i / kExpertSize + 1);
-      experts->grad.data<float>()[i] = expert / static_cast<float>(dist.edp().size());
+  void add(const std::string& name, Shape shape, ParameterGroup group, int split_dim,
+           const Communicator* split, DType dtype) {
+    std::array<int64_t, 3> offset{}, extent{};
+    for (int d = 0; d < shape.rank(); ++d) extent[static_cast<size_t>(d)] = shape[d];
+    if (split != nullptr) {
+      const int64_t share = shape[split_dim] / split->size();
+      extent[static_cast<size_t>(split_dim)] = share;
+      offset[static_cast<size_t>(split_dim)] = split->rank() * share;
     }
-    for (int64_t i = 0; i < kShared; ++i) {
-      shared->grad.data<float>()[i] = 2.0f / static_cast<float>(world);
-      norm->grad.data<float>()[i] = 2.0f / static_cast<float>(world);
+    const auto rank = static_cast<size_t>(shape.rank());
+    store.add({.name = name,
+               .global_shape = shape,
+               .offset = Shape(std::span<const int64_t>(offset.data(), rank)),
+               .extent = Shape(std::span<const int64_t>(extent.data(), rank)),
+               .group = group,
+               .dtype = dtype,
+               .decay = shape.rank() > 1,
+               .init = Init::normal(1.0f)});
+  }
+
+  // The ranks that hold copies of a parameter of this group.
+  const Communicator& copies(ParameterGroup group) const {
+    if (group == ParameterGroup::sharded) return dist.dp();
+    return group == ParameterGroup::expert ? dist.edp() : dist.world();
+  }
+
+  void add_gradients(int step) {
+    for (Parameter& p : store.parameters()) {
+      const Communicator& group = copies(p.spec.group);
+      for_each_in_box(
+          p.spec.global_shape, p.spec.offset, p.spec.extent, [&](int64_t i, int64_t at) {
+            p.grad.data<float>()[i] += static_cast<float>(gradient_part(
+                                           p.spec.name, step, at, group.rank(), group.size())) /
+                                       kUnit;
+          });
     }
   }
 
-  static double whole_norm() {
-    double squares = 2.0 * kShared * 4.0;
-    for (int64_t e = 1; e <= kExperts; ++e) squares += static_cast<double>(kExpertSize * e * e);
-    return std::sqrt(squares);
+  OptimizerStepResult step(int number) {
+    add_gradients(number);
+    return optimizer->step(stream, kLr);
   }
 
-  int world;
+  Parameter& parameter(const std::string& name) {
+    for (Parameter& p : store.parameters()) {
+      if (p.spec.name == name) return p;
+    }
+    fail("no parameter {}", name);
+  }
+
   Stream stream;
-  DistributedContext dist;
+  const DistributedContext& dist;
   ParameterStore store;
-  Parameter *experts, *shared, *norm;
   std::unique_ptr<DistributedOptimizer> optimizer;
 };
 
-OptimizerConfig sgd(double clip) {
+double whole_norm(const Model& model, int step) {
+  double squares = 0.0;
+  for (const Parameter& p : model.store.parameters()) {
+    for (int64_t at = 0; at < p.spec.global_shape.num_elements(); ++at) {
+      const auto g = static_cast<double>(whole_gradient(p.spec.name, step, at)) / kUnit;
+      squares += g * g;
+    }
+  }
+  return std::sqrt(squares);
+}
+
+// Every rank's boxes hold what one rank's whole holds there, bit for bit.
+void expect_same_values(const Model& model, const Model& reference) {
+  for (size_t k = 0; k < model.store.parameters().size(); ++k) {
+    const Parameter& p = model.store.parameters()[k];
+    const auto values = test::to_floats(p.value);
+    const auto whole = test::to_floats(reference.store.parameters()[k].value);
+    int64_t wrong = 0;
+    for_each_in_box(p.spec.global_shape, p.spec.offset, p.spec.extent, [&](int64_t i, int64_t at) {
+      if (values[static_cast<size_t>(i)] != whole[static_cast<size_t>(at)]) ++wrong;
+    });
+    EXPECT_EQ(wrong, 0) << "elements of " << p.spec.name;
+  }
+}
+
+// What a checkpoint holds: whole tensors of main weights, exp_avg and exp_avg_sq.
+using Saved = std::map<std::string, std::array<std::vector<float>, 3>>;
+
+template <class Body>
+void for_each_in_piece(const ShardPiece& piece, const Body& body) {
+  for_each_in_box(piece.global_shape, piece.offset, piece.extent, [&](int64_t i, int64_t at) {
+    if (i < piece.begin || i >= piece.end) return;
+    body(static_cast<size_t>(i - piece.begin), static_cast<size_t>(at));
+  });
+}
+
+std::array<std::span<float>, 3> spans_of(const ShardPiece& piece) {
+  return {piece.main_params, piece.exp_avg, piece.exp_avg_sq};
+}
+
+// Joins the pieces of all ranks; every element must be in exactly one.
+Saved save(Model& model) {
+  Saved saved;
+  std::map<std::string, std::vector<int32_t>> covered;
+  for (const Parameter& p : model.store.parameters()) {
+    const auto n = static_cast<size_t>(p.spec.global_shape.num_elements());
+    covered[p.spec.name].resize(n);
+    for (auto& whole : saved[p.spec.name]) whole.resize(n);
+  }
+  for (const ShardPiece& piece : model.optimizer->pieces()) {
+    for_each_in_piece(piece, [&](size_t i, size_t at) {
+      ++covered[piece.name][at];
+      for (size_t k = 0; k < 3; ++k) {
+        if (!spans_of(piece)[k].empty()) saved[piece.name][k][at] = spans_of(piece)[k][i];
+      }
+    });
+  }
+  Communicator& world = model.dist.world();
+  for (auto& [name, wholes] : saved) {
+    auto& times = covered[name];
+    world.all_reduce(model.stream, view_of(std::span(times)), ReduceOp::sum);
+    EXPECT_EQ(times, std::vector<int32_t>(times.size(), 1)) << name;
+    for (auto& whole : wholes) {
+      world.all_reduce(model.stream, view_of(std::span(whole)), ReduceOp::sum);
+    }
+  }
+  return saved;
+}
+
+void load(Model& model, const Saved& saved, int64_t num_steps) {
+  for (const ShardPiece& piece : model.optimizer->pieces()) {
+    for_each_in_piece(piece, [&](size_t i, size_t at) {
+      for (size_t k = 0; k < 3; ++k) {
+        if (!spans_of(piece)[k].empty()) spans_of(piece)[k][i] = saved.at(piece.name)[k][at];
+      }
+    });
+  }
+  model.optimizer->set_num_steps(num_steps);
+  model.optimizer->publish_main_params(model.stream);
+}
+
+std::vector<ParallelLayout> all_layouts() {
+  const int world = test_mpi().world_size();
+  std::vector<ParallelLayout> layouts;
+  for (int tp = 1; tp <= world; tp *= 2) {
+    for (int ep = 1; ep <= world; ep *= 2) layouts.emplace_back(world, tp, ep);
+  }
+  return layouts;
+}
+
+OptimizerConfig adamw() {
   OptimizerConfig config;
-  config.type = OptimizerType::sgd;
-  config.clip = clip;
-  config.weight_decay = 0.0;
+  config.clip = 1.0;  // always acts: the norms are about 80
   return config;
 }
 
-TEST(GradientNormTest, IsTheNormOfTheWholeAndClipsAllByTheSameFactor) {
-  Bench bench(sgd(/*clip=*/1.0));
-  const auto experts = test::to_floats(bench.experts->value);
-  const auto shared = test::to_floats(bench.shared->value);
-  bench.fill_gradients();
-
-  const OptimizerStepResult result = bench.optimizer->step(bench.stream, /*lr=*/0.5);
-
-  EXPECT_NEAR(result.grad_norm, Bench::whole_norm(), 1e-6 * Bench::whole_norm());
-  const double factor = 0.5 / Bench::whole_norm();
-  const int64_t first = bench.dist.ep().rank() * (kExperts / bench.dist.ep().size());
-  EXPECT_NEAR(bench.experts->value.data<float>()[0],
-              experts[0] - factor * static_cast<double>(first + 1), 1e-6);
-  EXPECT_NEAR(bench.shared->value.data<float>()[kShared - 1], shared[kShared - 1] - factor * 2.0,
-              1e-6);
-  // And the gradients are zero for the next step.
-  EXPECT_EQ(test::to_floats(bench.experts->grad),
-            std::vector<float>(static_cast<size_t>(bench.experts->grad.num_elements()), 0.0f));
-}
-
-TEST(AdamWTest, FollowsTheFormulaAndSparesNormsFromDecay) {
+OptimizerConfig sgd(double clip, double momentum = 0.9) {
   OptimizerConfig config;
-  config.clip = 0.0;
-  config.weight_decay = 0.1;
-  Bench bench(config);
-  double shared = bench.shared->value.data<float>()[3], norm = 1.0, m = 0.0, v = 0.0;
-  constexpr double kLr = 1e-2, kGrad = 2.0;
-
-  for (int step = 1; step <= 3; ++step) {
-    bench.fill_gradients();
-    bench.optimizer->step(bench.stream, kLr);
-    m = config.beta1 * m + (1 - config.beta1) * kGrad;
-    v = config.beta2 * v + (1 - config.beta2) * kGrad * kGrad;
-    const double update = m / (1 - std::pow(config.beta1, step)) /
-                          (std::sqrt(v / (1 - std::pow(config.beta2, step))) + config.eps);
-    shared = shared * (1 - kLr * config.weight_decay) - kLr * update;
-    norm -= kLr * update;
-  }
-
-  EXPECT_NEAR(bench.shared->value.data<float>()[3], shared, 1e-6);
-  EXPECT_NEAR(bench.norm->value.data<float>()[3], norm, 1e-6);
-  EXPECT_EQ(bench.optimizer->num_steps(), 3);
+  config.type = OptimizerType::sgd;
+  config.clip = clip;
+  config.momentum = momentum;
+  config.weight_decay = momentum > 0.0 ? 0.1 : 0.0;
+  return config;
 }
 
-TEST(Bf16Test, SmallUpdatesAddUpInTheMainWeights) {
-  OptimizerConfig config = sgd(/*clip=*/0.0);
-  Bench bench(config, DType::bf16);
-  const float before = static_cast<float>(bench.shared->value.data<bfloat16>()[0]);
-
-  // Each far below half a unit in the last place of bf16.
-  for (int i = 0; i < 100; ++i) {
-    bench.fill_gradients();
-    bench.optimizer->step(bench.stream, 1e-3);
+class LayoutsTest : public testing::TestWithParam<std::tuple<OptimizerType, DType>> {
+ protected:
+  OptimizerConfig config() const {
+    return std::get<0>(GetParam()) == OptimizerType::adamw ? adamw() : sgd(1.0);
   }
+  DType dtype() const { return std::get<1>(GetParam()); }
 
-  EXPECT_NEAR(static_cast<float>(bench.shared->value.data<bfloat16>()[0]), before - 0.2f,
-              0.01f * (1.0f + std::abs(before)));
-}
+  const DistributedContext alone_;
+};
 
-TEST(SkipTest, ANonFiniteGradientOnOneRankChangesNothingAnywhere) {
-  Bench bench(sgd(1.0));
-  const auto before = test::to_floats(bench.shared->value);
-  bench.fill_gradients();
-  if (bench.dist.rank() == bench.world - 1) {
-    bench.experts->grad.data<float>()[2] = std::numeric_limits<float>::infinity();
-  }
+TEST_P(LayoutsTest, EveryLayoutGivesTheBitsOfOneRank) {
+  for (const ParallelLayout& layout : all_layouts()) {
+    SCOPED_TRACE(to_string(layout));
+    const DistributedContext dist(test_mpi(), layout);
+    Model reference(alone_, config(), dtype()), model(dist, config(), dtype());
+    expect_same_values(model, reference);
 
-  const OptimizerStepResult result = bench.optimizer->step(bench.stream, 0.5);
+    for (int step = 1; step <= 4; ++step) {
+      const OptimizerStepResult expected = reference.step(step), result = model.step(step);
 
-  EXPECT_TRUE(result.skipped);
-  EXPECT_EQ(test::to_floats(bench.shared->value), before);
-  EXPECT_EQ(bench.optimizer->num_steps(), 0);
-}
-
-TEST(PiecesTest, CoverEveryElementOnceAndPublishWhatIsWrittenToThem) {
-  Bench bench(sgd(1.0));
-  // How often each element of the whole is covered, and a value to write that tells it apart.
-  std::vector<double> covered(static_cast<size_t>(kExperts * kExpertSize + 2 * kShared), 0.0);
-  const std::map<std::string, int64_t> first = {{"experts", 0},
-                                                {"shared", kExperts * kExpertSize},
-                                                {"norm", kExperts * kExpertSize + kShared}};
-  for (const ShardPiece& piece : bench.optimizer->pieces()) {
-    const int64_t row = piece.extent.rank() == 2 ? piece.extent[1] : 1;
-    const int64_t begin = first.at(piece.name) + piece.offset[0] * row;
-    for (int64_t i = piece.begin; i < piece.end; ++i) {
-      covered[static_cast<size_t>(begin + i)] += 1.0;
-      piece.main_params[static_cast<size_t>(i - piece.begin)] = static_cast<float>(begin + i);
+      EXPECT_EQ(result.grad_norm, expected.grad_norm);
+      EXPECT_DOUBLE_EQ(result.grad_norm, whole_norm(model, step));
+      EXPECT_FALSE(result.skipped);
+      expect_same_values(model, reference);
     }
   }
-  bench.dist.world().all_reduce(bench.stream, view_of(std::span(covered)), ReduceOp::sum);
-  EXPECT_EQ(covered, std::vector<double>(covered.size(), 1.0));
+}
 
-  bench.optimizer->publish_main_params(bench.stream);
+// Two steps on one layout, a checkpoint, two more on another.
+TEST_P(LayoutsTest, ShardsMoveFromAnyLayoutToAnotherAndTrainingGoesOn) {
+  Model reference(alone_, config(), dtype());
+  for (int step = 1; step <= 4; ++step) reference.step(step);
+  const std::vector<ParallelLayout> layouts = all_layouts();
+  for (size_t i = 0; i < layouts.size(); ++i) {
+    const ParallelLayout &from = layouts[i], &to = layouts[layouts.size() - 1 - i];
+    SCOPED_TRACE(to_string(from) + " to " + to_string(to));
+    const DistributedContext dist_before(test_mpi(), from), dist_after(test_mpi(), to);
+    Model before(dist_before, config(), dtype()), after(dist_after, config(), dtype());
+    for (int step = 1; step <= 2; ++step) before.step(step);
 
-  const int64_t experts_begin =
-      bench.dist.ep().rank() * (kExperts / bench.dist.ep().size()) * kExpertSize;
-  EXPECT_EQ(bench.experts->value.data<float>()[4], static_cast<float>(experts_begin + 4));
-  EXPECT_EQ(bench.shared->value.data<float>()[kShared - 1],
-            static_cast<float>(kExperts * kExpertSize + kShared - 1));
+    const Saved saved = save(before);
+    load(after, saved, before.optimizer->num_steps());
+    EXPECT_EQ(save(after), saved);
+    for (int step = 3; step <= 4; ++step) after.step(step);
+
+    expect_same_values(after, reference);
+    EXPECT_EQ(after.optimizer->num_steps(), 4);
+  }
+}
+
+std::string name_of(const testing::TestParamInfo<std::tuple<OptimizerType, DType>>& tested) {
+  const auto [type, dtype] = tested.param;
+  return (type == OptimizerType::adamw ? "adamw_" : "sgd_") + std::string(to_string(dtype));
+}
+
+INSTANTIATE_TEST_SUITE_P(Optimizers, LayoutsTest,
+                         testing::Combine(testing::Values(OptimizerType::adamw, OptimizerType::sgd),
+                                          testing::Values(DType::f32, DType::bf16)),
+                         name_of);
+
+// Expert e has a gradient of e + 1 everywhere, each copy its share; all other gradients are zero.
+TEST(ClippingTest, TheNormOfSpreadExpertGradientsIsThatOfTheWhole) {
+  constexpr double kClip = 2.0;
+  const double norm = std::sqrt(3 * 5 * (8.0 * 9.0 * 17.0 / 6.0));  // 15 elements of each e + 1
+  for (const ParallelLayout& layout : all_layouts()) {
+    SCOPED_TRACE(to_string(layout));
+    const DistributedContext dist(test_mpi(), layout);
+    Model model(dist, sgd(kClip, /*momentum=*/0.0), DType::f32);
+    Parameter& experts = model.parameter("experts");
+    const auto before = test::to_floats(experts.value);
+    const auto expert_of = [&](size_t i) {
+      return static_cast<double>(experts.spec.offset[0] + static_cast<int64_t>(i) / 15 + 1);
+    };
+    for (size_t i = 0; i < before.size(); ++i) {
+      experts.grad.data<float>()[i] =
+          static_cast<float>(expert_of(i)) / static_cast<float>(dist.edp().size());
+    }
+
+    const OptimizerStepResult result = model.optimizer->step(model.stream, kLr);
+
+    EXPECT_DOUBLE_EQ(result.grad_norm, norm);
+    const auto after = test::to_floats(experts.value);
+    for (size_t i = 0; i < before.size(); ++i) {
+      EXPECT_NEAR(after[i], before[i] - kLr * kClip / norm * expert_of(i), 1e-6);
+    }
+  }
+}
+
+TEST(ClippingTest, NormsUpToTheBoundAndABoundOfZeroLeaveGradientsAlone) {
+  const DistributedContext dist(test_mpi(), ParallelLayout(test_mpi().world_size(), 1, 1));
+  for (const double clip : {0.0, 1e6}) {
+    Model model(dist, sgd(clip, /*momentum=*/0.0), DType::f32);
+    Parameter& norm = model.parameter("norm");
+    const auto before = test::to_floats(norm.value);
+
+    model.step(1);
+
+    const auto after = test::to_floats(norm.value);
+    for (size_t i = 0; i < before.size(); ++i) {
+      const auto g =
+          whole_gradient("norm", 1, static_cast<int64_t>(i)) / static_cast<double>(kUnit);
+      EXPECT_NEAR(after[i], before[i] - kLr * g, 1e-6);
+    }
+  }
+}
+
+TEST(SkipTest, ANonFiniteGradientOnAnyRankChangesNothingAnywhere) {
+  constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  const int world = test_mpi().world_size();
+  const DistributedContext alone;
+  const DistributedContext dist(test_mpi(), ParallelLayout(world, world >= 2 ? 2 : 1, world));
+  for (const std::string name : {"column", "experts", "shared", "norm"}) {
+    for (const int holder : {0, world - 1}) {
+      SCOPED_TRACE(name + " on rank " + std::to_string(holder));
+      Model reference(alone, adamw(), DType::bf16), model(dist, adamw(), DType::bf16);
+      reference.step(1);
+      model.step(1);
+      const Saved before = save(model);
+      model.add_gradients(2);
+      if (dist.rank() == holder) {
+        model.parameter(name).grad.data<float>()[0] = holder == 0 ? kNan : -kInfinity;
+      }
+
+      const OptimizerStepResult result = model.optimizer->step(model.stream, kLr);
+
+      EXPECT_TRUE(result.skipped);
+      EXPECT_FALSE(std::isfinite(result.grad_norm));
+      EXPECT_EQ(model.optimizer->num_steps(), 1);
+      EXPECT_EQ(save(model), before);
+      expect_same_values(model, reference);
+      // And the next step is as if nothing had happened.
+      reference.step(3);
+      EXPECT_FALSE(model.step(3).skipped);
+      expect_same_values(model, reference);
+    }
+  }
 }
 
 }  // namespace
