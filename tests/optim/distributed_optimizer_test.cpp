@@ -1,0 +1,241 @@
+// The optimizer on one rank against double references of the published formulas.
+#include "optim/distributed_optimizer.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <memory>
+
+#include "support/test_tensors.h"
+
+namespace switchyard {
+namespace {
+
+constexpr double kLr = 1e-2;
+
+// A matrix with weight decay, and a norm without, in one flat buffer when both are f32: [rows, 7]
+// and [rows].
+struct Model {
+  Model(const OptimizerConfig& config, int64_t rows, DType dtype = DType::f32) {
+    weight = &store.add({.name = "weight",
+                         .global_shape = {rows, 7},
+                         .offset = {0, 0},
+                         .extent = {rows, 7},
+                         .group = ParameterGroup::replicated,
+                         .dtype = dtype,
+                         .decay = true,
+                         .init = Init::normal(1.0f)});
+    norm = &store.add({.name = "norm",
+                       .global_shape = {rows},
+                       .offset = {0},
+                       .extent = {rows},
+                       .group = ParameterGroup::replicated,
+                       .dtype = DType::f32,
+                       .decay = false,
+                       .init = Init::ones()});
+    store.materialize(stream, /*seed=*/3, /*world_size=*/1);
+    optimizer = std::make_unique<DistributedOptimizer>(stream, config, store, dist);
+  }
+
+  static double gradient(int step, int64_t i) {
+    return std::sin(0.7 * static_cast<double>(i) + 1.3 * step);
+  }
+  void fill_gradients(int step) {
+    for (Parameter* p : {weight, norm}) {
+      for (int64_t i = 0; i < p->grad.num_elements(); ++i) {
+        p->grad.data<float>()[i] = static_cast<float>(gradient(step, i));
+      }
+    }
+  }
+  OptimizerStepResult step(int number) {
+    fill_gradients(number);
+    return optimizer->step(stream, kLr);
+  }
+
+  double gradient_norm(int step) const {
+    double squares = 0.0;
+    for (const Parameter* p : {weight, norm}) {
+      for (int64_t i = 0; i < p->grad.num_elements(); ++i) {
+        squares += gradient(step, i) * gradient(step, i);
+      }
+    }
+    return std::sqrt(squares);
+  }
+
+  Stream stream;
+  DistributedContext dist;
+  ParameterStore store;
+  Parameter *weight, *norm;
+  std::unique_ptr<DistributedOptimizer> optimizer;
+};
+
+// One element in double.
+struct Element {
+  double weight, exp_avg = 0.0, exp_avg_sq = 0.0;
+
+  // Loshchilov and Hutter 2019, algorithm 2.
+  void adamw(const OptimizerConfig& c, int step, double g, double weight_decay) {
+    exp_avg = c.beta1 * exp_avg + (1 - c.beta1) * g;
+    exp_avg_sq = c.beta2 * exp_avg_sq + (1 - c.beta2) * g * g;
+    const double mean = exp_avg / (1 - std::pow(c.beta1, step));
+    const double mean_square = exp_avg_sq / (1 - std::pow(c.beta2, step));
+    weight -= kLr * (mean / (std::sqrt(mean_square) + c.eps) + weight_decay * weight);
+  }
+  void sgd(const OptimizerConfig& c, double g, double weight_decay) {
+    exp_avg = c.momentum * exp_avg + g + weight_decay * weight;
+    weight -= kLr * exp_avg;
+  }
+};
+
+std::vector<Element> elements_of(const Parameter& p) {
+  std::vector<Element> elements;
+  for (const float value : test::to_floats(p.value)) elements.push_back({.weight = value});
+  return elements;
+}
+
+void expect_near(const Parameter& p, const std::vector<Element>& expected, double bound) {
+  const auto values = test::to_floats(p.value);
+  for (size_t i = 0; i < values.size(); ++i) {
+    ASSERT_NEAR(values[i], expected[i].weight, bound) << p.spec.name << " element " << i;
+  }
+}
+
+// Weight decay for what has it, clipping always at work.
+template <class Update>
+void follow(const OptimizerConfig& config, const Update& update) {
+  for (const int64_t rows : {1, 31, 32, 33, 257}) {
+    Model model(config, rows);
+    std::vector<Element> weight = elements_of(*model.weight), norm = elements_of(*model.norm);
+    for (int step = 1; step <= 5; ++step) {
+      const OptimizerStepResult result = model.step(step);
+
+      const double length = model.gradient_norm(step);
+      EXPECT_NEAR(result.grad_norm, length, 1e-6 * length);
+      const double scale = std::min(1.0, config.clip / length);
+      for (size_t i = 0; i < weight.size(); ++i) {
+        const double g = scale * Model::gradient(step, static_cast<int64_t>(i));
+        update(weight[i], step, g, config.weight_decay);
+        if (i < norm.size()) update(norm[i], step, g, 0.0);
+      }
+    }
+    expect_near(*model.weight, weight, 5e-6);
+    expect_near(*model.norm, norm, 5e-6);
+  }
+}
+
+OptimizerConfig adamw() {
+  OptimizerConfig config;
+  config.clip = 0.5;
+  config.eps = 1e-6;
+  return config;
+}
+
+OptimizerConfig sgd() {
+  OptimizerConfig config;
+  config.type = OptimizerType::sgd;
+  config.clip = 0.5;
+  config.momentum = 0.9;
+  return config;
+}
+
+TEST(DistributedOptimizerTest, AdamWFollowsTheFormulaAndSparesNormsFromDecay) {
+  const OptimizerConfig config = adamw();
+  follow(config, [&](Element& e, int step, double g, double weight_decay) {
+    e.adamw(config, step, g, weight_decay);
+  });
+}
+
+TEST(DistributedOptimizerTest, SgdFollowsTheFormulaAndSparesNormsFromDecay) {
+  const OptimizerConfig config = sgd();
+  follow(config,
+         [&](Element& e, int, double g, double weight_decay) { e.sgd(config, g, weight_decay); });
+}
+
+TEST(DistributedOptimizerTest, GradientsAreZeroAfterAStepAndAfterASkippedOne) {
+  Model model(adamw(), 33);
+  const std::vector<float> zeros(33, 0.0f);
+
+  model.step(1);
+  EXPECT_EQ(test::to_floats(model.norm->grad), zeros);
+
+  model.fill_gradients(2);
+  model.weight->grad.data<float>()[0] = std::numeric_limits<float>::infinity();
+  EXPECT_TRUE(model.optimizer->step(model.stream, kLr).skipped);
+  EXPECT_EQ(test::to_floats(model.norm->grad), zeros);
+}
+
+// Squares of such gradients overflow f32; the norm is taken in double.
+TEST(DistributedOptimizerTest, LargeFiniteGradientsAreClippedNotSkipped) {
+  OptimizerConfig config = sgd();
+  config.momentum = 0.0;
+  config.weight_decay = 0.0;
+  Model model(config, 1);
+  const float before = model.norm->value.data<float>()[0];
+  model.norm->grad.data<float>()[0] = 1e30f;
+
+  const OptimizerStepResult result = model.optimizer->step(model.stream, kLr);
+
+  EXPECT_FALSE(result.skipped);
+  EXPECT_NEAR(result.grad_norm, 1e30, 1e24);
+  EXPECT_NEAR(model.norm->value.data<float>()[0], before - kLr * config.clip, 1e-6);
+}
+
+TEST(DistributedOptimizerTest, WithoutGradientsOnlyDecayMovesWeights) {
+  Model model(adamw(), 33);
+  const auto before = test::to_floats(model.weight->value);
+
+  const OptimizerStepResult result = model.optimizer->step(model.stream, kLr);
+
+  EXPECT_EQ(result.grad_norm, 0.0);
+  const auto after = test::to_floats(model.weight->value);
+  for (size_t i = 0; i < before.size(); ++i) {
+    EXPECT_NEAR(after[i], before[i] * (1.0 - kLr * 0.1), 1e-6);
+  }
+  EXPECT_EQ(test::to_floats(model.norm->value), std::vector<float>(33, 1.0f));
+}
+
+TEST(DistributedOptimizerTest, Bf16ParametersAreTheRoundedMainWeights) {
+  Model model(adamw(), 33, DType::bf16);
+
+  for (int step = 1; step <= 3; ++step) model.step(step);
+
+  for (const ShardPiece& piece : model.optimizer->pieces()) {
+    if (piece.name != "weight") continue;
+    ASSERT_EQ(piece.end - piece.begin, 33 * 7);
+    for (size_t i = 0; i < piece.main_params.size(); ++i) {
+      EXPECT_EQ(model.weight->value.data<bfloat16>()[i].bits, bfloat16(piece.main_params[i]).bits);
+    }
+  }
+}
+
+// Each update is far below half a unit in the last place of bf16.
+TEST(DistributedOptimizerTest, SmallUpdatesAddUpInTheMainWeights) {
+  OptimizerConfig config = sgd();
+  config.clip = config.momentum = config.weight_decay = 0.0;
+  Model model(config, 1, DType::bf16);
+  const float before = static_cast<float>(model.weight->value.data<bfloat16>()[0]);
+
+  for (int i = 0; i < 200; ++i) {
+    model.weight->grad.data<float>()[0] = 0.1f;
+    model.optimizer->step(model.stream, kLr);
+  }
+
+  EXPECT_NEAR(static_cast<float>(model.weight->value.data<bfloat16>()[0]), before - 0.2f,
+              0.01f * (1.0f + std::abs(before)));
+}
+
+TEST(DistributedOptimizerTest, PaddingStaysZero) {
+  Model model(adamw(), 3);
+  for (int step = 1; step <= 3; ++step) model.step(step);
+
+  for (FlatBuffer& buffer : model.store.buffers()) {
+    ASSERT_LT(buffer.num_elements, buffer.values.num_elements());
+    for (int64_t i = buffer.num_elements; i < buffer.values.num_elements(); ++i) {
+      EXPECT_EQ(buffer.values.data<float>()[i], 0.0f);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace switchyard
