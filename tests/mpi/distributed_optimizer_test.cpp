@@ -259,7 +259,8 @@ TEST_P(LayoutsTest, EveryLayoutGivesTheBitsOfOneRank) {
 
 // Two steps on one layout, a checkpoint, two more on another.
 TEST_P(LayoutsTest, ShardsMoveFromAnyLayoutToAnotherAndTrainingGoesOn) {
-  Model reference(alone_, config(), dtype());
+  Model halfway(alone_, config(), dtype()), reference(alone_, config(), dtype());
+  for (int step = 1; step <= 2; ++step) halfway.step(step);
   for (int step = 1; step <= 4; ++step) reference.step(step);
   const std::vector<ParallelLayout> layouts = all_layouts();
   for (size_t i = 0; i < layouts.size(); ++i) {
@@ -272,6 +273,7 @@ TEST_P(LayoutsTest, ShardsMoveFromAnyLayoutToAnotherAndTrainingGoesOn) {
     const Saved saved = save(before);
     load(after, saved, before.optimizer->num_steps());
     EXPECT_EQ(save(after), saved);
+    expect_same_values(after, halfway);  // published, before any step writes them
     for (int step = 3; step <= 4; ++step) after.step(step);
 
     expect_same_values(after, reference);

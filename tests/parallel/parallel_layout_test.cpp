@@ -32,15 +32,39 @@ void expect_partition(const ParallelLayout& layout, Group group, Coordinate coor
   EXPECT_EQ(covered, layout.world_size());
 }
 
-TEST(ParallelLayoutTest, GroupsPartOneThousandAndTwentyFourRanks) {
-  for (const auto& [tp, ep] : {std::pair{1, 1}, {8, 64}, {4, 2}, {1, 1024}, {32, 8}}) {
-    const ParallelLayout layout(1024, tp, ep);
-    expect_partition(layout, &ParallelLayout::tp_group, &ParallelLayout::tp_rank, layout.tp());
-    expect_partition(layout, &ParallelLayout::dp_group, &ParallelLayout::dp_rank, layout.dp());
-    expect_partition(layout, &ParallelLayout::ep_group, &ParallelLayout::ep_rank, layout.ep());
-    expect_partition(layout, &ParallelLayout::edp_group, &ParallelLayout::edp_rank, layout.edp());
-    EXPECT_EQ(layout.tp() * layout.dp(), 1024);
-    EXPECT_EQ(layout.ep() * layout.edp(), 1024);
+// tp and ep are independent of each other, so each value of either once is every case; 960 has
+// divisors that are no powers of two.
+TEST(ParallelLayoutTest, EveryDivisorPartsTheWorldIntoGroups) {
+  for (const int world : {1, 2, 960, 1024}) {
+    std::vector<int> divisors;
+    for (int d = 1; d <= world; ++d) {
+      if (world % d == 0) divisors.push_back(d);
+    }
+    for (size_t i = 0; i < divisors.size(); ++i) {
+      const ParallelLayout layout(world, divisors[i], divisors[divisors.size() - 1 - i]);
+      SCOPED_TRACE(to_string(layout));
+      expect_partition(layout, &ParallelLayout::tp_group, &ParallelLayout::tp_rank, layout.tp());
+      expect_partition(layout, &ParallelLayout::dp_group, &ParallelLayout::dp_rank, layout.dp());
+      expect_partition(layout, &ParallelLayout::ep_group, &ParallelLayout::ep_rank, layout.ep());
+      expect_partition(layout, &ParallelLayout::edp_group, &ParallelLayout::edp_rank, layout.edp());
+      EXPECT_EQ(layout.tp() * layout.dp(), world);
+      EXPECT_EQ(layout.ep() * layout.edp(), world);
+    }
+  }
+}
+
+// rank = dp_rank * tp + tp_rank = edp_rank * ep + ep_rank
+TEST(ParallelLayoutTest, CoordinatesGiveTheRankBackInBothMeshes) {
+  for (int tp = 1; tp <= 1024; tp *= 2) {
+    for (int ep = 1; ep <= 1024; ep *= 2) {
+      const ParallelLayout layout(1024, tp, ep);
+      for (int rank = 0; rank < 1024; ++rank) {
+        ASSERT_EQ(layout.dp_rank(rank) * tp + layout.tp_rank(rank), rank);
+        ASSERT_EQ(layout.edp_rank(rank) * ep + layout.ep_rank(rank), rank);
+        ASSERT_LT(layout.tp_rank(rank), tp);
+        ASSERT_LT(layout.ep_rank(rank), ep);
+      }
+    }
   }
 }
 
@@ -57,6 +81,9 @@ TEST(ParallelLayoutTest, RefusesWhatDoesNotDivide) {
   EXPECT_THROW(ParallelLayout(8, 3, 1), Error);
   EXPECT_THROW(ParallelLayout(8, 1, 6), Error);
   EXPECT_THROW(ParallelLayout(0, 1, 1), Error);
+  EXPECT_THROW(ParallelLayout(8, 0, 1), Error);
+  EXPECT_THROW(ParallelLayout(8, 1, -1), Error);
+  EXPECT_THROW(ParallelLayout(8, 16, 1), Error);
 }
 
 }  // namespace
