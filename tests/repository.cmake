@@ -22,7 +22,7 @@ add_library(standalone_headers OBJECT ${header_sources})
 target_compile_options(standalone_headers PRIVATE -O0)
 target_link_libraries(standalone_headers PRIVATE
   switchyard_trainer MPI::MPI_C OneDNN::OneDNN Random123::Random123 HDF5::HDF5 yaml-cpp CLI11::CLI11
-  spdlog::spdlog SentencePiece::train)
+  SentencePiece::train)
 
 # The program as a user meets it.
 add_test(NAME end_to_end

@@ -7,7 +7,7 @@
 #include "bench/ceiling_report.h"
 #include "kernels/attention.h"
 #include "kernels/matmul.h"
-#include "support/test_tensors.h"
+#include "tests/support/test_tensors.h"
 
 namespace switchyard::bench {
 namespace {

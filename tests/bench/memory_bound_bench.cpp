@@ -10,7 +10,7 @@
 #include "kernels/optimizer_step.h"
 #include "kernels/permute.h"
 #include "kernels/rms_norm.h"
-#include "support/test_tensors.h"
+#include "tests/support/test_tensors.h"
 
 // Ops whose ceiling is the memory: bytes are those that an op must read and write once. What fits
 // the caches can go past the ceiling, which is that of main memory.

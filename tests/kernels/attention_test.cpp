@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "kernels/check.h"
-#include "support/test_tensors.h"
+#include "tests/support/test_tensors.h"
 
 namespace switchyard {
 namespace {

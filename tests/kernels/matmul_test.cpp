@@ -10,7 +10,7 @@
 
 #include "kernels/check.h"
 #include "kernels/onednn_matmul.h"
-#include "support/test_tensors.h"
+#include "tests/support/test_tensors.h"
 
 namespace switchyard {
 namespace {

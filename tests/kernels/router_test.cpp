@@ -9,7 +9,7 @@
 
 #include "kernels/balance_loss.h"
 #include "kernels/check.h"
-#include "support/test_tensors.h"
+#include "tests/support/test_tensors.h"
 
 namespace switchyard {
 namespace {

@@ -10,7 +10,7 @@
 #include "layers/lm_head.h"
 #include "layers/moe.h"
 #include "layers/norm.h"
-#include "support/model_fixture.h"
+#include "tests/support/model_fixture.h"
 
 namespace switchyard {
 namespace {

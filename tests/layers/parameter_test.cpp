@@ -6,7 +6,7 @@
 #include <cmath>
 
 #include "kernels/check.h"
-#include "support/test_tensors.h"
+#include "tests/support/test_tensors.h"
 
 namespace switchyard {
 namespace {

@@ -6,7 +6,7 @@
 #include <cstdlib>
 
 #include "mpi/mpi_test.h"
-#include "support/checkpoint_fixture.h"
+#include "tests/support/checkpoint_fixture.h"
 #include "trainer/checkpoint/checkpoint_reader.h"
 #include "trainer/checkpoint/checkpoints.h"
 #include "trainer/checkpoint/gather_text.h"

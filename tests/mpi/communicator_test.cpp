@@ -11,7 +11,7 @@
 #include "kernels/check.h"
 #include "mpi/mpi_test.h"
 #include "parallel/distributed_context.h"
-#include "support/test_tensors.h"
+#include "tests/support/test_tensors.h"
 
 namespace switchyard {
 namespace {

@@ -12,7 +12,7 @@
 #include <tuple>
 
 #include "mpi/mpi_test.h"
-#include "support/test_tensors.h"
+#include "tests/support/test_tensors.h"
 
 namespace switchyard {
 namespace {

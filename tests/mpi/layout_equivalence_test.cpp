@@ -13,7 +13,7 @@
 #include "mpi/mpi_test.h"
 #include "optim/distributed_optimizer.h"
 #include "parallel/distributed_context.h"
-#include "support/model_fixture.h"
+#include "tests/support/model_fixture.h"
 #include "trainer/training/train_step.h"
 
 namespace switchyard {

@@ -7,7 +7,7 @@
 #include "layers/transformer.h"
 #include "mpi/mpi_test.h"
 #include "optim/distributed_optimizer.h"
-#include "support/model_fixture.h"
+#include "tests/support/model_fixture.h"
 #include "trainer/planning/plan.h"
 #include "trainer/training/train_step.h"
 

@@ -7,7 +7,7 @@
 #include <limits>
 #include <memory>
 
-#include "support/test_tensors.h"
+#include "tests/support/test_tensors.h"
 
 namespace switchyard {
 namespace {

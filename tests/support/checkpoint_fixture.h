@@ -11,7 +11,8 @@
 #include "kernels/check.h"
 #include "layers/parameter.h"
 #include "parallel/parallel_layout.h"
-#include "support/temporary_folder.h"
+#include "tests/support/error_of.h"
+#include "tests/support/temporary_folder.h"
 #include "trainer/checkpoint/checkpoints.h"
 
 namespace switchyard::test {
@@ -183,17 +184,6 @@ inline void flip_bit(const std::filesystem::path& path, size_t byte, int bit = 3
   std::string contents = read_file(path);
   contents.at(byte) = static_cast<char>(contents.at(byte) ^ (1 << bit));
   write_file(path, contents);
-}
-
-// The message of the Error that `body` throws; empty if it throws none.
-template <class Body>
-std::string error_of(Body body) {
-  try {
-    body();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return {};
 }
 
 }  // namespace switchyard::test

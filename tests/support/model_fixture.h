@@ -13,7 +13,7 @@
 #include "layers/step_context.h"
 #include "layers/transformer.h"
 #include "parallel/distributed_context.h"
-#include "support/test_tensors.h"
+#include "tests/support/test_tensors.h"
 
 namespace switchyard::test {
 

@@ -9,7 +9,7 @@
 #include <csignal>
 #include <thread>
 
-#include "support/checkpoint_fixture.h"
+#include "tests/support/checkpoint_fixture.h"
 #include "trainer/checkpoint/checkpoint_reader.h"
 #include "trainer/checkpoint/shard.h"
 

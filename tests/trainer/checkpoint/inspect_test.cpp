@@ -3,7 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "support/checkpoint_fixture.h"
+#include "tests/support/checkpoint_fixture.h"
 
 namespace switchyard {
 namespace {

@@ -6,7 +6,7 @@
 #include <map>
 #include <set>
 
-#include "support/checkpoint_fixture.h"
+#include "tests/support/checkpoint_fixture.h"
 #include "trainer/checkpoint/checkpoint_reader.h"
 #include "trainer/checkpoint/shard.h"
 #include "trainer/hdf5/hdf5.h"

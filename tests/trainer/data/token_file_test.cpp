@@ -5,28 +5,20 @@
 
 #include <algorithm>
 #include <fstream>
-#include <functional>
 #include <random>
 
 #include "kernels/check.h"
 #include "kernels/crc32c.h"
+#include "tests/support/error_of.h"
 #include "tests/support/temporary_folder.h"
 #include "trainer/hdf5/hdf5.h"
 
 namespace switchyard {
 namespace {
 
+using test::error_of;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
-
-std::string error_of(const std::function<void()>& action) {
-  try {
-    action();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
-}
 
 std::vector<int32_t> random_tokens(size_t count, int32_t vocab_size, uint32_t seed) {
   std::minstd_rand engine(seed);

@@ -13,6 +13,7 @@
 #include <sstream>
 
 #include "kernels/check.h"
+#include "tests/support/error_of.h"
 #include "tests/support/temporary_folder.h"
 #include "trainer/data/corpus.h"
 #include "trainer/data/token_file.h"
@@ -20,18 +21,10 @@
 namespace switchyard {
 namespace {
 
+using test::error_of;
 using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
-
-std::string error_of(const std::function<void()>& action) {
-  try {
-    action();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
-}
 
 class CorpusTest : public ::testing::Test {
  protected:

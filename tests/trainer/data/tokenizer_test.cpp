@@ -12,11 +12,13 @@
 #include <unordered_map>
 
 #include "kernels/check.h"
+#include "tests/support/error_of.h"
 #include "tests/support/temporary_folder.h"
 
 namespace switchyard {
 namespace {
 
+using test::error_of;
 using ::testing::HasSubstr;
 
 // Words in random order, the same for the same seed.
@@ -56,15 +58,6 @@ class SentencePieceTest : public ::testing::Test {
   test::TemporaryFolder folder_;
   TokenizerSection config_{TokenizerType::sentencepiece, folder_.path() / "sp.model", kVocabSize};
 };
-
-std::string error_of(const std::function<void()>& action) {
-  try {
-    action();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
-}
 
 TEST(ByteTokenizerTest, EveryByteComesBack) {
   const auto tokenizer = make_tokenizer({});

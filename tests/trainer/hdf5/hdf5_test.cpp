@@ -8,29 +8,21 @@
 #include <csignal>
 #include <cstring>
 #include <filesystem>
-#include <functional>
 #include <numeric>
 #include <thread>
 
 #include "kernels/check.h"
+#include "tests/support/error_of.h"
 #include "tests/support/temporary_folder.h"
 
 namespace switchyard::hdf5 {
 namespace {
 
+using test::error_of;
 using ::testing::HasSubstr;
 
 class Hdf5Test : public ::testing::Test {
  protected:
-  std::string error_of(const std::function<void()>& action) {
-    try {
-      action();
-    } catch (const Error& error) {
-      return error.what();
-    }
-    return "";
-  }
-
   test::TemporaryFolder folder_;
   std::filesystem::path path_ = folder_.path() / "file.h5";
 };

@@ -12,7 +12,7 @@
 #include "layers/transformer.h"
 #include "optim/distributed_optimizer.h"
 #include "parallel/distributed_context.h"
-#include "support/model_fixture.h"
+#include "tests/support/model_fixture.h"
 
 namespace switchyard {
 namespace {
