@@ -17,25 +17,67 @@ struct Device {
 
 std::string to_string(Device device);
 
-// "cpu", "cuda" or "cuda:1". Throws Error for anything else, and for cuda in a build without it.
+// "cpu", "cuda" (the first) or "cuda:1". Throws Error for anything else, for cuda in a build
+// without it, and for a device that is not there.
 Device parse_device(std::string_view text);
 
+// How many of a kind this process can use: 1 CPU; no CUDA device where the build or the driver
+// lacks it.
+int num_devices(DeviceKind kind);
+
+// Returns when everything put into any stream of the device has finished.
+void synchronize(Device device);
+
+namespace cuda {
+struct StreamState;  // kernels/cuda/support.h
+struct EventState;
+}  // namespace cuda
+
+class Stream;
+
+// A point in a stream's work that others can wait for.
+class Event {
+ public:
+  explicit Event(Device device = {});
+  ~Event();
+  Event(Event&& other) noexcept;
+  Event& operator=(Event&&) = delete;
+
+  // After all that `stream` was given so far.
+  void record(Stream& stream);
+  // Blocks the host until the recorded work has finished; returns at once if nothing was recorded.
+  void synchronize();
+  bool has_finished();
+
+ private:
+  friend class Stream;
+  Device device_;
+  cuda::EventState* cuda_ = nullptr;  // CUDA devices only
+};
+
 // An ordered queue of work on one device; the first argument of every op. Ops on the CPU have
-// finished when they return.
+// finished when they return; ops on a CUDA device may not have begun.
 class Stream {
  public:
-  explicit Stream(Device device = {}) : device_(device) {}
+  explicit Stream(Device device = {});
+  ~Stream();
 
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
 
   Device device() const { return device_; }
 
-  // Returns when everything put into the stream has finished.
-  void synchronize() {}
+  // Returns when everything put into the stream has finished. Throws Error for what failed in it.
+  void synchronize();
+  // What is put into the stream from now on begins when what `event` recorded has finished.
+  void wait(const Event& event);
+
+  // CUDA devices only; for kernels/cuda/support.h.
+  cuda::StreamState* cuda() const { return cuda_; }
 
  private:
   Device device_;
+  cuda::StreamState* cuda_ = nullptr;
 };
 
 }  // namespace switchyard

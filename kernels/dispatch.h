@@ -1,26 +1,50 @@
 #pragma once
 
+#include <type_traits>
 #include <utility>
 
 #include "kernels/check.h"
 #include "kernels/device.h"
 #include "kernels/tensor.h"
 
-// The body of op `name` for the device of `stream`: cpu::name, or cuda::name where it was compiled.
+// Calls the body of op `name` for the device of `stream`, cpu::name or cuda::name, after checking
+// that every tensor is there.
 #ifdef SWITCHYARD_WITH_CUDA
 #define SWITCHYARD_BODY(stream, name) \
-  (*((stream).device().kind == ::switchyard::DeviceKind::cuda ? &cuda::name : &cpu::name))
+  (::switchyard::CheckedBody{         \
+      (stream).device().kind == ::switchyard::DeviceKind::cuda ? &cuda::name : &cpu::name, #name})
 #else
-#define SWITCHYARD_BODY(stream, name) \
-  (*(::switchyard::require_cpu((stream), #name), &cpu::name))
+#define SWITCHYARD_BODY(stream, name) (::switchyard::CheckedBody{&cpu::name, #name})
 #endif
 
 namespace switchyard {
 
-inline void require_cpu(const Stream& stream, const char* op) {
-  require(stream.device().kind == DeviceKind::cpu, "{} has no body for {} in this build", op,
-          to_string(stream.device()));
+template <class Argument>
+void require_on_device(const Argument& argument, Device device, const char* op) {
+  if constexpr (std::is_base_of_v<ConstTensorView, Argument>) {
+    require(!argument || argument.device() == device,
+            "{}: a tensor of shape {} is on {}, the stream on {}", op, to_string(argument.shape()),
+            to_string(argument.device()), to_string(device));
+  }
 }
+
+template <class Body>
+struct CheckedBody {
+  Body* body;
+  const char* name;
+
+  template <class... Args>
+  auto operator()(Stream& stream, Args&&... args) const {
+#ifndef SWITCHYARD_WITH_CUDA
+    require(stream.device().kind == DeviceKind::cpu, "{} has no body for {} in this build", name,
+            to_string(stream.device()));
+#endif
+    (require_on_device(args, stream.device(), name), ...);
+    return body(stream, std::forward<Args>(args)...);
+  }
+};
+template <class Body>
+CheckedBody(Body*, const char*) -> CheckedBody<Body>;
 
 // Calls body.operator()<T>() with T = float or bfloat16.
 template <class Body>

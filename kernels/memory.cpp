@@ -10,6 +10,10 @@
 #include "kernels/check.h"
 #include "kernels/tensor.h"
 
+#ifdef SWITCHYARD_WITH_CUDA
+#include "kernels/cuda/support.h"
+#endif
+
 namespace switchyard {
 namespace {
 
@@ -20,12 +24,12 @@ constexpr unsigned char kGuardByte = 0xa5;
 constexpr unsigned char kPoisonByte = 0xff;
 
 #ifdef SWITCHYARD_DEBUG_MEMORY
-constexpr bool kDebugMemory = true;
 constexpr size_t kGuardBytes = kAlignment;
 #else
-constexpr bool kDebugMemory = false;
 constexpr size_t kGuardBytes = 0;
 #endif
+
+bool managed_memory = false;
 
 // Large buffers ask for huge pages: a first touch of 2 MiB costs one page fault and not 512, and
 // lookups of addresses hit more often. A refusal costs nothing.
@@ -43,17 +47,47 @@ size_t round_up(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * k
 
 }  // namespace
 
-void Buffer::Free::operator()(void* address) const { std::free(address); }
+void use_managed_memory(bool on) { managed_memory = on; }
+
+#ifdef SWITCHYARD_WITH_CUDA
+
+void Buffer::Free::operator()(void* address) const {
+  kind == DeviceKind::cuda ? cuda::release(address) : std::free(address);
+}
 
 Buffer::Buffer(size_t num_bytes, Device device) : num_bytes_(num_bytes), device_(device) {
   if (num_bytes == 0) return;
+  if (device.kind == DeviceKind::cuda) {
+    // CUDA aligns to 256 bytes.
+    data_ = cuda::allocate(num_bytes, device, managed_memory);
+    allocation_ = {data_, Free{DeviceKind::cuda}};
+  } else {
+    allocate_on_cpu();
+  }
+}
+
+#else
+
+void Buffer::Free::operator()(void* address) const { std::free(address); }
+
+Buffer::Buffer(size_t num_bytes, Device device) : num_bytes_(num_bytes), device_(device) {
+  if (num_bytes > 0) allocate_on_cpu();
+}
+
+#endif
+
+void Buffer::allocate_on_cpu() {
   // calloc hands out zero pages that cost nothing until they are touched.
-  allocation_.reset(std::calloc(num_bytes + kAlignment, 1));
+  allocation_.reset(std::calloc(num_bytes_ + kAlignment, 1));
   require(allocation_ != nullptr, "out of memory: cannot allocate {:.1f} MiB on {}",
-          static_cast<double>(num_bytes) / (1 << 20), to_string(device));
-  ask_for_huge_pages(allocation_.get(), num_bytes);
+          static_cast<double>(num_bytes_) / (1 << 20), to_string(device_));
+  ask_for_huge_pages(allocation_.get(), num_bytes_);
   data_ = reinterpret_cast<void*>(round_up(reinterpret_cast<uintptr_t>(allocation_.get())));
 }
+
+// The host cannot write guard bands into a device's memory.
+Workspace::Workspace(Device device)
+    : device_(device), guard_bytes_(device.kind == DeviceKind::cpu ? kGuardBytes : 0) {}
 
 std::byte* Workspace::bump(size_t num_bytes) {
   while (chunk_ < chunks_.size() && offset_ + num_bytes > chunks_[chunk_].num_bytes()) {
@@ -73,16 +107,16 @@ std::byte* Workspace::bump(size_t num_bytes) {
 TensorView Workspace::take(const Shape& shape, DType dtype) {
   const size_t payload =
       std::max(round_up(static_cast<size_t>(shape.num_elements()) * size_of(dtype)), kAlignment);
-  std::byte* address = bump(payload + 2 * kGuardBytes);
+  std::byte* address = bump(payload + 2 * guard_bytes_);
   live_bytes_ += payload;
   high_water_ = std::max(high_water_, live_bytes_);
-  if constexpr (kDebugMemory) {
+  if (has_guards()) {
     std::memset(address, kGuardByte, kGuardBytes);
     std::memset(address + kGuardBytes, kPoisonByte, payload);
     std::memset(address + kGuardBytes + payload, kGuardByte, kGuardBytes);
     allocations_.push_back({address, payload});
   }
-  return {address + kGuardBytes, shape, dtype, device_};
+  return {address + guard_bytes_, shape, dtype, device_};
 }
 
 Workspace::Mark Workspace::mark() const {
@@ -90,7 +124,7 @@ Workspace::Mark Workspace::mark() const {
 }
 
 void Workspace::release(const Mark& mark) {
-  if constexpr (kDebugMemory) check_guards(mark.allocations);
+  if (has_guards()) check_guards(mark.allocations);
   chunk_ = mark.chunk;
   offset_ = mark.offset;
   live_bytes_ = mark.live_bytes;

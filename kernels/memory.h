@@ -13,6 +13,10 @@ enum class DType : uint8_t;
 class Shape;
 class TensorView;
 
+// Buffers of CUDA devices made from now on can be used by the host, too (managed memory): for
+// tests, which read and write tensors element by element. Slower; off unless asked for.
+void use_managed_memory(bool on);
+
 // Owns bytes on a device, aligned to 64 and zero-filled. Move-only.
 class Buffer {
  public:
@@ -25,8 +29,11 @@ class Buffer {
 
  private:
   struct Free {
+    DeviceKind kind;  // cpu when default-constructed
     void operator()(void* address) const;
   };
+  void allocate_on_cpu();
+
   std::unique_ptr<void, Free> allocation_;
   void* data_ = nullptr;  // the first aligned byte of the allocation
   size_t num_bytes_ = 0;
@@ -36,7 +43,8 @@ class Buffer {
 // Arena for the tensors of one micro-batch: taken in order, given back in reverse order by mark and
 // release. Memory is kept for the next micro-batch. It grows by chunks, because routing decides
 // how many rows arrive; `reset` merges the chunks. Contents are undefined when taken; builds with
-// SWITCHYARD_DEBUG_MEMORY fill released memory with NaN and check guard bands around every tensor.
+// SWITCHYARD_DEBUG_MEMORY fill released memory with NaN and check guard bands around every tensor
+// (on the CPU).
 class Workspace {
  public:
   struct Mark {
@@ -46,7 +54,7 @@ class Workspace {
     size_t allocations;
   };
 
-  explicit Workspace(Device device = {}) : device_(device) {}
+  explicit Workspace(Device device = {});
 
   TensorView take(const Shape& shape, DType dtype);
   Mark mark() const;
@@ -64,10 +72,12 @@ class Workspace {
     size_t num_bytes;
   };
 
+  bool has_guards() const { return guard_bytes_ > 0; }
   std::byte* bump(size_t num_bytes);
   void check_guards(size_t first_allocation);
 
   Device device_;
+  size_t guard_bytes_;  // 0: no guard bands
   std::vector<Buffer> chunks_;
   size_t chunk_ = 0;   // the chunk in use
   size_t offset_ = 0;  // first free byte in it

@@ -12,6 +12,8 @@ endforeach()
 file(GLOB_RECURSE headers RELATIVE ${CMAKE_SOURCE_DIR} CONFIGURE_DEPENDS
   ${CMAKE_SOURCE_DIR}/kernels/*.h ${CMAKE_SOURCE_DIR}/parallel/*.h ${CMAKE_SOURCE_DIR}/layers/*.h
   ${CMAKE_SOURCE_DIR}/optim/*.h ${CMAKE_SOURCE_DIR}/trainer/*.h)
+# What only .cu files include; compiled with them.
+list(FILTER headers EXCLUDE REGEX "^kernels/cuda/")
 set(header_sources)
 foreach(header ${headers})
   set(source ${CMAKE_CURRENT_BINARY_DIR}/headers/${header}.cpp)

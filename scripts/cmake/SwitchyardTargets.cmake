@@ -4,22 +4,28 @@ include_guard()
 add_library(switchyard_flags INTERFACE)
 target_include_directories(switchyard_flags INTERFACE ${CMAKE_SOURCE_DIR})
 target_link_libraries(switchyard_flags INTERFACE OpenMP::OpenMP_CXX)
-target_compile_options(switchyard_flags INTERFACE
+set(cxx_options
   -Wall -Wextra -Wpedantic -Wshadow -Wnon-virtual-dtor
   # GCC 12 warns of overlapping copies inside std::string where there are none (GCC bug 105329).
   -Wno-restrict
   # Nothing here reads errno or traps after arithmetic; both keep loops from being vectorised.
   # Sums keep their order: results must be repeatable, so no -ffast-math.
   -fno-math-errno -fno-trapping-math -ffp-contract=fast)
+# {fmt} 9 takes nvcc for a compiler that cannot check format strings.
+set(cuda_options --expt-relaxed-constexpr -DFMT_USE_CONSTEXPR=1 -Xcompiler=-Wall,-Wextra)
 if(SWITCHYARD_NATIVE)
   # GCC prefers 256-bit vectors where 512 are there; the loops here are long enough for the latter.
-  target_compile_options(switchyard_flags INTERFACE -march=native -mprefer-vector-width=512)
+  list(APPEND cxx_options -march=native -mprefer-vector-width=512)
 endif()
 if(SWITCHYARD_WERROR)
-  target_compile_options(switchyard_flags INTERFACE -Werror)
+  list(APPEND cxx_options -Werror)
+  list(APPEND cuda_options -Werror=all-warnings)
 endif()
+target_compile_options(switchyard_flags INTERFACE
+  "$<$<COMPILE_LANGUAGE:CXX>:${cxx_options}>" "$<$<COMPILE_LANGUAGE:CUDA>:${cuda_options}>")
 if(SWITCHYARD_SANITIZE)
-  target_compile_options(switchyard_flags INTERFACE -fsanitize=address,undefined -fno-omit-frame-pointer)
+  target_compile_options(switchyard_flags INTERFACE
+    "$<$<COMPILE_LANGUAGE:CXX>:-fsanitize=address,undefined;-fno-omit-frame-pointer>")
   target_link_options(switchyard_flags INTERFACE -fsanitize=address,undefined)
 endif()
 if(SWITCHYARD_DEBUG_MEMORY)
@@ -34,4 +40,13 @@ function(switchyard_add_library folder)
   add_library(switchyard_${folder} STATIC ${sources})
   target_link_libraries(switchyard_${folder} PUBLIC switchyard_flags)
   target_link_libraries(switchyard_${folder} ${ARGN})
+endfunction()
+
+# switchyard_add_cuda(FOLDER PUBLIC targets PRIVATE targets): adds the folder's .cu files to its
+# library, and what they need.
+function(switchyard_add_cuda folder)
+  file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/${folder}/*.cu)
+  target_sources(switchyard_${folder} PRIVATE ${sources})
+  target_link_libraries(switchyard_${folder} ${ARGN})
+  target_compile_definitions(switchyard_${folder} PRIVATE SWITCHYARD_WITH_CUDA)
 endfunction()

@@ -16,6 +16,9 @@
 namespace switchyard {
 namespace {
 
+using test::Stream;
+using test::Tensor;
+using test::Workspace;
 using test::make_tensor;
 using test::random_tensor;
 using test::relative_error;

@@ -15,6 +15,8 @@
 namespace switchyard {
 namespace {
 
+using test::Stream;
+using test::Tensor;
 using test::make_tensor;
 using test::random_tensor;
 using test::relative_error;

@@ -19,6 +19,8 @@
 namespace switchyard {
 namespace {
 
+using test::Stream;
+using test::Tensor;
 using test::inner_product;
 using test::make_tensor;
 using test::numeric_gradient;

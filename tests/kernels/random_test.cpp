@@ -11,6 +11,8 @@
 namespace switchyard {
 namespace {
 
+using test::Stream;
+using test::Tensor;
 TEST(RandomTest, ABoxHoldsTheValuesOfTheWholeAtItsPlace) {
   Stream stream;
   const Shape whole_shape{4, 6, 10};

@@ -14,6 +14,8 @@
 namespace switchyard {
 namespace {
 
+using test::Stream;
+using test::Tensor;
 using test::make_tensor;
 using test::to_vector;
 

@@ -8,16 +8,19 @@
 #include <vector>
 
 #include "kernels/tensor.h"
+#include "tests/support/test_device.h"
 
 namespace switchyard::test {
 
 template <class T>
 std::vector<T> to_vector(ConstTensorView view) {
+  synchronize(view.device());
   return {view.data<T>(), view.data<T>() + view.num_elements()};
 }
 
 // f32 or bf16 as float.
 inline std::vector<float> to_floats(ConstTensorView view) {
+  synchronize(view.device());
   std::vector<float> values(static_cast<size_t>(view.num_elements()));
   for (size_t i = 0; i < values.size(); ++i) {
     values[i] = view.dtype() == DType::bf16 ? static_cast<float>(view.data<bfloat16>()[i])

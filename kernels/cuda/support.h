@@ -1,0 +1,74 @@
+#pragma once
+
+// The CUDA side of device.h and memory.h, for .cu files and what wraps CUDA's libraries. Nothing
+// above kernels/ and parallel/ includes this.
+
+#include <cublas_v2.h>
+#include <cuda_runtime.h>
+
+#include "kernels/device.h"
+#include "kernels/memory.h"
+
+namespace switchyard::cuda {
+
+// Throws Error that names the call and what CUDA says of it.
+void check_cuda(cudaError_t code, const char* call);
+void check_cublas(cublasStatus_t status, const char* call);
+
+int num_devices();  // 0 without a driver
+// Throws Error unless the device is there; says what is missing.
+void check_device(Device device);
+
+struct StreamState {
+  Device device;
+  cudaStream_t stream = nullptr;
+  cublasHandle_t cublas = nullptr;
+  // cuBLAS's own workspace, per stream: products of two streams may run at once, and repeat bit for
+  // bit.
+  Buffer cublas_workspace;
+  Buffer reduction_scratch;
+};
+struct EventState {
+  Device device;
+  cudaEvent_t event = nullptr;
+};
+
+StreamState* make_stream_state(Device device);
+EventState* make_event_state(Device device);
+void destroy(StreamState* state) noexcept;  // nothing for null
+void destroy(EventState* state) noexcept;
+void synchronize(Device device);
+void synchronize(StreamState& state);
+void synchronize(EventState& state);
+bool has_finished(EventState& state);
+void wait(StreamState& stream, EventState& event);
+void record(EventState& event, StreamState& stream);
+
+inline cudaStream_t native_stream(const Stream& stream) { return stream.cuda()->stream; }
+inline cublasHandle_t cublas_handle(const Stream& stream) { return stream.cuda()->cublas; }
+
+// Device memory of the stream for the partial results of one op; the next op may overwrite it.
+// Throws Error for more than 64 KiB.
+void* reduction_scratch(const Stream& stream, size_t num_bytes);
+
+// Blocks that run at a time, for kernels that size their grid by the device.
+int num_multiprocessors(Device device);
+
+// Makes `device` the calling thread's; restores the one before.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(Device device);
+  ~DeviceGuard();
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int previous_ = 0;
+};
+
+// For Buffer: zero-filled device memory, or memory that the host may use, too. Throws Error that
+// says how much was asked for and how much is free.
+void* allocate(size_t num_bytes, Device device, bool managed);
+void release(void* address) noexcept;
+
+}  // namespace switchyard::cuda

@@ -1,0 +1,156 @@
+#include "kernels/device.h"
+
+#include <memory>
+
+#include "kernels/check.h"
+#include "kernels/cuda/support.h"
+
+namespace switchyard::cuda {
+namespace {
+
+// What NVIDIA recommends for Hopper.
+constexpr size_t kCublasWorkspaceBytes = size_t{32} << 20;
+constexpr size_t kReductionScratchBytes = size_t{64} << 10;
+
+}  // namespace
+
+void check_cuda(cudaError_t code, const char* call) {
+  if (code == cudaSuccess) return;
+  cudaGetLastError();  // or the next call would report it again
+  fail("{} failed: {}", call, cudaGetErrorString(code));
+}
+
+void check_cublas(cublasStatus_t status, const char* call) {
+  require(status == CUBLAS_STATUS_SUCCESS, "{} failed: {}", call, cublasGetStatusString(status));
+}
+
+int num_devices() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) {
+    cudaGetLastError();
+    return 0;
+  }
+  return count;
+}
+
+void check_device(Device device) {
+  int count = 0;
+  const cudaError_t code = cudaGetDeviceCount(&count);
+  if (code != cudaSuccess) {
+    cudaGetLastError();
+    fail("{} cannot be used: {}; install an NVIDIA driver, or set run.device: cpu",
+         to_string(device), cudaGetErrorString(code));
+  }
+  require(device.index < count, "{} is not there: this machine has {} CUDA device{}",
+          to_string(device), count, count == 1 ? "" : "s");
+}
+
+DeviceGuard::DeviceGuard(Device device) {
+  check_cuda(cudaGetDevice(&previous_), "cudaGetDevice");
+  if (previous_ != device.index) check_cuda(cudaSetDevice(device.index), "cudaSetDevice");
+}
+
+DeviceGuard::~DeviceGuard() { cudaSetDevice(previous_); }
+
+StreamState* make_stream_state(Device device) {
+  check_device(device);
+  const DeviceGuard guard(device);
+  auto state = std::make_unique<StreamState>();
+  state->device = device;
+  check_cuda(cudaStreamCreateWithFlags(&state->stream, cudaStreamNonBlocking), "cudaStreamCreate");
+  check_cublas(cublasCreate(&state->cublas), "cublasCreate");
+  check_cublas(cublasSetStream(state->cublas, state->stream), "cublasSetStream");
+  state->cublas_workspace = Buffer(kCublasWorkspaceBytes, device);
+  check_cublas(
+      cublasSetWorkspace(state->cublas, state->cublas_workspace.data(), kCublasWorkspaceBytes),
+      "cublasSetWorkspace");
+  state->reduction_scratch = Buffer(kReductionScratchBytes, device);
+  return state.release();
+}
+
+EventState* make_event_state(Device device) {
+  const DeviceGuard guard(device);
+  auto state = std::make_unique<EventState>();
+  state->device = device;
+  check_cuda(cudaEventCreateWithFlags(&state->event, cudaEventDisableTiming), "cudaEventCreate");
+  return state.release();
+}
+
+void destroy(StreamState* state) noexcept {
+  if (state == nullptr) return;
+  cublasDestroy(state->cublas);
+  cudaStreamDestroy(state->stream);
+  delete state;
+}
+
+void destroy(EventState* state) noexcept {
+  if (state == nullptr) return;
+  cudaEventDestroy(state->event);
+  delete state;
+}
+
+void synchronize(Device device) {
+  const DeviceGuard guard(device);
+  check_cuda(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+}
+
+void synchronize(StreamState& state) {
+  check_cuda(cudaStreamSynchronize(state.stream), "cudaStreamSynchronize");
+}
+
+void synchronize(EventState& state) {
+  check_cuda(cudaEventSynchronize(state.event), "cudaEventSynchronize");
+}
+
+bool has_finished(EventState& state) {
+  const cudaError_t code = cudaEventQuery(state.event);
+  if (code == cudaErrorNotReady) return false;
+  check_cuda(code, "cudaEventQuery");
+  return true;
+}
+
+void wait(StreamState& stream, EventState& event) {
+  check_cuda(cudaStreamWaitEvent(stream.stream, event.event, 0), "cudaStreamWaitEvent");
+}
+
+void record(EventState& event, StreamState& stream) {
+  check_cuda(cudaEventRecord(event.event, stream.stream), "cudaEventRecord");
+}
+
+void* reduction_scratch(const Stream& stream, size_t num_bytes) {
+  const Buffer& scratch = stream.cuda()->reduction_scratch;
+  require(num_bytes <= scratch.num_bytes(), "{} bytes of partial results are more than {}",
+          num_bytes, scratch.num_bytes());
+  return scratch.data();
+}
+
+int num_multiprocessors(Device device) {
+  int count = 0;
+  check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device.index),
+             "cudaDeviceGetAttribute");
+  return count;
+}
+
+void* allocate(size_t num_bytes, Device device, bool managed) {
+  const DeviceGuard guard(device);
+  void* address = nullptr;
+  const cudaError_t code = managed ? cudaMallocManaged(&address, num_bytes, cudaMemAttachGlobal)
+                                   : cudaMalloc(&address, num_bytes);
+  if (code == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    size_t free_bytes = 0, total_bytes = 0;
+    check_cuda(cudaMemGetInfo(&free_bytes, &total_bytes), "cudaMemGetInfo");
+    const auto mebibytes = [](size_t bytes) { return static_cast<double>(bytes) / (1 << 20); };
+    fail("out of memory: {:.1f} MiB on {}, where {:.1f} of {:.1f} MiB are free",
+         mebibytes(num_bytes), to_string(device), mebibytes(free_bytes), mebibytes(total_bytes));
+  }
+  check_cuda(code, "cudaMalloc");
+  // On the legacy stream, which others do not wait for: finished before anyone sees the memory.
+  check_cuda(cudaMemsetAsync(address, 0, num_bytes, nullptr), "cudaMemset");
+  check_cuda(cudaStreamSynchronize(nullptr), "cudaStreamSynchronize");
+  return address;
+}
+
+void release(void* address) noexcept { cudaFree(address); }
+
+}  // namespace switchyard::cuda

@@ -1,0 +1,34 @@
+include_guard()
+
+# SWITCHYARD_CUDA: AUTO compiles the CUDA kernels where there is a compiler for them (a GPU is needed
+# to run them, never to build them), ON insists on it, OFF leaves all of CUDA out.
+set(SWITCHYARD_CUDA OFF CACHE STRING "CUDA kernels: AUTO, ON or OFF")
+set_property(CACHE SWITCHYARD_CUDA PROPERTY STRINGS AUTO ON OFF)
+
+set(SWITCHYARD_WITH_CUDA OFF)
+if(NOT SWITCHYARD_CUDA STREQUAL "OFF")
+  include(CheckLanguage)
+  # Not on PATH by default where NVIDIA's packages put it.
+  find_program(SWITCHYARD_NVCC nvcc HINTS ENV CUDACXX PATHS /usr/local/cuda/bin)
+  if(SWITCHYARD_NVCC AND NOT CMAKE_CUDA_COMPILER)
+    set(CMAKE_CUDA_COMPILER ${SWITCHYARD_NVCC})
+  endif()
+  check_language(CUDA)
+  if(CMAKE_CUDA_COMPILER)
+    if(NOT CMAKE_CUDA_ARCHITECTURES)
+      # A100 and Hopper; newer devices compile the last one's PTX.
+      set(CMAKE_CUDA_ARCHITECTURES 80-real 90)
+    endif()
+    # CMake 3.25 does not know that nvcc 12 and later speak C++20.
+    if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
+      set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+      set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
+    endif()
+    enable_language(CUDA)
+    find_package(CUDAToolkit REQUIRED)
+    set(SWITCHYARD_WITH_CUDA ON)
+  elseif(SWITCHYARD_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "SWITCHYARD_CUDA=ON, but there is no CUDA compiler: install the CUDA "
+                        "Toolkit, set CUDACXX to its nvcc, or configure with SWITCHYARD_CUDA=OFF")
+  endif()
+endif()

@@ -1,0 +1,280 @@
+#pragma once
+
+// Stands in for the CUDA toolkit's header when .cu files are compiled with the host compiler: the
+// device language through tests/simt, and of the runtime library what the project uses.
+
+#include <bit>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "tests/simt/simt.h"
+
+// ---- Language --------------------------------------------------------------------------------
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+// One block runs at a time.
+#define __shared__ static
+#define __constant__ static
+#define __align__(n) alignas(n)
+
+using dim3 = simt::Extent;
+using uint3 = simt::Index;
+#define threadIdx (simt::thread_index())
+#define blockIdx (simt::block_index())
+#define blockDim (simt::block_extent())
+#define gridDim (simt::grid_extent())
+constexpr int warpSize = 32;
+
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(8) int2 {
+  int x, y;
+};
+struct alignas(16) int4 {
+  int x, y, z, w;
+};
+struct alignas(8) uint2 {
+  unsigned int x, y;
+};
+struct alignas(16) uint4 {
+  unsigned int x, y, z, w;
+};
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline int2 make_int2(int x, int y) { return {x, y}; }
+inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
+inline uint2 make_uint2(unsigned int x, unsigned int y) { return {x, y}; }
+inline uint4 make_uint4(unsigned int x, unsigned int y, unsigned int z, unsigned int w) {
+  return {x, y, z, w};
+}
+
+// ---- Barriers, votes, shuffles ----------------------------------------------------------------
+
+#define __syncthreads() simt::sync_block(__LINE__)
+
+inline void __syncwarp(uint32_t mask = 0xffffffffu) {
+  const char nothing = 0;
+  simt::meet_warp(mask, &nothing, 1, [](const std::byte*) {});
+}
+
+namespace simt {
+
+template <class T>
+T value_of_lane(const std::byte* all, int from) {
+  T value;
+  std::memcpy(&value, all + static_cast<size_t>(from) * kSlotBytes, sizeof(T));
+  return value;
+}
+
+// `source` gives the lane to read from; out of the segment of `width`, or of the mask: its own
+// value.
+template <class T>
+T shuffle(uint32_t mask, T value, int source, bool in_segment) {
+  T result = value;
+  meet_warp(mask, &value, sizeof(T), [&](const std::byte* all) {
+    if (in_segment) result = value_of_lane<T>(all, source);
+  });
+  return result;
+}
+
+}  // namespace simt
+
+template <class T>
+T __shfl_sync(uint32_t mask, T value, int source, int width = 32) {
+  const int first = simt::lane() / width * width;
+  return simt::shuffle(mask, value, first + (source % width + width) % width, true);
+}
+template <class T>
+T __shfl_xor_sync(uint32_t mask, T value, int lane_mask, int width = 32) {
+  const int source = simt::lane() ^ lane_mask;
+  return simt::shuffle(mask, value, source, source / width <= simt::lane() / width);
+}
+template <class T>
+T __shfl_up_sync(uint32_t mask, T value, unsigned int delta, int width = 32) {
+  const int source = simt::lane() - static_cast<int>(delta);
+  return simt::shuffle(mask, value, source, source >= simt::lane() / width * width);
+}
+template <class T>
+T __shfl_down_sync(uint32_t mask, T value, unsigned int delta, int width = 32) {
+  const int source = simt::lane() + static_cast<int>(delta);
+  return simt::shuffle(mask, value, source, source < (simt::lane() / width + 1) * width);
+}
+
+inline uint32_t __ballot_sync(uint32_t mask, int predicate) {
+  uint32_t votes = 0;
+  simt::meet_warp(mask, &predicate, sizeof(predicate), [&](const std::byte* all) {
+    for (int l = 0; l < 32; ++l) {
+      if ((mask >> l & 1u) && simt::value_of_lane<int>(all, l)) votes |= 1u << l;
+    }
+  });
+  return votes;
+}
+inline int __any_sync(uint32_t mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
+inline int __all_sync(uint32_t mask, int predicate) {
+  return __ballot_sync(mask, predicate) == mask;
+}
+
+namespace simt {
+template <class T, class Combine>
+T reduce(uint32_t mask, T value, Combine combine) {
+  T result = value;
+  const int self = lane();
+  meet_warp(mask, &value, sizeof(T), [&](const std::byte* all) {
+    for (int l = 0; l < 32; ++l) {
+      if (l != self && (mask >> l & 1u)) result = combine(result, value_of_lane<T>(all, l));
+    }
+  });
+  return result;
+}
+}  // namespace simt
+
+template <class T>
+T __reduce_add_sync(uint32_t mask, T value) {
+  static_assert(std::is_integral_v<T> && sizeof(T) == 4, "CUDA reduces 32-bit integers only");
+  return simt::reduce(mask, value, [](T a, T b) { return static_cast<T>(a + b); });
+}
+template <class T>
+T __reduce_max_sync(uint32_t mask, T value) {
+  static_assert(std::is_integral_v<T> && sizeof(T) == 4, "CUDA reduces 32-bit integers only");
+  return simt::reduce(mask, value, [](T a, T b) { return a > b ? a : b; });
+}
+template <class T>
+T __reduce_min_sync(uint32_t mask, T value) {
+  static_assert(std::is_integral_v<T> && sizeof(T) == 4, "CUDA reduces 32-bit integers only");
+  return simt::reduce(mask, value, [](T a, T b) { return a < b ? a : b; });
+}
+
+inline void __threadfence() {}
+inline void __threadfence_block() {}
+
+// ---- Atomics: one thread runs at a time --------------------------------------------------------
+
+// Integers only: sums of floating-point atomics depend on the order of threads.
+template <class T>
+T atomicAdd(T* address, std::type_identity_t<T> value) {
+  static_assert(std::is_integral_v<T>, "floating-point atomics are not repeatable");
+  const T before = *address;
+  *address = static_cast<T>(before + value);
+  return before;
+}
+template <class T>
+T atomicMax(T* address, std::type_identity_t<T> value) {
+  const T before = *address;
+  if (value > before) *address = value;
+  return before;
+}
+template <class T>
+T atomicMin(T* address, std::type_identity_t<T> value) {
+  const T before = *address;
+  if (value < before) *address = value;
+  return before;
+}
+template <class T>
+T atomicOr(T* address, std::type_identity_t<T> value) {
+  const T before = *address;
+  *address = before | value;
+  return before;
+}
+
+// ---- Arithmetic --------------------------------------------------------------------------------
+
+inline int __popc(unsigned int x) { return __builtin_popcount(x); }
+inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
+inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned int>(x)); }
+inline int __ffs(int x) { return __builtin_ffs(x); }
+inline unsigned int __brev(unsigned int x) {
+  unsigned int y = 0;
+  for (int i = 0; i < 32; ++i) y |= (x >> i & 1u) << (31 - i);
+  return y;
+}
+inline unsigned int __umulhi(unsigned int a, unsigned int b) {
+  return static_cast<unsigned int>(static_cast<uint64_t>(a) * b >> 32);
+}
+inline float __expf(float x) { return std::exp(x); }
+inline float __logf(float x) { return std::log(x); }
+inline float __fdividef(float a, float b) { return a / b; }
+inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
+inline float __frcp_rn(float x) { return 1.0f / x; }
+inline unsigned int __float_as_uint(float x) { return std::bit_cast<unsigned int>(x); }
+inline int __float_as_int(float x) { return std::bit_cast<int>(x); }
+inline float __uint_as_float(unsigned int x) { return std::bit_cast<float>(x); }
+inline float __int_as_float(int x) { return std::bit_cast<float>(x); }
+template <class T>
+T __ldg(const T* address) {
+  return *address;
+}
+// CUDA has these without a namespace.
+template <class T>
+constexpr T min(T a, T b) {
+  return b < a ? b : a;
+}
+template <class T>
+constexpr T max(T a, T b) {
+  return a < b ? b : a;
+}
+
+// ---- Runtime library ---------------------------------------------------------------------------
+
+// Every call succeeds at once or says why not; work is done when a call returns. Device memory is
+// the host's, but closed to it outside kernels and copies (see device_memory.cpp), so that host
+// code that reaches into it fails here as it would on a device. Managed memory is open.
+
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorMemoryAllocation = 2,
+  cudaErrorNotReady = 600,
+  cudaErrorInvalidDevice = 101,
+};
+enum cudaMemcpyKind {
+  cudaMemcpyHostToHost,
+  cudaMemcpyHostToDevice,
+  cudaMemcpyDeviceToHost,
+  cudaMemcpyDeviceToDevice,
+  cudaMemcpyDefault,
+};
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrComputeCapabilityMajor };
+struct EmulatedStream;
+struct EmulatedEvent;
+using cudaStream_t = EmulatedStream*;
+using cudaEvent_t = EmulatedEvent*;
+constexpr unsigned int cudaStreamNonBlocking = 1;
+constexpr unsigned int cudaEventDisableTiming = 2;
+constexpr unsigned int cudaMemAttachGlobal = 1;
+
+const char* cudaGetErrorString(cudaError_t code);
+cudaError_t cudaGetLastError();
+cudaError_t cudaGetDeviceCount(int* count);
+cudaError_t cudaGetDevice(int* device);
+cudaError_t cudaSetDevice(int device);
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
+cudaError_t cudaDeviceSynchronize();
+cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes);
+cudaError_t cudaMalloc(void** address, size_t num_bytes);
+cudaError_t cudaMallocManaged(void** address, size_t num_bytes, unsigned int flags);
+cudaError_t cudaMallocHost(void** address, size_t num_bytes);
+cudaError_t cudaFree(void* address);
+cudaError_t cudaFreeHost(void* address);
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t num_bytes, cudaMemcpyKind kind,
+                            cudaStream_t stream);
+cudaError_t cudaMemsetAsync(void* address, int byte, size_t num_bytes, cudaStream_t stream);
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned int flags);
+cudaError_t cudaStreamDestroy(cudaStream_t stream);
+cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned int flags);
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned int flags);
+cudaError_t cudaEventDestroy(cudaEvent_t event);
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
+cudaError_t cudaEventQuery(cudaEvent_t event);
+cudaError_t cudaEventSynchronize(cudaEvent_t event);

@@ -1,0 +1,342 @@
+#include "tests/simt/simt.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <boost/context/fiber.hpp>
+#include <boost/context/protected_fixedsize_stack.hpp>
+#include <cstring>
+#include <exception>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kernels/check.h"
+
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+namespace simt {
+namespace {
+
+namespace context = boost::context;
+using switchyard::require;
+
+constexpr int kWarpSize = 32;
+constexpr unsigned int kMaxThreads = 1024;
+// A Hopper block's most.
+constexpr size_t kMaxSharedBytes = 227 * 1024;
+constexpr size_t kStackBytes = 96 * 1024;
+// Shared memory begins as NaN: nobody may count on zeros.
+constexpr int kPoisonByte = 0xff;
+
+// Lanes of one mask at one meeting. Two buffers: a lane can be at most one meeting ahead of
+// another.
+struct WarpMeeting {
+  uint32_t mask = 0;
+  uint32_t arrived = 0;
+  uint64_t generation = 0;
+  alignas(16) std::byte slots[2][kWarpSize * kSlotBytes];
+};
+
+struct Thread {
+  Index index;
+  int lane = 0;
+  int warp = 0;
+  context::fiber fiber;
+  const void* stack = nullptr;
+  size_t stack_bytes = 0;
+  bool ended = false;
+  // While waiting: goes on when *generation differs from what it was.
+  const uint64_t* generation = nullptr;
+  uint64_t seen = 0;
+  int line = 0;  // of the barrier, for messages; 0: a warp's meeting
+};
+
+// Exactly as long as asked for, so that AddressSanitizer sees what goes past its end.
+struct SharedMemory {
+  static constexpr std::align_val_t kAlignment{128};
+
+  explicit SharedMemory(size_t num_bytes)
+      : size(num_bytes), data(static_cast<std::byte*>(operator new(num_bytes, kAlignment))) {}
+  ~SharedMemory() { operator delete(data, kAlignment); }
+  SharedMemory(const SharedMemory&) = delete;
+  SharedMemory& operator=(const SharedMemory&) = delete;
+  void poison() { std::memset(data, kPoisonByte, size); }
+
+  size_t size;
+  std::byte* data;
+};
+
+struct Block {
+  explicit Block(size_t shared_bytes) : shared(shared_bytes) {}
+
+  Index index;
+  std::vector<Thread> threads;
+  std::vector<std::vector<std::unique_ptr<WarpMeeting>>> meetings;  // per warp
+  SharedMemory shared;
+  int waiting = 0;  // at the barrier
+  int barrier_line = 0;
+  uint64_t barrier_generation = 0;
+  int running = 0;  // threads that have not ended
+};
+
+// The launch in progress. One host thread runs all of it.
+struct Launch {
+  Extent grid, block_extent;
+  const std::function<void()>* body = nullptr;
+  Block* block = nullptr;
+  Thread* thread = nullptr;
+  context::fiber scheduler;
+  std::exception_ptr error;
+  const void* scheduler_stack = nullptr;
+  size_t scheduler_stack_bytes = 0;
+};
+thread_local Launch* launch = nullptr;
+
+// AddressSanitizer must know on which stack code runs.
+class StackSwitch {
+ public:
+#ifdef __SANITIZE_ADDRESS__
+  StackSwitch(const void* stack, size_t bytes) {
+    __sanitizer_start_switch_fiber(&fake_stack_, stack, bytes);
+  }
+  ~StackSwitch() { __sanitizer_finish_switch_fiber(fake_stack_, nullptr, nullptr); }
+
+ private:
+  void* fake_stack_ = nullptr;
+#else
+  StackSwitch(const void*, size_t) {}
+  ~StackSwitch() {}
+#endif
+};
+
+// Stacks outlive launches: making a thousand of them costs more than most kernels.
+class StackPool {
+ public:
+  context::stack_context allocate() {
+    if (free_.empty()) return allocator_.allocate();
+    const context::stack_context stack = free_.back();
+    free_.pop_back();
+    return stack;
+  }
+  void deallocate(context::stack_context& stack) { free_.push_back(stack); }
+
+ private:
+  context::protected_fixedsize_stack allocator_{kStackBytes};
+  std::vector<context::stack_context> free_;
+};
+
+StackPool& stack_pool() {
+  static StackPool pool;
+  return pool;
+}
+
+struct PooledStack {
+  Thread* thread;
+
+  context::stack_context allocate() {
+    const context::stack_context stack = stack_pool().allocate();
+    thread->stack = static_cast<std::byte*>(stack.sp) - stack.size;
+    thread->stack_bytes = stack.size;
+    return stack;
+  }
+  void deallocate(context::stack_context& stack) { stack_pool().deallocate(stack); }
+};
+
+// Back to the scheduler, until it resumes this thread.
+void yield() {
+  const StackSwitch to_scheduler(launch->scheduler_stack, launch->scheduler_stack_bytes);
+  launch->scheduler = std::move(launch->scheduler).resume();
+}
+
+void wait_for(const uint64_t& generation, int line) {
+  Thread& self = *launch->thread;
+  self.generation = &generation;
+  self.seen = generation;
+  self.line = line;
+  while (generation == self.seen) yield();
+  self.generation = nullptr;
+}
+
+context::fiber start_fiber(Thread& thread) {
+  return {std::allocator_arg, PooledStack{&thread}, [&thread](context::fiber&& scheduler) {
+#ifdef __SANITIZE_ADDRESS__
+            __sanitizer_finish_switch_fiber(nullptr, &launch->scheduler_stack,
+                                            &launch->scheduler_stack_bytes);
+#endif
+            launch->scheduler = std::move(scheduler);
+            try {
+              (*launch->body)();
+            } catch (const context::detail::forced_unwind&) {
+              throw;  // the block is being torn down
+            } catch (...) {
+              if (!launch->error) launch->error = std::current_exception();
+            }
+            thread.ended = true;
+            Block& block = *launch->block;
+            --block.running;
+            // Whoever waits at the block's barrier waits for one thread less.
+            if (block.waiting > 0 && block.waiting == block.running) {
+              block.waiting = 0;
+              ++block.barrier_generation;
+            }
+#ifdef __SANITIZE_ADDRESS__
+            __sanitizer_start_switch_fiber(nullptr, launch->scheduler_stack,
+                                           launch->scheduler_stack_bytes);
+#endif
+            return std::move(launch->scheduler);
+          }};
+}
+
+void resume(Thread& thread) {
+  launch->thread = &thread;
+  const StackSwitch to_thread(thread.stack, thread.stack_bytes);
+  thread.fiber = std::move(thread.fiber).resume();
+}
+
+bool is_runnable(const Thread& thread) {
+  return !thread.ended && (thread.generation == nullptr || *thread.generation != thread.seen);
+}
+
+std::string describe_waiting(const Block& block) {
+  std::string text;
+  int told = 0;
+  for (const Thread& thread : block.threads) {
+    if (thread.ended || told == 4) continue;
+    ++told;
+    text += thread.line == 0 ? fmt::format(" thread {} waits for its warp;", thread.index.x)
+                             : fmt::format(" thread ({}, {}) waits at the barrier of line {};",
+                                           thread.index.x, thread.index.y, thread.line);
+  }
+  return text;
+}
+
+Index delinearize(unsigned int i, Extent extent) {
+  return {i % extent.x, i / extent.x % extent.y, i / extent.x / extent.y};
+}
+
+void reset_block(Block& block) {
+  const unsigned int count =
+      launch->block_extent.x * launch->block_extent.y * launch->block_extent.z;
+  block.threads.clear();
+  block.threads.resize(count);
+  block.meetings.clear();
+  block.meetings.resize((count + kWarpSize - 1) / kWarpSize);
+  block.running = static_cast<int>(count);
+  block.waiting = 0;
+  block.shared.poison();
+  for (unsigned int i = 0; i < count; ++i) {
+    Thread& thread = block.threads[i];
+    thread.index = delinearize(i, launch->block_extent);
+    thread.lane = static_cast<int>(i % kWarpSize);
+    thread.warp = static_cast<int>(i / kWarpSize);
+    thread.fiber = start_fiber(thread);
+  }
+}
+
+// Every phase runs the threads in another order.
+void run_block(Block& block, std::minstd_rand& random) {
+  std::vector<Thread*> order;
+  for (Thread& thread : block.threads) order.push_back(&thread);
+  while (block.running > 0 && !launch->error) {
+    std::shuffle(order.begin(), order.end(), random);
+    bool progress = false;
+    for (Thread* thread : order) {
+      if (!is_runnable(*thread)) continue;
+      resume(*thread);
+      progress = true;
+      if (launch->error) break;
+    }
+    require(progress || launch->error, "threads of block {} wait for ever:{}", block.index.x,
+            describe_waiting(block));
+  }
+}
+
+}  // namespace
+
+const Index& thread_index() { return launch->thread->index; }
+const Index& block_index() { return launch->block->index; }
+const Extent& block_extent() { return launch->block_extent; }
+const Extent& grid_extent() { return launch->grid; }
+int lane() { return launch->thread->lane; }
+void* dynamic_shared_memory() { return launch->block->shared.data; }
+
+void sync_block(int line) {
+  Block& block = *launch->block;
+  require(block.waiting == 0 || block.barrier_line == line,
+          "threads of block {} meet at different barriers: lines {} and {}", block.index.x,
+          block.barrier_line, line);
+  block.barrier_line = line;
+  if (++block.waiting == block.running) {
+    block.waiting = 0;
+    ++block.barrier_generation;
+    return;
+  }
+  wait_for(block.barrier_generation, line);
+}
+
+void meet_warp(uint32_t mask, const void* mine, size_t size,
+               const std::function<void(const std::byte* all)>& gather) {
+  const Thread& self = *launch->thread;
+  require((mask >> self.lane & 1u) != 0, "lane {} calls with a mask, {:#x}, that is without it",
+          self.lane, mask);
+  require(size <= kSlotBytes, "{} bytes per lane are more than {}", size, kSlotBytes);
+  auto& meetings = launch->block->meetings[static_cast<size_t>(self.warp)];
+  auto found = std::find_if(meetings.begin(), meetings.end(),
+                            [&](const auto& meeting) { return meeting->mask == mask; });
+  if (found == meetings.end()) {
+    meetings.push_back(std::make_unique<WarpMeeting>());
+    meetings.back()->mask = mask;
+    found = std::prev(meetings.end());
+  }
+  WarpMeeting& meeting = **found;
+  std::byte* slots = meeting.slots[meeting.generation % 2];
+  std::memcpy(slots + static_cast<size_t>(self.lane) * kSlotBytes, mine, size);
+  meeting.arrived |= 1u << self.lane;
+  if (meeting.arrived == mask) {
+    meeting.arrived = 0;
+    ++meeting.generation;
+  } else {
+    wait_for(meeting.generation, 0);
+  }
+  gather(slots);
+}
+
+void run_grid(Extent grid, Extent block_extent, size_t shared_bytes,
+              const std::function<void()>& body) {
+  const unsigned int threads = block_extent.x * block_extent.y * block_extent.z;
+  require(threads >= 1 && threads <= kMaxThreads, "a block of {} threads cannot be launched",
+          threads);
+  require(grid.y <= 65535 && grid.z <= 65535, "a grid of ({}, {}, {}) blocks cannot be launched",
+          grid.x, grid.y, grid.z);
+  require(shared_bytes <= kMaxSharedBytes, "{} bytes of shared memory are more than {}",
+          shared_bytes, kMaxSharedBytes);
+  require(launch == nullptr, "a kernel launched a kernel");
+  const DeviceMemoryAccess access;
+  Launch state;
+  state.grid = grid;
+  state.block_extent = block_extent;
+  state.body = &body;
+  Block block(shared_bytes);
+  launch = &state;
+  state.block = &block;
+  std::minstd_rand random(12345);
+  const unsigned int blocks = grid.x * grid.y * grid.z;
+  try {
+    for (unsigned int b = 0; b < blocks && !state.error; ++b) {
+      block.index = delinearize(b, grid);
+      reset_block(block);
+      run_block(block, random);
+    }
+  } catch (...) {
+    state.error = std::current_exception();
+  }
+  block.threads.clear();  // unwinds what still waits
+  launch = nullptr;
+  if (state.error) std::rethrow_exception(state.error);
+}
+
+}  // namespace simt

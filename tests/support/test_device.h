@@ -1,0 +1,59 @@
+#pragma once
+
+#include <cstdlib>
+
+#include "kernels/device.h"
+#include "kernels/memory.h"
+#include "kernels/tensor.h"
+
+// The kernel suites run on whatever device the environment names in SWITCHYARD_TEST_DEVICE (cpu
+// unless it is set). There Stream and Tensor mean these two.
+namespace switchyard::test {
+
+inline const char* device_name() {
+  const char* name = std::getenv("SWITCHYARD_TEST_DEVICE");
+  return name ? name : "cpu";
+}
+
+inline Device device() {
+  static const Device chosen = [] {
+    const Device parsed = parse_device(device_name());
+    use_managed_memory(parsed.kind == DeviceKind::cuda);
+    return parsed;
+  }();
+  return chosen;
+}
+
+class Stream : public switchyard::Stream {
+ public:
+  Stream() : switchyard::Stream(test::device()) {}
+};
+
+// On the device of the tests, and open to the host: reading or writing it waits for the device.
+class Tensor : public switchyard::Tensor {
+ public:
+  Tensor() = default;
+  Tensor(Shape shape, DType dtype) : switchyard::Tensor(shape, dtype, test::device()) {}
+
+  template <class T>
+  T* data() {
+    synchronize(test::device());
+    return switchyard::Tensor::data<T>();
+  }
+  template <class T>
+  const T* data() const {
+    synchronize(test::device());
+    return switchyard::Tensor::data<T>();
+  }
+};
+
+class Workspace : public switchyard::Workspace {
+ public:
+  Workspace() : switchyard::Workspace(test::device()) {}
+};
+
+}  // namespace switchyard::test
+
+// For tests of what only the CPU bodies promise.
+#define SWITCHYARD_CPU_ONLY(reason) \
+  if (::switchyard::test::device().kind != ::switchyard::DeviceKind::cpu) GTEST_SKIP() << (reason)
