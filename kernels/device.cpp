@@ -39,10 +39,7 @@ Device parse_device(std::string_view text) {
   if (text == "cpu") return {};
   require(text.starts_with(kCuda) && (text == kCuda || text[kCuda.size()] == ':'),
           "unknown device '{}': use cpu, cuda, or cuda:N", text);
-  const Device device{DeviceKind::cuda,
-                      text == kCuda ? 0 : parse_index(text, text.substr(kCuda.size() + 1))};
-  cuda::check_device(device);
-  return device;
+  return {DeviceKind::cuda, text == kCuda ? 0 : parse_index(text, text.substr(kCuda.size() + 1))};
 }
 
 Stream::Stream(Device device) : device_(device) {
@@ -87,8 +84,7 @@ void synchronize(Device) {}
 Device parse_device(std::string_view text) {
   if (text == "cpu") return {};
   require(!text.starts_with("cuda"),
-          "device {} is not in this build: it was compiled for the CPU only; set run.device: cpu",
-          text);
+          "device {} is not in this build: it was compiled for the CPU only; use cpu", text);
   fail("unknown device '{}': use cpu", text);
 }
 

@@ -17,8 +17,8 @@ struct Device {
 
 std::string to_string(Device device);
 
-// "cpu", "cuda" (the first) or "cuda:1". Throws Error for anything else, for cuda in a build
-// without it, and for a device that is not there.
+// "cpu", "cuda" (the first) or "cuda:1". Throws Error for anything else, and for cuda in a build
+// without it; whether the device is there is known when a stream is made.
 Device parse_device(std::string_view text);
 
 // How many of a kind this process can use: 1 CPU; no CUDA device where the build or the driver

@@ -32,6 +32,10 @@ template <class Body>
 struct CheckedBody {
   Body* body;
   const char* name;
+  bool across_devices = false;
+
+  // For ops that move data between devices.
+  CheckedBody with_any_device() const { return {body, name, true}; }
 
   template <class... Args>
   auto operator()(Stream& stream, Args&&... args) const {
@@ -39,7 +43,7 @@ struct CheckedBody {
     require(stream.device().kind == DeviceKind::cpu, "{} has no body for {} in this build", name,
             to_string(stream.device()));
 #endif
-    (require_on_device(args, stream.device(), name), ...);
+    if (!across_devices) (require_on_device(args, stream.device(), name), ...);
     return body(stream, std::forward<Args>(args)...);
   }
 };

@@ -19,7 +19,10 @@ void cast(Stream& stream, ConstTensorView x, TensorView y) {
 void copy(Stream& stream, ConstTensorView x, TensorView y) {
   require_shape(y, x.shape(), "y");
   require_dtype(y, x.dtype(), "y");
-  SWITCHYARD_BODY(stream, copy)(stream, x, y);
+  require(stream.device().kind == DeviceKind::cuda || x.device() == y.device(),
+          "a stream of the cpu cannot copy from {} to {}", to_string(x.device()),
+          to_string(y.device()));
+  SWITCHYARD_BODY(stream, copy).with_any_device()(stream, x, y);
 }
 
 void add(Stream& stream, ConstTensorView x, TensorView y) {

@@ -19,9 +19,8 @@ using RmsNormForward = void(Stream&, ConstTensorView x, ConstTensorView delta,
 //   x        [tokens, hidden]  what was normalised (`sum` of the forward pass)
 //   dx       [tokens, hidden]  += : it holds the gradient that flows past the norm
 //   dweight  [hidden] f32      +=
-using RmsNormBackward = void(Stream&, ConstTensorView dy, ConstTensorView x,
-                             ConstTensorView weight, ConstTensorView rstd, TensorView dx,
-                             TensorView dweight);
+using RmsNormBackward = void(Stream&, ConstTensorView dy, ConstTensorView x, ConstTensorView weight,
+                             ConstTensorView rstd, TensorView dx, TensorView dweight);
 
 RmsNormForward rms_norm_forward;
 RmsNormBackward rms_norm_backward;

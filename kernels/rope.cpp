@@ -5,24 +5,28 @@
 
 #include "kernels/check.h"
 #include "kernels/dispatch.h"
+#include "kernels/host_mirror.h"
 
 namespace switchyard {
 
-RopeTable make_rope_table(int64_t seq_len, int64_t head_dim, double theta, Device device) {
+RopeTable make_rope_table(Stream& stream, int64_t seq_len, int64_t head_dim, double theta) {
   require(head_dim % 2 == 0, "rope rotates halves of a head: head_dim must be even, not {}",
           head_dim);
   const int64_t half = head_dim / 2;
-  RopeTable table{Tensor({seq_len, half}, DType::f32, device),
-                  Tensor({seq_len, half}, DType::f32, device)};
+  RopeTable table{Tensor({seq_len, half}, DType::f32, stream.device()),
+                  Tensor({seq_len, half}, DType::f32, stream.device())};
+  HostMirror cos(table.cos), sin(table.sin);
   for (int64_t t = 0; t < seq_len; ++t) {
     for (int64_t i = 0; i < half; ++i) {
       const double angle =
           static_cast<double>(t) *
           std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim));
-      table.cos.data<float>()[t * half + i] = static_cast<float>(std::cos(angle));
-      table.sin.data<float>()[t * half + i] = static_cast<float>(std::sin(angle));
+      cos.host().data<float>()[t * half + i] = static_cast<float>(std::cos(angle));
+      sin.host().data<float>()[t * half + i] = static_cast<float>(std::sin(angle));
     }
   }
+  cos.upload(stream);
+  sin.upload(stream);
   return table;
 }
 

@@ -23,19 +23,33 @@ std::string_view to_string(DType dtype);
 template <class T>
 constexpr DType dtype_of();
 template <>
-constexpr DType dtype_of<float>() { return DType::f32; }
+constexpr DType dtype_of<float>() {
+  return DType::f32;
+}
 template <>
-constexpr DType dtype_of<bfloat16>() { return DType::bf16; }
+constexpr DType dtype_of<bfloat16>() {
+  return DType::bf16;
+}
 template <>
-constexpr DType dtype_of<double>() { return DType::f64; }
+constexpr DType dtype_of<double>() {
+  return DType::f64;
+}
 template <>
-constexpr DType dtype_of<int32_t>() { return DType::i32; }
+constexpr DType dtype_of<int32_t>() {
+  return DType::i32;
+}
 template <>
-constexpr DType dtype_of<int64_t>() { return DType::i64; }
+constexpr DType dtype_of<int64_t>() {
+  return DType::i64;
+}
 template <>
-constexpr DType dtype_of<uint16_t>() { return DType::u16; }
+constexpr DType dtype_of<uint16_t>() {
+  return DType::u16;
+}
 template <>
-constexpr DType dtype_of<uint8_t>() { return DType::u8; }
+constexpr DType dtype_of<uint8_t>() {
+  return DType::u8;
+}
 
 // Up to four extents, row-major. A value.
 class Shape {
@@ -130,9 +144,13 @@ class Tensor {
   operator TensorView() { return view(); }             // NOLINT: lending is free
   operator ConstTensorView() const { return view(); }  // NOLINT
   template <class T>
-  T* data() { return view().data<T>(); }
+  T* data() {
+    return view().data<T>();
+  }
   template <class T>
-  const T* data() const { return view().data<T>(); }
+  const T* data() const {
+    return view().data<T>();
+  }
 
   const Shape& shape() const { return shape_; }
   DType dtype() const { return dtype_; }

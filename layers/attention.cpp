@@ -55,7 +55,7 @@ Attention::Attention(const BuildContext& build, const std::string& name)
     k_norm_ = &build.replicated_vector(name + ".k_norm.weight", c.head_dim, Init::ones());
   }
   if (c.position == Position::rope) {
-    rope_ = make_rope_table(c.seq_len, c.head_dim, c.rope_theta, Device{});
+    rope_ = make_rope_table(build.stream, c.seq_len, c.head_dim, c.rope_theta);
   }
 }
 

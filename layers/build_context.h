@@ -10,6 +10,7 @@ namespace switchyard {
 
 // What a layer's constructor needs to declare its parameters.
 struct BuildContext {
+  Stream& stream;
   ParameterStore& store;
   const ModelConfig& config;
   const DistributedContext& dist;

@@ -17,16 +17,15 @@ Embedding::Embedding(const BuildContext& build)
   }
 }
 
-// [local_tokens] i32
-Tensor Embedding::positions_of(const StepContext& ctx, int64_t first_position) const {
+// One per local token.
+std::vector<int32_t> Embedding::positions_of(const StepContext& ctx, int64_t first_position) const {
   require(first_position + ctx.batch.seq_len <= positions_->value.dim(0),
           "position {} lies beyond the {} that the model has learned",
           first_position + ctx.batch.seq_len - 1, positions_->value.dim(0));
-  Tensor positions({ctx.local_tokens()}, DType::i32);
-  const int64_t first_token = ctx.local_range().first_token;
-  for (int64_t t = 0; t < ctx.local_tokens(); ++t) {
-    positions.data<int32_t>()[t] =
-        static_cast<int32_t>(first_position + (first_token + t) % ctx.batch.seq_len);
+  std::vector<int32_t> positions(static_cast<size_t>(ctx.local_tokens()));
+  int64_t token = ctx.local_range().first_token;
+  for (int32_t& position : positions) {
+    position = static_cast<int32_t>(first_position + token++ % ctx.batch.seq_len);
   }
   return positions;
 }
@@ -39,9 +38,10 @@ void Embedding::forward(StepContext& ctx, int64_t first_position, TensorView y) 
                     first_id_, partial);
   reduce_scatter_tokens(ctx, partial, y);
   if (positions_) {
-    const Tensor positions = positions_of(ctx, first_position);
+    const std::vector<int32_t> positions = positions_of(ctx, first_position);
     TensorView rows = ctx.workspace.take(y.shape(), y.dtype());
-    embedding_forward(ctx.stream, positions, positions_->value, 0, rows);
+    embedding_forward(ctx.stream, ctx.on_device(view_of(std::span(positions))), positions_->value,
+                      0, rows);
     add(ctx.stream, rows, y);
   }
 }
@@ -52,8 +52,9 @@ void Embedding::backward(StepContext& ctx, ConstTensorView dy) const {
   embedding_backward(ctx.stream, ctx.batch.tokens.view().reshape({ctx.tokens()}),
                      gather_tokens(ctx, dy), first_id_, table_->grad);
   if (positions_) {
-    const Tensor positions = positions_of(ctx, 0);
-    embedding_backward(ctx.stream, positions, dy, 0, positions_->grad);
+    const std::vector<int32_t> positions = positions_of(ctx, 0);
+    embedding_backward(ctx.stream, ctx.on_device(view_of(std::span(positions))), dy, 0,
+                       positions_->grad);
   }
 }
 

@@ -1,5 +1,8 @@
 #pragma once
 
+#include <cstdint>
+#include <vector>
+
 #include "layers/build_context.h"
 #include "layers/step_context.h"
 
@@ -20,7 +23,7 @@ class Embedding {
   Parameter& table() const { return *table_; }
 
  private:
-  Tensor positions_of(const StepContext& ctx, int64_t first_position) const;
+  std::vector<int32_t> positions_of(const StepContext& ctx, int64_t first_position) const;
 
   int64_t hidden_;
   int64_t first_id_;

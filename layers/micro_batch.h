@@ -10,9 +10,14 @@ namespace switchyard {
 struct MicroBatch {
   int64_t batch = 0;
   int64_t seq_len = 0;
-  Tensor tokens;          // [batch, seq_len] i32
-  Tensor targets;         // [batch, seq_len] i32: the next token; -1: not counted
-  Tensor document_start;  // [batch, seq_len] i32, see AttentionForward; without elements: causal mask
+  Tensor tokens;   // [batch, seq_len] i32
+  Tensor targets;  // [batch, seq_len] i32: the next token; -1: not counted
+  Tensor
+      document_start;  // [batch, seq_len] i32, see AttentionForward; without elements: causal mask
 };
+
+// Copies `batch` to where ops of `stream` can read it; `copied` keeps its memory from one batch to
+// the next of the same shape. `batch` must stay as it is until the stream has come so far.
+void copy_to_device(Stream& stream, const MicroBatch& batch, MicroBatch& copied);
 
 }  // namespace switchyard

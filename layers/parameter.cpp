@@ -9,6 +9,7 @@
 
 #include "kernels/check.h"
 #include "kernels/elementwise.h"
+#include "kernels/host_mirror.h"
 #include "kernels/random.h"
 
 namespace switchyard {
@@ -20,21 +21,28 @@ TensorView slice(TensorView flat, int64_t begin, const Shape& shape) {
   return flat.rows(begin, shape.num_elements()).reshape(shape);
 }
 
+void fill_ones(Stream& stream, TensorView tensor) {
+  HostMirror mirror(tensor);
+  std::fill_n(mirror.host().data<float>(), tensor.num_elements(), 1.0f);
+  mirror.upload(stream);
+}
+
 void draw_initial_values(Stream& stream, uint64_t seed, const Parameter& parameter) {
   const ParameterSpec& spec = parameter.spec;
-  Tensor drawn(spec.extent, DType::f32);
+  Tensor drawn(spec.extent, DType::f32, stream.device());
   switch (spec.init.kind) {
     case Init::Kind::normal:
       init_normal(stream, {seed, stream_id(spec.name)}, spec.init.std, spec.global_shape,
                   spec.offset, drawn);
       break;
     case Init::Kind::ones:
-      std::fill_n(drawn.data<float>(), drawn.num_elements(), 1.0f);
+      fill_ones(stream, drawn);
       break;
     case Init::Kind::zeros:
       break;
   }
   cast(stream, drawn, parameter.value);
+  stream.synchronize();  // before the memory of `drawn` goes
 }
 
 std::span<const int64_t> row_dims(const Shape& shape) { return shape.dims().subspan(1); }
@@ -88,11 +96,11 @@ FlatBuffer& ParameterStore::buffer_for(ParameterGroup group, DType dtype) {
   return buffers_.back();
 }
 
-void ParameterStore::materialize(Stream& stream, uint64_t seed, int world_size, Device device) {
+void ParameterStore::materialize(Stream& stream, uint64_t seed, int world_size) {
   for (FlatBuffer& buffer : buffers_) {
     const int64_t padded = round_up(buffer.num_elements, int64_t{16} * world_size);
-    buffer.values = Tensor({padded}, buffer.dtype, device);
-    buffer.grads = Tensor({padded}, DType::f32, device);
+    buffer.values = Tensor({padded}, buffer.dtype, stream.device());
+    buffer.grads = Tensor({padded}, DType::f32, stream.device());
     for (Parameter* p : buffer.parameters) {
       p->value = slice(buffer.values, p->flat_begin, p->spec.extent);
       p->grad = slice(buffer.grads, p->flat_begin, p->spec.extent);

@@ -72,7 +72,7 @@ class ParameterStore {
   // Allocates and draws the initial values: a function of seed, name and global index alone, so the
   // same on every layout. Flat buffers are padded to a multiple of 16 * world_size elements, so
   // that any group of ranks can split them evenly.
-  void materialize(Stream& stream, uint64_t seed, int world_size, Device device = {});
+  void materialize(Stream& stream, uint64_t seed, int world_size);
 
   void zero_grads(Stream& stream);
 

@@ -5,6 +5,7 @@
 
 #include "kernels/balance_loss.h"
 #include "kernels/elementwise.h"
+#include "kernels/host_mirror.h"
 #include "kernels/matmul.h"
 
 namespace switchyard {
@@ -35,7 +36,8 @@ Router::Router(const BuildContext& build, const std::string& name, int moe_layer
       moe_layer_(moe_layer),
       weight_(&build.router_weight(
           name + ".weight", {build.config.num_experts, build.config.hidden}, build.init_std())) {
-  if (config_.bias_update_rate > 0.0) bias_ = Tensor({num_experts_}, DType::f32);
+  if (config_.bias_update_rate > 0.0)
+    bias_ = Tensor({num_experts_}, DType::f32, build.stream.device());
 }
 
 void Router::forward(StepContext& ctx, ConstTensorView x, Saved& saved) const {
@@ -121,13 +123,13 @@ void Router::balance(StepContext& ctx, Saved& saved) const {
 // [1, experts]: assignments in the global batch.
 ConstTensorView Router::global_load(StepContext& ctx, ConstTensorView counts) const {
   TensorView load = ctx.workspace.take({1, num_experts_}, DType::f32);
-  fill_zero(ctx.stream, load);
   if (ctx.global_counts) {
     const auto& known = (*ctx.global_counts)[static_cast<size_t>(moe_layer_)];
-    std::transform(known.begin(), known.end(), load.data<float>(),
-                   [](double count) { return static_cast<float>(count); });
+    const std::vector<float> global(known.begin(), known.end());
+    copy(ctx.stream, view_of(std::span(global)).reshape(load.shape()), load);
     return load;
   }
+  fill_zero(ctx.stream, load);
   for (int64_t s = 0; s < counts.dim(0); ++s) add(ctx.stream, counts.rows(s, 1), load);
   ctx.dist.world().all_reduce(ctx.stream, load, ReduceOp::sum);
   return load;
@@ -158,16 +160,19 @@ void Router::backward(StepContext& ctx, ConstTensorView dtopk_weights, const Sav
   add(ctx.stream, dx_f32, dx);
 }
 
-void Router::update_balancing_bias(std::span<const double> global_counts) {
+void Router::update_balancing_bias(Stream& stream, std::span<const double> global_counts) {
   if (!bias_) return;
+  HostMirror mirror(bias_);
+  mirror.download(stream);
   double total = 0.0;
   for (const double count : global_counts) total += count;
   const double mean = total / num_experts_;
   for (int e = 0; e < num_experts_; ++e) {
     const double gap = mean - global_counts[static_cast<size_t>(e)];
     const double sign = (gap > 0.0) - (gap < 0.0);
-    bias_.data<float>()[e] += static_cast<float>(config_.bias_update_rate * sign);
+    mirror.host().data<float>()[e] += static_cast<float>(config_.bias_update_rate * sign);
   }
+  mirror.upload(stream);
 }
 
 }  // namespace switchyard

@@ -37,7 +37,7 @@ class Router {
   // Loss-free balancing (Wang et al. 2024, algorithm 1): moves each expert's bias by the update
   // rate towards the mean load.
   //   global_counts  [experts] assignments in the whole global batch
-  void update_balancing_bias(std::span<const double> global_counts);
+  void update_balancing_bias(Stream& stream, std::span<const double> global_counts);
   // [experts] f32; empty where loss-free balancing is off
   TensorView balancing_bias() { return bias_ ? bias_.view() : TensorView(); }
 

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels/elementwise.h"
 #include "kernels/memory.h"
 #include "kernels/router.h"
 #include "kernels/tensor.h"
@@ -57,6 +58,15 @@ struct StepContext {
   // Sequence parallelism: between blocks a tp rank holds this share of the tokens.
   int64_t local_tokens() const { return tokens() / dist.tp().size(); }
   TokenRange local_range() const { return {dist.tp().rank() * local_tokens(), batch.seq_len}; }
+
+  // Host values where ops of the stream can read them, until the workspace is released: the view
+  // itself on the CPU, so the values must live as long.
+  ConstTensorView on_device(ConstTensorView host) const {
+    if (stream.device() == host.device()) return host;
+    TensorView moved = workspace.take(host.shape(), host.dtype());
+    copy(stream, host, moved);
+    return moved;
+  }
 
   // Replicated over tp: counted by one rank of the group.
   bool counts_replicated() const { return statistics != nullptr && dist.tp().rank() == 0; }

@@ -29,8 +29,12 @@ double seconds_since(Clock::time_point begin) {
 
 Transformer::Transformer(Stream& stream, const ModelConfig& config, const DistributedContext& dist,
                          const TransformerOptions& options)
-    : config_(config), dist_(dist), options_(options), store_(std::make_unique<ParameterStore>()) {
-  const BuildContext build{*store_, config_, dist_, options_.compute_dtype};
+    : config_(config),
+      dist_(dist),
+      options_(options),
+      device_(stream.device()),
+      store_(std::make_unique<ParameterStore>()) {
+  const BuildContext build{stream, *store_, config_, dist_, options_.compute_dtype};
   embedding_ = std::make_unique<Embedding>(build);
   blocks_.reserve(static_cast<size_t>(config_.num_layers));
   for (int layer = 0; layer < config_.num_layers; ++layer) {
@@ -165,7 +169,7 @@ KvCache Transformer::make_cache(int64_t batch, int64_t max_len) const {
           batch, dist_.tp().size());
   KvCache cache{.layers = {}, .length = 0, .max_len = max_len};
   for (const Block& block : blocks_) {
-    cache.layers.push_back(block.attention().make_cache(batch, max_len, Device{}));
+    cache.layers.push_back(block.attention().make_cache(batch, max_len, device_));
   }
   return cache;
 }
@@ -187,7 +191,7 @@ void Transformer::forward_cached(StepContext& ctx, KvCache& cache, TensorView lo
   std::vector<int32_t> last_rows;
   for (int64_t b = 1; b <= batch; ++b) last_rows.push_back(static_cast<int32_t>(b * seq_len - 1));
   TensorView last = ctx.workspace.take({batch, config_.hidden}, options_.compute_dtype);
-  gather_rows(ctx.stream, gather_tokens(ctx, normed), view_of(std::span<const int32_t>(last_rows)),
+  gather_rows(ctx.stream, gather_tokens(ctx, normed), ctx.on_device(view_of(std::span(last_rows))),
               last);
   head_->logits(ctx, last, logits);
   ctx.workspace.reset();
@@ -204,10 +208,10 @@ void Transformer::collect_traffic(StepContext& ctx) const {
   }
 }
 
-void Transformer::update_balancing_biases(const GlobalExpertCounts& counts) {
+void Transformer::update_balancing_biases(Stream& stream, const GlobalExpertCounts& counts) {
   size_t moe_layer = 0;
   for (Block& block : blocks_) {
-    if (block.moe()) block.moe()->router().update_balancing_bias(counts[moe_layer++]);
+    if (block.moe()) block.moe()->router().update_balancing_bias(stream, counts[moe_layer++]);
   }
 }
 

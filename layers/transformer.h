@@ -57,7 +57,7 @@ class Transformer {
   ParameterStore& parameters() { return *store_; }
   int num_moe_layers() const { return num_moe_layers_; }
   // Moves the balancing biases of all MoE layers by the counts of the step.
-  void update_balancing_biases(const GlobalExpertCounts& counts);
+  void update_balancing_biases(Stream& stream, const GlobalExpertCounts& counts);
   // One [experts] f32 per MoE layer; empty views where loss-free balancing is off.
   std::vector<TensorView> balancing_biases();
 
@@ -75,6 +75,7 @@ class Transformer {
   ModelConfig config_;
   const DistributedContext& dist_;
   TransformerOptions options_;
+  Device device_;
   std::unique_ptr<ParameterStore> store_;
   std::unique_ptr<Embedding> embedding_;
   std::vector<Block> blocks_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <span>
 
 #include "kernels/check.h"
 #include "kernels/elementwise.h"
@@ -10,9 +11,8 @@
 namespace switchyard {
 namespace {
 
-std::span<float> range_of(TensorView flat, int64_t begin, int64_t end) {
-  if (!flat) return {};
-  return {flat.data<float>() + begin, static_cast<size_t>(end - begin)};
+TensorView range_of(TensorView flat, int64_t begin, int64_t end) {
+  return flat ? flat.rows(begin, end - begin) : TensorView();
 }
 
 }  // namespace
@@ -27,11 +27,13 @@ DistributedOptimizer::DistributedOptimizer(Stream& stream, const OptimizerConfig
                 .group = &group,
                 .size = shape[0],
                 .bf16_main_params = {},
-                .exp_avg = Tensor(shape, DType::f32),
+                .exp_avg = Tensor(shape, DType::f32, stream.device()),
                 .exp_avg_sq = {}};
-    if (config_.type == OptimizerType::adamw) shard.exp_avg_sq = Tensor(shape, DType::f32);
+    if (config_.type == OptimizerType::adamw) {
+      shard.exp_avg_sq = Tensor(shape, DType::f32, stream.device());
+    }
     if (buffer.dtype != DType::f32) {
-      shard.bf16_main_params = Tensor(shape, DType::f32);
+      shard.bf16_main_params = Tensor(shape, DType::f32, stream.device());
       cast(stream, value_shard(shard), shard.bf16_main_params);
     }
     shards_.push_back(std::move(shard));

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <span>
 #include <string>
 #include <vector>
 
@@ -21,9 +20,9 @@ struct ShardPiece {
   Shape extent;
   int64_t begin = 0;
   int64_t end = 0;
-  std::span<float> main_params;  // end - begin values each
-  std::span<float> exp_avg;      // the momentum with sgd
-  std::span<float> exp_avg_sq;   // empty with sgd
+  TensorView main_params;  // [end - begin] f32 each, on the device of the optimizer
+  TensorView exp_avg;      // the momentum with sgd
+  TensorView exp_avg_sq;   // empty with sgd
 };
 
 struct OptimizerStepResult {

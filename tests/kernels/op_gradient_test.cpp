@@ -266,7 +266,7 @@ TEST(EmbeddingTest, OtherRanksRowsAreZeroAndGradientsAddUp) {
 TEST(RopeTest, RotatesHalvesAndItsBackwardIsItsTranspose) {
   Stream stream;
   constexpr int64_t kBatch = 2, kHeads = 3, kKvHeads = 1, kSeqLen = 5, kDim = 6, kFirst = 2;
-  const RopeTable table = make_rope_table(kSeqLen + kFirst, kDim, 100.0, Device{});
+  const RopeTable table = make_rope_table(stream, kSeqLen + kFirst, kDim, 100.0);
   const Tensor qkv = random_tensor({kBatch * kSeqLen, (kHeads + 2 * kKvHeads) * kDim}, 1);
   Tensor q({kBatch, kHeads, kSeqLen, kDim}, DType::f32),
       k({kBatch, kKvHeads, kSeqLen, kDim}, DType::f32), v(k.shape(), DType::f32);
@@ -291,10 +291,11 @@ TEST(RopeTest, RotatesHalvesAndItsBackwardIsItsTranspose) {
 }
 
 TEST(RopeTest, RefusesAnOddWidthByName) {
+  Stream stream;
   EXPECT_THROW(
       {
         try {
-          make_rope_table(4, 7, 1e4, Device{});
+          make_rope_table(stream, 4, 7, 1e4);
         } catch (const Error& error) {
           EXPECT_NE(std::string(error.what()).find("head_dim"), std::string::npos);
           throw;

@@ -160,8 +160,13 @@ void for_each_in_piece(const ShardPiece& piece, const Body& body) {
   });
 }
 
+std::span<float> span_of(TensorView view) {
+  if (!view) return {};
+  return {view.data<float>(), static_cast<size_t>(view.num_elements())};
+}
+
 std::array<std::span<float>, 3> spans_of(const ShardPiece& piece) {
-  return {piece.main_params, piece.exp_avg, piece.exp_avg_sq};
+  return {span_of(piece.main_params), span_of(piece.exp_avg), span_of(piece.exp_avg_sq)};
 }
 
 // Joins the pieces of all ranks; every element must be in exactly one.

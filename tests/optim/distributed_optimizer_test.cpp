@@ -203,8 +203,9 @@ TEST(DistributedOptimizerTest, Bf16ParametersAreTheRoundedMainWeights) {
   for (const ShardPiece& piece : model.optimizer->pieces()) {
     if (piece.name != "weight") continue;
     ASSERT_EQ(piece.end - piece.begin, 33 * 7);
-    for (size_t i = 0; i < piece.main_params.size(); ++i) {
-      EXPECT_EQ(model.weight->value.data<bfloat16>()[i].bits, bfloat16(piece.main_params[i]).bits);
+    for (int64_t i = 0; i < piece.main_params.num_elements(); ++i) {
+      EXPECT_EQ(model.weight->value.data<bfloat16>()[i].bits,
+                bfloat16(piece.main_params.data<float>()[i]).bits);
     }
   }
 }

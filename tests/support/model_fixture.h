@@ -113,7 +113,7 @@ struct LayerBench {
       : config(std::move(model)),
         batch(synthetic_batch(config, 0, 2, documents)),
         statistics(statistics_for(config, 1)),
-        build{store, config, dist, dtype} {}
+        build{stream, store, config, dist, dtype} {}
 
   void materialize(uint64_t seed = 7) { store.materialize(stream, seed, 1); }
   StepContext context() {

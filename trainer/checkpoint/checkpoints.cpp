@@ -1,5 +1,6 @@
 #include "trainer/checkpoint/checkpoints.h"
 
+#include <deque>
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <stdio.h>
@@ -296,21 +297,23 @@ TrainingState load_checkpoint(const fs::path& folder, const CheckpointTensors& t
 
 TrainingState load_weights(Stream& stream, const fs::path& folder, ParameterStore& parameters,
                            const CheckpointTensors& others, const DistributedContext& dist) {
-  std::vector<Tensor> whole;  // f32, of the parameters that are not
+  std::deque<Tensor> whole;  // f32, in host memory
   std::vector<TensorPiece> pieces = all_pieces(others);
   for (Parameter& parameter : parameters.parameters()) {
     const ParameterSpec& spec = parameter.spec;
-    TensorView data = parameter.value;
-    if (spec.dtype != DType::f32) data = whole.emplace_back(spec.extent, DType::f32).view();
+    const TensorView data = whole.emplace_back(spec.extent, DType::f32).view();
     pieces.push_back({kWeights,
                       spec.name,
                       {spec.global_shape, spec.offset, spec.extent, 0, spec.extent.num_elements()},
                       {data.data<float>(), static_cast<size_t>(data.num_elements())}});
   }
   const TrainingState state = load_pieces(folder, pieces, dist.world());
-  auto next = whole.begin();
+  auto loaded = whole.begin();
   for (Parameter& parameter : parameters.parameters()) {
-    if (parameter.spec.dtype != DType::f32) cast(stream, *next++, parameter.value);
+    Tensor on_device(parameter.spec.extent, DType::f32, stream.device());
+    copy(stream, *loaded++, on_device);
+    cast(stream, on_device, parameter.value);
+    stream.synchronize();  // before its memory goes
   }
   return state;
 }

@@ -15,12 +15,6 @@
 
 namespace switchyard {
 
-// What a checkpoint holds, or is loaded into.
-struct CheckpointTensors {
-  std::vector<TensorPiece> owned;       // this rank's; every element of a tensor is on one rank
-  std::vector<TensorPiece> replicated;  // whole tensors, the same on every rank
-};
-
 // The same on every rank.
 struct SaveResult {
   bool saved = false;

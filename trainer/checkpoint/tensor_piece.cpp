@@ -4,31 +4,36 @@
 
 namespace switchyard {
 
-std::vector<TensorPiece> tensor_pieces(std::span<const ShardPiece> shards) {
-  std::vector<TensorPiece> pieces;
+StagedTensors::StagedTensors(std::span<const ShardPiece> shards,
+                             std::span<const TensorView> biases) {
   for (const ShardPiece& shard : shards) {
     const PieceGeometry geometry{shard.global_shape, shard.offset, shard.extent, shard.begin,
                                  shard.end};
-    pieces.push_back({kWeights, shard.name, geometry, shard.main_params});
-    pieces.push_back({kExpAvg, shard.name, geometry, shard.exp_avg});
-    if (!shard.exp_avg_sq.empty()) {
-      pieces.push_back({kExpAvgSq, shard.name, geometry, shard.exp_avg_sq});
-    }
+    const auto add = [&](const char* kind, TensorView values) {
+      if (values) tensors_.owned.push_back({kind, shard.name, geometry, stage(values)});
+    };
+    add(kWeights, shard.main_params);
+    add(kExpAvg, shard.exp_avg);
+    add(kExpAvgSq, shard.exp_avg_sq);
   }
-  return pieces;
+  for (size_t layer = 0; layer < biases.size(); ++layer) {
+    if (!biases[layer]) continue;
+    tensors_.replicated.push_back({kBalancingBias, fmt::format("moe_layers.{}", layer),
+                                   whole_tensor(biases[layer].shape()), stage(biases[layer])});
+  }
 }
 
-std::vector<TensorPiece> balancing_bias_pieces(std::span<const TensorView> biases) {
-  std::vector<TensorPiece> pieces;
-  for (size_t layer = 0; layer < biases.size(); ++layer) {
-    const TensorView& bias = biases[layer];
-    if (!bias) continue;
-    pieces.push_back({kBalancingBias,
-                      fmt::format("moe_layers.{}", layer),
-                      whole_tensor(bias.shape()),
-                      {bias.data<float>(), static_cast<size_t>(bias.num_elements())}});
-  }
-  return pieces;
+std::span<float> StagedTensors::stage(TensorView tensor) {
+  const TensorView host = mirrors_.emplace_back(tensor).host();
+  return {host.data<float>(), static_cast<size_t>(host.num_elements())};
+}
+
+void StagedTensors::download(Stream& stream) {
+  for (HostMirror& mirror : mirrors_) mirror.download(stream);
+}
+
+void StagedTensors::upload(Stream& stream) {
+  for (HostMirror& mirror : mirrors_) mirror.upload(stream);
 }
 
 }  // namespace switchyard

@@ -1,9 +1,11 @@
 #pragma once
 
+#include <deque>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "kernels/host_mirror.h"
 #include "kernels/tensor.h"
 #include "optim/distributed_optimizer.h"
 #include "trainer/checkpoint/piece_geometry.h"
@@ -24,11 +26,29 @@ struct TensorPiece {
   std::span<float> data;  // geometry.num_elements() values
 };
 
-// Weights and optimizer state of what this rank owns.
-std::vector<TensorPiece> tensor_pieces(std::span<const ShardPiece> shards);
+// What a checkpoint holds, or is loaded into.
+struct CheckpointTensors {
+  std::vector<TensorPiece> owned;       // this rank's; every element of a tensor is on one rank
+  std::vector<TensorPiece> replicated;  // whole tensors, the same on every rank
+};
 
-// The biases of loss-free balancing, as Transformer::balancing_biases gives them: whole tensors,
-// the same on every rank.
-std::vector<TensorPiece> balancing_bias_pieces(std::span<const TensorView> biases);
+// A run's tensors where files can be written from and read into: in host memory.
+class StagedTensors {
+ public:
+  //   shards  weights and optimizer state of what this rank owns
+  //   biases  of loss-free balancing, as Transformer::balancing_biases gives them: whole tensors,
+  //           the same on every rank
+  StagedTensors(std::span<const ShardPiece> shards, std::span<const TensorView> biases);
+
+  const CheckpointTensors& tensors() const { return tensors_; }
+  void download(Stream& stream);  // before a save
+  void upload(Stream& stream);    // after a load
+
+ private:
+  std::span<float> stage(TensorView tensor);
+
+  std::deque<HostMirror> mirrors_;
+  CheckpointTensors tensors_;
+};
 
 }  // namespace switchyard

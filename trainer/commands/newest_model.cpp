@@ -24,9 +24,10 @@ std::string load_newest_model(MpiRuntime& mpi, const RunConfig& config, Session&
     folder = checkpoints.folder_of(steps.back());
   });
   const std::vector<TensorView> biases = session.model.balancing_biases();
-  const TrainingState state =
-      load_weights(session.stream, folder, session.model.parameters(),
-                   {.owned = {}, .replicated = balancing_bias_pieces(biases)}, session.dist);
+  StagedTensors staged({}, biases);
+  const TrainingState state = load_weights(session.stream, folder, session.model.parameters(),
+                                           staged.tensors(), session.dist);
+  staged.upload(session.stream);
   return fmt::format("{} (step {}, {} tokens)", folder.string(), state.step, state.tokens);
 }
 

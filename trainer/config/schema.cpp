@@ -205,7 +205,10 @@ void add_run(std::vector<ConfigField>& fields) {
                         "where everything of the run goes: checkpoints, metrics, event files"));
   fields.push_back(integer("run.seed", SWITCHYARD_MEMBER(run.seed), 0, kNoLimit,
                            "decides initial weights, the order of samples and what is sampled"));
-  fields.push_back(text("run.device", SWITCHYARD_MEMBER(run.device), "cpu"));
+  fields.push_back(
+      text("run.device", SWITCHYARD_MEMBER(run.device),
+           "cpu; with CUDA also cuda (each rank of a machine its own GPU) and cuda:N (all "
+           "ranks share one)"));
   fields.push_back(choice("run.compute_dtype", SWITCHYARD_MEMBER(run.compute_dtype),
                           Names<DType>{{"f32", DType::f32}, {"bf16", DType::bf16}},
                           "dtype of weights and activations in the passes; main weights, router, "

@@ -1,5 +1,7 @@
 #include <fmt/format.h>
 
+#include "kernels/check.h"
+#include "kernels/device.h"
 #include "trainer/config/config_error.h"
 #include "trainer/config/config_reader.h"
 
@@ -49,8 +51,11 @@ class Checks {
            "another value",
            m.hidden, m.num_heads);
     expect(!config_.run.dir.empty(), "run.dir", "is missing: where the run keeps its files");
-    expect(config_.run.device == "cpu", "run.device",
-           "this build runs on cpu, not on '{}'; set run.device=cpu", config_.run.device);
+    try {
+      parse_device(config_.run.device);
+    } catch (const Error& error) {
+      expect(false, "run.device", "{}", error.what());
+    }
   }
 
   void layout() {

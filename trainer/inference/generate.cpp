@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/check.h"
+#include "kernels/host_mirror.h"
 #include "kernels/random.h"
 
 namespace switchyard {
@@ -28,9 +29,9 @@ MicroBatch batch_of(int64_t batch, int64_t columns, const Token& token) {
 // the order of sums, and dp ranks too; rank 0 decides for all.
 std::vector<int32_t> draw(Stream& stream, const DistributedContext& dist,
                           const GenerationRequest& request, int64_t position,
-                          const Tensor& logits) {
-  const int64_t vocab = logits.shape()[1];
-  std::vector<int32_t> next(static_cast<size_t>(logits.shape()[0]));
+                          ConstTensorView logits) {
+  const int64_t vocab = logits.dim(1);
+  std::vector<int32_t> next(static_cast<size_t>(logits.dim(0)));
   for (size_t b = 0; b < next.size(); ++b) {
     const RandomKey key{request.seed, stream_id("sample") + b};
     const std::span row(logits.data<float>() + static_cast<int64_t>(b) * vocab,
@@ -58,22 +59,26 @@ std::vector<std::vector<int32_t>> generate(Stream& stream, const Transformer& mo
   const int64_t max_len = std::min(context, prompt_len + request.max_tokens);
 
   KvCache cache = model.make_cache(batch, max_len);
-  Workspace workspace;
-  Tensor logits({batch, model.config().vocab_size}, DType::f32);
+  Workspace workspace(stream.device());
+  Tensor logits({batch, model.config().vocab_size}, DType::f32, stream.device());
+  HostMirror host_logits(logits);
   MicroBatch step = batch_of(batch, prompt_len, [&](int64_t, int64_t t) {
     return request.prompt[static_cast<size_t>(t)];
   });
   std::vector<std::vector<int32_t>> samples(static_cast<size_t>(batch));
   std::vector<bool> ended(static_cast<size_t>(batch), false);
+  MicroBatch copied;
   for (int64_t position = prompt_len; position < max_len; ++position) {
+    copy_to_device(stream, step, copied);
     StepContext ctx{.stream = stream,
                     .workspace = workspace,
                     .dist = dist,
-                    .batch = step,
+                    .batch = copied,
                     .scales = {},
                     .decoding = true};
     model.forward_cached(ctx, cache, logits);
-    const std::vector<int32_t> next = draw(stream, dist, request, position, logits);
+    host_logits.download(stream);
+    const std::vector<int32_t> next = draw(stream, dist, request, position, host_logits.host());
     for (size_t b = 0; b < next.size(); ++b) {
       if (!ended[b]) samples[b].push_back(next[b]);
       ended[b] = ended[b] || next[b] == request.end_token;

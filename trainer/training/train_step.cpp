@@ -26,10 +26,22 @@ double StepReport::max_load_ratio() const {
 
 TrainStep::TrainStep(Stream& stream, Transformer& model, DistributedOptimizer& optimizer,
                      const DistributedContext& dist)
-    : stream_(stream), model_(model), optimizer_(&optimizer), dist_(dist) {}
+    : stream_(stream),
+      model_(model),
+      optimizer_(&optimizer),
+      dist_(dist),
+      workspace_(stream.device()) {}
 
 TrainStep::TrainStep(Stream& stream, Transformer& model, const DistributedContext& dist)
-    : stream_(stream), model_(model), dist_(dist) {}
+    : stream_(stream), model_(model), dist_(dist), workspace_(stream.device()) {}
+
+// The micro-batches where ops can read them.
+std::span<const MicroBatch> TrainStep::on_device(std::span<const MicroBatch> micro_batches) {
+  if (stream_.device().kind == DeviceKind::cpu) return micro_batches;
+  copied_.resize(micro_batches.size());
+  for (size_t i = 0; i < copied_.size(); ++i) copy_to_device(stream_, micro_batches[i], copied_[i]);
+  return copied_;
+}
 
 StepStatistics TrainStep::empty_statistics() const {
   StepStatistics statistics;
@@ -54,6 +66,7 @@ StepContext TrainStep::context(const MicroBatch& batch, const LossScales& scales
 StepReport TrainStep::run(std::span<const MicroBatch> micro_batches, const LossScales& scales,
                           double lr, bool stop_requested) {
   require(optimizer_ != nullptr, "this TrainStep evaluates only");
+  micro_batches = on_device(micro_batches);
   StepStatistics statistics = empty_statistics();
   const RouterConfig& router = model_.config().router;
   GlobalExpertCounts counts;
@@ -74,14 +87,14 @@ StepReport TrainStep::run(std::span<const MicroBatch> micro_batches, const LossS
   report.grad_norm = update.grad_norm;
   report.skipped = update.skipped;
   report.optimizer_seconds = optimizer_seconds;
-  if (!update.skipped) model_.update_balancing_biases(report.expert_counts);
+  if (!update.skipped) model_.update_balancing_biases(stream_, report.expert_counts);
   return report;
 }
 
 StepReport TrainStep::evaluate(std::span<const MicroBatch> micro_batches,
                                const LossScales& scales) {
   StepStatistics statistics = empty_statistics();
-  for (const MicroBatch& batch : micro_batches) {
+  for (const MicroBatch& batch : on_device(micro_batches)) {
     StepContext ctx = context(batch, scales, &statistics);
     model_.forward_loss(ctx);
   }

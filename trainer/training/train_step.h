@@ -53,6 +53,7 @@ class TrainStep {
   size_t workspace_high_water() const { return workspace_.high_water(); }
 
  private:
+  std::span<const MicroBatch> on_device(std::span<const MicroBatch> micro_batches);
   StepStatistics empty_statistics() const;
   StepContext context(const MicroBatch& batch, const LossScales& scales,
                       StepStatistics* statistics);
@@ -65,6 +66,7 @@ class TrainStep {
   DistributedOptimizer* optimizer_ = nullptr;
   const DistributedContext& dist_;
   Workspace workspace_;
+  std::vector<MicroBatch> copied_;  // of the step's micro-batches; not on the CPU
   Profile* profile_ = nullptr;
 };
 

@@ -63,10 +63,10 @@ TrainingRun::TrainingRun(MpiRuntime& mpi, const RunConfig& config)
   state_.dataset_fingerprint = fmt::format("{:016x}", data_.train->file.fingerprint());
 }
 
-CheckpointTensors TrainingRun::tensors() {
+StagedTensors TrainingRun::staged_tensors() {
   const std::vector<ShardPiece> pieces = optimizer_.pieces();
   const std::vector<TensorView> biases = session_.model.balancing_biases();
-  return {tensor_pieces(pieces), balancing_bias_pieces(biases)};
+  return {pieces, biases};
 }
 
 void TrainingRun::tell(const std::string& text) {
@@ -79,18 +79,20 @@ void TrainingRun::tell(const std::string& text) {
 
 void TrainingRun::resume() {
   const std::string& wish = config_.checkpoint.resume;
+  StagedTensors staged = staged_tensors();
   std::optional<TrainingState> restored;
   std::string name;
   if (wish == "auto") {
-    ResumeResult result = checkpoints_.resume_newest(tensors());
+    ResumeResult result = checkpoints_.resume_newest(staged.tensors());
     for (const std::string& notice : result.notices) tell(notice);
     restored = result.state;
     name = result.name;
   } else if (wish != "none") {
-    restored = load_checkpoint(wish, tensors(), session_.dist);
+    restored = load_checkpoint(wish, staged.tensors(), session_.dist);
     name = wish;
   }
   if (!restored) return;
+  staged.upload(session_.stream);
   if (restored->dataset_fingerprint != state_.dataset_fingerprint) {
     tell(
         "the training data are not those of the checkpoint: the order of samples goes on at the "
@@ -223,7 +225,9 @@ void TrainingRun::check_skipped(const StepReport& report) {
 
 void TrainingRun::save() {
   if (last_saved_step_ == state_.step) return;
-  const SaveResult result = checkpoints_.save(state_, tensors());
+  StagedTensors staged = staged_tensors();
+  staged.download(session_.stream);
+  const SaveResult result = checkpoints_.save(state_, staged.tensors());
   if (result.saved) last_saved_step_ = state_.step;
   if (!result.saved) {
     tell(

@@ -30,7 +30,7 @@ class TrainingRun {
   TrainingEnd run();
 
  private:
-  CheckpointTensors tensors();
+  StagedTensors staged_tensors();
   void resume();
   void open_log();
   StepReport take_step();

@@ -113,9 +113,9 @@ TEST(ValidateConfigTest, HeadsMustDivideTheWidthUnlessTheyHaveTheirOwn) {
   EXPECT_THAT(problems_with({"model.hidden=30", "model.head_dim=8"}), ElementsAre());
 }
 
-TEST(ValidateConfigTest, ThisBuildRunsOnTheCpu) {
-  EXPECT_THAT(problems_with({"run.device=cuda"}),
-              ElementsAre(names("run.device", "not on 'cuda'")));
+TEST(ValidateConfigTest, DevicesAreKnownByName) {
+  EXPECT_THAT(problems_with({"run.device=tpu"}),
+              ElementsAre(names("run.device", "unknown device 'tpu': use cpu")));
 }
 
 TEST(ValidateConfigTest, LayoutsMustDivideTheRanks) {
@@ -236,7 +236,7 @@ TEST(ValidateConfigTest, SaysWhatToDo) {
 }
 
 TEST(ValidateConfigTest, NamesAllProblemsAtOnce) {
-  EXPECT_EQ(problems_with({"run.device=cuda", "model.head_dim=7", "model.latent=0",
+  EXPECT_EQ(problems_with({"run.device=tpu", "model.head_dim=7", "model.latent=0",
                            "train.micro_batch_size=3"})
                 .size(),
             4u);
