@@ -17,10 +17,10 @@ namespace switchyard {
 //   coef          factor of the loss in the total
 //   dprobs        [sequences, experts] f32: coef * d loss / d (probability of any token of the
 //                 sequence)
-// Returns this rank's contribution to the loss, without coef.
-using BalanceLoss = double(Stream&, ConstTensorView counts, double assignments,
-                           ConstTensorView prob_sums, double token_weight, double coef,
-                           TensorView dprobs);
+//   loss          [1] f64: this rank's contribution to the loss, without coef, is added to it
+using BalanceLoss = void(Stream&, ConstTensorView counts, double assignments,
+                         ConstTensorView prob_sums, double token_weight, double coef,
+                         TensorView dprobs, TensorView loss);
 
 BalanceLoss balance_loss;
 

@@ -51,14 +51,26 @@ void add_bias_backward(Stream& stream, ConstTensorView dy, TensorView dbias) {
   SWITCHYARD_BODY(stream, add_bias_backward)(stream, dy, dbias);
 }
 
-double sum(Stream& stream, ConstTensorView x) {
+void add_sum(Stream& stream, ConstTensorView x, double factor, TensorView total) {
   require_dtype(x, DType::f32, "x");
-  return SWITCHYARD_BODY(stream, sum)(stream, x);
+  require_shape(total, {1}, "total");
+  require_dtype(total, DType::f64, "total");
+  SWITCHYARD_BODY(stream, add_sum)(stream, x, factor, total);
 }
 
-double sum_of_squares(Stream& stream, ConstTensorView x) {
+void add_sum_of_squares(Stream& stream, ConstTensorView x, double factor, TensorView total) {
   require_dtype(x, DType::f32, "x");
-  return SWITCHYARD_BODY(stream, sum_of_squares)(stream, x);
+  require_shape(total, {1}, "total");
+  require_dtype(total, DType::f64, "total");
+  SWITCHYARD_BODY(stream, add_sum_of_squares)(stream, x, factor, total);
+}
+
+void add_column_sums(Stream& stream, ConstTensorView x, TensorView totals) {
+  require(x.rank() == 2, "x has shape {}, expected [rows, width]", to_string(x.shape()));
+  require_dtype(x, DType::f32, "x");
+  require_shape(totals, {x.dim(1)}, "totals");
+  require_dtype(totals, DType::f64, "totals");
+  SWITCHYARD_BODY(stream, add_column_sums)(stream, x, totals);
 }
 
 namespace cpu {
@@ -179,16 +191,29 @@ void add_bias_backward(Stream&, ConstTensorView dy, TensorView dbias) {
   });
 }
 
-double sum(Stream&, ConstTensorView x) {
+void add_sum(Stream&, ConstTensorView x, double factor, TensorView total) {
   const float* values = x.data<float>();
-  return chunked_sum(x.num_elements(), [&](int64_t i) { return static_cast<double>(values[i]); });
+  total.data<double>()[0] += factor * chunked_sum(x.num_elements(), [&](int64_t i) {
+                               return static_cast<double>(values[i]);
+                             });
 }
 
-double sum_of_squares(Stream&, ConstTensorView x) {
+void add_sum_of_squares(Stream&, ConstTensorView x, double factor, TensorView total) {
   const float* values = x.data<float>();
-  return chunked_sum(x.num_elements(), [&](int64_t i) {
-    return static_cast<double>(values[i]) * static_cast<double>(values[i]);
-  });
+  total.data<double>()[0] +=
+      factor * chunked_sum(x.num_elements(), [&](int64_t i) {
+        return static_cast<double>(values[i]) * static_cast<double>(values[i]);
+      });
+}
+
+void add_column_sums(Stream&, ConstTensorView x, TensorView totals) {
+  const int64_t rows = x.dim(0), width = x.dim(1);
+  double* sums = totals.data<double>();
+  for (int64_t r = 0; r < rows; ++r) {
+    const float* row = x.data<float>() + r * width;
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) sums[i] += static_cast<double>(row[i]);
+  }
 }
 
 }  // namespace cpu

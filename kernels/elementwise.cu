@@ -106,23 +106,38 @@ __global__ void partial_sums_kernel(const float* x, int64_t n, int64_t share, do
   if (threadIdx.x == 0) partial[blockIdx.x] = total;
 }
 
+// The partial sums again in a fixed order; one block.
+__global__ void add_partial_sums_kernel(const double* partial, int64_t count, double factor,
+                                        double* total) {
+  __shared__ double scratch[kWarpSize];
+  double sum = 0.0;
+  for (int64_t i = threadIdx.x; i < count; i += blockDim.x) sum += partial[i];
+  sum = block_sum(sum, scratch);
+  if (threadIdx.x == 0) *total += factor * sum;
+}
+
 template <bool kSquares>
-double sum_on_device(Stream& stream, ConstTensorView x) {
+void add_sum_on_device(Stream& stream, ConstTensorView x, double factor, TensorView total) {
   const int64_t n = x.num_elements();
-  if (n == 0) return 0.0;
+  if (n == 0) return;
   const int64_t share = (n + kSumBlocks - 1) / kSumBlocks;
   const int64_t blocks = (n + share - 1) / share;
-  double* partial = static_cast<double*>(reduction_scratch(stream, blocks * sizeof(double)));
+  auto* partial =
+      static_cast<double*>(reduction_scratch(stream, static_cast<size_t>(blocks) * sizeof(double)));
   launch(partial_sums_kernel<kSquares>, static_cast<unsigned int>(blocks), kThreads, 0, stream,
          x.data<float>(), n, share, partial);
-  double partials[kSumBlocks];
-  check_cuda(cudaMemcpyAsync(partials, partial, static_cast<size_t>(blocks) * sizeof(double),
-                             cudaMemcpyDeviceToHost, native_stream(stream)),
-             "cudaMemcpyAsync");
-  stream.synchronize();
-  double total = 0.0;
-  for (int64_t b = 0; b < blocks; ++b) total += partials[b];
-  return total;
+  launch(add_partial_sums_kernel, 1, kThreads, 0, stream, partial, blocks, factor,
+         total.data<double>());
+}
+
+// One thread per column: the rows are few (sequences).
+__global__ void add_column_sums_kernel(const float* x, int64_t rows, int64_t width,
+                                       double* totals) {
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i >= width) return;
+  double total = totals[i];
+  for (int64_t r = 0; r < rows; ++r) total += x[r * width + i];
+  totals[i] = total;
 }
 
 }  // namespace
@@ -164,10 +179,17 @@ void cuda::add_bias_backward(Stream& stream, ConstTensorView dy, TensorView dbia
   });
 }
 
-double cuda::sum(Stream& stream, ConstTensorView x) { return sum_on_device<false>(stream, x); }
+void cuda::add_sum(Stream& stream, ConstTensorView x, double factor, TensorView total) {
+  add_sum_on_device<false>(stream, x, factor, total);
+}
 
-double cuda::sum_of_squares(Stream& stream, ConstTensorView x) {
-  return sum_on_device<true>(stream, x);
+void cuda::add_sum_of_squares(Stream& stream, ConstTensorView x, double factor, TensorView total) {
+  add_sum_on_device<true>(stream, x, factor, total);
+}
+
+void cuda::add_column_sums(Stream& stream, ConstTensorView x, TensorView totals) {
+  launch(add_column_sums_kernel, num_blocks(x.dim(1), kThreads), kThreads, 0, stream,
+         x.data<float>(), x.dim(0), x.dim(1), totals.data<double>());
 }
 
 }  // namespace switchyard

@@ -22,10 +22,14 @@ using AddBias = void(Stream&, ConstTensorView bias, TensorView y);
 // dbias += sum over rows of dy
 //   dy [rows, width], dbias [width] f32
 using AddBiasBackward = void(Stream&, ConstTensorView dy, TensorView dbias);
-// Sums in double, in an order that does not depend on the number of threads.
-//   x  f32
-using Sum = double(Stream&, ConstTensorView x);
-using SumOfSquares = double(Stream&, ConstTensorView x);
+// total += factor * sum of x, or of its squares; in double, in an order that does not depend on the
+// number of threads.
+//   x  f32, total [1] f64
+using AddSum = void(Stream&, ConstTensorView x, double factor, TensorView total);
+using AddSumOfSquares = void(Stream&, ConstTensorView x, double factor, TensorView total);
+// totals += sum over rows of x
+//   x  [rows, width] f32, totals [width] f64
+using AddColumnSums = void(Stream&, ConstTensorView x, TensorView totals);
 
 Cast cast;
 Copy copy;
@@ -34,8 +38,9 @@ FillZero fill_zero;
 Scale scale;
 AddBias add_bias;
 AddBiasBackward add_bias_backward;
-Sum sum;
-SumOfSquares sum_of_squares;
+AddSum add_sum;
+AddSumOfSquares add_sum_of_squares;
+AddColumnSums add_column_sums;
 
 namespace cpu {
 Cast cast;
@@ -45,8 +50,9 @@ FillZero fill_zero;
 Scale scale;
 AddBias add_bias;
 AddBiasBackward add_bias_backward;
-Sum sum;
-SumOfSquares sum_of_squares;
+AddSum add_sum;
+AddSumOfSquares add_sum_of_squares;
+AddColumnSums add_column_sums;
 }  // namespace cpu
 namespace cuda {
 Cast cast;
@@ -56,8 +62,9 @@ FillZero fill_zero;
 Scale scale;
 AddBias add_bias;
 AddBiasBackward add_bias_backward;
-Sum sum;
-SumOfSquares sum_of_squares;
+AddSum add_sum;
+AddSumOfSquares add_sum_of_squares;
+AddColumnSums add_column_sums;
 }  // namespace cuda
 
 }  // namespace switchyard

@@ -23,19 +23,17 @@ void LmHead::loss(StepContext& ctx, ConstTensorView x, TensorView dx) const {
   const ConstTensorView targets = ctx.batch.targets.view().reshape({ctx.tokens()});
   const TensorView dall = dx ? partial_sums_for(ctx, dx) : TensorView();
 
-  double loss = 0.0;
   for (int64_t begin = 0; begin < ctx.tokens(); begin += kChunkTokens) {
     const int64_t rows = std::min(kChunkTokens, ctx.tokens() - begin);
-    loss += chunk_loss(ctx, all.rows(begin, rows), targets.rows(begin, rows),
-                       dx ? dall.rows(begin, rows) : TensorView());
+    chunk_loss(ctx, all.rows(begin, rows), targets.rows(begin, rows),
+               dx ? dall.rows(begin, rows) : TensorView());
   }
   if (dx) reduce_scatter_tokens(ctx, dall, dx);
-  if (ctx.counts_replicated()) ctx.statistics->loss += loss * ctx.scales.per_target;
 }
 
-// The sum of the losses of one chunk; its gradients are scaled as the loss is.
-double LmHead::chunk_loss(StepContext& ctx, ConstTensorView x, ConstTensorView targets,
-                          TensorView dx) const {
+// Adds the losses of one chunk to the statistics; its gradients are scaled as the loss is.
+void LmHead::chunk_loss(StepContext& ctx, ConstTensorView x, ConstTensorView targets,
+                        TensorView dx) const {
   WorkspaceScope scope(ctx.workspace);
   Communicator& tp = ctx.dist.tp();
   const int64_t rows = x.dim(0);
@@ -52,7 +50,10 @@ double LmHead::chunk_loss(StepContext& ctx, ConstTensorView x, ConstTensorView t
   cross_entropy_sums(ctx.stream, logits, targets, first_id_, row_max, sum_exp, target_logit);
   tp.all_reduce(ctx.stream, sums, ReduceOp::sum);
   cross_entropy_losses(ctx.stream, targets, sum_exp, target_logit, losses);
-  if (!dx) return sum(ctx.stream, losses);
+  if (ctx.counts_replicated()) {
+    add_sum(ctx.stream, losses, ctx.scales.per_target, ctx.statistics->loss());
+  }
+  if (!dx) return;
 
   TensorView dlogits =
       x.dtype() == DType::f32 ? logits : ctx.workspace.take(logits.shape(), x.dtype());
@@ -60,7 +61,6 @@ double LmHead::chunk_loss(StepContext& ctx, ConstTensorView x, ConstTensorView t
                          ctx.scales.per_target, dlogits);
   matmul(ctx.stream, dlogits, Transpose::yes, x, Transpose::no, Accumulate::yes, weight_->grad);
   matmul(ctx.stream, dlogits, Transpose::no, weight_->value, Transpose::no, Accumulate::no, dx);
-  return sum(ctx.stream, losses);
 }
 
 void LmHead::logits(StepContext& ctx, ConstTensorView x, TensorView logits) const {

@@ -27,8 +27,8 @@ class LmHead {
   void logits(StepContext& ctx, ConstTensorView x, TensorView logits) const;
 
  private:
-  double chunk_loss(StepContext& ctx, ConstTensorView x, ConstTensorView targets,
-                    TensorView dx) const;
+  void chunk_loss(StepContext& ctx, ConstTensorView x, ConstTensorView targets,
+                  TensorView dx) const;
 
   int64_t vocab_size_;
   int64_t first_id_;

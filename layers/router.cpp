@@ -81,9 +81,7 @@ void Router::drop(StepContext& ctx, Saved& saved) const {
   const int64_t dropped =
       drop_over_capacity(ctx.stream, config_.drop_policy, capacity, ctx.batch.seq_len, num_experts_,
                          idx, weights, dispatch_idx);
-  if (ctx.counts_replicated()) {
-    ctx.statistics->moe_layers[static_cast<size_t>(moe_layer_)].dropped += dropped;
-  }
+  if (ctx.counts_replicated()) ctx.statistics->dropped += dropped;
 }
 
 void Router::balance(StepContext& ctx, Saved& saved) const {
@@ -98,10 +96,7 @@ void Router::balance(StepContext& ctx, Saved& saved) const {
   router_statistics(ctx.stream, config_.score, ctx.local_range(), saved.scores, saved.topk_idx,
                     counts, prob_sums);
   if (ctx.statistics) {
-    auto& totals = ctx.statistics->moe_layers[static_cast<size_t>(moe_layer_)].expert_counts;
-    for (int64_t i = 0; i < counts.num_elements(); ++i) {
-      totals[static_cast<size_t>(i % num_experts_)] += counts.data<float>()[i];
-    }
+    add_column_sums(ctx.stream, counts, ctx.statistics->expert_counts(moe_layer_));
   }
   if (!has_loss) return;
 
@@ -113,11 +108,10 @@ void Router::balance(StepContext& ctx, Saved& saved) const {
     load = global_load(ctx, counts);
     assignments = config_.top_k / static_cast<double>(ctx.scales.per_token);
   }
-  const double loss = balance_loss(ctx.stream, load, assignments, prob_sums, ctx.scales.per_token,
-                                   config_.aux_loss_coef, saved.dprobs);
-  if (ctx.statistics) {
-    ctx.statistics->moe_layers[static_cast<size_t>(moe_layer_)].aux_loss += loss;
-  }
+  TensorView loss = ctx.workspace.take({1}, DType::f64);  // where nobody asks for it
+  balance_loss(ctx.stream, load, assignments, prob_sums, ctx.scales.per_token,
+               config_.aux_loss_coef, saved.dprobs,
+               ctx.statistics ? ctx.statistics->aux_loss(moe_layer_) : loss);
 }
 
 // [1, experts]: assignments in the global batch.
@@ -137,8 +131,8 @@ ConstTensorView Router::global_load(StepContext& ctx, ConstTensorView counts) co
 
 void Router::count_z_loss(StepContext& ctx, const Saved& saved) const {
   if (!ctx.statistics) return;
-  ctx.statistics->moe_layers[static_cast<size_t>(moe_layer_)].z_loss +=
-      sum_of_squares(ctx.stream, saved.lse) * ctx.scales.per_token;
+  add_sum_of_squares(ctx.stream, saved.lse, ctx.scales.per_token,
+                     ctx.statistics->z_loss(moe_layer_));
 }
 
 void Router::backward(StepContext& ctx, ConstTensorView dtopk_weights, const Saved& saved,

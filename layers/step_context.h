@@ -9,8 +9,8 @@
 #include "kernels/tensor.h"
 #include "layers/micro_batch.h"
 #include "layers/profile.h"
+#include "layers/step_statistics.h"
 #include "parallel/distributed_context.h"
-#include "parallel/expert_exchange.h"
 
 namespace switchyard {
 
@@ -20,20 +20,6 @@ struct LossScales {
   float per_target = 1.0f;    // 1 / target tokens in the global batch
   float per_token = 1.0f;     // 1 / tokens
   float per_sequence = 1.0f;  // 1 / sequences
-};
-
-// What this rank adds to the figures of one step; they are sums over ranks and micro-batches.
-struct LayerStatistics {
-  std::vector<double> expert_counts;  // [num_experts] assignments of this rank's tokens
-  double aux_loss = 0.0;              // already divided: 1.0 in total when perfectly balanced
-  double z_loss = 0.0;                // already divided
-  int64_t dropped = 0;                // assignments over capacity
-};
-struct StepStatistics {
-  double loss = 0.0;  // cross-entropy, already divided
-  std::vector<LayerStatistics> moe_layers;
-  ExchangeTraffic traffic;
-  double forward_seconds = 0.0, backward_seconds = 0.0;
 };
 
 // How often each expert was chosen in the whole global batch, per MoE layer.

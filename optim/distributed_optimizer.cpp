@@ -6,6 +6,7 @@
 
 #include "kernels/check.h"
 #include "kernels/elementwise.h"
+#include "kernels/host_mirror.h"
 #include "kernels/optimizer_step.h"
 
 namespace switchyard {
@@ -19,7 +20,10 @@ TensorView range_of(TensorView flat, int64_t begin, int64_t end) {
 
 DistributedOptimizer::DistributedOptimizer(Stream& stream, const OptimizerConfig& config,
                                            ParameterStore& store, const DistributedContext& dist)
-    : config_(config), store_(store), dist_(dist) {
+    : config_(config),
+      store_(store),
+      dist_(dist),
+      sum_of_squares_({1}, DType::f64, stream.device()) {
   for (FlatBuffer& buffer : store_.buffers()) {
     Communicator& group = group_of(buffer.group);
     const Shape shape{buffer.grads.num_elements() / group.size()};
@@ -67,11 +71,16 @@ TensorView DistributedOptimizer::value_shard(const Shard& shard) const {
 }
 
 // The ranks' sums are added in rank order on every rank.
-double DistributedOptimizer::global_grad_norm(Stream& stream) const {
-  double mine = 0.0;
-  for (const Shard& shard : shards_) mine += sum_of_squares(stream, grad_shard(shard));
-  dist_.world().all_reduce(stream, view_of(std::span(&mine, 1)), ReduceOp::sum);
-  return std::sqrt(mine);
+double DistributedOptimizer::global_grad_norm(Stream& stream) {
+  fill_zero(stream, sum_of_squares_);
+  for (const Shard& shard : shards_) {
+    add_sum_of_squares(stream, grad_shard(shard), 1.0, sum_of_squares_);
+  }
+  HostMirror mine(sum_of_squares_);
+  mine.download(stream);
+  double total = mine.host().data<double>()[0];
+  dist_.world().all_reduce(stream, view_of(std::span(&total, 1)), ReduceOp::sum);
+  return std::sqrt(total);
 }
 
 OptimizerStepResult DistributedOptimizer::step(Stream& stream, double lr) {

@@ -65,7 +65,7 @@ class DistributedOptimizer {
   TensorView grad_shard(const Shard& shard) const;
   TensorView value_shard(const Shard& shard) const;
   TensorView main_params(Shard& shard) const;
-  double global_grad_norm(Stream& stream) const;
+  double global_grad_norm(Stream& stream);
   void update(Stream& stream, Shard& shard, double lr, double grad_scale);
   void update_run(Stream& stream, Shard& shard, int64_t begin, int64_t end, bool decay, double lr,
                   double grad_scale);
@@ -74,6 +74,7 @@ class DistributedOptimizer {
   ParameterStore& store_;
   const DistributedContext& dist_;
   std::vector<Shard> shards_;
+  Tensor sum_of_squares_;  // [1] f64, of this rank's shares of the gradient
   int64_t num_steps_ = 0;
 };
 

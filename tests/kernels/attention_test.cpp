@@ -16,13 +16,13 @@
 namespace switchyard {
 namespace {
 
-using test::Stream;
-using test::Tensor;
-using test::Workspace;
 using test::make_tensor;
 using test::random_tensor;
 using test::relative_error;
+using test::Stream;
+using test::Tensor;
 using test::to_floats;
+using test::Workspace;
 
 struct Case {
   int64_t batch, heads, kv_heads, seq_len, head_dim;

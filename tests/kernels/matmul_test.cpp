@@ -15,11 +15,11 @@
 namespace switchyard {
 namespace {
 
-using test::Stream;
-using test::Tensor;
 using test::make_tensor;
 using test::random_tensor;
 using test::relative_error;
+using test::Stream;
+using test::Tensor;
 using test::to_floats;
 
 constexpr int64_t kSizes[] = {1, 31, 32, 33, 257};

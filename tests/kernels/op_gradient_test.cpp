@@ -19,13 +19,13 @@
 namespace switchyard {
 namespace {
 
-using test::Stream;
-using test::Tensor;
 using test::inner_product;
 using test::make_tensor;
 using test::numeric_gradient;
 using test::random_tensor;
 using test::relative_error;
+using test::Stream;
+using test::Tensor;
 using test::to_floats;
 
 constexpr int64_t kWidths[] = {1, 31, 32, 33, 257};
@@ -190,7 +190,9 @@ TEST(CrossEntropyTest, ShardsGiveTheLossAndGradientOfTheWhole) {
     cross_entropy_row_max(stream, logits, row_max);
     cross_entropy_sums(stream, logits, targets, 0, row_max, sum_exp, target_logit);
     cross_entropy_losses(stream, targets, sum_exp, target_logit, losses);
-    return 0.5 * sum(stream, losses);
+    Tensor total({1}, DType::f64);
+    add_sum(stream, losses, 0.5, total);
+    return total.data<double>()[0];
   };
 
   const double whole = loss();
@@ -322,7 +324,13 @@ TEST(ElementwiseTest, BiasesAndSums) {
 
   double squares = 0.0;
   for (const float v : to_floats(y)) squares += static_cast<double>(v) * v;
-  EXPECT_NEAR(sum_of_squares(stream, y), squares, 1e-9 * squares);
+  Tensor total = make_tensor<double>({1}, {1.0});
+  add_sum_of_squares(stream, y, 2.0, total);
+  EXPECT_NEAR(total.data<double>()[0], 1.0 + 2.0 * squares, 1e-9 * squares);
+
+  Tensor columns = make_tensor<double>({kWidth}, std::vector<double>(kWidth, 3.0));
+  add_column_sums(stream, y, columns);
+  EXPECT_NEAR(columns.data<double>()[256], 3.0 + column, 1e-12 * std::abs(column));
 }
 
 TEST(ElementwiseTest, CastRoundsToNearestEven) {

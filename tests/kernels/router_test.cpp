@@ -14,9 +14,9 @@
 namespace switchyard {
 namespace {
 
+using test::make_tensor;
 using test::Stream;
 using test::Tensor;
-using test::make_tensor;
 using test::to_vector;
 
 // One call of router_forward and what it returned.
@@ -163,10 +163,11 @@ TEST(BalanceLossTest, IsExactlyOneWhenPerfectlyBalanced) {
   router_statistics(stream, RouterScore::softmax, routed.range, routed.scores, routed.idx, counts,
                     sums);
 
-  const double loss = balance_loss(stream, counts, kTokens / 2 * kTopK, sums, 1.0 / kTokens,
-                                   /*coef=*/1.0, dprobs);
+  Tensor loss({1}, DType::f64);
+  balance_loss(stream, counts, kTokens / 2 * kTopK, sums, 1.0 / kTokens, /*coef=*/1.0, dprobs,
+               loss);
 
-  EXPECT_EQ(loss, 1.0);
+  EXPECT_EQ(loss.data<double>()[0], 1.0);
 }
 
 TEST(BalanceLossTest, IsTheNumberOfExpertsWhenAllTokensChooseOneSurely) {
@@ -175,7 +176,10 @@ TEST(BalanceLossTest, IsTheNumberOfExpertsWhenAllTokensChooseOneSurely) {
   const Tensor sums = make_tensor<float>({1, 4}, {6, 0, 0, 0});
   Tensor dprobs({1, 4}, DType::f32);
 
-  EXPECT_EQ(balance_loss(stream, counts, 6, sums, 1.0 / 6, 0.5, dprobs), 4.0);
+  Tensor loss = make_tensor<double>({1}, {0.5});
+  balance_loss(stream, counts, 6, sums, 1.0 / 6, 0.5, dprobs, loss);
+
+  EXPECT_EQ(loss.data<double>()[0], 0.5 + 4.0);
   EXPECT_NEAR(dprobs.data<float>()[0], 0.5 * 4.0 / 6.0, 1e-7);
   EXPECT_EQ(dprobs.data<float>()[1], 0.0f);
 }

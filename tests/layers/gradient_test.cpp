@@ -43,7 +43,7 @@ void expect_gradients(LayerBench& bench, Tensor& x, const Tensor& dx,
 // For layers with forward(ctx, x, y, saved) and backward(ctx, dy, saved, dx).
 template <class Layer>
 void check_layer(LayerBench& bench, const Layer& layer, double bound = kBound,
-                 const std::function<double(const StepStatistics&)>& extra_loss = {},
+                 const std::function<double(const StepFigures&)>& extra_loss = {},
                  float step = 1e-2f) {
   Tensor x = bench.input();
   const Tensor dy = test::random_tensor(x.shape(), 11);
@@ -57,7 +57,7 @@ void check_layer(LayerBench& bench, const Layer& layer, double bound = kBound,
     typename Layer::Saved saved;
     forward(saved, ctx);
     bench.workspace.reset();
-    return test::inner_product(dy, y) + (extra_loss ? extra_loss(bench.statistics) : 0.0);
+    return test::inner_product(dy, y) + (extra_loss ? extra_loss(bench.statistics.read(bench.stream)) : 0.0);
   };
   const auto backward = [&] {
     StepContext ctx = bench.context();
@@ -195,9 +195,9 @@ TEST_P(MoeGradient, MatchesFiniteDifferencesWithBothRouterLosses) {
   MoeLayer layer(bench.build, "moe", 0, /*deduplicate=*/true);
   bench.materialize(/*seed=*/21);
 
-  check_layer(bench, layer, 1e-2, [&](const StepStatistics& statistics) {
-    return config.router.aux_loss_coef * statistics.moe_layers[0].aux_loss +
-           config.router.z_loss_coef * statistics.moe_layers[0].z_loss;
+  check_layer(bench, layer, 1e-2, [&](const StepFigures& figures) {
+    return config.router.aux_loss_coef * figures.moe_layers[0].aux_loss +
+           config.router.z_loss_coef * figures.moe_layers[0].z_loss;
   });
 }
 
@@ -290,7 +290,7 @@ TEST_P(EmbeddingAndHeadGradient, MatchesFiniteDifferences) {
     head.loss(ctx, y, backward ? dy.view() : TensorView());
     if (backward) embedding.backward(ctx, dy);
     bench.workspace.reset();
-    return bench.statistics.loss;
+    return bench.statistics.read(bench.stream).loss;
   };
 
   bench.store.zero_grads(bench.stream);

@@ -99,12 +99,7 @@ inline LossScales scales_of(const ModelConfig& config, int64_t sequences) {
 }
 
 inline StepStatistics statistics_for(const ModelConfig& config, int moe_layers) {
-  StepStatistics statistics;
-  statistics.moe_layers.resize(static_cast<size_t>(moe_layers));
-  for (LayerStatistics& layer : statistics.moe_layers) {
-    layer.expert_counts.assign(static_cast<size_t>(config.num_experts), 0.0);
-  }
-  return statistics;
+  return {moe_layers, config.num_experts};
 }
 
 // Everything that a layer under test needs, on one rank.

@@ -26,14 +26,16 @@ double StepReport::max_load_ratio() const {
 
 TrainStep::TrainStep(Stream& stream, Transformer& model, DistributedOptimizer& optimizer,
                      const DistributedContext& dist)
-    : stream_(stream),
-      model_(model),
-      optimizer_(&optimizer),
-      dist_(dist),
-      workspace_(stream.device()) {}
+    : TrainStep(stream, model, dist) {
+  optimizer_ = &optimizer;
+}
 
 TrainStep::TrainStep(Stream& stream, Transformer& model, const DistributedContext& dist)
-    : stream_(stream), model_(model), dist_(dist), workspace_(stream.device()) {}
+    : stream_(stream),
+      model_(model),
+      dist_(dist),
+      workspace_(stream.device()),
+      statistics_(model.num_moe_layers(), model.config().num_experts, stream.device()) {}
 
 // The micro-batches where ops can read them.
 std::span<const MicroBatch> TrainStep::on_device(std::span<const MicroBatch> micro_batches) {
@@ -43,23 +45,13 @@ std::span<const MicroBatch> TrainStep::on_device(std::span<const MicroBatch> mic
   return copied_;
 }
 
-StepStatistics TrainStep::empty_statistics() const {
-  StepStatistics statistics;
-  statistics.moe_layers.resize(static_cast<size_t>(model_.num_moe_layers()));
-  for (LayerStatistics& layer : statistics.moe_layers) {
-    layer.expert_counts.assign(static_cast<size_t>(model_.config().num_experts), 0.0);
-  }
-  return statistics;
-}
-
-StepContext TrainStep::context(const MicroBatch& batch, const LossScales& scales,
-                               StepStatistics* statistics) {
+StepContext TrainStep::context(const MicroBatch& batch, const LossScales& scales) {
   return {.stream = stream_,
           .workspace = workspace_,
           .dist = dist_,
           .batch = batch,
           .scales = scales,
-          .statistics = statistics,
+          .statistics = &statistics_,
           .profile = profile_};
 }
 
@@ -67,14 +59,14 @@ StepReport TrainStep::run(std::span<const MicroBatch> micro_batches, const LossS
                           double lr, bool stop_requested) {
   require(optimizer_ != nullptr, "this TrainStep evaluates only");
   micro_batches = on_device(micro_batches);
-  StepStatistics statistics = empty_statistics();
   const RouterConfig& router = model_.config().router;
   GlobalExpertCounts counts;
   const bool count_first = micro_batches.size() > 1 && router.aux_loss_coef > 0.0 &&
                            router.balance_scope == BalanceScope::global_batch;
   if (count_first) counts = count_experts(micro_batches, scales);
+  statistics_.reset(stream_);
   for (const MicroBatch& batch : micro_batches) {
-    StepContext ctx = context(batch, scales, &statistics);
+    StepContext ctx = context(batch, scales);
     if (count_first) ctx.global_counts = &counts;
     model_.forward_backward(ctx);
   }
@@ -83,7 +75,7 @@ StepReport TrainStep::run(std::span<const MicroBatch> micro_batches, const LossS
   const OptimizerStepResult update = optimizer_->step(stream_, lr);
   const double optimizer_seconds = std::chrono::duration<double>(Clock::now() - begin).count();
 
-  StepReport report = reduce(statistics, stop_requested);
+  StepReport report = reduce(stop_requested);
   report.grad_norm = update.grad_norm;
   report.skipped = update.skipped;
   report.optimizer_seconds = optimizer_seconds;
@@ -93,43 +85,43 @@ StepReport TrainStep::run(std::span<const MicroBatch> micro_batches, const LossS
 
 StepReport TrainStep::evaluate(std::span<const MicroBatch> micro_batches,
                                const LossScales& scales) {
-  StepStatistics statistics = empty_statistics();
+  statistics_.reset(stream_);
   for (const MicroBatch& batch : on_device(micro_batches)) {
-    StepContext ctx = context(batch, scales, &statistics);
+    StepContext ctx = context(batch, scales);
     model_.forward_loss(ctx);
   }
-  return reduce(statistics, /*stop_requested=*/false);
+  return reduce(/*stop_requested=*/false);
 }
 
 // The balance loss over the global batch needs the counts of micro-batches that come later, so they
 // all run forward once before.
 GlobalExpertCounts TrainStep::count_experts(std::span<const MicroBatch> micro_batches,
                                             const LossScales& scales) {
-  StepStatistics statistics = empty_statistics();
+  statistics_.reset(stream_);
   for (const MicroBatch& batch : micro_batches) {
-    StepContext ctx = context(batch, scales, &statistics);
+    StepContext ctx = context(batch, scales);
     model_.forward_loss(ctx);
   }
-  return reduce(statistics, /*stop_requested=*/false).expert_counts;
+  return reduce(/*stop_requested=*/false).expert_counts;
 }
 
-StepReport TrainStep::reduce(const StepStatistics& statistics, bool stop_requested) {
-  const size_t layers = statistics.moe_layers.size();
-  std::vector<double> sums = {statistics.loss,
-                              static_cast<double>(statistics.traffic.row_bytes),
+StepReport TrainStep::reduce(bool stop_requested) {
+  const StepFigures figures = statistics_.read(stream_);
+  const size_t layers = figures.moe_layers.size();
+  std::vector<double> sums = {figures.loss,
+                              static_cast<double>(statistics_.traffic.row_bytes),
                               stop_requested ? 1.0 : 0.0,
                               0.0,
                               0.0,
-                              0.0};
-  for (const LayerStatistics& layer : statistics.moe_layers) {
+                              static_cast<double>(statistics_.dropped)};
+  for (const StepFigures::MoeLayer& layer : figures.moe_layers) {
     sums[3] += layer.aux_loss / static_cast<double>(layers);
     sums[4] += layer.z_loss / static_cast<double>(layers);
-    sums[5] += static_cast<double>(layer.dropped);
     sums.insert(sums.end(), layer.expert_counts.begin(), layer.expert_counts.end());
   }
   dist_.world().all_reduce(stream_, view_of(std::span(sums)), ReduceOp::sum);
-  std::vector<double> slowest = {statistics.forward_seconds, statistics.backward_seconds,
-                                 statistics.traffic.seconds};
+  std::vector<double> slowest = {statistics_.forward_seconds, statistics_.backward_seconds,
+                                 statistics_.traffic.seconds};
   dist_.world().all_reduce(stream_, view_of(std::span(slowest)), ReduceOp::max);
 
   StepReport report;
@@ -143,7 +135,7 @@ StepReport TrainStep::reduce(const StepStatistics& statistics, bool stop_request
   report.backward_seconds = slowest[1];
   report.exchange_seconds = slowest[2];
   auto counts = sums.begin() + 6;
-  for (const LayerStatistics& layer : statistics.moe_layers) {
+  for (const StepFigures::MoeLayer& layer : figures.moe_layers) {
     const auto end = counts + static_cast<std::ptrdiff_t>(layer.expert_counts.size());
     report.expert_counts.emplace_back(counts, end);
     counts = end;

@@ -54,12 +54,10 @@ class TrainStep {
 
  private:
   std::span<const MicroBatch> on_device(std::span<const MicroBatch> micro_batches);
-  StepStatistics empty_statistics() const;
-  StepContext context(const MicroBatch& batch, const LossScales& scales,
-                      StepStatistics* statistics);
+  StepContext context(const MicroBatch& batch, const LossScales& scales);
   GlobalExpertCounts count_experts(std::span<const MicroBatch> micro_batches,
                                    const LossScales& scales);
-  StepReport reduce(const StepStatistics& statistics, bool stop_requested);
+  StepReport reduce(bool stop_requested);
 
   Stream& stream_;
   Transformer& model_;
@@ -67,6 +65,7 @@ class TrainStep {
   const DistributedContext& dist_;
   Workspace workspace_;
   std::vector<MicroBatch> copied_;  // of the step's micro-batches; not on the CPU
+  StepStatistics statistics_;
   Profile* profile_ = nullptr;
 };
 
