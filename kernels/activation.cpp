@@ -2,9 +2,9 @@
 
 #include <cmath>
 
+#include "kernels/activation_functions.h"
 #include "kernels/check.h"
 #include "kernels/dispatch.h"
-#include "kernels/vector_math.h"
 
 namespace switchyard {
 
@@ -59,51 +59,6 @@ void activation_backward(Stream& stream, Activation activation, ConstTensorView 
 
 namespace cpu {
 namespace {
-
-// A function and its derivative at one point.
-struct Point {
-  float value;
-  float slope;
-};
-
-struct Silu {
-  static Point at(float x) {
-    const float s = fast_sigmoid(x);
-    return {x * s, s * (1.0f + x * (1.0f - s))};
-  }
-};
-struct Gelu {
-  static Point at(float x) {
-    constexpr float kSqrt2OverPi = 0.7978845608f, kCubic = 0.044715f;
-    const float t = fast_tanh(kSqrt2OverPi * (x + kCubic * x * x * x));
-    const float inner_slope = kSqrt2OverPi * (1.0f + 3.0f * kCubic * x * x);
-    return {0.5f * x * (1.0f + t), 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * inner_slope};
-  }
-};
-struct Relu {
-  static Point at(float x) { return {x > 0.0f ? x : 0.0f, x > 0.0f ? 1.0f : 0.0f}; }
-};
-struct Relu2 {
-  static Point at(float x) {
-    const float positive = x > 0.0f ? x : 0.0f;
-    return {positive * positive, 2.0f * positive};
-  }
-};
-
-template <class Body>
-void dispatch_function(Activation activation, const Body& body) {
-  switch (activation) {
-    case Activation::swiglu:
-    case Activation::silu:
-      return body.template operator()<Silu>();
-    case Activation::gelu:
-      return body.template operator()<Gelu>();
-    case Activation::relu:
-      return body.template operator()<Relu>();
-    case Activation::relu2:
-      return body.template operator()<Relu2>();
-  }
-}
 
 template <class F, class T>
 void plain_row(const T* in, float scale, int64_t ffn, T* out) {

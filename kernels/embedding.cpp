@@ -18,14 +18,14 @@ void embedding_forward(Stream& stream, ConstTensorView ids, ConstTensorView tabl
   SWITCHYARD_BODY(stream, embedding_forward)(stream, ids, table, first_row, out);
 }
 
-void embedding_backward(Stream& stream, ConstTensorView ids, ConstTensorView dout,
-                        int64_t first_row, TensorView dtable) {
+void embedding_backward(Stream& stream, Workspace& workspace, ConstTensorView ids,
+                        ConstTensorView dout, int64_t first_row, TensorView dtable) {
   require(dtable.rank() == 2, "dtable has shape {}, expected [rows, hidden]",
           to_string(dtable.shape()));
   require_dtype(ids, DType::i32, "ids");
   require_dtype(dtable, DType::f32, "dtable");
   require_shape(dout, {ids.num_elements(), dtable.dim(1)}, "dout");
-  SWITCHYARD_BODY(stream, embedding_backward)(stream, ids, dout, first_row, dtable);
+  SWITCHYARD_BODY(stream, embedding_backward)(stream, workspace, ids, dout, first_row, dtable);
 }
 
 namespace cpu {
@@ -50,8 +50,8 @@ void embedding_forward(Stream&, ConstTensorView ids, ConstTensorView table, int6
 }
 
 // Tasks own columns: every row of the table is then summed in the order of the tokens.
-void embedding_backward(Stream&, ConstTensorView ids, ConstTensorView dout, int64_t first_row,
-                        TensorView dtable) {
+void embedding_backward(Stream&, Workspace&, ConstTensorView ids, ConstTensorView dout,
+                        int64_t first_row, TensorView dtable) {
   constexpr int64_t kColumns = 128;
   dispatch_compute_dtype(dout.dtype(), [&]<class T>() {
     const int64_t tokens = ids.num_elements(), rows = dtable.dim(0), hidden = dtable.dim(1);

@@ -14,7 +14,7 @@ using EmbeddingForward = void(Stream&, ConstTensorView ids, ConstTensorView tabl
 
 //   dout    [tokens, hidden]
 //   dtable  [rows, hidden] f32  +=, in the order of the tokens
-using EmbeddingBackward = void(Stream&, ConstTensorView ids, ConstTensorView dout,
+using EmbeddingBackward = void(Stream&, Workspace&, ConstTensorView ids, ConstTensorView dout,
                                int64_t first_row, TensorView dtable);
 
 EmbeddingForward embedding_forward;

@@ -1,33 +1,12 @@
 #include "kernels/random.h"
 
-#include <Random123/philox.h>
-
 #include <cmath>
-#include <numbers>
 
 #include "kernels/check.h"
 #include "kernels/dispatch.h"
+#include "kernels/philox_normal.h"
 
 namespace switchyard {
-namespace {
-
-using Philox = r123::Philox4x32;
-
-// Four 32-bit words for counter `block` under the key. The stream id is the counter's upper half:
-// Philox4x32 has a key of 64 bits, which the seed takes.
-Philox::ctr_type draw(RandomKey key, uint64_t block) {
-  const Philox::ctr_type counter = {
-      {static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32),
-       static_cast<uint32_t>(key.stream), static_cast<uint32_t>(key.stream >> 32)}};
-  const Philox::key_type philox_key = {
-      {static_cast<uint32_t>(key.seed), static_cast<uint32_t>(key.seed >> 32)}};
-  return Philox()(counter, philox_key);
-}
-
-// The centre of the word's interval of width 2^-32 in (0, 1).
-double open_unit(uint32_t word) { return (word + 0.5) * 0x1p-32; }
-
-}  // namespace
 
 uint64_t stream_id(std::string_view name) {
   uint64_t hash = 0xcbf29ce484222325u;
@@ -36,7 +15,7 @@ uint64_t stream_id(std::string_view name) {
 }
 
 uint64_t random_bits(RandomKey key, uint64_t index) {
-  const auto words = draw(key, index);
+  const auto words = draw_words(key, index);
   return static_cast<uint64_t>(words[1]) << 32 | words[0];
 }
 
@@ -59,18 +38,6 @@ void init_normal(Stream& stream, RandomKey key, float std, const Shape& global_s
 }
 
 namespace cpu {
-namespace {
-
-// Elements 2 i and 2 i + 1 of a block of four words are one Box-Muller pair.
-float normal_at(RandomKey key, uint64_t index) {
-  const auto words = draw(key, index / 4);
-  const auto pair = static_cast<size_t>(index % 4 / 2 * 2);
-  const double radius = std::sqrt(-2.0 * std::log(open_unit(words[pair])));
-  const double angle = 2.0 * std::numbers::pi * open_unit(words[pair + 1]);
-  return static_cast<float>(radius * (index % 2 == 0 ? std::cos(angle) : std::sin(angle)));
-}
-
-}  // namespace
 
 void init_normal(Stream&, RandomKey key, float std, const Shape& global_shape, const Shape& offset,
                  TensorView y) {

@@ -49,11 +49,11 @@ void Embedding::forward(StepContext& ctx, int64_t first_position, TensorView y) 
 void Embedding::backward(StepContext& ctx, ConstTensorView dy) const {
   Timed timed(ctx.profile, Phase::embedding);
   WorkspaceScope scope(ctx.workspace);
-  embedding_backward(ctx.stream, ctx.batch.tokens.view().reshape({ctx.tokens()}),
+  embedding_backward(ctx.stream, ctx.workspace, ctx.batch.tokens.view().reshape({ctx.tokens()}),
                      gather_tokens(ctx, dy), first_id_, table_->grad);
   if (positions_) {
     const std::vector<int32_t> positions = positions_of(ctx, 0);
-    embedding_backward(ctx.stream, ctx.on_device(view_of(std::span(positions))), dy, 0,
+    embedding_backward(ctx.stream, ctx.workspace, ctx.on_device(view_of(std::span(positions))), dy, 0,
                        positions_->grad);
   }
 }

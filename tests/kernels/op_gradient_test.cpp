@@ -27,6 +27,7 @@ using test::relative_error;
 using test::Stream;
 using test::Tensor;
 using test::to_floats;
+using test::Workspace;
 
 constexpr int64_t kWidths[] = {1, 31, 32, 33, 257};
 
@@ -239,6 +240,7 @@ TEST(CrossEntropyTest, ANanAmongTheLogitsReachesTheLoss) {
 }
 
 TEST(EmbeddingTest, OtherRanksRowsAreZeroAndGradientsAddUp) {
+  Workspace workspace;
   Stream stream;
   const Tensor ids = make_tensor<int32_t>({5}, {3, 4, 3, 0, 9});
   const Tensor table = random_tensor({3, 33}, 1);  // rows 3 to 5 of the whole
@@ -257,7 +259,7 @@ TEST(EmbeddingTest, OtherRanksRowsAreZeroAndGradientsAddUp) {
 
   const Tensor dout = random_tensor({5, 33}, 2);
   Tensor dtable({3, 33}, DType::f32);
-  embedding_backward(stream, ids, dout, 3, dtable);
+  embedding_backward(stream, workspace, ids, dout, 3, dtable);
   for (int64_t i = 0; i < 33; ++i) {
     EXPECT_EQ(dtable.data<float>()[i], dout.data<float>()[i] + dout.data<float>()[66 + i]);
     EXPECT_EQ(dtable.data<float>()[33 + i], dout.data<float>()[33 + i]);

@@ -3,9 +3,11 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <numbers>
 #include <set>
 
 #include "kernels/check.h"
+#include "kernels/philox_normal.h"
 #include "tests/support/test_tensors.h"
 
 namespace switchyard {
@@ -13,6 +15,7 @@ namespace {
 
 using test::Stream;
 using test::Tensor;
+
 TEST(RandomTest, ABoxHoldsTheValuesOfTheWholeAtItsPlace) {
   Stream stream;
   const Shape whole_shape{4, 6, 10};
@@ -72,6 +75,17 @@ TEST(RandomTest, RefusesABoxThatLeavesTheTensor) {
   Stream stream;
   Tensor box({2, 2}, DType::f32);
   EXPECT_THROW(init_normal(stream, {}, 1.0f, {3, 3}, {2, 0}, box), Error);
+}
+
+TEST(RandomTest, LogAndCosAreThoseOfTheLibrary) {
+  for (uint32_t i = 0; i < 200000; ++i) {
+    const double u = open_unit(i * 21479u);
+    ASSERT_NEAR(portable_log(u), std::log(u), 4e-16 * std::abs(std::log(u)) + 1e-18) << u;
+    const double angle = 2.0 * std::numbers::pi * u;
+    ASSERT_NEAR(portable_cos_turns(u, false), std::cos(angle), 2e-15) << u;
+    ASSERT_NEAR(portable_cos_turns(u, true), std::sin(angle), 2e-15) << u;
+  }
+  EXPECT_NEAR(portable_log(open_unit(0xffffffffu)), std::log(open_unit(0xffffffffu)), 1e-25);
 }
 
 }  // namespace

@@ -1,0 +1,48 @@
+#pragma once
+
+// For .cu files: a stable sort by integer keys. CUB's on a device; the standard library's where
+// CUDA is emulated.
+
+#include "kernels/cuda/launch.h"
+#include "kernels/memory.h"
+#include "kernels/tensor.h"
+
+#ifdef SWITCHYARD_EMULATED_CUDA
+#include <algorithm>
+#else
+#include <cub/device/device_radix_sort.cuh>
+#endif
+
+namespace switchyard::cuda {
+
+// Sorts (key, value) pairs; pairs of equal keys stay in their order.
+//   keys, values                [n] i32, keys not negative
+//   sorted_keys, sorted_values  [n] i32
+inline void stable_sort_pairs(Stream& stream, Workspace& workspace, const int32_t* keys,
+                              const int32_t* values, int64_t n, int32_t* sorted_keys,
+                              int32_t* sorted_values) {
+#ifdef SWITCHYARD_EMULATED_CUDA
+  (void)stream, (void)workspace;
+  const simt::DeviceMemoryAccess access;
+  std::vector<int64_t> order(static_cast<size_t>(n));
+  for (int64_t i = 0; i < n; ++i) order[static_cast<size_t>(i)] = i;
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int64_t a, int64_t b) { return keys[a] < keys[b]; });
+  for (int64_t i = 0; i < n; ++i) {
+    sorted_keys[i] = keys[order[static_cast<size_t>(i)]];
+    sorted_values[i] = values[order[static_cast<size_t>(i)]];
+  }
+#else
+  const auto sort = [&](void* scratch, size_t& num_bytes) {
+    check_cuda(cub::DeviceRadixSort::SortPairs(scratch, num_bytes, keys, sorted_keys, values,
+                                               sorted_values, n, 0, 31, native_stream(stream)),
+               "cub::DeviceRadixSort::SortPairs");
+  };
+  size_t num_bytes = 0;
+  sort(nullptr, num_bytes);
+  WorkspaceScope scope(workspace);
+  sort(workspace.take({static_cast<int64_t>(num_bytes)}, DType::u8).raw(), num_bytes);
+#endif
+}
+
+}  // namespace switchyard::cuda

@@ -1,0 +1,78 @@
+#include "kernels/permute.h"
+
+#include <gtest/gtest.h>
+
+#include <tuple>
+
+#include "tests/support/test_tensors.h"
+
+namespace switchyard {
+namespace {
+
+using test::make_tensor;
+using test::random_tensor;
+using test::Stream;
+using test::Tensor;
+using test::to_floats;
+
+class PermuteTest : public testing::TestWithParam<std::tuple<int64_t, DType>> {
+ protected:
+  static constexpr int64_t kRows = 9;
+  int64_t width() const { return std::get<0>(GetParam()); }
+  DType dtype() const { return std::get<1>(GetParam()); }
+
+  Stream stream_;
+};
+
+TEST_P(PermuteTest, GathersRowsInAnyOrderAndNumber) {
+  const Tensor x = random_tensor({kRows, width()}, 1, dtype());
+  std::vector<int32_t> source;
+  for (int32_t i = 0; i < 37; ++i) source.push_back(i * 5 % kRows);
+  Tensor y({37, width()}, dtype());
+
+  gather_rows(stream_, x, make_tensor<int32_t>({37}, source), y);
+
+  const auto in = to_floats(x), out = to_floats(y);
+  for (size_t i = 0; i < out.size(); ++i) {
+    const auto row = static_cast<size_t>(i) / static_cast<size_t>(width());
+    const auto column = i % static_cast<size_t>(width());
+    ASSERT_EQ(out[i], in[static_cast<size_t>(source[row] * width()) + column]);
+  }
+}
+
+// Members repeat; rows without members become zero; what y held is gone.
+TEST_P(PermuteTest, SumsTheMembersOfEachRowInOrder) {
+  const Tensor x = random_tensor({kRows, width()}, 1, dtype());
+  const std::vector<int32_t> offsets = {0, 0, 1, 4, 13, 13};
+  const std::vector<int32_t> members = {8, 0, 3, 3, 1, 2, 3, 4, 5, 6, 7, 8, 0};
+  Tensor y = random_tensor({5, width()}, 2, dtype());
+
+  sum_rows(stream_, x, make_tensor<int32_t>({6}, offsets), make_tensor<int32_t>({13}, members), y);
+
+  const auto in = to_floats(x), out = to_floats(y);
+  for (size_t row = 0; row < 5; ++row) {
+    for (int64_t i = 0; i < width(); ++i) {
+      float sum = 0.0f;
+      for (int32_t j = offsets[row]; j < offsets[row + 1]; ++j) {
+        sum += in[static_cast<size_t>(members[static_cast<size_t>(j)] * width() + i)];
+      }
+      if (dtype() == DType::bf16) sum = bfloat16(sum);
+      ASSERT_EQ(out[row * static_cast<size_t>(width()) + static_cast<size_t>(i)], sum);
+    }
+  }
+}
+
+TEST_P(PermuteTest, NoRowsAreNoWork) {
+  const Tensor x = random_tensor({kRows, width()}, 1, dtype());
+  Tensor none({0, width()}, dtype());
+
+  gather_rows(stream_, x, Tensor({0}, DType::i32), none);
+  sum_rows(stream_, x, make_tensor<int32_t>({1}, {0}), Tensor({0}, DType::i32), none);
+}
+
+INSTANTIATE_TEST_SUITE_P(Widths, PermuteTest,
+                         testing::Combine(testing::Values(1, 31, 32, 33, 257, 1032),
+                                          testing::Values(DType::f32, DType::bf16)));
+
+}  // namespace
+}  // namespace switchyard
