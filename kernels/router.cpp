@@ -42,8 +42,9 @@ void router_forward(Stream& stream, const RouterOptions& options, TokenRange ran
   (stream, options, range, logits, bias, scores, lse, topk_idx, topk_weights);
 }
 
-void router_statistics(Stream& stream, RouterScore score, TokenRange range, ConstTensorView scores,
-                       ConstTensorView topk_idx, TensorView counts, TensorView prob_sums) {
+void router_statistics(Stream& stream, Workspace& workspace, RouterScore score, TokenRange range,
+                       ConstTensorView scores, ConstTensorView topk_idx, TensorView counts,
+                       TensorView prob_sums) {
   require(scores.rank() == 2 && topk_idx.rank() == 2 && topk_idx.dim(0) == scores.dim(0),
           "topk_idx {} does not fit scores {}", to_string(topk_idx.shape()),
           to_string(scores.shape()));
@@ -51,7 +52,7 @@ void router_statistics(Stream& stream, RouterScore score, TokenRange range, Cons
           to_string(counts.shape()));
   require_shape(prob_sums, counts.shape(), "prob_sums");
   SWITCHYARD_BODY(stream, router_statistics)
-  (stream, score, range, scores, topk_idx, counts, prob_sums);
+  (stream, workspace, score, range, scores, topk_idx, counts, prob_sums);
 }
 
 void router_backward(Stream& stream, const RouterOptions& options, TokenRange range,
@@ -71,16 +72,18 @@ void router_backward(Stream& stream, const RouterOptions& options, TokenRange ra
    dlogits);
 }
 
-int64_t drop_over_capacity(Stream& stream, DropPolicy policy, int64_t capacity, int64_t seq_len,
-                           int64_t num_experts, ConstTensorView topk_idx,
-                           ConstTensorView topk_weights, TensorView dispatch_idx) {
+void drop_over_capacity(Stream& stream, DropPolicy policy, int64_t capacity, int64_t seq_len,
+                        int64_t num_experts, ConstTensorView topk_idx, ConstTensorView topk_weights,
+                        TensorView dispatch_idx, TensorView dropped) {
   require(capacity >= 1, "the capacity must be at least 1, not {}", capacity);
   require(topk_idx.rank() == 2 && topk_idx.dim(0) % seq_len == 0,
           "{} tokens are not whole sequences of {}", topk_idx.dim(0), seq_len);
   require_shape(topk_weights, topk_idx.shape(), "topk_weights");
   require_shape(dispatch_idx, topk_idx.shape(), "dispatch_idx");
-  return SWITCHYARD_BODY(stream, drop_over_capacity)(stream, policy, capacity, seq_len, num_experts,
-                                                     topk_idx, topk_weights, dispatch_idx);
+  require_shape(dropped, {1}, "dropped");
+  require_dtype(dropped, DType::f64, "dropped");
+  SWITCHYARD_BODY(stream, drop_over_capacity)
+  (stream, policy, capacity, seq_len, num_experts, topk_idx, topk_weights, dispatch_idx, dropped);
 }
 
 namespace cpu {
@@ -218,8 +221,9 @@ void router_forward(Stream&, const RouterOptions& options, TokenRange range, Con
   }
 }
 
-void router_statistics(Stream&, RouterScore score, TokenRange range, ConstTensorView scores,
-                       ConstTensorView topk_idx, TensorView counts, TensorView prob_sums) {
+void router_statistics(Stream&, Workspace&, RouterScore score, TokenRange range,
+                       ConstTensorView scores, ConstTensorView topk_idx, TensorView counts,
+                       TensorView prob_sums) {
   const int64_t tokens = scores.dim(0), experts = scores.dim(1), k = topk_idx.dim(1);
   const int64_t sequences = counts.dim(0);
 #pragma omp parallel for schedule(static)
@@ -278,15 +282,15 @@ void router_backward(Stream&, const RouterOptions& options, TokenRange range,
   }
 }
 
-int64_t drop_over_capacity(Stream&, DropPolicy policy, int64_t capacity, int64_t seq_len,
-                           int64_t num_experts, ConstTensorView topk_idx,
-                           ConstTensorView topk_weights, TensorView dispatch_idx) {
+void drop_over_capacity(Stream&, DropPolicy policy, int64_t capacity, int64_t seq_len,
+                        int64_t num_experts, ConstTensorView topk_idx, ConstTensorView topk_weights,
+                        TensorView dispatch_idx, TensorView dropped) {
   const int64_t tokens = topk_idx.dim(0), k = topk_idx.dim(1);
   const int32_t* idx = topk_idx.data<int32_t>();
   const float* weights = topk_weights.data<float>();
   int32_t* kept = dispatch_idx.data<int32_t>();
-  int64_t dropped = 0;
-#pragma omp parallel for schedule(static) reduction(+ : dropped)
+  int64_t count = 0;
+#pragma omp parallel for schedule(static) reduction(+ : count)
   for (int64_t sequence = 0; sequence < tokens / seq_len; ++sequence) {
     // Slots of the sequence in the order in which they are admitted.
     std::vector<int64_t> order(static_cast<size_t>(seq_len * k));
@@ -299,10 +303,10 @@ int64_t drop_over_capacity(Stream&, DropPolicy policy, int64_t capacity, int64_t
     for (const int64_t slot : order) {
       const bool fits = load[static_cast<size_t>(idx[slot])]++ < capacity;
       kept[slot] = fits ? idx[slot] : -1;
-      if (!fits) ++dropped;
+      if (!fits) ++count;
     }
   }
-  return dropped;
+  dropped.data<double>()[0] += static_cast<double>(count);
 }
 
 }  // namespace cpu

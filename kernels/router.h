@@ -1,5 +1,6 @@
 #pragma once
 
+#include "kernels/memory.h"
 #include "kernels/tensor.h"
 
 namespace switchyard {
@@ -26,7 +27,7 @@ struct TokenRange {
 
 // score -> top k of (score + bias); ties go to the lower index; slots in descending order.
 // topk_weights are the unbiased scores, divided by their sum if normalize_topk (plus 1e-20), times
-// routed_scaling_factor. k up to num_experts.
+// routed_scaling_factor. k up to num_experts; on CUDA k up to 32 of at most 512 experts.
 //   logits        [tokens, experts] f32
 //   bias          [experts] f32 (loss-free balancing, Wang et al. 2024); may be empty
 //   scores        [tokens, experts] f32: softmax or sigmoid of the logits
@@ -42,7 +43,7 @@ using RouterForward = void(Stream&, const RouterOptions&, TokenRange, ConstTenso
 //   topk_idx   [tokens, top_k] i32, before any drop
 //   counts     [sequences, experts] f32: assignments of this rank's tokens; overwritten
 //   prob_sums  [sequences, experts] f32: probabilities summed over this rank's tokens; overwritten
-using RouterStatistics = void(Stream&, RouterScore, TokenRange, ConstTensorView scores,
+using RouterStatistics = void(Stream&, Workspace&, RouterScore, TokenRange, ConstTensorView scores,
                               ConstTensorView topk_idx, TensorView counts, TensorView prob_sums);
 
 // Gradient of everything that reads the logits.
@@ -62,10 +63,11 @@ using RouterBackward = void(Stream&, const RouterOptions&, TokenRange, ConstTens
 //   topk_idx      [tokens, top_k] i32, tokens = whole sequences
 //   topk_weights  [tokens, top_k] f32
 //   dispatch_idx  [tokens, top_k] i32: topk_idx, or -1 where dropped
-// Returns the number of dropped assignments.
-using DropOverCapacity = int64_t(Stream&, DropPolicy, int64_t capacity, int64_t seq_len,
-                                 int64_t num_experts, ConstTensorView topk_idx,
-                                 ConstTensorView topk_weights, TensorView dispatch_idx);
+//   dropped       [1] f64: the number of dropped assignments is added to it
+using DropOverCapacity = void(Stream&, DropPolicy, int64_t capacity, int64_t seq_len,
+                              int64_t num_experts, ConstTensorView topk_idx,
+                              ConstTensorView topk_weights, TensorView dispatch_idx,
+                              TensorView dropped);
 
 RouterForward router_forward;
 RouterStatistics router_statistics;

@@ -78,10 +78,10 @@ void Router::drop(StepContext& ctx, Saved& saved) const {
   const double mean_load =
       static_cast<double>(ctx.batch.seq_len) * config_.top_k / static_cast<double>(num_experts_);
   const auto capacity = static_cast<int64_t>(std::ceil(config_.capacity_factor * mean_load));
-  const int64_t dropped =
-      drop_over_capacity(ctx.stream, config_.drop_policy, capacity, ctx.batch.seq_len, num_experts_,
-                         idx, weights, dispatch_idx);
-  if (ctx.counts_replicated()) ctx.statistics->dropped += dropped;
+  TensorView uncounted = ctx.workspace.take({1}, DType::f64);
+  drop_over_capacity(ctx.stream, config_.drop_policy, capacity, ctx.batch.seq_len, num_experts_,
+                     idx, weights, dispatch_idx,
+                     ctx.counts_replicated() ? ctx.statistics->dropped() : uncounted);
 }
 
 void Router::balance(StepContext& ctx, Saved& saved) const {
@@ -93,8 +93,8 @@ void Router::balance(StepContext& ctx, Saved& saved) const {
   WorkspaceScope scope(ctx.workspace);
   TensorView counts = ctx.workspace.take(per_sequence, DType::f32);
   TensorView prob_sums = ctx.workspace.take(per_sequence, DType::f32);
-  router_statistics(ctx.stream, config_.score, ctx.local_range(), saved.scores, saved.topk_idx,
-                    counts, prob_sums);
+  router_statistics(ctx.stream, ctx.workspace, config_.score, ctx.local_range(), saved.scores,
+                    saved.topk_idx, counts, prob_sums);
   if (ctx.statistics) {
     add_column_sums(ctx.stream, counts, ctx.statistics->expert_counts(moe_layer_));
   }
@@ -108,10 +108,10 @@ void Router::balance(StepContext& ctx, Saved& saved) const {
     load = global_load(ctx, counts);
     assignments = config_.top_k / static_cast<double>(ctx.scales.per_token);
   }
-  TensorView loss = ctx.workspace.take({1}, DType::f64);  // where nobody asks for it
+  TensorView uncounted = ctx.workspace.take({1}, DType::f64);
   balance_loss(ctx.stream, load, assignments, prob_sums, ctx.scales.per_token,
                config_.aux_loss_coef, saved.dprobs,
-               ctx.statistics ? ctx.statistics->aux_loss(moe_layer_) : loss);
+               ctx.statistics ? ctx.statistics->aux_loss(moe_layer_) : uncounted);
 }
 
 // [1, experts]: assignments in the global batch.

@@ -12,7 +12,6 @@ StepStatistics::StepStatistics(int num_moe_layers, int64_t num_experts, Device d
 
 void StepStatistics::reset(Stream& stream) {
   fill_zero(stream, figures_);
-  dropped = 0;
   traffic = {};
   forward_seconds = backward_seconds = 0.0;
 }
@@ -21,7 +20,7 @@ StepFigures StepStatistics::read(Stream& stream) {
   HostMirror mirror(figures_);
   mirror.download(stream);
   const double* values = mirror.host().data<double>();
-  StepFigures figures{.loss = values[0], .moe_layers = {}};
+  StepFigures figures{.loss = values[0], .dropped = values[1], .moe_layers = {}};
   for (int layer = 0; layer < num_moe_layers_; ++layer) {
     const double* begin = values + begin_of(layer);
     figures.moe_layers.push_back({.aux_loss = begin[0],

@@ -15,7 +15,8 @@ struct StepFigures {
     double z_loss = 0.0;                // already divided
     std::vector<double> expert_counts;  // [num_experts] assignments of this rank's tokens
   };
-  double loss = 0.0;  // cross-entropy, already divided
+  double loss = 0.0;     // cross-entropy, already divided
+  double dropped = 0.0;  // assignments over capacity, all layers
   std::vector<MoeLayer> moe_layers;
 };
 
@@ -27,6 +28,7 @@ class StepStatistics {
 
   // For ops to add to: [1] f64 each, expert_counts [num_experts] f64.
   TensorView loss() { return figure(0, 1); }
+  TensorView dropped() { return figure(1, 1); }
   TensorView aux_loss(int moe_layer) { return figure(begin_of(moe_layer), 1); }
   TensorView z_loss(int moe_layer) { return figure(begin_of(moe_layer) + 1, 1); }
   TensorView expert_counts(int moe_layer) { return figure(begin_of(moe_layer) + 2, num_experts_); }
@@ -36,17 +38,16 @@ class StepStatistics {
   // Waits for the stream.
   StepFigures read(Stream& stream);
 
-  int64_t dropped = 0;  // assignments over capacity, all layers
   ExchangeTraffic traffic;
   double forward_seconds = 0.0, backward_seconds = 0.0;
 
  private:
-  int64_t begin_of(int moe_layer) const { return 1 + moe_layer * (2 + num_experts_); }
+  int64_t begin_of(int moe_layer) const { return 2 + moe_layer * (2 + num_experts_); }
   TensorView figure(int64_t begin, int64_t count) { return figures_.view().rows(begin, count); }
 
   int num_moe_layers_;
   int64_t num_experts_;
-  Tensor figures_;  // f64: the loss; per MoE layer aux_loss, z_loss, expert_counts
+  Tensor figures_;  // f64: loss, dropped; per MoE layer aux_loss, z_loss, expert_counts
 };
 
 }  // namespace switchyard

@@ -18,6 +18,7 @@ using test::make_tensor;
 using test::Stream;
 using test::Tensor;
 using test::to_vector;
+using test::Workspace;
 
 // One call of router_forward and what it returned.
 struct Routed {
@@ -132,9 +133,11 @@ TEST_P(RouterGradientTest, MatchesFiniteDifferences) {
   const Tensor r = test::random_tensor({kTokens, kTopK}, 3);
   const Tensor c = test::random_tensor({3, kExperts}, 4);
   Tensor counts({3, kExperts}, DType::f32), sums({3, kExperts}, DType::f32);
+  Workspace workspace;
   const auto loss = [&] {
     routed.run();
-    router_statistics(routed.stream, score, routed.range, routed.scores, routed.idx, counts, sums);
+    router_statistics(routed.stream, workspace, score, routed.range, routed.scores, routed.idx,
+                      counts, sums);
     double z = 0.0;
     for (const float lse : test::to_floats(routed.lse)) z += static_cast<double>(lse) * lse;
     return test::inner_product(r, routed.weights) + test::inner_product(c, sums) + kZ * z;
@@ -160,8 +163,9 @@ TEST(BalanceLossTest, IsExactlyOneWhenPerfectlyBalanced) {
   Tensor counts({2, kExperts}, DType::f32), sums({2, kExperts}, DType::f32),
       dprobs({2, kExperts}, DType::f32);
   Stream stream;
-  router_statistics(stream, RouterScore::softmax, routed.range, routed.scores, routed.idx, counts,
-                    sums);
+  Workspace workspace;
+  router_statistics(stream, workspace, RouterScore::softmax, routed.range, routed.scores,
+                    routed.idx, counts, sums);
 
   Tensor loss({1}, DType::f64);
   balance_loss(stream, counts, kTokens / 2 * kTopK, sums, 1.0 / kTokens, /*coef=*/1.0, dprobs,
@@ -191,16 +195,101 @@ TEST(DropTest, KeepsTheGreatestWeightsOrTheEarliestPositions) {
   const Tensor weights = make_tensor<float>({6, 1}, {0.2f, 0.9f, 0.5f, 0.7f, 0.7f, 0.1f});
   Tensor kept({6, 1}, DType::i32);
 
-  const int64_t by_weight =
-      drop_over_capacity(stream, DropPolicy::lowest_weight, 1, 3, 2, idx, weights, kept);
-  EXPECT_EQ(by_weight, 3);
+  Tensor dropped({1}, DType::f64);
+  drop_over_capacity(stream, DropPolicy::lowest_weight, 1, 3, 2, idx, weights, kept, dropped);
+  EXPECT_EQ(dropped.data<double>()[0], 3);
   EXPECT_EQ(to_vector<int32_t>(kept), (std::vector<int32_t>{-1, 0, -1, 0, -1, 1}));
 
-  const int64_t by_position =
-      drop_over_capacity(stream, DropPolicy::latest_position, 2, 3, 2, idx, weights, kept);
-  EXPECT_EQ(by_position, 1);
+  drop_over_capacity(stream, DropPolicy::latest_position, 2, 3, 2, idx, weights, kept, dropped);
+  EXPECT_EQ(dropped.data<double>()[0], 3 + 1);
   EXPECT_EQ(to_vector<int32_t>(kept), (std::vector<int32_t>{0, 0, -1, 0, 0, 1}));
 }
+
+// The bodies of all devices against the CPU's, at sizes that do not fill a warp, and over sequences
+// that the range of tokens cuts.
+struct RouterCase {
+  int64_t experts;
+  int top_k;
+  RouterScore score;
+  bool normalize;
+};
+
+class RouterAgreementTest : public testing::TestWithParam<RouterCase> {
+ protected:
+  static constexpr int64_t kTokens = 37, kSeqLen = 20, kSequences = 3;
+  RouterOptions options() const {
+    return {.score = GetParam().score,
+            .top_k = GetParam().top_k,
+            .normalize_topk = GetParam().normalize,
+            .routed_scaling_factor = 2.5f};
+  }
+};
+
+TEST_P(RouterAgreementTest, ForwardStatisticsAndBackwardAreThoseOfTheCpu) {
+  const int64_t experts = GetParam().experts, k = GetParam().top_k;
+  const TokenRange range{7, kSeqLen};
+  Stream stream;
+  switchyard::Stream cpu_stream;
+  Workspace workspace;
+  switchyard::Workspace cpu_workspace;
+  const Tensor bias = test::random_tensor({experts}, 2, DType::f32, 0.1f);
+  const Routed device(options(), test::random_tensor({kTokens, experts}, 1), range,
+                      test::random_tensor({experts}, 2, DType::f32, 0.1f));
+  Tensor scores(device.scores.shape(), DType::f32), lse({kTokens}, DType::f32),
+      idx({kTokens, k}, DType::i32), weights({kTokens, k}, DType::f32);
+  cpu::router_forward(cpu_stream, options(), range, device.logits, bias, scores, lse, idx, weights);
+  EXPECT_EQ(to_vector<int32_t>(device.idx), to_vector<int32_t>(idx));
+  EXPECT_LT(test::relative_error(test::to_floats(device.scores), test::to_floats(scores)), 1e-6);
+  EXPECT_LT(test::relative_error(test::to_floats(device.weights), test::to_floats(weights)), 1e-6);
+  EXPECT_LT(test::relative_error(test::to_floats(device.lse), test::to_floats(lse)), 1e-6);
+
+  const Shape per_sequence{kSequences, experts};
+  Tensor counts(per_sequence, DType::f32), sums(per_sequence, DType::f32);
+  Tensor cpu_counts(per_sequence, DType::f32), cpu_sums(per_sequence, DType::f32);
+  router_statistics(stream, workspace, GetParam().score, range, scores, idx, counts, sums);
+  cpu::router_statistics(cpu_stream, cpu_workspace, GetParam().score, range, scores, idx,
+                         cpu_counts, cpu_sums);
+  EXPECT_EQ(test::to_floats(counts), test::to_floats(cpu_counts));
+  EXPECT_LT(test::relative_error(test::to_floats(sums), test::to_floats(cpu_sums)), 1e-6);
+
+  const Tensor dweights = test::random_tensor({kTokens, k}, 3),
+               dprobs = test::random_tensor(per_sequence, 4);
+  Tensor dlogits(device.logits.shape(), DType::f32), cpu_dlogits(device.logits.shape(), DType::f32);
+  router_backward(stream, options(), range, device.logits, scores, lse, idx, dweights, dprobs, 0.1f,
+                  dlogits);
+  cpu::router_backward(cpu_stream, options(), range, device.logits, scores, lse, idx, dweights,
+                       dprobs, 0.1f, cpu_dlogits);
+  EXPECT_LT(test::relative_error(test::to_floats(dlogits), test::to_floats(cpu_dlogits)), 2e-6);
+}
+
+TEST_P(RouterAgreementTest, DropsTheSameAssignments) {
+  const int64_t k = GetParam().top_k;
+  const Routed routed(options(), test::random_tensor({2 * kSeqLen, GetParam().experts}, 1),
+                      {0, kSeqLen});
+  Stream stream;
+  switchyard::Stream cpu_stream;
+  for (const DropPolicy policy : {DropPolicy::lowest_weight, DropPolicy::latest_position}) {
+    Tensor kept({2 * kSeqLen, k}, DType::i32), dropped({1}, DType::f64);
+    Tensor cpu_kept({2 * kSeqLen, k}, DType::i32), cpu_dropped({1}, DType::f64);
+
+    drop_over_capacity(stream, policy, 2, kSeqLen, GetParam().experts, routed.idx, routed.weights,
+                       kept, dropped);
+    cpu::drop_over_capacity(cpu_stream, policy, 2, kSeqLen, GetParam().experts, routed.idx,
+                            routed.weights, cpu_kept, cpu_dropped);
+
+    EXPECT_EQ(to_vector<int32_t>(kept), to_vector<int32_t>(cpu_kept));
+    EXPECT_EQ(to_vector<double>(dropped), to_vector<double>(cpu_dropped));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Cases, RouterAgreementTest,
+                         testing::Values(RouterCase{1, 1, RouterScore::softmax, false},
+                                         RouterCase{8, 2, RouterScore::softmax, true},
+                                         RouterCase{31, 4, RouterScore::sigmoid, true},
+                                         RouterCase{33, 33 - 1, RouterScore::softmax, false},
+                                         RouterCase{64, 8, RouterScore::sigmoid, false},
+                                         RouterCase{257, 22, RouterScore::softmax, true},
+                                         RouterCase{512, 32, RouterScore::sigmoid, true}));
 
 }  // namespace
 }  // namespace switchyard

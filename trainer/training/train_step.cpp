@@ -113,7 +113,7 @@ StepReport TrainStep::reduce(bool stop_requested) {
                               stop_requested ? 1.0 : 0.0,
                               0.0,
                               0.0,
-                              static_cast<double>(statistics_.dropped)};
+                              figures.dropped};
   for (const StepFigures::MoeLayer& layer : figures.moe_layers) {
     sums[3] += layer.aux_loss / static_cast<double>(layers);
     sums[4] += layer.z_loss / static_cast<double>(layers);

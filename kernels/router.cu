@@ -1,0 +1,427 @@
+#include "kernels/router.h"
+
+#include <climits>
+
+#include "kernels/check.h"
+#include "kernels/cuda/device_math.h"
+#include "kernels/cuda/launch.h"
+
+namespace switchyard {
+namespace {
+
+using namespace cuda;  // NOLINT: the device helpers
+
+constexpr int kThreads = 256;
+constexpr int kTokensPerBlock = kThreads / kWarpSize;
+constexpr int kMaxTopK = kWarpSize;  // lane s keeps slot s
+constexpr int kMaxPerLane = 16;
+constexpr float kTinySum = 1e-20f;  // as on the CPU
+
+// Calls body.operator()<kPerLane>(): a warp holds the experts of one token, lane l those numbered
+// l + 32 i, i < kPerLane.
+template <class Body>
+void dispatch_experts(int64_t experts, const Body& body) {
+  require(experts <= kMaxPerLane * kWarpSize, "CUDA routes among up to {} experts, not {}",
+          kMaxPerLane * kWarpSize, experts);
+  if (experts <= 1 * kWarpSize) return body.template operator()<1>();
+  if (experts <= 2 * kWarpSize) return body.template operator()<2>();
+  if (experts <= 4 * kWarpSize) return body.template operator()<4>();
+  if (experts <= 8 * kWarpSize) return body.template operator()<8>();
+  body.template operator()<kMaxPerLane>();
+}
+
+__device__ int lane_id() { return static_cast<int>(threadIdx.x) % kWarpSize; }
+__device__ int64_t token_of_warp() {
+  return int64_t{blockIdx.x} * kTokensPerBlock + threadIdx.x / kWarpSize;
+}
+
+template <int kPerLane>
+__device__ void load_row(const float* row, int64_t experts, float missing, float (&out)[kPerLane]) {
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    const int64_t e = lane_id() + i * kWarpSize;
+    out[i] = e < experts ? row[e] : missing;
+  }
+}
+
+template <int kPerLane>
+__device__ void store_row(const float (&values)[kPerLane], int64_t experts, float* row) {
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    const int64_t e = lane_id() + i * kWarpSize;
+    if (e < experts) row[e] = values[i];
+  }
+}
+
+// values[expert], on every lane.
+template <int kPerLane>
+__device__ float value_of_expert(const float (&values)[kPerLane], int expert) {
+  float mine = values[0];
+#pragma unroll
+  for (int i = 1; i < kPerLane; ++i) {
+    if (expert / kWarpSize == i) mine = values[i];
+  }
+  return __shfl_sync(kAllLanes, mine, expert % kWarpSize);
+}
+
+// values[expert] += x, on the lane that holds it.
+template <int kPerLane>
+__device__ void add_to_expert(float (&values)[kPerLane], int expert, float x) {
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    if (lane_id() + i * kWarpSize == expert) values[i] += x;
+  }
+}
+
+struct Candidate {
+  float key;
+  int expert;
+  __device__ bool beats(const Candidate& other) const {
+    return key > other.key || (key == other.key && expert < other.expert);
+  }
+};
+
+// The greatest key among the experts that are not taken; of equals the lower index.
+template <int kPerLane>
+__device__ Candidate best_of_row(const float (&keys)[kPerLane], uint32_t taken, int64_t experts) {
+  Candidate best{-INFINITY, INT_MAX};
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    const Candidate candidate{keys[i], lane_id() + i * kWarpSize};
+    const bool is_free = candidate.expert < experts && (taken >> i & 1u) == 0;
+    if (is_free && candidate.beats(best)) best = candidate;
+  }
+  for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
+    const Candidate other{__shfl_xor_sync(kAllLanes, best.key, offset),
+                          __shfl_xor_sync(kAllLanes, best.expert, offset)};
+    if (other.beats(best)) best = other;
+  }
+  return best;
+}
+
+template <int kPerLane>
+__device__ float log_sum_exp(const float (&logits)[kPerLane]) {
+  float largest = logits[0];
+#pragma unroll
+  for (int i = 1; i < kPerLane; ++i) largest = fmaxf(largest, logits[i]);
+  largest = warp_max(largest);
+  double total = 0.0;
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) total += expf(logits[i] - largest);
+  return largest + static_cast<float>(log(warp_sum(total)));
+}
+
+// One warp per token: scores, top k, weights.
+template <int kPerLane>
+__global__ void __launch_bounds__(kThreads)
+    router_forward_kernel(RouterOptions options, TokenRange range, const float* logits,
+                          const float* bias, int64_t tokens, int64_t experts, float* scores,
+                          float* lse, int32_t* topk_idx, float* topk_weights) {
+  const int64_t token = token_of_warp();
+  if (token >= tokens) return;
+  float score[kPerLane], keys[kPerLane];
+  load_row(logits + token * experts, experts, -INFINITY, score);
+  const float log_sum = log_sum_exp(score);
+  if (lane_id() == 0) lse[token] = log_sum;
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    score[i] = options.score == RouterScore::softmax ? expf(score[i] - log_sum)
+                                                     : 1.0f / (1.0f + expf(-score[i]));
+  }
+  store_row(score, experts, scores + token * experts);
+
+  load_row(bias ? bias : scores, bias ? experts : 0, 0.0f, keys);
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    keys[i] += score[i];
+    if (keys[i] != keys[i]) keys[i] = -INFINITY;  // a NaN
+  }
+  uint32_t taken = 0;
+  int my_expert = 0;
+  float my_score = 0.0f, total = kTinySum;
+  for (int s = 0; s < options.top_k; ++s) {
+    const int expert =
+        options.force_balanced
+            ? static_cast<int>(((range.first_token + token) * options.top_k + s) % experts)
+            : best_of_row(keys, taken, experts).expert;
+    if (expert % kWarpSize == lane_id()) taken |= 1u << (expert / kWarpSize);
+    const float selected = value_of_expert(score, expert);
+    total += selected;
+    if (lane_id() == s) {
+      my_expert = expert;
+      my_score = selected;
+    }
+  }
+  if (lane_id() >= options.top_k) return;
+  const int64_t slot = token * options.top_k + lane_id();
+  topk_idx[slot] = my_expert;
+  topk_weights[slot] =
+      options.routed_scaling_factor * my_score / (options.normalize_topk ? total : 1.0f);
+}
+
+// ---- Statistics --------------------------------------------------------------------------------
+
+constexpr int64_t kTokensPerChunk = 128;
+
+// Block (chunk, sequence): the chunk's tokens go to its warps in turn. Counts and probabilities are
+// summed per warp, then over the warps in their order.
+//   partial  [sequences, chunks, 2, experts] f64: counts, probabilities
+template <int kPerLane>
+__global__ void __launch_bounds__(kThreads)
+    router_statistics_kernel(RouterScore kind, TokenRange range, const float* scores,
+                             const int32_t* topk_idx, int64_t tokens, int64_t experts, int64_t k,
+                             double* partial) {
+  double* sums = dynamic_shared<double>();  // [warps, 2, experts]
+  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  const int64_t first = blockIdx.y * range.seq_len - range.first_token;
+  const int64_t begin = max(int64_t{0}, first) + blockIdx.x * kTokensPerChunk;
+  const int64_t end = min(min(tokens, first + range.seq_len), begin + kTokensPerChunk);
+  double prob[kPerLane] = {}, count[kPerLane] = {};
+  for (int64_t token = begin + warp; token < end; token += kTokensPerBlock) {
+    float row[kPerLane];
+    load_row(scores + token * experts, experts, 0.0f, row);
+    double total = 1.0;
+    if (kind == RouterScore::sigmoid) {
+      total = 0.0;
+#pragma unroll
+      for (int i = 0; i < kPerLane; ++i) total += row[i];
+      total = warp_sum(total);
+    }
+    const int mine = lane_id() < k ? topk_idx[token * k + lane_id()] : -1;
+    for (int s = 0; s < k; ++s) {
+      const int expert = __shfl_sync(kAllLanes, mine, s);
+#pragma unroll
+      for (int i = 0; i < kPerLane; ++i) count[i] += lane_id() + i * kWarpSize == expert;
+    }
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) prob[i] += total > 0.0 ? row[i] / total : 0.0;
+  }
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    const int64_t e = lane_id() + i * kWarpSize;
+    if (e >= experts) continue;
+    sums[(warp * 2 + 0) * experts + e] = count[i];
+    sums[(warp * 2 + 1) * experts + e] = prob[i];
+  }
+  __syncthreads();  // every warp's sums are visible below
+  double* out = partial + (int64_t{blockIdx.y} * gridDim.x + blockIdx.x) * 2 * experts;
+  for (int64_t e = threadIdx.x; e < 2 * experts; e += blockDim.x) {
+    double total = 0.0;
+    for (int w = 0; w < kTokensPerBlock; ++w) total += sums[w * 2 * experts + e];
+    out[e] = total;
+  }
+}
+
+// Adds the chunks of each sequence in their order.
+__global__ void add_chunks_kernel(const double* partial, int64_t chunks, int64_t experts,
+                                  float* counts, float* prob_sums) {
+  const int64_t e = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (e >= 2 * experts) return;
+  const double* from = partial + blockIdx.y * chunks * 2 * experts + e;
+  double total = 0.0;
+  for (int64_t c = 0; c < chunks; ++c) total += from[c * 2 * experts];
+  float* out = e < experts ? counts : prob_sums;
+  out[blockIdx.y * experts + e % experts] = static_cast<float>(total);
+}
+
+// ---- Backward ----------------------------------------------------------------------------------
+
+// The weights' part of the gradient by the scores. w_s = factor * score_s [/ sum of the selected].
+template <int kPerLane>
+__device__ void add_weight_gradient(const RouterOptions& options, const float (&score)[kPerLane],
+                                    const int32_t* idx, const float* dweights,
+                                    float (&dscore)[kPerLane]) {
+  const int k = options.top_k;
+  const int my_expert = lane_id() < k ? idx[lane_id()] : 0;
+  const float my_gradient = lane_id() < k ? dweights[lane_id()] : 0.0f;
+  float total = kTinySum;
+  double dot = 0.0;
+  if (options.normalize_topk) {
+    for (int s = 0; s < k; ++s) {
+      const float selected = value_of_expert(score, __shfl_sync(kAllLanes, my_expert, s));
+      total += selected;
+      dot += static_cast<double>(__shfl_sync(kAllLanes, my_gradient, s)) * selected;
+    }
+  }
+  const auto mean = static_cast<float>(dot / total);
+  for (int s = 0; s < k; ++s) {
+    const float gradient = __shfl_sync(kAllLanes, my_gradient, s);
+    const float by_score = options.normalize_topk ? (gradient - mean) / total : gradient;
+    add_to_expert(dscore, __shfl_sync(kAllLanes, my_expert, s),
+                  options.routed_scaling_factor * by_score);
+  }
+}
+
+// The balance loss's part: g_e for softmax, (g_e - <g, prob>) / sum of scores for sigmoid.
+template <int kPerLane>
+__device__ void add_prob_gradient(RouterScore kind, const float (&score)[kPerLane],
+                                  const float (&dprob)[kPerLane], float (&dscore)[kPerLane]) {
+  double total = 1.0, dot = 0.0;
+  if (kind == RouterScore::sigmoid) {
+    total = 0.0;
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      total += score[i];
+      dot += static_cast<double>(dprob[i]) * score[i];
+    }
+    total = warp_sum(total);
+    dot = warp_sum(dot);
+    if (total <= 0.0) return;
+  }
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    dscore[i] += static_cast<float>((dprob[i] - dot / total) / total);
+  }
+}
+
+template <int kPerLane>
+__device__ void score_backward(RouterScore kind, const float (&score)[kPerLane],
+                               const float (&dscore)[kPerLane], float (&dlogit)[kPerLane]) {
+  double dot = 0.0;
+  if (kind == RouterScore::softmax) {
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) dot += static_cast<double>(dscore[i]) * score[i];
+    dot = warp_sum(dot);
+  }
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    dlogit[i] = kind == RouterScore::softmax ? score[i] * (dscore[i] - static_cast<float>(dot))
+                                             : dscore[i] * score[i] * (1.0f - score[i]);
+  }
+}
+
+template <int kPerLane>
+__global__ void __launch_bounds__(kThreads)
+    router_backward_kernel(RouterOptions options, TokenRange range, const float* logits,
+                           const float* scores, const float* lse, const int32_t* topk_idx,
+                           const float* dtopk_weights, const float* dprobs, float z_loss_scale,
+                           int64_t tokens, int64_t experts, float* dlogits) {
+  const int64_t token = token_of_warp();
+  if (token >= tokens) return;
+  float score[kPerLane], dscore[kPerLane] = {}, dlogit[kPerLane];
+  load_row(scores + token * experts, experts, 0.0f, score);
+  add_weight_gradient(options, score, topk_idx + token * options.top_k,
+                      dtopk_weights + token * options.top_k, dscore);
+  if (dprobs) {
+    const int64_t sequence = (range.first_token + token) / range.seq_len;
+    float dprob[kPerLane];
+    load_row(dprobs + sequence * experts, experts, 0.0f, dprob);
+    add_prob_gradient(options.score, score, dprob, dscore);
+  }
+  score_backward(options.score, score, dscore, dlogit);
+  if (z_loss_scale != 0.0f) {
+    float logit[kPerLane];
+    load_row(logits + token * experts, experts, -INFINITY, logit);
+    const float log_sum = lse[token];
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      dlogit[i] += z_loss_scale * 2.0f * log_sum * expf(logit[i] - log_sum);
+    }
+  }
+  store_row(dlogit, experts, dlogits + token * experts);
+}
+
+// ---- Capacity ----------------------------------------------------------------------------------
+
+constexpr int kDropTile = 1024;
+
+// One thread per assignment counts those of its sequence and expert that are admitted before it.
+__global__ void __launch_bounds__(kThreads)
+    drop_over_capacity_kernel(DropPolicy policy, int64_t capacity, int64_t slots,
+                              const int32_t* topk_idx, const float* topk_weights,
+                              int32_t* dispatch_idx, int* dropped) {
+  __shared__ int32_t tile_idx[kDropTile];
+  __shared__ float tile_weights[kDropTile];
+  const int64_t first = blockIdx.y * slots;
+  const int64_t mine = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  const bool is_here = mine < slots;
+  const int32_t expert = is_here ? topk_idx[first + mine] : -1;
+  const float weight = is_here ? topk_weights[first + mine] : 0.0f;
+  int64_t before = 0;
+  for (int64_t begin = 0; begin < slots; begin += kDropTile) {
+    const int count = static_cast<int>(min(int64_t{kDropTile}, slots - begin));
+    __syncthreads();  // nobody reads the tile before any more
+    for (int i = static_cast<int>(threadIdx.x); i < count; i += kThreads) {
+      tile_idx[i] = topk_idx[first + begin + i];
+      tile_weights[i] = topk_weights[first + begin + i];
+    }
+    __syncthreads();  // the tile is complete
+    for (int i = 0; i < count; ++i) {
+      const bool earlier = begin + i < mine;
+      const bool admitted_before =
+          policy == DropPolicy::latest_position
+              ? earlier
+              : tile_weights[i] > weight || (tile_weights[i] == weight && earlier);
+      before += tile_idx[i] == expert && admitted_before;
+    }
+  }
+  if (!is_here) return;
+  const bool fits = before < capacity;
+  dispatch_idx[first + mine] = fits ? expert : -1;
+  if (!fits) atomicAdd(dropped, 1);
+}
+
+__global__ void add_count_kernel(const int* count, double* total) { *total += *count; }
+
+}  // namespace
+
+void cuda::router_forward(Stream& stream, const RouterOptions& options, TokenRange range,
+                          ConstTensorView logits, ConstTensorView bias, TensorView scores,
+                          TensorView lse, TensorView topk_idx, TensorView topk_weights) {
+  const int64_t tokens = logits.dim(0), experts = logits.dim(1);
+  require(options.top_k <= kMaxTopK, "CUDA routes to up to {} experts per token, not {}", kMaxTopK,
+          options.top_k);
+  dispatch_experts(experts, [&]<int kPerLane>() {
+    launch(router_forward_kernel<kPerLane>, num_blocks(tokens, kTokensPerBlock), kThreads, 0,
+           stream, options, range, logits.data<float>(), bias ? bias.data<float>() : nullptr,
+           tokens, experts, scores.data<float>(), lse.data<float>(), topk_idx.data<int32_t>(),
+           topk_weights.data<float>());
+  });
+}
+
+void cuda::router_statistics(Stream& stream, Workspace& workspace, RouterScore score,
+                             TokenRange range, ConstTensorView scores, ConstTensorView topk_idx,
+                             TensorView counts, TensorView prob_sums) {
+  const int64_t tokens = scores.dim(0), experts = scores.dim(1), sequences = counts.dim(0);
+  const unsigned int chunks = num_blocks(range.seq_len, kTokensPerChunk);
+  WorkspaceScope scope(workspace);
+  auto* partial = workspace.take({sequences, chunks, 2, experts}, DType::f64).data<double>();
+  dispatch_experts(experts, [&]<int kPerLane>() {
+    launch(router_statistics_kernel<kPerLane>, dim3(chunks, static_cast<unsigned int>(sequences)),
+           kThreads, static_cast<size_t>(kTokensPerBlock * 2 * experts) * sizeof(double), stream,
+           score, range, scores.data<float>(), topk_idx.data<int32_t>(), tokens, experts,
+           topk_idx.dim(1), partial);
+  });
+  launch(add_chunks_kernel,
+         dim3(num_blocks(2 * experts, kThreads), static_cast<unsigned int>(sequences)), kThreads, 0,
+         stream, partial, chunks, experts, counts.data<float>(), prob_sums.data<float>());
+}
+
+void cuda::router_backward(Stream& stream, const RouterOptions& options, TokenRange range,
+                           ConstTensorView logits, ConstTensorView scores, ConstTensorView lse,
+                           ConstTensorView topk_idx, ConstTensorView dtopk_weights,
+                           ConstTensorView dprobs, float z_loss_scale, TensorView dlogits) {
+  const int64_t tokens = logits.dim(0), experts = logits.dim(1);
+  dispatch_experts(experts, [&]<int kPerLane>() {
+    launch(router_backward_kernel<kPerLane>, num_blocks(tokens, kTokensPerBlock), kThreads, 0,
+           stream, options, range, logits.data<float>(), scores.data<float>(), lse.data<float>(),
+           topk_idx.data<int32_t>(), dtopk_weights.data<float>(),
+           dprobs ? dprobs.data<float>() : nullptr, z_loss_scale, tokens, experts,
+           dlogits.data<float>());
+  });
+}
+
+void cuda::drop_over_capacity(Stream& stream, DropPolicy policy, int64_t capacity, int64_t seq_len,
+                              int64_t, ConstTensorView topk_idx, ConstTensorView topk_weights,
+                              TensorView dispatch_idx, TensorView dropped) {
+  const int64_t slots = seq_len * topk_idx.dim(1), sequences = topk_idx.dim(0) / seq_len;
+  auto* count = static_cast<int*>(reduction_scratch(stream, sizeof(int)));
+  check_cuda(cudaMemsetAsync(count, 0, sizeof(int), native_stream(stream)), "cudaMemsetAsync");
+  launch(drop_over_capacity_kernel,
+         dim3(num_blocks(slots, kThreads), static_cast<unsigned int>(sequences)), kThreads, 0,
+         stream, policy, capacity, slots, topk_idx.data<int32_t>(), topk_weights.data<float>(),
+         dispatch_idx.data<int32_t>(), count);
+  launch(add_count_kernel, 1, 1, 0, stream, count, dropped.data<double>());
+}
+
+}  // namespace switchyard
