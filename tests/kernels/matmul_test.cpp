@@ -126,6 +126,7 @@ TEST_P(MatmulTest, AcceptsNoRows) {
 }
 
 TEST_P(MatmulTest, DoesNotDependOnTheNumberOfThreads) {
+  SWITCHYARD_CPU_ONLY("threads are the CPU\'s");
   const auto [dtypes, transpose_a, transpose_b, accumulate] = GetParam();
   const Tensor a = random_tensor(stored(300, 700, transpose_a), 1, dtypes.in);
   const Tensor b = random_tensor(stored(700, 520, transpose_b), 2, dtypes.in);
@@ -161,6 +162,7 @@ TEST(MatmulErrorTest, NamesTheInnerDimensionsThatDiffer) {
 
 // Both ways of multiplying bf16 must agree on every machine, whichever compute_block takes there.
 TEST(Bf16BlockTest, NativeAndWidenedProductsAgree) {
+  SWITCHYARD_CPU_ONLY("oneDNN alone");
   for (const Transpose transpose : {Transpose::no, Transpose::yes}) {
     for (const DType out : {DType::f32, DType::bf16}) {
       const Tensor a = random_tensor(stored(33, 600, transpose), 1, DType::bf16);
@@ -187,6 +189,7 @@ TEST(Bf16BlockTest, NativeAndWidenedProductsAgree) {
 }
 
 TEST(MatrixProductTest, StridedBlocksLeaveTheirSurroundingsAlone) {
+  SWITCHYARD_CPU_ONLY("oneDNN alone");
   const Tensor a = random_tensor({40, 50}, 1), b = random_tensor({50, 60}, 2);
   Tensor c({40, 60}, DType::f32);
   const MatrixProduct product{.m = 20,
@@ -277,6 +280,7 @@ TEST_P(GroupedLinearTest, BackwardWeightAddsEachExpertsOuterProducts) {
 }
 
 TEST_P(GroupedLinearTest, DoesNotDependOnTheNumberOfThreads) {
+  SWITCHYARD_CPU_ONLY("threads are the CPU\'s");
   std::vector<std::vector<float>> results;
 
   for (const int threads : {1, 2, 3}) {

@@ -1,6 +1,61 @@
 #include <cublas_v2.h>
 
+#include <algorithm>
+
+#include "kernels/bfloat16.h"
+
+using switchyard::bfloat16;
+
 struct EmulatedCublas {};
+
+namespace {
+
+// A column-major matrix of either type.
+struct Matrix {
+  const void* data;
+  cudaDataType_t type;
+  int64_t stride;
+  bool transposed;
+
+  double at(int64_t row, int64_t column) const {
+    const int64_t i = transposed ? row * stride + column : column * stride + row;
+    return type == CUDA_R_32F ? static_cast<const float*>(data)[i]
+                              : static_cast<float>(static_cast<const bfloat16*>(data)[i]);
+  }
+};
+
+void store(void* c, cudaDataType_t type, int64_t i, double value) {
+  if (type == CUDA_R_32F) {
+    static_cast<float*>(c)[i] = static_cast<float>(value);
+  } else {
+    static_cast<bfloat16*>(c)[i] = static_cast<float>(value);
+  }
+}
+
+bool is_supported(cudaDataType_t ab, cudaDataType_t c) { return ab == c || c == CUDA_R_32F; }
+
+// cuBLAS misreads memory where this is violated, so the emulation refuses it.
+bool is_valid(cublasOperation_t transa, cublasOperation_t transb, int m, int n, int k, int lda,
+              int ldb, int ldc) {
+  return m >= 0 && n >= 0 && k >= 0 && lda >= std::max(1, transa == CUBLAS_OP_N ? m : k) &&
+         ldb >= std::max(1, transb == CUBLAS_OP_N ? k : n) && ldc >= std::max(1, m);
+}
+
+void multiply(const Matrix& a, const Matrix& b, int m, int n, int k, float alpha, float beta,
+              void* c, cudaDataType_t c_type, int64_t ldc) {
+  const Matrix before{c, c_type, ldc, false};
+  for (int64_t column = 0; column < n; ++column) {
+    for (int64_t row = 0; row < m; ++row) {
+      double total = 0.0;
+      for (int64_t i = 0; i < k; ++i) total += a.at(row, i) * b.at(i, column);
+      // With beta 0 cuBLAS does not read c, which may hold NaN.
+      const double kept = beta == 0.0f ? 0.0 : beta * before.at(row, column);
+      store(c, c_type, column * ldc + row, alpha * total + kept);
+    }
+  }
+}
+
+}  // namespace
 
 const char* cublasGetStatusString(cublasStatus_t status) {
   switch (status) {
@@ -27,3 +82,42 @@ cublasStatus_t cublasDestroy(cublasHandle_t handle) {
 cublasStatus_t cublasSetStream(cublasHandle_t, cudaStream_t) { return CUBLAS_STATUS_SUCCESS; }
 
 cublasStatus_t cublasSetWorkspace(cublasHandle_t, void*, size_t) { return CUBLAS_STATUS_SUCCESS; }
+
+cublasStatus_t cublasGemmEx(cublasHandle_t handle, cublasOperation_t transa,
+                            cublasOperation_t transb, int m, int n, int k, const void* alpha,
+                            const void* a, cudaDataType_t a_type, int lda, const void* b,
+                            cudaDataType_t b_type, int ldb, const void* beta, void* c,
+                            cudaDataType_t c_type, int ldc, cublasComputeType_t, cublasGemmAlgo_t) {
+  if (handle == nullptr || !is_valid(transa, transb, m, n, k, lda, ldb, ldc)) {
+    return CUBLAS_STATUS_INVALID_VALUE;
+  }
+  if (a_type != b_type || !is_supported(a_type, c_type)) return CUBLAS_STATUS_NOT_SUPPORTED;
+  const simt::DeviceMemoryAccess access;
+  multiply({a, a_type, lda, transa == CUBLAS_OP_T}, {b, b_type, ldb, transb == CUBLAS_OP_T}, m, n,
+           k, *static_cast<const float*>(alpha), *static_cast<const float*>(beta), c, c_type, ldc);
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasGemmGroupedBatchedEx(
+    cublasHandle_t handle, const cublasOperation_t transa[], const cublasOperation_t transb[],
+    const int m[], const int n[], const int k[], const void* alpha, const void* const a[],
+    cudaDataType_t a_type, const int lda[], const void* const b[], cudaDataType_t b_type,
+    const int ldb[], const void* beta, void* const c[], cudaDataType_t c_type, const int ldc[],
+    int group_count, const int group_size[], cublasComputeType_t) {
+  if (a_type != b_type || a_type != c_type) return CUBLAS_STATUS_NOT_SUPPORTED;
+  const simt::DeviceMemoryAccess access;
+  int64_t at = 0;
+  for (int g = 0; g < group_count; ++g) {
+    if (handle == nullptr ||
+        !is_valid(transa[g], transb[g], m[g], n[g], k[g], lda[g], ldb[g], ldc[g])) {
+      return CUBLAS_STATUS_INVALID_VALUE;
+    }
+    for (int i = 0; i < group_size[g]; ++i, ++at) {
+      multiply({a[at], a_type, lda[g], transa[g] == CUBLAS_OP_T},
+               {b[at], b_type, ldb[g], transb[g] == CUBLAS_OP_T}, m[g], n[g], k[g],
+               static_cast<const float*>(alpha)[g], static_cast<const float*>(beta)[g], c[at],
+               c_type, ldc[g]);
+    }
+  }
+  return CUBLAS_STATUS_SUCCESS;
+}

@@ -1,7 +1,7 @@
 #pragma once
 
-// Stands in for cuBLAS in the emulated build: column-major products in double, as slow as they are
-// plain. tests/simt/cublas.cpp.
+// Stands in for cuBLAS in the emulated build: what the project calls, column-major and plain, with
+// the library's own checks of its arguments. tests/simt/cublas.cpp.
 
 #include <cuda_runtime.h>
 
@@ -10,6 +10,10 @@ enum cublasStatus_t {
   CUBLAS_STATUS_INVALID_VALUE = 7,
   CUBLAS_STATUS_NOT_SUPPORTED = 15,
 };
+enum cublasOperation_t { CUBLAS_OP_N, CUBLAS_OP_T };
+enum cudaDataType_t { CUDA_R_32F = 0, CUDA_R_16BF = 14 };
+enum cublasComputeType_t { CUBLAS_COMPUTE_32F = 68 };
+enum cublasGemmAlgo_t { CUBLAS_GEMM_DEFAULT = -1 };
 struct EmulatedCublas;
 using cublasHandle_t = EmulatedCublas*;
 
@@ -18,3 +22,18 @@ cublasStatus_t cublasCreate(cublasHandle_t* handle);
 cublasStatus_t cublasDestroy(cublasHandle_t handle);
 cublasStatus_t cublasSetStream(cublasHandle_t handle, cudaStream_t stream);
 cublasStatus_t cublasSetWorkspace(cublasHandle_t handle, void* workspace, size_t num_bytes);
+
+cublasStatus_t cublasGemmEx(cublasHandle_t handle, cublasOperation_t transa,
+                            cublasOperation_t transb, int m, int n, int k, const void* alpha,
+                            const void* a, cudaDataType_t a_type, int lda, const void* b,
+                            cudaDataType_t b_type, int ldb, const void* beta, void* c,
+                            cudaDataType_t c_type, int ldc, cublasComputeType_t compute_type,
+                            cublasGemmAlgo_t algo);
+
+// a, b, c: arrays on the device. All types must be one.
+cublasStatus_t cublasGemmGroupedBatchedEx(
+    cublasHandle_t handle, const cublasOperation_t transa[], const cublasOperation_t transb[],
+    const int m[], const int n[], const int k[], const void* alpha, const void* const a[],
+    cudaDataType_t a_type, const int lda[], const void* const b[], cudaDataType_t b_type,
+    const int ldb[], const void* beta, void* const c[], cudaDataType_t c_type, const int ldc[],
+    int group_count, const int group_size[], cublasComputeType_t compute_type);
