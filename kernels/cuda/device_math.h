@@ -100,4 +100,14 @@ __device__ inline T block_sum(T value, T* scratch) {
   return warp_sum(lane < num_warps ? scratch[lane] : T{});
 }
 
+// As block_sum: the greatest value, on every thread.
+__device__ inline float block_max(float value, float* scratch) {
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const int num_warps = static_cast<int>(blockDim.x) / 32;
+  value = warp_max(value);
+  if (lane == 0) scratch[warp] = value;
+  __syncthreads();
+  return warp_max(lane < num_warps ? scratch[lane] : scratch[0]);
+}
+
 }  // namespace switchyard::cuda

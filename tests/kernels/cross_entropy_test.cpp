@@ -1,0 +1,67 @@
+// Cross-entropy on the device of the tests against the CPU's bodies, at vocabularies that allow
+// 16-byte accesses and that do not.
+#include "kernels/cross_entropy.h"
+
+#include <gtest/gtest.h>
+
+#include <tuple>
+
+#include "tests/support/test_tensors.h"
+
+namespace switchyard {
+namespace {
+
+using test::make_tensor;
+using test::random_tensor;
+using test::Stream;
+using test::Tensor;
+using test::to_floats;
+
+class CrossEntropyAgreementTest : public testing::TestWithParam<std::tuple<int64_t, DType>> {
+ protected:
+  static constexpr int64_t kTokens = 5, kFirst = 100;
+  int64_t vocab() const { return std::get<0>(GetParam()); }
+};
+
+TEST_P(CrossEntropyAgreementTest, EveryStepIsTheCpus) {
+  Stream stream;
+  switchyard::Stream cpu_stream;
+  const Tensor logits = random_tensor({kTokens, vocab()}, 1, DType::f32, 4.0f);
+  // The first and the last id of this shard, one of another shard on either side, and none.
+  const auto last = static_cast<int32_t>(kFirst + vocab() - 1);
+  const Tensor targets = make_tensor<int32_t>({kTokens}, {kFirst, last, last + 1, kFirst - 1, -1});
+  struct Rows {
+    Tensor max{{kTokens}, DType::f32}, sum{{kTokens}, DType::f32}, target{{kTokens}, DType::f32},
+        losses{{kTokens}, DType::f32};
+  } rows, cpu_rows;
+  Tensor dlogits({kTokens, vocab()}, std::get<1>(GetParam()));
+  Tensor cpu_dlogits({kTokens, vocab()}, std::get<1>(GetParam()));
+
+  cross_entropy_row_max(stream, logits, rows.max);
+  cpu::cross_entropy_row_max(cpu_stream, logits, cpu_rows.max);
+  EXPECT_EQ(to_floats(rows.max), to_floats(cpu_rows.max));
+
+  cross_entropy_sums(stream, logits, targets, kFirst, rows.max, rows.sum, rows.target);
+  cpu::cross_entropy_sums(cpu_stream, logits, targets, kFirst, cpu_rows.max, cpu_rows.sum,
+                          cpu_rows.target);
+  EXPECT_LT(test::relative_error(to_floats(rows.sum), to_floats(cpu_rows.sum)), 2e-6);
+  EXPECT_EQ(to_floats(rows.target), to_floats(cpu_rows.target));
+
+  cross_entropy_losses(stream, targets, cpu_rows.sum, cpu_rows.target, rows.losses);
+  cpu::cross_entropy_losses(cpu_stream, targets, cpu_rows.sum, cpu_rows.target, cpu_rows.losses);
+  EXPECT_LT(test::relative_error(to_floats(rows.losses), to_floats(cpu_rows.losses)), 1e-6);
+
+  cross_entropy_backward(stream, logits, targets, kFirst, cpu_rows.max, cpu_rows.sum, 0.5f,
+                         dlogits);
+  cpu::cross_entropy_backward(cpu_stream, logits, targets, kFirst, cpu_rows.max, cpu_rows.sum, 0.5f,
+                              cpu_dlogits);
+  EXPECT_LT(test::relative_error(to_floats(dlogits), to_floats(cpu_dlogits)),
+            dlogits.dtype() == DType::f32 ? 1e-6 : 1e-2);
+}
+
+INSTANTIATE_TEST_SUITE_P(Vocabularies, CrossEntropyAgreementTest,
+                         testing::Combine(testing::Values(1, 31, 33, 256, 257, 4100),
+                                          testing::Values(DType::f32, DType::bf16)));
+
+}  // namespace
+}  // namespace switchyard
