@@ -28,9 +28,10 @@ void layer_norm_forward(Stream& stream, ConstTensorView x, ConstTensorView delta
   (stream, x, delta, weight, bias, eps, sum, y, mean, rstd);
 }
 
-void layer_norm_backward(Stream& stream, ConstTensorView dy, ConstTensorView x,
-                         ConstTensorView weight, ConstTensorView mean, ConstTensorView rstd,
-                         TensorView dx, TensorView dweight, TensorView dbias) {
+void layer_norm_backward(Stream& stream, Workspace& workspace, ConstTensorView dy,
+                         ConstTensorView x, ConstTensorView weight, ConstTensorView mean,
+                         ConstTensorView rstd, TensorView dx, TensorView dweight,
+                         TensorView dbias) {
   require(x.rank() == 2, "x has shape {}, expected [tokens, hidden]", to_string(x.shape()));
   require_shape(dy, x.shape(), "dy");
   require_dtype(dy, x.dtype(), "dy");
@@ -42,7 +43,7 @@ void layer_norm_backward(Stream& stream, ConstTensorView dy, ConstTensorView x,
   require_shape(dweight, weight.shape(), "dweight");
   require_shape(dbias, weight.shape(), "dbias");
   SWITCHYARD_BODY(stream, layer_norm_backward)
-  (stream, dy, x, weight, mean, rstd, dx, dweight, dbias);
+  (stream, workspace, dy, x, weight, mean, rstd, dx, dweight, dbias);
 }
 
 namespace cpu {
@@ -126,9 +127,9 @@ void layer_norm_forward(Stream&, ConstTensorView x, ConstTensorView delta, Const
   });
 }
 
-void layer_norm_backward(Stream&, ConstTensorView dy, ConstTensorView x, ConstTensorView weight,
-                         ConstTensorView mean, ConstTensorView rstd, TensorView dx,
-                         TensorView dweight, TensorView dbias) {
+void layer_norm_backward(Stream&, Workspace&, ConstTensorView dy, ConstTensorView x,
+                         ConstTensorView weight, ConstTensorView mean, ConstTensorView rstd,
+                         TensorView dx, TensorView dweight, TensorView dbias) {
   dispatch_compute_dtype(x.dtype(), [&]<class T>() {
     const int64_t hidden = x.dim(1);
     std::vector<float> sums(static_cast<size_t>(2 * hidden), 0.0f);

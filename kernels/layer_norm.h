@@ -1,5 +1,6 @@
 #pragma once
 
+#include "kernels/memory.h"
 #include "kernels/tensor.h"
 
 namespace switchyard {
@@ -16,7 +17,7 @@ using LayerNormForward = void(Stream&, ConstTensorView x, ConstTensorView delta,
 
 //   dx              [tokens, hidden]  += : it holds the gradient that flows past the norm
 //   dweight, dbias  [hidden] f32      +=
-using LayerNormBackward = void(Stream&, ConstTensorView dy, ConstTensorView x,
+using LayerNormBackward = void(Stream&, Workspace&, ConstTensorView dy, ConstTensorView x,
                                ConstTensorView weight, ConstTensorView mean, ConstTensorView rstd,
                                TensorView dx, TensorView dweight, TensorView dbias);
 

@@ -25,7 +25,7 @@ void rms_norm_forward(Stream& stream, ConstTensorView x, ConstTensorView delta,
   SWITCHYARD_BODY(stream, rms_norm_forward)(stream, x, delta, weight, eps, sum, y, rstd);
 }
 
-void rms_norm_backward(Stream& stream, ConstTensorView dy, ConstTensorView x,
+void rms_norm_backward(Stream& stream, Workspace& workspace, ConstTensorView dy, ConstTensorView x,
                        ConstTensorView weight, ConstTensorView rstd, TensorView dx,
                        TensorView dweight) {
   require(x.rank() == 2, "x has shape {}, expected [tokens, hidden]", to_string(x.shape()));
@@ -36,7 +36,7 @@ void rms_norm_backward(Stream& stream, ConstTensorView dy, ConstTensorView x,
   require_shape(dx, x.shape(), "dx");
   require_dtype(dx, x.dtype(), "dx");
   require_shape(dweight, weight.shape(), "dweight");
-  SWITCHYARD_BODY(stream, rms_norm_backward)(stream, dy, x, weight, rstd, dx, dweight);
+  SWITCHYARD_BODY(stream, rms_norm_backward)(stream, workspace, dy, x, weight, rstd, dx, dweight);
 }
 
 namespace cpu {
@@ -100,8 +100,9 @@ void rms_norm_forward(Stream&, ConstTensorView x, ConstTensorView delta, ConstTe
   });
 }
 
-void rms_norm_backward(Stream&, ConstTensorView dy, ConstTensorView x, ConstTensorView weight,
-                       ConstTensorView rstd, TensorView dx, TensorView dweight) {
+void rms_norm_backward(Stream&, Workspace&, ConstTensorView dy, ConstTensorView x,
+                       ConstTensorView weight, ConstTensorView rstd, TensorView dx,
+                       TensorView dweight) {
   dispatch_compute_dtype(x.dtype(), [&]<class T>() {
     const int64_t hidden = x.dim(1);
     accumulate_over_rows(x.dim(0), hidden, dweight.data<float>(), [&](int64_t t, float* sums) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "kernels/memory.h"
 #include "kernels/tensor.h"
 
 namespace switchyard {
@@ -19,8 +20,9 @@ using RmsNormForward = void(Stream&, ConstTensorView x, ConstTensorView delta,
 //   x        [tokens, hidden]  what was normalised (`sum` of the forward pass)
 //   dx       [tokens, hidden]  += : it holds the gradient that flows past the norm
 //   dweight  [hidden] f32      +=
-using RmsNormBackward = void(Stream&, ConstTensorView dy, ConstTensorView x, ConstTensorView weight,
-                             ConstTensorView rstd, TensorView dx, TensorView dweight);
+using RmsNormBackward = void(Stream&, Workspace&, ConstTensorView dy, ConstTensorView x,
+                             ConstTensorView weight, ConstTensorView rstd, TensorView dx,
+                             TensorView dweight);
 
 RmsNormForward rms_norm_forward;
 RmsNormBackward rms_norm_backward;

@@ -141,10 +141,10 @@ void Attention::backward_qkv(StepContext& ctx, const Saved& saved, TensorView dq
     TensorView dk_split = ctx.workspace.take(dk.shape(), dtype_);
     fill_zero(ctx.stream, dq_split);
     fill_zero(ctx.stream, dk_split);
-    rms_norm_backward(ctx.stream, head_rows(dq), head_rows(saved.q_split), q_norm_->value,
-                      saved.q_rstd, head_rows(dq_split), q_norm_->grad);
-    rms_norm_backward(ctx.stream, head_rows(dk), head_rows(saved.k_split), k_norm_->value,
-                      saved.k_rstd, head_rows(dk_split), k_norm_->grad);
+    rms_norm_backward(ctx.stream, ctx.workspace, head_rows(dq), head_rows(saved.q_split),
+                      q_norm_->value, saved.q_rstd, head_rows(dq_split), q_norm_->grad);
+    rms_norm_backward(ctx.stream, ctx.workspace, head_rows(dk), head_rows(saved.k_split),
+                      k_norm_->value, saved.k_rstd, head_rows(dk_split), k_norm_->grad);
     split_qkv_backward(ctx.stream, dq_split, dk_split, dv, {}, {}, dqkv);
   }
   ConstTensorView x = gather_tokens(ctx, saved.x);

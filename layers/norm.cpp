@@ -31,10 +31,11 @@ void NormLayer::forward(StepContext& ctx, ConstTensorView x, ConstTensorView del
 void NormLayer::backward(StepContext& ctx, ConstTensorView dy, const Saved& saved,
                          TensorView dx) const {
   if (kind_ == Norm::rms_norm) {
-    rms_norm_backward(ctx.stream, dy, saved.input, weight_->value, saved.rstd, dx, weight_->grad);
+    rms_norm_backward(ctx.stream, ctx.workspace, dy, saved.input, weight_->value, saved.rstd, dx,
+                      weight_->grad);
   } else {
-    layer_norm_backward(ctx.stream, dy, saved.input, weight_->value, saved.mean, saved.rstd, dx,
-                        weight_->grad, bias_->grad);
+    layer_norm_backward(ctx.stream, ctx.workspace, dy, saved.input, weight_->value, saved.mean,
+                        saved.rstd, dx, weight_->grad, bias_->grad);
   }
 }
 

@@ -51,6 +51,7 @@ BENCHMARK(rms_norm_forward)->Apply(both_dtypes);
 void rms_norm_backward(benchmark::State& state) {
   const DType dtype = dtype_of_argument(state);
   Stream stream;
+  Workspace workspace;
   const Tensor x = random_tensor({kTokens, kHidden}, 1, dtype);
   const Tensor dy = random_tensor(x.shape(), 2, dtype);
   const Tensor weight = random_tensor({kHidden}, 3);
@@ -58,7 +59,8 @@ void rms_norm_backward(benchmark::State& state) {
   Tensor dx(x.shape(), dtype), dweight({kHidden}, DType::f32);
   // dx is read and written.
   CeilingReport report = copy_report(state, bytes_of(x, dy, dx, dx));
-  report.run([&] { switchyard::rms_norm_backward(stream, dy, x, weight, rstd, dx, dweight); });
+  report.run(
+      [&] { switchyard::rms_norm_backward(stream, workspace, dy, x, weight, rstd, dx, dweight); });
 }
 BENCHMARK(rms_norm_backward)->Apply(both_dtypes);
 

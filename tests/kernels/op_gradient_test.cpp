@@ -35,6 +35,7 @@ class NormWidthTest : public testing::TestWithParam<int64_t> {};
 
 TEST_P(NormWidthTest, RmsNormAddsNormalisesAndDifferentiates) {
   Stream stream;
+  Workspace workspace;
   const int64_t tokens = 3, hidden = GetParam();
   Tensor x = random_tensor({tokens, hidden}, 1), weight = random_tensor({hidden}, 3);
   const Tensor delta = random_tensor({tokens, hidden}, 2), dy = random_tensor({tokens, hidden}, 4);
@@ -59,7 +60,7 @@ TEST_P(NormWidthTest, RmsNormAddsNormalisesAndDifferentiates) {
   // dx holds what flows past the norm.
   Tensor dx = random_tensor({tokens, hidden}, 5), dweight = random_tensor({hidden}, 6);
   auto past = to_floats(dx), before = to_floats(dweight);
-  rms_norm_backward(stream, dy, sum, weight, rstd, dx, dweight);
+  rms_norm_backward(stream, workspace, dy, sum, weight, rstd, dx, dweight);
   auto by_x = to_floats(dx), by_weight = to_floats(dweight);
   for (size_t i = 0; i < past.size(); ++i) by_x[i] -= past[i];
   for (size_t i = 0; i < before.size(); ++i) by_weight[i] -= before[i];
@@ -69,6 +70,7 @@ TEST_P(NormWidthTest, RmsNormAddsNormalisesAndDifferentiates) {
 
 TEST_P(NormWidthTest, LayerNormDifferentiates) {
   Stream stream;
+  Workspace workspace;
   const int64_t tokens = 3, hidden = GetParam();
   Tensor x = random_tensor({tokens, hidden}, 1), weight = random_tensor({hidden}, 3),
          bias = random_tensor({hidden}, 7);
@@ -82,7 +84,7 @@ TEST_P(NormWidthTest, LayerNormDifferentiates) {
   loss();
   Tensor dx({tokens, hidden}, DType::f32), dweight({hidden}, DType::f32),
       dbias({hidden}, DType::f32);
-  layer_norm_backward(stream, dy, x, weight, mean, rstd, dx, dweight, dbias);
+  layer_norm_backward(stream, workspace, dy, x, weight, mean, rstd, dx, dweight, dbias);
 
   if (hidden > 1) {  // of one element the result is the bias, whatever x is
     EXPECT_LT(relative_error(to_floats(dx), numeric_gradient(x, loss)), 5e-3);
@@ -98,12 +100,13 @@ TEST(NormTest, ResultsDoNotDependOnTheNumberOfThreads) {
     const int former = omp_get_max_threads();
     omp_set_num_threads(threads);
     Stream stream;
+    Workspace workspace;
     const Tensor x = random_tensor({513, 65}, 1), dy = random_tensor({513, 65}, 2),
                  weight = random_tensor({65}, 3);
     Tensor y(x.shape(), DType::f32), rstd({513}, DType::f32), dx(x.shape(), DType::f32),
         dweight({65}, DType::f32);
     rms_norm_forward(stream, x, {}, weight, 1e-5f, {}, y, rstd);
-    rms_norm_backward(stream, dy, x, weight, rstd, dx, dweight);
+    rms_norm_backward(stream, workspace, dy, x, weight, rstd, dx, dweight);
     omp_set_num_threads(former);
     return to_floats(dweight);
   };

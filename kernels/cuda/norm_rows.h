@@ -1,0 +1,187 @@
+#pragma once
+
+// For the norms' .cu files: how the threads of a block share rows of [rows, width], sums over a
+// row, and the sums over rows that gradients of weights are.
+//
+// A row belongs to blockDim.x threads, a power of two; a block works on blockDim.y rows at a time.
+// Thread threadIdx.x of a row holds the columns
+//   (step * blockDim.x + threadIdx.x) * kVec + i,  step < kSteps, i < kVec
+// in registers, so that each element is read from memory once. Rows of up to 1,024 elements
+// belong to one warp or a part of it, and are summed without a barrier.
+
+#include <algorithm>
+#include <bit>
+
+#include "kernels/check.h"
+#include "kernels/cuda/device_math.h"
+#include "kernels/cuda/launch.h"
+
+namespace switchyard::cuda {
+
+// Of a row, per thread. More do not fit the registers beside the sums of a backward pass.
+constexpr int kRowElements = 32;
+constexpr int kMaxRowThreads = 512;
+constexpr int kMaxRowWidth = kRowElements * kMaxRowThreads;
+// Of a block, where a row needs fewer.
+constexpr int kRowBlockThreads = 256;
+
+// 16 bytes of T, or one element where addresses or the width forbid that.
+template <class T, int kVec>
+struct alignas(kVec * sizeof(T)) Pack {
+  T element[kVec];
+};
+
+// Calls body.operator()<kVec, kSteps>().
+template <class T, class Body>
+void dispatch_row(int64_t width, bool vectors_allowed, Body&& body) {
+  constexpr int kWide = 16 / sizeof(T);
+  require(width <= kMaxRowWidth, "hidden is {}: the CUDA kernels normalise rows of at most {}",
+          width, kMaxRowWidth);
+  if (vectors_allowed && width % kWide == 0) {
+    if (width <= kWide * kWarpSize) return body.template operator()<kWide, 1>();
+    return body.template operator()<kWide, kRowElements / kWide>();
+  }
+  if (width <= kWarpSize) return body.template operator()<1, 1>();
+  return body.template operator()<1, kRowElements>();
+}
+
+// The blockDim that gives `per_thread` elements of a row to each of its threads.
+inline dim3 row_block(int64_t width, int per_thread) {
+  const int64_t needed = std::max<int64_t>((width + per_thread - 1) / per_thread, 1);
+  unsigned int threads = std::bit_ceil(static_cast<unsigned int>(needed));
+  // A row in few steps is spread over its lanes; one in many steps fills a warp.
+  if (per_thread == kRowElements) threads = std::max<unsigned int>(threads, kWarpSize);
+  return dim3(threads, std::max(kRowBlockThreads / threads, 1u));
+}
+
+// This thread's column in a step.
+template <int kVec>
+__device__ inline int row_column(int step) {
+  return (step * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x)) * kVec;
+}
+
+constexpr int kMaxRowWarps = kMaxRowThreads / kWarpSize;
+
+// The sums of kCount values over the threads of a row, on each of them; every thread of the block
+// must call. `scratch` holds kCount * kMaxRowWarps floats of shared memory; calls that follow one
+// another without a barrier between them need two, in turn.
+template <int kCount>
+__device__ inline void row_sums(float (&values)[kCount], float* scratch) {
+  const int row_threads = static_cast<int>(blockDim.x);
+  for (int offset = min(row_threads, kWarpSize) / 2; offset > 0; offset /= 2) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) values[i] += __shfl_xor_sync(kAllLanes, values[i], offset);
+  }
+  if (row_threads <= kWarpSize) return;
+  const int row_warps = row_threads / kWarpSize;
+  float* of_row = scratch + static_cast<int>(threadIdx.y) * row_warps * kCount;
+  if (threadIdx.x % kWarpSize == 0) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) of_row[threadIdx.x / kWarpSize * kCount + i] = values[i];
+  }
+  __syncthreads();  // every warp's sums are visible below
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) values[i] = 0.0f;
+  for (int w = 0; w < row_warps; ++w) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) values[i] += of_row[w * kCount + i];
+  }
+}
+
+// A thread's part of a row of one tensor: kept as it was read, or, with kHeld false, read again
+// where it is needed (then mostly from the L1 cache).
+template <class T, int kVec, int kSteps, bool kHeld>
+class RowPart {
+ public:
+  __device__ void load(int step, const T* address) {
+    if constexpr (kHeld) kept_[step] = *reinterpret_cast<const Pack<T, kVec>*>(address);
+  }
+  __device__ void get(int step, const T* address, float (&out)[kVec]) const {
+    if constexpr (kHeld) {
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) out[i] = static_cast<float>(kept_[step].element[i]);
+    } else {
+      load_floats<kVec>(address, out);
+    }
+  }
+
+ private:
+  Pack<T, kVec> kept_[kHeld ? kSteps : 1];
+};
+
+// Whether a backward kernel may keep `tensors` parts of a row beside its `sums` sums per column:
+// up to 96 of the 128 registers that kMaxRowThreads threads have each.
+template <class T, int kVec, int kSteps>
+constexpr bool fits_registers(int tensors, int sums) {
+  constexpr int kPackRegisters = (kVec * static_cast<int>(sizeof(T)) + 3) / 4;
+  return kSteps * (tensors * kPackRegisters + sums * kVec) <= 96;
+}
+
+// ---- Sums over rows ----------------------------------------------------------------------------
+
+// Blocks of a backward kernel. Each goes through many rows, so that few partial sums of [width] are
+// written; short rows need more threads to keep the memory busy.
+inline unsigned int backward_blocks(Device device, int64_t rows, dim3 block, int steps) {
+  const int per_processor = steps == 1 ? 8 : 2;
+  const int64_t resident = int64_t{per_processor} * num_multiprocessors(device);
+  return static_cast<unsigned int>(std::min<int64_t>(num_blocks(rows, block.y), resident));
+}
+
+// What store_column_sums needs, in bytes.
+inline size_t column_sums_shared(int64_t width, dim3 block) {
+  return block.y == 1 ? 0 : static_cast<size_t>(width) * block.y * sizeof(float);
+}
+
+// out[column] = the block's sum, over its rows of threads in their order. Every thread must call;
+// `shared` may be in use until a barrier before, and is free after a barrier.
+template <int kVec, int kSteps>
+__device__ inline void store_column_sums(const float (&sums)[kSteps][kVec], int width,
+                                         float* shared, float* out) {
+  float* mine = blockDim.y == 1 ? out : shared + threadIdx.y * width;
+#pragma unroll
+  for (int s = 0; s < kSteps; ++s) {
+    const int column = row_column<kVec>(s);
+    if (column < width) store_floats<kVec>(mine + column, sums[s]);
+  }
+  if (blockDim.y == 1) return;
+  __syncthreads();  // the sums of all rows of threads are visible below
+  const int threads = static_cast<int>(blockDim.x * blockDim.y);
+  for (int c = static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x); c < width; c += threads) {
+    float total = 0.0f;
+    for (unsigned int y = 0; y < blockDim.y; ++y) total += shared[y * width + c];
+    out[c] = total;
+  }
+}
+
+constexpr int kPartialTile = 32;
+
+// first[c] += sum over blocks of partial[b][c], and second[c] of partial[b][width + c], in a fixed
+// order. A block of 32 x 32 threads sums 32 columns; blockIdx.y chooses the output.
+//   partial  [blocks, gridDim.y * width]
+static __global__ void add_partials_kernel(const float* partial, int64_t blocks, int64_t width,
+                                           float* first, float* second) {
+  __shared__ float tile[kPartialTile][kPartialTile];
+  const int64_t column = int64_t{blockIdx.x} * kPartialTile + threadIdx.x;
+  const int64_t stride = gridDim.y * width;
+  const float* from = partial + blockIdx.y * width + column;
+  float total = 0.0f;
+  if (column < width) {
+#pragma unroll 4
+    for (int64_t b = threadIdx.y; b < blocks; b += kPartialTile) total += from[b * stride];
+  }
+  tile[threadIdx.y][threadIdx.x] = total;
+  __syncthreads();  // all rows of threads have their sums
+  if (threadIdx.y != 0 || column >= width) return;
+  for (int y = 1; y < kPartialTile; ++y) total += tile[y][threadIdx.x];
+  float* out = blockIdx.y == 0 ? first : second;
+  out[column] += total;
+}
+
+// `second` may be null: then partial is [blocks, width].
+inline void add_partials(Stream& stream, const float* partial, int64_t blocks, int64_t width,
+                         float* first, float* second) {
+  launch(add_partials_kernel, dim3(num_blocks(width, kPartialTile), second ? 2 : 1),
+         dim3(kPartialTile, kPartialTile), 0, stream, partial, blocks, width, first, second);
+}
+
+}  // namespace switchyard::cuda
