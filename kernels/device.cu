@@ -58,14 +58,21 @@ StreamState* make_stream_state(Device device) {
   auto state = std::make_unique<StreamState>();
   state->device = device;
   check_cuda(cudaStreamCreateWithFlags(&state->stream, cudaStreamNonBlocking), "cudaStreamCreate");
-  check_cublas(cublasCreate(&state->cublas), "cublasCreate");
-  check_cublas(cublasSetStream(state->cublas, state->stream), "cublasSetStream");
-  state->cublas_workspace = Buffer(kCublasWorkspaceBytes, device);
-  check_cublas(
-      cublasSetWorkspace(state->cublas, state->cublas_workspace.data(), kCublasWorkspaceBytes),
-      "cublasSetWorkspace");
   state->reduction_scratch = Buffer(kReductionScratchBytes, device);
   return state.release();
+}
+
+cublasHandle_t cublas_handle(const Stream& stream) {
+  StreamState& state = *stream.cuda();
+  if (state.cublas != nullptr) return state.cublas;
+  const DeviceGuard guard(state.device);
+  check_cublas(cublasCreate(&state.cublas), "cublasCreate");
+  check_cublas(cublasSetStream(state.cublas, state.stream), "cublasSetStream");
+  state.cublas_workspace = Buffer(kCublasWorkspaceBytes, state.device);
+  check_cublas(
+      cublasSetWorkspace(state.cublas, state.cublas_workspace.data(), kCublasWorkspaceBytes),
+      "cublasSetWorkspace");
+  return state.cublas;
 }
 
 EventState* make_event_state(Device device) {
@@ -78,7 +85,7 @@ EventState* make_event_state(Device device) {
 
 void destroy(StreamState* state) noexcept {
   if (state == nullptr) return;
-  cublasDestroy(state->cublas);
+  if (state->cublas != nullptr) cublasDestroy(state->cublas);
   cudaStreamDestroy(state->stream);
   delete state;
 }

@@ -22,9 +22,9 @@ void check_device(Device device);
 struct StreamState {
   Device device;
   cudaStream_t stream = nullptr;
+  // Made at the first product. cuBLAS gets a workspace per stream: products of two streams may then
+  // run at once, and repeat bit for bit.
   cublasHandle_t cublas = nullptr;
-  // cuBLAS's own workspace, per stream: products of two streams may run at once, and repeat bit for
-  // bit.
   Buffer cublas_workspace;
   Buffer reduction_scratch;
 };
@@ -45,7 +45,7 @@ void wait(StreamState& stream, EventState& event);
 void record(EventState& event, StreamState& stream);
 
 inline cudaStream_t native_stream(const Stream& stream) { return stream.cuda()->stream; }
-inline cublasHandle_t cublas_handle(const Stream& stream) { return stream.cuda()->cublas; }
+cublasHandle_t cublas_handle(const Stream& stream);
 
 // Device memory of the stream for the partial results of one op; the next op may overwrite it.
 // Throws Error for more than 64 KiB.

@@ -2,7 +2,7 @@ include_guard()
 
 # SWITCHYARD_CUDA: AUTO compiles the CUDA kernels where there is a compiler for them (a GPU is needed
 # to run them, never to build them), ON insists on it, OFF leaves all of CUDA out.
-set(SWITCHYARD_CUDA OFF CACHE STRING "CUDA kernels: AUTO, ON or OFF")
+set(SWITCHYARD_CUDA AUTO CACHE STRING "CUDA kernels: AUTO, ON or OFF")
 set_property(CACHE SWITCHYARD_CUDA PROPERTY STRINGS AUTO ON OFF)
 
 set(SWITCHYARD_WITH_CUDA OFF)
