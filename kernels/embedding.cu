@@ -2,7 +2,7 @@
 
 #include "kernels/check.h"
 #include "kernels/cuda/device_math.h"
-#include "kernels/cuda/stable_sort.h"
+#include "kernels/cuda/sort_and_scan.h"
 #include "kernels/dispatch.h"
 
 namespace switchyard {

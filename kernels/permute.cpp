@@ -28,6 +28,30 @@ void sum_rows(Stream& stream, ConstTensorView x, ConstTensorView offsets, ConstT
   SWITCHYARD_BODY(stream, sum_rows)(stream, x, offsets, members, y);
 }
 
+namespace {
+
+void check_values(ConstTensorView x, ConstTensorView index, ConstTensorView y) {
+  require_dtype(index, DType::i32, "index");
+  require(x.dtype() == y.dtype() && (x.dtype() == DType::f32 || x.dtype() == DType::i32),
+          "values are f32 or i32, not {} and {}", to_string(x.dtype()), to_string(y.dtype()));
+}
+
+}  // namespace
+
+void gather_values(Stream& stream, ConstTensorView x, ConstTensorView index, TensorView y) {
+  check_values(x, index, y);
+  require(y.num_elements() == index.num_elements(), "{} values for {} indices", y.num_elements(),
+          index.num_elements());
+  SWITCHYARD_BODY(stream, gather_values)(stream, x, index, y);
+}
+
+void scatter_values(Stream& stream, ConstTensorView x, ConstTensorView index, TensorView y) {
+  check_values(x, index, y);
+  require(x.num_elements() == index.num_elements(), "{} values for {} indices", x.num_elements(),
+          index.num_elements());
+  SWITCHYARD_BODY(stream, scatter_values)(stream, x, index, y);
+}
+
 namespace cpu {
 namespace {
 
@@ -85,6 +109,23 @@ void sum_rows(Stream&, ConstTensorView x, ConstTensorView offsets, ConstTensorVi
       }
     }
   });
+}
+
+// Both move 32 bits, whatever they mean.
+void gather_values(Stream&, ConstTensorView x, ConstTensorView index, TensorView y) {
+  const auto* from = static_cast<const uint32_t*>(x.raw());
+  const int32_t* at = index.data<int32_t>();
+  auto* to = static_cast<uint32_t*>(y.raw());
+  for (int64_t i = 0; i < y.num_elements(); ++i) to[i] = at[i] >= 0 ? from[at[i]] : 0;
+}
+
+void scatter_values(Stream&, ConstTensorView x, ConstTensorView index, TensorView y) {
+  const auto* from = static_cast<const uint32_t*>(x.raw());
+  const int32_t* at = index.data<int32_t>();
+  auto* to = static_cast<uint32_t*>(y.raw());
+  for (int64_t i = 0; i < x.num_elements(); ++i) {
+    if (at[i] >= 0) to[at[i]] = from[i];
+  }
 }
 
 }  // namespace cpu

@@ -54,7 +54,33 @@ __global__ void sum_rows_kernel(const T* x, const int32_t* offsets, const int32_
   }
 }
 
+__global__ void gather_values_kernel(const uint32_t* x, const int32_t* index, int64_t n,
+                                     uint32_t* y) {
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i < n) y[i] = index[i] >= 0 ? x[index[i]] : 0;
+}
+
+__global__ void scatter_values_kernel(const uint32_t* x, const int32_t* index, int64_t n,
+                                      uint32_t* y) {
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i < n && index[i] >= 0) y[index[i]] = x[i];
+}
+
 }  // namespace
+
+void cuda::gather_values(Stream& stream, ConstTensorView x, ConstTensorView index, TensorView y) {
+  const int64_t n = y.num_elements();
+  launch(gather_values_kernel, num_blocks(n, kThreads), kThreads, 0, stream,
+         static_cast<const uint32_t*>(x.raw()), index.data<int32_t>(), n,
+         static_cast<uint32_t*>(y.raw()));
+}
+
+void cuda::scatter_values(Stream& stream, ConstTensorView x, ConstTensorView index, TensorView y) {
+  const int64_t n = x.num_elements();
+  launch(scatter_values_kernel, num_blocks(n, kThreads), kThreads, 0, stream,
+         static_cast<const uint32_t*>(x.raw()), index.data<int32_t>(), n,
+         static_cast<uint32_t*>(y.raw()));
+}
 
 void cuda::gather_rows(Stream& stream, ConstTensorView x, ConstTensorView source_row,
                        TensorView y) {

@@ -21,16 +21,31 @@ using GatherRows = void(Stream&, ConstTensorView x, ConstTensorView source_row, 
 using SumRows = void(Stream&, ConstTensorView x, ConstTensorView offsets, ConstTensorView members,
                      TensorView y);
 
+// Single values, f32 or i32, the same for x and y.
+// y[i] = x[index[i]], 0 where index[i] is -1. y may be index, if all are i32.
+//   index  [n] i32
+//   y      [n]
+using GatherValues = void(Stream&, ConstTensorView x, ConstTensorView index, TensorView y);
+// y[index[i]] = x[i], unless index[i] is -1; the others differ from each other
+//   x, index  [n]
+using ScatterValues = void(Stream&, ConstTensorView x, ConstTensorView index, TensorView y);
+
 GatherRows gather_rows;
 SumRows sum_rows;
+GatherValues gather_values;
+ScatterValues scatter_values;
 
 namespace cpu {
 GatherRows gather_rows;
 SumRows sum_rows;
+GatherValues gather_values;
+ScatterValues scatter_values;
 }  // namespace cpu
 namespace cuda {
 GatherRows gather_rows;
 SumRows sum_rows;
+GatherValues gather_values;
+ScatterValues scatter_values;
 }  // namespace cuda
 
 }  // namespace switchyard

@@ -68,6 +68,9 @@ class ExpertExchange {
   ExchangeTraffic take_traffic();
 
  private:
+  std::vector<int64_t> exchange_counts(Stream& stream, const std::vector<int64_t>& sent);
+  ConstTensorView exchange_assignments(Stream& stream, Workspace& workspace,
+                                       const ExchangePlan& plan, ConstTensorView sent);
   // Of counts per rank, what concerns other ranks.
   int64_t to_others(const std::vector<int64_t>& counts) const;
   // One f32 per assignment.

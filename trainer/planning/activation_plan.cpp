@@ -320,10 +320,13 @@ class Walk {
   }
 
   void exchange_plan() {
-    ledger_.take(sent_rows_, kWord);
+    const int64_t slots = local_ * m_.router.top_k;
+    ledger_.take(ep_ + m_.num_experts, 2 * kWord);
+    ledger_.take(slots, kWord);
     ledger_.take(local_ + 1, kWord);
-    ledger_.take(sent_rows_, kWord);
-    ledger_.take(local_ * m_.router.top_k, kWord);
+    ledger_.take(slots, kWord);
+    ledger_.take(slots, kWord);
+    ledger_.take(2 * slots, kWord);
     ledger_.take(expert_rows_, kWord);
     ledger_.take(sent_rows_ + 1, kWord);
     ledger_.take(expert_rows_, kWord);

@@ -9,8 +9,11 @@
 
 #ifdef SWITCHYARD_EMULATED_CUDA
 #include <algorithm>
+#include <numeric>
+#include <vector>
 #else
 #include <cub/device/device_radix_sort.cuh>
+#include <cub/device/device_scan.cuh>
 #endif
 
 namespace switchyard::cuda {
@@ -42,6 +45,26 @@ inline void stable_sort_pairs(Stream& stream, Workspace& workspace, const int32_
   sort(nullptr, num_bytes);
   WorkspaceScope scope(workspace);
   sort(workspace.take({static_cast<int64_t>(num_bytes)}, DType::u8).raw(), num_bytes);
+#endif
+}
+
+// sums[i] = values[0] + ... + values[i]; sums may be values.
+inline void running_sums(Stream& stream, Workspace& workspace, const int32_t* values, int64_t n,
+                         int32_t* sums) {
+#ifdef SWITCHYARD_EMULATED_CUDA
+  (void)stream, (void)workspace;
+  const simt::DeviceMemoryAccess access;
+  std::inclusive_scan(values, values + n, sums);
+#else
+  const auto scan = [&](void* scratch, size_t& num_bytes) {
+    check_cuda(
+        cub::DeviceScan::InclusiveSum(scratch, num_bytes, values, sums, n, native_stream(stream)),
+        "cub::DeviceScan::InclusiveSum");
+  };
+  size_t num_bytes = 0;
+  scan(nullptr, num_bytes);
+  WorkspaceScope scope(workspace);
+  scan(workspace.take({static_cast<int64_t>(num_bytes)}, DType::u8).raw(), num_bytes);
 #endif
 }
 
