@@ -160,4 +160,12 @@ void* allocate(size_t num_bytes, Device device, bool managed) {
 
 void release(void* address) noexcept { cudaFree(address); }
 
+void* allocate_pinned(size_t num_bytes) {
+  void* address = nullptr;
+  check_cuda(cudaMallocHost(&address, num_bytes), "cudaMallocHost");
+  return address;
+}
+
+void release_pinned(void* address) noexcept { cudaFreeHost(address); }
+
 }  // namespace switchyard::cuda

@@ -45,6 +45,13 @@ void ask_for_huge_pages(void* address, size_t num_bytes) {
 
 size_t round_up(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
+void* allocate_pages(size_t num_bytes) {
+  void* address = std::aligned_alloc(kAlignment, std::max(round_up(num_bytes), kAlignment));
+  require(address != nullptr, "out of memory: cannot allocate {:.1f} MiB",
+          static_cast<double>(num_bytes) / (1 << 20));
+  return address;
+}
+
 }  // namespace
 
 void use_managed_memory(bool on) { managed_memory = on; }
@@ -66,7 +73,22 @@ Buffer::Buffer(size_t num_bytes, Device device) : num_bytes_(num_bytes), device_
   }
 }
 
+void PinnedBuffer::Free::operator()(void* address) const {
+  pinned ? cuda::release_pinned(address) : std::free(address);
+}
+
+PinnedBuffer::PinnedBuffer(size_t num_bytes) : num_bytes_(num_bytes) {
+  const bool pinned = num_devices(DeviceKind::cuda) > 0;
+  void* address = pinned ? cuda::allocate_pinned(num_bytes) : allocate_pages(num_bytes);
+  allocation_ = {address, Free{pinned}};
+}
+
 #else
+
+void PinnedBuffer::Free::operator()(void* address) const { std::free(address); }
+
+PinnedBuffer::PinnedBuffer(size_t num_bytes)
+    : allocation_(allocate_pages(num_bytes), Free{false}), num_bytes_(num_bytes) {}
 
 void Buffer::Free::operator()(void* address) const { std::free(address); }
 

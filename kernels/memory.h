@@ -40,6 +40,25 @@ class Buffer {
   Device device_;
 };
 
+// Host memory that CUDA devices copy from and to directly (pinned), where there are any; else
+// ordinary host memory. Contents are undefined. Move-only.
+class PinnedBuffer {
+ public:
+  PinnedBuffer() = default;
+  explicit PinnedBuffer(size_t num_bytes);
+
+  void* data() const { return allocation_.get(); }
+  size_t num_bytes() const { return num_bytes_; }
+
+ private:
+  struct Free {
+    bool pinned;
+    void operator()(void* address) const;
+  };
+  std::unique_ptr<void, Free> allocation_;
+  size_t num_bytes_ = 0;
+};
+
 // Arena for the tensors of one micro-batch: taken in order, given back in reverse order by mark and
 // release. Memory is kept for the next micro-batch. It grows by chunks, because routing decides
 // how many rows arrive; `reset` merges the chunks. Contents are undefined when taken; builds with

@@ -12,7 +12,8 @@ namespace switchyard {
 enum class ReduceOp { sum, max, min };
 
 // A group of ranks. Collectives are called by every rank of the group, in the same order, or by
-// none. Results are ready on `stream` when the call returns. Views must be on the stream's device.
+// none. Results are ready on `stream` when the call returns. Views must be on the stream's device,
+// or in host memory (all of one call alike).
 class Communicator {
  public:
   virtual ~Communicator() = default;

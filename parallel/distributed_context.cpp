@@ -9,6 +9,7 @@
 
 #include "kernels/check.h"
 #include "parallel/mpi_communicator.h"
+#include "parallel/staged_communicator.h"
 
 namespace switchyard {
 namespace {
@@ -17,7 +18,7 @@ std::unique_ptr<Communicator> make_group(const std::vector<int>& ranks, std::str
   // Every rank takes part in the split, those of one-rank groups too: it is collective.
   auto group = std::make_unique<MpiCommunicator>(MPI_COMM_WORLD, ranks.front(), name);
   if (group->size() == 1) return make_self_communicator(std::move(name));
-  return group;
+  return std::make_unique<StagedCommunicator>(std::move(group));
 }
 
 // The first message between two ranks opens their connection; better now than in the first step.

@@ -70,10 +70,10 @@ class CollectiveError : public Error {
   using Error::Error;
 };
 
-// Runs `body` on every rank of the group; if it threw on any, every rank throws CollectiveError with
-// the message of the lowest rank that failed, prefixed "rank r: " (when the group has more than one).
-// Collective; `body` must not call collectives of its own after a point where it may throw on some
-// ranks only.
+// Runs `body` on every rank of the group; if it threw on any, every rank throws CollectiveError
+// with the message of the lowest rank that failed, prefixed "rank r: " (when the group has more
+// than one). Collective; `body` must not call collectives of its own after a point where it may
+// throw on some ranks only.
 void run_collectively(Communicator& group, const std::function<void()>& body);
 
 }  // namespace switchyard

@@ -1,16 +1,21 @@
 #include <cstring>
 #include <utility>
 
+#include "kernels/elementwise.h"
 #include "parallel/communicator.h"
 #include "parallel/communicator_checks.h"
 
 namespace switchyard {
 namespace {
 
-void copy_bytes(ConstTensorView in, TensorView out) {
-  // memcpy takes no null pointers, which empty views may hold.
+void copy_all(Stream& stream, ConstTensorView in, TensorView out) {
   if (in.num_bytes() == 0 || in.raw() == out.raw()) return;
-  std::memcpy(out.raw(), in.raw(), in.num_bytes());
+  // Whoever reads host memory does not wait for the stream.
+  if (in.device().kind == DeviceKind::cpu) {
+    std::memcpy(out.raw(), in.raw(), in.num_bytes());
+    return;
+  }
+  copy(stream, in, out.reshape(in.shape()));
 }
 
 class SelfCommunicator final : public Communicator {
@@ -23,18 +28,18 @@ class SelfCommunicator final : public Communicator {
   void barrier(Stream&) override {}
   void broadcast(Stream&, TensorView, int root) override { check_broadcast(root, 1); }
   void all_reduce(Stream&, TensorView data, ReduceOp) override { check_all_reduce(data); }
-  void all_gather(Stream&, ConstTensorView in, TensorView out) override {
+  void all_gather(Stream& stream, ConstTensorView in, TensorView out) override {
     check_all_gather(in, out, 1);
-    copy_bytes(in, out);
+    copy_all(stream, in, out);
   }
-  void reduce_scatter(Stream&, ConstTensorView in, TensorView out) override {
+  void reduce_scatter(Stream& stream, ConstTensorView in, TensorView out) override {
     check_reduce_scatter(in, out, 1);
-    copy_bytes(in, out);
+    copy_all(stream, in, out);
   }
-  void all_to_all_v(Stream&, ConstTensorView in, std::span<const int64_t> send_rows, TensorView out,
-                    std::span<const int64_t> recv_rows) override {
+  void all_to_all_v(Stream& stream, ConstTensorView in, std::span<const int64_t> send_rows,
+                    TensorView out, std::span<const int64_t> recv_rows) override {
     check_all_to_all_v(in, send_rows, out, recv_rows, 1);
-    copy_bytes(in, out);
+    copy_all(stream, in, out);
   }
 
  private:

@@ -70,5 +70,8 @@ class DeviceGuard {
 // says how much was asked for and how much is free.
 void* allocate(size_t num_bytes, Device device, bool managed);
 void release(void* address) noexcept;
+// For PinnedBuffer.
+void* allocate_pinned(size_t num_bytes);
+void release_pinned(void* address) noexcept;
 
 }  // namespace switchyard::cuda

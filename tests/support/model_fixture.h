@@ -70,9 +70,10 @@ inline MicroBatch synthetic_batch(const ModelConfig& config, int64_t first, int6
   MicroBatch batch;
   batch.batch = count;
   batch.seq_len = config.seq_len;
-  batch.tokens = Tensor({count, config.seq_len}, DType::i32);
-  batch.targets = Tensor({count, config.seq_len}, DType::i32);
-  if (documents) batch.document_start = Tensor({count, config.seq_len}, DType::i32);
+  using HostTensor = switchyard::Tensor;  // batches begin in host memory
+  batch.tokens = HostTensor({count, config.seq_len}, DType::i32);
+  batch.targets = HostTensor({count, config.seq_len}, DType::i32);
+  if (documents) batch.document_start = HostTensor({count, config.seq_len}, DType::i32);
   for (int64_t s = 0; s < count; ++s) {
     std::mt19937 engine(static_cast<uint32_t>(977 * (first + s) + 13));
     int32_t previous = static_cast<int32_t>(engine() % static_cast<uint32_t>(config.vocab_size));
