@@ -30,6 +30,10 @@ int parse_index(std::string_view text, std::string_view digits) {
 
 int num_devices(DeviceKind kind) { return kind == DeviceKind::cpu ? 1 : cuda::num_devices(); }
 
+void check_device(Device device) {
+  if (device.kind == DeviceKind::cuda) cuda::check_device(device);
+}
+
 void synchronize(Device device) {
   if (device.kind == DeviceKind::cuda) cuda::synchronize(device);
 }
@@ -79,6 +83,7 @@ bool Event::has_finished() { return cuda_ == nullptr || cuda::has_finished(*cuda
 #else
 
 int num_devices(DeviceKind kind) { return kind == DeviceKind::cpu ? 1 : 0; }
+void check_device(Device) {}
 void synchronize(Device) {}
 
 Device parse_device(std::string_view text) {

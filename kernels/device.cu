@@ -53,7 +53,7 @@ DeviceGuard::DeviceGuard(Device device) {
 DeviceGuard::~DeviceGuard() { cudaSetDevice(previous_); }
 
 StreamState* make_stream_state(Device device) {
-  check_device(device);
+  cuda::check_device(device);
   const DeviceGuard guard(device);
   auto state = std::make_unique<StreamState>();
   state->device = device;

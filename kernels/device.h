@@ -25,6 +25,9 @@ Device parse_device(std::string_view text);
 // lacks it.
 int num_devices(DeviceKind kind);
 
+// Throws Error that says what is missing, unless the device can be used.
+void check_device(Device device);
+
 // Returns when everything put into any stream of the device has finished.
 void synchronize(Device device);
 

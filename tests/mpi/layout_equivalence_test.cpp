@@ -23,11 +23,11 @@ namespace {
 
 using test::test_mpi;
 
-constexpr int64_t kGlobalBatch = 32;  // sequences: 4 micro-batches of one on each of 8 dp ranks
-
 bool is_on_cpu() { return test::device().kind == DeviceKind::cpu; }
+
+constexpr int64_t kGlobalBatch = 32;  // sequences: 4 micro-batches of one on each of 8 dp ranks
 // Devices may be emulated, which takes its time.
-int num_steps() { return is_on_cpu() ? 10 : 3; }
+int num_steps() { return is_on_cpu() ? 10 : 2; }
 
 struct Layout {
   int tp, ep, dp;

@@ -6,13 +6,14 @@ namespace switchyard {
 
 Device choose_device(MpiRuntime& mpi, const std::string& name) {
   Device device = parse_device(name);
-  if (name != "cuda") return device;
   run_collectively(mpi.world(), [&] {
+    check_device(device);
+    if (name != "cuda") return;
     const int available = num_devices(DeviceKind::cuda);
     require(
         mpi.local_size() <= available,
-        "{} ranks run on this machine, which has {} usable CUDA device{}: start as many ranks as "
-        "there are, or let them share one with run.device=cuda:0",
+        "{} ranks run on this machine, which has {} CUDA device{}: start as many ranks as there "
+        "are, or let them share one with run.device=cuda:0",
         mpi.local_size(), available, available == 1 ? "" : "s");
     device.index = mpi.local_rank();
   });

@@ -1,0 +1,104 @@
+#!/usr/bin/python3
+"""The program on a CUDA device, real or emulated, beside itself on the CPU.
+
+Usage: device_test.py SWITCHYARD MPIEXEC
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import unittest
+
+PROGRAM, MPIEXEC = pathlib.Path(sys.argv[1]).resolve(), sys.argv[2]
+SOURCE = pathlib.Path(__file__).resolve().parents[2]
+# Emulation takes its time: little of everything.
+SMALL = ["train.global_batch_size=2", "model.seq_len=16", "train.eval_interval=0",
+         "checkpoint.interval=2"]
+
+
+class DeviceTest(unittest.TestCase):
+    def setUp(self):
+        self._temporary = tempfile.TemporaryDirectory()
+        self.folder = pathlib.Path(self._temporary.name)
+        (self.folder / "configs").symlink_to(SOURCE / "configs")
+        text = "".join(f"the fox {i} jumps over {7 * i} lazy dogs\n" for i in range(300))
+        (self.folder / "text").write_text(text)
+        self.run_program(0, "tokenize", "configs/tiny_bigmac.yaml", 'data.text=["text"]')
+
+    def tearDown(self):
+        self._temporary.cleanup()
+
+    def run_program(self, code, *arguments, ranks=1, **environment):
+        command = [PROGRAM, *arguments]
+        if ranks > 1:
+            command = [MPIEXEC, "--oversubscribe", "--mca", "mpi_yield_when_idle", "1", "-n",
+                       str(ranks), *command]
+        result = subprocess.run(
+            [str(part) for part in command], cwd=self.folder, capture_output=True, text=True,
+            errors="replace", timeout=300, check=False,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "OMPI_ALLOW_RUN_AS_ROOT": "1",
+                 "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", **environment})
+        output = result.stdout + result.stderr
+        self.assertEqual(result.returncode, code, output)
+        return output
+
+    def train(self, run, device, steps, *overrides, **options):
+        self.run_program(0, "train", "configs/tiny_bigmac.yaml", f"run.dir=runs/{run}",
+                         f"run.device={device}", f"train.max_steps={steps}", *SMALL, *overrides,
+                         **options)
+        lines = (self.folder / "runs" / run / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line)["loss"] for line in lines]
+
+    def assert_close(self, losses, expected, bound):
+        self.assertEqual(len(losses), len(expected))
+        for loss, other in zip(losses, expected):
+            self.assertAlmostEqual(loss, other, delta=bound)
+
+    def test_gives_the_losses_of_the_cpu_and_repeats_them(self):
+        for dtype, bound in (("f32", 1e-5), ("bf16", 1e-2)):
+            override = f"run.compute_dtype={dtype}"
+            on_cpu = self.train(f"cpu_{dtype}", "cpu", 3, override)
+            on_device = self.train(f"device_{dtype}", "cuda", 3, override)
+            again = self.train(f"again_{dtype}", "cuda", 3, override)
+
+            self.assert_close(on_device, on_cpu, bound)
+            self.assertEqual(on_device, again)
+
+    def test_checkpoints_go_on_on_the_other_backend(self):
+        straight = self.train("straight", "cpu", 4)
+        self.train("there", "cpu", 2)
+        self.train("back", "cuda", 2)
+
+        self.assert_close(self.train("there", "cuda", 4), straight, 1e-5)
+        self.assert_close(self.train("back", "cpu", 4), straight, 1e-5)
+
+    def test_ranks_share_a_device(self):
+        alone = self.train("alone", "cpu", 2)
+        self.assert_close(self.train("shared", "cuda:0", 2, "parallel.ep=2", ranks=2), alone, 1e-5)
+
+    def test_evaluates_and_generates(self):
+        self.train("model", "cuda", 2)
+        arguments = ("configs/tiny_bigmac.yaml", "run.dir=runs/model", *SMALL)
+        results = [self.run_program(0, "eval", *arguments, f"run.device={device}").splitlines()[-1]
+                   for device in ("cpu", "cuda")]
+        self.assertEqual(*results)
+        text = [self.run_program(0, "generate", *arguments, f"run.device={device}", "--prompt",
+                                 "the", "--max-tokens", "4", "--temperature", "0")
+                for device in ("cpu", "cuda")]
+        self.assertEqual(*text)
+
+    def test_names_what_is_missing(self):
+        arguments = ("train", "configs/tiny_bigmac.yaml", "run.dir=runs/none", *SMALL)
+        message = self.run_program(1, *arguments, "run.device=cuda:99")
+        self.assertRegex(message, r"cuda:99 is not there: this machine has \d+ CUDA devices?")
+        # More than any machine has GPUs.
+        message = self.run_program(1, *arguments, "run.device=cuda", "train.global_batch_size=17",
+                                   ranks=17)
+        self.assertRegex(message, r"17 ranks run on this machine, which has \d+ CUDA devices?: start")
+
+
+if __name__ == "__main__":
+    unittest.main(argv=sys.argv[:1], verbosity=2)
