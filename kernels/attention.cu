@@ -535,6 +535,19 @@ void cuda::attention_backward(Stream& stream, Workspace& workspace, ConstTensorV
   });
 }
 
+void cuda::append_to_cache(Stream& stream, ConstTensorView x, int64_t first_position,
+                           TensorView cache) {
+  if (x.num_elements() == 0) return;
+  const size_t row_bytes = static_cast<size_t>(x.dim(3)) * size_of(x.dtype());
+  const size_t width = static_cast<size_t>(x.dim(2)) * row_bytes;
+  auto* target =
+      static_cast<std::byte*>(cache.raw()) + static_cast<size_t>(first_position) * row_bytes;
+  check_cuda(cudaMemcpy2DAsync(target, static_cast<size_t>(cache.dim(2)) * row_bytes, x.raw(),
+                               width, width, static_cast<size_t>(x.dim(0) * x.dim(1)),
+                               cudaMemcpyDeviceToDevice, native_stream(stream)),
+             "cudaMemcpy2DAsync");
+}
+
 void cuda::decode_attention(Stream& stream, Workspace& workspace, ConstTensorView q,
                             ConstTensorView k_cache, ConstTensorView v_cache,
                             ConstTensorView lengths, float scale, TensorView out) {

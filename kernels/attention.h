@@ -26,6 +26,11 @@ using AttentionBackward = void(Stream&, Workspace&, ConstTensorView dout, ConstT
                                ConstTensorView lse, ConstTensorView document_start, float scale,
                                TensorView dq, TensorView dk, TensorView dv);
 
+// cache[b, h, first_position + t] = x[b, h, t]; other positions stay.
+//   x      [batch, kv_heads, seq_len, head_dim]
+//   cache  [batch, kv_heads, max_len, head_dim]   dtype of x
+using AppendToCache = void(Stream&, ConstTensorView x, int64_t first_position, TensorView cache);
+
 // One new query per sequence against a cache of keys and values.
 //   q                 [batch, heads, head_dim]
 //   k_cache, v_cache  [batch, kv_heads, max_len, head_dim]   dtype of q
@@ -37,16 +42,19 @@ using DecodeAttention = void(Stream&, Workspace&, ConstTensorView q, ConstTensor
 
 AttentionForward attention_forward;
 AttentionBackward attention_backward;
+AppendToCache append_to_cache;
 DecodeAttention decode_attention;
 
 namespace cpu {
 AttentionForward attention_forward;
 AttentionBackward attention_backward;
+AppendToCache append_to_cache;
 DecodeAttention decode_attention;
 }  // namespace cpu
 namespace cuda {
 AttentionForward attention_forward;
 AttentionBackward attention_backward;
+AppendToCache append_to_cache;
 DecodeAttention decode_attention;
 }  // namespace cuda
 

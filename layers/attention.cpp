@@ -1,7 +1,6 @@
 #include "layers/attention.h"
 
 #include <cmath>
-#include <cstring>
 
 #include "kernels/attention.h"
 #include "kernels/check.h"
@@ -158,25 +157,6 @@ KvCacheLayer Attention::make_cache(int64_t batch, int64_t max_len, Device device
           Tensor({batch, kv_heads_, max_len, head_dim_}, dtype_, device)};
 }
 
-namespace {
-
-// cache[b, h, first_position + t] = x[b, h, t]
-void append(ConstTensorView x, int64_t first_position, TensorView cache) {
-  const int64_t rows = x.dim(2), max_len = cache.dim(2);
-  require(first_position + rows <= max_len, "the KV cache holds {} positions, {} are needed",
-          max_len, first_position + rows);
-  const size_t row_bytes = static_cast<size_t>(x.dim(3)) * size_of(x.dtype());
-  const auto* source = static_cast<const std::byte*>(x.raw());
-  auto* target = static_cast<std::byte*>(cache.raw());
-  for (int64_t head = 0; head < x.dim(0) * x.dim(1); ++head) {
-    std::memcpy(target + static_cast<size_t>(head * max_len + first_position) * row_bytes,
-                source + static_cast<size_t>(head * rows) * row_bytes,
-                static_cast<size_t>(rows) * row_bytes);
-  }
-}
-
-}  // namespace
-
 void Attention::forward_cached(StepContext& ctx, ConstTensorView x, int64_t first_position,
                                KvCacheLayer& cache, TensorView y) const {
   const int64_t batch = ctx.batch.batch, seq_len = ctx.batch.seq_len;
@@ -184,8 +164,8 @@ void Attention::forward_cached(StepContext& ctx, ConstTensorView x, int64_t firs
   WorkspaceScope scope(ctx.workspace);
   Saved saved;
   project_qkv(ctx, x, first_position, saved);
-  append(saved.k, first_position, cache.k);
-  append(saved.v, first_position, cache.v);
+  append_to_cache(ctx.stream, saved.k, first_position, cache.k);
+  append_to_cache(ctx.stream, saved.v, first_position, cache.v);
 
   TensorView out = ctx.workspace.take({ctx.tokens(), heads_ * head_dim_}, dtype_);
   if (first_position == 0) {
@@ -193,10 +173,10 @@ void Attention::forward_cached(StepContext& ctx, ConstTensorView x, int64_t firs
     attention_forward(ctx.stream, ctx.workspace, saved.q, saved.k, saved.v,
                       ctx.batch.document_start, scale_, out, lse);
   } else {
-    std::vector<int32_t> lengths(static_cast<size_t>(batch),
-                                 static_cast<int32_t>(first_position + 1));
+    const std::vector<int32_t> lengths(static_cast<size_t>(batch),
+                                       static_cast<int32_t>(first_position + 1));
     decode_attention(ctx.stream, ctx.workspace, saved.q.reshape({batch, heads_, head_dim_}),
-                     cache.k, cache.v, view_of(std::span<const int32_t>(lengths)), scale_, out);
+                     cache.k, cache.v, ctx.on_device(view_of(std::span(lengths))), scale_, out);
   }
   project_out(ctx, out, y);
 }

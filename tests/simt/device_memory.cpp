@@ -179,6 +179,17 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t num_bytes, cudaMe
   return cudaSuccess;
 }
 
+cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch,
+                              size_t width, size_t height, cudaMemcpyKind, cudaStream_t) {
+  if (width > to_pitch || width > from_pitch) return cudaErrorInvalidValue;
+  const simt::DeviceMemoryAccess access;
+  for (size_t row = 0; row < height; ++row) {
+    std::memmove(static_cast<std::byte*>(to) + row * to_pitch,
+                 static_cast<const std::byte*>(from) + row * from_pitch, width);
+  }
+  return cudaSuccess;
+}
+
 cudaError_t cudaMemsetAsync(void* address, int byte, size_t num_bytes, cudaStream_t) {
   const simt::DeviceMemoryAccess access;
   std::memset(address, byte, num_bytes);
