@@ -83,6 +83,7 @@ __global__ void __launch_bounds__(kMaxRowThreads)
     const bool active = row < rows;
     const float centre = active ? mean[row] : 0.0f, r = active ? rstd[row] : 0.0f;
     RowPart<T, kVec, kSteps, fits_registers<T, kVec, kSteps>(2, 2)> dy_part, x_part;
+    RowPart<T, kVec, kSteps, fits_registers<T, kVec, kSteps>(3, 2)> dx_part;
     float sums[2] = {0.0f, 0.0f};  // of g, and of g * n
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
@@ -92,6 +93,7 @@ __global__ void __launch_bounds__(kMaxRowThreads)
       float d[kVec], v[kVec], w[kVec];
       dy_part.load(s, dy + at);
       x_part.load(s, x + at);
+      dx_part.load(s, dx + at);
       dy_part.get(s, dy + at, d);
       x_part.get(s, x + at, v);
       load_floats<kVec>(weight + column, w);
@@ -113,7 +115,7 @@ __global__ void __launch_bounds__(kMaxRowThreads)
       float d[kVec], v[kVec], w[kVec], out[kVec];
       dy_part.get(s, dy + at, d);
       x_part.get(s, x + at, v);
-      load_floats<kVec>(dx + at, out);
+      dx_part.get(s, dx + at, out);
       load_floats<kVec>(weight + column, w);
 #pragma unroll
       for (int i = 0; i < kVec; ++i) {
@@ -142,7 +144,7 @@ void cuda::layer_norm_forward(Stream& stream, ConstTensorView x, ConstTensorView
                                      delta ? sum.raw() : nullptr, y.raw());
   dispatch_compute_dtype(x.dtype(), [&]<class T>() {
     dispatch_row<T>(hidden, vectors, [&]<int kVec, int kSteps>() {
-      const dim3 block = row_block(hidden, kVec * kSteps);
+      const dim3 block = row_block(hidden, kVec, kSteps);
       launch(forward_kernel<T, kVec, kSteps>, num_blocks(tokens, block.y), block, 0, stream,
              x.data<T>(), delta ? delta.data<T>() : nullptr, weight.data<float>(),
              bias.data<float>(), eps, tokens, static_cast<int>(hidden),
@@ -159,7 +161,7 @@ void cuda::layer_norm_backward(Stream& stream, Workspace& workspace, ConstTensor
   const bool vectors = allow_vectors(dy.raw(), x.raw(), weight.raw(), dx.raw());
   dispatch_compute_dtype(x.dtype(), [&]<class T>() {
     dispatch_row<T>(hidden, vectors, [&]<int kVec, int kSteps>() {
-      const dim3 block = row_block(hidden, kVec * kSteps);
+      const dim3 block = row_block(hidden, kVec, kSteps);
       const unsigned int blocks = backward_blocks(stream.device(), tokens, block, kSteps);
       WorkspaceScope scope(workspace);
       float* partial = workspace.take({blocks, 2 * hidden}, DType::f32).data<float>();

@@ -121,7 +121,7 @@ void cuda::rms_norm_forward(Stream& stream, ConstTensorView x, ConstTensorView d
       allow_vectors(x.raw(), delta.raw(), weight.raw(), delta ? sum.raw() : nullptr, y.raw());
   dispatch_compute_dtype(x.dtype(), [&]<class T>() {
     dispatch_row<T>(hidden, vectors, [&]<int kVec, int kSteps>() {
-      const dim3 block = row_block(hidden, kVec * kSteps);
+      const dim3 block = row_block(hidden, kVec, kSteps);
       launch(forward_kernel<T, kVec, kSteps>, num_blocks(tokens, block.y), block, 0, stream,
              x.data<T>(), delta ? delta.data<T>() : nullptr, weight.data<float>(), eps, tokens,
              static_cast<int>(hidden), delta ? sum.data<T>() : nullptr, y.data<T>(),
@@ -137,7 +137,7 @@ void cuda::rms_norm_backward(Stream& stream, Workspace& workspace, ConstTensorVi
   const bool vectors = allow_vectors(dy.raw(), x.raw(), weight.raw(), dx.raw());
   dispatch_compute_dtype(x.dtype(), [&]<class T>() {
     dispatch_row<T>(hidden, vectors, [&]<int kVec, int kSteps>() {
-      const dim3 block = row_block(hidden, kVec * kSteps);
+      const dim3 block = row_block(hidden, kVec, kSteps);
       const unsigned int blocks = backward_blocks(stream.device(), tokens, block, kSteps);
       WorkspaceScope scope(workspace);
       float* partial = workspace.take({blocks, hidden}, DType::f32).data<float>();

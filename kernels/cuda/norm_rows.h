@@ -18,8 +18,10 @@
 
 namespace switchyard::cuda {
 
-// Of a row, per thread. More do not fit the registers beside the sums of a backward pass.
+// Of a row, per thread. More do not fit the registers beside the sums of a backward pass; single
+// elements need registers for their addresses, too.
 constexpr int kRowElements = 32;
+constexpr int kSingleRowElements = 16;
 constexpr int kMaxRowThreads = 512;
 constexpr int kMaxRowWidth = kRowElements * kMaxRowThreads;
 // Of a block, where a row needs fewer.
@@ -42,15 +44,19 @@ void dispatch_row(int64_t width, bool vectors_allowed, Body&& body) {
     return body.template operator()<kWide, kRowElements / kWide>();
   }
   if (width <= kWarpSize) return body.template operator()<1, 1>();
+  if (width <= kSingleRowElements * kMaxRowThreads) {
+    return body.template operator()<1, kSingleRowElements>();
+  }
   return body.template operator()<1, kRowElements>();
 }
 
-// The blockDim that gives `per_thread` elements of a row to each of its threads.
-inline dim3 row_block(int64_t width, int per_thread) {
+// The blockDim for rows of which each thread holds `steps` pieces of `vec` elements.
+inline dim3 row_block(int64_t width, int vec, int steps) {
+  const int per_thread = vec * steps;
   const int64_t needed = std::max<int64_t>((width + per_thread - 1) / per_thread, 1);
   unsigned int threads = std::bit_ceil(static_cast<unsigned int>(needed));
-  // A row in few steps is spread over its lanes; one in many steps fills a warp.
-  if (per_thread == kRowElements) threads = std::max<unsigned int>(threads, kWarpSize);
+  // A row in one step is spread over its lanes; one in many steps fills a warp.
+  if (steps > 1) threads = std::max<unsigned int>(threads, kWarpSize);
   return dim3(threads, std::max(kRowBlockThreads / threads, 1u));
 }
 

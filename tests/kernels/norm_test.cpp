@@ -2,7 +2,9 @@
 // and of several; widths that forbid 16-byte accesses; more rows than blocks run at a time.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <tuple>
+#include <utility>
 
 #include "kernels/layer_norm.h"
 #include "kernels/rms_norm.h"
@@ -101,12 +103,59 @@ TEST_P(NormAgreementTest, LayerNormBackward) {
   expect_close(dbias, cpu_dbias);
 }
 
+TEST_P(NormAgreementTest, TheSumMayTakeThePlaceOfXOrDelta) {
+  const Tensor delta = matrix(2);
+  Tensor sum = matrix(4), y = matrix(5), over_x = matrix(1), over_delta = matrix(2);
+  rms_norm_forward(stream_, x_, delta, weight_, 1e-5f, sum, y, rstd_);
+
+  Tensor y_of_x = matrix(6), y_of_delta = matrix(7);
+  rms_norm_forward(stream_, over_x, delta, weight_, 1e-5f, over_x, y_of_x, rstd_);
+  rms_norm_forward(stream_, x_, over_delta, weight_, 1e-5f, over_delta, y_of_delta, rstd_);
+
+  EXPECT_EQ(to_floats(over_x), to_floats(sum));
+  EXPECT_EQ(to_floats(over_delta), to_floats(sum));
+  EXPECT_EQ(to_floats(y_of_x), to_floats(y));
+  EXPECT_EQ(to_floats(y_of_delta), to_floats(y));
+}
+
+TEST_P(NormAgreementTest, BackwardRepeatsBitForBit) {
+  rms_norm_forward(stream_, x_, {}, weight_, 1e-5f, {}, matrix(5), rstd_);
+  const auto gradients = [&] {
+    Tensor dx = matrix(7), dweight = random_tensor({width()}, 8);
+    rms_norm_backward(stream_, workspace_, dy_, x_, weight_, rstd_, dx, dweight);
+    return std::pair(to_floats(dx), to_floats(dweight));
+  };
+
+  const auto first = gradients();
+
+  EXPECT_EQ(gradients(), first);
+}
+
+// As a parameter behind one of odd size in a flat buffer.
+TEST_P(NormAgreementTest, AddressesNeedNoAlignment) {
+  Tensor shifted({width() + 1}, DType::f32);
+  std::copy_n(weight_.data<float>(), width(), shifted.data<float>() + 1);
+  const ConstTensorView weight = shifted.view().rows(1, width());
+  Tensor y = matrix(5), cpu_y = matrix(6), dx = matrix(7), cpu_dx = matrix(7);
+  Tensor dweight({width()}, DType::f32), cpu_dweight({width()}, DType::f32);
+
+  rms_norm_forward(stream_, x_, {}, weight, 1e-5f, {}, y, rstd_);
+  rms_norm_backward(stream_, workspace_, dy_, x_, weight, rstd_, dx, dweight);
+
+  cpu::rms_norm_forward(cpu_, x_, {}, weight_, 1e-5f, {}, cpu_y, cpu_rstd_);
+  cpu::rms_norm_backward(cpu_, cpu_workspace_, dy_, x_, weight_, cpu_rstd_, cpu_dx, cpu_dweight);
+  expect_close(y, cpu_y);
+  expect_close(dx, cpu_dx, 1e-5);
+  expect_close(dweight, cpu_dweight, 1e-5);
+}
+
 INSTANTIATE_TEST_SUITE_P(Rows, NormAgreementTest,
                          testing::Combine(testing::Values(1, 5, 67),
                                           testing::Values(1, 31, 32, 33, 64, 128, 257, 1032),
                                           testing::Values(DType::f32, DType::bf16)));
 INSTANTIATE_TEST_SUITE_P(WideRows, NormAgreementTest,
-                         testing::Combine(testing::Values(3), testing::Values(4096, 4099, 12288),
+                         testing::Combine(testing::Values(3),
+                                          testing::Values(4096, 4099, 8193, 12288, 16384),
                                           testing::Values(DType::f32, DType::bf16)));
 
 }  // namespace
