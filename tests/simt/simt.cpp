@@ -161,6 +161,13 @@ void wait_for(const uint64_t& generation, int line) {
   self.generation = nullptr;
 }
 
+// Before the last switch from a thread's stack.
+void leave_thread_for_good() {
+#ifdef __SANITIZE_ADDRESS__
+  __sanitizer_start_switch_fiber(nullptr, launch->scheduler_stack, launch->scheduler_stack_bytes);
+#endif
+}
+
 context::fiber start_fiber(Thread& thread) {
   return {std::allocator_arg, PooledStack{&thread}, [&thread](context::fiber&& scheduler) {
 #ifdef __SANITIZE_ADDRESS__
@@ -170,8 +177,6 @@ context::fiber start_fiber(Thread& thread) {
             launch->scheduler = std::move(scheduler);
             try {
               (*launch->body)();
-            } catch (const context::detail::forced_unwind&) {
-              throw;  // the block is being torn down
             } catch (...) {
               if (!launch->error) launch->error = std::current_exception();
             }
@@ -183,10 +188,7 @@ context::fiber start_fiber(Thread& thread) {
               block.waiting = 0;
               ++block.barrier_generation;
             }
-#ifdef __SANITIZE_ADDRESS__
-            __sanitizer_start_switch_fiber(nullptr, launch->scheduler_stack,
-                                           launch->scheduler_stack_bytes);
-#endif
+            leave_thread_for_good();
             return std::move(launch->scheduler);
           }};
 }
@@ -252,6 +254,15 @@ void run_block(Block& block, std::minstd_rand& random) {
     }
     require(progress || launch->error, "threads of block {} wait for ever:{}", block.index.x,
             describe_waiting(block));
+  }
+}
+
+// After an error some threads wait for ever. Their stacks are left as they are: AddressSanitizer
+// cannot follow an unwinding that crosses stacks.
+void abandon_waiting_threads(Block& block) {
+  static auto& abandoned = *new std::vector<context::fiber>;  // never destroyed: that would unwind
+  for (Thread& thread : block.threads) {
+    if (thread.fiber) abandoned.push_back(std::move(thread.fiber));
   }
 }
 
@@ -334,7 +345,7 @@ void run_grid(Extent grid, Extent block_extent, size_t shared_bytes,
   } catch (...) {
     state.error = std::current_exception();
   }
-  block.threads.clear();  // unwinds what still waits
+  abandon_waiting_threads(block);
   launch = nullptr;
   if (state.error) std::rethrow_exception(state.error);
 }
