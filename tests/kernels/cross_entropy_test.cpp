@@ -44,7 +44,8 @@ TEST_P(CrossEntropyAgreementTest, EveryStepIsTheCpus) {
   cross_entropy_sums(stream, logits, targets, kFirst, rows.max, rows.sum, rows.target);
   cpu::cross_entropy_sums(cpu_stream, logits, targets, kFirst, cpu_rows.max, cpu_rows.sum,
                           cpu_rows.target);
-  EXPECT_LT(test::relative_error(to_floats(rows.sum), to_floats(cpu_rows.sum)), 2e-6);
+  // One of the two may add thousands of terms one after the other.
+  EXPECT_LT(test::relative_error(to_floats(rows.sum), to_floats(cpu_rows.sum)), 1e-5);
   EXPECT_EQ(to_floats(rows.target), to_floats(cpu_rows.target));
 
   cross_entropy_losses(stream, targets, cpu_rows.sum, cpu_rows.target, rows.losses);
