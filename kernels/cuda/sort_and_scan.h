@@ -25,16 +25,18 @@ inline void stable_sort_pairs(Stream& stream, Workspace& workspace, const int32_
                               const int32_t* values, int64_t n, int32_t* sorted_keys,
                               int32_t* sorted_values) {
 #ifdef SWITCHYARD_EMULATED_CUDA
-  (void)stream, (void)workspace;
-  const simt::DeviceMemoryAccess access;
-  std::vector<int64_t> order(static_cast<size_t>(n));
-  for (int64_t i = 0; i < n; ++i) order[static_cast<size_t>(i)] = i;
-  std::stable_sort(order.begin(), order.end(),
-                   [&](int64_t a, int64_t b) { return keys[a] < keys[b]; });
-  for (int64_t i = 0; i < n; ++i) {
-    sorted_keys[i] = keys[order[static_cast<size_t>(i)]];
-    sorted_values[i] = values[order[static_cast<size_t>(i)]];
-  }
+  (void)workspace;
+  simt::enqueue(native_stream(stream), [=] {
+    const simt::DeviceMemoryAccess access;
+    std::vector<int64_t> order(static_cast<size_t>(n));
+    std::iota(order.begin(), order.end(), int64_t{0});
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int64_t a, int64_t b) { return keys[a] < keys[b]; });
+    for (int64_t i = 0; i < n; ++i) {
+      sorted_keys[i] = keys[order[static_cast<size_t>(i)]];
+      sorted_values[i] = values[order[static_cast<size_t>(i)]];
+    }
+  });
 #else
   const auto sort = [&](void* scratch, size_t& num_bytes) {
     check_cuda(cub::DeviceRadixSort::SortPairs(scratch, num_bytes, keys, sorted_keys, values,
@@ -52,9 +54,11 @@ inline void stable_sort_pairs(Stream& stream, Workspace& workspace, const int32_
 inline void running_sums(Stream& stream, Workspace& workspace, const int32_t* values, int64_t n,
                          int32_t* sums) {
 #ifdef SWITCHYARD_EMULATED_CUDA
-  (void)stream, (void)workspace;
-  const simt::DeviceMemoryAccess access;
-  std::inclusive_scan(values, values + n, sums);
+  (void)workspace;
+  simt::enqueue(native_stream(stream), [=] {
+    const simt::DeviceMemoryAccess access;
+    std::inclusive_scan(values, values + n, sums);
+  });
 #else
   const auto scan = [&](void* scratch, size_t& num_bytes) {
     check_cuda(

@@ -266,6 +266,7 @@ TEST_P(RouterAgreementTest, DropsTheSameAssignments) {
   const int64_t k = GetParam().top_k;
   const Routed routed(options(), test::random_tensor({2 * kSeqLen, GetParam().experts}, 1),
                       {0, kSeqLen});
+  synchronize(test::device());  // before the CPU reads what was routed
   Stream stream;
   switchyard::Stream cpu_stream;
   for (const DropPolicy policy : {DropPolicy::lowest_weight, DropPolicy::latest_position}) {

@@ -6,7 +6,9 @@
 
 using switchyard::bfloat16;
 
-struct EmulatedCublas {};
+struct EmulatedCublas {
+  cudaStream_t stream = nullptr;
+};
 
 namespace {
 
@@ -79,7 +81,10 @@ cublasStatus_t cublasDestroy(cublasHandle_t handle) {
   return CUBLAS_STATUS_SUCCESS;
 }
 
-cublasStatus_t cublasSetStream(cublasHandle_t, cudaStream_t) { return CUBLAS_STATUS_SUCCESS; }
+cublasStatus_t cublasSetStream(cublasHandle_t handle, cudaStream_t stream) {
+  handle->stream = stream;
+  return CUBLAS_STATUS_SUCCESS;
+}
 
 cublasStatus_t cublasSetWorkspace(cublasHandle_t, void*, size_t) { return CUBLAS_STATUS_SUCCESS; }
 
@@ -92,9 +97,12 @@ cublasStatus_t cublasGemmEx(cublasHandle_t handle, cublasOperation_t transa,
     return CUBLAS_STATUS_INVALID_VALUE;
   }
   if (a_type != b_type || !is_supported(a_type, c_type)) return CUBLAS_STATUS_NOT_SUPPORTED;
-  const simt::DeviceMemoryAccess access;
-  multiply({a, a_type, lda, transa == CUBLAS_OP_T}, {b, b_type, ldb, transb == CUBLAS_OP_T}, m, n,
-           k, *static_cast<const float*>(alpha), *static_cast<const float*>(beta), c, c_type, ldc);
+  simt::enqueue(handle->stream, [=, alpha = *static_cast<const float*>(alpha),
+                                 beta = *static_cast<const float*>(beta)] {
+    const simt::DeviceMemoryAccess access;
+    multiply({a, a_type, lda, transa == CUBLAS_OP_T}, {b, b_type, ldb, transb == CUBLAS_OP_T}, m, n,
+             k, alpha, beta, c, c_type, ldc);
+  });
   return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -105,18 +113,25 @@ cublasStatus_t cublasGemmGroupedBatchedEx(
     const int ldb[], const void* beta, void* const c[], cudaDataType_t c_type, const int ldc[],
     int group_count, const int group_size[], cublasComputeType_t) {
   if (a_type != b_type || a_type != c_type) return CUBLAS_STATUS_NOT_SUPPORTED;
-  const simt::DeviceMemoryAccess access;
   int64_t at = 0;
   for (int g = 0; g < group_count; ++g) {
     if (handle == nullptr ||
         !is_valid(transa[g], transb[g], m[g], n[g], k[g], lda[g], ldb[g], ldc[g])) {
       return CUBLAS_STATUS_INVALID_VALUE;
     }
+    // Sizes and factors are the host's, and read now; the arrays of pointers are the device's.
     for (int i = 0; i < group_size[g]; ++i, ++at) {
-      multiply({a[at], a_type, lda[g], transa[g] == CUBLAS_OP_T},
-               {b[at], b_type, ldb[g], transb[g] == CUBLAS_OP_T}, m[g], n[g], k[g],
-               static_cast<const float*>(alpha)[g], static_cast<const float*>(beta)[g], c[at],
-               c_type, ldc[g]);
+      simt::enqueue(handle->stream,
+                    [=, left_transposed = transa[g] == CUBLAS_OP_T,
+                     right_transposed = transb[g] == CUBLAS_OP_T, m = m[g], n = n[g], k = k[g],
+                     lda = lda[g], ldb = ldb[g], ldc = ldc[g],
+                     alpha = static_cast<const float*>(alpha)[g],
+                     beta = static_cast<const float*>(beta)[g]] {
+                      const simt::DeviceMemoryAccess access;
+                      multiply({a[at], a_type, lda, left_transposed},
+                               {b[at], b_type, ldb, right_transposed}, m, n, k, alpha, beta, c[at],
+                               c_type, ldc);
+                    });
     }
   }
   return CUBLAS_STATUS_SUCCESS;

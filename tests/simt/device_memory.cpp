@@ -1,4 +1,4 @@
-// The runtime library's part of the emulation: memory, streams and events.
+// The runtime library's part of the emulation: devices and memory.
 #include <cuda_runtime.h>
 #include <fmt/format.h>
 #include <sys/mman.h>
@@ -74,6 +74,7 @@ class DeviceMemory {
     if (--depth_ == 0) protect(PROT_NONE);
   }
   size_t used() const { return used_; }
+  bool holds(const void* address) const { return address >= base_ && address < base_ + top_; }
 
  private:
   void protect(int protection) {
@@ -94,10 +95,25 @@ DeviceMemory& device_memory() {
   return memory;
 }
 
+// Pinned and managed memory: where it lies, by address.
+std::map<const std::byte*, size_t>& pinned_memory() {
+  static auto& memory = *new std::map<const std::byte*, size_t>;  // outlives static buffers
+  return memory;
+}
+
 }  // namespace
 
 DeviceMemoryAccess::DeviceMemoryAccess() { device_memory().open(); }
 DeviceMemoryAccess::~DeviceMemoryAccess() { device_memory().close(); }
+
+bool is_pageable(const void* address) {
+  if (device_memory().holds(address)) return false;
+  const auto* at = static_cast<const std::byte*>(address);
+  const auto after = pinned_memory().upper_bound(at);
+  if (after == pinned_memory().begin()) return true;
+  const auto& [begin, size] = *std::prev(after);
+  return at >= begin + size;
+}
 
 }  // namespace simt
 
@@ -121,25 +137,41 @@ const char* cudaGetErrorString(cudaError_t code) {
 
 cudaError_t cudaGetLastError() { return cudaSuccess; }
 
+namespace {
+int current_device = 0;
+}  // namespace
+
+// All share one memory: ranks are processes, and each uses one device.
 cudaError_t cudaGetDeviceCount(int* count) {
-  *count = 1;
+  const char* text = std::getenv("SWITCHYARD_EMULATED_DEVICES");
+  *count = text ? std::atoi(text) : 1;
   return cudaSuccess;
 }
 
 cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+  *device = current_device;
   return cudaSuccess;
 }
 
-cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidDevice; }
+cudaError_t cudaSetDevice(int device) {
+  int count = 0;
+  cudaGetDeviceCount(&count);
+  if (device < 0 || device >= count) return cudaErrorInvalidDevice;
+  current_device = device;
+  return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetPCIBusId(char* text, int length, int device) {
+  const auto [end, size] = fmt::format_to_n(text, length - 1, "0000:{:02x}:00.0", device);
+  *end = '\0';
+  return size < static_cast<size_t>(length) ? cudaSuccess : cudaErrorInvalidValue;
+}
 
 // Few processors: kernels that size their grid by them must not emulate thousands of blocks.
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   *value = attribute == cudaDevAttrMultiProcessorCount ? 4 : 9;
   return cudaSuccess;
 }
-
-cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
 
 cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes) {
   *total_bytes = simt::device_bytes();
@@ -159,69 +191,21 @@ cudaError_t cudaMallocManaged(void** address, size_t num_bytes, unsigned int) {
 cudaError_t cudaMallocHost(void** address, size_t num_bytes) {
   // Exactly as long as asked for, so that AddressSanitizer sees what goes past its end.
   *address = operator new(num_bytes, kHostAlignment, std::nothrow);
-  return *address ? cudaSuccess : cudaErrorMemoryAllocation;
+  if (*address == nullptr) return cudaErrorMemoryAllocation;
+  simt::pinned_memory()[static_cast<std::byte*>(*address)] = num_bytes;
+  return cudaSuccess;
 }
 
+// CUDA, too, waits for the device before it takes memory back.
 cudaError_t cudaFree(void* address) {
+  cudaDeviceSynchronize();
   if (!simt::device_memory().release(address)) cudaFreeHost(address);  // managed
   return cudaSuccess;
 }
 
 cudaError_t cudaFreeHost(void* address) {
+  cudaDeviceSynchronize();
+  simt::pinned_memory().erase(static_cast<std::byte*>(address));
   operator delete(address, kHostAlignment);
   return cudaSuccess;
 }
-
-cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t num_bytes, cudaMemcpyKind,
-                            cudaStream_t) {
-  const simt::DeviceMemoryAccess access;
-  std::memmove(to, from, num_bytes);
-  return cudaSuccess;
-}
-
-cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch,
-                              size_t width, size_t height, cudaMemcpyKind, cudaStream_t) {
-  if (width > to_pitch || width > from_pitch) return cudaErrorInvalidValue;
-  const simt::DeviceMemoryAccess access;
-  for (size_t row = 0; row < height; ++row) {
-    std::memmove(static_cast<std::byte*>(to) + row * to_pitch,
-                 static_cast<const std::byte*>(from) + row * from_pitch, width);
-  }
-  return cudaSuccess;
-}
-
-cudaError_t cudaMemsetAsync(void* address, int byte, size_t num_bytes, cudaStream_t) {
-  const simt::DeviceMemoryAccess access;
-  std::memset(address, byte, num_bytes);
-  return cudaSuccess;
-}
-
-struct EmulatedStream {};
-struct EmulatedEvent {};
-
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned int) {
-  *stream = new EmulatedStream;
-  return cudaSuccess;
-}
-
-cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-  delete stream;
-  return cudaSuccess;
-}
-
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned int) { return cudaSuccess; }
-
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned int) {
-  *event = new EmulatedEvent;
-  return cudaSuccess;
-}
-
-cudaError_t cudaEventDestroy(cudaEvent_t event) {
-  delete event;
-  return cudaSuccess;
-}
-
-cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaEventQuery(cudaEvent_t) { return cudaSuccess; }
-cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }

@@ -32,6 +32,9 @@ class DeviceMemoryAccess {
   DeviceMemoryAccess& operator=(const DeviceMemoryAccess&) = delete;
 };
 
+// Whether CUDA knows nothing of this memory: neither a device's nor pinned nor managed.
+bool is_pageable(const void* address);
+
 // Runs body() once for every thread of every block. Throws switchyard::Error for a launch that CUDA
 // would refuse, and for threads that wait for ever.
 void run_grid(Extent grid, Extent block, size_t shared_bytes, const std::function<void()>& body);

@@ -6,9 +6,11 @@
 #include <gtest/gtest.h>
 
 #include <numeric>
+#include <span>
 #include <vector>
 
 #include "kernels/cuda/launch.h"
+#include "kernels/elementwise.h"
 #include "kernels/tensor.h"
 #include "tests/support/error_of.h"
 
@@ -21,6 +23,13 @@ using testing::HasSubstr;
 
 class SimtTest : public testing::Test {
  protected:
+  // A launch and its end.
+  template <class Kernel, class... Args>
+  void run(Kernel kernel, dim3 grid, dim3 block, size_t shared_bytes, Args&&... args) {
+    launch(kernel, grid, block, shared_bytes, stream_, std::forward<Args>(args)...);
+    stream_.synchronize();
+  }
+
   Stream stream_{Device{DeviceKind::cuda, 0}};
 };
 
@@ -32,7 +41,7 @@ __global__ void write_linear_index(int* out) {
 TEST_F(SimtTest, EveryThreadOfEveryBlockRunsOnce) {
   std::vector<int> out(3 * 40, -1);
 
-  launch(write_linear_index, dim3(3), dim3(20, 2), 0, stream_, out.data());
+  run(write_linear_index, dim3(3), dim3(20, 2), 0, out.data());
 
   for (int b = 0; b < 3; ++b) {
     for (int t = 0; t < 40; ++t) EXPECT_EQ(out[static_cast<size_t>(b * 40 + t)], b * 100 + t);
@@ -55,7 +64,7 @@ __global__ void tree_sum(bool with_barriers, int* out) {
 TEST_F(SimtTest, ABarrierOrdersSharedMemory) {
   int sum = 0;
 
-  launch(tree_sum, dim3(1), dim3(256), 256 * sizeof(int), stream_, true, &sum);
+  run(tree_sum, dim3(1), dim3(256), 256 * sizeof(int), true, &sum);
 
   EXPECT_EQ(sum, 256 * 257 / 2);
 }
@@ -63,7 +72,7 @@ TEST_F(SimtTest, ABarrierOrdersSharedMemory) {
 TEST_F(SimtTest, AMissingBarrierShows) {
   int sum = 0;
 
-  launch(tree_sum, dim3(1), dim3(256), 256 * sizeof(int), stream_, false, &sum);
+  run(tree_sum, dim3(1), dim3(256), 256 * sizeof(int), false, &sum);
 
   EXPECT_NE(sum, 256 * 257 / 2);
 }
@@ -77,7 +86,7 @@ __global__ void divergent_barrier() {
 }
 
 TEST_F(SimtTest, TwoBarriersAtOnceAreNamed) {
-  EXPECT_THAT(error_of([&] { launch(divergent_barrier, dim3(1), dim3(64), 0, stream_); }),
+  EXPECT_THAT(error_of([&] { run(divergent_barrier, dim3(1), dim3(64), 0); }),
               HasSubstr("different barriers"));
 }
 
@@ -88,7 +97,7 @@ __global__ void shuffle_without_all_lanes(int* out) {
 TEST_F(SimtTest, LanesThatNeverComeAreNoticed) {
   int out = 0;
   EXPECT_THAT(
-      error_of([&] { launch(shuffle_without_all_lanes, dim3(1), dim3(32), 0, stream_, &out); }),
+      error_of([&] { run(shuffle_without_all_lanes, dim3(1), dim3(32), 0, &out); }),
       HasSubstr("wait for ever"));
 }
 
@@ -105,7 +114,7 @@ __global__ void shuffles(int* out) {
 TEST_F(SimtTest, ShufflesAndVotesFollowCuda) {
   std::vector<int> out(192);
 
-  launch(shuffles, dim3(1), dim3(32), 0, stream_, out.data());
+  run(shuffles, dim3(1), dim3(32), 0, out.data());
 
   uint32_t ballot = 0;
   for (int l = 0; l < 32; l += 3) ballot |= 1u << l;
@@ -122,8 +131,77 @@ TEST_F(SimtTest, ShufflesAndVotesFollowCuda) {
 
 TEST_F(SimtTest, LaunchesThatADeviceRefusesAreRefused) {
   int out = 0;
-  EXPECT_THAT(error_of([&] { launch(write_linear_index, dim3(1), dim3(1025), 0, stream_, &out); }),
+  EXPECT_THAT(error_of([&] { run(write_linear_index, dim3(1), dim3(1025), 0, &out); }),
               HasSubstr("1025 threads"));
+}
+
+// ---- Streams -----------------------------------------------------------------------------------
+
+__global__ void add_one(int* value) { *value += 1; }
+
+// A producer and a consumer on two streams; the consumer copies what the producer writes.
+class StreamsTest : public testing::Test {
+ protected:
+  static constexpr Device kDevice{DeviceKind::cuda, 0};
+
+  void produce() { launch(add_one, dim3(1), dim3(1), 0, producer_, value_.data<int>()); }
+  int consume() {
+    int seen = -1;
+    copy(consumer_, value_, view_of(std::span(&seen, 1)));
+    consumer_.synchronize();
+    return seen;
+  }
+
+  Stream producer_{kDevice}, consumer_{kDevice};
+  Tensor value_{Shape{1}, DType::i32, kDevice};
+};
+
+TEST_F(StreamsTest, AConsumerThatDoesNotWaitReadsOldValues) {
+  produce();
+  EXPECT_EQ(consume(), 0);
+}
+
+TEST_F(StreamsTest, AnEventOrdersTwoStreams) {
+  Event produced(kDevice);
+  produce();
+  produced.record(producer_);
+  produce();
+
+  consumer_.wait(produced);
+
+  // What came after the record has still not run.
+  EXPECT_EQ(consume(), 1);
+}
+
+TEST_F(StreamsTest, AskingWhetherAnEventHasFinishedComesToAnEnd) {
+  Event produced(kDevice);
+  for (int i = 0; i < 3; ++i) produce();
+  produced.record(producer_);
+
+  EXPECT_FALSE(produced.has_finished());
+  while (!produced.has_finished()) {
+  }
+
+  EXPECT_EQ(consume(), 3);
+}
+
+TEST_F(StreamsTest, PageableMemoryIsReadBeforeTheCopyReturns) {
+  int source = 7;
+  copy(producer_, view_of(std::span<const int>(&source, 1)), value_);
+  source = 8;
+  producer_.synchronize();
+
+  EXPECT_EQ(consume(), 7);
+}
+
+TEST_F(StreamsTest, PinnedMemoryIsReadWhenTheCopyRuns) {
+  PinnedBuffer source(sizeof(int));
+  *static_cast<int*>(source.data()) = 7;
+  copy(producer_, ConstTensorView(source.data(), {1}, DType::i32), value_);
+  *static_cast<int*>(source.data()) = 8;
+  producer_.synchronize();
+
+  EXPECT_EQ(consume(), 8);
 }
 
 using SimtDeathTest = SimtTest;

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <type_traits>
 
 #include "tests/simt/simt.h"
@@ -226,9 +227,9 @@ constexpr T max(T a, T b) {
 
 // ---- Runtime library ---------------------------------------------------------------------------
 
-// Every call succeeds at once or says why not; work is done when a call returns. Device memory is
-// the host's, but closed to it outside kernels and copies (see device_memory.cpp), so that host
-// code that reaches into it fails here as it would on a device. Managed memory is open.
+// Device memory is the host's, but closed to it outside kernels and copies (device_memory.cpp), so
+// that host code that reaches into it fails here as it would on a device. Managed memory is open.
+// What is put into a stream runs when somebody waits for it, not before (streams.cpp).
 
 enum cudaError_t {
   cudaSuccess = 0,
@@ -253,12 +254,18 @@ constexpr unsigned int cudaStreamNonBlocking = 1;
 constexpr unsigned int cudaEventDisableTiming = 2;
 constexpr unsigned int cudaMemAttachGlobal = 1;
 
+namespace simt {
+// One more piece of work for the stream, after what it was given before.
+void enqueue(cudaStream_t stream, std::function<void()> task);
+}  // namespace simt
+
 const char* cudaGetErrorString(cudaError_t code);
 cudaError_t cudaGetLastError();
 cudaError_t cudaGetDeviceCount(int* count);
 cudaError_t cudaGetDevice(int* device);
 cudaError_t cudaSetDevice(int device);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
+cudaError_t cudaDeviceGetPCIBusId(char* text, int length, int device);
 cudaError_t cudaDeviceSynchronize();
 cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes);
 cudaError_t cudaMalloc(void** address, size_t num_bytes);

@@ -1,0 +1,175 @@
+// The runtime library's part of the emulation: streams, events and copies.
+//
+// A stream's work waits until somebody must have its result: a host that synchronises, or a stream
+// that waits for an event and is itself made to run. So a consumer that forgot to wait reads old
+// values here, and memory that is reused too early is overwritten before it was read. On a device
+// both happen seldom, and never under a debugger.
+#include <cuda_runtime.h>
+
+#include <cstdlib>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <utility>
+#include <vector>
+
+namespace simt {
+namespace {
+
+// Tasks in order; `finished` counts those that have run since the stream was made.
+struct Queue {
+  std::deque<std::function<void()>> tasks;
+  uint64_t finished = 0;
+
+  uint64_t end() const { return finished + tasks.size(); }
+  void run_until(uint64_t position) {
+    while (finished < position) {
+      const std::function<void()> task = std::move(tasks.front());
+      tasks.pop_front();
+      ++finished;
+      task();
+    }
+  }
+};
+
+// Of streams that live, and of the legacy stream.
+std::vector<Queue*>& all_queues() {
+  static auto& queues = *new std::vector<Queue*>;  // outlives static streams
+  return queues;
+}
+
+}  // namespace
+}  // namespace simt
+
+struct EmulatedStream {
+  std::shared_ptr<simt::Queue> queue = std::make_shared<simt::Queue>();
+
+  EmulatedStream() { simt::all_queues().push_back(queue.get()); }
+  ~EmulatedStream() { std::erase(simt::all_queues(), queue.get()); }
+};
+
+struct EmulatedEvent {
+  std::shared_ptr<simt::Queue> queue;  // none before it is recorded
+  uint64_t position = 0;
+
+  bool has_finished() const { return queue == nullptr || queue->finished >= position; }
+};
+
+namespace simt {
+namespace {
+
+Queue& queue_of(cudaStream_t stream) {
+  static auto& legacy = *new EmulatedStream;
+  return stream ? *stream->queue : *legacy.queue;
+}
+
+}  // namespace
+
+void enqueue(cudaStream_t stream, std::function<void()> task) {
+  queue_of(stream).tasks.push_back(std::move(task));
+}
+
+}  // namespace simt
+
+cudaError_t cudaDeviceSynchronize() {
+  for (simt::Queue* queue : std::vector(simt::all_queues())) queue->run_until(queue->end());
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned int) {
+  *stream = new EmulatedStream;
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  cudaStreamSynchronize(stream);
+  delete stream;
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  simt::Queue& queue = simt::queue_of(stream);
+  queue.run_until(queue.end());
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned int) {
+  if (event->queue == nullptr) return cudaSuccess;
+  simt::enqueue(stream, [queue = event->queue, position = event->position] {
+    queue->run_until(position);
+  });
+  return cudaSuccess;
+}
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned int) {
+  *event = new EmulatedEvent;
+  return cudaSuccess;
+}
+
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  delete event;
+  return cudaSuccess;
+}
+
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  event->queue = stream->queue;
+  event->position = stream->queue->end();
+  return cudaSuccess;
+}
+
+// Whoever asks again and again must see an end.
+cudaError_t cudaEventQuery(cudaEvent_t event) {
+  if (event->has_finished()) return cudaSuccess;
+  event->queue->run_until(event->queue->finished + 1);
+  return cudaErrorNotReady;
+}
+
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  if (event->queue) event->queue->run_until(event->position);
+  return cudaSuccess;
+}
+
+namespace {
+
+void copy_rows(std::byte* to, size_t to_pitch, const std::byte* from, size_t from_pitch,
+               size_t width, size_t height) {
+  const simt::DeviceMemoryAccess access;
+  for (size_t row = 0; row < height; ++row) {
+    std::memmove(to + row * to_pitch, from + row * from_pitch, width);
+  }
+}
+
+}  // namespace
+
+// From pageable memory CUDA takes the values before it returns, and to pageable memory it returns
+// when they are there.
+cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch,
+                              size_t width, size_t height, cudaMemcpyKind, cudaStream_t stream) {
+  if (width > to_pitch || width > from_pitch) return cudaErrorInvalidValue;
+  auto* target = static_cast<std::byte*>(to);
+  const auto* source = static_cast<const std::byte*>(from);
+  if (simt::is_pageable(from)) {
+    std::vector<std::byte> values(width * height);
+    copy_rows(values.data(), width, source, from_pitch, width, height);
+    simt::enqueue(stream, [=, values = std::move(values)] {
+      copy_rows(target, to_pitch, values.data(), width, width, height);
+    });
+  } else {
+    simt::enqueue(stream,
+                  [=] { copy_rows(target, to_pitch, source, from_pitch, width, height); });
+  }
+  return simt::is_pageable(to) ? cudaStreamSynchronize(stream) : cudaSuccess;
+}
+
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t num_bytes, cudaMemcpyKind kind,
+                            cudaStream_t stream) {
+  return cudaMemcpy2DAsync(to, num_bytes, from, num_bytes, num_bytes, 1, kind, stream);
+}
+
+cudaError_t cudaMemsetAsync(void* address, int byte, size_t num_bytes, cudaStream_t stream) {
+  simt::enqueue(stream, [=] {
+    const simt::DeviceMemoryAccess access;
+    std::memset(address, byte, num_bytes);
+  });
+  return cudaSuccess;
+}
