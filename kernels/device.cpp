@@ -34,6 +34,14 @@ void check_device(Device device) {
   if (device.kind == DeviceKind::cuda) cuda::check_device(device);
 }
 
+void make_current(Device device) {
+  if (device.kind == DeviceKind::cuda) cuda::make_current(device);
+}
+
+std::string physical_name(Device device) {
+  return device.kind == DeviceKind::cuda ? cuda::physical_name(device) : to_string(device);
+}
+
 void synchronize(Device device) {
   if (device.kind == DeviceKind::cuda) cuda::synchronize(device);
 }
@@ -84,6 +92,8 @@ bool Event::has_finished() { return cuda_ == nullptr || cuda::has_finished(*cuda
 
 int num_devices(DeviceKind kind) { return kind == DeviceKind::cpu ? 1 : 0; }
 void check_device(Device) {}
+void make_current(Device) {}
+std::string physical_name(Device device) { return to_string(device); }
 void synchronize(Device) {}
 
 Device parse_device(std::string_view text) {

@@ -45,6 +45,14 @@ void check_device(Device device) {
           to_string(device), count, count == 1 ? "" : "s");
 }
 
+void make_current(Device device) { check_cuda(cudaSetDevice(device.index), "cudaSetDevice"); }
+
+std::string physical_name(Device device) {
+  char text[32] = {};
+  check_cuda(cudaDeviceGetPCIBusId(text, sizeof(text), device.index), "cudaDeviceGetPCIBusId");
+  return text;
+}
+
 DeviceGuard::DeviceGuard(Device device) {
   check_cuda(cudaGetDevice(&previous_), "cudaGetDevice");
   if (previous_ != device.index) check_cuda(cudaSetDevice(device.index), "cudaSetDevice");

@@ -28,6 +28,12 @@ int num_devices(DeviceKind kind);
 // Throws Error that says what is missing, unless the device can be used.
 void check_device(Device device);
 
+// Makes a CUDA device the calling thread's; kernels can be launched on streams of that device only.
+void make_current(Device device);
+
+// Tells the physical devices of one machine apart: the PCI address of a CUDA device.
+std::string physical_name(Device device);
+
 // Returns when everything put into any stream of the device has finished.
 void synchronize(Device device);
 

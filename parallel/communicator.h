@@ -5,11 +5,21 @@
 #include <span>
 #include <string>
 
+#include "kernels/combine_parts.h"
 #include "kernels/tensor.h"
 
 namespace switchyard {
 
-enum class ReduceOp { sum, max, min };
+// A collective that was started and may still be under way. Until wait() its views must stay as
+// they are, and its results must not be read.
+class PendingCollective {
+ public:
+  virtual ~PendingCollective() = default;
+
+  // What is put into `stream` from now on sees the results; on the CPU they are there when the call
+  // returns. Once, on every rank of the group.
+  virtual void wait(Stream& stream) = 0;
+};
 
 // A group of ranks. Collectives are called by every rank of the group, in the same order, or by
 // none. Results are ready on `stream` when the call returns. Views must be on the stream's device,
@@ -41,13 +51,26 @@ class Communicator {
   //   out  [n, ...]          may be this rank's slice of `in`
   virtual void reduce_scatter(Stream&, ConstTensorView in, TensorView out) = 0;
 
+  // The same, behind other work where the communicator can do so; else it has happened when the
+  // call returns.
+  virtual std::unique_ptr<PendingCollective> start_reduce_scatter(Stream&, ConstTensorView in,
+                                                                  TensorView out);
+
   // Sends send_rows[r] rows to rank r, taken from `in` in rank order, and receives recv_rows[r]
   // rows from rank r into `out` in rank order. Counts agree across ranks (the caller exchanged
   // them); zero is an ordinary count.
   //   in   [sum of send_rows, ...]   out  [sum of recv_rows, ...]   any dtype
-  virtual void all_to_all_v(Stream&, ConstTensorView in, std::span<const int64_t> send_rows,
-                            TensorView out, std::span<const int64_t> recv_rows) = 0;
+  virtual std::unique_ptr<PendingCollective> start_all_to_all_v(
+      Stream&, ConstTensorView in, std::span<const int64_t> send_rows, TensorView out,
+      std::span<const int64_t> recv_rows) = 0;
+  void all_to_all_v(Stream& stream, ConstTensorView in, std::span<const int64_t> send_rows,
+                    TensorView out, std::span<const int64_t> recv_rows) {
+    start_all_to_all_v(stream, in, send_rows, out, recv_rows)->wait(stream);
+  }
 };
+
+// One that has happened already.
+std::unique_ptr<PendingCollective> finished_collective();
 
 // A group of one rank.
 std::unique_ptr<Communicator> make_self_communicator(std::string name);

@@ -1,35 +1,80 @@
 #include "parallel/distributed_context.h"
 
+#include <fmt/format.h>
 #include <mpi.h>
 #include <sched.h>
 
 #include <algorithm>
 #include <cstdlib>
+#include <set>
+#include <utility>
 #include <vector>
 
 #include "kernels/check.h"
 #include "parallel/mpi_communicator.h"
+#include "parallel/nccl_communicator.h"
 #include "parallel/staged_communicator.h"
 
 namespace switchyard {
 namespace {
 
-std::unique_ptr<Communicator> make_group(const std::vector<int>& ranks, std::string name) {
-  // Every rank takes part in the split, those of one-rank groups too: it is collective.
-  auto group = std::make_unique<MpiCommunicator>(MPI_COMM_WORLD, ranks.front(), name);
-  if (group->size() == 1) return make_self_communicator(std::move(name));
-  return std::make_unique<StagedCommunicator>(std::move(group));
+// Makes the groups of one rank.
+class GroupMaker {
+ public:
+  GroupMaker(MpiRuntime& mpi, Device device, bool uses_nccl)
+      : mpi_(mpi), device_(device), uses_nccl_(uses_nccl) {}
+
+  // Collective over the world. Every rank takes part, those of one-rank groups too; groups of one
+  // kind have one size.
+  std::unique_ptr<Communicator> make(const std::vector<int>& ranks, std::string name) const {
+    auto host = std::make_unique<MpiCommunicator>(MPI_COMM_WORLD, ranks.front(), name,
+                                                  mpi_.watchdog());
+    if (host->size() == 1) return make_self_communicator(std::move(name));
+    std::unique_ptr<Communicator> group =
+        uses_nccl_ ? make_nccl_communicator(std::move(host), device_, mpi_.watchdog())
+                   : std::make_unique<StagedCommunicator>(std::move(host));
+    warm(*group);
+    return group;
+  }
+
+ private:
+  // The first message between two ranks opens their connection; better now than in the first step.
+  void warm(Communicator& group) const {
+    Stream stream(device_);
+    const int64_t size = group.size();
+    const std::vector<int64_t> one_each(static_cast<size_t>(size), 1);
+    Tensor sent({size}, DType::f32, device_), received({size}, DType::f32, device_);
+    group.all_to_all_v(stream, sent, one_each, received, one_each);
+    group.all_reduce(stream, received, ReduceOp::sum);
+    stream.synchronize();
+  }
+
+  MpiRuntime& mpi_;
+  Device device_;
+  bool uses_nccl_;
+};
+
+// Whether no two ranks use the same physical device. Collective over the world.
+bool have_devices_of_their_own(MpiRuntime& mpi, Device device) {
+  const std::string name = fmt::format("{} {}", mpi.machine(), physical_name(device));
+  constexpr int64_t kLength = 64;
+  std::vector<uint8_t> mine(kLength), all(static_cast<size_t>(mpi.world_size() * kLength));
+  std::copy_n(name.begin(), std::min<size_t>(name.size(), kLength), mine.begin());
+  Stream stream;
+  mpi.world().all_gather(stream, view_of(std::span(mine)), view_of(std::span(all)));
+  std::set<std::string> names;
+  for (auto at = all.begin(); at != all.end(); at += kLength) names.emplace(at, at + kLength);
+  return static_cast<int>(names.size()) == mpi.world_size();
 }
 
-// The first message between two ranks opens their connection; better now than in the first step.
-void warm(Communicator& group) {
-  Stream stream;
-  const auto size = static_cast<size_t>(group.size());
-  std::vector<int32_t> sent(size, 1), received(size, 0);
-  const std::vector<int64_t> one_each(size, 1);
-  group.all_to_all_v(stream, view_of(std::span<const int32_t>(sent)), one_each,
-                     view_of(std::span(received)), one_each);
-  group.all_reduce(stream, view_of(std::span(received)), ReduceOp::sum);
+bool choose_nccl(MpiRuntime& mpi, Device device) {
+  return device.kind == DeviceKind::cuda && mpi.world_size() > 1 && !nccl_version().empty() &&
+         have_devices_of_their_own(mpi, device);
+}
+
+std::string describe_transport(Device device, bool uses_nccl) {
+  if (uses_nccl) return "NCCL " + nccl_version();
+  return device.kind == DeviceKind::cuda ? "MPI through pinned host memory" : "MPI";
 }
 
 int allowed_cores() {
@@ -50,8 +95,11 @@ MpiRuntime::MpiRuntime(int* argc, char*** argv) {
   MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node);
   MPI_Comm_rank(node, &local_rank_);
   MPI_Comm_size(node, &local_size_);
+  machine_ = rank_;
+  MPI_Bcast(&machine_, 1, MPI_INT, 0, node);
   MPI_Comm_free(&node);
-  world_ = std::make_unique<MpiCommunicator>(MPI_COMM_WORLD, 0, "world");
+  watchdog_ = std::make_unique<Watchdog>(rank_);
+  world_ = std::make_unique<MpiCommunicator>(MPI_COMM_WORLD, 0, "world", *watchdog_);
 }
 
 MpiRuntime::~MpiRuntime() {
@@ -79,19 +127,27 @@ DistributedContext::DistributedContext()
       ep_(make_self_communicator("ep")),
       edp_(make_self_communicator("edp")) {}
 
-DistributedContext::DistributedContext(MpiRuntime& mpi, ParallelLayout layout) : layout_(layout) {
+DistributedContext::DistributedContext(MpiRuntime& mpi, ParallelLayout layout, Device device)
+    : layout_(layout), watchdog_(&mpi.watchdog()) {
   require(layout.world_size() == mpi.world_size(), "a layout of {} ranks on {} ranks",
           layout.world_size(), mpi.world_size());
   const int rank = mpi.rank();
-  std::vector<int> all(static_cast<size_t>(mpi.world_size()), 0);
-  world_ = make_group(all, "world");
-  tp_ = make_group(layout.tp_group(rank), "tp");
-  dp_ = make_group(layout.dp_group(rank), "dp");
-  ep_ = make_group(layout.ep_group(rank), "ep");
-  edp_ = make_group(layout.edp_group(rank), "edp");
-  for (Communicator* group : {world_.get(), tp_.get(), dp_.get(), ep_.get(), edp_.get()}) {
-    warm(*group);
-  }
+  const bool uses_nccl = choose_nccl(mpi, device);
+  transport_ = describe_transport(device, uses_nccl);
+  const GroupMaker groups(mpi, device, uses_nccl);
+  world_ = groups.make(std::vector<int>(static_cast<size_t>(mpi.world_size()), 0), "world");
+  tp_ = groups.make(layout.tp_group(rank), "tp");
+  dp_ = groups.make(layout.dp_group(rank), "dp");
+  ep_ = groups.make(layout.ep_group(rank), "ep");
+  edp_ = groups.make(layout.edp_group(rank), "edp");
+}
+
+void DistributedContext::set_step(int64_t step) const {
+  if (watchdog_) watchdog_->set_step(step);
+}
+
+void DistributedContext::set_phase(const char* phase) const {
+  if (watchdog_) watchdog_->set_phase(phase);
 }
 
 void run_collectively(Communicator& group, const std::function<void()>& body) {

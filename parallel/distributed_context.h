@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <exception>
 #include <functional>
 #include <memory>
@@ -8,6 +9,7 @@
 #include "kernels/check.h"
 #include "parallel/communicator.h"
 #include "parallel/parallel_layout.h"
+#include "parallel/watchdog.h"
 
 namespace switchyard {
 
@@ -32,6 +34,12 @@ class MpiRuntime {
   // process is allowed to run on, at least 1.
   int num_threads() const;
 
+  // The same number on the ranks of one machine, another on those of every other.
+  int machine() const { return machine_; }
+
+  // Idle until it is started. Lives as long as the runtime.
+  Watchdog& watchdog() { return *watchdog_; }
+
   // Ends all ranks at once, for errors that the others cannot learn of otherwise.
   [[noreturn]] static void abort(int exit_code);
 
@@ -40,6 +48,8 @@ class MpiRuntime {
   int world_size_ = 1;
   int local_rank_ = 0;
   int local_size_ = 1;
+  int machine_ = 0;
+  std::unique_ptr<Watchdog> watchdog_;
   std::unique_ptr<Communicator> world_;
 };
 
@@ -48,7 +58,9 @@ class DistributedContext {
  public:
   // One rank without MPI: every group has size one. For tests and single-process tools.
   DistributedContext();
-  DistributedContext(MpiRuntime& mpi, ParallelLayout layout);
+  // Tensors of `device`, which may differ from rank to rank, travel over NCCL where every rank has a
+  // device of its own, and through host memory where ranks share one.
+  DistributedContext(MpiRuntime& mpi, ParallelLayout layout, Device device = {});
 
   const ParallelLayout& layout() const { return layout_; }
   int rank() const { return world().rank(); }
@@ -59,8 +71,17 @@ class DistributedContext {
   Communicator& ep() const { return *ep_; }
   Communicator& edp() const { return *edp_; }
 
+  // How tensors travel between ranks, for people: "MPI", "NCCL 2.28.3", ...
+  const std::string& transport() const { return transport_; }
+
+  // What the rank is doing, for the watchdog's message; `phase` must live for ever.
+  void set_step(int64_t step) const;
+  void set_phase(const char* phase) const;
+
  private:
   ParallelLayout layout_;
+  Watchdog* watchdog_ = nullptr;  // of the runtime; none without MPI
+  std::string transport_ = "none";
   std::unique_ptr<Communicator> world_, tp_, dp_, ep_, edp_;
 };
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <climits>
 #include <cstring>
+#include <numeric>
 #include <utility>
 
 #include "kernels/check.h"
@@ -78,84 +79,6 @@ class LongMessage {
   bool derived_ = false;
 };
 
-// A datatype of `count` elements, so that long messages are counted in rows.
-class RowType {
- public:
-  RowType(DType dtype, int64_t count) {
-    MPI_Type_contiguous(as_count(count), mpi_type(dtype), &type_);
-    MPI_Type_commit(&type_);
-  }
-  ~RowType() { MPI_Type_free(&type_); }
-  RowType(const RowType&) = delete;
-  RowType& operator=(const RowType&) = delete;
-  MPI_Datatype get() const { return type_; }
-
- private:
-  MPI_Datatype type_ = MPI_DATATYPE_NULL;
-};
-
-// out[i] = parts[0][i] op parts[1][i] op ..., in this order, in Accumulator. `out` may be one of
-// the parts. Part by part over chunks that stay in the first-level cache: with the parts in the
-// inner loop GCC does not vectorise, which is four times slower.
-template <class T, class Accumulator, class Combine>
-void combine_parts(std::span<const std::byte* const> parts, int64_t n, Combine combine, void* out) {
-  constexpr int64_t kChunk = 1024;
-  T* result = static_cast<T*>(out);
-#pragma omp parallel for schedule(static) if (n >= 64 * kChunk)
-  for (int64_t begin = 0; begin < n; begin += kChunk) {
-    const int64_t count = std::min(kChunk, n - begin);
-    const auto part = [&](size_t p) { return reinterpret_cast<const T*>(parts[p]) + begin; };
-    Accumulator total[kChunk];
-    const T* values = part(0);
-#pragma omp simd
-    for (int64_t i = 0; i < count; ++i) total[i] = static_cast<Accumulator>(values[i]);
-    for (size_t p = 1; p < parts.size(); ++p) {
-      values = part(p);
-#pragma omp simd
-      for (int64_t i = 0; i < count; ++i) {
-        total[i] = combine(total[i], static_cast<Accumulator>(values[i]));
-      }
-    }
-#pragma omp simd
-    for (int64_t i = 0; i < count; ++i) result[begin + i] = T(total[i]);
-  }
-}
-
-template <class T, class Accumulator = T>
-void combine_parts(std::span<const std::byte* const> parts, int64_t n, ReduceOp op, void* out) {
-  using A = Accumulator;
-  switch (op) {
-    case ReduceOp::sum:
-      return combine_parts<T, A>(
-          parts, n, [](A a, A b) { return a + b; }, out);
-    // A NaN wins, whichever side it is on: it must not vanish on the way.
-    case ReduceOp::max:
-      return combine_parts<T, A>(
-          parts, n, [](A a, A b) { return a != a || a > b ? a : b; }, out);
-    case ReduceOp::min:
-      return combine_parts<T, A>(
-          parts, n, [](A a, A b) { return a != a || a < b ? a : b; }, out);
-  }
-}
-
-void combine_parts(DType dtype, std::span<const std::byte* const> parts, int64_t n, ReduceOp op,
-                   void* out) {
-  switch (dtype) {
-    case DType::f32:
-      return combine_parts<float>(parts, n, op, out);
-    case DType::bf16:
-      return combine_parts<bfloat16, float>(parts, n, op, out);
-    case DType::f64:
-      return combine_parts<double>(parts, n, op, out);
-    case DType::i32:
-      return combine_parts<int32_t>(parts, n, op, out);
-    case DType::i64:
-      return combine_parts<int64_t>(parts, n, op, out);
-    default:
-      fail("{} is not reduced", to_string(dtype));
-  }
-}
-
 const std::byte* bytes_of(ConstTensorView view) {
   return static_cast<const std::byte*>(view.raw());
 }
@@ -175,8 +98,8 @@ int64_t elements_per_message(int group_size) {
 
 }  // namespace
 
-MpiCommunicator::MpiCommunicator(MPI_Comm parent, int colour, std::string name)
-    : name_(std::move(name)) {
+MpiCommunicator::MpiCommunicator(MPI_Comm parent, int colour, std::string name, Watchdog& watchdog)
+    : name_(std::move(name)), watchdog_(watchdog) {
   check_mpi(MPI_Comm_split(parent, colour, 0, &comm_), "MPI_Comm_split", name_);
   MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN);
   MPI_Comm_rank(comm_, &rank_);
@@ -194,65 +117,70 @@ std::byte* MpiCommunicator::scratch(size_t num_bytes) {
   return scratch_.data();
 }
 
-void MpiCommunicator::barrier(Stream&) { check_mpi(MPI_Barrier(comm_), "MPI_Barrier", name_); }
+void MpiCommunicator::barrier(Stream&) {
+  const auto watch = watched("barrier");
+  check_mpi(MPI_Barrier(comm_), "MPI_Barrier", name_);
+}
 
 void MpiCommunicator::broadcast(Stream&, TensorView data, int root) {
   check_broadcast(root, size_);
+  const auto watch = watched("broadcast");
   const LongMessage message(data.dtype(), data.num_elements());
   check_mpi(MPI_Bcast(data.raw(), message.count(), message.type(), root, comm_), "MPI_Bcast",
             name_);
 }
 
-void MpiCommunicator::reduce_small(TensorView data, ReduceOp op) {
+void MpiCommunicator::reduce_small(Stream& stream, TensorView data, ReduceOp op) {
   std::byte* all = scratch(data.num_bytes() * static_cast<size_t>(size_));
   const int count = as_count(data.num_elements());
   const MPI_Datatype type = mpi_type(data.dtype());
   check_mpi(MPI_Allgather(data.raw(), count, type, all, count, type, comm_), "MPI_Allgather",
             name_);
-  std::vector<const std::byte*> parts;
-  for (size_t r = 0; r < static_cast<size_t>(size_); ++r)
-    parts.push_back(all + r * data.num_bytes());
-  combine_parts(data.dtype(), parts, data.num_elements(), op, data.raw());
+  std::vector<ConstTensorView> parts;
+  for (size_t r = 0; r < static_cast<size_t>(size_); ++r) {
+    parts.emplace_back(all + r * data.num_bytes(), data.shape(), data.dtype());
+  }
+  cpu::combine_parts(stream, parts, op, data);
 }
 
 // Rank r of the group gets elements [begins[r], begins[r] + counts[r]) of every rank's `in`, and
 // reduces them into `out`. Point to point: MPI_Alltoallv would copy the rank's own part, too, and
 // its displacements are ints, which `in` may exceed.
-void MpiCommunicator::reduce_block(ConstTensorView in, std::span<const int64_t> begins,
-                                   std::span<const int64_t> counts, ReduceOp op, TensorView out) {
+void MpiCommunicator::reduce_block(Stream& stream, ConstTensorView in,
+                                   std::span<const int64_t> begins, std::span<const int64_t> counts,
+                                   ReduceOp op, TensorView out) {
   const auto size = static_cast<size_t>(size_), me = static_cast<size_t>(rank_);
   const MPI_Datatype type = mpi_type(in.dtype());
-  const auto part_of = [&](size_t r) {
-    return bytes_of(in) + static_cast<size_t>(begins[r]) * size_of(in.dtype());
-  };
+  const auto part_of = [&](size_t r) { return in.rows(begins[r], counts[r]); };
   const size_t part_bytes = static_cast<size_t>(counts[me]) * size_of(in.dtype());
   std::byte* received = scratch(part_bytes * (size - 1));
-  std::vector<const std::byte*> parts(size, part_of(me));
+  std::vector<ConstTensorView> parts(size, part_of(me));
   std::vector<MPI_Request> requests(2 * (size - 1));
   // Each begins with its neighbour, so that no rank is called by all others at once.
   for (size_t i = 1; i < size; ++i) {
     const size_t from = (me + size - i) % size;
     std::byte* part = received + (i - 1) * part_bytes;
-    parts[from] = part;
+    parts[from] = ConstTensorView(part, {counts[me]}, in.dtype());
     check_mpi(MPI_Irecv(part, as_count(counts[me]), type, static_cast<int>(from), 0, comm_,
                         &requests[i - 1]),
               "MPI_Irecv", name_);
   }
   for (size_t i = 1; i < size; ++i) {
     const size_t to = (me + i) % size;
-    check_mpi(MPI_Isend(part_of(to), as_count(counts[to]), type, static_cast<int>(to), 0, comm_,
+    check_mpi(MPI_Isend(part_of(to).raw(), as_count(counts[to]), type, static_cast<int>(to), 0, comm_,
                         &requests[size - 2 + i]),
               "MPI_Isend", name_);
   }
   check_mpi(MPI_Waitall(static_cast<int>(requests.size()), requests.data(), MPI_STATUSES_IGNORE),
             "MPI_Waitall", name_);
-  combine_parts(in.dtype(), parts, counts[me], op, out.raw());
+  cpu::combine_parts(stream, parts, op, out);
 }
 
-void MpiCommunicator::all_reduce(Stream&, TensorView data, ReduceOp op) {
+void MpiCommunicator::all_reduce(Stream& stream, TensorView data, ReduceOp op) {
   check_all_reduce(data);
   if (size_ == 1 || data.num_elements() == 0) return;
-  if (data.num_bytes() <= kSmallBytes) return reduce_small(data, op);
+  const auto watch = watched("all_reduce");
+  if (data.num_bytes() <= kSmallBytes) return reduce_small(stream, data, op);
 
   const auto size = static_cast<size_t>(size_);
   TensorView flat = data.reshape({data.num_elements()});
@@ -270,7 +198,7 @@ void MpiCommunicator::all_reduce(Stream&, TensorView data, ReduceOp op) {
       gather_begins[r] = as_count(from);
     }
     const auto me = static_cast<size_t>(rank_);
-    reduce_block(flat, begins, counts, op, flat.rows(begins[me], counts[me]));
+    reduce_block(stream, flat, begins, counts, op, flat.rows(begins[me], counts[me]));
     check_mpi(
         MPI_Allgatherv(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, flat.rows(begin, block).raw(),
                        gather_counts.data(), gather_begins.data(), mpi_type(data.dtype()), comm_),
@@ -280,6 +208,7 @@ void MpiCommunicator::all_reduce(Stream&, TensorView data, ReduceOp op) {
 
 void MpiCommunicator::all_gather(Stream&, ConstTensorView in, TensorView out) {
   check_all_gather(in, out, size_);
+  const auto watch = watched("all_gather");
   const LongMessage message(in.dtype(), in.num_elements());
   const int count = message.count();
   const MPI_Datatype type = message.type();
@@ -290,8 +219,9 @@ void MpiCommunicator::all_gather(Stream&, ConstTensorView in, TensorView out) {
       "MPI_Allgather", name_);
 }
 
-void MpiCommunicator::reduce_scatter(Stream&, ConstTensorView in, TensorView out) {
+void MpiCommunicator::reduce_scatter(Stream& stream, ConstTensorView in, TensorView out) {
   check_reduce_scatter(in, out, size_);
+  const auto watch = watched("reduce_scatter");
   const int64_t n = out.num_elements();
   const auto size = static_cast<size_t>(size_);
   const ConstTensorView from = in.reshape({in.num_elements()});
@@ -303,29 +233,72 @@ void MpiCommunicator::reduce_scatter(Stream&, ConstTensorView in, TensorView out
     const int64_t count = std::min(longest, n - begin);
     std::vector<int64_t> begins(size), counts(size, count);
     for (size_t r = 0; r < size; ++r) begins[r] = static_cast<int64_t>(r) * n + begin;
-    reduce_block(from, begins, counts, ReduceOp::sum, to.rows(begin, count));
+    reduce_block(stream, from, begins, counts, ReduceOp::sum, to.rows(begin, count));
   }
 }
 
-void MpiCommunicator::all_to_all_v(Stream&, ConstTensorView in, std::span<const int64_t> send_rows,
-                                   TensorView out, std::span<const int64_t> recv_rows) {
-  check_all_to_all_v(in, send_rows, out, recv_rows, size_);
-  const auto size = static_cast<size_t>(size_);
-  std::vector<int> send_counts(size), send_begins(size), recv_counts(size), recv_begins(size);
-  int64_t sent = 0, received = 0, row_elements = 1;
-  for (size_t r = 0; r < size; ++r) {
-    send_counts[r] = as_count(send_rows[r]);
-    send_begins[r] = as_count(sent);
-    recv_counts[r] = as_count(recv_rows[r]);
-    recv_begins[r] = as_count(received);
-    sent += send_rows[r];
-    received += recv_rows[r];
+// Point to point: MPI_Ialltoallv counts in int, and copies the rank's own rows only at the end.
+class MpiCommunicator::Transfer final : public PendingCollective {
+ public:
+  explicit Transfer(MpiCommunicator& owner) : owner_(owner) {}
+  // Left without wait() where an error ends the program: what is under way is left to MPI.
+  ~Transfer() override {
+    for (MPI_Request& request : requests_) {
+      if (request != MPI_REQUEST_NULL) MPI_Request_free(&request);
+    }
   }
-  for (int i = 1; i < in.rank(); ++i) row_elements *= in.dim(i);
-  const RowType row(in.dtype(), row_elements);
-  check_mpi(MPI_Alltoallv(in.raw(), send_counts.data(), send_begins.data(), row.get(), out.raw(),
-                          recv_counts.data(), recv_begins.data(), row.get(), comm_),
-            "MPI_Alltoallv", name_);
+  Transfer(const Transfer&) = delete;
+  Transfer& operator=(const Transfer&) = delete;
+
+  void receive(TensorView rows, int from) {
+    if (rows.num_elements() == 0) return;
+    const LongMessage message(rows.dtype(), rows.num_elements());
+    check_mpi(MPI_Irecv(rows.raw(), message.count(), message.type(), from, 0, owner_.comm_,
+                        &requests_.emplace_back(MPI_REQUEST_NULL)),
+              "MPI_Irecv", owner_.name_);
+  }
+  void send(ConstTensorView rows, int to) {
+    if (rows.num_elements() == 0) return;
+    const LongMessage message(rows.dtype(), rows.num_elements());
+    check_mpi(MPI_Isend(rows.raw(), message.count(), message.type(), to, 0, owner_.comm_,
+                        &requests_.emplace_back(MPI_REQUEST_NULL)),
+              "MPI_Isend", owner_.name_);
+  }
+
+  void wait(Stream&) override {
+    const auto watch = owner_.watched("all_to_all_v");
+    check_mpi(
+        MPI_Waitall(static_cast<int>(requests_.size()), requests_.data(), MPI_STATUSES_IGNORE),
+        "MPI_Waitall", owner_.name_);
+  }
+
+ private:
+  MpiCommunicator& owner_;
+  std::vector<MPI_Request> requests_;
+};
+
+std::unique_ptr<PendingCollective> MpiCommunicator::start_all_to_all_v(
+    Stream&, ConstTensorView in, std::span<const int64_t> send_rows, TensorView out,
+    std::span<const int64_t> recv_rows) {
+  check_all_to_all_v(in, send_rows, out, recv_rows, size_);
+  const auto size = static_cast<size_t>(size_), me = static_cast<size_t>(rank_);
+  std::vector<int64_t> send_begins(size), recv_begins(size);
+  std::exclusive_scan(send_rows.begin(), send_rows.end(), send_begins.begin(), int64_t{0});
+  std::exclusive_scan(recv_rows.begin(), recv_rows.end(), recv_begins.begin(), int64_t{0});
+  const auto sent = [&](size_t r) { return in.rows(send_begins[r], send_rows[r]); };
+  const auto received = [&](size_t r) { return out.rows(recv_begins[r], recv_rows[r]); };
+  auto transfer = std::make_unique<Transfer>(*this);
+  // Each begins with its neighbour, so that no rank is called by all others at once.
+  for (size_t i = 1; i < size; ++i) {
+    const size_t from = (me + size - i) % size;
+    transfer->receive(received(from), static_cast<int>(from));
+  }
+  for (size_t i = 1; i < size; ++i) {
+    const size_t to = (me + i) % size;
+    transfer->send(sent(to), static_cast<int>(to));
+  }
+  if (send_rows[me] > 0) std::memcpy(received(me).raw(), sent(me).raw(), sent(me).num_bytes());
+  return transfer;
 }
 
 }  // namespace switchyard

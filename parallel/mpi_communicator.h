@@ -3,11 +3,13 @@
 #include <mpi.h>
 
 #include <cstddef>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "parallel/communicator.h"
+#include "parallel/watchdog.h"
 
 namespace switchyard {
 
@@ -19,8 +21,8 @@ namespace switchyard {
 class MpiCommunicator final : public Communicator {
  public:
   // Collective over `parent`: the ranks that pass the same colour form a group, ordered by their
-  // rank in the parent.
-  MpiCommunicator(MPI_Comm parent, int colour, std::string name);
+  // rank in the parent. `watchdog` must outlive the group.
+  MpiCommunicator(MPI_Comm parent, int colour, std::string name, Watchdog& watchdog);
   ~MpiCommunicator() override;
   MpiCommunicator(const MpiCommunicator&) = delete;
   MpiCommunicator& operator=(const MpiCommunicator&) = delete;
@@ -34,12 +36,17 @@ class MpiCommunicator final : public Communicator {
   void all_reduce(Stream&, TensorView data, ReduceOp op) override;
   void all_gather(Stream&, ConstTensorView in, TensorView out) override;
   void reduce_scatter(Stream&, ConstTensorView in, TensorView out) override;
-  void all_to_all_v(Stream&, ConstTensorView in, std::span<const int64_t> send_rows, TensorView out,
-                    std::span<const int64_t> recv_rows) override;
+  std::unique_ptr<PendingCollective> start_all_to_all_v(
+      Stream&, ConstTensorView in, std::span<const int64_t> send_rows, TensorView out,
+      std::span<const int64_t> recv_rows) override;
 
  private:
-  void reduce_small(TensorView data, ReduceOp op);
-  void reduce_block(ConstTensorView in, std::span<const int64_t> begins,
+  class Transfer;
+  // For the lifetime of the object the watchdog waits for a collective.
+  Watchdog::Blocking watched(const char* collective) { return {watchdog_, collective, name_}; }
+
+  void reduce_small(Stream& stream, TensorView data, ReduceOp op);
+  void reduce_block(Stream& stream, ConstTensorView in, std::span<const int64_t> begins,
                     std::span<const int64_t> counts, ReduceOp op, TensorView out);
   std::byte* scratch(size_t num_bytes);
 
@@ -47,6 +54,7 @@ class MpiCommunicator final : public Communicator {
   int rank_ = 0;
   int size_ = 1;
   std::string name_;
+  Watchdog& watchdog_;
   std::vector<std::byte> scratch_;
 };
 

@@ -36,10 +36,12 @@ class SelfCommunicator final : public Communicator {
     check_reduce_scatter(in, out, 1);
     copy_all(stream, in, out);
   }
-  void all_to_all_v(Stream& stream, ConstTensorView in, std::span<const int64_t> send_rows,
-                    TensorView out, std::span<const int64_t> recv_rows) override {
+  std::unique_ptr<PendingCollective> start_all_to_all_v(
+      Stream& stream, ConstTensorView in, std::span<const int64_t> send_rows, TensorView out,
+      std::span<const int64_t> recv_rows) override {
     check_all_to_all_v(in, send_rows, out, recv_rows, 1);
     copy_all(stream, in, out);
+    return finished_collective();
   }
 
  private:

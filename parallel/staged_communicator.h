@@ -2,6 +2,8 @@
 
 #include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "kernels/memory.h"
 #include "parallel/communicator.h"
@@ -23,18 +25,19 @@ class StagedCommunicator final : public Communicator {
   void all_reduce(Stream& stream, TensorView data, ReduceOp op) override;
   void all_gather(Stream& stream, ConstTensorView in, TensorView out) override;
   void reduce_scatter(Stream& stream, ConstTensorView in, TensorView out) override;
-  void all_to_all_v(Stream& stream, ConstTensorView in, std::span<const int64_t> send_rows,
-                    TensorView out, std::span<const int64_t> recv_rows) override;
+  std::unique_ptr<PendingCollective> start_all_to_all_v(
+      Stream& stream, ConstTensorView in, std::span<const int64_t> send_rows, TensorView out,
+      std::span<const int64_t> recv_rows) override;
 
  private:
-  // Host memory like `device`, from the buffer, which grows as needed.
-  static TensorView stage(PinnedBuffer& buffer, ConstTensorView device);
-  // A copy of `in` in host memory; waits for it.
-  TensorView download(Stream& stream, ConstTensorView in);
-  void upload(Stream& stream, ConstTensorView host, TensorView out);
+  class Staging;
+  class Transfer;
+
+  // A pinned buffer of at least so many bytes.
+  PinnedBuffer borrow(size_t num_bytes);
 
   std::unique_ptr<Communicator> host_;
-  PinnedBuffer in_, out_;
+  std::vector<PinnedBuffer> free_;  // between their uses
 };
 
 }  // namespace switchyard

@@ -27,6 +27,7 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   std::tuple<Params...> values(std::forward<Args>(args)...);
 #ifdef SWITCHYARD_EMULATED_CUDA
+  simt::check_launch(native_stream(stream));
   simt::enqueue(native_stream(stream), [=] {
     simt::run_grid(grid, block, shared_bytes, [&] { std::apply(kernel, values); });
   });

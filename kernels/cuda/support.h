@@ -6,6 +6,8 @@
 #include <cublas_v2.h>
 #include <cuda_runtime.h>
 
+#include <string>
+
 #include "kernels/device.h"
 #include "kernels/memory.h"
 
@@ -18,6 +20,9 @@ void check_cublas(cublasStatus_t status, const char* call);
 int num_devices();  // 0 without a driver
 // Throws Error unless the device is there; says what is missing.
 void check_device(Device device);
+
+void make_current(Device device);
+std::string physical_name(Device device);
 
 struct StreamState {
   Device device;

@@ -137,9 +137,14 @@ const char* cudaGetErrorString(cudaError_t code) {
 
 cudaError_t cudaGetLastError() { return cudaSuccess; }
 
+namespace simt {
 namespace {
-int current_device = 0;
+int device_in_use = 0;
 }  // namespace
+
+int current_device() { return device_in_use; }
+
+}  // namespace simt
 
 // All share one memory: ranks are processes, and each uses one device.
 cudaError_t cudaGetDeviceCount(int* count) {
@@ -149,7 +154,7 @@ cudaError_t cudaGetDeviceCount(int* count) {
 }
 
 cudaError_t cudaGetDevice(int* device) {
-  *device = current_device;
+  *device = simt::device_in_use;
   return cudaSuccess;
 }
 
@@ -157,7 +162,7 @@ cudaError_t cudaSetDevice(int device) {
   int count = 0;
   cudaGetDeviceCount(&count);
   if (device < 0 || device >= count) return cudaErrorInvalidDevice;
-  current_device = device;
+  simt::device_in_use = device;
   return cudaSuccess;
 }
 

@@ -6,12 +6,16 @@
 // both happen seldom, and never under a debugger.
 #include <cuda_runtime.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <deque>
 #include <functional>
 #include <memory>
+#include <thread>
 #include <utility>
 #include <vector>
+
+#include "kernels/check.h"
 
 namespace simt {
 namespace {
@@ -19,7 +23,7 @@ namespace {
 // Tasks in order; `finished` counts those that have run since the stream was made.
 struct Queue {
   std::deque<std::function<void()>> tasks;
-  uint64_t finished = 0;
+  std::atomic<uint64_t> finished = 0;  // the watchdog's thread looks at it
 
   uint64_t end() const { return finished + tasks.size(); }
   void run_until(uint64_t position) {
@@ -42,6 +46,7 @@ std::vector<Queue*>& all_queues() {
 }  // namespace simt
 
 struct EmulatedStream {
+  int device = simt::current_device();
   std::shared_ptr<simt::Queue> queue = std::make_shared<simt::Queue>();
 
   EmulatedStream() { simt::all_queues().push_back(queue.get()); }
@@ -64,6 +69,12 @@ Queue& queue_of(cudaStream_t stream) {
 }
 
 }  // namespace
+
+void check_launch(cudaStream_t stream) {
+  switchyard::require(stream->device == current_device(),
+                      "a kernel for a stream of device {} was launched with device {} current",
+                      stream->device, current_device());
+}
 
 void enqueue(cudaStream_t stream, std::function<void()> task) {
   queue_of(stream).tasks.push_back(std::move(task));
@@ -117,9 +128,14 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   return cudaSuccess;
 }
 
-// Whoever asks again and again must see an end.
+namespace {
+const std::thread::id main_thread = std::this_thread::get_id();
+}  // namespace
+
+// Whoever asks again and again must see an end. Work runs on the main thread only: others look.
 cudaError_t cudaEventQuery(cudaEvent_t event) {
   if (event->has_finished()) return cudaSuccess;
+  if (std::this_thread::get_id() != main_thread) return cudaErrorNotReady;
   event->queue->run_until(event->queue->finished + 1);
   return cudaErrorNotReady;
 }

@@ -17,6 +17,7 @@ Device choose_device(MpiRuntime& mpi, const std::string& name) {
         mpi.local_size(), available, available == 1 ? "" : "s");
     device.index = mpi.local_rank();
   });
+  make_current(device);
   return device;
 }
 

@@ -16,7 +16,8 @@ struct Session {
   // Collective over the world. `config` has been validated, and knows its vocabulary's size.
   Session(MpiRuntime& mpi, const RunConfig& config)
       : stream(choose_device(mpi, config.run.device)),
-        dist(mpi, ParallelLayout(mpi.world_size(), config.parallel.tp, config.parallel.ep)),
+        dist(mpi, ParallelLayout(mpi.world_size(), config.parallel.tp, config.parallel.ep),
+             stream.device()),
         model(stream, config.model, dist,
               {.compute_dtype = config.run.compute_dtype,
                .seed = config.run.seed,

@@ -255,6 +255,9 @@ constexpr unsigned int cudaEventDisableTiming = 2;
 constexpr unsigned int cudaMemAttachGlobal = 1;
 
 namespace simt {
+int current_device();
+// Throws unless the stream is one of the current device, as CUDA demands of launches.
+void check_launch(cudaStream_t stream);
 // One more piece of work for the stream, after what it was given before.
 void enqueue(cudaStream_t stream, std::function<void()> task);
 }  // namespace simt

@@ -1,0 +1,94 @@
+#include "parallel/watchdog.h"
+
+#include <fmt/format.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <utility>
+
+namespace switchyard {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// How often it looks; short beside every patience that makes sense.
+constexpr std::chrono::milliseconds kPeriod{250};
+
+}  // namespace
+
+Watchdog::~Watchdog() {
+  {
+    const std::lock_guard lock(mutex_);
+    ends_ = true;
+  }
+  ending_.notify_all();
+  if (thread_.joinable()) thread_.join();
+}
+
+void Watchdog::start(std::chrono::seconds patience) {
+  const std::lock_guard lock(mutex_);
+  patience_ = patience;
+  if (!thread_.joinable()) thread_ = std::thread([this] { run(); });
+}
+
+std::list<Watchdog::Watch>::iterator Watchdog::add(const char* collective, const std::string& group,
+                                                   std::function<bool()> has_finished) {
+  const std::lock_guard lock(mutex_);
+  return watches_.insert(watches_.end(),
+                         {collective, group, Clock::now(), std::move(has_finished)});
+}
+
+Watchdog::Blocking::Blocking(Watchdog& watchdog, const char* collective, const std::string& group)
+    : watchdog_(watchdog), watch_(watchdog.add(collective, group, nullptr)) {}
+
+Watchdog::Blocking::~Blocking() {
+  const std::lock_guard lock(watchdog_.mutex_);
+  watchdog_.watches_.erase(watch_);
+}
+
+void Watchdog::watch(const char* collective, const std::string& group,
+                     std::function<bool()> has_finished) {
+  add(collective, group, std::move(has_finished));
+}
+
+Watchdog::Check Watchdog::add_check(std::function<std::string()> check) {
+  const std::lock_guard lock(mutex_);
+  return checks_.insert(checks_.end(), std::move(check));
+}
+
+void Watchdog::forget(Check check) {
+  const std::lock_guard lock(mutex_);
+  checks_.erase(check);
+}
+
+void Watchdog::run() {
+  std::unique_lock lock(mutex_);
+  while (!ending_.wait_for(lock, kPeriod, [this] { return ends_; })) look();
+}
+
+// Holds the mutex: what is asked does not go away meanwhile.
+void Watchdog::look() {
+  for (const auto& check : checks_) {
+    const std::string error = check();
+    if (!error.empty()) end_process(error);
+  }
+  watches_.remove_if([](const Watch& w) { return w.has_finished && w.has_finished(); });
+  for (const Watch& w : watches_) {
+    if (Clock::now() - w.begin < patience_) continue;
+    end_process(fmt::format(
+        "{} in group {} has not come to its end after {} s (run.collective_timeout): another rank "
+        "has stopped, or is busy with something else",
+        w.collective, w.group, patience_.count()));
+  }
+}
+
+// Not exit(): what it would clean up may wait for the same collective.
+void Watchdog::end_process(const std::string& message) const {
+  const int64_t step = step_;
+  const std::string when = step < 0 ? std::string(phase_) : fmt::format("step {}, {}", step, phase_.load());
+  fmt::print(stderr, "switchyard: rank {} ({}): {}\n", rank_, when, message);
+  std::fflush(stderr);
+  std::_Exit(EXIT_FAILURE);
+}
+
+}  // namespace switchyard
