@@ -188,7 +188,8 @@ void compare_layouts(const ModelConfig& model, const OptimizerConfig& optimizer,
     if (layout.world() != test_mpi().world_size()) continue;
     SCOPED_TRACE(testing::Message() << "tp " << layout.tp << " ep " << layout.ep << " dp "
                                     << layout.dp << " accumulation " << accumulation);
-    const DistributedContext dist(test_mpi(), ParallelLayout(layout.world(), layout.tp, layout.ep));
+    const DistributedContext dist(test_mpi(), ParallelLayout(layout.world(), layout.tp, layout.ep),
+                                  test::device());
     const int64_t tokens = kGlobalBatch / layout.dp / accumulation * model.seq_len;
     if (tokens % layout.tp != 0) continue;  // sequence parallelism cannot split them
     const Run run = train(test::device(), dist, model, optimizer, accumulation, variant);

@@ -1,8 +1,11 @@
 #include <gtest/gtest.h>
 
 #include <memory>
+#include <string>
 
 #include "mpi/mpi_test.h"
+#include "tests/support/test_device.h"
+#include "trainer/training/session.h"
 
 namespace switchyard::test {
 namespace {
@@ -33,6 +36,8 @@ int main(int argc, char** argv) {
   testing::InitGoogleTest(&argc, argv);
   switchyard::MpiRuntime mpi(&argc, &argv);
   switchyard::test::runtime = &mpi;
+  const std::string device = switchyard::test::device_name();
+  if (device != "cpu") switchyard::test::chosen_device() = switchyard::choose_device(mpi, device);
   auto& listeners = testing::UnitTest::GetInstance()->listeners();
   if (mpi.rank() != 0) {
     delete listeners.Release(listeners.default_result_printer());

@@ -15,13 +15,18 @@ inline const char* device_name() {
   return name ? name : "cpu";
 }
 
-inline Device device() {
-  static const Device chosen = [] {
-    const Device parsed = parse_device(device_name());
-    use_managed_memory(parsed.kind == DeviceKind::cuda);
-    return parsed;
-  }();
+// For tests under MPI, whose ranks may have a device each.
+inline Device& chosen_device() {
+  static Device chosen = parse_device(device_name());
   return chosen;
+}
+
+inline Device device() {
+  static const Device device = [] {
+    use_managed_memory(chosen_device().kind == DeviceKind::cuda);
+    return chosen_device();
+  }();
+  return device;
 }
 
 class Stream : public switchyard::Stream {
