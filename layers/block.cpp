@@ -9,12 +9,13 @@ std::string layer_name(int layer) { return fmt::format("layers.{}", layer); }
 
 }  // namespace
 
-Block::Block(const BuildContext& build, int layer, int moe_layer, bool deduplicate)
+Block::Block(const BuildContext& build, int layer, int moe_layer,
+             const ExchangeOptions& exchange)
     : norm1_(build, layer_name(layer) + ".norm1"),
       attention_(build, layer_name(layer) + ".attention"),
       norm2_(build, layer_name(layer) + ".norm2") {
   if (build.config.is_moe_layer(layer)) {
-    moe_.emplace(build, layer_name(layer) + ".moe", moe_layer, deduplicate);
+    moe_.emplace(build, layer_name(layer) + ".moe", moe_layer, exchange);
   } else {
     dense_.emplace(build, layer_name(layer) + ".feed_forward", build.config.ffn_hidden,
                    build.config.bias);
@@ -33,7 +34,8 @@ void Block::feed_forward(StepContext& ctx, ConstTensorView x, TensorView y, Save
     moe_->forward(ctx, x, y, saved.moe);
   } else {
     Timed timed(ctx.profile, Phase::dense_feed_forward);
-    dense_->forward(ctx, x, y, saved.dense);
+    saved.dense = dense_->save(ctx, x);
+    dense_->forward(ctx, saved.dense, y);
   }
 }
 

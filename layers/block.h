@@ -29,7 +29,7 @@ class Block {
   };
 
   // `moe_layer` counts the MoE layers from 0; meaningless in a dense layer.
-  Block(const BuildContext& build, int layer, int moe_layer, bool deduplicate);
+  Block(const BuildContext& build, int layer, int moe_layer, const ExchangeOptions& exchange);
 
   // The buffers of `in.delta` and of `out` hold the two sums of the block afterwards, which the
   // backward pass reads: they must live as long as `saved`.

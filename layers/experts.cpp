@@ -17,14 +17,14 @@ float width_gain(const ModelConfig& config) {
 
 Experts::Experts(const BuildContext& build, const std::string& name)
     : activation_(build.config.activation),
+      width_(build.config.exchange_width()),
       ffn_hidden_(build.config.expert_ffn_hidden),
       up_width_(ffn_hidden_ * (is_gated(activation_) ? 2 : 1)),
       dtype_(build.compute_dtype) {
-  const int64_t width = build.config.exchange_width();
   const float gain = width_gain(build.config);
   up_ = &build.expert_weight(name + (is_gated(activation_) ? ".gate_up.weight" : ".up.weight"),
-                             up_width_, width, build.init_std() * gain);
-  down_ = &build.expert_weight(name + ".down.weight", width, ffn_hidden_,
+                             up_width_, width_, build.init_std() * gain);
+  down_ = &build.expert_weight(name + ".down.weight", width_, ffn_hidden_,
                                build.residual_init_std() / gain);
 }
 
@@ -33,8 +33,14 @@ void Experts::activate(StepContext& ctx, const Saved& saved, TensorView act) con
   activation_forward(ctx.stream, activation_, saved.up, saved.weights, act);
 }
 
-Experts::Saved Experts::save(StepContext& ctx, ConstTensorView x, ConstTensorView weights) const {
-  return {x, weights, ctx.workspace.take({x.dim(0), up_width_}, dtype_)};
+Experts::Saved Experts::save(StepContext& ctx, int64_t rows) const {
+  return {ctx.workspace.take({rows, width_}, dtype_), ctx.workspace.take({rows}, DType::f32),
+          ctx.workspace.take({rows, up_width_}, dtype_)};
+}
+
+Experts::Inner Experts::take_inner(StepContext& ctx, int64_t rows) const {
+  return {ctx.workspace.take({rows, ffn_hidden_}, dtype_),
+          ctx.workspace.take({rows, up_width_}, dtype_)};
 }
 
 void Experts::forward(StepContext& ctx, std::span<const int64_t> row_offsets, const Saved& saved,
@@ -50,25 +56,32 @@ void Experts::forward(StepContext& ctx, std::span<const int64_t> row_offsets, co
   grouped_linear_forward(ctx.stream, act, down_->value, row_offsets, y);
 }
 
-void Experts::backward(StepContext& ctx, ConstTensorView dy, std::span<const int64_t> row_offsets,
-                       const Saved& saved, TensorView dx, TensorView dweights) const {
+void Experts::backward_input(StepContext& ctx, ConstTensorView dy,
+                             std::span<const int64_t> row_offsets, const Saved& saved,
+                             const Inner& inner, TensorView dx, TensorView dweights) const {
   WorkspaceScope scope(ctx.workspace);
-  TensorView act = ctx.workspace.take({dy.dim(0), ffn_hidden_}, dtype_);
-  TensorView dact = ctx.workspace.take(act.shape(), dtype_);
-  TensorView dup = ctx.workspace.take(saved.up.shape(), dtype_);
-  activate(ctx, saved, act);
+  TensorView dact = ctx.workspace.take(inner.act.shape(), dtype_);
   {
     Timed timed(ctx.profile, Phase::moe_expert_products);
-    grouped_linear_backward_weight(ctx.stream, dy, act, row_offsets, down_->grad);
     grouped_linear_backward_input(ctx.stream, dy, down_->value, row_offsets, dact);
   }
   {
     Timed timed(ctx.profile, Phase::moe_activation);
-    activation_backward(ctx.stream, activation_, dact, saved.up, saved.weights, dup, dweights);
+    activation_backward(ctx.stream, activation_, dact, saved.up, saved.weights, inner.dup,
+                        dweights);
   }
   Timed timed(ctx.profile, Phase::moe_expert_products);
-  grouped_linear_backward_weight(ctx.stream, dup, saved.x, row_offsets, up_->grad);
-  grouped_linear_backward_input(ctx.stream, dup, up_->value, row_offsets, dx);
+  grouped_linear_backward_input(ctx.stream, inner.dup, up_->value, row_offsets, dx);
+}
+
+// The activation is cheap: computed again rather than kept.
+void Experts::backward_weight(StepContext& ctx, ConstTensorView dy,
+                              std::span<const int64_t> row_offsets, const Saved& saved,
+                              const Inner& inner) const {
+  activate(ctx, saved, inner.act);
+  Timed timed(ctx.profile, Phase::moe_expert_products);
+  grouped_linear_backward_weight(ctx.stream, dy, inner.act, row_offsets, down_->grad);
+  grouped_linear_backward_weight(ctx.stream, inner.dup, saved.x, row_offsets, up_->grad);
 }
 
 }  // namespace switchyard

@@ -39,12 +39,13 @@ FeedForward::FeedForward(const BuildContext& build, const std::string& name, int
   }
 }
 
-void FeedForward::forward(StepContext& ctx, ConstTensorView x, TensorView y, Saved& saved) const {
-  saved.x = x;
-  saved.up = ctx.workspace.take({ctx.tokens(), up_.out_features()}, dtype_);
+FeedForward::Saved FeedForward::save(StepContext& ctx, ConstTensorView x) const {
+  return {x, ctx.workspace.take({ctx.tokens(), up_.out_features()}, dtype_)};
+}
 
+void FeedForward::forward(StepContext& ctx, const Saved& saved, TensorView y) const {
   WorkspaceScope scope(ctx.workspace);
-  up_.forward(ctx, gather_tokens(ctx, x), saved.up);
+  up_.forward(ctx, gather_tokens(ctx, saved.x), saved.up);
   TensorView act = ctx.workspace.take({ctx.tokens(), local_ffn_hidden_}, dtype_);
   activation_forward(ctx.stream, activation_, saved.up, {}, act);
   TensorView partial = partial_sums_for(ctx, y);

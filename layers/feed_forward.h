@@ -20,8 +20,11 @@ class FeedForward {
 
   FeedForward(const BuildContext& build, const std::string& name, int64_t ffn_hidden, bool bias);
 
-  //   x, y  [local_tokens, hidden]
-  void forward(StepContext& ctx, ConstTensorView x, TensorView y, Saved& saved) const;
+  // What the backward pass will need of x [local_tokens, hidden]. Apart from `forward`, so that the
+  // caller can take temporaries of its own after what stays.
+  Saved save(StepContext& ctx, ConstTensorView x) const;
+  //   y     [local_tokens, hidden]
+  void forward(StepContext& ctx, const Saved& saved, TensorView y) const;
   //   dx    [local_tokens, hidden], overwritten
   void backward(StepContext& ctx, ConstTensorView dy, const Saved& saved, TensorView dx) const;
 

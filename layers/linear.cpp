@@ -33,11 +33,20 @@ void Linear::forward(StepContext& ctx, ConstTensorView x, TensorView y,
 
 void Linear::backward(StepContext& ctx, ConstTensorView dy, ConstTensorView x, TensorView dx,
                       Accumulate accumulate) const {
+  backward_weight(ctx, dy, x);
+  if (dx) backward_input(ctx, dy, dx, accumulate);
+}
+
+void Linear::backward_input(StepContext& ctx, ConstTensorView dy, TensorView dx,
+                            Accumulate accumulate) const {
+  matmul(ctx.stream, dy, Transpose::no, weight(), Transpose::no, accumulate, dx);
+}
+
+void Linear::backward_weight(StepContext& ctx, ConstTensorView dy, ConstTensorView x) const {
   matmul(ctx.stream, dy, Transpose::yes, x, Transpose::no, Accumulate::yes, weight_grad());
   if (!biases_.empty()) {
     add_bias_backward(ctx.stream, dy, store_->fused_grad(*biases_.front(), *biases_.back()));
   }
-  if (dx) matmul(ctx.stream, dy, Transpose::no, weight(), Transpose::no, accumulate, dx);
 }
 
 }  // namespace switchyard

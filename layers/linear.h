@@ -26,6 +26,10 @@ class Linear {
   // computed.
   void backward(StepContext& ctx, ConstTensorView dy, ConstTensorView x, TensorView dx,
                 Accumulate accumulate = Accumulate::no) const;
+  // Its two halves, for callers that have something to do between them.
+  void backward_input(StepContext& ctx, ConstTensorView dy, TensorView dx,
+                      Accumulate accumulate = Accumulate::no) const;
+  void backward_weight(StepContext& ctx, ConstTensorView dy, ConstTensorView x) const;
 
   int64_t out_features() const;
 

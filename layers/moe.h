@@ -3,6 +3,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "layers/build_context.h"
 #include "layers/experts.h"
@@ -31,7 +32,8 @@ class MoeLayer {
     FeedForward::Saved shared;
   };
 
-  MoeLayer(const BuildContext& build, const std::string& name, int moe_layer, bool deduplicate);
+  MoeLayer(const BuildContext& build, const std::string& name, int moe_layer,
+           const ExchangeOptions& exchange);
 
   //   x, y  [local_tokens, hidden]
   void forward(StepContext& ctx, ConstTensorView x, TensorView y, Saved& saved) const;
@@ -43,10 +45,21 @@ class MoeLayer {
   ExchangeTraffic take_traffic() const;
 
  private:
-  // in, out [local_tokens, width]; may be the same
-  void forward_experts(StepContext& ctx, ConstTensorView in, TensorView out, Saved& saved) const;
-  void backward_experts(StepContext& ctx, ConstTensorView dout, const Saved& saved, TensorView din,
-                        TensorView dtopk_weights) const;
+  // Sends the tokens' rows `in` [local_tokens, width], chunk after chunk.
+  std::vector<ChunkTransfer> start_dispatch(StepContext& ctx, const ExchangePlan& plan,
+                                            ConstTensorView in, ConstTensorView weights) const;
+  // The experts' work on each chunk as it arrives, and what they give on its way back.
+  //   y  [expert_rows, width]: stays until the combine is finished
+  void forward_experts(StepContext& ctx, const Saved& saved, std::vector<ChunkTransfer>& transfers,
+                       TensorView y) const;
+  // Likewise; the gradients of the experts' weights are computed behind the way back.
+  struct ExpertGradients;
+  void backward_experts(StepContext& ctx, const Saved& saved, std::vector<ChunkTransfer>& transfers,
+                        const ExpertGradients& gradients) const;
+  void backward_routed(StepContext& ctx, ConstTensorView dy, const Saved& saved, TensorView dx,
+                       TensorView drouted, TensorView dtopk_weights) const;
+  void finish_forward(StepContext& ctx, std::vector<ChunkTransfer>& transfers, TensorView routed,
+                      TensorView y) const;
 
   int64_t latent_ = 0;  // bigmac; 0 otherwise
   DType dtype_;

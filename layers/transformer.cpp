@@ -38,7 +38,7 @@ Transformer::Transformer(Stream& stream, const ModelConfig& config, const Distri
   embedding_ = std::make_unique<Embedding>(build);
   blocks_.reserve(static_cast<size_t>(config_.num_layers));
   for (int layer = 0; layer < config_.num_layers; ++layer) {
-    blocks_.emplace_back(build, layer, num_moe_layers_, options_.deduplicate);
+    blocks_.emplace_back(build, layer, num_moe_layers_, options_.exchange);
     if (config_.is_moe_layer(layer)) ++num_moe_layers_;
   }
   final_norm_ = std::make_unique<NormLayer>(build, "norm");
@@ -124,6 +124,7 @@ void Transformer::backward_blocks(StepContext& ctx, const Pass& pass, TensorView
 
 void Transformer::forward_backward(StepContext& ctx) const {
   const auto begin = Clock::now();
+  ctx.dist.set_phase("forward");
   Pass pass;
   forward_blocks(ctx, pass);
 
@@ -131,6 +132,7 @@ void Transformer::forward_backward(StepContext& ctx) const {
   head_->loss(ctx, pass.normed, dnormed);
   const double forward_seconds = seconds_since(begin);
 
+  ctx.dist.set_phase("backward");
   TensorView d = ctx.workspace.take(dnormed.shape(), options_.compute_dtype);
   fill_zero(ctx.stream, d);
   {
@@ -148,6 +150,7 @@ void Transformer::forward_backward(StepContext& ctx) const {
 }
 
 void Transformer::forward_loss(StepContext& ctx) const {
+  ctx.dist.set_phase("forward without gradients");
   TensorView normed =
       ctx.workspace.take({ctx.local_tokens(), config_.hidden}, options_.compute_dtype);
   forward_blocks_without_saving(ctx, normed);

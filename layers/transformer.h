@@ -17,7 +17,7 @@ namespace switchyard {
 struct TransformerOptions {
   DType compute_dtype = DType::f32;
   uint64_t seed = 0;
-  bool deduplicate = true;  // see ExpertExchange
+  ExchangeOptions exchange;
   bool recompute = false;   // keep only block inputs, and run each block again in the backward pass
 };
 

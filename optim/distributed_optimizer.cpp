@@ -84,6 +84,7 @@ double DistributedOptimizer::global_grad_norm(Stream& stream) {
 }
 
 OptimizerStepResult DistributedOptimizer::step(Stream& stream, double lr) {
+  dist_.set_phase("optimizer");
   for (const Shard& shard : shards_) {
     shard.group->reduce_scatter(stream, shard.buffer->grads, grad_shard(shard));
   }

@@ -132,9 +132,9 @@ DistributedContext::DistributedContext(MpiRuntime& mpi, ParallelLayout layout, D
   require(layout.world_size() == mpi.world_size(), "a layout of {} ranks on {} ranks",
           layout.world_size(), mpi.world_size());
   const int rank = mpi.rank();
-  const bool uses_nccl = choose_nccl(mpi, device);
-  transport_ = describe_transport(device, uses_nccl);
-  const GroupMaker groups(mpi, device, uses_nccl);
+  uses_nccl_ = choose_nccl(mpi, device);
+  transport_ = describe_transport(device, uses_nccl_);
+  const GroupMaker groups(mpi, device, uses_nccl_);
   world_ = groups.make(std::vector<int>(static_cast<size_t>(mpi.world_size()), 0), "world");
   tp_ = groups.make(layout.tp_group(rank), "tp");
   dp_ = groups.make(layout.dp_group(rank), "dp");

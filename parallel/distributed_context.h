@@ -74,6 +74,9 @@ class DistributedContext {
   // How tensors travel between ranks, for people: "MPI", "NCCL 2.28.3", ...
   const std::string& transport() const { return transport_; }
 
+  // Whether transfers go on while the rank computes.
+  bool transfers_behind_compute() const { return uses_nccl_; }
+
   // What the rank is doing, for the watchdog's message; `phase` must live for ever.
   void set_step(int64_t step) const;
   void set_phase(const char* phase) const;
@@ -81,6 +84,7 @@ class DistributedContext {
  private:
   ParallelLayout layout_;
   Watchdog* watchdog_ = nullptr;  // of the runtime; none without MPI
+  bool uses_nccl_ = false;
   std::string transport_ = "none";
   std::unique_ptr<Communicator> world_, tp_, dp_, ep_, edp_;
 };

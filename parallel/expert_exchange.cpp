@@ -6,8 +6,8 @@
 #include <utility>
 
 #include "kernels/check.h"
+#include "kernels/elementwise.h"
 #include "kernels/exchange_plan.h"
-#include "kernels/host_mirror.h"
 #include "kernels/permute.h"
 
 namespace switchyard {
@@ -35,6 +35,9 @@ class TimedTransfer {
   ExchangeTraffic& traffic_;
   std::chrono::steady_clock::time_point begin_;
 };
+
+// Left out, as against: of nothing.
+bool is_given(ConstTensorView view) { return view.rank() > 0; }
 
 // [0, counts[0], counts[0] + counts[1], ...]
 std::vector<int64_t> offsets_of(const std::vector<int64_t>& counts) {
@@ -73,10 +76,38 @@ struct ExchangeCounts {
   }
 };
 
+// [a, b, row_size] -> [b, a, row_size]
+std::vector<int64_t> swap_leading(std::span<const int64_t> in, size_t a, size_t b,
+                                  size_t row_size) {
+  std::vector<int64_t> out(in.size());
+  for (size_t i = 0; i < a; ++i) {
+    for (size_t j = 0; j < b; ++j) {
+      std::copy_n(in.data() + (i * b + j) * row_size, row_size,
+                  out.data() + (j * a + i) * row_size);
+    }
+  }
+  return out;
+}
+
+ExchangeCounts counts_of_chunk(std::span<const int64_t> counts, size_t chunk, size_t ranks,
+                               size_t row_size) {
+  const auto part = counts.subspan(chunk * ranks * row_size, ranks * row_size);
+  return {{part.begin(), part.end()}, row_size};
+}
+
 }  // namespace
 
-ExpertExchange::ExpertExchange(Communicator& ep, int num_experts, bool deduplicate)
-    : ep_(ep), num_experts_(num_experts), deduplicate_(deduplicate && ep.size() > 1) {
+int64_t ExchangePlan::expert_rows() const {
+  return chunks.back().first_expert_row + chunks.back().expert_rows;
+}
+
+ExpertExchange::ExpertExchange(Communicator& ep, Device device, int num_experts,
+                               const ExchangeOptions& options)
+    : ep_(ep),
+      num_experts_(num_experts),
+      deduplicate_(options.deduplicate && ep.size() > 1),
+      chunks_(ep.size() > 1 ? options.chunks : 1),
+      counted_(device) {
   require(num_experts % ep.size() == 0,
           "parallel.ep = {} does not divide model.num_experts = {}; choose a divisor", ep.size(),
           num_experts);
@@ -86,163 +117,224 @@ int64_t ExpertExchange::to_others(const std::vector<int64_t>& counts) const {
   return sum_of(counts) - counts[static_cast<size_t>(ep_.rank())];
 }
 
-ExchangePlan ExpertExchange::plan(Stream& stream, Workspace& workspace,
-                                  ConstTensorView dispatch_idx) {
-  const int64_t slots = dispatch_idx.num_elements(), row_size = 1 + num_local_experts();
-  ExchangePlan plan;
-  plan.tokens = dispatch_idx.dim(0);
-  const SendPlan sends{.counts = workspace.take({ep_.size(), row_size}, DType::i64),
-                       .source = take_i32(workspace, slots),
-                       .token_offsets = take_i32(workspace, plan.tokens + 1),
-                       .token_members = take_i32(workspace, slots),
-                       .assignment_of_slot = take_i32(workspace, slots),
-                       .assignments = workspace.take({slots, 2}, DType::i32)};
-  plan_sends(stream, workspace, dispatch_idx, num_local_experts(), deduplicate_, sends);
-  HostMirror counts(sends.counts);
-  counts.download(stream);
-  const int64_t* values = counts.host().data<int64_t>();
-  const ExchangeCounts sent{{values, values + sends.counts.num_elements()},
-                            static_cast<size_t>(row_size)};
-  plan.send_rows = sent.rows();
-  plan.send_assignments = sent.assignments();
-  plan.send_source = sends.source.rows(0, sum_of(plan.send_rows));
-  plan.token_offsets = sends.token_offsets;
-  plan.token_members = sends.token_members.rows(0, sum_of(plan.send_rows));
-  plan.assignment_of_slot = sends.assignment_of_slot;
+// ---- The plan ----------------------------------------------------------------------------------
 
-  const ExchangeCounts arriving{exchange_counts(stream, sent.values), sent.row_size};
-  plan.recv_rows = arriving.rows();
-  plan.recv_assignments = arriving.assignments();
-  plan.expert_offsets = offsets_of(arriving.of_experts());
-  plan.received_rows = sum_of(plan.recv_rows);
-  plan.expert_rows = plan.expert_offsets.back();
-  plan.expert_source = take_i32(workspace, plan.expert_rows);
-  plan.received_offsets = take_i32(workspace, plan.received_rows + 1);
-  plan.expert_row_of_assignment = take_i32(workspace, plan.expert_rows);
-  // A received row's assignments arrive one after the other, so the two lists are one.
-  plan.received_members = plan.expert_row_of_assignment;
-  WorkspaceScope scope(workspace);
-  plan_arrivals(stream, workspace,
-                exchange_assignments(stream, workspace, plan,
-                                     sends.assignments.rows(0, sum_of(plan.send_assignments))),
-                offsets_of(plan.recv_rows), offsets_of(plan.recv_assignments), plan.expert_offsets,
-                {.expert_source = plan.expert_source,
-                 .received_offsets = plan.received_offsets,
-                 .expert_row_of_assignment = plan.expert_row_of_assignment});
-  if (ep_.size() == 1) {
-    // Nothing travels: experts read the tokens' rows themselves, and tokens the experts'.
-    gather_values(stream, plan.send_source, plan.expert_source, plan.expert_source);
-    gather_values(stream, plan.expert_row_of_assignment, plan.token_members, plan.token_members);
+ExchangePlan ExpertExchange::begin_plan(Stream& stream, Workspace& workspace,
+                                        ConstTensorView dispatch_idx) {
+  const int64_t tokens = dispatch_idx.dim(0), row_size = 1 + num_local_experts();
+  ExchangePlan plan;
+  plan.counts = workspace.take({chunks_, ep_.size(), row_size}, DType::i64);
+  for (int64_t c = 0; c < chunks_; ++c) {
+    ExchangeChunk& chunk = plan.chunks.emplace_back();
+    chunk.first_token = tokens * c / chunks_;
+    chunk.tokens = tokens * (c + 1) / chunks_ - chunk.first_token;
+    const int64_t slots = chunk.tokens * dispatch_idx.dim(1);
+    const SendPlan sends{.counts = plan.counts.rows(c, 1).reshape({ep_.size(), row_size}),
+                         .source = take_i32(workspace, slots),
+                         .token_offsets = take_i32(workspace, chunk.tokens + 1),
+                         .token_members = take_i32(workspace, slots),
+                         .assignment_of_slot = take_i32(workspace, slots),
+                         .assignments = workspace.take({slots, 2}, DType::i32)};
+    plan_sends(stream, workspace, chunk.token_rows(dispatch_idx), num_local_experts(), deduplicate_,
+               sends);
+    chunk.send_source = sends.source;
+    chunk.token_offsets = sends.token_offsets;
+    chunk.token_members = sends.token_members;
+    chunk.assignment_of_slot = sends.assignment_of_slot;
+    chunk.sent_assignments = sends.assignments;
   }
+  if (counts_.num_bytes() == 0) counts_ = PinnedBuffer(plan.counts.num_bytes());
+  copy(stream, plan.counts, TensorView(counts_.data(), plan.counts.shape(), DType::i64));
+  counted_.record(stream);
   return plan;
 }
 
+void ExpertExchange::finish_plan(Stream& stream, Workspace& workspace, ExchangePlan& plan) {
+  const auto chunks = plan.chunks.size(), ranks = static_cast<size_t>(ep_.size());
+  const auto row_size = static_cast<size_t>(plan.counts.dim(2));
+  counted_.synchronize();
+  const std::span sent(static_cast<const int64_t*>(counts_.data()), chunks * ranks * row_size);
+  const std::vector<int64_t> arriving = swap_leading(
+      exchange_counts(stream, swap_leading(sent, chunks, ranks, row_size),
+                      static_cast<int64_t>(chunks * row_size)),
+      ranks, chunks, row_size);
+  int64_t first_expert_row = 0;
+  for (size_t c = 0; c < chunks; ++c) {
+    ExchangeChunk& chunk = plan.chunks[c];
+    const ExchangeCounts leaves = counts_of_chunk(sent, c, ranks, row_size);
+    const ExchangeCounts arrives = counts_of_chunk(arriving, c, ranks, row_size);
+    chunk.send_rows = leaves.rows();
+    chunk.send_assignments = leaves.assignments();
+    chunk.recv_rows = arrives.rows();
+    chunk.recv_assignments = arrives.assignments();
+    chunk.expert_offsets = offsets_of(arrives.of_experts());
+    chunk.send_source = chunk.send_source.rows(0, sum_of(chunk.send_rows));
+    chunk.token_members = chunk.token_members.rows(0, sum_of(chunk.send_rows));
+    chunk.sent_assignments = chunk.sent_assignments.rows(0, sum_of(chunk.send_assignments));
+    chunk.received_rows = sum_of(chunk.recv_rows);
+    chunk.expert_rows = chunk.expert_offsets.back();
+    chunk.first_expert_row = first_expert_row;
+    first_expert_row += chunk.expert_rows;
+    chunk.expert_source = take_i32(workspace, chunk.expert_rows);
+    chunk.received_offsets = take_i32(workspace, chunk.received_rows + 1);
+    chunk.expert_row_of_assignment = take_i32(workspace, chunk.expert_rows);
+    // A received row's assignments arrive one after the other, so the two lists are one.
+    chunk.received_members = chunk.expert_row_of_assignment;
+  }
+  plan_arrivals_of(stream, workspace, plan);
+}
+
+// The assignments travel, and each rank makes its lists of them.
+void ExpertExchange::plan_arrivals_of(Stream& stream, Workspace& workspace, ExchangePlan& plan) {
+  WorkspaceScope scope(workspace);
+  std::vector<TensorView> arrived;
+  std::vector<std::unique_ptr<PendingCollective>> under_way;
+  for (const ExchangeChunk& chunk : plan.chunks) {
+    if (ep_.size() == 1) {
+      arrived.push_back(chunk.sent_assignments);
+      under_way.push_back(finished_collective());
+      continue;
+    }
+    const TimedTransfer timed(traffic_);
+    arrived.push_back(workspace.take({chunk.expert_rows, 2}, DType::i32));
+    under_way.push_back(ep_.start_all_to_all_v(stream, chunk.sent_assignments,
+                                               chunk.send_assignments, arrived.back(),
+                                               chunk.recv_assignments));
+    traffic_.metadata_bytes +=
+        to_others(chunk.send_assignments) * static_cast<int64_t>(2 * sizeof(int32_t));
+  }
+  for (size_t c = 0; c < plan.chunks.size(); ++c) {
+    const ExchangeChunk& chunk = plan.chunks[c];
+    {
+      const TimedTransfer timed(traffic_);
+      under_way[c]->wait(stream);
+    }
+    plan_arrivals(stream, workspace, arrived[c], offsets_of(chunk.recv_rows),
+                  offsets_of(chunk.recv_assignments), chunk.expert_offsets,
+                  {.expert_source = chunk.expert_source,
+                   .received_offsets = chunk.received_offsets,
+                   .expert_row_of_assignment = chunk.expert_row_of_assignment});
+    if (ep_.size() > 1) continue;
+    // Nothing travels: experts read the tokens' rows themselves, and tokens the experts'.
+    gather_values(stream, chunk.send_source, chunk.expert_source, chunk.expert_source);
+    gather_values(stream, chunk.expert_row_of_assignment, chunk.token_members,
+                  chunk.token_members);
+  }
+}
+
+//   sent  [ranks, per_rank], and so is the result
 std::vector<int64_t> ExpertExchange::exchange_counts(Stream& stream,
-                                                     const std::vector<int64_t>& sent) {
+                                                     const std::vector<int64_t>& sent,
+                                                     int64_t per_rank) {
   if (ep_.size() == 1) return sent;
   const TimedTransfer timed(traffic_);
-  const auto ranks = static_cast<size_t>(ep_.size());
-  const std::vector<int64_t> each(ranks, static_cast<int64_t>(sent.size() / ranks));
+  const std::vector<int64_t> each(static_cast<size_t>(ep_.size()), per_rank);
   std::vector<int64_t> received(sent.size());
   ep_.all_to_all_v(stream, view_of(std::span(sent)), each, view_of(std::span(received)), each);
   traffic_.metadata_bytes += to_others(each) * static_cast<int64_t>(sizeof(int64_t));
   return received;
 }
 
-// [sum recv_assignments, 2] i32, from the workspace.
-ConstTensorView ExpertExchange::exchange_assignments(Stream& stream, Workspace& workspace,
-                                                     const ExchangePlan& plan,
-                                                     ConstTensorView sent) {
-  if (ep_.size() == 1) return sent;
-  const TimedTransfer timed(traffic_);
-  TensorView arrived = workspace.take({sum_of(plan.recv_assignments), 2}, DType::i32);
-  ep_.all_to_all_v(stream, sent, plan.send_assignments, arrived, plan.recv_assignments);
-  traffic_.metadata_bytes +=
-      to_others(plan.send_assignments) * static_cast<int64_t>(2 * sizeof(int32_t));
-  return arrived;
+std::vector<ChunkTransfer> ExpertExchange::transfers(Workspace& workspace, const ExchangePlan& plan,
+                                                     int64_t width, DType dtype) {
+  std::vector<ChunkTransfer> transfers;
+  for (const ExchangeChunk& chunk : plan.chunks) {
+    transfers.emplace_back(*this, chunk, workspace, width, dtype);
+  }
+  return transfers;
 }
 
-TensorView ExpertExchange::dispatch(Stream& stream, Workspace& workspace, const ExchangePlan& plan,
-                                    ConstTensorView x) {
-  require(x.rank() == 2 && x.dim(0) == plan.tokens, "dispatch: x has shape {}, the plan {} tokens",
-          to_string(x.shape()), plan.tokens);
-  const int64_t width = x.dim(1);
-  TensorView rows = workspace.take({plan.expert_rows, width}, x.dtype());
-  if (ep_.size() == 1) {
-    gather_rows(stream, x, plan.expert_source, rows);
-    return rows;
-  }
-  WorkspaceScope scope(workspace);
-  TensorView sent = workspace.take({plan.send_source.dim(0), width}, x.dtype());
-  TensorView received = workspace.take({plan.received_rows, width}, x.dtype());
-  gather_rows(stream, x, plan.send_source, sent);
-  {
-    const TimedTransfer timed(traffic_);
-    ep_.all_to_all_v(stream, sent, plan.send_rows, received, plan.recv_rows);
-  }
-  traffic_.row_bytes +=
-      to_others(plan.send_rows) * width * static_cast<int64_t>(size_of(x.dtype()));
-  gather_rows(stream, received, plan.expert_source, rows);
-  return rows;
-}
+// ---- Transfers ---------------------------------------------------------------------------------
 
-void ExpertExchange::combine(Stream& stream, Workspace& workspace, const ExchangePlan& plan,
-                             ConstTensorView y, TensorView out) {
-  require(y.rank() == 2 && y.dim(0) == plan.expert_rows && out.dim(0) == plan.tokens,
-          "combine: y has shape {}, the plan {} expert rows", to_string(y.shape()),
-          plan.expert_rows);
-  const int64_t width = y.dim(1);
-  if (ep_.size() == 1) {
-    sum_rows(stream, y, plan.token_offsets, plan.token_members, out);
+ChunkTransfer::ChunkTransfer(ExpertExchange& exchange, const ExchangeChunk& chunk,
+                             Workspace& workspace, int64_t width, DType dtype)
+    : exchange_(&exchange),
+      chunk_(&chunk),
+      token_weights_(workspace.take({sum_of(chunk.send_assignments)}, DType::f32)) {
+  if (is_local()) {
+    expert_weights_ = token_weights_;  // assignments arrive in the order in which they leave
     return;
   }
-  WorkspaceScope scope(workspace);
-  TensorView partial = workspace.take({plan.received_rows, width}, y.dtype());
-  TensorView returned = workspace.take({plan.send_source.dim(0), width}, y.dtype());
-  sum_rows(stream, y, plan.received_offsets, plan.received_members, partial);
-  {
-    const TimedTransfer timed(traffic_);
-    ep_.all_to_all_v(stream, partial, plan.recv_rows, returned, plan.send_rows);
+  expert_weights_ = workspace.take({chunk.expert_rows}, DType::f32);
+  token_rows_ = workspace.take({chunk.send_source.dim(0), width}, dtype);
+  received_rows_ = workspace.take({chunk.received_rows, width}, dtype);
+}
+
+bool ChunkTransfer::is_local() const { return exchange_->ep_.size() == 1; }
+
+void ChunkTransfer::wait(Stream& stream) {
+  const TimedTransfer timed(exchange_->traffic_);
+  if (rows_under_way_) std::exchange(rows_under_way_, nullptr)->wait(stream);
+  if (weights_under_way_) std::exchange(weights_under_way_, nullptr)->wait(stream);
+}
+
+void ChunkTransfer::start_dispatch(Stream& stream, ConstTensorView x, ConstTensorView weights) {
+  require(x.rank() == 2 && x.dim(0) == chunk_->tokens, "dispatch: x has shape {}, the plan {} tokens",
+          to_string(x.shape()), chunk_->tokens);
+  if (is_given(weights)) {
+    require(weights.num_elements() == chunk_->assignment_of_slot.num_elements(),
+            "dispatch: weights have shape {}", to_string(weights.shape()));
+    scatter_values(stream, weights, chunk_->assignment_of_slot, token_weights_);
   }
-  traffic_.row_bytes +=
-      to_others(plan.recv_rows) * width * static_cast<int64_t>(size_of(y.dtype()));
-  sum_rows(stream, returned, plan.token_offsets, plan.token_members, out);
+  local_ = x;
+  if (is_local()) return;
+  gather_rows(stream, x, chunk_->send_source, token_rows_);
+  const TimedTransfer timed(exchange_->traffic_);
+  rows_under_way_ = exchange_->ep_.start_all_to_all_v(stream, token_rows_, chunk_->send_rows,
+                                                      received_rows_, chunk_->recv_rows);
+  exchange_->count_rows(chunk_->send_rows, token_rows_);
+  if (!is_given(weights)) return;
+  weights_under_way_ = exchange_->ep_.start_all_to_all_v(
+      stream, token_weights_, chunk_->send_assignments, expert_weights_, chunk_->recv_assignments);
+  exchange_->count_weights(chunk_->send_assignments);
 }
 
-TensorView ExpertExchange::dispatch_weights(Stream& stream, Workspace& workspace,
-                                            const ExchangePlan& plan, ConstTensorView weights) {
-  require(weights.num_elements() == plan.assignment_of_slot.num_elements(),
-          "dispatch_weights: weights have shape {}", to_string(weights.shape()));
-  TensorView expert_values = workspace.take({plan.expert_rows}, DType::f32);
-  WorkspaceScope scope(workspace);
-  TensorView sent = workspace.take({sum_of(plan.send_assignments)}, DType::f32);
-  TensorView arrived = workspace.take({plan.expert_rows}, DType::f32);
-  scatter_values(stream, weights, plan.assignment_of_slot, sent);
-  move_values(stream, sent, plan.send_assignments, arrived, plan.recv_assignments);
-  scatter_values(stream, arrived, plan.expert_row_of_assignment, expert_values);
-  return expert_values;
+void ChunkTransfer::finish_dispatch(Stream& stream, TensorView rows, TensorView expert_weights) {
+  wait(stream);
+  gather_rows(stream, is_local() ? local_ : received_rows_, chunk_->expert_source, rows);
+  if (is_given(expert_weights)) {
+    scatter_values(stream, expert_weights_, chunk_->expert_row_of_assignment, expert_weights);
+  }
 }
 
-void ExpertExchange::combine_weights(Stream& stream, Workspace& workspace, const ExchangePlan& plan,
-                                     ConstTensorView expert_values, TensorView slot_values) {
-  require(expert_values.num_elements() == plan.expert_rows &&
-              slot_values.num_elements() == plan.assignment_of_slot.num_elements(),
-          "combine_weights: {} values for {} expert rows", expert_values.num_elements(),
-          plan.expert_rows);
-  WorkspaceScope scope(workspace);
-  TensorView in_order = workspace.take({plan.expert_rows}, DType::f32);
-  TensorView returned = workspace.take({sum_of(plan.send_assignments)}, DType::f32);
-  gather_values(stream, expert_values, plan.expert_row_of_assignment, in_order);
-  move_values(stream, in_order, plan.recv_assignments, returned, plan.send_assignments);
-  gather_values(stream, returned, plan.assignment_of_slot, slot_values);
+void ChunkTransfer::start_combine(Stream& stream, ConstTensorView y,
+                                  ConstTensorView expert_weights) {
+  require(y.rank() == 2 && y.dim(0) == chunk_->expert_rows,
+          "combine: y has shape {}, the plan {} expert rows", to_string(y.shape()),
+          chunk_->expert_rows);
+  if (is_given(expert_weights)) {
+    gather_values(stream, expert_weights, chunk_->expert_row_of_assignment, expert_weights_);
+  }
+  local_ = y;
+  if (is_local()) return;
+  sum_rows(stream, y, chunk_->received_offsets, chunk_->received_members, received_rows_);
+  const TimedTransfer timed(exchange_->traffic_);
+  rows_under_way_ = exchange_->ep_.start_all_to_all_v(stream, received_rows_, chunk_->recv_rows,
+                                                      token_rows_, chunk_->send_rows);
+  exchange_->count_rows(chunk_->recv_rows, received_rows_);
+  if (!is_given(expert_weights)) return;
+  weights_under_way_ = exchange_->ep_.start_all_to_all_v(
+      stream, expert_weights_, chunk_->recv_assignments, token_weights_, chunk_->send_assignments);
+  exchange_->count_weights(chunk_->recv_assignments);
 }
 
-void ExpertExchange::move_values(Stream& stream, ConstTensorView in,
-                                 const std::vector<int64_t>& send, TensorView out,
-                                 const std::vector<int64_t>& receive) {
-  const TimedTransfer timed(traffic_);
-  ep_.all_to_all_v(stream, in, send, out, receive);
-  traffic_.metadata_bytes += to_others(send) * static_cast<int64_t>(sizeof(float));
+void ChunkTransfer::finish_combine(Stream& stream, TensorView out, TensorView weights) {
+  require(out.rank() == 2 && out.dim(0) == chunk_->tokens,
+          "combine: out has shape {}, the plan {} tokens", to_string(out.shape()), chunk_->tokens);
+  wait(stream);
+  sum_rows(stream, is_local() ? local_ : token_rows_, chunk_->token_offsets, chunk_->token_members,
+           out);
+  if (is_given(weights)) gather_values(stream, token_weights_, chunk_->assignment_of_slot, weights);
+}
+
+// ---- Traffic -----------------------------------------------------------------------------------
+
+void ExpertExchange::count_rows(const std::vector<int64_t>& sent, ConstTensorView rows) {
+  traffic_.row_bytes += to_others(sent) * rows.dim(1) * static_cast<int64_t>(size_of(rows.dtype()));
+}
+
+void ExpertExchange::count_weights(const std::vector<int64_t>& sent) {
+  traffic_.metadata_bytes += to_others(sent) * static_cast<int64_t>(sizeof(float));
 }
 
 ExchangeTraffic ExpertExchange::take_traffic() { return std::exchange(traffic_, {}); }

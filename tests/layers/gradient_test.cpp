@@ -40,7 +40,8 @@ void expect_gradients(LayerBench& bench, Tensor& x, const Tensor& dx,
   }
 }
 
-// For layers with forward(ctx, x, y, saved) and backward(ctx, dy, saved, dx).
+// For layers with forward(ctx, x, y, saved), or save(ctx, x) and forward(ctx, saved, y), and
+// backward(ctx, dy, saved, dx).
 template <class Layer>
 void check_layer(LayerBench& bench, const Layer& layer, double bound = kBound,
                  const std::function<double(const StepFigures&)>& extra_loss = {},
@@ -50,7 +51,12 @@ void check_layer(LayerBench& bench, const Layer& layer, double bound = kBound,
   Tensor y(x.shape(), DType::f32), dx(x.shape(), DType::f32);
   const auto forward = [&](typename Layer::Saved& saved, StepContext& ctx) {
     bench.statistics = test::statistics_for(bench.config, 1);
-    layer.forward(ctx, x, y, saved);
+    if constexpr (requires { layer.save(ctx, x); }) {
+      saved = layer.save(ctx, x);
+      layer.forward(ctx, saved, y);
+    } else {
+      layer.forward(ctx, x, y, saved);
+    }
   };
   const auto scalar = [&] {
     StepContext ctx = bench.context();
@@ -192,7 +198,7 @@ TEST_P(MoeGradient, MatchesFiniteDifferencesWithBothRouterLosses) {
   ModelConfig config = tiny_model(GetParam().structure);
   GetParam().change(config);
   LayerBench bench(config);
-  MoeLayer layer(bench.build, "moe", 0, /*deduplicate=*/true);
+  MoeLayer layer(bench.build, "moe", 0, ExchangeOptions{});
   bench.materialize(/*seed=*/21);
 
   check_layer(bench, layer, 1e-2, [&](const StepFigures& figures) {
@@ -242,7 +248,7 @@ TEST(RouterGradient, IsZeroWithoutRouterLossesAndMainLossAndNotWithEither) {
     config.router.aux_loss_coef = aux;
     config.router.z_loss_coef = z;
     LayerBench bench(config);
-    MoeLayer layer(bench.build, "moe", 0, true);
+    MoeLayer layer(bench.build, "moe", 0, ExchangeOptions{});
     bench.materialize();
     const Tensor x = bench.input();
     const Tensor zero(x.shape(), DType::f32);

@@ -68,11 +68,13 @@ float token_value(int rank, int64_t token, int64_t column) {
 // Experts are linear here: expert e multiplies by this.
 float factor(int64_t expert) { return 0.5f + static_cast<float>(expert); }
 
-class ExchangeTest : public testing::TestWithParam<std::tuple<size_t, bool>> {
+// Routing, whether rows are deduplicated, and chunks.
+class ExchangeTest : public testing::TestWithParam<std::tuple<size_t, bool, int>> {
  protected:
   ExchangeTest()
       : routing_(routings()[std::get<0>(GetParam())]),
-        exchange_(test_mpi().world(), kExperts, std::get<1>(GetParam())),
+        exchange_(test_mpi().world(), stream_.device(), kExperts,
+                  {.deduplicate = std::get<1>(GetParam()), .chunks = std::get<2>(GetParam())}),
         routed_(routing_.of(rank())),
         tokens_(static_cast<int64_t>(routed_.size())),
         idx_({tokens_, routing_.top_k}, DType::i32),
@@ -84,16 +86,60 @@ class ExchangeTest : public testing::TestWithParam<std::tuple<size_t, bool>> {
         x_.data<float>()[t * kWidth + c] = token_value(rank(), t, c);
       }
     }
-    plan_ = exchange_.plan(stream_, workspace_, idx_);
+    plan_ = exchange_.begin_plan(stream_, workspace_, idx_);
+    exchange_.finish_plan(stream_, workspace_, plan_);
+  }
+
+  // All chunks' rows and weights, as the experts get them. All are under way at a time.
+  struct Dispatched {
+    TensorView rows;     // [expert_rows, kWidth]
+    TensorView weights;  // [expert_rows]; empty without weights
+  };
+  Dispatched dispatch(std::vector<ChunkTransfer>& transfers, ConstTensorView weights = {}) {
+    Dispatched result{workspace_.take({plan_.expert_rows(), kWidth}, DType::f32), {}};
+    if (weights.rank() > 0) result.weights = workspace_.take({plan_.expert_rows()}, DType::f32);
+    for (ChunkTransfer& t : transfers) {
+      t.start_dispatch(stream_, t.chunk().token_rows(x_.view()), t.chunk().token_rows(weights));
+    }
+    for (ChunkTransfer& t : transfers) {
+      t.finish_dispatch(stream_, t.chunk().of_experts(result.rows),
+                        t.chunk().of_experts(result.weights));
+    }
+    return result;
+  }
+  Dispatched dispatch() {
+    auto transfers = new_transfers();
+    return dispatch(transfers);
+  }
+  void combine(std::vector<ChunkTransfer>& transfers, ConstTensorView y, TensorView out,
+               ConstTensorView expert_weights = {}, TensorView weights = {}) {
+    for (ChunkTransfer& t : transfers) {
+      t.start_combine(stream_, t.chunk().of_experts(y), t.chunk().of_experts(expert_weights));
+    }
+    for (ChunkTransfer& t : transfers) {
+      t.finish_combine(stream_, t.chunk().token_rows(out), t.chunk().token_rows(weights));
+    }
+  }
+  std::vector<ChunkTransfer> new_transfers() {
+    return exchange_.transfers(workspace_, plan_, kWidth, DType::f32);
   }
 
   int rank() { return test_mpi().rank(); }
   int64_t first_expert() { return rank() * exchange_.num_local_experts(); }
   // Of the expert rows of this rank.
   int64_t expert_of(int64_t row) {
-    int64_t e = 0;
-    while (plan_.expert_offsets[static_cast<size_t>(e) + 1] <= row) ++e;
-    return first_expert() + e;
+    for (const ExchangeChunk& chunk : plan_.chunks) {
+      const int64_t within = row - chunk.first_expert_row;
+      for (size_t e = 0; e + 1 < chunk.expert_offsets.size(); ++e) {
+        if (within < chunk.expert_offsets[e + 1]) return first_expert() + static_cast<int64_t>(e);
+      }
+    }
+    return -1;
+  }
+  // Of the tokens of a rank, those of one chunk: the first and the one behind the last.
+  std::pair<size_t, size_t> tokens_of(size_t chunk, size_t tokens) const {
+    const size_t chunks = plan_.chunks.size();
+    return {tokens * chunk / chunks, tokens * (chunk + 1) / chunks};
   }
 
   NamedRouting routing_;
@@ -106,38 +152,44 @@ class ExchangeTest : public testing::TestWithParam<std::tuple<size_t, bool>> {
   ExchangePlan plan_;
 };
 
-TEST_P(ExchangeTest, RowsArriveByExpertThenSourceRankThenToken) {
-  const TensorView rows = exchange_.dispatch(stream_, workspace_, plan_, x_);
+TEST_P(ExchangeTest, RowsArriveByChunkThenExpertThenSourceRankThenToken) {
+  const TensorView rows = dispatch().rows;
 
   int64_t row = 0;
-  for (int64_t e = 0; e < exchange_.num_local_experts(); ++e) {
-    ASSERT_EQ(plan_.expert_offsets[static_cast<size_t>(e)], row);
-    for (int source = 0; source < test_mpi().world_size(); ++source) {
-      const auto routed = routing_.of(source);
-      for (size_t t = 0; t < routed.size(); ++t) {
-        for (const int32_t expert : routed[t]) {
-          if (expert != first_expert() + e) continue;
-          ASSERT_LT(row, plan_.expert_rows);
-          EXPECT_EQ(rows.data<float>()[row * kWidth + 1],
-                    token_value(source, static_cast<int64_t>(t), 1));
-          ++row;
+  for (size_t c = 0; c < plan_.chunks.size(); ++c) {
+    ASSERT_EQ(plan_.chunks[c].first_expert_row, row);
+    for (int64_t e = 0; e < exchange_.num_local_experts(); ++e) {
+      ASSERT_EQ(plan_.chunks[c].expert_offsets[static_cast<size_t>(e)],
+                row - plan_.chunks[c].first_expert_row);
+      for (int source = 0; source < test_mpi().world_size(); ++source) {
+        const auto routed = routing_.of(source);
+        const auto [begin, end] = tokens_of(c, routed.size());
+        for (size_t t = begin; t < end; ++t) {
+          for (const int32_t expert : routed[t]) {
+            if (expert != first_expert() + e) continue;
+            ASSERT_LT(row, plan_.expert_rows());
+            EXPECT_EQ(rows.data<float>()[row * kWidth + 1],
+                      token_value(source, static_cast<int64_t>(t), 1));
+            ++row;
+          }
         }
       }
     }
   }
-  EXPECT_EQ(row, plan_.expert_rows);
+  EXPECT_EQ(row, plan_.expert_rows());
 }
 
 TEST_P(ExchangeTest, CombineSumsTheExpertsOfEachTokenAndRepeatsBitForBit) {
   const auto run = [&] {
-    const TensorView rows = exchange_.dispatch(stream_, workspace_, plan_, x_);
-    for (int64_t r = 0; r < plan_.expert_rows; ++r) {
+    auto transfers = new_transfers();
+    const TensorView rows = dispatch(transfers).rows;
+    for (int64_t r = 0; r < plan_.expert_rows(); ++r) {
       for (int64_t c = 0; c < kWidth; ++c) {
         rows.data<float>()[r * kWidth + c] *= factor(expert_of(r));
       }
     }
     Tensor out({tokens_, kWidth}, DType::f32);
-    exchange_.combine(stream_, workspace_, plan_, rows, out);
+    combine(transfers, rows, out);
     return out;
   };
 
@@ -155,12 +207,13 @@ TEST_P(ExchangeTest, CombineSumsTheExpertsOfEachTokenAndRepeatsBitForBit) {
 
 // The backward passes: each is the other's transpose.
 TEST_P(ExchangeTest, DispatchAndCombineAreTransposes) {
-  const TensorView rows = exchange_.dispatch(stream_, workspace_, plan_, x_);
+  auto transfers = new_transfers();
+  const TensorView rows = dispatch(transfers).rows;
   const Tensor y =
-      test::random_tensor({plan_.expert_rows, kWidth}, 9 + static_cast<uint64_t>(rank()));
+      test::random_tensor({plan_.expert_rows(), kWidth}, 9 + static_cast<uint64_t>(rank()));
   Tensor back({tokens_, kWidth}, DType::f32);
 
-  exchange_.combine(stream_, workspace_, plan_, y, back);
+  combine(transfers, y.view(), back);
 
   std::vector<double> products = {test::inner_product(rows, y), test::inner_product(x_, back)};
   test_mpi().world().all_reduce(stream_, view_of(std::span(products)), ReduceOp::sum);
@@ -175,11 +228,12 @@ TEST_P(ExchangeTest, WeightsFollowTheirRowsAndComeBackToTheirSlots) {
         static_cast<float>(1000 * rank() + i) + 0.01f * static_cast<float>(expert);
   }
 
-  const TensorView there = exchange_.dispatch_weights(stream_, workspace_, plan_, weights);
-  Tensor back(weights.shape(), DType::f32);
-  exchange_.combine_weights(stream_, workspace_, plan_, there, back);
+  auto transfers = new_transfers();
+  const auto [rows, there] = dispatch(transfers, weights.view());
+  Tensor back(weights.shape(), DType::f32), out(x_.shape(), DType::f32);
+  combine(transfers, rows, out, there, back);
 
-  for (int64_t r = 0; r < plan_.expert_rows; ++r) {
+  for (int64_t r = 0; r < plan_.expert_rows(); ++r) {
     const float value = there.data<float>()[r];
     EXPECT_NEAR(value - std::floor(value), 0.01f * static_cast<float>(expert_of(r)), 2e-3);
   }
@@ -191,7 +245,7 @@ TEST_P(ExchangeTest, WeightsFollowTheirRowsAndComeBackToTheirSlots) {
 
 TEST_P(ExchangeTest, CountsTheRowsThatLeaveTheRank) {
   exchange_.take_traffic();
-  exchange_.dispatch(stream_, workspace_, plan_, x_);
+  dispatch();
   const ExchangeTraffic traffic = exchange_.take_traffic();
 
   int64_t rows = 0;
@@ -208,10 +262,12 @@ TEST_P(ExchangeTest, CountsTheRowsThatLeaveTheRank) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Routings, ExchangeTest,
-                         testing::Combine(testing::Range<size_t>(0, 6), testing::Bool()),
+                         testing::Combine(testing::Range<size_t>(0, 6), testing::Bool(),
+                                          testing::Values(1, 3)),
                          [](const auto& tested) {
                            return routings()[std::get<0>(tested.param)].name +
-                                  (std::get<1>(tested.param) ? "Deduplicated" : "");
+                                  (std::get<1>(tested.param) ? "Deduplicated" : "") +
+                                  (std::get<2>(tested.param) > 1 ? "InChunks" : "");
                          });
 
 }  // namespace

@@ -270,7 +270,16 @@ TEST(LayoutVariantTest, GroupedQueriesQkNormAndDocuments) {
 TEST(LayoutVariantTest, RecomputationAndNoDeduplication) {
   const ModelConfig model = test::tiny_model(Structure::bigmac);
   compare_layouts(model, sgd(), 4, kSgdBounds,
-                  {.options = {.deduplicate = false, .recompute = true}});
+                  {.options = {.exchange = {.deduplicate = false}, .recompute = true}});
+}
+
+// Three chunks do not divide the tokens evenly.
+TEST(LayoutVariantTest, ExchangeInChunks) {
+  for (const Structure structure :
+       {Structure::vanilla, Structure::fine_grained, Structure::bigmac}) {
+    compare_layouts(test::tiny_model(structure), sgd(), 1, kSgdBounds,
+                    {.options = {.exchange = {.chunks = 3}}});
+  }
 }
 
 // With k = 1 all tokens go to one expert: the others are empty, and so are all ranks but one.

@@ -62,7 +62,7 @@ class PlanOnLayoutsTest : public ::testing::TestWithParam<std::tuple<Layout, Str
 TransformerOptions options_of(const RunConfig& config) {
   return {.compute_dtype = config.run.compute_dtype,
           .seed = 3,
-          .deduplicate = config.parallel.deduplicate};
+          .exchange = {.deduplicate = config.parallel.deduplicate}};
 }
 
 // Copies of each element of a group's parameters in the whole world.

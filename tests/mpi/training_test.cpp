@@ -56,7 +56,7 @@ ModelConfig balanced(Structure structure) {
 
 TEST(ExchangeTrafficTest, EqualsTheFormulaWithoutDeduplication) {
   for (const Structure structure : {Structure::fine_grained, Structure::bigmac}) {
-    Bench bench(balanced(structure), {.deduplicate = false});
+    Bench bench(balanced(structure), {.exchange = {.deduplicate = false}});
 
     const StepReport report = bench.run();
 
@@ -68,8 +68,8 @@ TEST(ExchangeTrafficTest, EqualsTheFormulaWithoutDeduplication) {
 }
 
 TEST(ExchangeTrafficTest, OfBigMacIsTheRatioOfItsTwins) {
-  Bench fine_grained(balanced(Structure::fine_grained), {.deduplicate = false});
-  Bench bigmac(balanced(Structure::bigmac), {.deduplicate = false});
+  Bench fine_grained(balanced(Structure::fine_grained), {.exchange = {.deduplicate = false}});
+  Bench bigmac(balanced(Structure::bigmac), {.exchange = {.deduplicate = false}});
 
   const int64_t wide = fine_grained.run().exchange_bytes, narrow = bigmac.run().exchange_bytes;
 
@@ -79,8 +79,8 @@ TEST(ExchangeTrafficTest, OfBigMacIsTheRatioOfItsTwins) {
 }
 
 TEST(ExchangeTrafficTest, DeduplicationSendsLess) {
-  Bench with(balanced(Structure::fine_grained), {.deduplicate = true});
-  Bench without(balanced(Structure::fine_grained), {.deduplicate = false});
+  Bench with(balanced(Structure::fine_grained), {.exchange = {.deduplicate = true}});
+  Bench without(balanced(Structure::fine_grained), {.exchange = {.deduplicate = false}});
 
   const int64_t fewer = with.run().exchange_bytes, all = without.run().exchange_bytes;
 

@@ -20,13 +20,16 @@ struct RunSection {
   uint64_t seed = 1234;
   std::string device = "cpu";
   DType compute_dtype = DType::f32;  // f32 or bf16
+  int64_t collective_timeout = 600;  // seconds; see Watchdog
 };
 
 struct ParallelSection {
   int tp = 1;
   int ep = 1;
   bool deduplicate = true;  // a token that goes to several experts of one rank travels once
-  bool recompute = false;   // keep only block inputs; run each block again in the backward pass
+  // Parts of a micro-batch whose transfers hide behind each other's experts; 0: chosen for the device
+  int exchange_chunks = 0;
+  bool recompute = false;  // keep only block inputs; run each block again in the backward pass
 };
 
 struct TokenizerSection {

@@ -213,6 +213,10 @@ void add_run(std::vector<ConfigField>& fields) {
                           Names<DType>{{"f32", DType::f32}, {"bf16", DType::bf16}},
                           "dtype of weights and activations in the passes; main weights, router, "
                           "statistics and gradients of weights are f32"));
+  fields.push_back(integer("run.collective_timeout", SWITCHYARD_MEMBER(run.collective_timeout), 1,
+                           kNoLimit,
+                           "seconds after which a rank that waits for the others ends with an error "
+                           "that names the step"));
 }
 
 // Sizes that must be given are 0 until they are: validate_config asks for them, and a configuration
@@ -325,6 +329,10 @@ void add_parallel_and_data(std::vector<ConfigField>& fields) {
                            "ranks that split the experts; divides the number of ranks"));
   fields.push_back(boolean("parallel.deduplicate", SWITCHYARD_MEMBER(parallel.deduplicate),
                            "a token that goes to several experts of one rank travels once"));
+  fields.push_back(integer("parallel.exchange_chunks", SWITCHYARD_MEMBER(parallel.exchange_chunks), 0,
+                           64,
+                           "parts in which a micro-batch's tokens travel to their experts, so that "
+                           "one part's transfer hides behind another's work; 0: 4 over NCCL, else 1"));
   fields.push_back(boolean("parallel.recompute", SWITCHYARD_MEMBER(parallel.recompute),
                            "keep only block inputs and run each block again in the backward pass"));
   fields.push_back(text("data.train", SWITCHYARD_MEMBER(data.train), "token file to train on"));

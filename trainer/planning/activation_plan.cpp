@@ -223,6 +223,9 @@ class Walk {
   //   ffn_hidden  of this rank
   void feed_forward_forward(int64_t ffn_hidden) {
     ledger_.take(tokens_ * up_ * ffn_hidden, bytes_);
+    feed_forward_temporaries(ffn_hidden);
+  }
+  void feed_forward_temporaries(int64_t ffn_hidden) {
     Ledger::Scope scope(ledger_);
     gathered();
     ledger_.take(tokens_ * ffn_hidden, bytes_);
@@ -242,51 +245,44 @@ class Walk {
   int64_t shared_ffn() const { return m_.num_shared_experts * m_.shared_expert_ffn_hidden / tp_; }
   bool is_bigmac() const { return m_.structure == Structure::bigmac; }
   bool has_shared() const { return m_.num_shared_experts > 0; }
-  // A buffer for what travels, unless the layer's own input and output serve.
-  void travelling() {
-    if (is_bigmac()) {
-      ledger_.take(local_ * m_.latent, bytes_);
-    } else if (has_shared()) {
-      stream();
-    }
-  }
-
   void moe_forward() {
     router_forward();
-    if (has_shared()) feed_forward_forward(shared_ffn());
-    travelling();
     exchange_plan();
-    dispatch();
-    dispatch_weights();
+    if (is_bigmac()) ledger_.take(local_ * m_.latent, bytes_);
+    if (has_shared()) ledger_.take(tokens_ * up_ * shared_ffn(), bytes_);
+    expert_rows(m_.exchange_width());
+    ledger_.take(expert_rows_, kWord);
     expert_rows(up_ * m_.expert_ffn_hidden);
     Ledger::Scope scope(ledger_);
+    if (!is_bigmac() && has_shared()) stream();
+    transfers();
+    if (has_shared()) feed_forward_temporaries(shared_ffn());
     expert_rows(m_.exchange_width());
-    {
-      Ledger::Scope experts(ledger_);
-      expert_rows(m_.expert_ffn_hidden);
-    }
-    exchange();
+    expert_rows(m_.expert_ffn_hidden);
   }
 
   void moe_backward() {
     Ledger::Scope scope(ledger_);
     ledger_.take(local_ * m_.router.top_k, kWord);
-    if (has_shared()) feed_forward_backward(shared_ffn());
-    travelling();
-    {
-      Ledger::Scope rows(ledger_);
-      expert_rows(m_.exchange_width());
-      ledger_.take(expert_rows_, kWord);
-      dispatch();
-      {
-        Ledger::Scope experts(ledger_);
-        expert_rows(m_.expert_ffn_hidden);
-        expert_rows(m_.expert_ffn_hidden);
-        expert_rows(up_ * m_.expert_ffn_hidden);
-      }
-      exchange();
+    if (is_bigmac()) {
+      ledger_.take(local_ * m_.latent, bytes_);
+    } else if (has_shared()) {
+      stream();
     }
+    moe_backward_routed();
     router_backward();
+  }
+
+  void moe_backward_routed() {
+    Ledger::Scope scope(ledger_);
+    expert_rows(m_.exchange_width());
+    expert_rows(m_.exchange_width());
+    ledger_.take(expert_rows_, kWord);
+    expert_rows(m_.expert_ffn_hidden);
+    expert_rows(up_ * m_.expert_ffn_hidden);
+    transfers();
+    if (has_shared()) feed_forward_backward(shared_ffn());
+    expert_rows(m_.expert_ffn_hidden);
   }
 
   void router_forward() {
@@ -334,26 +330,16 @@ class Walk {
 
   void expert_rows(int64_t width) { ledger_.take(expert_rows_ * width, bytes_); }
 
-  void dispatch() {
-    expert_rows(m_.exchange_width());
-    exchange();
-  }
-
-  // Rows that leave and rows that arrive; as many of either, in balance.
-  void exchange() {
+  // The weights of assignments, and where ranks exchange them rows that leave and rows that arrive;
+  // as many of either, in balance.
+  void transfers() {
+    ledger_.take(expert_rows_, kWord);
     if (ep_ == 1) return;
-    Ledger::Scope scope(ledger_);
     const int64_t before = ledger_.live();
+    ledger_.take(expert_rows_, kWord);
     ledger_.take(sent_rows_ * m_.exchange_width(), bytes_);
     ledger_.take(sent_rows_ * m_.exchange_width(), bytes_);
     exchange_buffers_ = std::max(exchange_buffers_, ledger_.live() - before);
-  }
-
-  void dispatch_weights() {
-    ledger_.take(expert_rows_, kWord);
-    Ledger::Scope scope(ledger_);
-    ledger_.take(expert_rows_, kWord);
-    ledger_.take(expert_rows_, kWord);
   }
 
   void head() {

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <chrono>
+
 #include "layers/transformer.h"
 #include "parallel/distributed_context.h"
 #include "trainer/config/run_config.h"
@@ -9,6 +11,10 @@ namespace switchyard {
 // The device of this rank. "cuda" gives each rank of a machine a GPU of its own, "cuda:N" the same
 // one to all. Throws CollectiveError where there are too few; collective over the world.
 Device choose_device(MpiRuntime& mpi, const std::string& name);
+
+// How tokens travel to their experts, with the number of chunks chosen where the configuration does
+// not say.
+ExchangeOptions exchange_options(const RunConfig& config, const DistributedContext& dist);
 
 // This rank's part of a model, and the groups it works in. What train, eval, generate and bench
 // start from.
@@ -21,8 +27,12 @@ struct Session {
         model(stream, config.model, dist,
               {.compute_dtype = config.run.compute_dtype,
                .seed = config.run.seed,
-               .deduplicate = config.parallel.deduplicate,
-               .recompute = config.parallel.recompute}) {}
+               .exchange = exchange_options(config, dist),
+               .recompute = config.parallel.recompute}) {
+    if (mpi.world_size() > 1) {
+      mpi.watchdog().start(std::chrono::seconds(config.run.collective_timeout));
+    }
+  }
 
   Stream stream;
   DistributedContext dist;

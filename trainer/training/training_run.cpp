@@ -153,6 +153,7 @@ StepReport TrainingRun::take_step() {
                    [&] { batch = data_.train->loader.load(state_.samples_consumed); });
   const double data_seconds = seconds_since(begin);
   const double lr = learning_rate(config_.optimizer, state_.step, config_.train.max_steps);
+  session_.dist.set_step(state_.step + 1);
   const StepReport report = step_.run(
       batch.micro_batches, loss_scales(config_, batch.target_tokens), lr, stop_signal_.received());
 
