@@ -19,14 +19,15 @@ int eval_command(MpiRuntime& mpi, const LoadedConfig& loaded) {
             "data.validation is missing: the token file to evaluate on");
   });
   Session session(mpi, config);
-  const std::string name = load_newest_model(mpi, config, session);
+  const LoadedModel loaded_model = load_newest_model(mpi, config, session);
   TrainStep step(session.stream, session.model, session.dist);
   // All of the file, not the sample of it that training looks at.
   const EvaluationResult result =
       evaluate(step, data.validation->loader, data.validation->loader.num_batches(), mpi.world());
   if (mpi.rank() == 0) {
-    fmt::print("{}\nheld-out loss {:.4f}, perplexity {:.2f}, over {} tokens of {}\n", name,
-               result.loss, std::exp(result.loss), result.tokens, config.data.validation);
+    fmt::print("{}\nheld-out loss {:.4f}, perplexity {:.2f}, over {} tokens of {}\n",
+               loaded_model.description, result.loss, std::exp(result.loss), result.tokens,
+               config.data.validation);
   }
   return kExitDone;
 }

@@ -7,6 +7,7 @@
 #include "kernels/tensor.h"
 #include "layers/model_config.h"
 #include "optim/optimizer_config.h"
+#include "trainer/hashing/hash_config.h"
 
 namespace switchyard {
 
@@ -58,8 +59,8 @@ struct TrainSection {
 };
 
 struct CheckpointSection {
-  int64_t interval = 0;         // steps; 0: only after the last one, and on a signal
-  int keep = 2;                 // how many of the newest stay; 0: all
+  int64_t interval = 0;  // steps; 0: only after the last one, and on a signal
+  int keep = 2;          // how many of the newest stay; 0: all
   // auto: the newest intact one, or fresh where there is none at all; none; a path
   std::string resume = "auto";
 };
@@ -67,6 +68,14 @@ struct CheckpointSection {
 struct LogSection {
   int64_t interval = 10;  // steps between console lines
   bool tensorboard = true;
+};
+
+// The hash stage: one projection per key/value head, learned by train-hash on the frozen model.
+struct HashSection {
+  int bits = 128;        // of a code, a multiple of 32
+  int dense_layers = 2;  // leading layers without codes, whose attention stays exact
+  std::string weights;   // empty: hash/hash_weights.h5 in run.dir
+  HashTrainingConfig training;
 };
 
 struct RunConfig {
@@ -78,6 +87,7 @@ struct RunConfig {
   TrainSection train;
   CheckpointSection checkpoint;
   LogSection log;
+  HashSection hash;
 };
 
 }  // namespace switchyard

@@ -417,6 +417,65 @@ void add_train_and_output(std::vector<ConfigField>& fields) {
                            "write TensorBoard event files beside metrics.jsonl"));
 }
 
+void add_hash(std::vector<ConfigField>& fields) {
+  fields.push_back(integer("hash.bits", SWITCHYARD_MEMBER(hash.bits), 32, 4096,
+                           "length of a hash code, a multiple of 32"));
+  fields.push_back(integer("hash.dense_layers", SWITCHYARD_MEMBER(hash.dense_layers), 0, 100000,
+                           "leading layers without codes, whose attention stays exact"));
+  fields.push_back(text("hash.weights", SWITCHYARD_MEMBER(hash.weights),
+                        "file of the learned projections; empty: hash/hash_weights.h5 in run.dir"));
+  fields.push_back(text("hash.training.tokens", SWITCHYARD_MEMBER(hash.training.tokens),
+                        "train-hash: token file to learn from; empty: data.train"));
+  fields.push_back(count("hash.training.seq_len", SWITCHYARD_MEMBER(hash.training.seq_len), 0,
+                         "length of its sequences; 0: model.seq_len"));
+  fields.push_back(count("hash.training.num_sequences",
+                         SWITCHYARD_MEMBER(hash.training.num_sequences), 0,
+                         "how many; one query position is drawn from each. 0: enough for about "
+                         "131072 (query, key) pairs, and at least 11"));
+  fields.push_back(count("hash.training.held_out_sequences",
+                         SWITCHYARD_MEMBER(hash.training.held_out_sequences), 0,
+                         "sequences of data.validation on which recall is measured; 0: none"));
+  fields.push_back(real("hash.training.positive_share",
+                        SWITCHYARD_MEMBER(hash.training.positive_share), 0.0, 1.0,
+                        "share of a query's keys, those with the highest scores, that are "
+                        "labelled as similar"));
+  fields.push_back(real("hash.training.top_label", SWITCHYARD_MEMBER(hash.training.top_label), -1e6,
+                        1e6, "label of the best key; labels fall in equal steps, by rank"));
+  fields.push_back(real("hash.training.last_label", SWITCHYARD_MEMBER(hash.training.last_label),
+                        -1e6, 1e6, "label of the last similar key"));
+  fields.push_back(real("hash.training.negative_label",
+                        SWITCHYARD_MEMBER(hash.training.negative_label), -1e6, 1e6,
+                        "label of all other keys"));
+  fields.push_back(choice(
+      "hash.training.init", SWITCHYARD_MEMBER(hash.training.init),
+      Names<HashInit>{{"orthogonal", HashInit::orthogonal}, {"gaussian", HashInit::gaussian}},
+      "how projections begin"));
+  fields.push_back(real("hash.training.sigma", SWITCHYARD_MEMBER(hash.training.sigma), 0.0, 1e6,
+                        "steepness of the relaxed sign, 2 sigmoid(sigma x) - 1"));
+  fields.push_back(real("hash.training.similarity_weight",
+                        SWITCHYARD_MEMBER(hash.training.similarity_weight), 0.0, 1e6,
+                        "factor of the similarity loss (the paper's epsilon)"));
+  fields.push_back(real("hash.training.balance_weight",
+                        SWITCHYARD_MEMBER(hash.training.balance_weight), 0.0, 1e6,
+                        "factor of the bit balance loss (the paper's eta)"));
+  fields.push_back(real("hash.training.decorrelation_weight",
+                        SWITCHYARD_MEMBER(hash.training.decorrelation_weight), 0.0, 1e6,
+                        "factor of ||W'W - I|| (the paper's lambda)"));
+  fields.push_back(
+      real("hash.training.lr", SWITCHYARD_MEMBER(hash.training.lr), 0.0, 1e3, "learning rate"));
+  fields.push_back(real("hash.training.momentum", SWITCHYARD_MEMBER(hash.training.momentum), 0.0,
+                        0.999999, "of the gradient descent"));
+  fields.push_back(real("hash.training.weight_decay", SWITCHYARD_MEMBER(hash.training.weight_decay),
+                        0.0, 1e3, "added to the gradient, as a share of the weights"));
+  fields.push_back(integer("hash.training.epochs", SWITCHYARD_MEMBER(hash.training.epochs), 0,
+                           1000000, "each with pairs drawn anew"));
+  fields.push_back(integer("hash.training.iterations", SWITCHYARD_MEMBER(hash.training.iterations),
+                           1, 1000000, "steps per epoch, each over all of its pairs"));
+  fields.push_back(count("hash.training.pairs_per_epoch",
+                         SWITCHYARD_MEMBER(hash.training.pairs_per_epoch), 1,
+                         "(query, key) pairs of an epoch"));
+}
+
 #undef SWITCHYARD_MEMBER
 
 }  // namespace
@@ -430,6 +489,7 @@ const std::vector<ConfigField>& config_schema() {
     add_parallel_and_data(all);
     add_optimizer(all);
     add_train_and_output(all);
+    add_hash(all);
     return all;
   }();
   return fields;

@@ -20,6 +20,7 @@ class Checks {
     model();
     if (config_.model.structure != Structure::dense) experts();
     batches();
+    hash();
     return std::move(problems_);
   }
 
@@ -141,6 +142,14 @@ class Checks {
            "the {} * {} tokens of a micro-batch are not divisible by parallel.tp = {}, which "
            "splits them between blocks; choose a multiple for it or for model.seq_len",
            t.micro_batch_size, config_.model.seq_len, config_.parallel.tp);
+  }
+
+  void hash() {
+    const HashSection& h = config_.hash;
+    expect(h.bits % 32 == 0, "hash.bits", "{} is not a multiple of 32, the bits of a word", h.bits);
+    expect(h.training.seq_len <= config_.model.seq_len, "hash.training.seq_len",
+           "{} is more than model.seq_len = {}; choose fewer", h.training.seq_len,
+           config_.model.seq_len);
   }
 
   const LoadedConfig& loaded_;
