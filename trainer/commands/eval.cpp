@@ -8,6 +8,7 @@
 #include "trainer/commands/newest_model.h"
 #include "trainer/data/open_data.h"
 #include "trainer/training/evaluation.h"
+#include "trainer/training/recall_evaluation.h"
 
 namespace switchyard {
 
@@ -29,6 +30,11 @@ int eval_command(MpiRuntime& mpi, const LoadedConfig& loaded) {
                loaded_model.description, result.loss, std::exp(result.loss), result.tokens,
                config.data.validation);
   }
+  if (config.data.tokenizer.type != TokenizerType::recall) return kExitDone;
+  const RecallScores scores =
+      evaluate_recall(session.stream, session.model, session.dist, data.validation->loader,
+                      data.validation->loader.num_batches());
+  if (mpi.rank() == 0) fmt::print("{}", describe(scores));
   return kExitDone;
 }
 

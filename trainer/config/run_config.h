@@ -11,8 +11,9 @@
 
 namespace switchyard {
 
-enum class TokenizerType { byte, sentencepiece };
+enum class TokenizerType { byte, sentencepiece, recall };
 enum class AttentionMask { causal, document };
+enum class RecallTask { single, multi_key, multi_value, multi_query, variable_tracking };
 
 // One experiment, as the YAML file describes it with every default filled in. One struct per
 // section of the file; the names are the keys.
@@ -39,6 +40,25 @@ struct TokenizerSection {
   int64_t vocab_size = 0;  // sentencepiece: pieces to train in `tokenize`
 };
 
+// tokenizer.type recall: what `tokenize` makes up instead of reading text; see recall_task.h.
+struct RecallSection {
+  uint64_t seed = 1;
+  // Sample i has task i modulo their number.
+  std::vector<RecallTask> tasks = {RecallTask::single, RecallTask::multi_key,
+                                   RecallTask::multi_value, RecallTask::multi_query,
+                                   RecallTask::variable_tracking};
+  int64_t train_sequences = 0;
+  int64_t validation_sequences = 0;
+  // Sequences to train on hold one sample, or two of half the length, four ..., each as often, but
+  // none shorter than this; 0: always one.
+  int64_t shortest = 0;
+  double train_share = 0.75;       // of a training sample: questions and what they ask about, at most
+  double distractor_share = 0.375;  // multi_key: of a sample: needles
+  int64_t values = 4;               // multi_value: of a key
+  int64_t queries = 4;              // multi_query: keys that a held-out sample asks for
+  int64_t hops = 4;                 // variable_tracking: assignments from variable to variable
+};
+
 struct DataSection {
   std::string train;       // token files
   std::string validation;  // may be empty: no evaluation
@@ -48,6 +68,7 @@ struct DataSection {
   // file, and the share of the text that is held out for validation.
   std::vector<std::string> text;
   double validation_share = 0.02;
+  RecallSection recall;
 };
 
 struct TrainSection {

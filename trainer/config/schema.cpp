@@ -196,6 +196,36 @@ ConfigField choice(std::string key, Member member, Names<E> names, std::string h
   return {std::move(key), type, std::move(help), scalar("one of " + type, parse), print};
 }
 
+// A list without repetition of what `choice` takes.
+template <class Member, class E>
+ConfigField choice_list(std::string key, Member member, Names<E> names, std::string help) {
+  std::string type;
+  for (const auto& [name, value] : names) type += (type.empty() ? "" : " | ") + name;
+  const auto parse = [=](RunConfig& config, const ConfigValue& value) -> Problem {
+    auto& chosen = member(config);
+    chosen.clear();
+    for (const std::string& item : value.items) {
+      const auto found = std::ranges::find(names, item, &std::pair<std::string, E>::first);
+      if (found == names.end()) {
+        return fmt::format("expected some of {}, not '{}'", type, item);
+      }
+      if (std::ranges::find(chosen, found->second) != chosen.end()) {
+        return fmt::format("{} is given twice", item);
+      }
+      chosen.push_back(found->second);
+    }
+    return {};
+  };
+  const auto print = [=](const RunConfig& config) {
+    std::vector<std::string> items;
+    for (const E value : member(const_cast<RunConfig&>(config))) {
+      items.push_back(std::ranges::find(names, value, &std::pair<std::string, E>::second)->first);
+    }
+    return fmt::format("[{}]", fmt::join(items, ", "));
+  };
+  return {std::move(key), "list of " + type, std::move(help), parse, print};
+}
+
 // The reference to a member of the configuration.
 #define SWITCHYARD_MEMBER(path) \
   [](RunConfig & c) -> auto& { return c.path; }
@@ -340,8 +370,10 @@ void add_parallel_and_data(std::vector<ConfigField>& fields) {
                         "held-out token file; empty: no evaluation"));
   fields.push_back(choice("data.tokenizer.type", SWITCHYARD_MEMBER(data.tokenizer.type),
                           Names<TokenizerType>{{"byte", TokenizerType::byte},
-                                               {"sentencepiece", TokenizerType::sentencepiece}},
-                          "how text becomes tokens"));
+                                               {"sentencepiece", TokenizerType::sentencepiece},
+                                               {"recall", TokenizerType::recall}},
+                          "how text becomes tokens; recall: made-up retrieval tasks, whose answers "
+                          "alone are trained on and evaluated"));
   fields.push_back(text("data.tokenizer.model", SWITCHYARD_MEMBER(data.tokenizer.model),
                         "sentencepiece: the .model file; `tokenize` trains it if it is missing"));
   fields.push_back(count("data.tokenizer.vocab_size", SWITCHYARD_MEMBER(data.tokenizer.vocab_size),
@@ -355,6 +387,40 @@ void add_parallel_and_data(std::vector<ConfigField>& fields) {
                              "*.rst, *.md and their .gz; one document per file"));
   fields.push_back(real("data.validation_share", SWITCHYARD_MEMBER(data.validation_share), 0.0, 0.9,
                         "`tokenize`: share of the documents that is held out"));
+}
+
+void add_recall(std::vector<ConfigField>& fields) {
+  fields.push_back(integer("data.recall.seed", SWITCHYARD_MEMBER(data.recall.seed), 0, kNoLimit,
+                           "decides the samples"));
+  fields.push_back(choice_list("data.recall.tasks", SWITCHYARD_MEMBER(data.recall.tasks),
+                               Names<RecallTask>{{"single", RecallTask::single},
+                                                 {"multi_key", RecallTask::multi_key},
+                                                 {"multi_value", RecallTask::multi_value},
+                                                 {"multi_query", RecallTask::multi_query},
+                                                 {"variable_tracking", RecallTask::variable_tracking}},
+                               "which tasks the samples have, in turn"));
+  fields.push_back(count("data.recall.train_sequences",
+                         SWITCHYARD_MEMBER(data.recall.train_sequences), 0,
+                         "`tokenize`: sequences of model.seq_len tokens to train on"));
+  fields.push_back(count("data.recall.validation_sequences",
+                         SWITCHYARD_MEMBER(data.recall.validation_sequences), 0,
+                         "`tokenize`: held-out sequences, each of them one sample"));
+  fields.push_back(count("data.recall.shortest", SWITCHYARD_MEMBER(data.recall.shortest), 0,
+                         "training samples are as long as a sequence, half of it, a quarter ..., "
+                         "but not shorter than this; 0: as long as a sequence"));
+  fields.push_back(real("data.recall.train_share", SWITCHYARD_MEMBER(data.recall.train_share), 0.0,
+                        0.9,
+                        "how much of a training sample questions, and the needles that they ask "
+                        "for, take at most; held-out samples have one question"));
+  fields.push_back(real("data.recall.distractor_share",
+                        SWITCHYARD_MEMBER(data.recall.distractor_share), 0.0, 0.9,
+                        "multi_key: how much of a sample is needles"));
+  fields.push_back(integer("data.recall.values", SWITCHYARD_MEMBER(data.recall.values), 1, 8,
+                           "multi_value: values of a key"));
+  fields.push_back(integer("data.recall.queries", SWITCHYARD_MEMBER(data.recall.queries), 1, 64,
+                           "multi_query: keys that a held-out sample asks for"));
+  fields.push_back(integer("data.recall.hops", SWITCHYARD_MEMBER(data.recall.hops), 0, 8,
+                           "variable_tracking: how often a chain's value is handed on"));
 }
 
 void add_optimizer(std::vector<ConfigField>& fields) {
@@ -487,6 +553,7 @@ const std::vector<ConfigField>& config_schema() {
     add_model(all);
     add_router(all);
     add_parallel_and_data(all);
+    add_recall(all);
     add_optimizer(all);
     add_train_and_output(all);
     add_hash(all);

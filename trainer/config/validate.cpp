@@ -4,6 +4,7 @@
 #include "kernels/device.h"
 #include "trainer/config/config_error.h"
 #include "trainer/config/config_reader.h"
+#include "trainer/data/recall_task.h"
 
 namespace switchyard {
 namespace {
@@ -20,6 +21,7 @@ class Checks {
     model();
     if (config_.model.structure != Structure::dense) experts();
     batches();
+    if (config_.data.tokenizer.type == TokenizerType::recall) recall();
     hash();
     return std::move(problems_);
   }
@@ -142,6 +144,17 @@ class Checks {
            "the {} * {} tokens of a micro-batch are not divisible by parallel.tp = {}, which "
            "splits them between blocks; choose a multiple for it or for model.seq_len",
            t.micro_batch_size, config_.model.seq_len, config_.parallel.tp);
+  }
+
+  void recall() {
+    if (config_.model.seq_len <= 0) return;
+    for (const RecallProblem& problem : check_recall(config_.data.recall, config_.model.seq_len)) {
+      expect(false, "data.recall." + problem.key, "{}", problem.text);
+    }
+    const bool several = recall_lengths(config_.data.recall, config_.model.seq_len).size() > 1;
+    expect(!several || config_.data.mask == AttentionMask::document, "data.mask",
+           "samples share sequences (data.recall.shortest = {}): set it to document",
+           config_.data.recall.shortest);
   }
 
   void hash() {
