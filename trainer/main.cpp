@@ -42,6 +42,8 @@ class CommandLine {
     add("eval", "Held-out loss of the newest checkpoint", eval_command);
     add("train-hash", "Learn hash projections for decoding on the newest checkpoint, frozen",
         train_hash_command);
+    add("eval-hash", "Measure ways to choose keys: recall, attention, perplexity, answers",
+        eval_hash_command);
     add_generate();
     add_bench();
     add("plan", "The same as --dry-run", [this](MpiRuntime& mpi, const LoadedConfig& loaded) {

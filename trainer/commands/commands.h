@@ -18,6 +18,7 @@ int tokenize_command(MpiRuntime& mpi, const LoadedConfig& loaded);
 int train_command(MpiRuntime& mpi, const LoadedConfig& loaded);
 int eval_command(MpiRuntime& mpi, const LoadedConfig& loaded);
 int train_hash_command(MpiRuntime& mpi, const LoadedConfig& loaded);
+int eval_hash_command(MpiRuntime& mpi, const LoadedConfig& loaded);
 
 struct GenerateOptions {
   std::string prompt;

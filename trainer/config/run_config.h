@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kernels/tensor.h"
+#include "layers/key_selection_config.h"
 #include "layers/model_config.h"
 #include "optim/optimizer_config.h"
 #include "trainer/hashing/hash_config.h"
@@ -91,12 +92,33 @@ struct LogSection {
   bool tensorboard = true;
 };
 
+// How `generate`, `eval` and `eval-hash` decode. Layers that stay dense: hash.dense_layers.
+struct DecodeSection {
+  KeySelectionConfig keys;
+  // eval, eval-hash: of each held-out sequence the last tokens, which are decoded one by one; 0:
+  // the lesser of 64 and half of it
+  int64_t eval_tokens = 0;
+};
+
+// What `eval-hash` measures, beside dense decoding.
+struct HashEvaluationConfig {
+  std::vector<AttentionMethod> methods = {AttentionMethod::hata,        AttentionMethod::exact_topk,
+                                          AttentionMethod::random_hash, AttentionMethod::quest,
+                                          AttentionMethod::loki,        AttentionMethod::streaming};
+  // From 0.4 % to 25 %, the paper's 1.56 % and 3.13 % among them.
+  std::vector<double> budgets = {0.00390625, 0.0078125, 0.015625, 0.03125, 0.0625, 0.125, 0.25};
+  std::vector<int64_t> bits;  // of the hash methods; empty: those whose weights are there
+  bool key_norm = true;       // measure hata with the key-norm score, too
+  int64_t sequences = 32;     // held-out ones; 0: all
+};
+
 // The hash stage: one projection per key/value head, learned by train-hash on the frozen model.
 struct HashSection {
   int bits = 128;        // of a code, a multiple of 32
   int dense_layers = 2;  // leading layers without codes, whose attention stays exact
   std::string weights;   // empty: hash/hash_weights.h5 in run.dir
   HashTrainingConfig training;
+  HashEvaluationConfig evaluation;
 };
 
 struct RunConfig {
@@ -109,6 +131,7 @@ struct RunConfig {
   CheckpointSection checkpoint;
   LogSection log;
   HashSection hash;
+  DecodeSection decode;
 };
 
 }  // namespace switchyard

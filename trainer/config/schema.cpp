@@ -79,6 +79,16 @@ Problem parse_integer(const std::string& text, int64_t lowest, int64_t highest, 
   return {};
 }
 
+Problem parse_real(const std::string& text, double lowest, double highest, double* value) {
+  if (!parse_number(text, value) || !std::isfinite(*value)) {
+    return fmt::format("expected a number, not '{}'", text);
+  }
+  if (*value < lowest || *value > highest) {
+    return fmt::format("must be from {} to {}, not {}", lowest, highest, text);
+  }
+  return {};
+}
+
 std::string integer_type(int64_t lowest, int64_t highest) {
   return highest >= kLargestCount ? fmt::format("integer, at least {}", lowest)
                                   : fmt::format("integer, {} to {}", lowest, highest);
@@ -111,12 +121,7 @@ template <class Member>
 ConfigField real(std::string key, Member member, double lowest, double highest, std::string help) {
   const auto parse = [=](RunConfig& config, const std::string& text) -> Problem {
     double value = 0.0;
-    if (!parse_number(text, &value) || !std::isfinite(value)) {
-      return fmt::format("expected a number, not '{}'", text);
-    }
-    if (value < lowest || value > highest) {
-      return fmt::format("must be from {} to {}, not {}", lowest, highest, text);
-    }
+    if (Problem problem = parse_real(text, lowest, highest, &value)) return problem;
     member(config) = value;
     return {};
   };
@@ -215,6 +220,77 @@ ConfigField choice_list(std::string key, Member member, Names<E> names, std::str
       chosen.push_back(found->second);
     }
     return {};
+  };
+  const auto print = [=](const RunConfig& config) {
+    std::vector<std::string> items;
+    for (const E value : member(const_cast<RunConfig&>(config))) {
+      items.push_back(std::ranges::find(names, value, &std::pair<std::string, E>::second)->first);
+    }
+    return fmt::format("[{}]", fmt::join(items, ", "));
+  };
+  return {std::move(key), "list of " + type, std::move(help), parse, print};
+}
+
+// What is wrong with the first item that `parse` does not take, if any; a lone scalar is a list, too.
+template <class T, class Parse>
+Problem parse_list(const ConfigValue& value, const Parse& parse, std::vector<T>* list) {
+  std::vector<T> items;
+  for (const std::string& item : value.items) {
+    if (Problem problem = parse(item, &items.emplace_back())) return problem;
+  }
+  *list = std::move(items);
+  return {};
+}
+
+template <class Member>
+ConfigField count_list(std::string key, Member member, int64_t lowest, std::string help) {
+  const auto parse = [=](RunConfig& config, const ConfigValue& value) -> Problem {
+    return parse_list(
+        value,
+        [=](const std::string& item, int64_t* number) {
+          return parse_integer(item, lowest, kLargestCount, number);
+        },
+        &member(config));
+  };
+  const auto print = [=](const RunConfig& config) {
+    return fmt::format("[{}]", fmt::join(member(const_cast<RunConfig&>(config)), ", "));
+  };
+  return {std::move(key), fmt::format("list of integers, each at least {}", lowest),
+          std::move(help), parse, print};
+}
+
+template <class Member>
+ConfigField real_list(std::string key, Member member, double lowest, double highest,
+                      std::string help) {
+  const auto parse = [=](RunConfig& config, const ConfigValue& value) -> Problem {
+    return parse_list(
+        value,
+        [=](const std::string& item, double* number) {
+          return parse_real(item, lowest, highest, number);
+        },
+        &member(config));
+  };
+  const auto print = [=](const RunConfig& config) {
+    return fmt::format("[{}]", fmt::join(member(const_cast<RunConfig&>(config)), ", "));
+  };
+  return {std::move(key), fmt::format("list of numbers, each {} to {}", lowest, highest),
+          std::move(help), parse, print};
+}
+
+template <class Member, class E>
+ConfigField choice_list(std::string key, Member member, Names<E> names, std::string help) {
+  std::string type;
+  for (const auto& [name, value] : names) type += (type.empty() ? "" : " | ") + name;
+  const auto parse = [=](RunConfig& config, const ConfigValue& value) -> Problem {
+    return parse_list(
+        value,
+        [=](const std::string& item, E* chosen) -> Problem {
+          const auto found = std::ranges::find(names, item, &std::pair<std::string, E>::first);
+          if (found == names.end()) return fmt::format("expected some of {}, not '{}'", type, item);
+          *chosen = found->second;
+          return {};
+        },
+        &member(config));
   };
   const auto print = [=](const RunConfig& config) {
     std::vector<std::string> items;
@@ -542,6 +618,63 @@ void add_hash(std::vector<ConfigField>& fields) {
                          "(query, key) pairs of an epoch"));
 }
 
+const Names<AttentionMethod>& attention_methods() {
+  static const Names<AttentionMethod> names = [] {
+    Names<AttentionMethod> all;
+    for (const AttentionMethod method :
+         {AttentionMethod::dense, AttentionMethod::hata, AttentionMethod::exact_topk,
+          AttentionMethod::random_hash, AttentionMethod::quest, AttentionMethod::loki,
+          AttentionMethod::streaming}) {
+      all.emplace_back(to_string(method), method);
+    }
+    return all;
+  }();
+  return names;
+}
+
+void add_hash_evaluation(std::vector<ConfigField>& fields) {
+  fields.push_back(choice_list(
+      "hash.evaluation.methods", SWITCHYARD_MEMBER(hash.evaluation.methods),
+      Names<AttentionMethod>(attention_methods().begin() + 1, attention_methods().end()),
+      "eval-hash: what is measured beside dense decoding"));
+  fields.push_back(real_list("hash.evaluation.budgets", SWITCHYARD_MEMBER(hash.evaluation.budgets),
+                             0.0, 1e9, "each as decode.budget"));
+  fields.push_back(count_list("hash.evaluation.bits", SWITCHYARD_MEMBER(hash.evaluation.bits), 32,
+                              "of the hash methods, each a multiple of 32; empty: those whose "
+                              "weights are there. Weights of other bits than hash.bits are "
+                              "hash/hash_weights_BITS.h5 in run.dir"));
+  fields.push_back(boolean("hash.evaluation.key_norm", SWITCHYARD_MEMBER(hash.evaluation.key_norm),
+                           "measure hata with decode.key_norm, too"));
+  fields.push_back(count("hash.evaluation.sequences", SWITCHYARD_MEMBER(hash.evaluation.sequences),
+                         0, "sequences of data.validation; 0: all"));
+}
+
+void add_decode(std::vector<ConfigField>& fields) {
+  fields.push_back(choice("decode.attention", SWITCHYARD_MEMBER(decode.keys.attention),
+                          attention_methods(),
+                          "generate, eval: how a new token chooses the keys that it attends to"));
+  fields.push_back(real("decode.budget", SWITCHYARD_MEMBER(decode.keys.budget), 0.0, 1e9,
+                        "how many keys: from 1 their number, below 1 their share of the context"));
+  fields.push_back(count("decode.sink", SWITCHYARD_MEMBER(decode.keys.sink), 0,
+                         "first keys that are always among them"));
+  fields.push_back(count("decode.recent", SWITCHYARD_MEMBER(decode.keys.recent), 0,
+                         "newest keys that are always among them"));
+  fields.push_back(boolean("decode.key_norm", SWITCHYARD_MEMBER(decode.keys.key_norm),
+                           "hata, random_hash: rank by the estimated cosine times the key's length "
+                           "instead of the distance"));
+  fields.push_back(count("decode.quest_page", SWITCHYARD_MEMBER(decode.keys.page_size), 1,
+                         "quest: keys of a page"));
+  fields.push_back(count("decode.loki_channels", SWITCHYARD_MEMBER(decode.keys.channels), 1,
+                         "loki: principal axes that keys are compared along; at most as many as a "
+                         "head is wide are used"));
+  fields.push_back(count("decode.streaming_sink", SWITCHYARD_MEMBER(decode.keys.streaming_sink), 0,
+                         "streaming: first keys that are kept; the newest fill the budget"));
+  fields.push_back(count("decode.eval_tokens", SWITCHYARD_MEMBER(decode.eval_tokens), 0,
+                         "eval with another attention than dense, eval-hash: the last tokens of a "
+                         "held-out sequence, which are decoded one by one; 0: the lesser of 64 and "
+                         "half of it. Recall tasks: from before the first answer on"));
+}
+
 #undef SWITCHYARD_MEMBER
 
 }  // namespace
@@ -557,6 +690,8 @@ const std::vector<ConfigField>& config_schema() {
     add_optimizer(all);
     add_train_and_output(all);
     add_hash(all);
+    add_hash_evaluation(all);
+    add_decode(all);
     return all;
   }();
   return fields;

@@ -23,6 +23,7 @@ class Checks {
     batches();
     if (config_.data.tokenizer.type == TokenizerType::recall) recall();
     hash();
+    decode();
     return std::move(problems_);
   }
 
@@ -163,6 +164,21 @@ class Checks {
     expect(h.training.seq_len <= config_.model.seq_len, "hash.training.seq_len",
            "{} is more than model.seq_len = {}; choose fewer", h.training.seq_len,
            config_.model.seq_len);
+    for (const int64_t bits : h.evaluation.bits) {
+      expect(bits % 32 == 0, "hash.evaluation.bits", "{} is not a multiple of 32", bits);
+    }
+    for (const double budget : h.evaluation.budgets) {
+      expect(budget > 0.0, "hash.evaluation.budgets", "{} keys are none; choose more", budget);
+    }
+  }
+
+  void decode() {
+    const DecodeSection& d = config_.decode;
+    expect(d.keys.budget > 0.0, "decode.budget", "{} keys are none; choose more", d.keys.budget);
+    expect(config_.model.seq_len <= 0 || d.eval_tokens < config_.model.seq_len,
+           "decode.eval_tokens",
+           "{} leaves none of the model.seq_len = {} tokens to read before; choose fewer",
+           d.eval_tokens, config_.model.seq_len);
   }
 
   const LoadedConfig& loaded_;
