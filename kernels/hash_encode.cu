@@ -14,10 +14,10 @@ constexpr int kWarps = kThreads / kWarpSize;
 
 // Rows of x [heads of all sequences, rows, head_dim] and where their codes go.
 struct Rows {
-  int64_t all_heads, heads, rows;         // of all sequences; of one; of a head
-  int64_t group;                          // heads that share a projection
-  int64_t out_rows, first_out;            // of a head in the codes; where the first row goes
-  int64_t head_dim, bits;
+  int64_t all_heads = 0, heads = 1, rows = 0;  // of all sequences; of one; of a head
+  int64_t group = 1;                           // heads that share a projection
+  int64_t out_rows = 0, first_out = 0;         // of a head in the codes; where the first row goes
+  int64_t head_dim = 0, bits = 0;
 };
 
 // A warp makes one word of one row: lane j has column j of the word, so that the weight is read
