@@ -118,8 +118,8 @@ void attend(Workspace& workspace, ConstTensorView q, ConstTensorView k_cache,
   const int64_t kv_heads = k_cache.dim(1), head_size = k_cache.dim(2) * k_cache.dim(3);
   const int64_t head_dim = q.dim(2), group = q.dim(1) / kv_heads, stride = indices.dim(2);
   WorkspaceScope scope(workspace);
-  TensorView scratch = workspace.take(
-      {omp_get_max_threads(), GroupState::floats(group, head_dim)}, DType::f32);
+  TensorView scratch =
+      workspace.take({omp_get_max_threads(), GroupState::floats(group, head_dim)}, DType::f32);
 #pragma omp parallel for schedule(dynamic)
   for (int64_t row = 0; row < q.dim(0) * kv_heads; ++row) {
     GroupState state(scratch.data<float>() + omp_get_thread_num() * scratch.dim(1), group,
@@ -150,8 +150,8 @@ void require_indices(ConstTensorView indices, ConstTensorView counts, int64_t ma
     for (int64_t i = 0; i < heads * count; ++i) {
       const int64_t h = i / count;
       const int32_t index = indices.data<int32_t>()[(b * heads + h) * stride + i % count];
-      require(index >= 0 && index < max_len,
-              "indices[{}][{}][{}] is {}, expected 0 to {}", b, h, i % count, index, max_len - 1);
+      require(index >= 0 && index < max_len, "indices[{}][{}][{}] is {}, expected 0 to {}", b, h,
+              i % count, index, max_len - 1);
     }
   }
 }
