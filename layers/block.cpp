@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include "layers/attention_observer.h"
+
 namespace switchyard {
 namespace {
 
@@ -11,7 +13,8 @@ std::string layer_name(int layer) { return fmt::format("layers.{}", layer); }
 
 Block::Block(const BuildContext& build, int layer, int moe_layer,
              const ExchangeOptions& exchange)
-    : norm1_(build, layer_name(layer) + ".norm1"),
+    : layer_(layer),
+      norm1_(build, layer_name(layer) + ".norm1"),
       attention_(build, layer_name(layer) + ".attention"),
       norm2_(build, layer_name(layer) + ".norm2") {
   if (build.config.is_moe_layer(layer)) {
@@ -50,6 +53,7 @@ void Block::forward(StepContext& ctx, const ResidualStream& in, const ResidualSt
     Timed timed(ctx.profile, Phase::attention);
     attention_.forward(ctx, normed1, out.residual, saved.attention);
   }
+  if (ctx.observer) ctx.observer->observe(ctx, layer_, saved.attention.q, saved.attention.k);
   normalize(ctx, norm2_, {sum1, out.residual}, normed2, saved.norm2);
   feed_forward(ctx, normed2, out.delta, saved);
 }

@@ -108,6 +108,7 @@ void Transformer::recompute_backward(StepContext& ctx, const Block& block, Tenso
   WorkspaceScope scope(ctx.workspace);
   StepContext again = ctx;
   again.statistics = nullptr;  // counted in the forward pass
+  again.observer = nullptr;    // seen there, too
   Block::Saved saved;
   const ResidualStream out = take_stream(ctx);
   block.forward(again, {input, {}}, out, saved);
@@ -165,6 +166,15 @@ void Transformer::forward_loss(StepContext& ctx) const {
       ctx.workspace.take({ctx.local_tokens(), config_.hidden}, options_.compute_dtype);
   forward_blocks_without_saving(ctx, normed);
   head_->loss(ctx, normed, {});
+  collect_traffic(ctx);
+  ctx.workspace.reset();
+}
+
+void Transformer::forward_observed(StepContext& ctx) const {
+  ctx.dist.set_phase("forward for an observer");
+  TensorView normed =
+      ctx.workspace.take({ctx.local_tokens(), config_.hidden}, options_.compute_dtype);
+  forward_blocks_without_saving(ctx, normed);
   collect_traffic(ctx);
   ctx.workspace.reset();
 }

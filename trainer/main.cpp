@@ -40,6 +40,10 @@ class CommandLine {
         tokenize_command, UsesLayout::no);
     add("train", "Train, from the newest checkpoint if there is one", train_command);
     add("eval", "Held-out loss of the newest checkpoint", eval_command);
+    add("train-hash", "Learn hash projections for decoding on the newest checkpoint, frozen",
+        train_hash_command);
+    add("eval-hash", "Measure ways to choose keys: recall, attention, perplexity, answers",
+        eval_hash_command);
     add_generate();
     add_bench();
     add("plan", "The same as --dry-run", [this](MpiRuntime& mpi, const LoadedConfig& loaded) {

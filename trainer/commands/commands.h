@@ -17,6 +17,8 @@ namespace switchyard {
 int tokenize_command(MpiRuntime& mpi, const LoadedConfig& loaded);
 int train_command(MpiRuntime& mpi, const LoadedConfig& loaded);
 int eval_command(MpiRuntime& mpi, const LoadedConfig& loaded);
+int train_hash_command(MpiRuntime& mpi, const LoadedConfig& loaded);
+int eval_hash_command(MpiRuntime& mpi, const LoadedConfig& loaded);
 
 struct GenerateOptions {
   std::string prompt;
