@@ -236,9 +236,8 @@ void attend(const DecodeShape& shape, Workspace& workspace, ConstTensorView q,
           positions ? positions.data<int32_t>() + row * positions.dim(2) + first : nullptr;
       const CachedRows<T> cached = {k_cache.data<T>() + row * head_size,
                                     v_cache.data<T>() + row * head_size, list, first};
-      attend_task<kHeadDim>(
-          shape, cached, count, q.data<T>() + row * group * head_dim, scale, mine,
-          Partial(partials.data<float>() + item * partial_size, group, head_dim));
+      attend_task<kHeadDim>(shape, cached, count, q.data<T>() + row * group * head_dim, scale, mine,
+                            Partial(partials.data<float>() + item * partial_size, group, head_dim));
     }
 #pragma omp for
     for (int64_t row = 0; row < rows; ++row) {
