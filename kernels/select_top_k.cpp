@@ -1,7 +1,9 @@
 #include "kernels/select_top_k.h"
 
+#include <omp.h>
+
 #include <algorithm>
-#include <array>
+#include <limits>
 
 #include "kernels/dispatch.h"
 #include "kernels/selection_key.h"
@@ -9,72 +11,126 @@
 namespace switchyard {
 namespace {
 
-// Positions [first, end), of which those within the windows are not ranked.
-struct Ranked {
-  int64_t first, end;
-};
+// Keys that are counted between two widenings of the counts: 16-bit lanes hold them.
+constexpr int64_t kCounted = 32768;
+// Keys that are passed over together where none of them is chosen.
+constexpr int64_t kSkipped = 32;
 
-// What is chosen of the ranked keys: all whose key is below `key`, and the last `ties` of those
-// that equal it.
-struct Threshold {
-  uint32_t key;
-  int64_t ties;
-};
-
-// The value of the `count`-th smallest key, count >= 1, a byte at a time from the highest: after
-// each, only keys that begin as it does matter.
-template <class Score>
-Threshold find_threshold(const Score* scores, Ranked ranked, int64_t count) {
-  uint32_t prefix = 0, mask = 0;
-  for (int shift = kSelectionKeyBits<Score> - 8; shift >= 0; shift -= 8) {
-    std::array<int64_t, 256> histogram{};
-    for (int64_t p = ranked.first; p < ranked.end; ++p) {
-      const uint32_t key = selection_key(scores[p]);
-      if ((key & mask) == prefix) ++histogram[key >> shift & 0xff];
-    }
-    uint32_t bin = 0;
-    while (histogram[bin] < count) count -= histogram[bin++];
-    prefix |= bin << shift;
-    mask |= 0xffu << shift;
+// Of `n` keys those that are at most `bound`.
+template <class Key>
+int64_t count_up_to(const Key* keys, int64_t n, Key bound) {
+  int64_t total = 0;
+  for (int64_t begin = 0; begin < n; begin += kCounted) {
+    const int64_t end = std::min(begin + kCounted, n);
+    Key count = 0;
+#pragma omp simd reduction(+ : count)
+    for (int64_t i = begin; i < end; ++i) count += keys[i] <= bound ? Key{1} : Key{0};
+    total += count;
   }
-  return {prefix, count};
+  return total;
+}
+
+// What is chosen of the keys: all below `key`, and those that equal it but for the first
+// `older_ties`.
+template <class Key>
+struct Threshold {
+  Key key;
+  int64_t older_ties;
+};
+
+// For the `wanted` smallest, 1 <= wanted <= n. Halves the range of values, of which distances have
+// few, and counts at vector speed; a histogram would wait for its own stores, since distances crowd
+// around their mean.
+template <class Key>
+Threshold<Key> find_threshold(const Key* keys, int64_t n, int64_t wanted) {
+  Key low = std::numeric_limits<Key>::max(), high = 0;
+#pragma omp simd reduction(min : low) reduction(max : high)
+  for (int64_t i = 0; i < n; ++i) {
+    low = keys[i] < low ? keys[i] : low;
+    high = keys[i] > high ? keys[i] : high;
+  }
+  int64_t up_to_high = n;
+  while (low < high && up_to_high > wanted) {
+    const auto middle = static_cast<Key>(low + (high - low) / 2);
+    const int64_t count = count_up_to(keys, n, middle);
+    if (count >= wanted) {
+      high = middle;
+      up_to_high = count;
+    } else {
+      low = static_cast<Key>(middle + 1);
+    }
+  }
+  return {high, up_to_high - wanted};
+}
+
+template <class Key>
+bool any_up_to(const Key* keys, Key bound) {
+  Key smallest = std::numeric_limits<Key>::max();
+#pragma omp simd reduction(min : smallest)
+  for (int64_t i = 0; i < kSkipped; ++i) smallest = keys[i] < smallest ? keys[i] : smallest;
+  return smallest <= bound;
+}
+
+// The positions, from `first` on, of the `wanted` smallest of `n` keys, rising.
+template <class Key>
+void choose(const Key* keys, int64_t n, int64_t wanted, int64_t first, int32_t* indices) {
+  auto [threshold, older_ties] = find_threshold(keys, n, wanted);
+  const int32_t* end = indices + wanted;
+  for (int64_t i = 0; indices < end;) {
+    if (i + kSkipped <= n && !any_up_to(keys + i, threshold)) {
+      i += kSkipped;
+      continue;
+    }
+    for (const int64_t block_end = i + kSkipped; i < block_end && indices < end; ++i) {
+      *indices = static_cast<int32_t>(first + i);  // stays if the key is chosen
+      const bool tie = keys[i] == threshold, older = tie && older_ties > 0;
+      older_ties -= older;
+      indices += (keys[i] < threshold || tie) && !older;
+    }
+  }
+}
+
+// The scores [first, end) as keys, of which the smallest are best: distances as they are, others in
+// `scratch`.
+const uint16_t* keys_of(const uint16_t* scores, int64_t first, int64_t, uint32_t*) {
+  return scores + first;
+}
+const uint32_t* keys_of(const float* scores, int64_t first, int64_t end, uint32_t* scratch) {
+#pragma omp simd
+  for (int64_t p = first; p < end; ++p) scratch[p - first] = selection_key(scores[p]);
+  return scratch;
 }
 
 // The positions of one (sequence, kv head), rising.
 template <class Score>
 void select_row(const Score* scores, int64_t length, int64_t count, int64_t sink, int64_t recent,
-                int32_t* indices) {
+                uint32_t* scratch, int32_t* indices) {
   // Windows that do not fit the budget give up their oldest keys.
   recent = std::min({recent, length, count});
   sink = std::min(sink, length - recent);
-  const int64_t sinks = std::min(sink, count - recent);
+  const int64_t sinks = std::min(sink, count - recent), rest = count - recent - sinks;
   for (int64_t p = sink - sinks; p < sink; ++p) *indices++ = static_cast<int32_t>(p);
-  const Ranked ranked = {sink, length - recent};
-  const int64_t rest = count - recent - sinks;
   if (rest > 0) {
-    const Threshold threshold = find_threshold(scores, ranked, rest);
-    int64_t older_ties = -threshold.ties;
-    for (int64_t p = ranked.first; p < ranked.end; ++p) {
-      older_ties += selection_key(scores[p]) == threshold.key;
-    }
-    for (int64_t p = ranked.first; p < ranked.end; ++p) {
-      const uint32_t key = selection_key(scores[p]);
-      if (key < threshold.key || (key == threshold.key && --older_ties < 0)) {
-        *indices++ = static_cast<int32_t>(p);
-      }
-    }
+    const int64_t end = length - recent;
+    choose(keys_of(scores, sink, end, scratch), end - sink, rest, sink, indices);
   }
-  for (int64_t p = length - recent; p < length; ++p) *indices++ = static_cast<int32_t>(p);
+  for (int64_t i = 0; i < recent; ++i)
+    indices[rest + i] = static_cast<int32_t>(length - recent + i);
 }
 
 template <class Score>
-void select(ConstTensorView scores, ConstTensorView lengths, ConstTensorView counts, int64_t sink,
-            int64_t recent, TensorView indices) {
+void select(Workspace& workspace, ConstTensorView scores, ConstTensorView lengths,
+            ConstTensorView counts, int64_t sink, int64_t recent, TensorView indices) {
   const int64_t kv_heads = scores.dim(1), max_len = scores.dim(2), stride = indices.dim(2);
+  WorkspaceScope scope(workspace);
+  const bool needs_keys = scores.dtype() == DType::f32;
+  TensorView scratch =
+      workspace.take({omp_get_max_threads(), needs_keys ? max_len : 0}, DType::i32);
 #pragma omp parallel for schedule(dynamic)
   for (int64_t row = 0; row < scores.dim(0) * kv_heads; ++row) {
+    auto* mine = static_cast<uint32_t*>(scratch.raw()) + omp_get_thread_num() * scratch.dim(1);
     select_row(scores.data<Score>() + row * max_len, lengths.data<int32_t>()[row / kv_heads],
-               counts.data<int32_t>()[row / kv_heads], sink, recent,
+               counts.data<int32_t>()[row / kv_heads], sink, recent, mine,
                indices.data<int32_t>() + row * stride);
   }
 }
@@ -100,8 +156,9 @@ void select_top_k(Stream& stream, Workspace& workspace, ConstTensorView scores,
   (stream, workspace, scores, lengths, counts, sink, recent, indices);
 }
 
-void cpu::select_top_k(Stream&, Workspace&, ConstTensorView scores, ConstTensorView lengths,
-                       ConstTensorView counts, int64_t sink, int64_t recent, TensorView indices) {
+void cpu::select_top_k(Stream&, Workspace& workspace, ConstTensorView scores,
+                       ConstTensorView lengths, ConstTensorView counts, int64_t sink,
+                       int64_t recent, TensorView indices) {
   for (int64_t b = 0; b < lengths.dim(0); ++b) {
     const int32_t length = lengths.data<int32_t>()[b], count = counts.data<int32_t>()[b];
     require(length >= 1 && length <= scores.dim(2),
@@ -111,9 +168,9 @@ void cpu::select_top_k(Stream&, Workspace&, ConstTensorView scores, ConstTensorV
             std::min<int64_t>(length, indices.dim(2)));
   }
   if (scores.dtype() == DType::u16) {
-    select<uint16_t>(scores, lengths, counts, sink, recent, indices);
+    select<uint16_t>(workspace, scores, lengths, counts, sink, recent, indices);
   } else {
-    select<float>(scores, lengths, counts, sink, recent, indices);
+    select<float>(workspace, scores, lengths, counts, sink, recent, indices);
   }
 }
 
