@@ -200,7 +200,8 @@ void HashTraining::run() {
 }
 
 void HashTraining::collect(const QueryKeySet& set, Tokens& tokens) {
-  const int64_t computed = collect_query_keys(session_, tokens.loader, set);
+  const int64_t computed =
+      collect_query_keys(session_.stream, session_.model, session_.dist, tokens.loader, set);
   tell(fmt::format("{}: queries and keys of {} sequences, {} of {} passes run now", set.name,
                    set.num_sequences, computed, set.num_blocks()));
 }

@@ -6,10 +6,10 @@
 #include <span>
 
 #include "kernels/elementwise.h"
-#include "kernels/matmul.h"
 #include "kernels/optimizer_step.h"
 #include "trainer/hashing/labels.h"
 #include "trainer/hashing/random_projection.h"
+#include "trainer/hashing/scores.h"
 
 namespace switchyard {
 namespace {
@@ -21,15 +21,12 @@ Tensor labels_of(const HeadQueryKeys& head, int64_t sequence, const HashTraining
   const int64_t head_dim = head.q.shape()[2];
   const int64_t first = head.row_offsets[static_cast<size_t>(sequence)];
   const int64_t keys = head.row_offsets[static_cast<size_t>(sequence) + 1] - first;
-  const ConstTensorView q = head.q.view().reshape({group * sequences, head_dim});
-  const ConstTensorView k = head.k.view().reshape({head.k.shape()[1], head_dim});
-  Stream stream;
-  Tensor scores({1, keys}, DType::f32), labels({group, keys}, DType::f32);
+  Tensor labels({group, keys}, DType::f32);
+  std::vector<float> scores(static_cast<size_t>(keys));
   for (int64_t g = 0; g < group; ++g) {
-    matmul(stream, q.rows(g * sequences + sequence, 1), Transpose::no, k.rows(first, keys),
-           Transpose::yes, Accumulate::no, scores);
-    label_keys(std::span(scores.data<float>(), static_cast<size_t>(keys)), config,
-               std::span(labels.data<float>() + g * keys, static_cast<size_t>(keys)));
+    const float* q = head.q.data<float>() + (g * sequences + sequence) * head_dim;
+    score_keys({q, static_cast<size_t>(head_dim)}, head.k.data<float>() + first * head_dim, scores);
+    label_keys(scores, config, {labels.data<float>() + g * keys, scores.size()});
   }
   return labels;
 }

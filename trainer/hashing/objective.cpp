@@ -81,12 +81,15 @@ HashLoss HashObjective::gradient(ConstTensorView weight, TensorView dweight) con
                   sums[static_cast<size_t>(p)]);
   }
   HashLoss loss;
-  Stream stream;
-  fill_zero(stream, dweight);
   for (const Part& part : sums) {
     loss.similarity += part.loss.similarity;
     loss.balance += part.loss.balance;
-    add(stream, part.dweight, dweight);
+  }
+  float* out = dweight.data<float>();
+#pragma omp parallel for schedule(static)
+  for (int64_t i = 0; i < dweight.num_elements(); ++i) {
+    out[i] = 0.0f;
+    for (const Part& part : sums) out[i] += part.dweight.data<float>()[i];
   }
   add_decorrelation(config_, weight, loss, dweight);
   return loss;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels/matmul.h"
+#include "trainer/hashing/scores.h"
 
 namespace switchyard {
 namespace {
@@ -120,7 +121,6 @@ void add_quality(ConstTensorView weight, const HeadQueryKeys& head, HashQuality&
   const ConstTensorView q = head.q.view().reshape({group * sequences, head_dim});
   const ConstTensorView k = head.k.view().reshape({head.row_offsets.back(), head_dim});
   const Codes query_codes(q, weight), key_codes(k, weight);
-  Stream stream;
   for (int64_t s = 0; s < sequences; ++s) {
     const int64_t first = head.row_offsets[static_cast<size_t>(s)];
     const int64_t keys = head.row_offsets[static_cast<size_t>(s) + 1] - first;
@@ -128,8 +128,9 @@ void add_quality(ConstTensorView weight, const HeadQueryKeys& head, HashQuality&
     std::vector<int64_t> distance(static_cast<size_t>(keys));
     for (int64_t g = 0; g < group; ++g) {
       const int64_t row = g * sequences + s;
-      matmul(stream, q.rows(row, 1), Transpose::no, k.rows(first, keys), Transpose::yes,
-             Accumulate::no, scores.view().rows(g, 1));
+      score_keys({q.data<float>() + row * head_dim, static_cast<size_t>(head_dim)},
+                 k.data<float>() + first * head_dim,
+                 {scores.data<float>() + g * keys, static_cast<size_t>(keys)});
       for (int64_t i = 0; i < keys; ++i) {
         distance[static_cast<size_t>(i)] +=
             hamming_distance(query_codes.row(row), key_codes.row(first + i));
