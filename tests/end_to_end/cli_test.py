@@ -193,6 +193,100 @@ class Resume(Program):
         self.assertIn("resumed from step_00000010", output)
 
 
+class HashTraining(Program):
+    SETTINGS = ["hash.dense_layers=1", "hash.bits=32", "hash.training.sigma=1",
+                "hash.training.balance_weight=0", "hash.training.pairs_per_epoch=1024"]
+
+    def setUp(self):
+        super().setUp()
+        self.train(2, "parallel.ep=2")
+        self.hash = self.folder / "runs" / "tiny_bigmac" / "hash"
+
+    def train_hash(self, ranks, *overrides, code=DONE):
+        return self.run_program(ranks, "train-hash", "configs/tiny_bigmac.yaml", *self.SETTINGS,
+                                *overrides, code=code)
+
+    def test_a_killed_one_goes_on_bit_for_bit_and_leaves_the_old_weights(self):
+        self.train_hash(0)
+        straight = (self.hash / "hash_weights.h5").read_bytes()
+        straight_metrics = (self.hash / "metrics.jsonl").read_text()
+        shutil.rmtree(self.hash)
+        self.train_hash(0, "hash.training.epochs=1")  # what is there before
+        old = (self.hash / "hash_weights.h5").read_bytes()
+
+        # Killed when one of the two heads is done.
+        process = subprocess.Popen(command(0, "train-hash", "configs/tiny_bigmac.yaml",
+                                           *self.SETTINGS),
+                                   cwd=self.folder, env=environment(),
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.time() + 60
+        while (not list(self.hash.glob("heads/*.h5")) and process.poll() is None
+               and time.time() < deadline):
+            time.sleep(0.002)
+        process.kill()
+        process.wait()
+        self.assertEqual((self.hash / "hash_weights.h5").read_bytes(), old)
+        output = self.train_hash(0)
+
+        self.assertRegex(output, r"train: .* 0 of \d+ passes run now")
+        self.assertRegex(output, r"[12] heads are done already")
+        self.assertEqual((self.hash / "hash_weights.h5").read_bytes(), straight)
+        self.assertEqual((self.hash / "metrics.jsonl").read_text(), straight_metrics)
+        self.assertEqual([path.name for path in sorted(self.hash.iterdir())],
+                         ["hash_weights.h5", "metrics.jsonl"])
+
+    def test_any_number_of_ranks_learns_the_same_bits(self):
+        files = []
+        for ranks in (0, 2, 4):
+            self.train_hash(ranks)
+            files.append((self.hash / "hash_weights.h5").read_bytes())
+            shutil.rmtree(self.hash)
+        self.assertEqual(files[0], files[1])
+        self.assertEqual(files[0], files[2])
+
+    def test_every_layout_learns_and_logs_what_it_found(self):
+        for layout in (["parallel.tp=2"], ["parallel.ep=2"], ["parallel.tp=2", "parallel.ep=4"]):
+            with self.subTest(layout):
+                self.train_hash(4 if len(layout) == 2 else 2, *layout)
+                records = [json.loads(line)
+                           for line in (self.hash / "metrics.jsonl").read_text().splitlines()]
+                losses = [r["loss"] for r in records if "loss" in r and r["kv_head"] == 1]
+                self.assertEqual(len(losses), 16)
+                self.assertLess(losses[-1], losses[0])
+                last = [r["orthogonality"] for r in records if r.get("epoch") == 15]
+                # 32 bits of heads of width 8: sqrt(24) is the least.
+                self.assertLess(max(last), 1.02 * 24 ** 0.5)
+                self.assertEqual(len([r for r in records if "held_out" in r]), 2)
+                shutil.rmtree(self.hash)
+
+    def test_finished_weights_are_left_alone(self):
+        self.train_hash(0)
+        before = (self.hash / "hash_weights.h5").stat().st_mtime_ns
+        self.assertIn("already", self.train_hash(2))
+        self.assertEqual((self.hash / "hash_weights.h5").stat().st_mtime_ns, before)
+
+    def test_damaged_weights_and_those_of_another_checkpoint_are_learned_again(self):
+        self.train_hash(0)
+        weights = self.hash / "hash_weights.h5"
+        intact = weights.read_bytes()
+        for damaged in (intact[:-1], intact[:len(intact) // 2], b"",
+                        intact.replace(intact[-64:-32], bytes(32))):
+            weights.write_bytes(damaged)
+            self.train_hash(0)
+            self.assertEqual(weights.read_bytes(), intact)
+        output = self.train_hash(0, "checkpoint.resume=runs/tiny_bigmac/checkpoints/step_00000010")
+        self.assertIn("wrote", output)
+        self.assertNotEqual(weights.read_bytes(), intact)
+
+    def test_what_cannot_be_learned_is_said_once(self):
+        for override, message in [("hash.bits=48", "is not a multiple of 32"),
+                                  ("hash.training.seq_len=65", "is more than model.seq_len = 64")]:
+            output = self.train_hash(2, override, code=BAD_INPUT)
+            self.assertEqual(output.count(message), 1, output)
+        output = self.train_hash(2, "hash.dense_layers=2", code=FAILED)
+        self.assertEqual(output.count("leaves none of the 2 layers"), 1, output)
+
+
 class BadInput(Program):
     def expect_error(self, output, *texts):
         for text in texts:

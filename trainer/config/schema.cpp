@@ -580,6 +580,10 @@ void add_hash(std::vector<ConfigField>& fields) {
   fields.push_back(real("hash.training.decorrelation_weight",
                         SWITCHYARD_MEMBER(hash.training.decorrelation_weight), 0.0, 1e6,
                         "factor of ||W'W - I|| (the paper's lambda)"));
+  fields.push_back(real("hash.training.decorrelation_softness",
+                        SWITCHYARD_MEMBER(hash.training.decorrelation_softness), 0.0, 1e6,
+                        "distance from orthogonality below which that norm's gradient shrinks, so "
+                        "that descent comes to rest; 0: the paper's norm, which it jumps across"));
   fields.push_back(
       real("hash.training.lr", SWITCHYARD_MEMBER(hash.training.lr), 0.0, 1e3, "learning rate"));
   fields.push_back(real("hash.training.momentum", SWITCHYARD_MEMBER(hash.training.momentum), 0.0,
@@ -593,6 +597,10 @@ void add_hash(std::vector<ConfigField>& fields) {
   fields.push_back(count("hash.training.pairs_per_epoch",
                          SWITCHYARD_MEMBER(hash.training.pairs_per_epoch), 1,
                          "(query, key) pairs of an epoch"));
+  fields.push_back(boolean("hash.training.keep_query_keys",
+                           SWITCHYARD_MEMBER(hash.training.keep_query_keys),
+                           "leave the collected queries and keys on the disk, for a training with "
+                           "other settings"));
 }
 
 const Names<AttentionMethod>& attention_methods() {
