@@ -69,11 +69,11 @@ train_recall() {
   switchyard train "$recall"
 }
 
-# Projections of a model that is there, with the same data for all bits.
+# Projections of a model that is there; queries and keys are collected once for all bits.
 learn() {
   local config=$1 width=$2 out=$3
   switchyard train-hash "$config" "${choices[@]}" "${layout[@]}" hash.bits="$width" \
-    hash.weights="$out/hash_weights_$width.h5"
+    hash.weights="$out/hash_weights_$width.h5" hash.training.keep_query_keys=true
 }
 
 # All bits, all methods, all budgets, on `sequences` held-out sequences.
@@ -91,6 +91,7 @@ study_model() {
     say "$name: projections of $width bits"
     step "$name.$width" learn "$config" "$width" "$run/hash"
   done
+  rm -rf "$run/hash/query_keys"
   say "$name: every way to choose keys"
   step "$name.evaluated" measure "$config" "$run" "$sequences"
   say "$name: pictures"

@@ -7,7 +7,8 @@
 
 import argparse
 
-from plot_hash import METHODS, PAPER_BUDGETS, Evaluation, mean_answers, nearest_budget
+from plot_hash import (METHODS, PAPER_BUDGETS, Evaluation, mean_answers, nearest_budget,
+                       share_text)
 
 # HATA (arXiv 2506.02572), table 2, averages over RULER's tasks; 3.13 % is Llama-2-7B at 32 K,
 # 1.56 % Llama-3.1-8B at 128 K.
@@ -95,7 +96,7 @@ def describe(name, evaluation, bits):
              f"{content['context']} tokens, of which all behind the first {content['prefill']} "
              f"are decoded one by one; the first {content['dense_layers']} layers are dense.", ""]
     for budget in PAPER_BUDGETS:
-        lines += [f"### Budget {100 * budget:.3g} %", ""]
+        lines += [f"### Budget {share_text(budget)}", ""]
         if evaluation.has_tasks():
             lines += [*answers_table(evaluation, budget, bits), ""]
         lines += [*quality_table(evaluation, budget, bits), ""]

@@ -287,6 +287,119 @@ class HashTraining(Program):
         self.assertEqual(output.count("leaves none of the 2 layers"), 1, output)
 
 
+class Decoding(Program):
+    """Ways to choose keys, of a model that is there, with hash weights of 32 bits."""
+    METHODS = ["hata", "exact_topk", "random_hash", "quest", "loki", "streaming"]
+    SETTINGS = ["hash.dense_layers=1", "hash.bits=32", "decode.budget=6", "decode.quest_page=2",
+                "decode.loki_channels=4"]
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        for arguments in [["train", "configs/tiny_bigmac.yaml"],
+                          ["train-hash", "configs/tiny_bigmac.yaml", *cls.SETTINGS,
+                           "hash.training.epochs=1", "hash.training.pairs_per_epoch=256"]]:
+            subprocess.run(command(0, *arguments), cwd=cls.template, env=environment(), check=True,
+                           capture_output=True)
+
+    def setUp(self):
+        super().setUp()
+        self.hash = self.folder / "runs" / "tiny_bigmac" / "hash"
+
+    def generate(self, ranks, *overrides, code=DONE):
+        return self.run_program(ranks, "generate", "configs/tiny_bigmac.yaml", *self.SETTINGS,
+                                *overrides, "--prompt", "abc de", "--max-tokens", "12",
+                                "--temperature", "0", code=code)
+
+    def test_every_method_generates_the_same_text_on_every_layout(self):
+        for method in self.METHODS:
+            with self.subTest(method):
+                text = self.generate(0, f"decode.attention={method}")
+                self.assertTrue(text.startswith("abc de"))
+                self.assertEqual(self.generate(2, f"decode.attention={method}", "parallel.tp=2"),
+                                 text)
+
+    def test_a_budget_of_everything_generates_what_dense_decoding_does(self):
+        dense = self.generate(0)
+        for method in self.METHODS:
+            with self.subTest(method):
+                self.assertEqual(self.generate(0, f"decode.attention={method}",
+                                               "decode.budget=1000"), dense)
+
+    def test_eval_decodes_dense_and_with_the_method(self):
+        output = self.run_program(2, "eval", "configs/tiny_bigmac.yaml", "parallel.ep=2",
+                                  *self.SETTINGS, "decode.attention=hata", "decode.eval_tokens=4")
+        losses = {line.split(":")[0]: float(line.split("held-out loss ")[1].split(",")[0])
+                  for line in output.splitlines() if "held-out loss" in line}
+        self.assertEqual(set(losses), {"dense", "hata"})
+        self.assertAlmostEqual(losses["hata"], losses["dense"], delta=1.0)
+        alone = self.run_program(0, "eval", "configs/tiny_bigmac.yaml", *self.SETTINGS,
+                                 "decode.attention=hata", "decode.eval_tokens=4")
+        self.assertEqual(alone, output)
+
+    def test_eval_hash_measures_all_methods_alike_on_every_layout(self):
+        arguments = ["eval-hash", "configs/tiny_bigmac.yaml", *self.SETTINGS,
+                     "hash.evaluation.budgets=[4, 0.25, 64]", "hash.evaluation.sequences=8",
+                     "decode.eval_tokens=4"]
+        evaluations = []
+        for ranks, layout in [(0, []), (4, ["parallel.tp=2", "parallel.ep=4"])]:
+            self.run_program(ranks, *arguments, *layout)
+            evaluations.append(json.loads((self.hash / "evaluation.json").read_text()))
+        alone, split = evaluations
+        self.assertEqual(alone["decoded_targets"], split["decoded_targets"])
+        self.assertEqual(len(alone["results"]), 3 * (len(self.METHODS) + 1))  # and the key norm
+        for one, other in zip(alone["results"], split["results"]):
+            self.assertEqual(one["method"], other["method"])
+            for key in ["recall", "attention_mass", "output_error", "loss"]:
+                # Where a product is zero but for rounding, a layout may choose another key.
+                self.assertAlmostEqual(one[key], other[key], delta=0.02)
+            self.assertEqual([len(layer["heads"]) for layer in one["layers"]], [2])
+        of = {(r["method"], r["budget"]): r for r in alone["results"]}
+        self.assertEqual(of["exact_topk", 4]["recall"], 1.0)
+        for method in self.METHODS:
+            self.assertAlmostEqual(of[method, 64]["attention_mass"], 1.0, places=5)
+            self.assertAlmostEqual(of[method, 64]["loss"], alone["dense"]["loss"], places=4)
+            self.assertLessEqual(of[method, 4]["attention_mass"],
+                                 of["exact_topk", 4]["attention_mass"] + 1e-9)
+
+    def expect_refusal(self, message, *overrides):
+        for name in ["generate", "eval"]:
+            output = self.run_program(2, name, "configs/tiny_bigmac.yaml", *self.SETTINGS,
+                                      "parallel.ep=2", "decode.attention=hata", *overrides,
+                                      code=FAILED)
+            self.assertRegex(output, message)
+            self.assertEqual(output.count("switchyard: "), 1, output)
+
+    def test_weights_that_do_not_fit_are_refused_by_name(self):
+        self.expect_refusal(r"32 bits, but hash.bits is 64", "hash.bits=64")
+        self.expect_refusal(r"no weights for layer 0, which hash.dense_layers = 0",
+                            "hash.dense_layers=0")
+        self.expect_refusal(r"learned on the checkpoint .*, but the model is",
+                            "checkpoint.resume=runs/tiny_bigmac/checkpoints/step_00000010")
+
+    def test_damaged_weights_are_refused_with_the_remedy(self):
+        weights = self.hash / "hash_weights.h5"
+        content = weights.read_bytes()
+        weights.write_bytes(content[:len(content) // 2])
+        self.expect_refusal(r"hash_weights\.h5")
+        altered = bytearray(content)
+        altered[-9] ^= 16
+        weights.write_bytes(altered)
+        self.expect_refusal(r"hash_weights\.h5")
+        weights.unlink()
+        self.expect_refusal(r"is not there: run `switchyard train-hash` with hash.bits=32")
+
+    def test_options_that_cannot_work_are_named(self):
+        for override, message in [("decode.budget=0", "decode.budget: 0 keys are none"),
+                                  ("decode.attention=hatta", "expected one of dense | hata"),
+                                  ("decode.eval_tokens=64", "leaves none of the model.seq_len"),
+                                  ("hash.evaluation.budgets=[0.1, 0]", "0 keys are none"),
+                                  ("hash.evaluation.methods=[dense]", "expected some of hata")]:
+            output = self.run_program(2, "eval", "configs/tiny_bigmac.yaml", override,
+                                      code=BAD_INPUT)
+            self.assertIn(message, output)
+
+
 class BadInput(Program):
     def expect_error(self, output, *texts):
         for text in texts:

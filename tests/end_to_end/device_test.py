@@ -90,6 +90,23 @@ class DeviceTest(unittest.TestCase):
                 for device in ("cpu", "cuda")]
         self.assertEqual(*text)
 
+    def test_decodes_with_chosen_keys(self):
+        self.train("model", "cpu", 2)
+        arguments = ("configs/tiny_bigmac.yaml", "run.dir=runs/model", *SMALL,
+                     "hash.dense_layers=1", "hash.bits=32", "decode.budget=5",
+                     "decode.quest_page=2", "decode.loki_channels=4")
+        self.run_program(0, "train-hash", *arguments, "hash.training.pairs_per_epoch=256",
+                         "hash.training.epochs=1", "hash.training.num_sequences=11",
+                         "hash.training.held_out_sequences=0")
+        for method in ("hata", "exact_topk", "random_hash", "quest", "loki", "streaming"):
+            with self.subTest(method):
+                text = [self.run_program(0, "generate", *arguments, f"run.device={device}",
+                                         f"decode.attention={method}", "decode.key_norm=true",
+                                         "--prompt", "the fox", "--max-tokens", "4",
+                                         "--temperature", "0")
+                        for device in ("cpu", "cuda")]
+                self.assertEqual(*text)
+
     def test_names_what_is_missing(self):
         arguments = ("train", "configs/tiny_bigmac.yaml", "run.dir=runs/none", *SMALL)
         message = self.run_program(1, *arguments, "run.device=cuda:99")
