@@ -45,7 +45,8 @@ void Linear::backward_input(StepContext& ctx, ConstTensorView dy, TensorView dx,
 void Linear::backward_weight(StepContext& ctx, ConstTensorView dy, ConstTensorView x) const {
   matmul(ctx.stream, dy, Transpose::yes, x, Transpose::no, Accumulate::yes, weight_grad());
   if (!biases_.empty()) {
-    add_bias_backward(ctx.stream, dy, store_->fused_grad(*biases_.front(), *biases_.back()));
+    add_bias_backward(ctx.stream, ctx.workspace, dy,
+                      store_->fused_grad(*biases_.front(), *biases_.back()));
   }
 }
 

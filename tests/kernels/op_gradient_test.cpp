@@ -322,7 +322,8 @@ TEST(ElementwiseTest, BiasesAndSums) {
   add_bias(stream, bias, y);
   EXPECT_EQ(y.data<float>()[kWidth + 3], before[kWidth + 3] + bias.data<float>()[3]);
 
-  add_bias_backward(stream, y, dbias);
+  test::Workspace workspace;
+  add_bias_backward(stream, workspace, y, dbias);
   double column = 0.0;
   for (int64_t r = 0; r < kRows; ++r) column += y.data<float>()[r * kWidth + 256];
   EXPECT_NEAR(dbias.data<float>()[256], column, 1e-4);
