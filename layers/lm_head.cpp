@@ -58,11 +58,15 @@ void LmHead::chunk_loss(StepContext& ctx, ConstTensorView x, ConstTensorView tar
   TensorView losses = ctx.workspace.take({rows}, DType::f32);
 
   matmul(ctx.stream, x, Transpose::no, weight_->value, Transpose::yes, Accumulate::no, logits);
-  cross_entropy_row_max(ctx.stream, logits, row_max);
-  tp.all_reduce(ctx.stream, row_max, ReduceOp::max);
-  cross_entropy_sums(ctx.stream, logits, targets, first_id_, row_max, sum_exp, target_logit);
-  tp.all_reduce(ctx.stream, sums, ReduceOp::sum);
-  cross_entropy_losses(ctx.stream, targets, sum_exp, target_logit, losses);
+  cross_entropy_forward(ctx.stream, logits, targets, first_id_, row_max, sum_exp, target_logit);
+  if (tp.size() > 1) {
+    TensorView local_max = ctx.workspace.take({rows}, DType::f32);
+    copy(ctx.stream, row_max, local_max);
+    tp.all_reduce(ctx.stream, row_max, ReduceOp::max);
+    cross_entropy_rescale(ctx.stream, local_max, row_max, sum_exp);
+    tp.all_reduce(ctx.stream, sums, ReduceOp::sum);
+  }
+  cross_entropy_losses(ctx.stream, targets, row_max, sum_exp, target_logit, losses);
   if (ctx.counts_replicated()) {
     add_sum(ctx.stream, losses, ctx.scales.per_target, ctx.statistics->loss());
   }

@@ -358,7 +358,7 @@ class Walk {
     const int64_t rows = std::min(tokens_, LmHead::chunk_tokens(device_, m_.vocab_size, tp));
     const int64_t logits = rows * ((m_.vocab_size + tp_ - 1) / tp_);
     ledger_.take(logits, kWord);
-    ledger_.take(4 * rows, kWord);
+    ledger_.take((tp_ > 1 ? 5 : 4) * rows, kWord);
     if (bytes_ != kWord) ledger_.take(logits, bytes_);
   }
 
