@@ -12,15 +12,24 @@ namespace {
 constexpr size_t kCublasWorkspaceBytes = size_t{32} << 20;
 constexpr size_t kReductionScratchBytes = size_t{64} << 10;
 
+Device current_device() {
+  int index = 0;
+  cudaGetDevice(&index);
+  return {DeviceKind::cuda, index};
+}
+
 }  // namespace
 
 void check_cuda(cudaError_t code, const char* call) {
   if (code == cudaSuccess) return;
   cudaGetLastError();  // or the next call would report it again
+  // Of memory that CUDA takes for itself: code that is loaded, stacks of threads.
+  if (code == cudaErrorMemoryAllocation) throw OutOfMemory(call, 0, current_device());
   fail("{} failed: {}", call, cudaGetErrorString(code));
 }
 
 void check_cublas(cublasStatus_t status, const char* call) {
+  if (status == CUBLAS_STATUS_ALLOC_FAILED) throw OutOfMemory(call, 0, current_device());
   require(status == CUBLAS_STATUS_SUCCESS, "{} failed: {}", call, cublasGetStatusString(status));
 }
 
@@ -38,7 +47,7 @@ void check_device(Device device) {
   const cudaError_t code = cudaGetDeviceCount(&count);
   if (code != cudaSuccess) {
     cudaGetLastError();
-    fail("{} cannot be used: {}; install an NVIDIA driver, or set run.device: cpu",
+    fail("{} cannot be used: {}; install an NVIDIA driver that is new enough, or set run.device: cpu",
          to_string(device), cudaGetErrorString(code));
   }
   require(device.index < count, "{} is not there: this machine has {} CUDA device{}",
@@ -146,6 +155,14 @@ int num_multiprocessors(Device device) {
   return count;
 }
 
+MemoryFigures memory_of(Device device) {
+  const DeviceGuard guard(device);
+  MemoryFigures figures;
+  require(cudaMemGetInfo(&figures.free_bytes, &figures.total_bytes) == cudaSuccess,
+          "{} does not tell how much memory it has", to_string(device));
+  return figures;
+}
+
 void* allocate(size_t num_bytes, Device device, bool managed) {
   const DeviceGuard guard(device);
   void* address = nullptr;
@@ -153,11 +170,7 @@ void* allocate(size_t num_bytes, Device device, bool managed) {
                                    : cudaMalloc(&address, num_bytes);
   if (code == cudaErrorMemoryAllocation) {
     cudaGetLastError();
-    size_t free_bytes = 0, total_bytes = 0;
-    check_cuda(cudaMemGetInfo(&free_bytes, &total_bytes), "cudaMemGetInfo");
-    const auto mebibytes = [](size_t bytes) { return static_cast<double>(bytes) / (1 << 20); };
-    fail("out of memory: {:.1f} MiB on {}, where {:.1f} of {:.1f} MiB are free",
-         mebibytes(num_bytes), to_string(device), mebibytes(free_bytes), mebibytes(total_bytes));
+    throw OutOfMemory("a buffer", num_bytes, device);
   }
   check_cuda(code, "cudaMalloc");
   // On the legacy stream, which others do not wait for: finished before anyone sees the memory.
@@ -170,7 +183,12 @@ void release(void* address) noexcept { cudaFree(address); }
 
 void* allocate_pinned(size_t num_bytes) {
   void* address = nullptr;
-  check_cuda(cudaMallocHost(&address, num_bytes), "cudaMallocHost");
+  const cudaError_t code = cudaMallocHost(&address, num_bytes);
+  if (code == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    throw OutOfMemory("a buffer in pinned host memory", num_bytes, Device{});
+  }
+  check_cuda(code, "cudaMallocHost");
   return address;
 }
 
