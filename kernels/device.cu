@@ -75,7 +75,7 @@ StreamState* make_stream_state(Device device) {
   auto state = std::make_unique<StreamState>();
   state->device = device;
   check_cuda(cudaStreamCreateWithFlags(&state->stream, cudaStreamNonBlocking), "cudaStreamCreate");
-  state->reduction_scratch = Buffer(kReductionScratchBytes, device);
+  state->reduction_scratch = Buffer(kReductionScratchBytes, device, "the scratch of a stream");
   return state.release();
 }
 
@@ -85,7 +85,7 @@ cublasHandle_t cublas_handle(const Stream& stream) {
   const DeviceGuard guard(state.device);
   check_cublas(cublasCreate(&state.cublas), "cublasCreate");
   check_cublas(cublasSetStream(state.cublas, state.stream), "cublasSetStream");
-  state.cublas_workspace = Buffer(kCublasWorkspaceBytes, state.device);
+  state.cublas_workspace = Buffer(kCublasWorkspaceBytes, state.device, "the workspace of cuBLAS");
   check_cublas(
       cublasSetWorkspace(state.cublas, state.cublas_workspace.data(), kCublasWorkspaceBytes),
       "cublasSetWorkspace");
@@ -163,14 +163,14 @@ MemoryFigures memory_of(Device device) {
   return figures;
 }
 
-void* allocate(size_t num_bytes, Device device, bool managed) {
+void* allocate(size_t num_bytes, Device device, bool managed, const char* purpose) {
   const DeviceGuard guard(device);
   void* address = nullptr;
   const cudaError_t code = managed ? cudaMallocManaged(&address, num_bytes, cudaMemAttachGlobal)
                                    : cudaMalloc(&address, num_bytes);
   if (code == cudaErrorMemoryAllocation) {
     cudaGetLastError();
-    throw OutOfMemory("a buffer", num_bytes, device);
+    throw OutOfMemory(purpose, num_bytes, device);
   }
   check_cuda(code, "cudaMalloc");
   // On the legacy stream, which others do not wait for: finished before anyone sees the memory.

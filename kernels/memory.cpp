@@ -99,14 +99,15 @@ void Buffer::Free::operator()(void* address) const {
   kind == DeviceKind::cuda ? cuda::release(address) : std::free(address);
 }
 
-Buffer::Buffer(size_t num_bytes, Device device) : num_bytes_(num_bytes), device_(device) {
+Buffer::Buffer(size_t num_bytes, Device device, const char* purpose)
+    : num_bytes_(num_bytes), device_(device) {
   if (num_bytes == 0) return;
   if (device.kind == DeviceKind::cuda) {
     // CUDA aligns to 256 bytes.
-    data_ = cuda::allocate(num_bytes, device, managed_memory);
+    data_ = cuda::allocate(num_bytes, device, managed_memory, purpose);
     allocation_ = {data_, Free{DeviceKind::cuda}};
   } else {
-    allocate_on_cpu();
+    allocate_on_cpu(purpose);
   }
 }
 
@@ -129,16 +130,17 @@ PinnedBuffer::PinnedBuffer(size_t num_bytes)
 
 void Buffer::Free::operator()(void* address) const { std::free(address); }
 
-Buffer::Buffer(size_t num_bytes, Device device) : num_bytes_(num_bytes), device_(device) {
-  if (num_bytes > 0) allocate_on_cpu();
+Buffer::Buffer(size_t num_bytes, Device device, const char* purpose)
+    : num_bytes_(num_bytes), device_(device) {
+  if (num_bytes > 0) allocate_on_cpu(purpose);
 }
 
 #endif
 
-void Buffer::allocate_on_cpu() {
+void Buffer::allocate_on_cpu(const char* purpose) {
   // calloc hands out zero pages that cost nothing until they are touched.
   allocation_.reset(std::calloc(num_bytes_ + kAlignment, 1));
-  if (allocation_ == nullptr) throw OutOfMemory("a buffer", num_bytes_, device_);
+  if (allocation_ == nullptr) throw OutOfMemory(purpose, num_bytes_, device_);
   ask_for_huge_pages(allocation_.get(), num_bytes_);
   data_ = reinterpret_cast<void*>(round_up(reinterpret_cast<uintptr_t>(allocation_.get())));
 }

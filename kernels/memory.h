@@ -48,11 +48,12 @@ class OutOfMemory : public Error {
 // tests, which read and write tensors element by element. Slower; off unless asked for.
 void use_managed_memory(bool on);
 
-// Owns bytes on a device, aligned to 64 and zero-filled. Throws OutOfMemory. Move-only.
+// Owns bytes on a device, aligned to 64 and zero-filled. Move-only.
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(size_t num_bytes, Device device = {});
+  // Throws OutOfMemory for `purpose`.
+  explicit Buffer(size_t num_bytes, Device device = {}, const char* purpose = "a buffer");
 
   void* data() const { return data_; }
   size_t num_bytes() const { return num_bytes_; }
@@ -63,7 +64,7 @@ class Buffer {
     DeviceKind kind;  // cpu when default-constructed
     void operator()(void* address) const;
   };
-  void allocate_on_cpu();
+  void allocate_on_cpu(const char* purpose);
 
   std::unique_ptr<void, Free> allocation_;
   void* data_ = nullptr;  // the first aligned byte of the allocation

@@ -73,8 +73,9 @@ class DeviceGuard {
 
 MemoryFigures memory_of(Device device);
 
-// For Buffer: zero-filled device memory, or memory that the host may use, too. Throws OutOfMemory.
-void* allocate(size_t num_bytes, Device device, bool managed);
+// For Buffer: zero-filled device memory, or memory that the host may use, too. Throws OutOfMemory
+// for `purpose`.
+void* allocate(size_t num_bytes, Device device, bool managed, const char* purpose);
 void release(void* address) noexcept;
 // For PinnedBuffer.
 void* allocate_pinned(size_t num_bytes);
