@@ -92,11 +92,12 @@ cublasHandle_t cublas_handle(const Stream& stream) {
   return state.cublas;
 }
 
-EventState* make_event_state(Device device) {
+EventState* make_event_state(Device device, bool timing) {
   const DeviceGuard guard(device);
   auto state = std::make_unique<EventState>();
   state->device = device;
-  check_cuda(cudaEventCreateWithFlags(&state->event, cudaEventDisableTiming), "cudaEventCreate");
+  const unsigned int flags = timing ? cudaEventDefault : cudaEventDisableTiming;
+  check_cuda(cudaEventCreateWithFlags(&state->event, flags), "cudaEventCreate");
   return state.release();
 }
 
@@ -131,6 +132,13 @@ bool has_finished(EventState& state) {
   if (code == cudaErrorNotReady) return false;
   check_cuda(code, "cudaEventQuery");
   return true;
+}
+
+double seconds_between(EventState& begin, EventState& end) {
+  synchronize(end);
+  float milliseconds = 0.0f;
+  check_cuda(cudaEventElapsedTime(&milliseconds, begin.event, end.event), "cudaEventElapsedTime");
+  return 1e-3 * static_cast<double>(milliseconds);
 }
 
 void wait(StreamState& stream, EventState& event) {

@@ -39,13 +39,14 @@ struct EventState {
 };
 
 StreamState* make_stream_state(Device device);
-EventState* make_event_state(Device device);
+EventState* make_event_state(Device device, bool timing);
 void destroy(StreamState* state) noexcept;  // nothing for null
 void destroy(EventState* state) noexcept;
 void synchronize(Device device);
 void synchronize(StreamState& state);
 void synchronize(EventState& state);
 bool has_finished(EventState& state);
+double seconds_between(EventState& begin, EventState& end);  // waits for `end`
 void wait(StreamState& stream, EventState& event);
 void record(EventState& event, StreamState& stream);
 

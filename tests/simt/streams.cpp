@@ -7,6 +7,7 @@
 #include <cuda_runtime.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <deque>
 #include <functional>
@@ -59,6 +60,9 @@ struct EmulatedStream {
 struct EmulatedEvent {
   std::shared_ptr<simt::Queue> queue;  // none before it is recorded
   uint64_t position = 0;
+  // With timing: when the stream came to it.
+  using Clock = std::chrono::steady_clock;
+  std::shared_ptr<Clock::time_point> reached;
 
   bool has_finished() const { return queue == nullptr || queue->finished >= position; }
 };
@@ -115,8 +119,11 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
   return cudaSuccess;
 }
 
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned int) {
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned int flags) {
   *event = new EmulatedEvent;
+  if (flags != cudaEventDisableTiming) {
+    (*event)->reached = std::make_shared<EmulatedEvent::Clock::time_point>();
+  }
   return cudaSuccess;
 }
 
@@ -126,6 +133,9 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 }
 
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  if (event->reached) {
+    simt::enqueue(stream, [reached = event->reached] { *reached = EmulatedEvent::Clock::now(); });
+  }
   event->queue = stream->queue;
   event->position = stream->queue->end();
   return cudaSuccess;
@@ -145,6 +155,16 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   if (event->queue) event->queue->run_until(event->position);
+  return cudaSuccess;
+}
+
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
+  if (!begin->reached || !end->reached || !begin->queue || !end->queue) {
+    return cudaErrorInvalidResourceHandle;
+  }
+  if (!begin->has_finished() || !end->has_finished()) return cudaErrorNotReady;
+  *milliseconds =
+      std::chrono::duration<float, std::milli>(*end->reached - *begin->reached).count();
   return cudaSuccess;
 }
 

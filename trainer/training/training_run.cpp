@@ -27,8 +27,8 @@ double seconds_since(Clock::time_point begin) {
 
 // What the ranks' cores can multiply at best, all at once.
 double product_ceiling(Stream& stream, Communicator& world, DType dtype) {
-  double flops = measure_product_ceiling(DType::f32);
-  if (dtype != DType::f32) flops = std::max(flops, measure_product_ceiling(dtype));
+  double flops = measure_product_ceiling(stream, DType::f32);
+  if (dtype != DType::f32) flops = std::max(flops, measure_product_ceiling(stream, dtype));
   world.all_reduce(stream, view_of(std::span(&flops, 1)), ReduceOp::sum);
   return flops;
 }
