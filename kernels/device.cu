@@ -11,15 +11,24 @@ namespace {
 // What NVIDIA recommends for Hopper.
 constexpr size_t kCublasWorkspaceBytes = size_t{32} << 20;
 
+Device current_device() {
+  int index = 0;
+  cudaGetDevice(&index);
+  return {DeviceKind::cuda, index};
+}
+
 }  // namespace
 
 void check_cuda(cudaError_t code, const char* call) {
   if (code == cudaSuccess) return;
   cudaGetLastError();  // or the next call would report it again
+  // Of memory that CUDA takes for itself: code that is loaded, stacks of threads.
+  if (code == cudaErrorMemoryAllocation) throw OutOfMemory(call, 0, current_device());
   fail("{} failed: {}", call, cudaGetErrorString(code));
 }
 
 void check_cublas(cublasStatus_t status, const char* call) {
+  if (status == CUBLAS_STATUS_ALLOC_FAILED) throw OutOfMemory(call, 0, current_device());
   require(status == CUBLAS_STATUS_SUCCESS, "{} failed: {}", call, cublasGetStatusString(status));
 }
 
@@ -37,7 +46,7 @@ void check_device(Device device) {
   const cudaError_t code = cudaGetDeviceCount(&count);
   if (code != cudaSuccess) {
     cudaGetLastError();
-    fail("{} cannot be used: {}; install an NVIDIA driver, or set run.device: cpu",
+    fail("{} cannot be used: {}; install an NVIDIA driver that is new enough, or set run.device: cpu",
          to_string(device), cudaGetErrorString(code));
   }
   require(device.index < count, "{} is not there: this machine has {} CUDA device{}",
@@ -65,7 +74,7 @@ StreamState* make_stream_state(Device device) {
   auto state = std::make_unique<StreamState>();
   state->device = device;
   check_cuda(cudaStreamCreateWithFlags(&state->stream, cudaStreamNonBlocking), "cudaStreamCreate");
-  state->reduction_scratch = Buffer(kReductionScratchBytes, device);
+  state->reduction_scratch = Buffer(kReductionScratchBytes, device, "the scratch of a stream");
   return state.release();
 }
 
@@ -79,7 +88,7 @@ cublasHandle_t cublas_handle(const Stream& stream) {
   const auto math = static_cast<cublasMath_t>(CUBLAS_DEFAULT_MATH |
                                               CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION);
   check_cublas(cublasSetMathMode(state.cublas, math), "cublasSetMathMode");
-  state.cublas_workspace = Buffer(kCublasWorkspaceBytes, state.device);
+  state.cublas_workspace = Buffer(kCublasWorkspaceBytes, state.device, "the workspace of cuBLAS");
   check_cublas(
       cublasSetWorkspace(state.cublas, state.cublas_workspace.data(), kCublasWorkspaceBytes),
       "cublasSetWorkspace");
@@ -178,18 +187,22 @@ int num_multiprocessors(Device device) {
   return count;
 }
 
-void* allocate(size_t num_bytes, Device device, bool managed) {
+MemoryFigures memory_of(Device device) {
+  const DeviceGuard guard(device);
+  MemoryFigures figures;
+  require(cudaMemGetInfo(&figures.free_bytes, &figures.total_bytes) == cudaSuccess,
+          "{} does not tell how much memory it has", to_string(device));
+  return figures;
+}
+
+void* allocate(size_t num_bytes, Device device, bool managed, const char* purpose) {
   const DeviceGuard guard(device);
   void* address = nullptr;
   const cudaError_t code = managed ? cudaMallocManaged(&address, num_bytes, cudaMemAttachGlobal)
                                    : cudaMalloc(&address, num_bytes);
   if (code == cudaErrorMemoryAllocation) {
     cudaGetLastError();
-    size_t free_bytes = 0, total_bytes = 0;
-    check_cuda(cudaMemGetInfo(&free_bytes, &total_bytes), "cudaMemGetInfo");
-    const auto mebibytes = [](size_t bytes) { return static_cast<double>(bytes) / (1 << 20); };
-    fail("out of memory: {:.1f} MiB on {}, where {:.1f} of {:.1f} MiB are free",
-         mebibytes(num_bytes), to_string(device), mebibytes(free_bytes), mebibytes(total_bytes));
+    throw OutOfMemory(purpose, num_bytes, device);
   }
   check_cuda(code, "cudaMalloc");
   // On the legacy stream, which others do not wait for: finished before anyone sees the memory.
@@ -202,7 +215,12 @@ void release(void* address) noexcept { cudaFree(address); }
 
 void* allocate_pinned(size_t num_bytes) {
   void* address = nullptr;
-  check_cuda(cudaMallocHost(&address, num_bytes), "cudaMallocHost");
+  const cudaError_t code = cudaMallocHost(&address, num_bytes);
+  if (code == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    throw OutOfMemory("a buffer in pinned host memory", num_bytes, Device{});
+  }
+  check_cuda(code, "cudaMallocHost");
   return address;
 }
 

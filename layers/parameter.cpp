@@ -32,7 +32,7 @@ void fill_ones(Stream& stream, TensorView tensor) {
 
 void draw_initial_values(Stream& stream, uint64_t seed, const Parameter& parameter) {
   const ParameterSpec& spec = parameter.spec;
-  Tensor drawn(spec.extent, DType::f32, stream.device());
+  Tensor drawn(spec.extent, DType::f32, stream.device(), "the initial values of " + spec.name);
   switch (spec.init.kind) {
     case Init::Kind::normal:
       init_normal(stream, {seed, stream_id(spec.name)}, spec.init.std, spec.global_shape,
@@ -80,6 +80,13 @@ TensorView fuse(const Parameter& first, const Parameter& last, TensorView Parame
 
 }  // namespace
 
+std::string describe(const FlatBuffer& buffer) {
+  const std::string& first = buffer.parameters.front()->spec.name;
+  if (buffer.parameters.size() == 1) return first;
+  return fmt::format("{} to {} ({} parameters)", first, buffer.parameters.back()->spec.name,
+                     buffer.parameters.size());
+}
+
 Parameter& ParameterStore::add(ParameterSpec spec) {
   require(spec.offset.rank() == spec.global_shape.rank() &&
               spec.extent.rank() == spec.global_shape.rank(),
@@ -120,8 +127,10 @@ FlatBuffer& ParameterStore::buffer_for(ParameterGroup group, DType dtype) {
 void ParameterStore::materialize(Stream& stream, uint64_t seed, int world_size) {
   for (FlatBuffer& buffer : buffers_) {
     const int64_t padded = round_up(buffer.num_elements, int64_t{16} * world_size);
-    buffer.values = Tensor({padded}, buffer.dtype, stream.device());
-    buffer.grads = Tensor({padded}, DType::f32, stream.device());
+    buffer.values =
+        Tensor({padded}, buffer.dtype, stream.device(), "the values of " + describe(buffer));
+    buffer.grads =
+        Tensor({padded}, DType::f32, stream.device(), "the gradients of " + describe(buffer));
     for (Parameter* p : buffer.parameters) {
       p->value = slice(buffer.values, p->flat_begin, p->spec.extent);
       p->grad = slice(buffer.grads, p->flat_begin, p->spec.extent);

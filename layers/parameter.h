@@ -63,6 +63,9 @@ struct FlatBuffer {
   Tensor grads;              // [padded] f32
 };
 
+// The names of its parameters, for messages.
+std::string describe(const FlatBuffer& buffer);
+
 // Owns values and gradients of one rank's parameters, in flat buffers per (group, dtype), so that
 // gradients are reduced and optimizer state is split without copies.
 class ParameterStore {

@@ -17,7 +17,7 @@
 
 namespace switchyard::cuda {
 
-// Throws Error that names the call and what CUDA says of it.
+// Throws Error that names the call and what CUDA says of it: OutOfMemory, if it is that.
 void check_cuda(cudaError_t code, const char* call);
 void check_cublas(cublasStatus_t status, const char* call);
 
@@ -95,9 +95,11 @@ class DeviceGuard {
   int previous_ = 0;
 };
 
-// For Buffer: zero-filled device memory, or memory that the host may use, too. Throws Error that
-// says how much was asked for and how much is free.
-void* allocate(size_t num_bytes, Device device, bool managed);
+MemoryFigures memory_of(Device device);
+
+// For Buffer: zero-filled device memory, or memory that the host may use, too. Throws OutOfMemory
+// for `purpose`.
+void* allocate(size_t num_bytes, Device device, bool managed, const char* purpose);
 void release(void* address) noexcept;
 // For PinnedBuffer.
 void* allocate_pinned(size_t num_bytes);

@@ -27,6 +27,8 @@ const char* cublasGetStatusString(cublasStatus_t status) {
   switch (status) {
     case CUBLAS_STATUS_SUCCESS:
       return "success";
+    case CUBLAS_STATUS_ALLOC_FAILED:
+      return "resource allocation failed";
     case CUBLAS_STATUS_NOT_SUPPORTED:
       return "not supported";
     case CUBLAS_STATUS_INVALID_VALUE:

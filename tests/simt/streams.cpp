@@ -21,18 +21,21 @@
 namespace simt {
 namespace {
 
-// Tasks in order; `finished` counts those that have run since the stream was made.
+// Tasks in order, counted since the stream was made. One that waits for another process has begun
+// and not finished, as the watchdog's thread must see.
 struct Queue {
   std::deque<std::function<void()>> tasks;
-  std::atomic<uint64_t> finished = 0;  // the watchdog's thread looks at it
+  uint64_t begun = 0;
+  std::atomic<uint64_t> finished = 0;
 
-  uint64_t end() const { return finished + tasks.size(); }
+  uint64_t end() const { return begun + tasks.size(); }
   void run_until(uint64_t position) {
-    while (finished < position) {
+    while (begun < position) {
       const std::function<void()> task = std::move(tasks.front());
       tasks.pop_front();
-      ++finished;
+      ++begun;
       task();
+      ++finished;
     }
   }
 };
@@ -146,7 +149,7 @@ const std::thread::id main_thread = std::this_thread::get_id();
 cudaError_t cudaEventQuery(cudaEvent_t event) {
   if (event->has_finished()) return cudaSuccess;
   if (std::this_thread::get_id() != main_thread) return cudaErrorNotReady;
-  event->queue->run_until(event->queue->finished + 1);
+  event->queue->run_until(event->queue->begun + 1);
   return cudaErrorNotReady;
 }
 
