@@ -12,7 +12,7 @@ namespace switchyard {
 
 enum class TokenizerType { byte, sentencepiece, recall };
 enum class AttentionMask { causal, document };
-enum class RecallTask { single, multi_key, multi_value, multi_query, variable_tracking };
+enum class RecallTask { single, multi_key, multi_value, multi_query, variable_tracking, copy };
 
 // One experiment, as the YAML file describes it with every default filled in. One struct per
 // section of the file; the names are the keys.
@@ -51,7 +51,8 @@ struct RecallSection {
   // Sequences to train on hold one sample, or two of half the length, four ..., each as often, but
   // none shorter than this; 0: always one.
   int64_t shortest = 0;
-  double train_share = 0.75;       // of a training sample: questions and what they ask about, at most
+  double copy_share = 0.5;  // of the training samples: task copy instead
+  double train_share = 0.9;  // of a training sample: questions and what they ask about, at most
   double distractor_share = 0.375;  // multi_key: of a sample: needles
   int64_t values = 4;               // multi_value: of a key
   int64_t queries = 4;              // multi_query: keys that a held-out sample asks for

@@ -24,7 +24,7 @@ constexpr int64_t kMostKeys = V::kNumKeys / 2;
 constexpr int64_t kMostValues = V::kNumValues / 2;
 
 constexpr std::array<std::string_view, V::kNumTasks> kTaskNames = {
-    "single", "multi_key", "multi_value", "multi_query", "variable_tracking"};
+    "single", "multi_key", "multi_value", "multi_query", "variable_tracking", "copy"};
 
 struct WordKind {
   char letter;
@@ -42,6 +42,7 @@ class Draws {
   int64_t below(int64_t n) {
     return static_cast<int64_t>(random_bits(key_, next_++) % static_cast<uint64_t>(n));
   }
+  double uniform() { return random_uniform(key_, next_++); }
   template <class T>
   void shuffle(std::vector<T>& items) {
     for (size_t i = items.size(); i > 1; --i) {
@@ -52,10 +53,6 @@ class Draws {
  private:
   RandomKey key_;
   uint64_t next_ = 0;
-};
-
-struct Needle {
-  int32_t first, second;
 };
 
 // What a task needs per question, and how many questions the vocabulary has words for.
@@ -74,6 +71,8 @@ QuestionSize question_size(const RecallSection& options, RecallTask task) {
       return {options.values, 2 + options.values, kMostValues / options.values};
     case RecallTask::variable_tracking:
       return {options.hops + 1, 3 + options.hops, kMostKeys / (options.hops + 1)};
+    case RecallTask::copy:  // a question is a word here: once in the haystack, once as an answer
+      return {0, 2, kMostKeys};
   }
   fail("no such task");
 }
@@ -90,7 +89,9 @@ int64_t distractors(const RecallSection& options, int64_t length) {
 
 int64_t most_questions(const RecallSection& options, RecallTask task, int64_t length) {
   const QuestionSize size = question_size(options, task);
-  int64_t room = share_of(options.train_share, length), most = size.most;
+  // What a sample has whatever it asks for; a copy's run is "set word" and its question "ask word".
+  const int64_t fixed = kTaskAndEnd + (task == RecallTask::copy ? 4 : 0);
+  int64_t room = share_of(options.train_share, length) - fixed, most = size.most;
   if (task == RecallTask::multi_key) {
     room -= distractors(options, length) * kNeedleTokens;
     most = distractors(options, length);
@@ -110,7 +111,7 @@ class SampleMaker {
         length_(length),
         draws_({random_bits({options.seed, stream_id("recall")}, static_cast<uint64_t>(part)),
                 static_cast<uint64_t>(index)}) {
-    sample_.task = task_at(options, index);
+    sample_.task = is_copy() ? RecallTask::copy : task_at(options, index);
     keys_ = shuffled_words(V::kFirstKey, V::kNumKeys);
     values_ = shuffled_words(V::kFirstValue, V::kNumValues);
   }
@@ -131,6 +132,9 @@ class SampleMaker {
       case RecallTask::variable_tracking:
         ask_for_variables(questions);
         break;
+      case RecallTask::copy:
+        ask_for_words(questions);
+        break;
     }
     write_haystack();
     write_questions();
@@ -150,9 +154,15 @@ class SampleMaker {
     return words;
   }
 
+  bool is_copy() {
+    return part_ == RecallPart::train && draws_.uniform() < options_.copy_share;
+  }
+
+  // Every other sample to train on has as many as it can: a lone answer teaches little.
   int64_t num_questions() {
     if (part_ == RecallPart::train) {
-      return 1 + draws_.below(most_questions(options_, sample_.task, length_));
+      const int64_t most = most_questions(options_, sample_.task, length_);
+      return draws_.below(2) == 0 ? most : 1 + draws_.below(most);
     }
     return sample_.task == RecallTask::multi_query ? options_.queries : 1;
   }
@@ -182,10 +192,12 @@ class SampleMaker {
     return word;
   }
 
+  void add_needle(int32_t first, int32_t second) { needles_.push_back({V::kSet, first, second}); }
+
   void ask_for_needles(int64_t needles, int64_t questions) {
     for (int64_t i = 0; i < needles; ++i) {
       const int32_t key = take_last(keys_), value = any_value(key);
-      needles_.push_back({key, value});
+      add_needle(key, value);
       if (i < questions) questions_.push_back({key, {value}});
     }
     draws_.shuffle(needles_);
@@ -203,8 +215,8 @@ class SampleMaker {
     for (int64_t i = 0; i < questions; ++i) questions_.push_back({take_last(keys_), {}});
     for (const size_t owner : mixed_groups(questions, options_.values)) {
       Question& question = questions_[owner];
-      needles_.push_back({question.asked, take_second(question.asked, values_)});
-      question.answers.push_back(needles_.back().second);
+      question.answers.push_back(take_second(question.asked, values_));
+      add_needle(question.asked, question.answers.back());
     }
   }
 
@@ -213,24 +225,38 @@ class SampleMaker {
     for (const size_t owner : mixed_groups(questions, options_.hops + 1)) {
       Question& question = questions_[owner];
       const int32_t source = question.answers.empty() ? question.asked : question.answers.back();
-      needles_.push_back({source, take_second(source, keys_)});
-      question.answers.push_back(needles_.back().second);
+      question.answers.push_back(take_second(source, keys_));
+      add_needle(source, question.answers.back());
     }
+  }
+
+  // Keys and values in any order; the first is asked for, the others are the answers.
+  void ask_for_words(int64_t answers) {
+    std::vector<int32_t> words = keys_;
+    words.insert(words.end(), values_.begin(), values_.end());
+    draws_.shuffle(words);
+    std::vector<int32_t> run = {V::kSet, take_last(words)};
+    for (int64_t i = 0; i < answers; ++i) run.push_back(take_second(run.back(), words));
+    questions_.push_back({run[1], {run.begin() + 2, run.end()}});
+    needles_.push_back(std::move(run));
   }
 
   int64_t question_tokens() const {
     int64_t tokens = 0;
-    for (const Question& question : questions_) {
-      tokens += 2 + static_cast<int64_t>(question.answers.size());
-    }
+    for (const Question& question : questions_) tokens += 2 + std::ssize(question.answers);
+    return tokens;
+  }
+  int64_t needle_tokens() const {
+    int64_t tokens = 0;
+    for (const std::vector<int32_t>& needle : needles_) tokens += std::ssize(needle);
     return tokens;
   }
 
   // Needles and fillers in any order: the places of the needles among all are drawn one after the
   // other (selection sampling, Knuth 3.4.2 S).
   void write_haystack() {
-    const auto needles = static_cast<int64_t>(needles_.size());
-    const int64_t fillers = length_ - kTaskAndEnd - needles * kNeedleTokens - question_tokens();
+    const int64_t needles = std::ssize(needles_);
+    const int64_t fillers = length_ - kTaskAndEnd - needle_tokens() - question_tokens();
     assert(fillers >= 0);
     std::vector<int32_t>& tokens = sample_.tokens;
     tokens.push_back(V::kFirstTask + static_cast<int32_t>(sample_.task));
@@ -240,8 +266,8 @@ class SampleMaker {
         tokens.push_back(static_cast<int32_t>(V::kFirstFiller + draws_.below(V::kNumFillers)));
         continue;
       }
-      const Needle& needle = needles_[static_cast<size_t>(written++)];
-      tokens.insert(tokens.end(), {V::kSet, needle.first, needle.second});
+      const std::vector<int32_t>& needle = needles_[static_cast<size_t>(written++)];
+      tokens.insert(tokens.end(), needle.begin(), needle.end());
     }
   }
 
@@ -261,7 +287,7 @@ class SampleMaker {
   int64_t length_;
   Draws draws_;
   std::vector<int32_t> keys_, values_;  // not yet in the sample
-  std::vector<Needle> needles_;         // in the order of the haystack
+  std::vector<std::vector<int32_t>> needles_;  // as they are written, in the order of the haystack
   std::vector<Question> questions_;
   RecallSample sample_;
 };

@@ -23,6 +23,9 @@ namespace switchyard {
 //                                                                      of the haystack
 //   multi_query        several keys                          ask key   value   ask key   value ...
 //   variable_tracking  "set value x1", "set x1 x2", ...      ask value x1 x2 ...
+//   copy               "set word word ..."                   ask word   the words behind it
+// copy is for training alone: an answer at every other token, where the others have few, so that a
+// model learns to look up what followed a word before.
 // Needles stand anywhere, every place as likely. Keys of a sample differ; so do the variables and,
 // where they are what is looked up (multi_value, variable_tracking), the values.
 
@@ -32,10 +35,10 @@ struct RecallVocabulary {
   static constexpr int32_t kSet = 1;
   static constexpr int32_t kAsk = 2;
   static constexpr int32_t kFirstTask = 3;  // a document begins with its task
-  static constexpr int32_t kNumTasks = 5;
+  static constexpr int32_t kNumTasks = 6;
 
   static constexpr int32_t kFirstFiller = kFirstTask + kNumTasks;
-  static constexpr int32_t kNumFillers = 56;
+  static constexpr int32_t kNumFillers = 55;
   static constexpr int32_t kFirstKey = kFirstFiller + kNumFillers;
   static constexpr int32_t kNumKeys = 256;
   static constexpr int32_t kFirstValue = kFirstKey + kNumKeys;
