@@ -16,15 +16,18 @@ namespace {
 
 using V = RecallVocabulary;
 
-constexpr double kHeldOutShare = 0.125;
+constexpr double kHeldOutShare = 0.25;
 constexpr int64_t kNeedleTokens = 3;
+constexpr int64_t kWalk = 4;                // answers to a question of a walk, at most
+constexpr int64_t kWalkTokens = 2 + kWalk;  // with the question
+constexpr int64_t kEchoTokens = 9;          // "ask a b a b a b a b"
 constexpr int64_t kTaskAndEnd = 2;  // the first and the last token of a document
 // Of the vocabulary, in one sample where they must differ: enough remain to choose from.
-constexpr int64_t kMostKeys = V::kNumKeys / 2;
-constexpr int64_t kMostValues = V::kNumValues / 2;
+constexpr int64_t kMostKeys = V::kNumKeys / 4 * 3;
+constexpr int64_t kMostValues = V::kNumValues / 4 * 3;
 
 constexpr std::array<std::string_view, V::kNumTasks> kTaskNames = {
-    "single", "multi_key", "multi_value", "multi_query", "variable_tracking", "copy"};
+    "single", "multi_key", "multi_value", "multi_query", "variable_tracking", "practice"};
 
 struct WordKind {
   char letter;
@@ -71,8 +74,8 @@ QuestionSize question_size(const RecallSection& options, RecallTask task) {
       return {options.values, 2 + options.values, kMostValues / options.values};
     case RecallTask::variable_tracking:
       return {options.hops + 1, 3 + options.hops, kMostKeys / (options.hops + 1)};
-    case RecallTask::copy:  // a question is a word here: once in the haystack, once as an answer
-      return {0, 2, kMostKeys};
+    case RecallTask::practice:
+      return {1, kWalkTokens, kMostKeys};
   }
   fail("no such task");
 }
@@ -89,9 +92,7 @@ int64_t distractors(const RecallSection& options, int64_t length) {
 
 int64_t most_questions(const RecallSection& options, RecallTask task, int64_t length) {
   const QuestionSize size = question_size(options, task);
-  // What a sample has whatever it asks for; a copy's run is "set word" and its question "ask word".
-  const int64_t fixed = kTaskAndEnd + (task == RecallTask::copy ? 4 : 0);
-  int64_t room = share_of(options.train_share, length) - fixed, most = size.most;
+  int64_t room = share_of(options.train_share, length) - kTaskAndEnd, most = size.most;
   if (task == RecallTask::multi_key) {
     room -= distractors(options, length) * kNeedleTokens;
     most = distractors(options, length);
@@ -111,7 +112,7 @@ class SampleMaker {
         length_(length),
         draws_({random_bits({options.seed, stream_id("recall")}, static_cast<uint64_t>(part)),
                 static_cast<uint64_t>(index)}) {
-    sample_.task = is_copy() ? RecallTask::copy : task_at(options, index);
+    sample_.task = is_practice() ? RecallTask::practice : task_at(options, index);
     keys_ = shuffled_words(V::kFirstKey, V::kNumKeys);
     values_ = shuffled_words(V::kFirstValue, V::kNumValues);
   }
@@ -132,8 +133,12 @@ class SampleMaker {
       case RecallTask::variable_tracking:
         ask_for_variables(questions);
         break;
-      case RecallTask::copy:
-        ask_for_words(questions);
+      case RecallTask::practice:
+        if (draws_.below(2) == 0) {
+          ask_for_echoes();
+        } else {
+          ask_for_walks();
+        }
         break;
     }
     write_haystack();
@@ -154,8 +159,9 @@ class SampleMaker {
     return words;
   }
 
-  bool is_copy() {
-    return part_ == RecallPart::train && draws_.uniform() < options_.copy_share;
+  bool is_practice() {
+    const bool wished = part_ == RecallPart::train && draws_.uniform() < options_.practice_share;
+    return wished && practice_room() >= std::max(kNeedleTokens + kWalkTokens, kEchoTokens);
   }
 
   // Every other sample to train on has as many as it can: a lone answer teaches little.
@@ -175,7 +181,8 @@ class SampleMaker {
     // The words are in random order already.
     const auto found =
         std::ranges::find_if(words, [&](int32_t second) { return fits(first, second); });
-    assert(found != words.end());
+    require(found != words.end(), "no needle is left for {}: ask for less at once",
+            to_string(sample_.task));
     const int32_t second = *found;
     words.erase(found);
     return second;
@@ -230,15 +237,41 @@ class SampleMaker {
     }
   }
 
-  // Keys and values in any order; the first is asked for, the others are the answers.
-  void ask_for_words(int64_t answers) {
+  int64_t practice_room() const {
+    return share_of(options_.train_share, length_) - kTaskAndEnd;
+  }
+
+  // A path through words of any kind, its steps scattered over the haystack; and walks along it from
+  // anywhere, as many as there is room for.
+  void ask_for_walks() {
+    int64_t room = practice_room();
+    const int64_t most = std::min(room / (kNeedleTokens + kWalkTokens), kMostKeys);
+    const int64_t steps = 1 + draws_.below(most);
     std::vector<int32_t> words = keys_;
     words.insert(words.end(), values_.begin(), values_.end());
     draws_.shuffle(words);
-    std::vector<int32_t> run = {V::kSet, take_last(words)};
-    for (int64_t i = 0; i < answers; ++i) run.push_back(take_second(run.back(), words));
-    questions_.push_back({run[1], {run.begin() + 2, run.end()}});
-    needles_.push_back(std::move(run));
+    std::vector<int32_t> path = {take_last(words)};
+    for (int64_t i = 0; i < steps; ++i) {
+      path.push_back(take_second(path.back(), words));
+      add_needle(path[path.size() - 2], path.back());
+    }
+    draws_.shuffle(needles_);
+    for (room -= steps * kNeedleTokens; room >= kWalkTokens; room -= kWalkTokens) {
+      const auto from = path.begin() + draws_.below(steps);
+      const auto end = path.end() - from > kWalk ? from + kWalk + 1 : path.end();
+      questions_.push_back({*from, {from + 1, end}});
+    }
+  }
+
+  // Two words in turn, as many pairs as there is room for: each word is the one before the last.
+  void ask_for_echoes() {
+    for (int64_t i = 0; i < practice_room() / kEchoTokens; ++i) {
+      const int32_t a = any_word(), b = any_word();
+      questions_.push_back({a, {b, a, b, a, b, a, b}});
+    }
+  }
+  int32_t any_word() {
+    return static_cast<int32_t>(V::kFirstKey + draws_.below(V::kSize - V::kFirstKey));
   }
 
   int64_t question_tokens() const {
