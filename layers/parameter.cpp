@@ -77,6 +77,7 @@ Parameter& ParameterStore::add(ParameterSpec spec) {
   parameters_.push_back({.spec = std::move(spec), .flat_begin = 0, .value = {}, .grad = {}});
   Parameter& parameter = parameters_.back();
   FlatBuffer& buffer = buffer_for(parameter.spec.group, parameter.spec.dtype);
+  buffer.last_stage = stage_;
   parameter.flat_begin = buffer.num_elements;
   buffer.num_elements += parameter.spec.extent.num_elements();
   buffer.parameters.push_back(&parameter);
@@ -84,11 +85,18 @@ Parameter& ParameterStore::add(ParameterSpec spec) {
 }
 
 FlatBuffer& ParameterStore::buffer_for(ParameterGroup group, DType dtype) {
-  for (FlatBuffer& buffer : buffers_) {
-    if (buffer.group == group && buffer.dtype == dtype) return buffer;
+  // Within a stage neighbours stay neighbours: layers fuse them.
+  const auto newest = std::find_if(buffers_.rbegin(), buffers_.rend(), [&](const FlatBuffer& b) {
+    return b.group == group && b.dtype == dtype;
+  });
+  if (newest != buffers_.rend() &&
+      (newest->last_stage == stage_ || newest->num_elements < bucket_elements_)) {
+    return *newest;
   }
   buffers_.push_back({.group = group,
                       .dtype = dtype,
+                      .first_stage = stage_,
+                      .last_stage = stage_,
                       .parameters = {},
                       .num_elements = 0,
                       .values = {},

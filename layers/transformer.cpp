@@ -33,14 +33,16 @@ Transformer::Transformer(Stream& stream, const ModelConfig& config, const Distri
       dist_(dist),
       options_(options),
       device_(stream.device()),
-      store_(std::make_unique<ParameterStore>()) {
+      store_(std::make_unique<ParameterStore>(options.bucket_elements)) {
   const BuildContext build{stream, *store_, config_, dist_, options_.compute_dtype};
   embedding_ = std::make_unique<Embedding>(build);
   blocks_.reserve(static_cast<size_t>(config_.num_layers));
   for (int layer = 0; layer < config_.num_layers; ++layer) {
+    store_->begin_stage();
     blocks_.emplace_back(build, layer, num_moe_layers_, options_.exchange);
     if (config_.is_moe_layer(layer)) ++num_moe_layers_;
   }
+  store_->begin_stage();
   final_norm_ = std::make_unique<NormLayer>(build, "norm");
   head_ = std::make_unique<LmHead>(build, embedding_->table());
   store_->materialize(stream, options_.seed, dist_.world().size());
@@ -112,13 +114,20 @@ void Transformer::recompute_backward(StepContext& ctx, const Block& block, Tenso
   block.backward(ctx, saved, d);
 }
 
+// Stage 0 is the embedding, stage i + 1 block i, the last one the final norm and the head.
+void Transformer::finish_stage(StepContext& ctx, size_t stage) const {
+  if (ctx.gradients_are_final) ctx.gradients_are_final(static_cast<int>(stage));
+}
+
 void Transformer::backward_blocks(StepContext& ctx, const Pass& pass, TensorView d) const {
+  finish_stage(ctx, blocks_.size() + 1);
   for (size_t i = blocks_.size(); i-- > 0;) {
     if (options_.recompute) {
       recompute_backward(ctx, blocks_[i], pass.block_inputs[i], d);
     } else {
       blocks_[i].backward(ctx, pass.blocks[i], d);
     }
+    finish_stage(ctx, i + 1);
   }
 }
 
@@ -141,6 +150,7 @@ void Transformer::forward_backward(StepContext& ctx) const {
   }
   backward_blocks(ctx, pass, d);
   embedding_->backward(ctx, d);
+  finish_stage(ctx, 0);
   if (ctx.statistics) {
     ctx.statistics->forward_seconds += forward_seconds;
     ctx.statistics->backward_seconds += seconds_since(begin) - forward_seconds;

@@ -17,8 +17,9 @@ namespace switchyard {
 struct TransformerOptions {
   DType compute_dtype = DType::f32;
   uint64_t seed = 0;
-  ExchangeOptions exchange;
-  bool recompute = false;   // keep only block inputs, and run each block again in the backward pass
+  ExchangeOptions exchange = {};
+  bool recompute = false;  // keep only block inputs, and run each block again in the backward pass
+  int64_t bucket_elements = ParameterStore::kBucketElements;
 };
 
 // Keys and values of all layers. Every sequence of the batch has the same length.
@@ -67,6 +68,7 @@ class Transformer {
   ResidualStream take_stream(StepContext& ctx) const;
   void forward_blocks(StepContext& ctx, Pass& pass) const;
   void forward_blocks_without_saving(StepContext& ctx, TensorView normed) const;
+  void finish_stage(StepContext& ctx, size_t stage) const;
   void backward_blocks(StepContext& ctx, const Pass& pass, TensorView d) const;
   void recompute_backward(StepContext& ctx, const Block& block, TensorView input,
                           TensorView d) const;

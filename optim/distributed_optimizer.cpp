@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <span>
+#include <utility>
 
 #include "kernels/check.h"
 #include "kernels/elementwise.h"
@@ -32,7 +33,8 @@ DistributedOptimizer::DistributedOptimizer(Stream& stream, const OptimizerConfig
                 .size = shape[0],
                 .bf16_main_params = {},
                 .exp_avg = Tensor(shape, DType::f32, stream.device()),
-                .exp_avg_sq = {}};
+                .exp_avg_sq = {},
+                .reduction = nullptr};
     if (config_.type == OptimizerType::adamw) {
       shard.exp_avg_sq = Tensor(shape, DType::f32, stream.device());
     }
@@ -83,11 +85,18 @@ double DistributedOptimizer::global_grad_norm(Stream& stream) {
   return std::sqrt(total);
 }
 
+void DistributedOptimizer::start_reduction(Stream& stream, int stage) {
+  for (Shard& shard : shards_) {
+    if (shard.reduction || shard.buffer->first_stage < stage) continue;
+    shard.reduction =
+        shard.group->start_reduce_scatter(stream, shard.buffer->grads, grad_shard(shard));
+  }
+}
+
 OptimizerStepResult DistributedOptimizer::step(Stream& stream, double lr) {
   dist_.set_phase("optimizer");
-  for (const Shard& shard : shards_) {
-    shard.group->reduce_scatter(stream, shard.buffer->grads, grad_shard(shard));
-  }
+  start_reduction(stream, /*stage=*/0);
+  for (Shard& shard : shards_) std::exchange(shard.reduction, nullptr)->wait(stream);
   OptimizerStepResult result{.grad_norm = global_grad_norm(stream), .skipped = false};
   result.skipped = !std::isfinite(result.grad_norm);
   if (!result.skipped) {

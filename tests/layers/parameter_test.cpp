@@ -71,6 +71,28 @@ TEST_F(ParameterStoreTest, OneFlatBufferPerGroupAndDtypeWithF32Gradients) {
   EXPECT_EQ(first.grad.dtype(), DType::f32);
 }
 
+TEST_F(ParameterStoreTest, AStageThatFindsAFullFlatBufferBeginsAnother) {
+  ParameterStore store(/*bucket_elements=*/12);
+  store.add(whole("table", {2, 3}));
+  store.begin_stage();
+  Parameter& first = store.add(whole("q", {2, 3}));
+  Parameter& last = store.add(whole("k", {4, 3}));
+  store.begin_stage();
+  store.add(whole("head", {1, 3}));
+  store.begin_stage();
+  store.add(whole("norm", {3}));
+
+  store.materialize(stream_, kSeed, /*world_size=*/1);
+
+  ASSERT_EQ(store.buffers().size(), 2u);
+  EXPECT_EQ(store.buffers()[0].num_elements, 24);
+  EXPECT_EQ(store.buffers()[0].first_stage, 0);
+  EXPECT_EQ(store.buffers()[1].num_elements, 6);
+  EXPECT_EQ(store.buffers()[1].first_stage, 2);
+  EXPECT_EQ(store.buffers()[1].parameters.front()->flat_begin, 0);
+  EXPECT_EQ(store.fused_value(first, last).shape(), Shape({6, 3}));
+}
+
 TEST_F(ParameterStoreTest, FlatBuffersSplitEvenlyOverAnyGroupAndArePaddedWithZeros) {
   for (const int world : {1, 2, 6, 8, 1024}) {
     for (const int64_t n : {1, 31, 32, 33, 257}) {

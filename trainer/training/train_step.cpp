@@ -68,6 +68,10 @@ StepReport TrainStep::run(std::span<const MicroBatch> micro_batches, const LossS
   for (const MicroBatch& batch : micro_batches) {
     StepContext ctx = context(batch, scales);
     if (count_first) ctx.global_counts = &counts;
+    // Where transfers take the rank's own time, early ones would only add waiting for the others.
+    if (&batch == &micro_batches.back() && dist_.transfers_behind_compute()) {
+      ctx.gradients_are_final = [&](int stage) { optimizer_->start_reduction(stream_, stage); };
+    }
     model_.forward_backward(ctx);
   }
 
