@@ -31,7 +31,7 @@ cp "$(readlink -f "$(command -v mpirun)")" "$folder/bin/mpirun"
 cp "$(readlink -f "$(command -v orted)")" "$folder/bin/orted"
 for part in "$plugins" "$help"; do
   mkdir -p "$folder/${part#"$prefix"}"
-  cp -L "$part"/* "$folder/${part#"$prefix"}/"
+  cp -rL "$part"/* "$folder/${part#"$prefix"}/"
 done
 # Networks and storage of other machines, and what would bring their libraries.
 find "$folder" -regextype egrep -regex '.*/mca_[a-z]+_(ofi|ucx|openib|psm2?|usnic|portals4|monitoring|pvfs2|lustre|gpfs|knem)\.so' \
@@ -65,5 +65,5 @@ if (($(id -u) == 0)); then
 fi
 unset bundle cuda_folders cuda_folder cuda_path
 EOF
-tar -C "$(dirname "$folder")" -c "$(basename "$folder")" | zstd -q -T0 -12 -f -o "$folder.tar.zst"
-du -sh "$folder" "$folder.tar.zst"
+tar -C "$(dirname "$folder")" -c "$(basename "$folder")" | gzip -9 >"$folder.tar.gz"
+du -sh "$folder" "$folder.tar.gz"
