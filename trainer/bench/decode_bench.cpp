@@ -69,7 +69,9 @@ struct Bench {
         stream(bench_options.device),
         workspace(bench_options.device),
         stopwatch(stream, bench_options.clock),
-        memory({kMemoryBytes}, DType::u8, bench_options.device) {}
+        memory({kMemoryBytes}, DType::u8, bench_options.device) {
+    fill_zero(stream, memory);  // pages that nobody has written lie nowhere
+  }
 
   Tensor random(const Shape& shape, DType dtype, std::string_view name, float std = 1.0f) {
     Tensor values(Shape{shape.num_elements()}, DType::f32, options.device);

@@ -50,8 +50,8 @@ struct DecodeBenchCase {
   int64_t selected = 0;       // keys that HATA attends to
   bool skipped = false;       // needs too much memory
   double needed_bytes = 0.0;  // for the caches
-  BenchFigure memory, dense, hata;
-  BenchFigure encode, score, select, attend;  // the parts of hata
+  BenchFigure memory{}, dense{}, hata{};
+  BenchFigure encode{}, score{}, select{}, attend{};  // the parts of hata
 
   double speedup() const { return dense.seconds / hata.seconds; }
 };
