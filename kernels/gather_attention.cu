@@ -20,8 +20,8 @@ struct Problem {
   const int32_t *indices, *counts;
 };
 
-// What a warp, a block or all blocks know of a query: the weighted sum of values, the largest score,
-// and the sum of the weights; records of head_dim + 2 floats.
+// What a warp, a block or all blocks know of a query: the weighted sum of values, the largest
+// score, and the sum of the weights; records of head_dim + 2 floats.
 //
 // Sums `n` records of one query into `out`, in their order.
 __device__ void merge_records(const float* records, int64_t n, int64_t head_dim, float* out) {
@@ -50,8 +50,7 @@ __device__ void merge_records(const float* records, int64_t n, int64_t head_dim,
 //   partial  [batch, heads, splits, head_dim + 2] f32
 template <int kPerLane, class T>
 __global__ void __launch_bounds__(kThreads)
-    gather_split_kernel(Problem p, const T* q, const T* k_cache, const T* v_cache,
-                        float* partial) {
+    gather_split_kernel(Problem p, const T* q, const T* k_cache, const T* v_cache, float* partial) {
   float* warp_records = dynamic_shared<float>();  // [warps, head_dim + 2]
   const int64_t b = blockIdx.z, group = p.heads / p.kv_heads, record = p.head_dim + 2;
   const int64_t row = b * p.kv_heads + blockIdx.y;
@@ -150,8 +149,8 @@ void cuda::gather_attention(Stream& stream, Workspace& workspace, ConstTensorVie
              kThreads, kWarps * record_bytes, stream, p, q.data<T>(), k_cache.data<T>(),
              v_cache.data<T>(), partial);
     });
-    launch(gather_merge_kernel<T>, static_cast<unsigned int>(batch * heads), kThreads,
-           record_bytes, stream, p, partial, out.data<T>());
+    launch(gather_merge_kernel<T>, static_cast<unsigned int>(batch * heads), kThreads, record_bytes,
+           stream, p, partial, out.data<T>());
   });
 }
 

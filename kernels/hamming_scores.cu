@@ -49,8 +49,7 @@ __global__ void key_norm_scores_kernel(Problem p, const uint16_t* distances, con
   const int64_t key = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (key >= p.lengths[blockIdx.z]) return;
   const int64_t i = row * p.max_len + key;
-  scores[i] =
-      (static_cast<float>(p.group) - factor * static_cast<float>(distances[i])) * norms[i];
+  scores[i] = (static_cast<float>(p.group) - factor * static_cast<float>(distances[i])) * norms[i];
 }
 
 dim3 grid_of(const Problem& p, int64_t batch) {
@@ -69,8 +68,8 @@ void cuda::hamming_scores(Stream& stream, ConstTensorView q_codes, ConstTensorVi
                   .lengths = lengths.data<int32_t>()};
   const auto shared = static_cast<size_t>(p.group * p.words) * sizeof(int32_t);
   const auto run = [&](auto kernel) {
-    launch(kernel, grid_of(p, codes.dim(0)), kThreads, shared, stream, p,
-           q_codes.data<int32_t>(), codes.data<int32_t>(), distances.data<uint16_t>());
+    launch(kernel, grid_of(p, codes.dim(0)), kThreads, shared, stream, p, q_codes.data<int32_t>(),
+           codes.data<int32_t>(), distances.data<uint16_t>());
   };
   if (p.words == 4) {
     run(hamming_scores_kernel<4>);

@@ -21,8 +21,7 @@ using HammingScores = void(Stream&, ConstTensorView q_codes, ConstTensorView cod
 //   norms   [batch, kv_heads, max_len] f32
 //   scores  [batch, kv_heads, max_len] f32
 using KeyNormScores = void(Stream&, ConstTensorView distances, ConstTensorView norms,
-                           ConstTensorView lengths, int64_t group, int64_t bits,
-                           TensorView scores);
+                           ConstTensorView lengths, int64_t group, int64_t bits, TensorView scores);
 
 HammingScores hamming_scores;
 KeyNormScores key_norm_scores;

@@ -29,8 +29,8 @@ __device__ void encode_word(const Rows& r, int64_t i, const T* x, const float* w
   const int64_t words = r.bits / kWarpSize, word = i % words, row = i / words;
   const int64_t head = row / r.rows, position = row % r.rows;
   const T* vector = x + row * r.head_dim;
-  const float* columns = weight + head % r.heads / r.group * r.head_dim * r.bits +
-                         word * kWarpSize + lane;
+  const float* columns =
+      weight + head % r.heads / r.group * r.head_dim * r.bits + word * kWarpSize + lane;
   float sum = 0.0f;
   for (int64_t d = 0; d < r.head_dim; ++d) {
     sum += static_cast<float>(vector[d]) * columns[d * r.bits];
@@ -66,23 +66,33 @@ __global__ void hash_encode_kernel(Rows keys, const T* k, int32_t* codes, float*
 
 }  // namespace
 
-void cuda::hash_encode(Stream& stream, ConstTensorView q, ConstTensorView k,
-                       ConstTensorView weight, int64_t first_position, TensorView q_codes,
-                       TensorView codes, TensorView norms) {
+void cuda::hash_encode(Stream& stream, ConstTensorView q, ConstTensorView k, ConstTensorView weight,
+                       int64_t first_position, TensorView q_codes, TensorView codes,
+                       TensorView norms) {
   const int64_t kv_heads = weight.dim(0), head_dim = weight.dim(1), bits = weight.dim(2);
   Rows keys{.bits = bits}, queries{.bits = bits};
   if (k) {
-    keys = {.all_heads = k.dim(0) * kv_heads, .heads = kv_heads, .rows = k.dim(2), .group = 1,
-            .out_rows = codes.dim(2), .first_out = first_position, .head_dim = head_dim,
+    keys = {.all_heads = k.dim(0) * kv_heads,
+            .heads = kv_heads,
+            .rows = k.dim(2),
+            .group = 1,
+            .out_rows = codes.dim(2),
+            .first_out = first_position,
+            .head_dim = head_dim,
             .bits = bits};
   }
   if (q) {
-    queries = {.all_heads = q.dim(0) * q.dim(1), .heads = q.dim(1), .rows = q.dim(2),
-               .group = q.dim(1) / kv_heads, .out_rows = q.dim(2), .first_out = 0,
-               .head_dim = head_dim, .bits = bits};
+    queries = {.all_heads = q.dim(0) * q.dim(1),
+               .heads = q.dim(1),
+               .rows = q.dim(2),
+               .group = q.dim(1) / kv_heads,
+               .out_rows = q.dim(2),
+               .first_out = 0,
+               .head_dim = head_dim,
+               .bits = bits};
   }
-  const int64_t words = bits / kWarpSize *
-                        (keys.all_heads * keys.rows + queries.all_heads * queries.rows);
+  const int64_t words =
+      bits / kWarpSize * (keys.all_heads * keys.rows + queries.all_heads * queries.rows);
   dispatch_compute_dtype(q ? q.dtype() : k.dtype(), [&]<class T>() {
     launch(hash_encode_kernel<T>, num_blocks(words, kWarps), kThreads, 0, stream, keys,
            k ? k.data<T>() : nullptr, k ? codes.data<int32_t>() : nullptr,

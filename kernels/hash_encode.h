@@ -4,9 +4,9 @@
 
 namespace switchyard {
 
-// Codes of queries and keys (HATA, arXiv 2506.02572, algorithm 2): bit j of x is 1 where column j of
-// x W is positive. Bit j of word c is column 32 c + j. Queries of one group share the projection of
-// their key/value head, and in decoding one call encodes them and the new key.
+// Codes of queries and keys (HATA, arXiv 2506.02572, algorithm 2): bit j of x is 1 where column j
+// of x W is positive. Bit j of word c is column 32 c + j. Queries of one group share the projection
+// of their key/value head, and in decoding one call encodes them and the new key.
 //   q        [batch, heads, q_len, head_dim]; empty: keys alone
 //   k        [batch, kv_heads, seq_len, head_dim]   dtype of q; empty: queries alone
 //   weight   [kv_heads, head_dim, bits] f32, bits a multiple of 32

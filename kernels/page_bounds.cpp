@@ -122,8 +122,8 @@ namespace cpu {
 
 void update_page_bounds(Stream&, ConstTensorView k, int64_t first_position, int64_t page_size,
                         TensorView lower, TensorView upper) {
-  dispatch_compute_dtype(
-      k.dtype(), [&]<class T>() { update<T>(k, first_position, page_size, lower, upper); });
+  dispatch_compute_dtype(k.dtype(),
+                         [&]<class T>() { update<T>(k, first_position, page_size, lower, upper); });
 }
 
 void page_scores(Stream&, ConstTensorView q, ConstTensorView lower, ConstTensorView upper,
@@ -133,9 +133,8 @@ void page_scores(Stream&, ConstTensorView q, ConstTensorView lower, ConstTensorV
     require(length >= 1 && length <= scores.dim(2),
             "lengths[{}] is {}, expected 1 to {} cached positions", b, length, scores.dim(2));
   }
-  dispatch_compute_dtype(q.dtype(), [&]<class T>() {
-    score<T>(q, lower, upper, lengths, page_size, scores);
-  });
+  dispatch_compute_dtype(q.dtype(),
+                         [&]<class T>() { score<T>(q, lower, upper, lengths, page_size, scores); });
 }
 
 }  // namespace cpu

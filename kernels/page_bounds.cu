@@ -29,8 +29,8 @@ __global__ void update_page_bounds_kernel(NewKeys n, const T* k, T* lower, T* up
     T* high = upper + (head * n.pages + page) * n.head_dim + i;
     float least = static_cast<float>(*low), greatest = static_cast<float>(*high);
     for (int64_t position = page_begin; position < page_end; ++position) {
-      const auto value = static_cast<float>(
-          k[(head * n.seq_len + position - n.first_position) * n.head_dim + i]);
+      const auto value =
+          static_cast<float>(k[(head * n.seq_len + position - n.first_position) * n.head_dim + i]);
       const bool first = position % n.page_size == 0;
       least = first || value < least ? value : least;
       greatest = first || value > greatest ? value : greatest;
@@ -86,8 +86,7 @@ void cuda::update_page_bounds(Stream& stream, ConstTensorView k, int64_t first_p
       (first_position + n.seq_len - 1) / page_size - first_position / page_size + 1;
   dispatch_compute_dtype(k.dtype(), [&]<class T>() {
     launch(update_page_bounds_kernel<T>,
-           dim3(static_cast<unsigned int>(touched),
-                static_cast<unsigned int>(k.dim(0) * k.dim(1))),
+           dim3(static_cast<unsigned int>(touched), static_cast<unsigned int>(k.dim(0) * k.dim(1))),
            kThreads, 0, stream, n, k.data<T>(), lower.data<T>(), upper.data<T>());
   });
 }

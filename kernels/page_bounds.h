@@ -12,8 +12,8 @@ namespace switchyard {
 // pages. A page begins anew with its first key.
 //   k             [batch, kv_heads, seq_len, head_dim]
 //   lower, upper  [batch, kv_heads, pages, head_dim]   dtype of k; page = position / page_size
-using UpdatePageBounds = void(Stream&, ConstTensorView k, int64_t first_position,
-                              int64_t page_size, TensorView lower, TensorView upper);
+using UpdatePageBounds = void(Stream&, ConstTensorView k, int64_t first_position, int64_t page_size,
+                              TensorView lower, TensorView upper);
 
 // Every key has the bound of its page, summed over the query heads that share the key/value head:
 //   scores[b, h, p] = sum over g of bound(q[b, g], p / page_size)

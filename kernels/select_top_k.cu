@@ -125,9 +125,8 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-void cuda::select_top_k(Stream& stream, Workspace&, ConstTensorView scores,
-                        ConstTensorView lengths, ConstTensorView counts, int64_t sink,
-                        int64_t recent, TensorView indices) {
+void cuda::select_top_k(Stream& stream, Workspace&, ConstTensorView scores, ConstTensorView lengths,
+                        ConstTensorView counts, int64_t sink, int64_t recent, TensorView indices) {
   const Problem p{.kv_heads = scores.dim(1),
                   .max_len = scores.dim(2),
                   .stride = indices.dim(2),
@@ -135,8 +134,7 @@ void cuda::select_top_k(Stream& stream, Workspace&, ConstTensorView scores,
                   .recent = recent,
                   .lengths = lengths.data<int32_t>(),
                   .counts = counts.data<int32_t>()};
-  const dim3 grid(static_cast<unsigned int>(p.kv_heads),
-                  static_cast<unsigned int>(scores.dim(0)));
+  const dim3 grid(static_cast<unsigned int>(p.kv_heads), static_cast<unsigned int>(scores.dim(0)));
   if (scores.dtype() == DType::u16) {
     launch(select_top_k_kernel<uint16_t>, grid, kThreads, sizeof(Shared), stream, p,
            scores.data<uint16_t>(), indices.data<int32_t>());

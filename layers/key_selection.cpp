@@ -43,15 +43,19 @@ class RankingSelector : public KeySelector {
  protected:
   // The `count` keys of greatest score (or least distance), the windows among them.
   SelectedKeys best(Stream& stream, Workspace& workspace, ConstTensorView scores,
-                    const CachedKeys& cache, int64_t count, int64_t sink, int64_t recent) const {
-    SelectedKeys selected{
+                    const CachedKeys& cache, int64_t count, int64_t sink, int64_t recent) {
+    const SelectedKeys selected{
         .indices = workspace.take({shape_.batch, shape_.kv_heads, count}, DType::i32),
         .counts = workspace.take({shape_.batch}, DType::i32)};
+    counts_.assign(static_cast<size_t>(shape_.batch), static_cast<int32_t>(count));
+    copy(stream, view_of(std::span(std::as_const(counts_))), selected.counts);
+    select_top_k(stream, workspace, scores, cache.lengths, selected.counts, sink, recent,
+                 selected.indices);
     return selected;
   }
 
   SelectedKeys best(Stream& stream, Workspace& workspace, ConstTensorView scores,
-                    const CachedKeys& cache) const {
+                    const CachedKeys& cache) {
     return best(stream, workspace, scores, cache, budget_tokens(config_.budget, cache.length),
                 config_.sink, config_.recent);
   }
@@ -62,6 +66,9 @@ class RankingSelector : public KeySelector {
 
   const KeySelectionConfig& config_;
   const CacheShape shape_;
+
+ private:
+  std::vector<int32_t> counts_;  // on the host, until the stream has copied them
 };
 
 // All true products.
@@ -102,7 +109,8 @@ class StreamingSelector final : public RankingSelector {
 class QuestSelector final : public RankingSelector {
  public:
   QuestSelector(const KeySelectionConfig& config, const KvCacheLayer& cache)
-      : RankingSelector(config, cache), lower_(bounds_shape(), shape_.dtype, shape_.device),
+      : RankingSelector(config, cache),
+        lower_(bounds_shape(), shape_.dtype, shape_.device),
         upper_(bounds_shape(), shape_.dtype, shape_.device) {}
 
   void append(Stream& stream, Workspace&, ConstTensorView k, int64_t first_position) override {
@@ -117,9 +125,8 @@ class QuestSelector final : public RankingSelector {
     // Whole pages, and one at least.
     const int64_t budget = budget_tokens(config_.budget, cache.length);
     const int64_t pages = std::max<int64_t>(budget / config_.page_size, 1);
-    const int64_t count = budget == cache.length
-                              ? budget
-                              : std::min(pages * config_.page_size, cache.length);
+    const int64_t count =
+        budget == cache.length ? budget : std::min(pages * config_.page_size, cache.length);
     return best(stream, workspace, scores, cache, count, config_.sink, config_.recent);
   }
 
@@ -146,19 +153,19 @@ class LokiSelector final : public RankingSelector {
               int64_t first_position) override {
     if (!axes_ || first_position == 0) fit(stream, k);
     WorkspaceScope scope(workspace);
-    append_to_cache(stream, along_axes(stream, workspace, k), first_position, keys_);
+    const TensorView projected = along_axes(stream, workspace, k);
+    append_to_cache(stream, projected, first_position, keys_);
   }
 
   SelectedKeys select(Stream& stream, Workspace& workspace, ConstTensorView q, ConstTensorView k,
                       const CachedKeys& cache) override {
     append(stream, workspace, k, cache.length - 1);
     const int64_t group = q.dim(1) / shape_.kv_heads;
-    const ConstTensorView rows =
-        q.reshape({shape_.batch, shape_.kv_heads, group, shape_.head_dim});
+    const ConstTensorView rows = q.reshape({shape_.batch, shape_.kv_heads, group, shape_.head_dim});
     const TensorView projected = along_axes(stream, workspace, rows);
     TensorView scores = take_scores(workspace);
-    key_scores(stream, projected.reshape({shape_.batch, q.dim(1), channels_}), keys_,
-               cache.lengths, scores);
+    key_scores(stream, projected.reshape({shape_.batch, q.dim(1), channels_}), keys_, cache.lengths,
+               scores);
     return best(stream, workspace, scores, cache);
   }
 
@@ -173,9 +180,9 @@ class LokiSelector final : public RankingSelector {
     Tensor axes({heads, shape_.head_dim, channels_}, DType::f32);
 #pragma omp parallel for schedule(dynamic)
     for (int64_t head = 0; head < heads; ++head) {
-      const std::vector<double> of_head = principal_axes(
-          {host.data<float>() + head * rows, static_cast<size_t>(rows)}, shape_.head_dim,
-          channels_);
+      const std::vector<double> of_head =
+          principal_axes({host.data<float>() + head * rows, static_cast<size_t>(rows)},
+                         shape_.head_dim, channels_);
       std::copy(of_head.begin(), of_head.end(),
                 axes.data<float>() + head * shape_.head_dim * channels_);
     }
@@ -190,8 +197,7 @@ class LokiSelector final : public RankingSelector {
   //   result  [batch, kv_heads, rows, channels]
   TensorView along_axes(Stream& stream, Workspace& workspace, ConstTensorView x) const {
     const int64_t heads = shape_.batch * shape_.kv_heads, rows = x.dim(2);
-    TensorView y =
-        workspace.take({shape_.batch, shape_.kv_heads, rows, channels_}, shape_.dtype);
+    TensorView y = workspace.take({shape_.batch, shape_.kv_heads, rows, channels_}, shape_.dtype);
     const ConstTensorView by_head = x.reshape({heads * rows, shape_.head_dim});
     const TensorView out = y.reshape({heads * rows, channels_});
     for (int64_t head = 0; head < heads; ++head) {
@@ -211,11 +217,46 @@ class LokiSelector final : public RankingSelector {
 class HashSelector final : public RankingSelector {
  public:
   HashSelector(const KeySelectionConfig& config, const Tensor& weight, const KvCacheLayer& cache)
-      : RankingSelector(config, cache), weight_(weight) {}
+      : RankingSelector(config, cache),
+        weight_(weight),
+        words_(weight.shape()[2] / 32),
+        codes_({shape_.batch, shape_.kv_heads, shape_.max_len, words_}, DType::i32, shape_.device) {
+    require(weight.shape()[0] == shape_.kv_heads && weight.shape()[1] == shape_.head_dim,
+            "hash projections have the shape {}, the cache has {} heads of {}",
+            to_string(weight.shape()), shape_.kv_heads, shape_.head_dim);
+    if (config.key_norm) {
+      norms_ = Tensor({shape_.batch, shape_.kv_heads, shape_.max_len}, DType::f32, shape_.device);
+    }
+  }
+
+  void append(Stream& stream, Workspace&, ConstTensorView k, int64_t first_position) override {
+    hash_encode(stream, {}, k, weight_, first_position, {}, codes_, norms());
+  }
+
+  SelectedKeys select(Stream& stream, Workspace& workspace, ConstTensorView q, ConstTensorView k,
+                      const CachedKeys& cache) override {
+    const int64_t heads = q.dim(1);
+    TensorView q_codes = workspace.take({shape_.batch, heads, words_}, DType::i32);
+    hash_encode(stream, q.reshape({shape_.batch, heads, 1, shape_.head_dim}), k, weight_,
+                cache.length - 1, q_codes.reshape({shape_.batch, heads, 1, words_}), codes_,
+                norms());
+    TensorView distances =
+        workspace.take({shape_.batch, shape_.kv_heads, shape_.max_len}, DType::u16);
+    hamming_scores(stream, q_codes, codes_, cache.lengths, distances);
+    if (!norms_) return best(stream, workspace, distances, cache);
+    TensorView scores = take_scores(workspace);
+    key_norm_scores(stream, distances, norms_, cache.lengths, heads / shape_.kv_heads,
+                    weight_.shape()[2], scores);
+    return best(stream, workspace, scores, cache);
+  }
 
  private:
+  TensorView norms() { return norms_ ? norms_.view() : TensorView(); }
+
   const Tensor& weight_;  // [kv_heads, head_dim, bits]
-  Tensor codes_;          // [batch, kv_heads, max_len, bits / 32]
+  int64_t words_;         // of a code
+  Tensor codes_;          // [batch, kv_heads, max_len, words]
+  Tensor norms_;          // [batch, kv_heads, max_len] of the keys; only with key_norm
 };
 
 // The first `length` positions of a cache.
@@ -256,7 +297,8 @@ std::string_view to_string(AttentionMethod method) {
 
 int64_t budget_tokens(double budget, int64_t length) {
   require(budget > 0.0, "a budget of {} keys is none", budget);
-  if (budget >= 1.0) return budget < static_cast<double>(length) ? static_cast<int64_t>(budget) : length;
+  if (budget >= 1.0)
+    return budget < static_cast<double>(length) ? static_cast<int64_t>(budget) : length;
   return std::max<int64_t>(static_cast<int64_t>(budget * static_cast<double>(length)), 1);
 }
 

@@ -65,6 +65,12 @@ class Evaluation:
         return "tasks" in self.content["dense"]
 
 
+def share_text(share):
+    """As the paper writes its budgets: 1.56 %, 3.13 %."""
+    hundredths = int(10000 * share + 0.5)
+    return f"{hundredths // 100}.{hundredths % 100:02} %"
+
+
 def method_of(result):
     return result["method"] + ("_norm" if result.get("key_norm") else "")
 
@@ -106,8 +112,7 @@ def draw_by_budget(evaluation, panels, path, title):
         budget_axis(axes, evaluation)
         axes.set_ylim(-0.02, 1.03)
         axes.set_title(name)
-    handles, labels = row[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center")
+    row[0, -1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     figure.savefig(path)
     plt.close(figure)
@@ -135,7 +140,7 @@ def draw_by_bits(evaluation, path):
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0f}"))
         axes.set_xlabel("bits of a code")
         axes.set_ylim(0.0, 1.02)
-        axes.set_title(f"Budget {100 * budget:.3g} %")
+        axes.set_title(f"Budget {share_text(budget)}")
     row[0, 0].set_ylabel("recall of the true top N")
     row[0, -1].legend(loc="lower right")
     figure.savefig(path)

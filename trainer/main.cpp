@@ -140,8 +140,7 @@ class CommandLine {
   void add_bench_decode(CLI::App* bench) {
     CLI::App* command = bench->add_subcommand(
         "decode", "Speed of attention in decoding, dense and hash-aware, beside the memory's");
-    command->preparse_callback(
-        [bench](size_t) { bench->get_option("config")->required(false); });
+    command->preparse_callback([bench](size_t) { bench->get_option("config")->required(false); });
     DecodeBenchOptions& o = decode_bench_;
     command->add_option("--lengths", o.lengths, "cached tokens")->delimiter(',');
     command->add_option("--batch", o.batches, "sequences")->delimiter(',');
@@ -247,7 +246,8 @@ int main(int argc, char** argv) {
     return switchyard::run(mpi, argc, argv);
   } catch (const std::exception& error) {
     // This rank's alone: the others wait in a collective and cannot be told otherwise.
-    fmt::print(stderr, "switchyard: rank {}: {}\n", mpi.rank(), error.what());
+    fmt::print(stderr, "switchyard: rank {} ({}): {}\n", mpi.rank(), mpi.watchdog().where(),
+               error.what());
     std::fflush(stderr);
     if (mpi.world_size() > 1) switchyard::MpiRuntime::abort(switchyard::kExitFailed);
     return switchyard::kExitFailed;

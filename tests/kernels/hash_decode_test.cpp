@@ -44,12 +44,9 @@ std::ostream& operator<<(std::ostream& out, const Case& c) {
              << c.head_dim << "_" << c.bits << "_" << to_string(c.dtype);
 }
 
-const Case kCases[] = {{1, 1, 1, 1, 1, 32},
-                       {2, 4, 2, 33, 32, 128},
-                       {1, 3, 3, 257, 33, 96},
-                       {2, 6, 1, 70, 64, 256},
-                       {1, 2, 2, 100, 16, 64},
-                       {2, 4, 2, 257, 128, 128, DType::bf16}};
+const Case kCases[] = {{1, 1, 1, 1, 1, 32},    {2, 4, 2, 33, 32, 128},
+                       {1, 3, 3, 257, 33, 96}, {2, 6, 1, 70, 64, 256},
+                       {1, 2, 2, 100, 16, 64}, {2, 4, 2, 257, 128, 128, DType::bf16}};
 
 // ---- hash_encode -------------------------------------------------------------------------------
 
@@ -72,12 +69,14 @@ struct Encoded {
 // head_dim products in f32.
 //   x      [rows, head_dim], row r of the projection head_of(r)
 void expect_signs(const Case& c, const Tensor& x, const Tensor& weight,
-                  const std::vector<int32_t>& codes, const std::function<int64_t(int64_t)>& head_of) {
+                  const std::vector<int32_t>& codes,
+                  const std::function<int64_t(int64_t)>& head_of) {
   const std::vector<float> xs = to_floats(x), ws = to_floats(weight);
   const auto dim = static_cast<size_t>(c.head_dim), bits = static_cast<size_t>(c.bits);
   size_t within_band = 0;
   for (size_t row = 0; row < xs.size() / dim; ++row) {
-    const float* w = ws.data() + static_cast<size_t>(head_of(static_cast<int64_t>(row))) * dim * bits;
+    const float* w =
+        ws.data() + static_cast<size_t>(head_of(static_cast<int64_t>(row))) * dim * bits;
     for (size_t j = 0; j < bits; ++j) {
       double sum = 0.0, size = 0.0;
       for (size_t i = 0; i < dim; ++i) {
@@ -238,9 +237,8 @@ TEST(HammingScores, RejectsDistancesThatDoNotFit) {
   const Tensor q({1, 256, 8}, DType::i32), codes({1, 1, 4, 8}, DType::i32);
   Tensor distances({1, 1, 4}, DType::u16);
 
-  EXPECT_THAT(
-      [&] { hamming_scores(stream, q, codes, make_tensor<int32_t>({1}, {4}), distances); },
-      testing::ThrowsMessage<Error>(testing::HasSubstr("do not fit u16")));
+  EXPECT_THAT([&] { hamming_scores(stream, q, codes, make_tensor<int32_t>({1}, {4}), distances); },
+              testing::ThrowsMessage<Error>(testing::HasSubstr("do not fit u16")));
 }
 
 // ---- select_top_k ------------------------------------------------------------------------------
@@ -267,8 +265,8 @@ std::vector<int32_t> best_positions(int64_t length, int64_t count, int64_t sink,
 }
 
 template <class Score, class Better>
-void expect_best(const std::vector<Score>& scores, int64_t batch, int64_t kv_heads,
-                 int64_t max_len, const Selection& s, const Better& better) {
+void expect_best(const std::vector<Score>& scores, int64_t batch, int64_t kv_heads, int64_t max_len,
+                 const Selection& s, const Better& better) {
   Stream stream;
   Workspace workspace;
   const int64_t most = *std::ranges::max_element(s.counts) + 3;
@@ -293,14 +291,10 @@ void expect_best(const std::vector<Score>& scores, int64_t batch, int64_t kv_hea
   }
 }
 
-const Selection kSelections[] = {{{1, 1}, {1, 1}},
-                                 {{600, 31}, {10, 10}},
-                                 {{600, 257}, {600, 257}},
-                                 {{599, 600}, {64, 1}},
-                                 {{600, 300}, {32, 20}, 4, 8},
-                                 {{600, 20}, {32, 20}, 40, 50},
-                                 {{33, 32}, {5, 5}, 3, 0},
-                                 {{300, 7}, {6, 6}, 0, 9}};
+const Selection kSelections[] = {
+    {{1, 1}, {1, 1}},         {{600, 31}, {10, 10}},        {{600, 257}, {600, 257}},
+    {{599, 600}, {64, 1}},    {{600, 300}, {32, 20}, 4, 8}, {{600, 20}, {32, 20}, 40, 50},
+    {{33, 32}, {5, 5}, 3, 0}, {{300, 7}, {6, 6}, 0, 9}};
 
 class SelectTopKTest : public testing::TestWithParam<Selection> {};
 
@@ -333,8 +327,7 @@ TEST(SelectTopK, NanIsWorseThanAnyNumber) {
   Workspace workspace;
   Tensor indices({1, 1, 2}, DType::i32);
 
-  select_top_k(stream, workspace,
-               make_tensor<float>({1, 1, 4}, {-INFINITY, NAN, -5.0f, -NAN}),
+  select_top_k(stream, workspace, make_tensor<float>({1, 1, 4}, {-INFINITY, NAN, -5.0f, -NAN}),
                make_tensor<int32_t>({1}, {4}), make_tensor<int32_t>({1}, {2}), 0, 0, indices);
 
   EXPECT_EQ(to_vector<int32_t>(indices), (std::vector<int32_t>{0, 2}));
@@ -349,8 +342,7 @@ TEST(SelectTopK, RejectsMoreThanThereAre) {
   EXPECT_THAT(
       [&] {
         select_top_k(stream, workspace, Tensor({1, 1, 8}, DType::u16),
-                     make_tensor<int32_t>({1}, {4}), make_tensor<int32_t>({1}, {5}), 0, 0,
-                     indices);
+                     make_tensor<int32_t>({1}, {4}), make_tensor<int32_t>({1}, {5}), 0, 0, indices);
       },
       testing::ThrowsMessage<Error>(testing::HasSubstr("counts[0] is 5, expected 1 to 4")));
 }
@@ -400,8 +392,8 @@ TEST_P(GatherAttentionTest, EqualsDenseAttentionOverTheIndexSet) {
     Gather g(c);
     const Tensor indices = random_choice(c, count, count + 2);
 
-    g.attend(indices, std::vector<int32_t>(static_cast<size_t>(c.batch),
-                                           static_cast<int32_t>(count)));
+    g.attend(indices,
+             std::vector<int32_t>(static_cast<size_t>(c.batch), static_cast<int32_t>(count)));
 
     const std::vector<float> q = to_floats(g.q), k = to_floats(g.k), v = to_floats(g.v);
     const auto list = to_vector<int32_t>(indices);
@@ -437,8 +429,7 @@ TEST_P(GatherAttentionTest, OverAllKeysEqualsDenseDecoding) {
   const Case& c = GetParam();
   Gather g(c);
   Tensor dense(g.out.shape(), c.dtype);
-  const std::vector<int32_t> lengths(static_cast<size_t>(c.batch),
-                                     static_cast<int32_t>(c.max_len));
+  const std::vector<int32_t> lengths(static_cast<size_t>(c.batch), static_cast<int32_t>(c.max_len));
 
   g.attend(random_choice(c, c.max_len, c.max_len), lengths);
 
@@ -461,8 +452,11 @@ TEST(GatherAttention, RejectsAnIndexBeyondTheCache) {
   SWITCHYARD_CPU_ONLY("what tensors hold is checked where the host can see it");
   Gather g({1, 1, 1, 8, 4, 32});
 
-  EXPECT_THAT([&] { g.attend(make_tensor<int32_t>({1, 1, 2}, {0, 8}), {2}); },
-              testing::ThrowsMessage<Error>(testing::HasSubstr("indices[0][0][1] is 8")));
+  EXPECT_THAT(
+      [&] {
+        g.attend(make_tensor<int32_t>({1, 1, 2}, {0, 8}), {2});
+      },
+      testing::ThrowsMessage<Error>(testing::HasSubstr("indices[0][0][1] is 8")));
 }
 
 INSTANTIATE_TEST_SUITE_P(All, HashEncodeTest, testing::ValuesIn(kCases));

@@ -26,8 +26,8 @@ struct Case {
 };
 
 std::ostream& operator<<(std::ostream& out, const Case& c) {
-  return out << c.batch << "x" << c.heads << "/" << c.kv_heads << "x" << c.max_len << "x"
-             << c.width << "_" << to_string(c.dtype);
+  return out << c.batch << "x" << c.heads << "/" << c.kv_heads << "x" << c.max_len << "x" << c.width
+             << "_" << to_string(c.dtype);
 }
 
 const Case kCases[] = {{1, 1, 1, 1, 1, {1}},
@@ -199,9 +199,7 @@ TEST(KeyScores, RejectsALengthBeyondTheCache) {
   Tensor scores({1, 1, 8}, DType::f32);
 
   EXPECT_THAT(
-      [&] {
-        key_scores(stream, q, keys, make_tensor({1}, std::vector<int32_t>{9}), scores);
-      },
+      [&] { key_scores(stream, q, keys, make_tensor({1}, std::vector<int32_t>{9}), scores); },
       testing::ThrowsMessage<Error>(testing::HasSubstr("lengths[0] is 9")));
 }
 

@@ -3,7 +3,6 @@
 #include <omp.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <ctime>
 #include <functional>
@@ -19,6 +18,7 @@
 #include "kernels/matmul.h"
 #include "kernels/random.h"
 #include "kernels/select_top_k.h"
+#include "kernels/stopwatch.h"
 
 namespace switchyard {
 namespace {
@@ -32,34 +32,56 @@ constexpr int64_t kRandomRows = 32749;
 // Llama-2-7B and Llama-3.1-8B, those of HATA's own measurements.
 const HeadLayout kLayouts[] = {{"MHA", 32, 32, 11008}, {"GQA", 32, 8, 14336}};
 
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
-
-class Stopwatch {
+// Stretches of a stream's work, by either clock.
+class Timer {
  public:
-  Stopwatch(Stream& stream, BenchClock clock) : stream_(stream), clock_(clock) {}
+  Timer(Stream& stream, BenchClock clock)
+      : stream_(stream), clock_(clock), stopwatch_(stream.device()) {}
 
-  double seconds_of(const std::function<void()>& run) {
-    stream_.synchronize();
-    const double begin = now();
-    run();
-    stream_.synchronize();
-    return now() - begin;
+  void time(const std::function<void()>& run) {
+    if (clock_ == BenchClock::wall) {
+      stopwatch_.start(stream_);
+      run();
+      stopwatch_.stop(stream_);
+    } else {
+      const std::clock_t begin = std::clock();
+      run();
+      ticks_ += std::clock() - begin;
+    }
+  }
+
+  // Of all stretches since the last call.
+  double take_seconds() {
+    if (clock_ == BenchClock::wall) return stopwatch_.take_seconds();
+    return static_cast<double>(std::exchange(ticks_, 0)) / CLOCKS_PER_SEC / omp_get_max_threads();
   }
 
  private:
-  double now() const {
-    if (clock_ == BenchClock::processor) {
-      return static_cast<double>(std::clock()) / CLOCKS_PER_SEC / omp_get_max_threads();
-    }
-    const std::chrono::duration<double> now = std::chrono::steady_clock::now().time_since_epoch();
-    return now.count();
-  }
-
   Stream& stream_;
   BenchClock clock_;
+  Stopwatch stopwatch_;
+  std::clock_t ticks_ = 0;
+};
+
+// The seconds of an operation in all repetitions.
+class Series {
+ public:
+  Series(Stream& stream, BenchClock clock) : timer_(stream, clock) {}
+
+  void time(const std::function<void()>& run) { timer_.time(run); }
+  void end_repetition(int64_t stretches = 1) {
+    seconds_.push_back(timer_.take_seconds() / static_cast<double>(stretches));
+  }
+  // Without the first repetition, which warmed up.
+  double median() const {
+    std::vector<double> values(seconds_.begin() + 1, seconds_.end());
+    std::sort(values.begin(), values.end());
+    return values[values.size() / 2];
+  }
+
+ private:
+  Timer timer_;
+  std::vector<double> seconds_;
 };
 
 // What all cases share.
@@ -68,7 +90,6 @@ struct Bench {
       : options(bench_options),
         stream(bench_options.device),
         workspace(bench_options.device),
-        stopwatch(stream, bench_options.clock),
         memory({kMemoryBytes}, DType::u8, bench_options.device) {
     fill_zero(stream, memory);  // pages that nobody has written lie nowhere
   }
@@ -82,23 +103,22 @@ struct Bench {
     return result;
   }
 
-  // Seconds to read the memory once. On a device a copy stands in for it, of half of it to the
-  // other: as many bytes in all.
-  double read_memory() {
+  Series series() { return Series(stream, options.clock); }
+
+  // Reads the memory once. On a device a copy stands in for it, of half of it to the other: as many
+  // bytes in all.
+  void read_memory() {
     const TensorView all = memory;
-    return stopwatch.seconds_of([&] {
-      if (options.device.kind == DeviceKind::cpu) {
-        read_through(all);
-      } else {
-        copy(stream, all.rows(0, kMemoryBytes / 2), all.rows(kMemoryBytes / 2, kMemoryBytes / 2));
-      }
-    });
+    if (options.device.kind == DeviceKind::cpu) {
+      read_through(all);
+    } else {
+      copy(stream, all.rows(0, kMemoryBytes / 2), all.rows(kMemoryBytes / 2, kMemoryBytes / 2));
+    }
   }
 
   const DecodeBenchOptions& options;
   Stream stream;
   Workspace workspace;
-  Stopwatch stopwatch;
   Tensor memory;
 };
 
@@ -166,50 +186,63 @@ void count_bytes(const Layer& layer, int64_t bits, DecodeBenchCase& c) {
   c.hata.bytes = c.encode.bytes + c.score.bytes + c.select.bytes + c.attend.bytes;
 }
 
+// A part of a hash-aware step, and where its time goes.
+struct Part {
+  BenchFigure* figure;
+  std::function<void()> run;
+};
+
+std::vector<Part> parts_of_step(Bench& bench, Layer& x, float scale, DecodeBenchCase& c) {
+  const TensorView codes = x.q_codes;
+  const Shape shape{c.batch, c.layout.heads, 1, kHeadDim};
+  const Shape code_shape{c.batch, c.layout.heads, 1, codes.dim(2)};
+  return {
+      {&c.encode,
+       [&bench, &x, shape, code_shape, last = c.length - 1] {
+         hash_encode(bench.stream, x.q.view().reshape(shape), x.new_k, x.weight, last,
+                     x.q_codes.view().reshape(code_shape), x.codes, {});
+       }},
+      {&c.score,
+       [&bench, &x] { hamming_scores(bench.stream, x.q_codes, x.codes, x.lengths, x.distances); }},
+      {&c.select,
+       [&bench, &x] {
+         select_top_k(bench.stream, bench.workspace, x.distances, x.lengths, x.counts, /*sink=*/0,
+                      /*recent=*/0, x.indices);
+       }},
+      {&c.attend, [&bench, &x, scale] {
+         gather_attention(bench.stream, bench.workspace, x.q, x.k, x.v, x.indices, x.counts, scale,
+                          x.out);
+       }}};
+}
+
+// In turn, so that whatever else the machine does meets all alike; without waiting in between, so
+// that a device never waits for the host.
 void measure(Bench& bench, DecodeBenchCase& c) {
   Layer x(bench, c);
   count_bytes(x, bench.options.bits, c);
   const float scale = 1.0f / std::sqrt(static_cast<float>(kHeadDim));
-  const ConstTensorView q = x.q, q_rows = x.q.view().reshape({c.batch, c.layout.heads, 1, kHeadDim});
-  const TensorView code_rows =
-      x.q_codes.view().reshape({c.batch, c.layout.heads, 1, x.q_codes.view().dim(2)});
-  Stream& stream = bench.stream;
-  const std::vector<std::pair<BenchFigure*, std::function<void()>>> parts = {
-      {&c.encode,
-       [&] {
-         hash_encode(stream, q_rows, x.new_k, x.weight, c.length - 1, code_rows, x.codes, {});
-       }},
-      {&c.score, [&] { hamming_scores(stream, x.q_codes, x.codes, x.lengths, x.distances); }},
-      {&c.select,
-       [&] {
-         select_top_k(stream, bench.workspace, x.distances, x.lengths, x.counts, 0, 0, x.indices);
-       }},
-      {&c.attend, [&] {
-         gather_attention(stream, bench.workspace, q, x.k, x.v, x.indices, x.counts, scale, x.out);
-       }}};
-  std::vector<double> memory, dense, hata;
-  std::vector<std::vector<double>> of_part(parts.size());
+  const std::vector<Part> parts = parts_of_step(bench, x, scale, c);
+  Series memory = bench.series(), dense = bench.series(), hata = bench.series();
+  std::vector<Series> of_part;
+  for (size_t i = 0; i < parts.size(); ++i) of_part.push_back(bench.series());
   for (int64_t i = 0; i <= bench.options.repetitions; ++i) {
-    memory.push_back(bench.read_memory());
-    dense.push_back(bench.stopwatch.seconds_of([&] {
-      decode_attention(stream, bench.workspace, q, x.k, x.v, x.lengths, scale, x.out);
-    }));
-    memory.push_back(bench.read_memory());
-    hata.push_back(0.0);
-    for (size_t part = 0; part < parts.size(); ++part) {
-      of_part[part].push_back(bench.stopwatch.seconds_of(parts[part].second));
-      hata.back() += of_part[part].back();
-    }
-    if (i > 0) continue;  // the first one warms up
-    for (auto* seconds : {&memory, &dense, &hata}) seconds->clear();
-    for (auto& seconds : of_part) seconds.clear();
+    memory.time([&] { bench.read_memory(); });
+    dense.time([&] {
+      decode_attention(bench.stream, bench.workspace, x.q, x.k, x.v, x.lengths, scale, x.out);
+    });
+    memory.time([&] { bench.read_memory(); });
+    hata.time([&] {
+      for (size_t part = 0; part < parts.size(); ++part) of_part[part].time(parts[part].run);
+    });
+    memory.end_repetition(/*stretches=*/2);
+    dense.end_repetition();
+    hata.end_repetition();
+    for (Series& series : of_part) series.end_repetition();
   }
-  c.memory.seconds = median(memory);
-  c.dense.seconds = median(dense);
-  c.hata.seconds = median(hata);
-  for (size_t part = 0; part < parts.size(); ++part) {
-    parts[part].first->seconds = median(of_part[part]);
-  }
+  c.memory.seconds = memory.median();
+  c.dense.seconds = dense.median();
+  c.hata.seconds = hata.median();
+  for (size_t i = 0; i < parts.size(); ++i) parts[i].figure->seconds = of_part[i].median();
 }
 
 DecodeBenchCase bench_case(Bench& bench, DType dtype, const HeadLayout& layout, int64_t batch,
@@ -218,58 +251,63 @@ DecodeBenchCase bench_case(Bench& bench, DType dtype, const HeadLayout& layout, 
   DecodeBenchCase c{.dtype = dtype, .layout = layout, .batch = batch, .length = length};
   const auto wanted = static_cast<int64_t>(options.budget * static_cast<double>(length));
   c.selected = std::clamp<int64_t>(wanted, 1, length);
-  const int64_t per_key = 2 * kHeadDim * static_cast<int64_t>(size_of(dtype)) + options.bits / 8 + 2;
+  const int64_t per_key =
+      2 * kHeadDim * static_cast<int64_t>(size_of(dtype)) + options.bits / 8 + 2;
   c.needed_bytes = static_cast<double>(batch * layout.kv_heads * length * per_key);
   c.skipped = c.needed_bytes > options.memory_gib * 1073741824.0;
   if (!c.skipped) measure(bench, c);
   return c;
 }
 
-double seconds_of_products(Bench& bench, const PrefillBenchCase& c) {
+// A linear map of a layer.
+struct Product {
+  Tensor x, weight, y;
+};
+
+std::vector<Product> products_of_layer(Bench& bench, const PrefillBenchCase& c) {
   const int64_t hidden = c.layout.heads * kHeadDim, kv = c.layout.kv_heads * kHeadDim;
   // Queries, keys and values; output; gate and up; down.
-  const std::pair<int64_t, int64_t> products[] = {{hidden, hidden + 2 * kv},
-                                                  {hidden, hidden},
-                                                  {hidden, 2 * c.layout.ffn_hidden},
-                                                  {c.layout.ffn_hidden, hidden}};
-  double seconds = 0.0;
-  for (const auto& [in, out] : products) {
-    const Tensor x = bench.random({c.tokens, in}, c.dtype, "x");
-    const Tensor weight({out, in}, c.dtype, bench.options.device);
-    Tensor y({c.tokens, out}, c.dtype, bench.options.device);
-    seconds += bench.stopwatch.seconds_of([&] {
-      matmul(bench.stream, x, Transpose::no, weight, Transpose::yes, Accumulate::no, y);
-    });
+  const std::pair<int64_t, int64_t> sizes[] = {{hidden, hidden + 2 * kv},
+                                               {hidden, hidden},
+                                               {hidden, 2 * c.layout.ffn_hidden},
+                                               {c.layout.ffn_hidden, hidden}};
+  std::vector<Product> products;
+  for (const auto& [in, out] : sizes) {
+    products.push_back({bench.random({c.tokens, in}, c.dtype, "x"),
+                        bench.random({out, in}, c.dtype, "weight"),
+                        Tensor({c.tokens, out}, c.dtype, bench.options.device)});
   }
-  return seconds;
+  return products;
 }
 
 PrefillBenchCase bench_prefill(Bench& bench, DType dtype, const HeadLayout& layout) {
   const DecodeBenchOptions& options = bench.options;
   const int64_t tokens = options.prefill_tokens;
   PrefillBenchCase c{.dtype = dtype, .layout = layout, .tokens = tokens};
-  const Device device = options.device;
+  std::vector<Product> layer = products_of_layer(bench, c);
   const Tensor q = bench.random({1, layout.heads, tokens, kHeadDim}, dtype, "q");
   const Tensor k = bench.random({1, layout.kv_heads, tokens, kHeadDim}, dtype, "k");
   const Tensor weight =
       bench.random({layout.kv_heads, kHeadDim, options.bits}, DType::f32, "weight");
-  Tensor codes({1, layout.kv_heads, tokens, options.bits / 32}, DType::i32, device);
-  Tensor out({tokens, layout.heads * kHeadDim}, dtype, device);
-  Tensor lse({1, layout.heads, tokens}, DType::f32, device);
-  std::vector<double> encode, attention, products;
+  Tensor codes({1, layout.kv_heads, tokens, options.bits / 32}, DType::i32, options.device);
+  Tensor out({tokens, layout.heads * kHeadDim}, dtype, options.device);
+  Tensor lse({1, layout.heads, tokens}, DType::f32, options.device);
+  Series encode = bench.series(), attention = bench.series(), products = bench.series();
   for (int64_t i = 0; i <= std::min<int64_t>(options.repetitions, 3); ++i) {
-    products.push_back(seconds_of_products(bench, c));
-    attention.push_back(bench.stopwatch.seconds_of([&] {
-      attention_forward(bench.stream, bench.workspace, q, k, k, {}, 0.1f, out, lse);
-    }));
-    encode.push_back(bench.stopwatch.seconds_of(
-        [&] { hash_encode(bench.stream, {}, k, weight, 0, {}, codes, {}); }));
-    if (i > 0) continue;  // the first one warms up
-    for (auto* seconds : {&encode, &attention, &products}) seconds->clear();
+    products.time([&] {
+      for (Product& p : layer) {
+        matmul(bench.stream, p.x, Transpose::no, p.weight, Transpose::yes, Accumulate::no, p.y);
+      }
+    });
+    attention.time([&] {
+      attention_forward(bench.stream, bench.workspace, q, k, k, {}, /*scale=*/0.1f, out, lse);
+    });
+    encode.time([&] { hash_encode(bench.stream, {}, k, weight, 0, {}, codes, {}); });
+    for (Series* series : {&encode, &attention, &products}) series->end_repetition();
   }
-  c.encode_seconds = median(encode);
-  c.attention_seconds = median(attention);
-  c.products_seconds = median(products);
+  c.encode_seconds = encode.median();
+  c.attention_seconds = attention.median();
+  c.products_seconds = products.median();
   return c;
 }
 

@@ -85,10 +85,10 @@ std::string describe(const DecodeBenchReport& report) {
   const DecodeBenchOptions& o = report.options;
   std::string text = fmt::format(
       "{}, {} threads, {} time, median of {}; {} bits, budget {:.2f} %\n"
-      "Every figure: ms, GB/s of the bytes that must move; dense: share of the memory's GB/s, too\n",
-      to_string(o.device), report.threads,
-      o.clock == BenchClock::wall ? "wall-clock" : "processor", o.repetitions, o.bits,
-      100.0 * o.budget);
+      "Every figure: ms, GB/s of the bytes that must move; dense: share of the memory's GB/s, "
+      "too\n",
+      to_string(o.device), report.threads, o.clock == BenchClock::wall ? "wall-clock" : "processor",
+      o.repetitions, o.bits, 100.0 * o.budget);
   std::string before;
   for (const DecodeBenchCase& c : report.decode) {
     if (title(c) != before) {

@@ -36,8 +36,8 @@ int eval_decoding(MpiRuntime& mpi, const RunConfig& config, Session& session,
   const std::string name(to_string(keys.attention));
   for (size_t i = 0; i < scores.size(); ++i) {
     fmt::print("{}: held-out loss {:.4f}, perplexity {:.2f}, over {} tokens of {}\n",
-               i == 0 ? "dense" : name, scores[i].loss(), scores[i].perplexity(),
-               scores[i].targets, config.data.validation);
+               i == 0 ? "dense" : name, scores[i].loss(), scores[i].perplexity(), scores[i].targets,
+               config.data.validation);
     if (plan.recall_tasks) fmt::print("{}", describe(scores[i].recall));
   }
   return kExitDone;

@@ -52,8 +52,7 @@ std::vector<HashCandidate> load_candidates(MpiRuntime& mpi, const RunConfig& con
     KeySelectionConfig keys = config.decode.keys;
     keys.attention = method;
     keys.key_norm = key_norm;
-    candidates.push_back(
-        {load_key_selection(mpi, config, keys, bits, session, fingerprint), bits});
+    candidates.push_back({load_key_selection(mpi, config, keys, bits, session, fingerprint), bits});
   };
   for (const AttentionMethod method : config.hash.evaluation.methods) {
     if (!is_hashed(method)) {
@@ -62,8 +61,7 @@ std::vector<HashCandidate> load_candidates(MpiRuntime& mpi, const RunConfig& con
     }
     for (const int64_t bits : bits_to_measure(mpi, config)) {
       add(method, static_cast<int>(bits), false);
-      const bool with_norm =
-          config.hash.evaluation.key_norm && method == AttentionMethod::hata;
+      const bool with_norm = config.hash.evaluation.key_norm && method == AttentionMethod::hata;
       if (with_norm) add(method, static_cast<int>(bits), true);
     }
   }
@@ -125,13 +123,12 @@ int eval_hash_command(MpiRuntime& mpi, const LoadedConfig& loaded) {
   });
   Session session(mpi, config);
   const LoadedModel model = load_newest_model(mpi, config, session);
-  std::vector<HashCandidate> candidates =
-      load_candidates(mpi, config, session, model.fingerprint);
-  const HashEvaluation evaluation = evaluate_hash(
-      session, config, data.validation->loader, candidates, [](const std::string& line) {
-        fmt::print("{}\n", line);
-        std::fflush(stdout);
-      });
+  std::vector<HashCandidate> candidates = load_candidates(mpi, config, session, model.fingerprint);
+  const HashEvaluation evaluation = evaluate_hash(session, config, data.validation->loader,
+                                                  candidates, [](const std::string& line) {
+                                                    fmt::print("{}\n", line);
+                                                    std::fflush(stdout);
+                                                  });
   const json content = to_json(evaluation, candidates, config, model.description);
   const fs::path path = write_json(mpi, config, content);
   if (mpi.rank() != 0) return kExitDone;

@@ -14,7 +14,14 @@ namespace switchyard {
 
 enum class TokenizerType { byte, sentencepiece, recall };
 enum class AttentionMask { causal, document };
-enum class RecallTask { single, multi_key, multi_value, multi_query, variable_tracking };
+enum class RecallTask {
+  single,
+  multi_key,
+  multi_value,
+  multi_query,
+  variable_tracking,
+  practice,  // for training alone
+};
 
 // One experiment, as the YAML file describes it with every default filled in. One struct per
 // section of the file; the names are the keys.
@@ -53,7 +60,8 @@ struct RecallSection {
   // Sequences to train on hold one sample, or two of half the length, four ..., each as often, but
   // none shorter than this; 0: always one.
   int64_t shortest = 0;
-  double train_share = 0.75;       // of a training sample: questions and what they ask about, at most
+  double practice_share = 0.5;      // of the samples to train on: task practice instead
+  double train_share = 0.9;         // of such a sample: questions and what they ask about, at most
   double distractor_share = 0.375;  // multi_key: of a sample: needles
   int64_t values = 4;               // multi_value: of a key
   int64_t queries = 4;              // multi_query: keys that a held-out sample asks for

@@ -231,7 +231,8 @@ ConfigField choice_list(std::string key, Member member, Names<E> names, std::str
   return {std::move(key), "list of " + type, std::move(help), parse, print};
 }
 
-// What is wrong with the first item that `parse` does not take, if any; a lone scalar is a list, too.
+// What is wrong with the first item that `parse` does not take, if any; a lone scalar is a list,
+// too.
 template <class T, class Parse>
 Problem parse_list(const ConfigValue& value, const Parse& parse, std::vector<T>* list) {
   std::vector<T> items;
@@ -277,31 +278,6 @@ ConfigField real_list(std::string key, Member member, double lowest, double high
           std::move(help), parse, print};
 }
 
-template <class Member, class E>
-ConfigField choice_list(std::string key, Member member, Names<E> names, std::string help) {
-  std::string type;
-  for (const auto& [name, value] : names) type += (type.empty() ? "" : " | ") + name;
-  const auto parse = [=](RunConfig& config, const ConfigValue& value) -> Problem {
-    return parse_list(
-        value,
-        [=](const std::string& item, E* chosen) -> Problem {
-          const auto found = std::ranges::find(names, item, &std::pair<std::string, E>::first);
-          if (found == names.end()) return fmt::format("expected some of {}, not '{}'", type, item);
-          *chosen = found->second;
-          return {};
-        },
-        &member(config));
-  };
-  const auto print = [=](const RunConfig& config) {
-    std::vector<std::string> items;
-    for (const E value : member(const_cast<RunConfig&>(config))) {
-      items.push_back(std::ranges::find(names, value, &std::pair<std::string, E>::second)->first);
-    }
-    return fmt::format("[{}]", fmt::join(items, ", "));
-  };
-  return {std::move(key), "list of " + type, std::move(help), parse, print};
-}
-
 // The reference to a member of the configuration.
 #define SWITCHYARD_MEMBER(path) \
   [](RunConfig & c) -> auto& { return c.path; }
@@ -319,10 +295,10 @@ void add_run(std::vector<ConfigField>& fields) {
                           Names<DType>{{"f32", DType::f32}, {"bf16", DType::bf16}},
                           "dtype of weights and activations in the passes; main weights, router, "
                           "statistics and gradients of weights are f32"));
-  fields.push_back(integer("run.collective_timeout", SWITCHYARD_MEMBER(run.collective_timeout), 1,
-                           kNoLimit,
-                           "seconds after which a rank that waits for the others ends with an error "
-                           "that names the step"));
+  fields.push_back(
+      integer("run.collective_timeout", SWITCHYARD_MEMBER(run.collective_timeout), 1, kNoLimit,
+              "seconds after which a rank that waits for the others ends with an error "
+              "that names the step"));
 }
 
 // Sizes that must be given are 0 until they are: validate_config asks for them, and a configuration
@@ -435,10 +411,10 @@ void add_parallel_and_data(std::vector<ConfigField>& fields) {
                            "ranks that split the experts; divides the number of ranks"));
   fields.push_back(boolean("parallel.deduplicate", SWITCHYARD_MEMBER(parallel.deduplicate),
                            "a token that goes to several experts of one rank travels once"));
-  fields.push_back(integer("parallel.exchange_chunks", SWITCHYARD_MEMBER(parallel.exchange_chunks), 0,
-                           64,
-                           "parts in which a micro-batch's tokens travel to their experts, so that "
-                           "one part's transfer hides behind another's work; 0: 4 over NCCL, else 1"));
+  fields.push_back(
+      integer("parallel.exchange_chunks", SWITCHYARD_MEMBER(parallel.exchange_chunks), 0, 64,
+              "parts in which a micro-batch's tokens travel to their experts, so that "
+              "one part's transfer hides behind another's work; 0: 4 over NCCL, else 1"));
   fields.push_back(boolean("parallel.recompute", SWITCHYARD_MEMBER(parallel.recompute),
                            "keep only block inputs and run each block again in the backward pass"));
   fields.push_back(text("data.train", SWITCHYARD_MEMBER(data.train), "token file to train on"));
@@ -468,13 +444,14 @@ void add_parallel_and_data(std::vector<ConfigField>& fields) {
 void add_recall(std::vector<ConfigField>& fields) {
   fields.push_back(integer("data.recall.seed", SWITCHYARD_MEMBER(data.recall.seed), 0, kNoLimit,
                            "decides the samples"));
-  fields.push_back(choice_list("data.recall.tasks", SWITCHYARD_MEMBER(data.recall.tasks),
-                               Names<RecallTask>{{"single", RecallTask::single},
-                                                 {"multi_key", RecallTask::multi_key},
-                                                 {"multi_value", RecallTask::multi_value},
-                                                 {"multi_query", RecallTask::multi_query},
-                                                 {"variable_tracking", RecallTask::variable_tracking}},
-                               "which tasks the samples have, in turn"));
+  fields.push_back(
+      choice_list("data.recall.tasks", SWITCHYARD_MEMBER(data.recall.tasks),
+                  Names<RecallTask>{{"single", RecallTask::single},
+                                    {"multi_key", RecallTask::multi_key},
+                                    {"multi_value", RecallTask::multi_value},
+                                    {"multi_query", RecallTask::multi_query},
+                                    {"variable_tracking", RecallTask::variable_tracking}},
+                  "which tasks the samples have, in turn"));
   fields.push_back(count("data.recall.train_sequences",
                          SWITCHYARD_MEMBER(data.recall.train_sequences), 0,
                          "`tokenize`: sequences of model.seq_len tokens to train on"));
@@ -484,6 +461,10 @@ void add_recall(std::vector<ConfigField>& fields) {
   fields.push_back(count("data.recall.shortest", SWITCHYARD_MEMBER(data.recall.shortest), 0,
                          "training samples are as long as a sequence, half of it, a quarter ..., "
                          "but not shorter than this; 0: as long as a sequence"));
+  fields.push_back(real("data.recall.practice_share",
+                        SWITCHYARD_MEMBER(data.recall.practice_share), 0.0, 1.0,
+                        "how many of the training samples are practice in looking things up, with "
+                        "many answers each, instead of a task"));
   fields.push_back(real("data.recall.train_share", SWITCHYARD_MEMBER(data.recall.train_share), 0.0,
                         0.9,
                         "how much of a training sample questions, and the needles that they ask "
@@ -603,6 +584,10 @@ void add_hash(std::vector<ConfigField>& fields) {
   fields.push_back(real("hash.training.decorrelation_weight",
                         SWITCHYARD_MEMBER(hash.training.decorrelation_weight), 0.0, 1e6,
                         "factor of ||W'W - I|| (the paper's lambda)"));
+  fields.push_back(real("hash.training.decorrelation_softness",
+                        SWITCHYARD_MEMBER(hash.training.decorrelation_softness), 0.0, 1e6,
+                        "distance from orthogonality below which that norm's gradient shrinks, so "
+                        "that descent comes to rest; 0: the paper's norm, which it jumps across"));
   fields.push_back(
       real("hash.training.lr", SWITCHYARD_MEMBER(hash.training.lr), 0.0, 1e3, "learning rate"));
   fields.push_back(real("hash.training.momentum", SWITCHYARD_MEMBER(hash.training.momentum), 0.0,
@@ -616,6 +601,10 @@ void add_hash(std::vector<ConfigField>& fields) {
   fields.push_back(count("hash.training.pairs_per_epoch",
                          SWITCHYARD_MEMBER(hash.training.pairs_per_epoch), 1,
                          "(query, key) pairs of an epoch"));
+  fields.push_back(boolean("hash.training.keep_query_keys",
+                           SWITCHYARD_MEMBER(hash.training.keep_query_keys),
+                           "leave the collected queries and keys on the disk, for a training with "
+                           "other settings"));
 }
 
 const Names<AttentionMethod>& attention_methods() {

@@ -37,10 +37,11 @@ std::string describe(const RecallSection& options, int64_t seq_len) {
   std::vector<std::string_view> tasks;
   for (const RecallTask task : options.tasks) tasks.push_back(to_string(task));
   return fmt::format(
-      "recall: {}; seed {}, {} + {} sequences of {}, shortest {}, train_share {}, "
+      "recall: {}; seed {}, {} + {} sequences of {}, shortest {}, practice_share {}, "
+      "train_share {}, "
       "distractor_share {}, {} values, {} queries, {} hops",
       fmt::join(tasks, ", "), options.seed, options.train_sequences, options.validation_sequences,
-      seq_len, options.shortest, options.train_share, options.distractor_share, options.values,
+      seq_len, options.shortest, options.practice_share, options.train_share, options.distractor_share, options.values,
       options.queries, options.hops);
 }
 

@@ -16,15 +16,18 @@ namespace {
 
 using V = RecallVocabulary;
 
-constexpr double kHeldOutShare = 0.125;
+constexpr double kHeldOutShare = 0.25;
 constexpr int64_t kNeedleTokens = 3;
+constexpr int64_t kWalk = 4;                // answers to a question of a walk, at most
+constexpr int64_t kWalkTokens = 2 + kWalk;  // with the question
+constexpr int64_t kEchoTokens = 9;          // "ask a b a b a b a b"
 constexpr int64_t kTaskAndEnd = 2;  // the first and the last token of a document
 // Of the vocabulary, in one sample where they must differ: enough remain to choose from.
-constexpr int64_t kMostKeys = V::kNumKeys / 2;
-constexpr int64_t kMostValues = V::kNumValues / 2;
+constexpr int64_t kMostKeys = V::kNumKeys / 4 * 3;
+constexpr int64_t kMostValues = V::kNumValues / 4 * 3;
 
 constexpr std::array<std::string_view, V::kNumTasks> kTaskNames = {
-    "single", "multi_key", "multi_value", "multi_query", "variable_tracking"};
+    "single", "multi_key", "multi_value", "multi_query", "variable_tracking", "practice"};
 
 struct WordKind {
   char letter;
@@ -42,6 +45,7 @@ class Draws {
   int64_t below(int64_t n) {
     return static_cast<int64_t>(random_bits(key_, next_++) % static_cast<uint64_t>(n));
   }
+  double uniform() { return random_uniform(key_, next_++); }
   template <class T>
   void shuffle(std::vector<T>& items) {
     for (size_t i = items.size(); i > 1; --i) {
@@ -52,10 +56,6 @@ class Draws {
  private:
   RandomKey key_;
   uint64_t next_ = 0;
-};
-
-struct Needle {
-  int32_t first, second;
 };
 
 // What a task needs per question, and how many questions the vocabulary has words for.
@@ -74,6 +74,8 @@ QuestionSize question_size(const RecallSection& options, RecallTask task) {
       return {options.values, 2 + options.values, kMostValues / options.values};
     case RecallTask::variable_tracking:
       return {options.hops + 1, 3 + options.hops, kMostKeys / (options.hops + 1)};
+    case RecallTask::practice:
+      return {1, kWalkTokens, kMostKeys};
   }
   fail("no such task");
 }
@@ -90,7 +92,7 @@ int64_t distractors(const RecallSection& options, int64_t length) {
 
 int64_t most_questions(const RecallSection& options, RecallTask task, int64_t length) {
   const QuestionSize size = question_size(options, task);
-  int64_t room = share_of(options.train_share, length), most = size.most;
+  int64_t room = share_of(options.train_share, length) - kTaskAndEnd, most = size.most;
   if (task == RecallTask::multi_key) {
     room -= distractors(options, length) * kNeedleTokens;
     most = distractors(options, length);
@@ -110,7 +112,7 @@ class SampleMaker {
         length_(length),
         draws_({random_bits({options.seed, stream_id("recall")}, static_cast<uint64_t>(part)),
                 static_cast<uint64_t>(index)}) {
-    sample_.task = task_at(options, index);
+    sample_.task = is_practice() ? RecallTask::practice : task_at(options, index);
     keys_ = shuffled_words(V::kFirstKey, V::kNumKeys);
     values_ = shuffled_words(V::kFirstValue, V::kNumValues);
   }
@@ -131,6 +133,13 @@ class SampleMaker {
       case RecallTask::variable_tracking:
         ask_for_variables(questions);
         break;
+      case RecallTask::practice:
+        if (draws_.below(2) == 0) {
+          ask_for_echoes();
+        } else {
+          ask_for_walks();
+        }
+        break;
     }
     write_haystack();
     write_questions();
@@ -150,9 +159,16 @@ class SampleMaker {
     return words;
   }
 
+  bool is_practice() {
+    const bool wished = part_ == RecallPart::train && draws_.uniform() < options_.practice_share;
+    return wished && practice_room() >= std::max(kNeedleTokens + kWalkTokens, kEchoTokens);
+  }
+
+  // Every other sample to train on has as many as it can: a lone answer teaches little.
   int64_t num_questions() {
     if (part_ == RecallPart::train) {
-      return 1 + draws_.below(most_questions(options_, sample_.task, length_));
+      const int64_t most = most_questions(options_, sample_.task, length_);
+      return draws_.below(2) == 0 ? most : 1 + draws_.below(most);
     }
     return sample_.task == RecallTask::multi_query ? options_.queries : 1;
   }
@@ -165,7 +181,8 @@ class SampleMaker {
     // The words are in random order already.
     const auto found =
         std::ranges::find_if(words, [&](int32_t second) { return fits(first, second); });
-    assert(found != words.end());
+    require(found != words.end(), "no needle is left for {}: ask for less at once",
+            to_string(sample_.task));
     const int32_t second = *found;
     words.erase(found);
     return second;
@@ -182,10 +199,12 @@ class SampleMaker {
     return word;
   }
 
+  void add_needle(int32_t first, int32_t second) { needles_.push_back({V::kSet, first, second}); }
+
   void ask_for_needles(int64_t needles, int64_t questions) {
     for (int64_t i = 0; i < needles; ++i) {
       const int32_t key = take_last(keys_), value = any_value(key);
-      needles_.push_back({key, value});
+      add_needle(key, value);
       if (i < questions) questions_.push_back({key, {value}});
     }
     draws_.shuffle(needles_);
@@ -203,8 +222,8 @@ class SampleMaker {
     for (int64_t i = 0; i < questions; ++i) questions_.push_back({take_last(keys_), {}});
     for (const size_t owner : mixed_groups(questions, options_.values)) {
       Question& question = questions_[owner];
-      needles_.push_back({question.asked, take_second(question.asked, values_)});
-      question.answers.push_back(needles_.back().second);
+      question.answers.push_back(take_second(question.asked, values_));
+      add_needle(question.asked, question.answers.back());
     }
   }
 
@@ -213,24 +232,64 @@ class SampleMaker {
     for (const size_t owner : mixed_groups(questions, options_.hops + 1)) {
       Question& question = questions_[owner];
       const int32_t source = question.answers.empty() ? question.asked : question.answers.back();
-      needles_.push_back({source, take_second(source, keys_)});
-      question.answers.push_back(needles_.back().second);
+      question.answers.push_back(take_second(source, keys_));
+      add_needle(source, question.answers.back());
     }
+  }
+
+  int64_t practice_room() const {
+    return share_of(options_.train_share, length_) - kTaskAndEnd;
+  }
+
+  // A path through words of any kind, its steps scattered over the haystack; and walks along it from
+  // anywhere, as many as there is room for.
+  void ask_for_walks() {
+    int64_t room = practice_room();
+    const int64_t most = std::min(room / (kNeedleTokens + kWalkTokens), kMostKeys);
+    const int64_t steps = 1 + draws_.below(most);
+    std::vector<int32_t> words = keys_;
+    words.insert(words.end(), values_.begin(), values_.end());
+    draws_.shuffle(words);
+    std::vector<int32_t> path = {take_last(words)};
+    for (int64_t i = 0; i < steps; ++i) {
+      path.push_back(take_second(path.back(), words));
+      add_needle(path[path.size() - 2], path.back());
+    }
+    draws_.shuffle(needles_);
+    for (room -= steps * kNeedleTokens; room >= kWalkTokens; room -= kWalkTokens) {
+      const auto from = path.begin() + draws_.below(steps);
+      const auto end = path.end() - from > kWalk ? from + kWalk + 1 : path.end();
+      questions_.push_back({*from, {from + 1, end}});
+    }
+  }
+
+  // Two words in turn, as many pairs as there is room for: each word is the one before the last.
+  void ask_for_echoes() {
+    for (int64_t i = 0; i < practice_room() / kEchoTokens; ++i) {
+      const int32_t a = any_word(), b = any_word();
+      questions_.push_back({a, {b, a, b, a, b, a, b}});
+    }
+  }
+  int32_t any_word() {
+    return static_cast<int32_t>(V::kFirstKey + draws_.below(V::kSize - V::kFirstKey));
   }
 
   int64_t question_tokens() const {
     int64_t tokens = 0;
-    for (const Question& question : questions_) {
-      tokens += 2 + static_cast<int64_t>(question.answers.size());
-    }
+    for (const Question& question : questions_) tokens += 2 + std::ssize(question.answers);
+    return tokens;
+  }
+  int64_t needle_tokens() const {
+    int64_t tokens = 0;
+    for (const std::vector<int32_t>& needle : needles_) tokens += std::ssize(needle);
     return tokens;
   }
 
   // Needles and fillers in any order: the places of the needles among all are drawn one after the
   // other (selection sampling, Knuth 3.4.2 S).
   void write_haystack() {
-    const auto needles = static_cast<int64_t>(needles_.size());
-    const int64_t fillers = length_ - kTaskAndEnd - needles * kNeedleTokens - question_tokens();
+    const int64_t needles = std::ssize(needles_);
+    const int64_t fillers = length_ - kTaskAndEnd - needle_tokens() - question_tokens();
     assert(fillers >= 0);
     std::vector<int32_t>& tokens = sample_.tokens;
     tokens.push_back(V::kFirstTask + static_cast<int32_t>(sample_.task));
@@ -240,8 +299,8 @@ class SampleMaker {
         tokens.push_back(static_cast<int32_t>(V::kFirstFiller + draws_.below(V::kNumFillers)));
         continue;
       }
-      const Needle& needle = needles_[static_cast<size_t>(written++)];
-      tokens.insert(tokens.end(), {V::kSet, needle.first, needle.second});
+      const std::vector<int32_t>& needle = needles_[static_cast<size_t>(written++)];
+      tokens.insert(tokens.end(), needle.begin(), needle.end());
     }
   }
 
@@ -261,7 +320,7 @@ class SampleMaker {
   int64_t length_;
   Draws draws_;
   std::vector<int32_t> keys_, values_;  // not yet in the sample
-  std::vector<Needle> needles_;         // in the order of the haystack
+  std::vector<std::vector<int32_t>> needles_;  // as they are written, in the order of the haystack
   std::vector<Question> questions_;
   RecallSample sample_;
 };

@@ -25,6 +25,12 @@ namespace switchyard {
 //   variable_tracking  "set value x1", "set x1 x2", ...      ask value x1 x2 ...
 // Needles stand anywhere, every place as likely. Keys of a sample differ; so do the variables and,
 // where they are what is looked up (multi_value, variable_tracking), the values.
+//
+// An answer is found where its question's word stood before, by what stands behind it: a head that
+// looks one token back and, above it, one that looks for its result (an induction head, Olsson et
+// al. 2022). Few answers to long samples teach that slowly, so a share of the samples to train on is
+// `practice` in it, with many: either echoes, "ask a b a b ...", or walks along a path that the
+// haystack gives step by step, "ask" from anywhere on it.
 
 // The vocabulary, the same for all sizes of tasks: markers, then three kinds of words.
 struct RecallVocabulary {
@@ -32,14 +38,14 @@ struct RecallVocabulary {
   static constexpr int32_t kSet = 1;
   static constexpr int32_t kAsk = 2;
   static constexpr int32_t kFirstTask = 3;  // a document begins with its task
-  static constexpr int32_t kNumTasks = 5;
+  static constexpr int32_t kNumTasks = 6;
 
   static constexpr int32_t kFirstFiller = kFirstTask + kNumTasks;
-  static constexpr int32_t kNumFillers = 56;
+  static constexpr int32_t kNumFillers = 23;
   static constexpr int32_t kFirstKey = kFirstFiller + kNumFillers;
-  static constexpr int32_t kNumKeys = 256;
+  static constexpr int32_t kNumKeys = 64;
   static constexpr int32_t kFirstValue = kFirstKey + kNumKeys;
-  static constexpr int32_t kNumValues = 192;
+  static constexpr int32_t kNumValues = 64;
   static constexpr int32_t kSize = kFirstValue + kNumValues;
 
   static bool is_marker(int32_t token) { return token < kFirstFiller; }
@@ -55,7 +61,7 @@ std::optional<int32_t> recall_token(std::string_view word);
 
 enum class RecallPart { train, held_out };
 
-// Whether "set first second" may be in held-out samples: an eighth of all pairs may, and no other
+// Whether "set first second" may be in held-out samples: a quarter of all pairs may, and no other
 // sample has them. So samples to train on and held-out ones differ in every needle, for all seeds.
 bool is_held_out_needle(int32_t first, int32_t second);
 
@@ -75,8 +81,8 @@ struct RecallSample {
 };
 
 // Sample `index` of a part, of `length` tokens with the end of the document. Held-out samples have
-// one question (multi_query: options.queries); those to train on have from one to as many as
-// options.train_share admits, each number as likely. A pure function of its arguments.
+// one question (multi_query: options.queries); those to train on have as many as options.train_share
+// admits, or in half of the samples any number from one to that. A pure function of its arguments.
 // Throws Error if the sample does not fit.
 RecallSample make_recall_sample(const RecallSection& options, RecallPart part, int64_t index,
                                 int64_t length);

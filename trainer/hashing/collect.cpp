@@ -139,22 +139,13 @@ std::vector<int64_t> missing_blocks(const DistributedContext& dist, const QueryK
 }
 
 // One block through the model; kept unless another rank does.
-void run_block(Session& session, const MicroBatch& batch, const QueryKeySet& set, int64_t block,
-               bool keep, Workspace& workspace) {
-  std::vector<Visible> visible = visible_keys(set, block, batch);
+void run_block(StepContext& ctx, const Transformer& model, const QueryKeySet& set, int64_t block,
+               std::vector<Visible> visible, bool keep) {
   std::optional<QueryKeyWriter> writer;
   if (keep) writer.emplace(set.path_of(block), set.key, row_offsets(visible));
-  MicroBatch copied;
-  copy_to_device(session.stream, batch, copied);
   Collector collector(std::move(visible), set.first_layer, writer ? &*writer : nullptr);
-  StepContext ctx{.stream = session.stream,
-                  .workspace = workspace,
-                  .dist = session.dist,
-                  .batch = copied,
-                  .scales = {},
-                  .observer = &collector,
-                  .decoding = true};
-  session.model.forward_observed(ctx);
+  ctx.observer = &collector;
+  model.forward_observed(ctx);
   if (writer) writer->finish();
 }
 
@@ -171,20 +162,29 @@ int64_t query_position(const QueryKeySet& set, int64_t sequence, int64_t seq_len
   return half + static_cast<int64_t>(u * static_cast<double>(seq_len - half));
 }
 
-int64_t collect_query_keys(Session& session, DataLoader& loader, const QueryKeySet& set) {
-  const DistributedContext& dist = session.dist;
+int64_t collect_query_keys(Stream& stream, const Transformer& model, const DistributedContext& dist,
+                           DataLoader& loader, const QueryKeySet& set) {
   const std::vector<int64_t> missing = missing_blocks(dist, set);
   const auto count = static_cast<int64_t>(missing.size());
   const int64_t dp = dist.dp().size(), own = dist.dp().rank();
-  Workspace workspace(session.stream.device());
+  Workspace workspace(stream.device());
   // Experts are exchanged among dp ranks: whoever has no block left runs one along.
   for (int64_t begin = 0; begin < count; begin += dp) {
     const bool has_own = begin + own < count;
     const int64_t block = missing[static_cast<size_t>(has_own ? begin + own : begin)];
-    GlobalBatch batch;
-    run_collectively(dist.world(), [&] { batch = loader.load(block * set.sequences_per_block); });
-    run_block(session, batch.micro_batches.front(), set, block, has_own && dist.tp().rank() == 0,
-              workspace);
+    GlobalBatch loaded;
+    run_collectively(dist.world(), [&] { loaded = loader.load(block * set.sequences_per_block); });
+    const MicroBatch& batch = loaded.micro_batches.front();
+    MicroBatch copied;
+    copy_to_device(stream, batch, copied);
+    StepContext ctx{.stream = stream,
+                    .workspace = workspace,
+                    .dist = dist,
+                    .batch = copied,
+                    .scales = {},
+                    .decoding = true};
+    run_block(ctx, model, set, block, visible_keys(set, block, batch),
+              has_own && dist.tp().rank() == 0);
   }
   return count;
 }

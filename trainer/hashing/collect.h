@@ -5,8 +5,9 @@
 #include <string>
 
 #include "kernels/random.h"
+#include "layers/transformer.h"
+#include "parallel/distributed_context.h"
 #include "trainer/data/data_loader.h"
-#include "trainer/training/session.h"
 
 namespace switchyard {
 
@@ -36,6 +37,7 @@ int64_t query_position(const QueryKeySet& set, int64_t sequence, int64_t seq_len
 // in another order. In memory there is one layer of one block at a time. The loader's batches are
 // of `sequences_per_block` sequences, on one dp rank. Collective over the world. Returns how many
 // blocks were computed.
-int64_t collect_query_keys(Session& session, DataLoader& loader, const QueryKeySet& set);
+int64_t collect_query_keys(Stream& stream, const Transformer& model, const DistributedContext& dist,
+                           DataLoader& loader, const QueryKeySet& set);
 
 }  // namespace switchyard

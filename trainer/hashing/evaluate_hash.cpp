@@ -15,10 +15,10 @@ using nlohmann::json;
 
 // Rows that fill up the last batch come last, and have no targets.
 int64_t rows_with_targets(const MicroBatch& batch) {
-  const std::span targets(batch.targets.data<int32_t>(),
-                          static_cast<size_t>(batch.batch * batch.seq_len));
-  const auto last = std::ranges::find_last_if(targets, [](int32_t target) { return target >= 0; });
-  return (last.begin() - targets.begin() + batch.seq_len) / batch.seq_len;
+  const int32_t* targets = batch.targets.data<int32_t>();
+  int64_t last = batch.batch * batch.seq_len - 1;
+  while (last >= 0 && targets[last] < 0) --last;
+  return last < 0 ? 0 : last / batch.seq_len + 1;
 }
 
 class Evaluator {
@@ -31,8 +31,8 @@ class Evaluator {
     const auto heads = static_cast<size_t>(config.model.num_kv_heads / session.dist.tp().size());
     for (int layer = config.hash.dense_layers; layer < config.model.num_layers; ++layer) {
       result_.selected[static_cast<size_t>(layer)].assign(
-          candidates.size(), std::vector<std::vector<SelectionSums>>(
-                                 budgets, std::vector<SelectionSums>(heads)));
+          candidates.size(),
+          std::vector<std::vector<SelectionSums>>(budgets, std::vector<SelectionSums>(heads)));
     }
   }
 
@@ -76,8 +76,7 @@ class Evaluator {
     if (layer < config_.hash.dense_layers) return nullptr;
     std::vector<SelectionProbe::Candidate> all;
     for (HashCandidate& candidate : candidates_) {
-      all.push_back(
-          {&candidate.selection, make_key_selector(candidate.selection, layer, cache)});
+      all.push_back({&candidate.selection, make_key_selector(candidate.selection, layer, cache)});
     }
     return std::make_unique<SelectionProbe>(std::move(all), budgets(), rows,
                                             result_.selected[static_cast<size_t>(layer)]);
@@ -192,15 +191,15 @@ json candidate_json(const HashCandidate& candidate) {
 
 }  // namespace
 
-HashEvaluation evaluate_hash(Session& session, const RunConfig& config, ValidationLoader& validation,
-                             std::vector<HashCandidate>& candidates,
+HashEvaluation evaluate_hash(Session& session, const RunConfig& config,
+                             ValidationLoader& validation, std::vector<HashCandidate>& candidates,
                              const std::function<void(const std::string&)>& log) {
   const int64_t per_batch = config.train.global_batch_size;
   const int64_t wanted = config.hash.evaluation.sequences;
-  const DecodePlan plan = plan_decoding(
-      config, validation,
-      wanted > 0 ? (wanted + per_batch - 1) / per_batch : validation.num_batches(),
-      session.dist.world());
+  const DecodePlan plan =
+      plan_decoding(config, validation,
+                    wanted > 0 ? (wanted + per_batch - 1) / per_batch : validation.num_batches(),
+                    session.dist.world());
   Evaluator evaluator(session, config, candidates);
   for (int64_t i = 0; i < plan.batches; ++i) {
     GlobalBatch global;

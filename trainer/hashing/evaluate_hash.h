@@ -35,8 +35,8 @@ struct HashEvaluation {
 // those of one tp group different heads. The same on every layout up to rounding.
 //   log  called on rank 0 with a line per batch
 // Collective over the world; throws CollectiveError on a damaged file.
-HashEvaluation evaluate_hash(Session& session, const RunConfig& config, ValidationLoader& validation,
-                             std::vector<HashCandidate>& candidates,
+HashEvaluation evaluate_hash(Session& session, const RunConfig& config,
+                             ValidationLoader& validation, std::vector<HashCandidate>& candidates,
                              const std::function<void(const std::string&)>& log);
 
 // As run.dir/hash/evaluation.json has it, see docs/formats.md.

@@ -25,10 +25,11 @@ struct HashTrainingConfig {
 
   // The objective
   HashInit init = HashInit::orthogonal;
-  double sigma = 0.1;                 // h(x) = 2 sigmoid(sigma x W) - 1
-  double similarity_weight = 0.01;    // epsilon
-  double balance_weight = 2.0;        // eta
-  double decorrelation_weight = 1.0;  // lambda
+  double sigma = 0.1;                   // h(x) = 2 sigmoid(sigma x W) - 1
+  double similarity_weight = 0.01;      // epsilon
+  double balance_weight = 2.0;          // eta
+  double decorrelation_weight = 1.0;    // lambda
+  double decorrelation_softness = 0.5;  // delta, see HashObjective
 
   // Stochastic gradient descent
   double lr = 0.1;
@@ -36,7 +37,9 @@ struct HashTrainingConfig {
   double weight_decay = 1e-6;
   int epochs = 15;
   int iterations = 20;                // per epoch, each over all of the epoch's pairs
-  int64_t pairs_per_epoch = 1 << 16;  // drawn anew for each epoch, per layer
+  int64_t pairs_per_epoch = 1 << 16;  // drawn anew for each epoch
+
+  bool keep_query_keys = false;  // beyond the training, for one with other settings
 };
 
 }  // namespace switchyard

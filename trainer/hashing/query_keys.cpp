@@ -83,12 +83,16 @@ Tensor QueryKeyFile::read_heads(const std::string& name, int64_t first, int64_t 
   return x;
 }
 
+std::vector<int64_t> QueryKeyFile::row_offsets() const {
+  return file_.dataset(kOffsets).read_all<int64_t>();
+}
+
 HeadQueryKeys QueryKeyFile::read(int layer, int kv_head) const {
   const int64_t heads = file_.dataset(query_name(layer)).shape()[0];
   const int64_t group = heads / file_.dataset(key_name(layer)).shape()[0];
   return {.q = read_heads(query_name(layer), kv_head * group, group),
           .k = read_heads(key_name(layer), kv_head, 1),
-          .row_offsets = file_.dataset(kOffsets).read_all<int64_t>()};
+          .row_offsets = row_offsets()};
 }
 
 bool has_query_keys(const fs::path& path, const std::string& key) {

@@ -51,6 +51,7 @@ class QueryKeyFile {
   explicit QueryKeyFile(const std::filesystem::path& path);
 
   std::string key() const { return file_.get_string("key"); }
+  std::vector<int64_t> row_offsets() const;
   // Throws Error if the values are not those that were written.
   HeadQueryKeys read(int layer, int kv_head) const;
 

@@ -72,8 +72,8 @@ AttentionReference::AttentionReference(const GroupAttention& rows) : rows_(rows)
   for (int64_t g = 0; g < rows.group; ++g) {
     std::vector<double> scores(static_cast<size_t>(rows.length));
     for (int64_t p = 0; p < rows.length; ++p) {
-      const double product = dot(rows.q.data() + g * rows.head_dim,
-                                 rows.k.data() + p * rows.head_dim, rows.head_dim);
+      const double product =
+          dot(rows.q.data() + g * rows.head_dim, rows.k.data() + p * rows.head_dim, rows.head_dim);
       summed[static_cast<size_t>(p)] += product;
       scores[static_cast<size_t>(p)] = scale * product;
     }
@@ -82,8 +82,8 @@ AttentionReference::AttentionReference(const GroupAttention& rows) : rows_(rows)
         outputs_.emplace_back(std::vector<double>(static_cast<size_t>(rows.head_dim)));
     for (int64_t p = 0; p < rows.length; ++p) {
       for (int64_t i = 0; i < rows.head_dim; ++i) {
-        output[static_cast<size_t>(i)] += weights[static_cast<size_t>(p)] *
-                                          rows.v[static_cast<size_t>(p * rows.head_dim + i)];
+        output[static_cast<size_t>(i)] +=
+            weights[static_cast<size_t>(p)] * rows.v[static_cast<size_t>(p * rows.head_dim + i)];
       }
     }
   }
@@ -123,8 +123,8 @@ SelectionSums AttentionReference::compare(const std::vector<int32_t>& indices,
       length += all[i] * all[i];
     }
     result.attention_mass += mass / static_cast<double>(rows_.group);
-    result.output_error += std::sqrt(difference / std::max(length, 1e-300)) /
-                           static_cast<double>(rows_.group);
+    result.output_error +=
+        std::sqrt(difference / std::max(length, 1e-300)) / static_cast<double>(rows_.group);
   }
   return result;
 }
@@ -151,9 +151,11 @@ struct SelectionProbe::Choice {
   }
 };
 
-std::vector<std::vector<SelectionProbe::Choice>> SelectionProbe::choose(
-    Stream& stream, Workspace& workspace, ConstTensorView q, ConstTensorView k,
-    const CachedKeys& cache) {
+std::vector<std::vector<SelectionProbe::Choice>> SelectionProbe::choose(Stream& stream,
+                                                                        Workspace& workspace,
+                                                                        ConstTensorView q,
+                                                                        ConstTensorView k,
+                                                                        const CachedKeys& cache) {
   std::vector<std::vector<Choice>> choices(candidates_.size());
   for (size_t c = 0; c < candidates_.size(); ++c) {
     for (const double budget : budgets_) {

@@ -11,7 +11,7 @@ namespace switchyard {
 // How well chosen keys stand for all of them, summed over queries; of one key/value head.
 struct SelectionSums {
   double queries = 0.0;
-  double recall = 0.0;          // share of the true top N, by sum over the group of <q, k>, N the budget
+  double recall = 0.0;  // share of the true top N, by sum over the group of <q, k>, N the budget
   double attention_mass = 0.0;  // share of the softmax, mean over the group
   double output_error = 0.0;    // |o - o_all| / |o_all|, mean over the group
 };

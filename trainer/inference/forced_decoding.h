@@ -13,9 +13,9 @@ namespace switchyard {
 // causal: a sequence is taken for one document.
 class ForcedDecoding {
  public:
-  // Reads the first `prefill` tokens, at least one and not all. `batch`, on the host, and the others
-  // must outlive it. Collective over the tp and ep groups; all of their ranks have batches of the
-  // same shape.
+  // Reads the first `prefill` tokens, at least one and not all. `batch`, on the host, and the
+  // others must outlive it. Collective over the tp and ep groups; all of their ranks have batches
+  // of the same shape.
   ForcedDecoding(Stream& stream, const Transformer& model, const DistributedContext& dist,
                  const MicroBatch& batch, int64_t prefill);
 

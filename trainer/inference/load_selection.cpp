@@ -4,6 +4,7 @@
 
 #include "kernels/check.h"
 #include "kernels/elementwise.h"
+#include "trainer/hashing/hash_training.h"
 #include "trainer/hashing/random_projection.h"
 
 namespace switchyard {
@@ -26,9 +27,8 @@ HashWeights learned_weights(const RunConfig& config, int bits, const std::string
 }  // namespace
 
 fs::path hash_weights_path(const RunConfig& config, int bits) {
-  const fs::path folder = fs::path(config.run.dir) / "hash";
-  if (bits != config.hash.bits) return folder / fmt::format("hash_weights_{}.h5", bits);
-  return config.hash.weights.empty() ? folder / "hash_weights.h5" : fs::path(config.hash.weights);
+  if (bits == config.hash.bits) return hash_weights_path(config);
+  return fs::path(config.run.dir) / "hash" / fmt::format("hash_weights_{}.h5", bits);
 }
 
 std::vector<Tensor> local_hash_weights(Stream& stream, const DistributedContext& dist,

@@ -11,8 +11,8 @@
 
 namespace switchyard {
 
-// Where the projections of so many bits are: hash.weights, or hash/hash_weights.h5 in run.dir, for
-// hash.bits; hash/hash_weights_BITS.h5 in run.dir for others.
+// Where the projections of so many bits are: of hash.bits where train-hash leaves them, of others
+// hash/hash_weights_BITS.h5 in run.dir.
 std::filesystem::path hash_weights_path(const RunConfig& config, int bits);
 
 // The projections of this rank's key/value heads, on the device.

@@ -42,15 +42,6 @@ void score_row(std::span<const int32_t> tokens, std::span<const int32_t> targets
   }
 }
 
-void score_batch(const MicroBatch& batch, ConstTensorView logits, RecallScores& scores) {
-  const auto seq_len = static_cast<size_t>(batch.seq_len);
-  for (int64_t b = 0; b < batch.batch; ++b) {
-    score_row({batch.tokens.data<int32_t>() + b * batch.seq_len, seq_len},
-              {batch.targets.data<int32_t>() + b * batch.seq_len, seq_len},
-              logits.rows(b * batch.seq_len, batch.seq_len), scores);
-  }
-}
-
 // Over the ranks that had sequences of their own: one of each tp group.
 void add_ranks(Stream& stream, const DistributedContext& dist, RecallScores& scores) {
   std::vector<double> counts;
@@ -77,6 +68,15 @@ void add_sample(RecallScores& scores, RecallTask task, const std::vector<bool>& 
   score.exact += count == std::ssize(right);
   score.answers += std::ssize(right);
   score.right += count;
+}
+
+void add_batch(RecallScores& scores, const MicroBatch& batch, ConstTensorView logits) {
+  const auto seq_len = static_cast<size_t>(batch.seq_len);
+  for (int64_t b = 0; b < batch.batch; ++b) {
+    score_row({batch.tokens.data<int32_t>() + b * batch.seq_len, seq_len},
+              {batch.targets.data<int32_t>() + b * batch.seq_len, seq_len},
+              logits.rows(b * batch.seq_len, batch.seq_len), scores);
+  }
 }
 
 std::string describe(const RecallScores& scores) {
@@ -109,7 +109,7 @@ RecallScores evaluate_recall(Stream& stream, const Transformer& model,
       HostMirror host(logits);
       model.forward_logits(ctx, logits);
       host.download(stream);
-      score_batch(batch, host.host(), scores);
+      add_batch(scores, batch, host.host());
     }
   }
   add_ranks(stream, dist, scores);
