@@ -6,32 +6,48 @@
 #include <limits>
 
 #include "kernels/dispatch.h"
+#include "kernels/simd.h"
 #include "kernels/vector_math.h"
 
 namespace switchyard::cpu {
 namespace {
 
-// Keys between two looks at the running maximum; their f32 rows of 128 stay in the L1 cache, where
-// the query heads of a group find them.
+// Keys between two looks at the running maximum; their rows stay in the L1 cache, where the query
+// heads of a group find them.
 constexpr int64_t kBlock = 64;
 // Keys of one task. Every task leaves a partial result, and those of a head are combined in order:
 // the work spreads over the threads when there are few heads, and the sums do not depend on how.
 constexpr int64_t kTaskKeys = 1024;
-// Query heads, and values, that share one pass over a row or an output.
-constexpr int64_t kTogether = 4;
-// How many rows ahead scattered rows are asked for.
-constexpr int64_t kRowsAhead = 8;
+// Query heads that share the registers of a row, and values that share those of a sum.
+constexpr int kTogether = 4;
 constexpr int64_t kCacheLine = 64;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// Rows of one (sequence, kv head).
+// Where the keys and values of a block lie.
 template <class T>
-struct CachedRows {
-  const T *k, *v;            // [max_len, head_dim]
-  const int32_t* positions;  // of the task's keys; null: `first`, first + 1, ...
-  int64_t first;
+struct Block {
+  int64_t count = 0;
+  const T *k[kBlock], *v[kBlock];
+};
 
-  int64_t position(int64_t i) const { return positions ? positions[i] : first + i; }
+// The keys of a task, of one (sequence, kv head).
+template <class T>
+struct TaskKeys {
+  const T *k, *v;            // [max_len, head_dim]
+  const int32_t* positions;  // [count]; null: first, first + 1, ...
+  int64_t first, count, head_dim;
+
+  // Those from the `begin`-th on; none behind the last one.
+  Block<T> block(int64_t begin) const {
+    Block<T> result;
+    result.count = std::clamp<int64_t>(count - begin, 0, kBlock);
+    for (int64_t i = 0; i < result.count; ++i) {
+      const int64_t position = positions ? positions[begin + i] : first + begin + i;
+      result.k[i] = k + position * head_dim;
+      result.v[i] = v + position * head_dim;
+    }
+    return result;
+  }
 };
 
 // Of the query heads of one (sequence, kv head) against the keys of one task: the running softmax
@@ -45,57 +61,69 @@ struct Partial {
   float *out, *max, *sum;  // [group, head_dim], [group], [group]
 };
 
-// Head dimensions that are common are known to the compiler, which unrolls the loops over them.
-template <int64_t kHeadDim>
-constexpr int64_t extent(int64_t head_dim) {
-  return kHeadDim > 0 ? kHeadDim : head_dim;
-}
-
+// Asks for a row that is soon needed, so that memory works while this thread computes: what follows
+// a list of positions the processor does not foresee, and of rows in order only the next few.
 template <class T>
-void prefetch_row(const T* row, int64_t n) {
+void prefetch_row(const T* row, int64_t head_dim) {
   const auto* bytes = reinterpret_cast<const char*>(row);
-  for (int64_t at = 0; at < n * static_cast<int64_t>(sizeof(T)); at += kCacheLine) {
+  for (int64_t at = 0; at < head_dim * static_cast<int64_t>(sizeof(T)); at += kCacheLine) {
     __builtin_prefetch(bytes + at);
   }
 }
 
-// scores[g * kBlock] = <q[g], key> for `heads` query heads.
-template <int64_t kHeadDim, class T>
-void score_key(const float* q, int64_t heads, const T* key, int64_t head_dim, float* scores) {
-  const int64_t n = extent<kHeadDim>(head_dim);
-  int64_t g = 0;
-  for (; g + kTogether <= heads; g += kTogether) {
-    const float *q0 = q + g * n, *q1 = q0 + n, *q2 = q1 + n, *q3 = q2 + n;
-    float s0 = 0.0f, s1 = 0.0f, s2 = 0.0f, s3 = 0.0f;
-#pragma omp simd reduction(+ : s0, s1, s2, s3)
-    for (int64_t d = 0; d < n; ++d) {
-      const auto x = static_cast<float>(key[d]);
-      s0 += q0[d] * x;
-      s1 += q1[d] * x;
-      s2 += q2[d] * x;
-      s3 += q3[d] * x;
-    }
-    scores[g * kBlock] = s0;
-    scores[(g + 1) * kBlock] = s1;
-    scores[(g + 2) * kBlock] = s2;
-    scores[(g + 3) * kBlock] = s3;
+// scores[g * kBlock] = <q[g], key> for kHeads query heads.
+template <int kHeads, class T>
+void score_key(const float* q, const T* key, int64_t head_dim, float* scores) {
+  simd::Floats lanes[kHeads] = {};
+  int64_t d = 0;
+  for (; d + simd::kLanes <= head_dim; d += simd::kLanes) {
+    const simd::Floats x = simd::load(key + d);
+#pragma GCC unroll 4
+    for (int g = 0; g < kHeads; ++g) lanes[g] += simd::load(q + g * head_dim + d) * x;
   }
-  for (; g < heads; ++g) {
-    const float* query = q + g * n;
-    float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t d = 0; d < n; ++d) sum += query[d] * static_cast<float>(key[d]);
+#pragma GCC unroll 4
+  for (int g = 0; g < kHeads; ++g) {
+    float sum = simd::sum_of(lanes[g]);
+    for (int64_t i = d; i < head_dim; ++i) sum += q[g * head_dim + i] * static_cast<float>(key[i]);
     scores[g * kBlock] = sum;
   }
 }
 
-// Turns the scores of one query head into exp(scale (score - max)), and raises max; what was summed
-// before is scaled down.
+// out[g] += sum over i of weights[g * kBlock + i] values[i], for kHeads query heads and kRows rows.
+template <int kHeads, int kRows, class T>
+void add_values(const T* const* values, const float* weights, int64_t head_dim, float* out) {
+  int64_t d = 0;
+  for (; d + simd::kLanes <= head_dim; d += simd::kLanes) {
+    simd::Floats x[kRows];
+#pragma GCC unroll 4
+    for (int i = 0; i < kRows; ++i) x[i] = simd::load(values[i] + d);
+#pragma GCC unroll 4
+    for (int g = 0; g < kHeads; ++g) {
+      simd::Floats sum = simd::load(out + g * head_dim + d);
+#pragma GCC unroll 4
+      for (int i = 0; i < kRows; ++i) sum += weights[g * kBlock + i] * x[i];
+      simd::store(sum, out + g * head_dim + d);
+    }
+  }
+  for (; d < head_dim; ++d) {
+    for (int g = 0; g < kHeads; ++g) {
+      for (int i = 0; i < kRows; ++i) {
+        out[g * head_dim + d] += weights[g * kBlock + i] * static_cast<float>(values[i][d]);
+      }
+    }
+  }
+}
+
+// Turns the scores of one query head, of which those behind `count` are there to be overwritten,
+// into exp(scale (score - max)), and raises max; what was summed before is scaled down.
 void softmax_block(float scale, int64_t count, int64_t head_dim, float* scores, float& max,
                    float& sum, float* out) {
-  float block_max = max;
-#pragma omp simd reduction(max : block_max)
-  for (int64_t i = 0; i < count; ++i) block_max = scores[i] > block_max ? scores[i] : block_max;
+  std::fill(scores + count, scores + kBlock, -kInfinity);
+  simd::Floats best = max;
+  for (int64_t i = 0; i < kBlock; i += simd::kLanes) {
+    best = std::experimental::max(best, simd::load(scores + i));
+  }
+  const float block_max = simd::max_of(best);
   if (block_max > max && max > -kInfinity) {
     const float factor = fast_exp(scale * (max - block_max));
     sum *= factor;
@@ -104,84 +132,71 @@ void softmax_block(float scale, int64_t count, int64_t head_dim, float* scores, 
   }
   max = block_max;
   const float shift = scale * block_max;
-  float block_sum = 0.0f;
-#pragma omp simd reduction(+ : block_sum)
-  for (int64_t i = 0; i < count; ++i) {
-    scores[i] = fast_exp(scale * scores[i] - shift);
-    block_sum += scores[i];
-  }
-  sum += block_sum;
+#pragma omp simd
+  for (int64_t i = 0; i < kBlock; ++i) scores[i] = fast_exp(scale * scores[i] - shift);
+  simd::Floats total = 0.0f;
+  for (int64_t i = 0; i < kBlock; i += simd::kLanes) total += simd::load(scores + i);
+  sum += simd::sum_of(total);
 }
 
-// out[g] += sum over i < rows of weights[g * kBlock + i] values[i], rows <= kTogether
-template <int64_t kHeadDim, class T>
-void add_values(const T* const (&values)[kTogether], int64_t rows, const float* weights,
-                int64_t heads, int64_t head_dim, float* out) {
-  const int64_t n = extent<kHeadDim>(head_dim);
-  for (int64_t g = 0; g < heads; ++g) {
-    const float* w = weights + g * kBlock;
-    float* sum = out + g * n;
-    if (rows == kTogether) {
-      const T *v0 = values[0], *v1 = values[1], *v2 = values[2], *v3 = values[3];
-      const float w0 = w[0], w1 = w[1], w2 = w[2], w3 = w[3];
-#pragma omp simd
-      for (int64_t d = 0; d < n; ++d) {
-        sum[d] = sum[d] + w0 * static_cast<float>(v0[d]) + w1 * static_cast<float>(v1[d]) +
-                 w2 * static_cast<float>(v2[d]) + w3 * static_cast<float>(v3[d]);
+// The query heads [0, kHeads) of a group. The first heads also ask for the rows that come next.
+template <int kHeads, class T>
+void score_block(const Block<T>& block, bool first, const float* q, int64_t head_dim,
+                 float* scores) {
+  for (int64_t i = 0; i < block.count; ++i) {
+    if (first) prefetch_row(block.v[i], head_dim);
+    score_key<kHeads>(q, block.k[i], head_dim, scores + i);
+  }
+}
+
+template <int kHeads, class T>
+void add_block(const Block<T>& block, const Block<T>& next, bool first, const float* weights,
+               int64_t head_dim, float* out) {
+  int64_t i = 0;
+  for (; i + kTogether <= block.count; i += kTogether) {
+    if (first) {
+      for (int64_t j = i; j < std::min(i + kTogether, next.count); ++j) {
+        prefetch_row(next.k[j], head_dim);
       }
-      continue;
     }
-    for (int64_t i = 0; i < rows; ++i) {
-      const T* v = values[i];
-      const float weight = w[i];
-#pragma omp simd
-      for (int64_t d = 0; d < n; ++d) sum[d] += weight * static_cast<float>(v[d]);
-    }
+    add_values<kHeads, kTogether>(block.v + i, weights + i, head_dim, out);
   }
+  for (; i < block.count; ++i) add_values<kHeads, 1>(block.v + i, weights + i, head_dim, out);
 }
 
-// `count` keys of a task, from its key `begin` on; at most kBlock.
-//   scores  [heads, kBlock] scratch
-template <int64_t kHeadDim, class T>
-void attend_block(const CachedRows<T>& rows, int64_t begin, int64_t count, const float* q,
-                  int64_t heads, int64_t head_dim, float scale, float* scores, Partial& partial) {
-  const int64_t n = extent<kHeadDim>(head_dim);
-  for (int64_t i = 0; i < count; ++i) {
-    if (rows.positions) {
-      const int64_t ahead = std::min(i + kRowsAhead, count - 1);
-      prefetch_row(rows.k + rows.position(begin + ahead) * n, n);
-      prefetch_row(rows.v + rows.position(begin + i) * n, n);
-    }
-    score_key<kHeadDim>(q, heads, rows.k + rows.position(begin + i) * n, n, scores + i);
-  }
-  for (int64_t g = 0; g < heads; ++g) {
-    softmax_block(scale, count, n, scores + g * kBlock, partial.max[g], partial.sum[g],
-                  partial.out + g * n);
-  }
-  for (int64_t i = 0; i < count; i += kTogether) {
-    const int64_t together = std::min(kTogether, count - i);
-    const T* values[kTogether] = {};
-    for (int64_t j = 0; j < together; ++j) values[j] = rows.v + rows.position(begin + i + j) * n;
-    add_values<kHeadDim>(values, together, scores + i, heads, n, partial.out);
-  }
+// Calls body.operator()<kHeads>(g) for query heads [g, g + kHeads) that share a pass: four, then
+// single ones.
+template <class Body>
+void for_heads(int64_t heads, const Body& body) {
+  int64_t g = 0;
+  for (; g + kTogether <= heads; g += kTogether) body.template operator()<kTogether>(g);
+  for (; g < heads; ++g) body.template operator()<1>(g);
 }
 
-struct DecodeShape {
-  int64_t kv_heads, group, max_len, head_dim;
-};
-
-template <int64_t kHeadDim, class T>
-void attend_task(const DecodeShape& shape, const CachedRows<T>& rows, int64_t count, const T* q,
-                 float scale, float* scratch, Partial partial) {
-  const int64_t group = shape.group, n = extent<kHeadDim>(shape.head_dim);
+//   scratch  group * (head_dim + kBlock) floats
+template <class T>
+void attend_task(const TaskKeys<T>& keys, int64_t group, const T* q, float scale, float* scratch,
+                 Partial partial) {
+  const int64_t n = keys.head_dim;
   float *queries = scratch, *scores = scratch + group * n;
   for (int64_t i = 0; i < group * n; ++i) queries[i] = static_cast<float>(q[i]);
   std::fill_n(partial.out, group * n, 0.0f);
   std::fill_n(partial.max, group, -kInfinity);
   std::fill_n(partial.sum, group, 0.0f);
-  for (int64_t begin = 0; begin < count; begin += kBlock) {
-    attend_block<kHeadDim>(rows, begin, std::min(kBlock, count - begin), queries, group, n, scale,
-                           scores, partial);
+  Block<T> block = keys.block(0);
+  for (int64_t begin = 0; begin < keys.count; begin += kBlock) {
+    const Block<T> next = keys.block(begin + kBlock);
+    for_heads(group, [&]<int kHeads>(int64_t g) {
+      score_block<kHeads>(block, g == 0, queries + g * n, n, scores + g * kBlock);
+    });
+    for (int64_t g = 0; g < group; ++g) {
+      softmax_block(scale, block.count, n, scores + g * kBlock, partial.max[g], partial.sum[g],
+                    partial.out + g * n);
+    }
+    for_heads(group, [&]<int kHeads>(int64_t g) {
+      add_block<kHeads>(block, next, g == 0, scores + g * kBlock, n, partial.out + g * n);
+    });
+    block = next;
   }
 }
 
@@ -211,12 +226,13 @@ void combine(float* partials, int64_t tasks, int64_t group, int64_t head_dim, fl
   }
 }
 
-template <int64_t kHeadDim, class T>
-void attend(const DecodeShape& shape, Workspace& workspace, ConstTensorView q,
-            ConstTensorView k_cache, ConstTensorView v_cache, ConstTensorView positions,
-            ConstTensorView counts, float scale, TensorView out) {
-  const auto [kv_heads, group, max_len, head_dim] = shape;
-  const int64_t batch = q.dim(0), rows = batch * kv_heads, head_size = max_len * head_dim;
+template <class T>
+void attend(Workspace& workspace, ConstTensorView q, ConstTensorView k_cache,
+            ConstTensorView v_cache, ConstTensorView positions, ConstTensorView counts, float scale,
+            TensorView out) {
+  const int64_t kv_heads = k_cache.dim(1), max_len = k_cache.dim(2), head_dim = q.dim(2);
+  const int64_t batch = q.dim(0), group = q.dim(1) / kv_heads;
+  const int64_t rows = batch * kv_heads, head_size = max_len * head_dim;
   const int32_t* count_of = counts.data<int32_t>();
   const int64_t tasks = (*std::max_element(count_of, count_of + batch) + kTaskKeys - 1) / kTaskKeys;
   const int64_t partial_size = Partial::floats(group, head_dim);
@@ -232,12 +248,16 @@ void attend(const DecodeShape& shape, Workspace& workspace, ConstTensorView q,
       const int64_t row = item / tasks, first = item % tasks * kTaskKeys;
       const int64_t count = std::min<int64_t>(kTaskKeys, count_of[row / kv_heads] - first);
       if (count <= 0) continue;
-      const int32_t* list =
-          positions ? positions.data<int32_t>() + row * positions.dim(2) + first : nullptr;
-      const CachedRows<T> cached = {k_cache.data<T>() + row * head_size,
-                                    v_cache.data<T>() + row * head_size, list, first};
-      attend_task<kHeadDim>(shape, cached, count, q.data<T>() + row * group * head_dim, scale, mine,
-                            Partial(partials.data<float>() + item * partial_size, group, head_dim));
+      const TaskKeys<T> keys = {
+          .k = k_cache.data<T>() + row * head_size,
+          .v = v_cache.data<T>() + row * head_size,
+          .positions =
+              positions ? positions.data<int32_t>() + row * positions.dim(2) + first : nullptr,
+          .first = first,
+          .count = count,
+          .head_dim = head_dim};
+      attend_task(keys, group, q.data<T>() + row * group * head_dim, scale, mine,
+                  Partial(partials.data<float>() + item * partial_size, group, head_dim));
     }
 #pragma omp for
     for (int64_t row = 0; row < rows; ++row) {
@@ -253,14 +273,8 @@ void attend(const DecodeShape& shape, Workspace& workspace, ConstTensorView q,
 void attend_cached(Workspace& workspace, ConstTensorView q, ConstTensorView k_cache,
                    ConstTensorView v_cache, ConstTensorView positions, ConstTensorView counts,
                    float scale, TensorView out) {
-  const DecodeShape shape = {k_cache.dim(1), q.dim(1) / k_cache.dim(1), k_cache.dim(2), q.dim(2)};
   dispatch_compute_dtype(q.dtype(), [&]<class T>() {
-    const auto run = [&]<int64_t kHeadDim>() {
-      attend<kHeadDim, T>(shape, workspace, q, k_cache, v_cache, positions, counts, scale, out);
-    };
-    if (shape.head_dim == 64) return run.template operator()<64>();
-    if (shape.head_dim == 128) return run.template operator()<128>();
-    run.template operator()<0>();
+    attend<T>(workspace, q, k_cache, v_cache, positions, counts, scale, out);
   });
 }
 
