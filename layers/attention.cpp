@@ -113,7 +113,7 @@ void Attention::forward(StepContext& ctx, ConstTensorView x, TensorView y, Saved
 void Attention::backward(StepContext& ctx, ConstTensorView dy, const Saved& saved,
                          TensorView dx) const {
   WorkspaceScope scope(ctx.workspace);
-  if (out_bias_) add_bias_backward(ctx.stream, dy, out_bias_->grad);
+  if (out_bias_) add_bias_backward(ctx.stream, ctx.workspace, dy, out_bias_->grad);
   ConstTensorView dy_all = gather_tokens(ctx, dy);
   TensorView dout = ctx.workspace.take(saved.out.shape(), dtype_);
   out_.backward(ctx, dy_all, saved.out, dout);

@@ -48,23 +48,41 @@ struct Parameter {
   TensorView grad;         // extent, f32
 };
 
-// The parameters of one (group, dtype), end to end in the order in which they were added.
+// Some parameters of one (group, dtype) in the order in which they were added: a bucket, whose
+// gradients are reduced in one collective. Each begins at a multiple of 16 bytes, whatever the size
+// of those before it; but behind a parameter with rows of the same width it begins right where that
+// ends, so that the two can be fused.
 struct FlatBuffer {
   ParameterGroup group;
   DType dtype;
+  int first_stage;  // of its parameters: when the gradients of that one are final, all are
+  int last_stage;
   std::vector<Parameter*> parameters;
-  int64_t num_elements = 0;  // of the parameters; what follows is padding, always zero
+  int64_t num_elements = 0;  // up to the last parameter's end; gaps and what follows stay zero
   Tensor values;             // [padded] dtype
   Tensor grads;              // [padded] f32
 };
 
-// Owns values and gradients of one rank's parameters, in one flat buffer per (group, dtype), so
-// that gradients are reduced and optimizer state is split without copies.
+// The names of its parameters, for messages.
+std::string describe(const FlatBuffer& buffer);
+
+// Owns values and gradients of one rank's parameters, in flat buffers per (group, dtype), so that
+// gradients are reduced and optimizer state is split without copies.
 class ParameterStore {
  public:
-  ParameterStore() = default;
+  // 64 MiB of gradients: enough for a link to run at its full rate, and few enough that most of a
+  // model's gradients travel while the backward pass goes on.
+  static constexpr int64_t kBucketElements = int64_t{16} << 20;
+
+  // A stage that finds a flat buffer of `bucket_elements` begins another one.
+  explicit ParameterStore(int64_t bucket_elements = kBucketElements)
+      : bucket_elements_(bucket_elements) {}
   ParameterStore(const ParameterStore&) = delete;
   ParameterStore& operator=(const ParameterStore&) = delete;
+
+  // Parameters that are added from now on are used after those of earlier stages: in the backward
+  // pass their gradients are final first. Stages are numbered from 0.
+  void begin_stage() { ++stage_; }
 
   // Declares a parameter; its views are empty until `materialize`. The reference stays valid.
   Parameter& add(ParameterSpec spec);
@@ -89,6 +107,8 @@ class ParameterStore {
  private:
   FlatBuffer& buffer_for(ParameterGroup group, DType dtype);
 
+  int64_t bucket_elements_;
+  int stage_ = 0;
   std::deque<Parameter> parameters_;
   std::vector<FlatBuffer> buffers_;
 };

@@ -55,10 +55,21 @@ void Router::forward(StepContext& ctx, ConstTensorView x, Saved& saved) const {
            Accumulate::no, saved.logits);
   }
   const ConstTensorView bias = bias_ ? bias_.view() : ConstTensorView();
-  router_forward(ctx.stream, options_, ctx.local_range(), saved.logits, bias, saved.scores,
-                 saved.lse, saved.topk_idx, saved.topk_weights);
+  const bool counts_experts = has_balance_loss() || ctx.statistics != nullptr;
+  const Shape per_sequence{ctx.batch.batch, num_experts_};
+  if (has_balance_loss()) saved.dprobs = ctx.workspace.take(per_sequence, DType::f32);
+  {
+    WorkspaceScope scope(ctx.workspace);
+    TensorView counts, prob_sums;
+    if (counts_experts) {
+      counts = ctx.workspace.take(per_sequence, DType::f32);
+      prob_sums = ctx.workspace.take(per_sequence, DType::f32);
+    }
+    router_forward(ctx.stream, ctx.workspace, options_, ctx.local_range(), saved.logits, bias,
+                   saved.scores, saved.lse, saved.topk_idx, saved.topk_weights, counts, prob_sums);
+    if (counts_experts) balance(ctx, counts, prob_sums, saved);
+  }
   drop(ctx, saved);
-  balance(ctx, saved);
   count_z_loss(ctx, saved);
 }
 
@@ -84,21 +95,12 @@ void Router::drop(StepContext& ctx, Saved& saved) const {
                      ctx.counts_replicated() ? ctx.statistics->dropped() : uncounted);
 }
 
-void Router::balance(StepContext& ctx, Saved& saved) const {
-  const bool has_loss = config_.aux_loss_coef > 0.0;
-  if (!has_loss && !ctx.statistics) return;
-  const Shape per_sequence{ctx.batch.batch, num_experts_};
-  if (has_loss) saved.dprobs = ctx.workspace.take(per_sequence, DType::f32);
-
-  WorkspaceScope scope(ctx.workspace);
-  TensorView counts = ctx.workspace.take(per_sequence, DType::f32);
-  TensorView prob_sums = ctx.workspace.take(per_sequence, DType::f32);
-  router_statistics(ctx.stream, ctx.workspace, config_.score, ctx.local_range(), saved.scores,
-                    saved.topk_idx, counts, prob_sums);
+void Router::balance(StepContext& ctx, TensorView counts, ConstTensorView prob_sums,
+                     Saved& saved) const {
   if (ctx.statistics) {
     add_column_sums(ctx.stream, counts, ctx.statistics->expert_counts(moe_layer_));
   }
-  if (!has_loss) return;
+  if (!has_balance_loss()) return;
 
   double assignments = static_cast<double>(ctx.batch.seq_len) * config_.top_k;
   ConstTensorView load = counts;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "kernels/elementwise.h"
@@ -42,6 +43,9 @@ struct StepContext {
   const GlobalExpertCounts* global_counts = nullptr;
   // Decoding ignores capacity_factor: what it drops would depend on how many tokens come at once.
   bool decoding = false;
+  // Called in the backward pass when the gradients of this stage (ParameterStore::begin_stage) and
+  // of all after it are final. May be empty.
+  std::function<void(int stage)> gradients_are_final = {};
 
   int64_t tokens() const { return batch.batch * batch.seq_len; }
   // Sequence parallelism: between blocks a tp rank holds this share of the tokens.

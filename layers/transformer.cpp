@@ -1,7 +1,5 @@
 #include "layers/transformer.h"
 
-#include <chrono>
-
 #include "kernels/check.h"
 #include "kernels/elementwise.h"
 #include "kernels/permute.h"
@@ -17,30 +15,22 @@ struct Transformer::Pass {
   TensorView normed;  // [local_tokens, hidden] what the head reads
 };
 
-namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point begin) {
-  return std::chrono::duration<double>(Clock::now() - begin).count();
-}
-
-}  // namespace
-
 Transformer::Transformer(Stream& stream, const ModelConfig& config, const DistributedContext& dist,
                          const TransformerOptions& options)
     : config_(config),
       dist_(dist),
       options_(options),
       device_(stream.device()),
-      store_(std::make_unique<ParameterStore>()) {
+      store_(std::make_unique<ParameterStore>(options.bucket_elements)) {
   const BuildContext build{stream, *store_, config_, dist_, options_.compute_dtype};
   embedding_ = std::make_unique<Embedding>(build);
   blocks_.reserve(static_cast<size_t>(config_.num_layers));
   for (int layer = 0; layer < config_.num_layers; ++layer) {
+    store_->begin_stage();
     blocks_.emplace_back(build, layer, num_moe_layers_, options_.exchange);
     if (config_.is_moe_layer(layer)) ++num_moe_layers_;
   }
+  store_->begin_stage();
   final_norm_ = std::make_unique<NormLayer>(build, "norm");
   head_ = std::make_unique<LmHead>(build, embedding_->table());
   store_->materialize(stream, options_.seed, dist_.world().size());
@@ -113,27 +103,37 @@ void Transformer::recompute_backward(StepContext& ctx, const Block& block, Tenso
   block.backward(ctx, saved, d);
 }
 
+// Stage 0 is the embedding, stage i + 1 block i, the last one the final norm and the head.
+void Transformer::finish_stage(StepContext& ctx, size_t stage) const {
+  if (ctx.gradients_are_final) ctx.gradients_are_final(static_cast<int>(stage));
+}
+
 void Transformer::backward_blocks(StepContext& ctx, const Pass& pass, TensorView d) const {
+  finish_stage(ctx, blocks_.size() + 1);
   for (size_t i = blocks_.size(); i-- > 0;) {
     if (options_.recompute) {
       recompute_backward(ctx, blocks_[i], pass.block_inputs[i], d);
     } else {
       blocks_[i].backward(ctx, pass.blocks[i], d);
     }
+    finish_stage(ctx, i + 1);
   }
 }
 
 void Transformer::forward_backward(StepContext& ctx) const {
-  const auto begin = Clock::now();
   ctx.dist.set_phase("forward");
+  if (ctx.statistics) ctx.statistics->forward.start(ctx.stream);
   Pass pass;
   forward_blocks(ctx, pass);
 
   TensorView dnormed = ctx.workspace.take(pass.normed.shape(), options_.compute_dtype);
   head_->loss(ctx, pass.normed, dnormed);
-  const double forward_seconds = seconds_since(begin);
 
   ctx.dist.set_phase("backward");
+  if (ctx.statistics) {
+    ctx.statistics->forward.stop(ctx.stream);
+    ctx.statistics->backward.start(ctx.stream);
+  }
   TensorView d = ctx.workspace.take(dnormed.shape(), options_.compute_dtype);
   fill_zero(ctx.stream, d);
   {
@@ -142,10 +142,8 @@ void Transformer::forward_backward(StepContext& ctx) const {
   }
   backward_blocks(ctx, pass, d);
   embedding_->backward(ctx, d);
-  if (ctx.statistics) {
-    ctx.statistics->forward_seconds += forward_seconds;
-    ctx.statistics->backward_seconds += seconds_since(begin) - forward_seconds;
-  }
+  finish_stage(ctx, 0);
+  if (ctx.statistics) ctx.statistics->backward.stop(ctx.stream);
   collect_traffic(ctx);
   ctx.workspace.reset();
 }
@@ -217,8 +215,15 @@ void Transformer::collect_traffic(StepContext& ctx) const {
     if (!ctx.statistics) continue;
     ctx.statistics->traffic.row_bytes += traffic.row_bytes;
     ctx.statistics->traffic.metadata_bytes += traffic.metadata_bytes;
-    ctx.statistics->traffic.seconds += traffic.seconds;
   }
+}
+
+double Transformer::take_exchange_seconds() {
+  double total = 0.0;
+  for (Block& block : blocks_) {
+    if (block.moe()) total += block.moe()->take_exchange_seconds();
+  }
+  return total;
 }
 
 void Transformer::update_balancing_biases(Stream& stream, const GlobalExpertCounts& counts) {

@@ -17,8 +17,9 @@ namespace switchyard {
 struct TransformerOptions {
   DType compute_dtype = DType::f32;
   uint64_t seed = 0;
-  ExchangeOptions exchange;
-  bool recompute = false;   // keep only block inputs, and run each block again in the backward pass
+  ExchangeOptions exchange = {};
+  bool recompute = false;  // keep only block inputs, and run each block again in the backward pass
+  int64_t bucket_elements = ParameterStore::kBucketElements;
 };
 
 // Keys and values of all layers. Every sequence of the batch has the same length.
@@ -58,6 +59,9 @@ class Transformer {
   DType compute_dtype() const { return options_.compute_dtype; }
   ParameterStore& parameters() { return *store_; }
   int num_moe_layers() const { return num_moe_layers_; }
+  // The time that the exchange of all layers took since the last call; see ExpertExchange.
+  double take_exchange_seconds();
+
   // Moves the balancing biases of all MoE layers by the counts of the step.
   void update_balancing_biases(Stream& stream, const GlobalExpertCounts& counts);
   // One [experts] f32 per MoE layer; empty views where loss-free balancing is off.
@@ -69,6 +73,7 @@ class Transformer {
   ResidualStream take_stream(StepContext& ctx) const;
   void forward_blocks(StepContext& ctx, Pass& pass) const;
   void forward_blocks_without_saving(StepContext& ctx, TensorView normed) const;
+  void finish_stage(StepContext& ctx, size_t stage) const;
   void backward_blocks(StepContext& ctx, const Pass& pass, TensorView d) const;
   void recompute_backward(StepContext& ctx, const Block& block, TensorView input,
                           TensorView d) const;

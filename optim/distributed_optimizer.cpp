@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <span>
+#include <utility>
 
 #include "kernels/check.h"
 #include "kernels/elementwise.h"
@@ -27,17 +28,20 @@ DistributedOptimizer::DistributedOptimizer(Stream& stream, const OptimizerConfig
   for (FlatBuffer& buffer : store_.buffers()) {
     Communicator& group = group_of(buffer.group);
     const Shape shape{buffer.grads.num_elements() / group.size()};
+    const auto state = [&](const char* what) {
+      return Tensor(shape, DType::f32, stream.device(),
+                    fmt::format("the {} of {}", what, describe(buffer)));
+    };
     Shard shard{.buffer = &buffer,
                 .group = &group,
                 .size = shape[0],
                 .bf16_main_params = {},
-                .exp_avg = Tensor(shape, DType::f32, stream.device()),
-                .exp_avg_sq = {}};
-    if (config_.type == OptimizerType::adamw) {
-      shard.exp_avg_sq = Tensor(shape, DType::f32, stream.device());
-    }
+                .exp_avg = state("first moments"),
+                .exp_avg_sq = {},
+                .reduction = nullptr};
+    if (config_.type == OptimizerType::adamw) shard.exp_avg_sq = state("second moments");
     if (buffer.dtype != DType::f32) {
-      shard.bf16_main_params = Tensor(shape, DType::f32, stream.device());
+      shard.bf16_main_params = state("main weights");
       cast(stream, value_shard(shard), shard.bf16_main_params);
     }
     shards_.push_back(std::move(shard));
@@ -83,11 +87,18 @@ double DistributedOptimizer::global_grad_norm(Stream& stream) {
   return std::sqrt(total);
 }
 
+void DistributedOptimizer::start_reduction(Stream& stream, int stage) {
+  for (Shard& shard : shards_) {
+    if (shard.reduction || shard.buffer->first_stage < stage) continue;
+    shard.reduction =
+        shard.group->start_reduce_scatter(stream, shard.buffer->grads, grad_shard(shard));
+  }
+}
+
 OptimizerStepResult DistributedOptimizer::step(Stream& stream, double lr) {
   dist_.set_phase("optimizer");
-  for (const Shard& shard : shards_) {
-    shard.group->reduce_scatter(stream, shard.buffer->grads, grad_shard(shard));
-  }
+  start_reduction(stream, /*stage=*/0);
+  for (Shard& shard : shards_) std::exchange(shard.reduction, nullptr)->wait(stream);
   OptimizerStepResult result{.grad_norm = global_grad_norm(stream), .skipped = false};
   result.skipped = !std::isfinite(result.grad_norm);
   if (!result.skipped) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -40,6 +41,11 @@ class DistributedOptimizer {
   DistributedOptimizer(Stream& stream, const OptimizerConfig& config, ParameterStore& store,
                        const DistributedContext& dist);
 
+  // Starts to sum those gradients over their ranks whose flat buffers hold nothing of stages before
+  // `stage` (ParameterStore::begin_stage), where that has not been started: behind what the backward
+  // pass still has to do. They must be final and stay as they are until the step. Collective.
+  void start_reduction(Stream& stream, int stage);
+
   // One update from the gradients in the store, which are zero afterwards. Collective.
   OptimizerStepResult step(Stream& stream, double lr);
 
@@ -59,6 +65,7 @@ class DistributedOptimizer {
     int64_t size;             // elements of this rank's share: padded / group size
     Tensor bf16_main_params;  // [size] f32; empty in f32 training: the values are the main weights
     Tensor exp_avg, exp_avg_sq;  // [size] f32
+    std::unique_ptr<PendingCollective> reduction;  // under way, of the gradients
   };
 
   Communicator& group_of(ParameterGroup group) const;

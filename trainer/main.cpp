@@ -199,7 +199,8 @@ int main(int argc, char** argv) {
     return switchyard::run(mpi, argc, argv);
   } catch (const std::exception& error) {
     // This rank's alone: the others wait in a collective and cannot be told otherwise.
-    fmt::print(stderr, "switchyard: rank {}: {}\n", mpi.rank(), error.what());
+    fmt::print(stderr, "switchyard: rank {} ({}): {}\n", mpi.rank(), mpi.watchdog().where(),
+               error.what());
     std::fflush(stderr);
     if (mpi.world_size() > 1) switchyard::MpiRuntime::abort(switchyard::kExitFailed);
     return switchyard::kExitFailed;

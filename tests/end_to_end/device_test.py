@@ -14,6 +14,8 @@ import unittest
 
 PROGRAM, MPIEXEC = pathlib.Path(sys.argv[1]).resolve(), sys.argv[2]
 SOURCE = pathlib.Path(__file__).resolve().parents[2]
+# More of everything, for real devices.
+THOROUGH = os.environ.get("SWITCHYARD_THOROUGH") == "1"
 # Emulation takes its time: little of everything.
 SMALL = ["train.global_batch_size=2", "model.seq_len=16", "train.eval_interval=0",
          "checkpoint.interval=2"]
@@ -45,8 +47,8 @@ class DeviceTest(unittest.TestCase):
         self.assertEqual(result.returncode, code, output)
         return output
 
-    def train(self, run, device, steps, *overrides, **options):
-        self.run_program(0, "train", "configs/tiny_bigmac.yaml", f"run.dir=runs/{run}",
+    def train(self, run, device, steps, *overrides, config="tiny_bigmac", **options):
+        self.run_program(0, "train", f"configs/{config}.yaml", f"run.dir=runs/{run}",
                          f"run.device={device}", f"train.max_steps={steps}", *SMALL, *overrides,
                          **options)
         lines = (self.folder / "runs" / run / "metrics.jsonl").read_text().splitlines()
@@ -58,14 +60,17 @@ class DeviceTest(unittest.TestCase):
             self.assertAlmostEqual(loss, other, delta=bound)
 
     def test_gives_the_losses_of_the_cpu_and_repeats_them(self):
-        for dtype, bound in (("f32", 1e-5), ("bf16", 1e-2)):
-            override = f"run.compute_dtype={dtype}"
-            on_cpu = self.train(f"cpu_{dtype}", "cpu", 3, override)
-            on_device = self.train(f"device_{dtype}", "cuda", 3, override)
-            again = self.train(f"again_{dtype}", "cuda", 3, override)
+        steps = 20 if THOROUGH else 3
+        for config in ("tiny_vanilla", "tiny_fine_grained", "tiny_bigmac") if THOROUGH else (
+                "tiny_bigmac",):
+            for dtype, bound in (("f32", 1e-5), ("bf16", 1e-2)):
+                override = f"run.compute_dtype={dtype}"
+                on_cpu, on_device, again = (
+                    self.train(f"{config}_{dtype}_{run}", device, steps, override, config=config)
+                    for run, device in (("cpu", "cpu"), ("device", "cuda"), ("again", "cuda")))
 
-            self.assert_close(on_device, on_cpu, bound)
-            self.assertEqual(on_device, again)
+                self.assert_close(on_device, on_cpu, bound)
+                self.assertEqual(on_device, again)
 
     def test_checkpoints_go_on_on_the_other_backend(self):
         straight = self.train("straight", "cpu", 4)

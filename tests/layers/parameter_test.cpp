@@ -71,6 +71,28 @@ TEST_F(ParameterStoreTest, OneFlatBufferPerGroupAndDtypeWithF32Gradients) {
   EXPECT_EQ(first.grad.dtype(), DType::f32);
 }
 
+TEST_F(ParameterStoreTest, AStageThatFindsAFullFlatBufferBeginsAnother) {
+  ParameterStore store(/*bucket_elements=*/12);
+  store.add(whole("table", {2, 3}));
+  store.begin_stage();
+  Parameter& first = store.add(whole("q", {2, 3}));
+  Parameter& last = store.add(whole("k", {4, 3}));
+  store.begin_stage();
+  store.add(whole("head", {1, 3}));
+  store.begin_stage();
+  store.add(whole("norm", {3}));
+
+  store.materialize(stream_, kSeed, /*world_size=*/1);
+
+  ASSERT_EQ(store.buffers().size(), 2u);
+  EXPECT_EQ(store.buffers()[0].num_elements, 24);
+  EXPECT_EQ(store.buffers()[0].first_stage, 0);
+  EXPECT_EQ(store.buffers()[1].num_elements, 6);
+  EXPECT_EQ(store.buffers()[1].first_stage, 2);
+  EXPECT_EQ(store.buffers()[1].parameters.front()->flat_begin, 0);
+  EXPECT_EQ(store.fused_value(first, last).shape(), Shape({6, 3}));
+}
+
 TEST_F(ParameterStoreTest, FlatBuffersSplitEvenlyOverAnyGroupAndArePaddedWithZeros) {
   for (const int world : {1, 2, 6, 8, 1024}) {
     for (const int64_t n : {1, 31, 32, 33, 257}) {
@@ -186,6 +208,27 @@ TEST_F(ParameterStoreTest, FusedViewsCoverNeighboursInOnePiece) {
   EXPECT_EQ(store_.fused_value(q, q).shape(), q.value.shape());
   EXPECT_EQ(store_.fused_value(bias, bias2).shape(), (Shape{12}));
   EXPECT_EQ(store_.fused_value(expert, expert2).shape(), (Shape{3, 3, 7}));
+}
+
+TEST_F(ParameterStoreTest, OddSizesDoNotPushOthersOffSixteenBytes) {
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    ParameterStore store;
+    Parameter& odd = store.add(whole("odd", {3, 7}, dtype));
+    Parameter& neighbour = store.add(whole("neighbour", {2, 7}, dtype));
+    Parameter& weight = store.add(whole("weight", {5, 8}, dtype));
+    Parameter& vector = store.add(whole("vector", {1}, dtype));
+    Parameter& last = store.add(whole("last", {2, 8}, dtype));
+
+    store.materialize(stream_, kSeed, /*world_size=*/1);
+
+    for (const Parameter* p : {&odd, &weight, &vector, &last}) {
+      EXPECT_EQ(reinterpret_cast<uintptr_t>(p->value.raw()) % 16, 0u) << p->spec.name;
+      EXPECT_EQ(reinterpret_cast<uintptr_t>(p->grad.raw()) % 16, 0u) << p->spec.name;
+    }
+    EXPECT_EQ(store.fused_value(odd, neighbour).shape(), (Shape{5, 7}));
+    EXPECT_EQ(store.num_elements(), 5 * 7 + 5 * 8 + 1 + 2 * 8);
+    EXPECT_EQ(store.buffers()[0].num_elements, last.flat_begin + 2 * 8);
+  }
 }
 
 TEST_F(ParameterStoreTest, RefusesToFuseWhatDoesNotFit) {

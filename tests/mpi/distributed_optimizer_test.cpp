@@ -53,10 +53,11 @@ int64_t gradient_part(const std::string& name, int step, int64_t at, int copy, i
   return rest;
 }
 
-// One parameter of each kind.
+// One parameter of each kind, each of a stage of its own.
 struct Model {
-  Model(const DistributedContext& context, const OptimizerConfig& config, DType dtype)
-      : dist(context) {
+  Model(const DistributedContext& context, const OptimizerConfig& config, DType dtype,
+        int64_t bucket_elements = ParameterStore::kBucketElements)
+      : dist(context), store(bucket_elements) {
     const Communicator &tp = dist.tp(), &ep = dist.ep();
     add("column", {16, 6}, ParameterGroup::sharded, 0, &tp, dtype);
     add("row", {5, 16}, ParameterGroup::sharded, 1, &tp, dtype);
@@ -78,6 +79,7 @@ struct Model {
       offset[static_cast<size_t>(split_dim)] = split->rank() * share;
     }
     const auto rank = static_cast<size_t>(shape.rank());
+    store.begin_stage();
     store.add({.name = name,
                .global_shape = shape,
                .offset = Shape(std::span<const int64_t>(offset.data(), rank)),
@@ -94,16 +96,17 @@ struct Model {
     return group == ParameterGroup::expert ? dist.edp() : dist.world();
   }
 
+  void add_gradient(Parameter& p, int step) {
+    const Communicator& group = copies(p.spec.group);
+    for_each_in_box(
+        p.spec.global_shape, p.spec.offset, p.spec.extent, [&](int64_t i, int64_t at) {
+          p.grad.data<float>()[i] += static_cast<float>(gradient_part(
+                                         p.spec.name, step, at, group.rank(), group.size())) /
+                                     kUnit;
+        });
+  }
   void add_gradients(int step) {
-    for (Parameter& p : store.parameters()) {
-      const Communicator& group = copies(p.spec.group);
-      for_each_in_box(
-          p.spec.global_shape, p.spec.offset, p.spec.extent, [&](int64_t i, int64_t at) {
-            p.grad.data<float>()[i] += static_cast<float>(gradient_part(
-                                           p.spec.name, step, at, group.rank(), group.size())) /
-                                       kUnit;
-          });
-    }
+    for (Parameter& p : store.parameters()) add_gradient(p, step);
   }
 
   OptimizerStepResult step(int number) {
@@ -262,6 +265,31 @@ TEST_P(LayoutsTest, EveryLayoutGivesTheBitsOfOneRank) {
   }
 }
 
+// As in a backward pass: the gradients of the last stage come first, and each stage's are reduced
+// where that is possible before the next one's exist.
+TEST_P(LayoutsTest, BucketsReducedStageByStageGiveTheBitsOfOneRank) {
+  for (const ParallelLayout& layout : all_layouts()) {
+    for (const int64_t bucket_elements : {1, 20}) {
+      SCOPED_TRACE(to_string(layout) + ", buckets of " + std::to_string(bucket_elements));
+      const DistributedContext dist(test_mpi(), layout);
+      Model reference(alone_, config(), dtype()), model(dist, config(), dtype(), bucket_elements);
+      EXPECT_GT(model.store.buffers().size(), reference.store.buffers().size());
+
+      for (int step = 1; step <= 3; ++step) {
+        const auto num_stages = static_cast<int>(model.store.parameters().size());
+        for (int stage = num_stages; stage >= 1; --stage) {
+          model.add_gradient(model.store.parameters()[static_cast<size_t>(stage - 1)], step);
+          model.optimizer->start_reduction(model.stream, stage);
+        }
+        const OptimizerStepResult result = model.optimizer->step(model.stream, kLr);
+
+        EXPECT_EQ(result.grad_norm, reference.step(step).grad_norm);
+        expect_same_values(model, reference);
+      }
+    }
+  }
+}
+
 // Two steps on one layout, a checkpoint, two more on another.
 TEST_P(LayoutsTest, ShardsMoveFromAnyLayoutToAnotherAndTrainingGoesOn) {
   Model halfway(alone_, config(), dtype()), reference(alone_, config(), dtype());
@@ -272,7 +300,7 @@ TEST_P(LayoutsTest, ShardsMoveFromAnyLayoutToAnotherAndTrainingGoesOn) {
     const ParallelLayout &from = layouts[i], &to = layouts[layouts.size() - 1 - i];
     SCOPED_TRACE(to_string(from) + " to " + to_string(to));
     const DistributedContext dist_before(test_mpi(), from), dist_after(test_mpi(), to);
-    Model before(dist_before, config(), dtype()), after(dist_after, config(), dtype());
+    Model before(dist_before, config(), dtype()), after(dist_after, config(), dtype(), 1);
     for (int step = 1; step <= 2; ++step) before.step(step);
 
     const Saved saved = save(before);

@@ -282,6 +282,15 @@ TEST(LayoutVariantTest, ExchangeInChunks) {
   }
 }
 
+// A bucket per stage and group, with the table of tied embeddings final last of all. Where transfers
+// go on behind other work, they are reduced during the backward pass.
+TEST(LayoutVariantTest, GradientsInBuckets) {
+  ModelConfig model = test::tiny_model(Structure::bigmac);
+  model.tie_embeddings = true;
+  compare_layouts(model, sgd(), 4, kSgdBounds,
+                  {.options = {.recompute = true, .bucket_elements = 1}});
+}
+
 // With k = 1 all tokens go to one expert: the others are empty, and so are all ranks but one.
 TEST(DegenerateRoutingTest, AllTokensToTheSameExperts) {
   for (const Structure structure :

@@ -52,7 +52,7 @@ std::vector<MicroBatch> random_batches(const RunConfig& config, const Distribute
 
 double ceiling_of_all(Stream& stream, Communicator& world, DType dtype) {
   world.barrier(stream);
-  double flops = measure_product_ceiling(dtype);
+  double flops = measure_product_ceiling(stream, dtype);
   world.all_reduce(stream, view_of(std::span(&flops, 1)), ReduceOp::sum);
   return flops;
 }

@@ -4,6 +4,7 @@
 #include "trainer/bench/step_bench.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/exit_codes.h"
+#include "trainer/commands/memory_help.h"
 
 namespace switchyard {
 
@@ -12,10 +13,12 @@ int bench_command(MpiRuntime& mpi, const LoadedConfig& loaded, const BenchOption
     require(loaded.config.model.vocab_size > 0,
             "model.vocab_size is missing: a benchmark reads no tokenizer");
   });
-  const StepBenchReport report =
-      bench_steps(mpi, loaded.config, options.warmup_steps, options.steps);
-  if (mpi.rank() == 0) fmt::print("{}", describe(report));
-  return kExitDone;
+  return with_memory_help(mpi, loaded.config, [&] {
+    const StepBenchReport report =
+        bench_steps(mpi, loaded.config, options.warmup_steps, options.steps);
+    if (mpi.rank() == 0) fmt::print("{}", describe(report));
+    return kExitDone;
+  });
 }
 
 }  // namespace switchyard

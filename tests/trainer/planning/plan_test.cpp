@@ -124,7 +124,6 @@ Measured measure(const RunConfig& config) {
   Transformer model(stream, config.model, dist,
                     {.compute_dtype = config.run.compute_dtype,
                      .seed = 3,
-                     .exchange = {},
                      .recompute = config.parallel.recompute});
   DistributedOptimizer optimizer(stream, config.optimizer, model.parameters(), dist);
   Workspace workspace;
