@@ -109,14 +109,14 @@ class DyingRank(Failure):
     def test_a_rank_that_stops_is_waited_for_no_longer_than_configured(self):
         for transport, overrides in TRANSPORTS.items():
             with self.subTest(transport):
-                job, victim = self.start("run.collective_timeout=3", *overrides)
+                job, victim = self.start("run.collective_timeout=10", *overrides)
                 os.kill(victim, signal.SIGSTOP)
                 code, output, seconds = self.end_of(job)
 
                 self.assertNotEqual(code, 0, output)
                 self.assertRegex(output, rf"switchyard: rank 0 {WHERE}: [a-z_]+ in group [a-z]+ has "
-                                         r"not come to its end after 3 s \(run.collective_timeout\)")
-                self.assertGreater(seconds, 2.0)
+                                         r"not come to its end after 10 s \(run.collective_timeout\)")
+                self.assertGreater(seconds, 8.0)
 
     @unittest.skipUnless(ON_CUDA, "needs a rank whose device is smaller than the others'")
     def test_an_error_of_one_rank_ends_all_and_says_where(self):
@@ -126,11 +126,12 @@ class DyingRank(Failure):
                          *SMALL, *overrides]
                 code, output = self.run_program(
                     MPIEXEC, *MPI_FLAGS, "-n", 1, *train, ":", "-n", 1, "-x",
-                    f"SWITCHYARD_EMULATED_DEVICE_BYTES={36 << 20}", *train)
+                    f"SWITCHYARD_EMULATED_DEVICE_BYTES={24 << 20}", *train)
 
                 self.assertNotEqual(code, 0, output)
-                self.assertRegex(output, r"switchyard: rank 1 \((start|step 1, [a-z ]+)\): "
-                                         r"out of memory on cuda:\d: ")
+                # The first product wants more than the weights have left.
+                self.assertRegex(output, r"switchyard: rank 1 \((start|step 1, forward)\): out of "
+                                         r"memory on cuda:\d: 32.0 MiB for the workspace of cuBLAS; ")
 
 
 @unittest.skipUnless(ON_CUDA, "needs a device whose memory the test chooses")
