@@ -141,4 +141,19 @@ double measure_copy_ceiling(Stream& stream) {
                                                  : copy_ceiling_of_device(stream);
 }
 
+uint32_t read_through(ConstTensorView memory) {
+  constexpr int64_t kChunk = int64_t{1} << 20;  // words
+  const auto* words = static_cast<const uint32_t*>(memory.raw());
+  const auto count = static_cast<int64_t>(memory.num_bytes() / sizeof(uint32_t));
+  uint32_t all = 0;
+#pragma omp parallel for schedule(dynamic) reduction(^ : all)
+  for (int64_t begin = 0; begin < count; begin += kChunk) {
+    uint32_t some = 0;
+#pragma omp simd reduction(^ : some)
+    for (int64_t i = begin; i < std::min(begin + kChunk, count); ++i) some ^= words[i];
+    all ^= some;
+  }
+  return all;
+}
+
 }  // namespace switchyard

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstdint>
+
 #include "kernels/tensor.h"
 
 namespace switchyard {
@@ -14,5 +16,9 @@ double measure_product_ceiling(Stream& stream, DType dtype);
 
 // Bytes per second, read and written, of copying 256 MiB (1 GiB on a CUDA device).
 double measure_copy_ceiling(Stream& stream);
+
+// Reads every byte of `memory`, on the host, with all threads, and does next to nothing with them:
+// for callers who time it in turn with their own work.
+uint32_t read_through(ConstTensorView memory);
 
 }  // namespace switchyard

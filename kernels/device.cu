@@ -10,7 +10,6 @@ namespace {
 
 // What NVIDIA recommends for Hopper.
 constexpr size_t kCublasWorkspaceBytes = size_t{32} << 20;
-constexpr size_t kReductionScratchBytes = size_t{64} << 10;
 
 Device current_device() {
   int index = 0;
@@ -85,6 +84,10 @@ cublasHandle_t cublas_handle(const Stream& stream) {
   const DeviceGuard guard(state.device);
   check_cublas(cublasCreate(&state.cublas), "cublasCreate");
   check_cublas(cublasSetStream(state.cublas, state.stream), "cublasSetStream");
+  // Parts of a split inner dimension are added in f32, not in bf16.
+  const auto math = static_cast<cublasMath_t>(CUBLAS_DEFAULT_MATH |
+                                              CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION);
+  check_cublas(cublasSetMathMode(state.cublas, math), "cublasSetMathMode");
   state.cublas_workspace = Buffer(kCublasWorkspaceBytes, state.device, "the workspace of cuBLAS");
   check_cublas(
       cublasSetWorkspace(state.cublas, state.cublas_workspace.data(), kCublasWorkspaceBytes),
@@ -154,6 +157,27 @@ void* reduction_scratch(const Stream& stream, size_t num_bytes) {
   require(num_bytes <= scratch.num_bytes(), "{} bytes of partial results are more than {}",
           num_bytes, scratch.num_bytes());
   return scratch.data();
+}
+
+void run_side_by_side(Stream& stream, int64_t count,
+                      const std::function<void(Stream&, int64_t)>& piece) {
+  constexpr size_t kSideStreams = 4;
+  StreamState& state = *stream.cuda();
+  if (!state.forked) {
+    state.forked = std::make_unique<Event>(state.device);
+    while (state.side_streams.size() < kSideStreams) {
+      state.side_streams.push_back(std::make_unique<SideStream>(state.device));
+    }
+  }
+  state.forked->record(stream);
+  for (const auto& side : state.side_streams) side->stream.wait(*state.forked);
+  for (int64_t i = 0; i < count; ++i) {
+    piece(state.side_streams[static_cast<size_t>(i) % kSideStreams]->stream, i);
+  }
+  for (const auto& side : state.side_streams) {
+    side->finished.record(side->stream);
+    stream.wait(side->finished);
+  }
 }
 
 int num_multiprocessors(Device device) {

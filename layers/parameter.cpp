@@ -15,6 +15,9 @@
 namespace switchyard {
 namespace {
 
+// Bytes: what vector accesses and cuBLAS's fast kernels ask of an address.
+constexpr size_t kParameterAlignment = 16;
+
 int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 TensorView slice(TensorView flat, int64_t begin, const Shape& shape) {
@@ -46,6 +49,16 @@ void draw_initial_values(Stream& stream, uint64_t seed, const Parameter& paramet
 }
 
 std::span<const int64_t> row_dims(const Shape& shape) { return shape.dims().subspan(1); }
+
+// Where in the buffer the next parameter begins.
+int64_t begin_of_next(const FlatBuffer& buffer, const Shape& extent) {
+  if (buffer.parameters.empty()) return 0;
+  if (std::ranges::equal(row_dims(extent), row_dims(buffer.parameters.back()->spec.extent))) {
+    return buffer.num_elements;
+  }
+  return round_up(buffer.num_elements,
+                  static_cast<int64_t>(kParameterAlignment / size_of(buffer.dtype)));
+}
 
 // One tensor over neighbours `first` to `last`, whose views `of` picks.
 TensorView fuse(const Parameter& first, const Parameter& last, TensorView Parameter::*of) {
@@ -85,8 +98,8 @@ Parameter& ParameterStore::add(ParameterSpec spec) {
   Parameter& parameter = parameters_.back();
   FlatBuffer& buffer = buffer_for(parameter.spec.group, parameter.spec.dtype);
   buffer.last_stage = stage_;
-  parameter.flat_begin = buffer.num_elements;
-  buffer.num_elements += parameter.spec.extent.num_elements();
+  parameter.flat_begin = begin_of_next(buffer, parameter.spec.extent);
+  buffer.num_elements = parameter.flat_begin + parameter.spec.extent.num_elements();
   buffer.parameters.push_back(&parameter);
   return parameter;
 }
@@ -132,7 +145,7 @@ void ParameterStore::zero_grads(Stream& stream) {
 
 int64_t ParameterStore::num_elements() const {
   int64_t total = 0;
-  for (const FlatBuffer& buffer : buffers_) total += buffer.num_elements;
+  for (const Parameter& p : parameters_) total += p.spec.extent.num_elements();
   return total;
 }
 

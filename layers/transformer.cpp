@@ -70,7 +70,7 @@ void Transformer::forward_blocks(StepContext& ctx, Pass& pass) const {
       stream = out;
     }
   }
-  Timed timed(ctx.profile, Phase::norms);
+  Timed timed(ctx.profiler, Phase::norms);
   final_norm_->forward(ctx, stream.residual, stream.delta, stream.delta, pass.normed,
                        pass.final_norm);
 }
@@ -96,6 +96,7 @@ void Transformer::recompute_backward(StepContext& ctx, const Block& block, Tenso
   WorkspaceScope scope(ctx.workspace);
   StepContext again = ctx;
   again.statistics = nullptr;  // counted in the forward pass
+  again.observer = nullptr;    // seen there, too
   Block::Saved saved;
   const ResidualStream out = take_stream(ctx);
   block.forward(again, {input, {}}, out, saved);
@@ -136,7 +137,7 @@ void Transformer::forward_backward(StepContext& ctx) const {
   TensorView d = ctx.workspace.take(dnormed.shape(), options_.compute_dtype);
   fill_zero(ctx.stream, d);
   {
-    Timed timed(ctx.profile, Phase::norms);
+    Timed timed(ctx.profiler, Phase::norms);
     final_norm_->backward(ctx, dnormed, pass.final_norm, d);
   }
   backward_blocks(ctx, pass, d);
@@ -153,6 +154,15 @@ void Transformer::forward_loss(StepContext& ctx) const {
       ctx.workspace.take({ctx.local_tokens(), config_.hidden}, options_.compute_dtype);
   forward_blocks_without_saving(ctx, normed);
   head_->loss(ctx, normed, {});
+  collect_traffic(ctx);
+  ctx.workspace.reset();
+}
+
+void Transformer::forward_observed(StepContext& ctx) const {
+  ctx.dist.set_phase("forward for an observer");
+  TensorView normed =
+      ctx.workspace.take({ctx.local_tokens(), config_.hidden}, options_.compute_dtype);
+  forward_blocks_without_saving(ctx, normed);
   collect_traffic(ctx);
   ctx.workspace.reset();
 }

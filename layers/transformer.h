@@ -41,6 +41,8 @@ class Transformer {
   void forward_backward(StepContext& ctx) const;
   // Forward only, with the losses added to ctx.statistics: evaluation, and counting passes.
   void forward_loss(StepContext& ctx) const;
+  // The blocks alone, for what ctx.observer sees in them. Resets the workspace.
+  void forward_observed(StepContext& ctx) const;
   // Logits of every token, on every tp rank.
   //   logits  [tokens, vocab_size] f32
   void forward_logits(StepContext& ctx, TensorView logits) const;

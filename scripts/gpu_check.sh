@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # Checks everything on this machine's first GPU, and times it, in at most ten minutes:
-#   gpu_check.sh [REPORT.md]        (in the folder that scripts/bundle.sh made)
-# Every device test, programs beside themselves on the CPU, compute-sanitizer where it exists, the
+#   gpu_check.sh [REPORT.md [STAGES]]        (in the folder that scripts/bundle.sh made)
+# or those stages alone whose names match a regular expression: kernels|layouts. Every device test, programs beside themselves on the CPU, compute-sanitizer where it exists, the
 # table of ops and of training steps. What fails or takes too long does not keep the rest from
 # running; the exit code is 0 if all passed.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source ./env.sh
 report="$(realpath -m "${1:-gpu_report.md}")"
+wanted="${2:-.}"
+mkdir -p "$(dirname "$report")"
 logs="$(mktemp -d)"
 export SWITCHYARD_REQUIRE_CUDA=1 OMP_NUM_THREADS=1
 shards=8
@@ -28,27 +30,29 @@ on_ranks() {  # ranks, device, program and arguments
     --mca mpi_yield_when_idle 1 "$@"
 }
 
-sanitize() {  # tool, filter
-  SWITCHYARD_TEST_DEVICE=cuda compute-sanitizer --tool "$1" --error-exitcode 9 --print-limit 20 \
-    bin/kernels_tests --gtest_filter="$2"
-}
-
+# All suites, in as many processes as there are shards; under the tool that the arguments name.
 kernel_suites() {
   local shard pids=() failed=0
   for ((shard = 0; shard < shards; ++shard)); do
     GTEST_TOTAL_SHARDS=$shards GTEST_SHARD_INDEX=$shard SWITCHYARD_TEST_DEVICE=cuda \
-      bin/kernels_tests --gtest_brief=1 >"$logs/shard_$shard" 2>&1 &
+      "$@" bin/kernels_tests --gtest_brief=1 >"$logs/$$.$shard" 2>&1 &
     pids+=($!)
   done
   for ((shard = 0; shard < shards; ++shard)); do
-    wait "${pids[shard]}" || { failed=1 && echo "shard $shard ends with $?"; }
-    cat "$logs/shard_$shard"
+    wait "${pids[shard]}" || { failed=1 && echo "shard $shard FAILED"; }
+    cat "$logs/$$.$shard"
   done
   return $failed
 }
 
+sanitize() {  # tool
+  kernel_suites compute-sanitizer --tool "$1" --error-exitcode 9 --print-limit 20
+}
+
 bench_step() {  # configuration, overrides
-  bin/switchyard bench "configs/$1.yaml" run.device=cuda run.compute_dtype=bf16 "${@:2}"
+  bin/switchyard bench "configs/$1.yaml" run.device=cuda run.compute_dtype=bf16 parallel.tp=1 \
+    parallel.ep=1 model.router.capacity_factor=0 train.micro_batch_size=16 \
+    train.global_batch_size=16 --steps 5 --warmup 2
 }
 
 # Functions run under `timeout` in a shell of their own.
@@ -59,6 +63,7 @@ export logs shards
 
 stages=()
 begin() {  # NAME SECONDS FUNCTION ARGUMENTS...: in the background
+  [[ "$1" =~ $wanted ]] || return 0
   stages+=("$1")
   run "$1" "$2" bash -c '"$@"' shell "${@:3}" &
 }
@@ -78,9 +83,8 @@ if ((gpus > 1)); then
 fi
 wait
 if command -v compute-sanitizer >/dev/null; then
-  some='*1x*:*31*:*33*:*Small*:*Odd*:*Tie*:*Empty*:*Document*'
-  begin memcheck 100 sanitize memcheck "${SWITCHYARD_SANITIZE_FILTER:-$some}"
-  begin racecheck 100 sanitize racecheck "${SWITCHYARD_SANITIZE_FILTER:-$some}"
+  begin memcheck 120 sanitize memcheck
+  begin racecheck 120 sanitize racecheck
   wait
 fi
 # Fast or slow: one after the other.
@@ -118,10 +122,11 @@ done
     }
   done
   for stage in ops pytorch_attention step_bigmac step_fine_grained; do
+    [[ -e "$logs/$stage.log" ]] || continue
     echo -e "\n## $stage\n"
     cat "$logs/$stage.log"
   done
 } >"$report"
-cp -r "$logs" "${report%.md}_logs" 2>/dev/null
+tar -C "$logs" -czf "${report%.md}_logs.tar.gz" .
 sed -n '1,/^## /p' "$report"
 ! cat "$logs"/*.rc | grep -qv '^0$'

@@ -6,7 +6,11 @@
 #include <cublas_v2.h>
 #include <cuda_runtime.h>
 
+#include <cstdint>
+#include <functional>
+#include <memory>
 #include <string>
+#include <vector>
 
 #include "kernels/device.h"
 #include "kernels/memory.h"
@@ -24,6 +28,14 @@ void check_device(Device device);
 void make_current(Device device);
 std::string physical_name(Device device);
 
+struct EpiloguePlans;  // kernels/matmul_with_bias.cu
+
+struct SideStream {
+  explicit SideStream(Device device) : stream(device), finished(device) {}
+  Stream stream;
+  Event finished;
+};
+
 struct StreamState {
   Device device;
   cudaStream_t stream = nullptr;
@@ -31,7 +43,11 @@ struct StreamState {
   // run at once, and repeat bit for bit.
   cublasHandle_t cublas = nullptr;
   Buffer cublas_workspace;
+  std::shared_ptr<EpiloguePlans> epilogue_plans;
   Buffer reduction_scratch;
+  // Made when first needed; see run_side_by_side.
+  std::unique_ptr<Event> forked;
+  std::vector<std::unique_ptr<SideStream>> side_streams;
 };
 struct EventState {
   Device device;
@@ -54,8 +70,15 @@ inline cudaStream_t native_stream(const Stream& stream) { return stream.cuda()->
 cublasHandle_t cublas_handle(const Stream& stream);
 
 // Device memory of the stream for the partial results of one op; the next op may overwrite it.
-// Throws Error for more than 64 KiB.
+// Throws Error for more than kReductionScratchBytes.
+constexpr size_t kReductionScratchBytes = size_t{64} << 10;
 void* reduction_scratch(const Stream& stream, size_t num_bytes);
+
+// Calls piece(side stream, i) for i < count, for work that does not fill the device one piece at a
+// time. Pieces begin after what `stream` holds, and what it gets later begins after all of them.
+// Piece i always meets the same side stream, and so the same cuBLAS workspace.
+void run_side_by_side(Stream& stream, int64_t count,
+                      const std::function<void(Stream&, int64_t)>& piece);
 
 // Blocks that run at a time, for kernels that size their grid by the device.
 int num_multiprocessors(Device device);

@@ -1,5 +1,7 @@
 #include <fmt/format.h>
 
+#include <fstream>
+
 #include "kernels/check.h"
 #include "trainer/bench/step_bench.h"
 #include "trainer/commands/commands.h"
@@ -19,6 +21,20 @@ int bench_command(MpiRuntime& mpi, const LoadedConfig& loaded, const BenchOption
     if (mpi.rank() == 0) fmt::print("{}", describe(report));
     return kExitDone;
   });
+}
+
+int bench_decode_command(MpiRuntime& mpi, const DecodeBenchOptions& options,
+                         const std::string& json_path) {
+  run_collectively(mpi.world(), [&] {
+    require(mpi.world_size() == 1, "bench decode measures one process, not {}", mpi.world_size());
+  });
+  const DecodeBenchReport report = bench_decode(options);
+  fmt::print("{}", describe(report));
+  if (json_path.empty()) return kExitDone;
+  std::ofstream file(json_path);
+  file << to_json(report) << std::flush;
+  require(file.good(), "cannot write {}", json_path);
+  return kExitDone;
 }
 
 }  // namespace switchyard

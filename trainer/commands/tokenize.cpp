@@ -6,6 +6,7 @@
 
 #include "trainer/commands/commands.h"
 #include "trainer/commands/exit_codes.h"
+#include "trainer/data/recall_files.h"
 
 namespace switchyard {
 
@@ -13,12 +14,20 @@ namespace switchyard {
 int tokenize_command(MpiRuntime& mpi, const LoadedConfig& loaded) {
   run_collectively(mpi.world(), [&] {
     if (mpi.rank() != 0) return;
-    const TokenizeReport report = tokenize(loaded.config.data, std::cout);
+    const DataSection& data = loaded.config.data;
+    const bool recall = data.tokenizer.type == TokenizerType::recall;
+    const TokenizeReport report = recall
+                                      ? make_recall_files(data, loaded.config.model.seq_len, std::cout)
+                                      : tokenize(data, std::cout);
     const int64_t tokens = report.train_tokens + report.validation_tokens;
     if (tokens == 0) return;
-    fmt::print("{} documents, {} tokens to train on, {} held out, {:.2f} bytes per token\n",
-               report.documents, report.train_tokens, report.validation_tokens,
-               static_cast<double>(report.text_bytes) / static_cast<double>(tokens));
+    fmt::print("{} documents, {} tokens to train on, {} held out", report.documents,
+               report.train_tokens, report.validation_tokens);
+    if (report.text_bytes > 0) {
+      fmt::print(", {:.2f} bytes per token",
+                 static_cast<double>(report.text_bytes) / static_cast<double>(tokens));
+    }
+    fmt::print("\n");
   });
   return kExitDone;
 }

@@ -4,6 +4,7 @@
 #include "kernels/device.h"
 #include "trainer/config/config_error.h"
 #include "trainer/config/config_reader.h"
+#include "trainer/data/recall_task.h"
 
 namespace switchyard {
 namespace {
@@ -20,6 +21,9 @@ class Checks {
     model();
     if (config_.model.structure != Structure::dense) experts();
     batches();
+    if (config_.data.tokenizer.type == TokenizerType::recall) recall();
+    hash();
+    decode();
     return std::move(problems_);
   }
 
@@ -141,6 +145,40 @@ class Checks {
            "the {} * {} tokens of a micro-batch are not divisible by parallel.tp = {}, which "
            "splits them between blocks; choose a multiple for it or for model.seq_len",
            t.micro_batch_size, config_.model.seq_len, config_.parallel.tp);
+  }
+
+  void recall() {
+    if (config_.model.seq_len <= 0) return;
+    for (const RecallProblem& problem : check_recall(config_.data.recall, config_.model.seq_len)) {
+      expect(false, "data.recall." + problem.key, "{}", problem.text);
+    }
+    const bool several = recall_lengths(config_.data.recall, config_.model.seq_len).size() > 1;
+    expect(!several || config_.data.mask == AttentionMask::document, "data.mask",
+           "samples share sequences (data.recall.shortest = {}): set it to document",
+           config_.data.recall.shortest);
+  }
+
+  void hash() {
+    const HashSection& h = config_.hash;
+    expect(h.bits % 32 == 0, "hash.bits", "{} is not a multiple of 32, the bits of a word", h.bits);
+    expect(h.training.seq_len <= config_.model.seq_len, "hash.training.seq_len",
+           "{} is more than model.seq_len = {}; choose fewer", h.training.seq_len,
+           config_.model.seq_len);
+    for (const int64_t bits : h.evaluation.bits) {
+      expect(bits % 32 == 0, "hash.evaluation.bits", "{} is not a multiple of 32", bits);
+    }
+    for (const double budget : h.evaluation.budgets) {
+      expect(budget > 0.0, "hash.evaluation.budgets", "{} keys are none; choose more", budget);
+    }
+  }
+
+  void decode() {
+    const DecodeSection& d = config_.decode;
+    expect(d.keys.budget > 0.0, "decode.budget", "{} keys are none; choose more", d.keys.budget);
+    expect(config_.model.seq_len <= 0 || d.eval_tokens < config_.model.seq_len,
+           "decode.eval_tokens",
+           "{} leaves none of the model.seq_len = {} tokens to read before; choose fewer",
+           d.eval_tokens, config_.model.seq_len);
   }
 
   const LoadedConfig& loaded_;

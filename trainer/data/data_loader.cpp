@@ -5,6 +5,7 @@
 #include <span>
 
 #include "kernels/check.h"
+#include "trainer/data/recall_task.h"
 
 namespace switchyard {
 namespace {
@@ -42,7 +43,26 @@ int64_t valid_tokens(const TokenFile& file, int64_t seq_len, int64_t sequence) {
   return std::clamp<int64_t>(file.num_tokens() - 1 - sequence * seq_len, 0, seq_len);
 }
 
-int64_t count_targets(const TokenFile& file, const DataLoaderConfig& config, int64_t sequence) {
+// The tokens of a sequence, and one more.
+void read_sequence(TokenFile& file, const DataLoaderConfig& config, int64_t sequence,
+                   std::vector<int32_t>& read) {
+  const int64_t valid = valid_tokens(file, config.seq_len, sequence);
+  read.resize(valid > 0 ? static_cast<size_t>(valid) + 1 : 0);
+  if (valid > 0) file.read(sequence * config.seq_len, read);
+}
+
+int64_t count_answers(TokenFile& file, const DataLoaderConfig& config, int64_t sequence) {
+  std::vector<int32_t> tokens, targets;
+  read_sequence(file, config, sequence, tokens);
+  if (tokens.empty()) return 0;
+  targets.assign(tokens.begin() + 1, tokens.end());
+  tokens.pop_back();
+  keep_answers(tokens, targets);
+  return std::ranges::count_if(targets, [](int32_t target) { return target >= 0; });
+}
+
+int64_t count_targets(TokenFile& file, const DataLoaderConfig& config, int64_t sequence) {
+  if (config.answers_only) return count_answers(file, config, sequence);
   const int64_t valid = valid_tokens(file, config.seq_len, sequence);
   if (config.mask == AttentionMask::causal || valid == 0) return valid;
   return valid - documents_ending(file, sequence * config.seq_len, valid);
@@ -67,16 +87,16 @@ void mark_documents(const TokenFile& file, int64_t begin, const Rows& rows) {
 
 void fill_rows(TokenFile& file, const DataLoaderConfig& config, int64_t sequence,
                std::vector<int32_t>& read, const Rows& rows) {
-  const int64_t begin = sequence * config.seq_len;
-  const auto valid = static_cast<size_t>(valid_tokens(file, config.seq_len, sequence));
   std::ranges::fill(rows.tokens, file.info().end_of_document);
   std::ranges::fill(rows.targets, -1);
-  if (valid == 0) return;
-  read.resize(valid + 1);
-  file.read(begin, read);
-  std::copy_n(read.begin(), valid, rows.tokens.begin());
-  std::copy_n(read.begin() + 1, valid, rows.targets.begin());
-  if (config.mask == AttentionMask::document) mark_documents(file, begin, rows);
+  read_sequence(file, config, sequence, read);
+  if (read.empty()) return;
+  std::copy(read.begin(), read.end() - 1, rows.tokens.begin());
+  std::copy(read.begin() + 1, read.end(), rows.targets.begin());
+  if (config.mask == AttentionMask::document) {
+    mark_documents(file, sequence * config.seq_len, rows);
+  }
+  if (config.answers_only) keep_answers(rows.tokens, rows.targets);
 }
 
 MicroBatch make_micro_batch(const DataLoaderConfig& config) {

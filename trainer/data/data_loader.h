@@ -16,6 +16,7 @@ struct DataLoaderConfig {
   int64_t micro_batch_size = 1;   // sequences per dp rank and forward pass
   int64_t global_batch_size = 1;  // sequences of all dp ranks
   AttentionMask mask = AttentionMask::causal;
+  bool answers_only = false;  // of recall tasks: all other targets are not counted
   uint64_t seed = 0;
   int dp_rank = 0;
   int dp = 1;
@@ -29,7 +30,8 @@ struct GlobalBatch {
 
 // Sequence s is tokens [s seq_len, (s + 1) seq_len) of the file; the target of each is the next
 // token, except that with mask document the last token of a document has none: what follows it
-// belongs to another. document_start is filled with mask document only.
+// belongs to another. With answers_only no target but the answers of recall tasks is left.
+// document_start is filled with mask document only.
 
 // Batches to train on, in the order of Sampler, over as many epochs as are asked for. What does not
 // fill a sequence at the end of the file is left out.

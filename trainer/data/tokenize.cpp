@@ -16,6 +16,7 @@
 #include "kernels/random.h"
 #include "trainer/data/corpus.h"
 #include "trainer/data/token_file.h"
+#include "trainer/data/token_output.h"
 #include "trainer/data/tokenizer.h"
 
 namespace switchyard {
@@ -129,7 +130,7 @@ void train_on(const Corpus& corpus, const Split& split, const TokenizerSection& 
 // True if it had to be trained.
 bool ensure_tokenizer(const Corpus& corpus, const Split& split, const TokenizerSection& config,
                       std::ostream& log) {
-  if (config.type == TokenizerType::byte || std::filesystem::exists(config.model)) return false;
+  if (config.type != TokenizerType::sentencepiece || std::filesystem::exists(config.model)) return false;
   require(!config.model.empty(), "data.tokenizer.model must name a file to write the model to");
   require(config.vocab_size > 0,
           "{} does not exist, and data.tokenizer.vocab_size does not say "
@@ -138,27 +139,6 @@ bool ensure_tokenizer(const Corpus& corpus, const Split& split, const TokenizerS
   train_on(corpus, split, config);
   fmt::print(log, "trained {} pieces: {}\n", config.vocab_size, config.model);
   return true;
-}
-
-// One token file to be made: nothing if it is up to date.
-std::unique_ptr<TokenFileWriter> open_output(const std::string& path, const TokenFileInfo& info,
-                                             std::ostream& log) {
-  if (path.empty()) return nullptr;
-  if (std::filesystem::exists(path)) {
-    try {
-      TokenFile file(path);
-      if (file.info().source_hash == info.source_hash &&
-          file.info().tokenizer_hash == info.tokenizer_hash) {
-        file.verify();
-        fmt::print(log, "up to date: {}\n", path);
-        return nullptr;
-      }
-      fmt::print(log, "made from other text or by another tokenizer, replacing: {}\n", path);
-    } catch (const Error& error) {
-      fmt::print(log, "replacing: {}\n", error.what());
-    }
-  }
-  return std::make_unique<TokenFileWriter>(path, info);
 }
 
 // Documents are encoded by all threads and written in their order.
@@ -204,14 +184,6 @@ class Encoder {
   size_t waiting_bytes_ = 0;
 };
 
-int64_t finish(TokenFileWriter* writer, const std::string& path, std::ostream& log) {
-  if (!writer) return 0;
-  writer->finish();
-  fmt::print(log, "wrote {} tokens of {} documents: {}\n", writer->num_tokens(),
-             writer->num_documents(), path);
-  return writer->num_tokens();
-}
-
 void check(const DataSection& config) {
   require(!config.train.empty(), "data.train must name the token file to write");
   require(config.train != config.validation, "data.train and data.validation are the same file");
@@ -239,8 +211,8 @@ TokenizeReport tokenize(const DataSection& config, std::ostream& log) {
                            .tokenizer_hash = tokenizer->hash(),
                            .source = fmt::format("{}", fmt::join(config.text, ", ")),
                            .source_hash = fmt::format("{:016x}", split.hash())};
-  const auto train = open_output(config.train, info, log);
-  const auto validation = open_output(config.validation, info, log);
+  const auto train = open_token_output(config.train, info, log);
+  const auto validation = open_token_output(config.validation, info, log);
   if (!train && !validation) return report;
 
   Encoder encoder(*tokenizer);
@@ -250,8 +222,8 @@ TokenizeReport tokenize(const DataSection& config, std::ostream& log) {
     if (writer) encoder.add(std::move(document->text), writer);
   }
   encoder.flush();
-  report.train_tokens = finish(train.get(), config.train, log);
-  report.validation_tokens = finish(validation.get(), config.validation, log);
+  report.train_tokens = finish_token_output(train.get(), config.train, log);
+  report.validation_tokens = finish_token_output(validation.get(), config.validation, log);
   return report;
 }
 

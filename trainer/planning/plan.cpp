@@ -18,9 +18,10 @@ int64_t up_factor(const ModelConfig& model) { return is_gated(model.activation) 
 
 int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-// Elements of one rank's flat buffers (see ParameterStore). In f32 training the two dtypes of a
-// group share buffers. A group counts as one buffer here: that its buckets are padded each adds less
-// than a part in a thousand on a thousand ranks.
+// Elements of one rank's flat buffers (see ParameterStore), without the gaps behind parameters whose
+// size is no multiple of 16 bytes. In f32 training the two dtypes of a group share buffers. A group
+// counts as one buffer here: that its buckets are padded each adds less than a part in a thousand on
+// a thousand ranks.
 struct BufferSizes {
   int64_t sharded = 0;         // split over tp; in the compute dtype
   int64_t sharded_f32 = 0;     // split over tp; f32 always

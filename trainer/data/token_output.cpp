@@ -1,0 +1,39 @@
+#include "trainer/data/token_output.h"
+
+#include <fmt/ostream.h>
+
+#include <filesystem>
+
+#include "kernels/check.h"
+
+namespace switchyard {
+
+std::unique_ptr<TokenFileWriter> open_token_output(const std::string& path, const TokenFileInfo& info,
+                                             std::ostream& log) {
+  if (path.empty()) return nullptr;
+  if (std::filesystem::exists(path)) {
+    try {
+      TokenFile file(path);
+      if (file.info().source_hash == info.source_hash &&
+          file.info().tokenizer_hash == info.tokenizer_hash) {
+        file.verify();
+        fmt::print(log, "up to date: {}\n", path);
+        return nullptr;
+      }
+      fmt::print(log, "made from other data or by another tokenizer, replacing: {}\n", path);
+    } catch (const Error& error) {
+      fmt::print(log, "replacing: {}\n", error.what());
+    }
+  }
+  return std::make_unique<TokenFileWriter>(path, info);
+}
+
+int64_t finish_token_output(TokenFileWriter* writer, const std::string& path, std::ostream& log) {
+  if (!writer) return 0;
+  writer->finish();
+  fmt::print(log, "wrote {} tokens of {} documents: {}\n", writer->num_tokens(),
+             writer->num_documents(), path);
+  return writer->num_tokens();
+}
+
+}  // namespace switchyard
