@@ -195,7 +195,8 @@ class Resume(Program):
 
 class HashTraining(Program):
     SETTINGS = ["hash.dense_layers=1", "hash.bits=32", "hash.training.sigma=1",
-                "hash.training.balance_weight=0", "hash.training.pairs_per_epoch=1024"]
+                "hash.training.balance_weight=0", "hash.training.num_sequences=24",
+                "hash.training.held_out_sequences=8"]
 
     def setUp(self):
         super().setUp()
