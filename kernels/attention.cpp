@@ -9,6 +9,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "kernels/attend_cached.h"
 #include "kernels/dispatch.h"
 #include "kernels/onednn_matmul.h"
 #include "kernels/vector_math.h"
@@ -424,30 +425,6 @@ void backward(const AttentionShape& shape, Workspace& workspace, const BackwardO
   }
 }
 
-// The query heads of a key/value head are the rows of one block: they see the same keys.
-template <class T>
-void decode(Workspace& workspace, ConstTensorView q, ConstTensorView k_cache,
-            ConstTensorView v_cache, ConstTensorView lengths, float scale, TensorView out) {
-  const int64_t heads = q.dim(1), head_dim = q.dim(2);
-  const int64_t kv_heads = k_cache.dim(1), max_len = k_cache.dim(2), group = heads / kv_heads;
-  WorkspaceScope scope(workspace);
-  const ThreadScratch scratch(workspace, QueryState::floats(head_dim));
-#pragma omp parallel for schedule(dynamic)
-  for (int64_t kv_head = 0; kv_head < q.dim(0) * kv_heads; ++kv_head) {
-    const Range keys = {0, lengths.data<int32_t>()[kv_head / kv_heads]};
-    QueryState state(scratch.mine(), head_dim);
-    for (int64_t h = 0; h < group; h += kQueryRows) {
-      const int64_t rows = std::min(kQueryRows, group - h);
-      const int64_t offset = (kv_head * group + h) * head_dim;
-      attend(
-          q.data<T>() + offset, rows, k_cache.data<T>() + kv_head * max_len * head_dim,
-          v_cache.data<T>() + kv_head * max_len * head_dim, head_dim, scale, keys,
-          [&](int64_t) { return keys; }, state);
-      write_rows(state, rows, head_dim, head_dim, out.data<T>() + offset);
-    }
-  }
-}
-
 AttentionShape require_operands(ConstTensorView q, ConstTensorView k, ConstTensorView v,
                                 ConstTensorView document_start, float scale) {
   require(q.rank() == 4 && k.rank() == 4, "q has shape {} and k {}, expected four dimensions each",
@@ -566,9 +543,7 @@ void decode_attention(Stream&, Workspace& workspace, ConstTensorView q, ConstTen
     require(length >= 1 && length <= k_cache.dim(2),
             "lengths[{}] is {}, expected 1 to {} cached positions", b, length, k_cache.dim(2));
   }
-  dispatch_compute_dtype(q.dtype(), [&]<class T>() {
-    decode<T>(workspace, q, k_cache, v_cache, lengths, scale, out);
-  });
+  attend_cached(workspace, q, k_cache, v_cache, {}, lengths, scale, out);
 }
 
 void append_to_cache(Stream&, ConstTensorView x, int64_t first_position, TensorView cache) {

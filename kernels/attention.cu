@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/check.h"
+#include "kernels/cuda/attention_problem.h"
 #include "kernels/cuda/device_math.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/dispatch.h"
@@ -13,7 +14,8 @@ namespace {
 using namespace cuda;  // NOLINT: the device helpers
 
 // Every head_dim up to 256 and both dtypes, with f32 products on the CUDA cores: f32 losses agree
-// with the CPU's, which TF32 would not allow.
+// with the CPU's, which TF32 would not allow. bf16 with the usual head_dims goes to tensor cores
+// (attention_tensor_core.cu).
 //
 // A block has 16 x 16 threads. Of a tile of scores thread (x, y) holds rows y + 16 i and columns
 // x + 16 j; of rows of head_dim elements, columns x + 16 c, c < kColumns. Widths are padded with
@@ -25,32 +27,6 @@ constexpr int kMaxHeadDim = 256;
 constexpr int kKeys = 32;             // keys of a tile
 constexpr int kForwardQueries = 64;   // queries of a tile, forward
 constexpr int kBackwardQueries = 32;  // backward
-
-struct Problem {
-  int64_t heads, kv_heads, seq_len, head_dim;
-  float scale;
-  const int32_t* document_start;  // [batch, seq_len], or null
-
-  __device__ int64_t kv_head_of(int64_t head) const { return head / (heads / kv_heads); }
-  // Row t of [batch, heads, seq_len, head_dim].
-  __device__ int64_t q_row(int64_t b, int64_t h, int64_t t) const {
-    return ((b * heads + h) * seq_len + t) * head_dim;
-  }
-  __device__ int64_t kv_row(int64_t b, int64_t h, int64_t t) const {
-    return ((b * kv_heads + h) * seq_len + t) * head_dim;
-  }
-  // Row t of [batch * seq_len, heads * head_dim].
-  __device__ int64_t out_row(int64_t b, int64_t h, int64_t t) const {
-    return ((b * seq_len + t) * heads + h) * head_dim;
-  }
-  __device__ int64_t lse_row(int64_t b, int64_t h) const { return (b * heads + h) * seq_len; }
-  __device__ int64_t first_key(int64_t b, int64_t query) const {
-    return document_start ? max(document_start[b * seq_len + query], 0) : 0;
-  }
-  __device__ bool sees(int64_t b, int64_t query, int64_t key) const {
-    return key <= query && key >= first_key(b, query);
-  }
-};
 
 // Rows of a tile in shared memory are one element longer than they need: threads that walk down a
 // column then meet different banks.
@@ -158,7 +134,8 @@ constexpr size_t kForwardShared = sizeof(float) *
 // Block (query tile, head, sequence); FlashAttention-2, algorithm 1.
 template <int kColumns, class T>
 __global__ void __launch_bounds__(kThreads)
-    attention_forward_kernel(Problem p, const T* q, const T* k, const T* v, T* out, float* lse) {
+    attention_forward_kernel(AttentionProblem p, const T* q, const T* k, const T* v, T* out,
+                             float* lse) {
   constexpr int kI = kForwardQueries / kSide, kJ = kKeys / kSide;
   float* q_tile = dynamic_shared<float>();
   float* k_tile = q_tile + kForwardQueries * kRow<kColumns>;
@@ -231,7 +208,8 @@ __global__ void __launch_bounds__(kThreads)
 // delta[b, h, t] = <dout, out> of the row: one warp per row.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    attention_delta_kernel(Problem p, const T* dout, const T* out, int64_t rows, float* delta) {
+    attention_delta_kernel(AttentionProblem p, const T* dout, const T* out, int64_t rows,
+                           float* delta) {
   const int64_t row = int64_t{blockIdx.x} * (kThreads / kWarpSize) + threadIdx.x / kWarpSize;
   if (row >= rows) return;
   const int64_t t = row % p.seq_len, h = row / p.seq_len % p.heads, b = row / (p.seq_len * p.heads);
@@ -267,9 +245,9 @@ struct BackwardTiles {
 // probs = exp(scale q k^T - lse) and dscores = scale * probs * (dout v^T - delta) of one tile of
 // queries and one of keys (FlashAttention-2, algorithm 2).
 template <int kColumns>
-__device__ void backward_scores(const Problem& p, int64_t b, int64_t head, int64_t first_query,
-                                int64_t first_key, const float* lse, const float* delta,
-                                const BackwardTiles<kColumns>& tiles) {
+__device__ void backward_scores(const AttentionProblem& p, int64_t b, int64_t head,
+                                int64_t first_query, int64_t first_key, const float* lse,
+                                const float* delta, const BackwardTiles<kColumns>& tiles) {
   constexpr int kI = kBackwardQueries / kSide, kJ = kKeys / kSide;
   float scores[kI][kJ], dprobs[kI][kJ];
   row_products<kI, kJ, kColumns>(tiles.q, tiles.k, scores);
@@ -295,8 +273,8 @@ __device__ void backward_scores(const Problem& p, int64_t b, int64_t head, int64
 // Block (key tile, key/value head, sequence): the queries of all heads of the group, in order.
 template <int kColumns, class T>
 __global__ void __launch_bounds__(kThreads)
-    attention_backward_kv_kernel(Problem p, const T* dout, const T* q, const T* k, const T* v,
-                                 const float* lse, const float* delta, T* dk, T* dv) {
+    attention_backward_kv_kernel(AttentionProblem p, const T* dout, const T* q, const T* k,
+                                 const T* v, const float* lse, const float* delta, T* dk, T* dv) {
   constexpr int kI = kKeys / kSide;
   const BackwardTiles<kColumns> tiles;
   const int64_t b = blockIdx.z, kv_head = blockIdx.y, group = p.heads / p.kv_heads;
@@ -331,8 +309,8 @@ __global__ void __launch_bounds__(kThreads)
 // Block (query tile, head, sequence).
 template <int kColumns, class T>
 __global__ void __launch_bounds__(kThreads)
-    attention_backward_q_kernel(Problem p, const T* dout, const T* q, const T* k, const T* v,
-                                const float* lse, const float* delta, T* dq) {
+    attention_backward_q_kernel(AttentionProblem p, const T* dout, const T* q, const T* k,
+                                const T* v, const float* lse, const float* delta, T* dq) {
   constexpr int kI = kBackwardQueries / kSide;
   const BackwardTiles<kColumns> tiles;
   const int64_t b = blockIdx.z, head = blockIdx.y, kv_head = p.kv_head_of(head);
@@ -480,8 +458,8 @@ void dispatch_head_dim(int64_t head_dim, const Body& body) {
   body.template operator()<16>();
 }
 
-Problem problem_of(ConstTensorView q, ConstTensorView k, ConstTensorView document_start,
-                   float scale) {
+AttentionProblem problem_of(ConstTensorView q, ConstTensorView k, ConstTensorView document_start,
+                            float scale) {
   return {.heads = q.dim(1),
           .kv_heads = k.dim(1),
           .seq_len = q.dim(2),
@@ -490,7 +468,7 @@ Problem problem_of(ConstTensorView q, ConstTensorView k, ConstTensorView documen
           .document_start = document_start ? document_start.data<int32_t>() : nullptr};
 }
 
-dim3 tiles_of(const Problem& p, int rows, int64_t heads, int64_t batch) {
+dim3 tiles_of(const AttentionProblem& p, int rows, int64_t heads, int64_t batch) {
   return dim3(num_blocks(p.seq_len, rows), static_cast<unsigned int>(heads),
               static_cast<unsigned int>(batch));
 }
@@ -500,7 +478,12 @@ dim3 tiles_of(const Problem& p, int rows, int64_t heads, int64_t batch) {
 void cuda::attention_forward(Stream& stream, Workspace&, ConstTensorView q, ConstTensorView k,
                              ConstTensorView v, ConstTensorView document_start, float scale,
                              TensorView out, TensorView lse) {
-  const Problem p = problem_of(q, k, document_start, scale);
+  const AttentionProblem p = problem_of(q, k, document_start, scale);
+  if (fits_tensor_cores(p, q.dtype(), {q.raw(), k.raw(), v.raw(), out.raw()})) {
+    return tensor_core_attention_forward(stream, p, q.dim(0), q.data<bfloat16>(),
+                                         k.data<bfloat16>(), v.data<bfloat16>(),
+                                         out.data<bfloat16>(), lse.data<float>());
+  }
   dispatch_compute_dtype(q.dtype(), [&]<class T>() {
     dispatch_head_dim(p.head_dim, [&]<int kColumns>() {
       launch(attention_forward_kernel<kColumns, T>, tiles_of(p, kForwardQueries, p.heads, q.dim(0)),
@@ -515,13 +498,22 @@ void cuda::attention_backward(Stream& stream, Workspace& workspace, ConstTensorV
                               ConstTensorView out, ConstTensorView lse,
                               ConstTensorView document_start, float scale, TensorView dq,
                               TensorView dk, TensorView dv) {
-  const Problem p = problem_of(q, k, document_start, scale);
+  const AttentionProblem p = problem_of(q, k, document_start, scale);
   const int64_t batch = q.dim(0), rows = batch * p.heads * p.seq_len;
   WorkspaceScope scope(workspace);
   float* delta = workspace.take({rows}, DType::f32).data<float>();
   dispatch_compute_dtype(q.dtype(), [&]<class T>() {
     launch(attention_delta_kernel<T>, num_blocks(rows, kThreads / kWarpSize), kThreads, 0, stream,
            p, dout.data<T>(), out.data<T>(), rows, delta);
+  });
+  if (fits_tensor_cores(p, q.dtype(),
+                        {dout.raw(), q.raw(), k.raw(), v.raw(), dq.raw(), dk.raw(), dv.raw()})) {
+    return tensor_core_attention_backward(
+        stream, p, batch, dout.data<bfloat16>(), q.data<bfloat16>(), k.data<bfloat16>(),
+        v.data<bfloat16>(), lse.data<float>(), delta, dq.data<bfloat16>(), dk.data<bfloat16>(),
+        dv.data<bfloat16>());
+  }
+  dispatch_compute_dtype(q.dtype(), [&]<class T>() {
     dispatch_head_dim(p.head_dim, [&]<int kColumns>() {
       const dim3 block(kSide, kSide);
       launch(attention_backward_kv_kernel<kColumns, T>, tiles_of(p, kKeys, p.kv_heads, batch),

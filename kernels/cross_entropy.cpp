@@ -25,31 +25,38 @@ int64_t rows_of(ConstTensorView logits) {
 
 }  // namespace
 
-void cross_entropy_row_max(Stream& stream, ConstTensorView logits, TensorView row_max) {
-  check_rows(row_max, rows_of(logits), DType::f32, "row_max");
-  SWITCHYARD_BODY(stream, cross_entropy_row_max)(stream, logits, row_max);
-}
-
-void cross_entropy_sums(Stream& stream, ConstTensorView logits, ConstTensorView targets,
-                        int64_t first_id, ConstTensorView row_max, TensorView sum_exp,
-                        TensorView target_logit) {
+void cross_entropy_forward(Stream& stream, ConstTensorView logits, ConstTensorView targets,
+                           int64_t first_id, TensorView row_max, TensorView sum_exp,
+                           TensorView target_logit) {
   const int64_t tokens = rows_of(logits);
   check_rows(targets, tokens, DType::i32, "targets");
   check_rows(row_max, tokens, DType::f32, "row_max");
   check_rows(sum_exp, tokens, DType::f32, "sum_exp");
   check_rows(target_logit, tokens, DType::f32, "target_logit");
-  SWITCHYARD_BODY(stream, cross_entropy_sums)
+  SWITCHYARD_BODY(stream, cross_entropy_forward)
   (stream, logits, targets, first_id, row_max, sum_exp, target_logit);
 }
 
-void cross_entropy_losses(Stream& stream, ConstTensorView targets, ConstTensorView sum_exp,
-                          ConstTensorView target_logit, TensorView losses) {
+void cross_entropy_rescale(Stream& stream, ConstTensorView local_max, ConstTensorView row_max,
+                           TensorView sum_exp) {
+  const int64_t tokens = local_max.num_elements();
+  check_rows(local_max, tokens, DType::f32, "local_max");
+  check_rows(row_max, tokens, DType::f32, "row_max");
+  check_rows(sum_exp, tokens, DType::f32, "sum_exp");
+  SWITCHYARD_BODY(stream, cross_entropy_rescale)(stream, local_max, row_max, sum_exp);
+}
+
+void cross_entropy_losses(Stream& stream, ConstTensorView targets, ConstTensorView row_max,
+                          ConstTensorView sum_exp, ConstTensorView target_logit,
+                          TensorView losses) {
   const int64_t tokens = targets.num_elements();
   check_rows(targets, tokens, DType::i32, "targets");
+  check_rows(row_max, tokens, DType::f32, "row_max");
   check_rows(sum_exp, tokens, DType::f32, "sum_exp");
   check_rows(target_logit, tokens, DType::f32, "target_logit");
   check_rows(losses, tokens, DType::f32, "losses");
-  SWITCHYARD_BODY(stream, cross_entropy_losses)(stream, targets, sum_exp, target_logit, losses);
+  SWITCHYARD_BODY(stream, cross_entropy_losses)
+  (stream, targets, row_max, sum_exp, target_logit, losses);
 }
 
 void cross_entropy_backward(Stream& stream, ConstTensorView logits, ConstTensorView targets,
@@ -66,46 +73,43 @@ void cross_entropy_backward(Stream& stream, ConstTensorView logits, ConstTensorV
 
 namespace cpu {
 
-void cross_entropy_row_max(Stream&, ConstTensorView logits, TensorView row_max) {
+void cross_entropy_forward(Stream&, ConstTensorView logits, ConstTensorView targets,
+                           int64_t first_id, TensorView row_max, TensorView sum_exp,
+                           TensorView target_logit) {
   const int64_t tokens = logits.dim(0), vocab = logits.dim(1);
 #pragma omp parallel for schedule(static)
   for (int64_t t = 0; t < tokens; ++t) {
     const float* row = logits.data<float>() + t * vocab;
-    // A NaN must reach the loss; max would lose it.
     float largest = -std::numeric_limits<float>::infinity();
-    float poison = 0.0f;
-#pragma omp simd reduction(max : largest) reduction(+ : poison)
-    for (int64_t i = 0; i < vocab; ++i) {
-      largest = std::max(largest, row[i]);
-      poison += row[i] * 0.0f;
-    }
-    row_max.data<float>()[t] = std::isnan(poison) ? poison : largest;
-  }
-}
-
-void cross_entropy_sums(Stream&, ConstTensorView logits, ConstTensorView targets, int64_t first_id,
-                        ConstTensorView row_max, TensorView sum_exp, TensorView target_logit) {
-  const int64_t tokens = logits.dim(0), vocab = logits.dim(1);
-#pragma omp parallel for schedule(static)
-  for (int64_t t = 0; t < tokens; ++t) {
-    const float* row = logits.data<float>() + t * vocab;
-    const float largest = row_max.data<float>()[t];
+#pragma omp simd reduction(max : largest)
+    for (int64_t i = 0; i < vocab; ++i) largest = std::max(largest, row[i]);
+    // The row is still in the cache. A NaN, which max has passed over, reaches the loss from here.
     float total = 0.0f;
 #pragma omp simd reduction(+ : total)
     for (int64_t i = 0; i < vocab; ++i) total += fast_exp(row[i] - largest);
+    row_max.data<float>()[t] = largest;
     sum_exp.data<float>()[t] = total;
     const int64_t target = targets.data<int32_t>()[t] - first_id;
-    target_logit.data<float>()[t] = target >= 0 && target < vocab ? row[target] - largest : 0.0f;
+    target_logit.data<float>()[t] = target >= 0 && target < vocab ? row[target] : 0.0f;
   }
 }
 
-void cross_entropy_losses(Stream&, ConstTensorView targets, ConstTensorView sum_exp,
-                          ConstTensorView target_logit, TensorView losses) {
+void cross_entropy_rescale(Stream&, ConstTensorView local_max, ConstTensorView row_max,
+                           TensorView sum_exp) {
+  for (int64_t t = 0; t < local_max.num_elements(); ++t) {
+    sum_exp.data<float>()[t] *= std::exp(local_max.data<float>()[t] - row_max.data<float>()[t]);
+  }
+}
+
+void cross_entropy_losses(Stream&, ConstTensorView targets, ConstTensorView row_max,
+                          ConstTensorView sum_exp, ConstTensorView target_logit,
+                          TensorView losses) {
   const int64_t tokens = targets.num_elements();
   for (int64_t t = 0; t < tokens; ++t) {
     const bool counts = targets.data<int32_t>()[t] >= 0;
-    losses.data<float>()[t] =
-        counts ? std::log(sum_exp.data<float>()[t]) - target_logit.data<float>()[t] : 0.0f;
+    // The difference first: the two are close where the loss is small.
+    const float gap = row_max.data<float>()[t] - target_logit.data<float>()[t];
+    losses.data<float>()[t] = counts ? std::log(sum_exp.data<float>()[t]) + gap : 0.0f;
   }
 }
 

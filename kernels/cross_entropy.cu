@@ -15,54 +15,64 @@ using namespace cuda;  // NOLINT: the device helpers
 constexpr int kThreads = 512;
 constexpr int kPerThread = 4;
 
-// Calls body(index, logit) for this thread's elements of a row.
-template <int kSize, class Body>
-__device__ void for_each_logit(const float* row, int64_t vocab, const Body& body) {
-  for (int64_t begin = threadIdx.x * kSize; begin < vocab; begin += kThreads * kSize) {
-    float logits[kSize];
-    load_floats<kSize>(row + begin, logits);
+// The greatest of some logits, and the sum of exp(logit - greatest).
+struct Partition {
+  float largest = -INFINITY, sum = 0.0f;
+
+  template <int kSize>
+  __device__ void add(const float (&logits)[kSize]) {
+    float greatest = largest;
 #pragma unroll
-    for (int i = 0; i < kSize; ++i) body(begin + i, logits[i]);
+    for (int i = 0; i < kSize; ++i) greatest = fmaxf(greatest, logits[i]);
+    if (greatest > largest) refer_to(greatest);  // seldom after the first few
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) {
+      sum += logits[i] == -INFINITY ? 0.0f : fast_exp(logits[i] - largest);
+    }
   }
-}
+  __device__ void refer_to(float greatest) {
+    if (greatest > largest) sum *= fast_exp(largest - greatest);
+    largest = greatest;
+  }
+};
 
+// One pass over a row. A NaN, which max passes over, is in the sum.
 template <int kSize>
 __global__ void __launch_bounds__(kThreads)
-    row_max_kernel(const float* logits, int64_t vocab, float* row_max) {
-  __shared__ float largest_scratch[kWarpSize], poison_scratch[kWarpSize];
-  // A NaN must reach the loss; max would lose it.
-  float largest = -INFINITY, poison = 0.0f;
-  for_each_logit<kSize>(logits + blockIdx.x * vocab, vocab, [&](int64_t, float logit) {
-    largest = fmaxf(largest, logit);
-    poison += logit * 0.0f;
-  });
-  largest = block_max(largest, largest_scratch);
-  poison = block_sum(poison, poison_scratch);
-  if (threadIdx.x == 0) row_max[blockIdx.x] = poison != poison ? poison : largest;
-}
-
-template <int kSize>
-__global__ void __launch_bounds__(kThreads)
-    sums_kernel(const float* logits, const int32_t* targets, int64_t first_id, int64_t vocab,
-                const float* row_max, float* sum_exp, float* target_logit) {
-  __shared__ float scratch[kWarpSize];
+    forward_kernel(const float* logits, const int32_t* targets, int64_t first_id, int64_t vocab,
+                   float* row_max, float* sum_exp, float* target_logit) {
+  __shared__ float largest_scratch[kWarpSize], sum_scratch[kWarpSize];
   const int64_t token = blockIdx.x;
   const float* row = logits + token * vocab;
-  const float largest = row_max[token];
-  float total = 0.0f;
-  for_each_logit<kSize>(row, vocab,
-                        [&](int64_t, float logit) { total += fast_exp(logit - largest); });
-  total = block_sum(total, scratch);
+  Partition mine;
+#pragma unroll 2
+  for (int64_t begin = threadIdx.x * kSize; begin < vocab; begin += kThreads * kSize) {
+    float values[kSize];
+    load_floats<kSize>(row + begin, values);
+    mine.add(values);
+  }
+  const float largest = block_max(mine.largest, largest_scratch);
+  mine.refer_to(largest);
+  const float total = block_sum(mine.sum, sum_scratch);
   if (threadIdx.x != 0) return;
+  row_max[token] = largest;
   sum_exp[token] = total;
   const int64_t target = targets[token] - first_id;
-  target_logit[token] = target >= 0 && target < vocab ? row[target] - largest : 0.0f;
+  target_logit[token] = target >= 0 && target < vocab ? row[target] : 0.0f;
 }
 
-__global__ void losses_kernel(const int32_t* targets, const float* sum_exp,
+__global__ void rescale_kernel(const float* local_max, const float* row_max, int64_t tokens,
+                               float* sum_exp) {
+  const int64_t t = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (t < tokens) sum_exp[t] *= expf(local_max[t] - row_max[t]);
+}
+
+__global__ void losses_kernel(const int32_t* targets, const float* row_max, const float* sum_exp,
                               const float* target_logit, int64_t tokens, float* losses) {
   const int64_t t = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (t < tokens) losses[t] = targets[t] >= 0 ? logf(sum_exp[t]) - target_logit[t] : 0.0f;
+  if (t >= tokens) return;
+  // The difference first: the two are close where the loss is small.
+  losses[t] = targets[t] >= 0 ? logf(sum_exp[t]) + (row_max[t] - target_logit[t]) : 0.0f;
 }
 
 // dlogits may be logits: every element is read and written by one thread.
@@ -92,27 +102,30 @@ bool allow_wide(int64_t vocab, const Pointers*... addresses) {
 
 }  // namespace
 
-void cuda::cross_entropy_row_max(Stream& stream, ConstTensorView logits, TensorView row_max) {
+void cuda::cross_entropy_forward(Stream& stream, ConstTensorView logits, ConstTensorView targets,
+                                 int64_t first_id, TensorView row_max, TensorView sum_exp,
+                                 TensorView target_logit) {
   const bool wide = allow_wide(logits.dim(1), logits.raw());
-  launch(wide ? row_max_kernel<kPerThread> : row_max_kernel<1>,
+  launch(wide ? forward_kernel<kPerThread> : forward_kernel<1>,
          static_cast<unsigned int>(logits.dim(0)), kThreads, 0, stream, logits.data<float>(),
-         logits.dim(1), row_max.data<float>());
+         targets.data<int32_t>(), first_id, logits.dim(1), row_max.data<float>(),
+         sum_exp.data<float>(), target_logit.data<float>());
 }
 
-void cuda::cross_entropy_sums(Stream& stream, ConstTensorView logits, ConstTensorView targets,
-                              int64_t first_id, ConstTensorView row_max, TensorView sum_exp,
-                              TensorView target_logit) {
-  const bool wide = allow_wide(logits.dim(1), logits.raw());
-  launch(wide ? sums_kernel<kPerThread> : sums_kernel<1>, static_cast<unsigned int>(logits.dim(0)),
-         kThreads, 0, stream, logits.data<float>(), targets.data<int32_t>(), first_id,
-         logits.dim(1), row_max.data<float>(), sum_exp.data<float>(), target_logit.data<float>());
+void cuda::cross_entropy_rescale(Stream& stream, ConstTensorView local_max, ConstTensorView row_max,
+                                 TensorView sum_exp) {
+  const int64_t tokens = local_max.num_elements();
+  launch(rescale_kernel, num_blocks(tokens, kThreads), kThreads, 0, stream, local_max.data<float>(),
+         row_max.data<float>(), tokens, sum_exp.data<float>());
 }
 
-void cuda::cross_entropy_losses(Stream& stream, ConstTensorView targets, ConstTensorView sum_exp,
-                                ConstTensorView target_logit, TensorView losses) {
+void cuda::cross_entropy_losses(Stream& stream, ConstTensorView targets, ConstTensorView row_max,
+                                ConstTensorView sum_exp, ConstTensorView target_logit,
+                                TensorView losses) {
   const int64_t tokens = targets.num_elements();
   launch(losses_kernel, num_blocks(tokens, kThreads), kThreads, 0, stream, targets.data<int32_t>(),
-         sum_exp.data<float>(), target_logit.data<float>(), tokens, losses.data<float>());
+         row_max.data<float>(), sum_exp.data<float>(), target_logit.data<float>(), tokens,
+         losses.data<float>());
 }
 
 void cuda::cross_entropy_backward(Stream& stream, ConstTensorView logits, ConstTensorView targets,

@@ -70,8 +70,10 @@ void Stream::wait(const Event& event) {
   if (cuda_) cuda::wait(*cuda_, *event.cuda_);
 }
 
-Event::Event(Device device) : device_(device) {
-  if (device.kind == DeviceKind::cuda) cuda_ = cuda::make_event_state(device);
+Event::Event(Device device, Timing timing) : device_(device) {
+  if (device.kind == DeviceKind::cuda) {
+    cuda_ = cuda::make_event_state(device, timing == Timing::on);
+  }
 }
 
 Event::~Event() { cuda::destroy(cuda_); }
@@ -87,6 +89,11 @@ void Event::synchronize() {
 }
 
 bool Event::has_finished() { return cuda_ == nullptr || cuda::has_finished(*cuda_); }
+
+double Event::seconds_since(Event& begin) {
+  require(cuda_ != nullptr && begin.cuda_ != nullptr, "events of the CPU know no time");
+  return cuda::seconds_between(*begin.cuda_, *cuda_);
+}
 
 #else
 
@@ -108,11 +115,12 @@ Stream::Stream(Device device) : device_(device) {}
 Stream::~Stream() = default;
 void Stream::synchronize() {}
 void Stream::wait(const Event&) {}
-Event::Event(Device device) : device_(device) {}
+Event::Event(Device device, Timing) : device_(device) {}
 Event::~Event() = default;
 void Event::record(Stream&) {}
 void Event::synchronize() {}
 bool Event::has_finished() { return true; }
+double Event::seconds_since(Event&) { fail("events of the CPU know no time"); }
 
 #endif
 

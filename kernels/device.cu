@@ -10,17 +10,25 @@ namespace {
 
 // What NVIDIA recommends for Hopper.
 constexpr size_t kCublasWorkspaceBytes = size_t{32} << 20;
-constexpr size_t kReductionScratchBytes = size_t{64} << 10;
+
+Device current_device() {
+  int index = 0;
+  cudaGetDevice(&index);
+  return {DeviceKind::cuda, index};
+}
 
 }  // namespace
 
 void check_cuda(cudaError_t code, const char* call) {
   if (code == cudaSuccess) return;
   cudaGetLastError();  // or the next call would report it again
+  // Of memory that CUDA takes for itself: code that is loaded, stacks of threads.
+  if (code == cudaErrorMemoryAllocation) throw OutOfMemory(call, 0, current_device());
   fail("{} failed: {}", call, cudaGetErrorString(code));
 }
 
 void check_cublas(cublasStatus_t status, const char* call) {
+  if (status == CUBLAS_STATUS_ALLOC_FAILED) throw OutOfMemory(call, 0, current_device());
   require(status == CUBLAS_STATUS_SUCCESS, "{} failed: {}", call, cublasGetStatusString(status));
 }
 
@@ -38,7 +46,7 @@ void check_device(Device device) {
   const cudaError_t code = cudaGetDeviceCount(&count);
   if (code != cudaSuccess) {
     cudaGetLastError();
-    fail("{} cannot be used: {}; install an NVIDIA driver, or set run.device: cpu",
+    fail("{} cannot be used: {}; install an NVIDIA driver that is new enough, or set run.device: cpu",
          to_string(device), cudaGetErrorString(code));
   }
   require(device.index < count, "{} is not there: this machine has {} CUDA device{}",
@@ -66,7 +74,7 @@ StreamState* make_stream_state(Device device) {
   auto state = std::make_unique<StreamState>();
   state->device = device;
   check_cuda(cudaStreamCreateWithFlags(&state->stream, cudaStreamNonBlocking), "cudaStreamCreate");
-  state->reduction_scratch = Buffer(kReductionScratchBytes, device);
+  state->reduction_scratch = Buffer(kReductionScratchBytes, device, "the scratch of a stream");
   return state.release();
 }
 
@@ -76,18 +84,23 @@ cublasHandle_t cublas_handle(const Stream& stream) {
   const DeviceGuard guard(state.device);
   check_cublas(cublasCreate(&state.cublas), "cublasCreate");
   check_cublas(cublasSetStream(state.cublas, state.stream), "cublasSetStream");
-  state.cublas_workspace = Buffer(kCublasWorkspaceBytes, state.device);
+  // Parts of a split inner dimension are added in f32, not in bf16.
+  const auto math = static_cast<cublasMath_t>(CUBLAS_DEFAULT_MATH |
+                                              CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION);
+  check_cublas(cublasSetMathMode(state.cublas, math), "cublasSetMathMode");
+  state.cublas_workspace = Buffer(kCublasWorkspaceBytes, state.device, "the workspace of cuBLAS");
   check_cublas(
       cublasSetWorkspace(state.cublas, state.cublas_workspace.data(), kCublasWorkspaceBytes),
       "cublasSetWorkspace");
   return state.cublas;
 }
 
-EventState* make_event_state(Device device) {
+EventState* make_event_state(Device device, bool timing) {
   const DeviceGuard guard(device);
   auto state = std::make_unique<EventState>();
   state->device = device;
-  check_cuda(cudaEventCreateWithFlags(&state->event, cudaEventDisableTiming), "cudaEventCreate");
+  const unsigned int flags = timing ? cudaEventDefault : cudaEventDisableTiming;
+  check_cuda(cudaEventCreateWithFlags(&state->event, flags), "cudaEventCreate");
   return state.release();
 }
 
@@ -124,6 +137,13 @@ bool has_finished(EventState& state) {
   return true;
 }
 
+double seconds_between(EventState& begin, EventState& end) {
+  synchronize(end);
+  float milliseconds = 0.0f;
+  check_cuda(cudaEventElapsedTime(&milliseconds, begin.event, end.event), "cudaEventElapsedTime");
+  return 1e-3 * static_cast<double>(milliseconds);
+}
+
 void wait(StreamState& stream, EventState& event) {
   check_cuda(cudaStreamWaitEvent(stream.stream, event.event, 0), "cudaStreamWaitEvent");
 }
@@ -139,6 +159,27 @@ void* reduction_scratch(const Stream& stream, size_t num_bytes) {
   return scratch.data();
 }
 
+void run_side_by_side(Stream& stream, int64_t count,
+                      const std::function<void(Stream&, int64_t)>& piece) {
+  constexpr size_t kSideStreams = 4;
+  StreamState& state = *stream.cuda();
+  if (!state.forked) {
+    state.forked = std::make_unique<Event>(state.device);
+    while (state.side_streams.size() < kSideStreams) {
+      state.side_streams.push_back(std::make_unique<SideStream>(state.device));
+    }
+  }
+  state.forked->record(stream);
+  for (const auto& side : state.side_streams) side->stream.wait(*state.forked);
+  for (int64_t i = 0; i < count; ++i) {
+    piece(state.side_streams[static_cast<size_t>(i) % kSideStreams]->stream, i);
+  }
+  for (const auto& side : state.side_streams) {
+    side->finished.record(side->stream);
+    stream.wait(side->finished);
+  }
+}
+
 int num_multiprocessors(Device device) {
   int count = 0;
   check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device.index),
@@ -146,18 +187,22 @@ int num_multiprocessors(Device device) {
   return count;
 }
 
-void* allocate(size_t num_bytes, Device device, bool managed) {
+MemoryFigures memory_of(Device device) {
+  const DeviceGuard guard(device);
+  MemoryFigures figures;
+  require(cudaMemGetInfo(&figures.free_bytes, &figures.total_bytes) == cudaSuccess,
+          "{} does not tell how much memory it has", to_string(device));
+  return figures;
+}
+
+void* allocate(size_t num_bytes, Device device, bool managed, const char* purpose) {
   const DeviceGuard guard(device);
   void* address = nullptr;
   const cudaError_t code = managed ? cudaMallocManaged(&address, num_bytes, cudaMemAttachGlobal)
                                    : cudaMalloc(&address, num_bytes);
   if (code == cudaErrorMemoryAllocation) {
     cudaGetLastError();
-    size_t free_bytes = 0, total_bytes = 0;
-    check_cuda(cudaMemGetInfo(&free_bytes, &total_bytes), "cudaMemGetInfo");
-    const auto mebibytes = [](size_t bytes) { return static_cast<double>(bytes) / (1 << 20); };
-    fail("out of memory: {:.1f} MiB on {}, where {:.1f} of {:.1f} MiB are free",
-         mebibytes(num_bytes), to_string(device), mebibytes(free_bytes), mebibytes(total_bytes));
+    throw OutOfMemory(purpose, num_bytes, device);
   }
   check_cuda(code, "cudaMalloc");
   // On the legacy stream, which others do not wait for: finished before anyone sees the memory.
@@ -170,7 +215,12 @@ void release(void* address) noexcept { cudaFree(address); }
 
 void* allocate_pinned(size_t num_bytes) {
   void* address = nullptr;
-  check_cuda(cudaMallocHost(&address, num_bytes), "cudaMallocHost");
+  const cudaError_t code = cudaMallocHost(&address, num_bytes);
+  if (code == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    throw OutOfMemory("a buffer in pinned host memory", num_bytes, Device{});
+  }
+  check_cuda(code, "cudaMallocHost");
   return address;
 }
 

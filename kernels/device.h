@@ -47,7 +47,10 @@ class Stream;
 // A point in a stream's work that others can wait for.
 class Event {
  public:
-  explicit Event(Device device = {});
+  // With timing, recording costs a little more, and seconds_since can be asked.
+  enum class Timing { off, on };
+
+  explicit Event(Device device = {}, Timing timing = Timing::off);
   ~Event();
   Event(Event&& other) noexcept;
   Event& operator=(Event&&) = delete;
@@ -57,6 +60,9 @@ class Event {
   // Blocks the host until the recorded work has finished; returns at once if nothing was recorded.
   void synchronize();
   bool has_finished();
+  // From what `begin` recorded to what this one did; waits for both. Events of CUDA devices with
+  // timing only.
+  double seconds_since(Event& begin);
 
  private:
   friend class Stream;

@@ -44,11 +44,11 @@ void add_bias(Stream& stream, ConstTensorView bias, TensorView y) {
   SWITCHYARD_BODY(stream, add_bias)(stream, bias, y);
 }
 
-void add_bias_backward(Stream& stream, ConstTensorView dy, TensorView dbias) {
+void add_bias_backward(Stream& stream, Workspace& workspace, ConstTensorView dy, TensorView dbias) {
   require(dy.rank() == 2, "dy has shape {}, expected [rows, width]", to_string(dy.shape()));
   require_shape(dbias, {dy.dim(1)}, "dbias");
   require_dtype(dbias, DType::f32, "dbias");
-  SWITCHYARD_BODY(stream, add_bias_backward)(stream, dy, dbias);
+  SWITCHYARD_BODY(stream, add_bias_backward)(stream, workspace, dy, dbias);
 }
 
 void add_sum(Stream& stream, ConstTensorView x, double factor, TensorView total) {
@@ -174,7 +174,7 @@ void add_bias(Stream&, ConstTensorView bias, TensorView y) {
   });
 }
 
-void add_bias_backward(Stream&, ConstTensorView dy, TensorView dbias) {
+void add_bias_backward(Stream&, Workspace&, ConstTensorView dy, TensorView dbias) {
   dispatch_compute_dtype(dy.dtype(), [&]<class T>() {
     const int64_t rows = dy.dim(0), width = dy.dim(1);
     const T* d = dy.data<T>();

@@ -1,6 +1,9 @@
 #include "kernels/elementwise.h"
 
+#include <algorithm>
+
 #include "kernels/check.h"
+#include "kernels/cuda/add_partials.h"
 #include "kernels/cuda/device_math.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/dispatch.h"
@@ -62,46 +65,85 @@ void map_dtypes(Stream& stream, ConstTensorView x, TensorView y, F f) {
   });
 }
 
-// One thread per element; rows of y share the bias.
-template <class T>
-__global__ void add_bias_kernel(const float* bias, T* y, int64_t width, int64_t n) {
-  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (i < n) y[i] = from_float<T>(static_cast<float>(y[i]) + bias[i % width]);
+constexpr int kBiasRows = 16;
+
+// The rows of y share the bias: a thread adds its kSize elements to kBiasRows rows.
+template <int kSize, class T>
+__global__ void __launch_bounds__(kThreads)
+    add_bias_kernel(const float* bias, int64_t rows, int64_t width, T* y) {
+  const int64_t column = (int64_t{blockIdx.y} * blockDim.x + threadIdx.x) * kSize;
+  if (column >= width) return;
+  float b[kSize];
+  load_floats<kSize>(bias + column, b);
+  const int64_t first = int64_t{blockIdx.x} * kBiasRows, end = min(rows, first + kBiasRows);
+#pragma unroll 4
+  for (int64_t row = first; row < end; ++row) {
+    float values[kSize];
+    load_floats<kSize>(y + row * width + column, values);
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) values[i] += b[i];
+    store_floats<kSize>(y + row * width + column, values);
+  }
 }
 
-constexpr int kTile = 32;
+constexpr int kBiasWarps = kThreads / kWarpSize;
+constexpr int kBiasGradientRows = 256;  // of a block
 
-// A block of 32 x 32 threads sums 32 columns: each row of threads takes every 32nd row of dy, and
-// the partial sums are added in the order of the rows of threads.
-template <class T>
-__global__ void add_bias_backward_kernel(const T* dy, float* dbias, int64_t rows, int64_t width) {
-  __shared__ float partial[kTile][kTile];
-  const int64_t column = int64_t{blockIdx.x} * kTile + threadIdx.x;
-  float total = 0.0f;
+// partial[blockIdx.x] = sums over the block's rows of the columns of blockIdx.y: each warp takes
+// every kBiasWarps-th row, and the warps' sums are added in their order.
+template <int kSize, class T>
+__global__ void __launch_bounds__(kThreads)
+    add_bias_backward_kernel(const T* dy, int64_t rows, int64_t width, float* partial) {
+  __shared__ float sums[kBiasWarps][kWarpSize * kSize];
+  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  const int64_t tile = int64_t{blockIdx.y} * kWarpSize * kSize, column = tile + lane * kSize;
+  const int64_t first = int64_t{blockIdx.x} * kBiasGradientRows;
+  const int64_t end = min(rows, first + kBiasGradientRows);
+  float total[kSize] = {};
   if (column < width) {
-    for (int64_t row = threadIdx.y; row < rows; row += kTile) {
-      total += static_cast<float>(dy[row * width + column]);
+#pragma unroll 4
+    for (int64_t row = first + warp; row < end; row += kBiasWarps) {
+      float values[kSize];
+      load_floats<kSize>(dy + row * width + column, values);
+#pragma unroll
+      for (int i = 0; i < kSize; ++i) total[i] += values[i];
     }
   }
-  partial[threadIdx.y][threadIdx.x] = total;
-  __syncthreads();
-  if (threadIdx.y != 0 || column >= width) return;
-  for (int r = 1; r < kTile; ++r) total += partial[r][threadIdx.x];
-  dbias[column] += total;
+#pragma unroll
+  for (int i = 0; i < kSize; ++i) sums[warp][lane * kSize + i] = total[i];
+  __syncthreads();  // every warp's sums are visible below
+  for (int c = static_cast<int>(threadIdx.x); c < kWarpSize * kSize; c += kThreads) {
+    if (tile + c >= width) break;
+    float sum = 0.0f;
+    for (int w = 0; w < kBiasWarps; ++w) sum += sums[w][c];
+    partial[blockIdx.x * width + tile + c] = sum;
+  }
 }
 
 // Blocks and their shares depend on n alone, so that a sum is the same on every device.
 constexpr int64_t kSumBlocks = 1024;
+constexpr int kSumVector = 4;
 
-template <bool kSquares>
-__global__ void partial_sums_kernel(const float* x, int64_t n, int64_t share, double* partial) {
+template <bool kSquares, int kSize>
+__global__ void __launch_bounds__(kThreads)
+    partial_sums_kernel(const float* x, int64_t n, int64_t share, double* partial) {
   __shared__ double scratch[kWarpSize];
   const int64_t begin = blockIdx.x * share, end = min(n, begin + share);
   double total = 0.0;
-  for (int64_t i = begin + threadIdx.x; i < end; i += blockDim.x) {
-    const double value = x[i];
-    total += kSquares ? value * value : value;
+  const auto add = [&](float value) {
+    const double v = value;
+    total += kSquares ? v * v : v;
+  };
+  int64_t i = begin + threadIdx.x * kSize;
+#pragma unroll 4
+  for (; i + kSize <= end; i += kThreads * kSize) {
+    float values[kSize];
+    load_floats<kSize>(x + i, values);
+#pragma unroll
+    for (int j = 0; j < kSize; ++j) add(values[j]);
   }
+  for (; i < end; ++i) add(x[i]);  // the one thread whose last piece is cut
   total = block_sum(total, scratch);
   if (threadIdx.x == 0) partial[blockIdx.x] = total;
 }
@@ -120,12 +162,15 @@ template <bool kSquares>
 void add_sum_on_device(Stream& stream, ConstTensorView x, double factor, TensorView total) {
   const int64_t n = x.num_elements();
   if (n == 0) return;
-  const int64_t share = (n + kSumBlocks - 1) / kSumBlocks;
+  // Whole vectors, so that every share begins at one.
+  const int64_t share = (n + kSumBlocks * kSumVector - 1) / (kSumBlocks * kSumVector) * kSumVector;
   const int64_t blocks = (n + share - 1) / share;
   auto* partial =
       static_cast<double*>(reduction_scratch(stream, static_cast<size_t>(blocks) * sizeof(double)));
-  launch(partial_sums_kernel<kSquares>, static_cast<unsigned int>(blocks), kThreads, 0, stream,
-         x.data<float>(), n, share, partial);
+  const float* values = x.data<float>();
+  launch(allow_vectors(values) ? partial_sums_kernel<kSquares, kSumVector>
+                               : partial_sums_kernel<kSquares, 1>,
+         static_cast<unsigned int>(blocks), kThreads, 0, stream, values, n, share, partial);
   launch(add_partial_sums_kernel, 1, kThreads, 0, stream, partial, blocks, factor,
          total.data<double>());
 }
@@ -147,7 +192,9 @@ void cuda::cast(Stream& stream, ConstTensorView x, TensorView y) {
   map_dtypes(stream, x, y, TakeX{});
 }
 
+// Nothing may lie at no address, which the runtime refuses.
 void cuda::copy(Stream& stream, ConstTensorView x, TensorView y) {
+  if (y.num_bytes() == 0) return;
   check_cuda(
       cudaMemcpyAsync(y.raw(), x.raw(), y.num_bytes(), cudaMemcpyDefault, native_stream(stream)),
       "cudaMemcpyAsync");
@@ -158,6 +205,7 @@ void cuda::add(Stream& stream, ConstTensorView x, TensorView y) {
 }
 
 void cuda::fill_zero(Stream& stream, TensorView y) {
+  if (y.num_bytes() == 0) return;
   check_cuda(cudaMemsetAsync(y.raw(), 0, y.num_bytes(), native_stream(stream)), "cudaMemsetAsync");
 }
 
@@ -166,17 +214,34 @@ void cuda::scale(Stream& stream, float factor, TensorView y) {
 }
 
 void cuda::add_bias(Stream& stream, ConstTensorView bias, TensorView y) {
+  const int64_t rows = y.dim(0), width = y.dim(1);
   dispatch_compute_dtype(y.dtype(), [&]<class T>() {
-    launch(add_bias_kernel<T>, num_blocks(y.num_elements(), kThreads), kThreads, 0, stream,
-           bias.data<float>(), y.data<T>(), y.dim(1), y.num_elements());
+    const float* b = bias.data<float>();
+    T* values = y.data<T>();
+    const bool wide = width % kPerThread == 0 && allow_vectors(b, values);
+    const int64_t pieces = wide ? width / kPerThread : width;
+    const int64_t threads = std::clamp<int64_t>(pieces, kWarpSize, kThreads);
+    launch(wide ? add_bias_kernel<kPerThread, T> : add_bias_kernel<1, T>,
+           dim3(num_blocks(rows, kBiasRows), num_blocks(pieces, threads)),
+           static_cast<unsigned int>(threads), 0, stream, b, rows, width, values);
   });
 }
 
-void cuda::add_bias_backward(Stream& stream, ConstTensorView dy, TensorView dbias) {
+void cuda::add_bias_backward(Stream& stream, Workspace& workspace, ConstTensorView dy,
+                             TensorView dbias) {
+  const int64_t rows = dy.dim(0), width = dy.dim(1);
+  const unsigned int blocks = num_blocks(rows, kBiasGradientRows);
+  WorkspaceScope scope(workspace);
+  float* partial = workspace.take({blocks, width}, DType::f32).data<float>();
   dispatch_compute_dtype(dy.dtype(), [&]<class T>() {
-    launch(add_bias_backward_kernel<T>, num_blocks(dy.dim(1), kTile), dim3(kTile, kTile), 0, stream,
-           dy.data<T>(), dbias.data<float>(), dy.dim(0), dy.dim(1));
+    constexpr int kSize = 16 / sizeof(T);
+    const T* d = dy.data<T>();
+    const bool wide = width % kSize == 0 && allow_vectors(d);
+    launch(wide ? add_bias_backward_kernel<kSize, T> : add_bias_backward_kernel<1, T>,
+           dim3(blocks, num_blocks(width, kWarpSize, wide ? kSize : 1)), kThreads, 0, stream, d,
+           rows, width, partial);
   });
+  add_partials(stream, partial, blocks, width, dbias.data<float>(), nullptr);
 }
 
 void cuda::add_sum(Stream& stream, ConstTensorView x, double factor, TensorView total) {

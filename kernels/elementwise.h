@@ -1,5 +1,6 @@
 #pragma once
 
+#include "kernels/memory.h"
 #include "kernels/tensor.h"
 
 namespace switchyard {
@@ -21,7 +22,7 @@ using Scale = void(Stream&, float factor, TensorView y);
 using AddBias = void(Stream&, ConstTensorView bias, TensorView y);
 // dbias += sum over rows of dy
 //   dy [rows, width], dbias [width] f32
-using AddBiasBackward = void(Stream&, ConstTensorView dy, TensorView dbias);
+using AddBiasBackward = void(Stream&, Workspace&, ConstTensorView dy, TensorView dbias);
 // total += factor * sum of x, or of its squares; in double, in an order that does not depend on the
 // number of threads.
 //   x  f32, total [1] f64

@@ -12,8 +12,8 @@ using namespace cuda;  // NOLINT: the device helpers
 
 constexpr int kThreads = 256;
 constexpr int kRowsPerBlock = kThreads / kWarpSize;
-constexpr int kPerThread = 4;
-constexpr int kColumnsPerBlock = kThreads * kPerThread;
+constexpr int kGradientThreads = 128;
+constexpr int kPerThread = 8;
 
 // One warp per token, in pieces of 16 bytes or of one element.
 template <class Piece>
@@ -23,6 +23,7 @@ __global__ void embedding_forward_kernel(const int32_t* ids, const Piece* table,
   if (token >= tokens) return;
   const int64_t row = ids[token] - first_row;
   const bool is_here = row >= 0 && row < rows;
+#pragma unroll 4
   for (int64_t i = threadIdx.x % kWarpSize; i < pieces; i += kWarpSize) {
     out[token * pieces + i] = is_here ? table[row * pieces + i] : Piece{};
   }
@@ -49,20 +50,35 @@ __global__ void keys_kernel(const int32_t* ids, int64_t first_row, int64_t rows,
   positions[token] = static_cast<int32_t>(token);
 }
 
+// The first place after `first` whose key is another. Steps that double, then halve: most rows have
+// few tokens, some have most of them.
+__device__ int64_t end_of_run(const int32_t* keys, int64_t first, int64_t n) {
+  const int32_t key = keys[first];
+  int64_t begin = first, step = 1;  // keys[begin] == key
+  for (; begin + step < n && keys[begin + step] == key; step *= 2) begin += step;
+  for (; step > 0; step /= 2) {
+    if (begin + step < n && keys[begin + step] == key) begin += step;
+  }
+  return begin + 1;
+}
+
 // Blocks of the first token of each row add the gradients of all tokens of that row, in their
 // order. Other blocks have nothing to do.
 template <int kSize, class T>
-__global__ void embedding_backward_kernel(const int32_t* keys, const int32_t* positions,
-                                          const T* dout, int64_t rows, int64_t tokens,
-                                          int64_t hidden, float* dtable) {
+__global__ void __launch_bounds__(kGradientThreads)
+    embedding_backward_kernel(const int32_t* keys, const int32_t* positions, const T* dout,
+                              int64_t rows, int64_t tokens, int64_t hidden, float* dtable) {
   const int64_t first = blockIdx.x;
   const int32_t row = keys[first];
   if (row == rows || (first > 0 && keys[first - 1] == row)) return;
-  const int64_t column = (int64_t{blockIdx.y} * kThreads + threadIdx.x) * kSize;
+  const int64_t column = (int64_t{blockIdx.y} * kGradientThreads + threadIdx.x) * kSize;
   if (column >= hidden) return;
+  const int64_t end = end_of_run(keys, first, tokens);
   float sums[kSize];
   load_floats<kSize>(dtable + row * hidden + column, sums);
-  for (int64_t i = first; i < tokens && keys[i] == row; ++i) {
+  // The loads of several tokens under way at a time: frequent tokens decide how long this takes.
+#pragma unroll 8
+  for (int64_t i = first; i < end; ++i) {
     float values[kSize];
     load_floats<kSize>(dout + positions[i] * hidden + column, values);
 #pragma unroll
@@ -93,15 +109,16 @@ void cuda::embedding_backward(Stream& stream, Workspace& workspace, ConstTensorV
   int32_t *keys = take(), *positions = take(), *sorted_keys = take(), *sorted = take();
   launch(keys_kernel, num_blocks(tokens, kThreads), kThreads, 0, stream, ids.data<int32_t>(),
          first_row, rows, tokens, keys, positions);
-  stable_sort_pairs(stream, workspace, keys, positions, tokens, sorted_keys, sorted);
+  stable_sort_pairs(stream, workspace, keys, positions, tokens, /*max_key=*/rows, sorted_keys,
+                    sorted);
   dispatch_compute_dtype(dout.dtype(), [&]<class T>() {
     const T* gradients = dout.data<T>();
     float* sums = dtable.data<float>();
     const bool wide = hidden % kPerThread == 0 && allow_vectors(gradients, sums);
     const dim3 grid(static_cast<unsigned int>(tokens),
-                    num_blocks(hidden, wide ? kColumnsPerBlock : kThreads));
+                    num_blocks(hidden, kGradientThreads, wide ? kPerThread : 1));
     launch(wide ? embedding_backward_kernel<kPerThread, T> : embedding_backward_kernel<1, T>, grid,
-           kThreads, 0, stream, sorted_keys, sorted, gradients, rows, tokens, hidden, sums);
+           kGradientThreads, 0, stream, sorted_keys, sorted, gradients, rows, tokens, hidden, sums);
   });
 }
 

@@ -30,7 +30,8 @@ __device__ int64_t thread_number() { return int64_t{blockIdx.x} * blockDim.x + t
 // rank. Dropped slots have rank `ranks`, and come last.
 struct Sends {
   const int32_t* dispatch_idx;
-  int64_t slots, top_k, ranks, local_experts;
+  int64_t slots;
+  int32_t top_k, ranks, local_experts;
   bool deduplicate;
   const int32_t *rank, *slot;  // [slots], of each place
   const int32_t* rows;         // [slots] rows opened up to and with each place
@@ -40,6 +41,7 @@ struct Sends {
     return !deduplicate || place == 0 || rank[place - 1] != rank[place] ||
            slot[place - 1] / top_k != slot[place] / top_k;
   }
+  __host__ __device__ int32_t num_counts() const { return ranks * (1 + local_experts); }
   __device__ int64_t rows_before(int64_t place) const { return place == 0 ? 0 : rows[place - 1]; }
 };
 
@@ -47,7 +49,7 @@ __global__ void send_keys_kernel(Sends s, int32_t* ranks, int32_t* slots) {
   const int64_t slot = thread_number();
   if (slot >= s.slots) return;
   const int32_t expert = s.dispatch_idx[slot];
-  ranks[slot] = static_cast<int32_t>(expert < 0 ? s.ranks : expert / s.local_experts);
+  ranks[slot] = expert < 0 ? s.ranks : expert / s.local_experts;
   slots[slot] = static_cast<int32_t>(slot);
 }
 
@@ -56,23 +58,40 @@ __global__ void open_rows_kernel(Sends s, int32_t* rows) {
   if (place < s.slots) rows[place] = s.opens(place);
 }
 
-// One thread per place.
-__global__ void place_sends_kernel(Sends s, int32_t* source, int32_t* assignment_of_slot,
-                                   int2* assignments, unsigned long long* counts) {
-  const int64_t place = thread_number();
-  if (place >= s.slots) return;
+//   counts  [ranks, 1 + local experts]
+__device__ void place_send(const Sends& s, int64_t place, int32_t* source,
+                           int32_t* assignment_of_slot, int2* assignments, int32_t* counts) {
   const int32_t slot = s.slot[place], rank = s.rank[place];
   assignment_of_slot[slot] = rank == s.ranks ? -1 : static_cast<int32_t>(place);
   if (rank == s.ranks) return;
-  const int32_t expert = static_cast<int32_t>(s.dispatch_idx[slot] % s.local_experts);
+  const int32_t expert = s.dispatch_idx[slot] % s.local_experts;
   const int64_t first_row = s.rows_before(lower_bound(s.rank, s.slots, rank));
   const int64_t row = s.rows[place] - 1;
   assignments[place] = make_int2(static_cast<int32_t>(row - first_row), expert);
-  unsigned long long* of_rank = counts + rank * (1 + s.local_experts);
-  atomicAdd(of_rank + 1 + expert, 1ULL);
+  int32_t* of_rank = counts + rank * (1 + s.local_experts);
+  atomicAdd(of_rank + 1 + expert, 1);
   if (!s.opens(place)) return;
-  source[row] = static_cast<int32_t>(slot / s.top_k);
-  atomicAdd(of_rank, 1ULL);
+  source[row] = slot / s.top_k;
+  atomicAdd(of_rank, 1);
+}
+
+// One thread per place. Counted per block first: all places meet at few counts.
+__global__ void __launch_bounds__(kThreads)
+    place_sends_kernel(Sends s, int32_t* source, int32_t* assignment_of_slot, int2* assignments,
+                       unsigned long long* counts) {
+  int32_t* block_counts = dynamic_shared<int32_t>();
+  const int32_t num_counts = s.num_counts();
+  for (int32_t i = threadIdx.x; i < num_counts; i += kThreads) block_counts[i] = 0;
+  __syncthreads();  // all counts are zero
+  const int64_t place = thread_number();
+  if (place < s.slots) {
+    place_send(s, place, source, assignment_of_slot, assignments, block_counts);
+  }
+  __syncthreads();  // every thread has counted
+  for (int32_t i = threadIdx.x; i < num_counts; i += kThreads) {
+    if (block_counts[i] > 0)
+      atomicAdd(counts + i, static_cast<unsigned long long>(block_counts[i]));
+  }
 }
 
 // offsets[t + 1] = rows of token t; offsets[0] = 0.
@@ -160,9 +179,9 @@ void cuda::plan_sends(Stream& stream, Workspace& workspace, ConstTensorView disp
   int32_t* rows = take_i32(workspace, slots);
   const Sends sends{.dispatch_idx = dispatch_idx.data<int32_t>(),
                     .slots = slots,
-                    .top_k = dispatch_idx.dim(1),
-                    .ranks = plan.counts.dim(0),
-                    .local_experts = local_experts,
+                    .top_k = static_cast<int32_t>(dispatch_idx.dim(1)),
+                    .ranks = static_cast<int32_t>(plan.counts.dim(0)),
+                    .local_experts = static_cast<int32_t>(local_experts),
                     .deduplicate = deduplicate,
                     .rank = sorted_ranks,
                     .slot = sorted_slots,
@@ -170,16 +189,19 @@ void cuda::plan_sends(Stream& stream, Workspace& workspace, ConstTensorView disp
   const auto per_thread = [&](auto kernel, int64_t n, auto... args) {
     launch(kernel, num_blocks(n, kThreads), kThreads, 0, stream, sends, args...);
   };
+  const size_t counts_bytes = static_cast<size_t>(sends.num_counts()) * sizeof(int32_t);
   auto* assignment_of_slot = plan.assignment_of_slot.data<int32_t>();
   auto* offsets = plan.token_offsets.data<int32_t>();
   cuda::fill_zero(stream, plan.counts);
   per_thread(send_keys_kernel, slots, ranks, numbers);
-  stable_sort_pairs(stream, workspace, ranks, numbers, slots, sorted_ranks, sorted_slots);
+  stable_sort_pairs(stream, workspace, ranks, numbers, slots, /*max_key=*/sends.ranks, sorted_ranks,
+                    sorted_slots);
   per_thread(open_rows_kernel, slots, rows);
   running_sums(stream, workspace, rows, slots, rows);
-  per_thread(place_sends_kernel, slots, plan.source.data<int32_t>(), assignment_of_slot,
-             reinterpret_cast<int2*>(plan.assignments.data<int32_t>()),
-             reinterpret_cast<unsigned long long*>(plan.counts.data<int64_t>()));
+  launch(place_sends_kernel, num_blocks(slots, kThreads), kThreads, counts_bytes, stream, sends,
+         plan.source.data<int32_t>(), assignment_of_slot,
+         reinterpret_cast<int2*>(plan.assignments.data<int32_t>()),
+         reinterpret_cast<unsigned long long*>(plan.counts.data<int64_t>()));
   // One thread more: without tokens there is still an offset.
   per_thread(count_token_rows_kernel, tokens + 1, assignment_of_slot, tokens, offsets);
   running_sums(stream, workspace, offsets, tokens + 1, offsets);
@@ -189,8 +211,8 @@ void cuda::plan_sends(Stream& stream, Workspace& workspace, ConstTensorView disp
 
 void cuda::plan_arrivals(Stream& stream, Workspace& workspace, ConstTensorView assignments,
                          std::span<const int64_t> rank_rows,
-                         std::span<const int64_t> rank_assignments, std::span<const int64_t>,
-                         const ArrivalPlan& plan) {
+                         std::span<const int64_t> rank_assignments,
+                         std::span<const int64_t> expert_offsets, const ArrivalPlan& plan) {
   const int64_t count = assignments.dim(0);
   WorkspaceScope scope(workspace);
   int32_t *experts = take_i32(workspace, count), *numbers = take_i32(workspace, count);
@@ -202,7 +224,8 @@ void cuda::plan_arrivals(Stream& stream, Workspace& workspace, ConstTensorView a
                           .rank_assignments = copy_to_device(stream, workspace, rank_assignments)};
   launch(arrival_keys_kernel, num_blocks(count, kThreads), kThreads, 0, stream, arrivals, experts,
          numbers);
-  stable_sort_pairs(stream, workspace, experts, numbers, count, sorted_experts, sorted);
+  stable_sort_pairs(stream, workspace, experts, numbers, count,
+                    /*max_key=*/std::ssize(expert_offsets) - 2, sorted_experts, sorted);
   launch(place_arrivals_kernel, num_blocks(count + 1, kThreads), kThreads, 0, stream, arrivals,
          sorted, rank_rows.back(), plan.expert_source.data<int32_t>(),
          plan.received_offsets.data<int32_t>(), plan.expert_row_of_assignment.data<int32_t>());

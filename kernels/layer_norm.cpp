@@ -1,5 +1,6 @@
 #include "kernels/layer_norm.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/check.h"
@@ -127,21 +128,24 @@ void layer_norm_forward(Stream&, ConstTensorView x, ConstTensorView delta, Const
   });
 }
 
-void layer_norm_backward(Stream&, Workspace&, ConstTensorView dy, ConstTensorView x,
+void layer_norm_backward(Stream&, Workspace& workspace, ConstTensorView dy, ConstTensorView x,
                          ConstTensorView weight, ConstTensorView mean, ConstTensorView rstd,
                          TensorView dx, TensorView dweight, TensorView dbias) {
   dispatch_compute_dtype(x.dtype(), [&]<class T>() {
     const int64_t hidden = x.dim(1);
-    std::vector<float> sums(static_cast<size_t>(2 * hidden), 0.0f);
-    accumulate_over_rows(x.dim(0), 2 * hidden, sums.data(), [&](int64_t t, float* partial) {
+    WorkspaceScope scope(workspace);
+    float* sums = workspace.take({2 * hidden}, DType::f32).data<float>();
+    std::fill_n(sums, 2 * hidden, 0.0f);
+    const auto add_row = [&](int64_t t, float* partial) {
       const int64_t at = t * hidden;
       backward_row(dy.data<T>() + at, x.data<T>() + at, weight.data<float>(),
                    {mean.data<float>()[t], rstd.data<float>()[t]}, hidden, dx.data<T>() + at,
                    partial);
-    });
+    };
+    accumulate_over_rows(workspace, x.dim(0), 2 * hidden, sums, add_row);
     for (int64_t i = 0; i < hidden; ++i) {
-      dweight.data<float>()[i] += sums[static_cast<size_t>(i)];
-      dbias.data<float>()[i] += sums[static_cast<size_t>(hidden + i)];
+      dweight.data<float>()[i] += sums[i];
+      dbias.data<float>()[i] += sums[hidden + i];
     }
   });
 }

@@ -1,11 +1,13 @@
 #include "kernels/memory.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #include "kernels/check.h"
 #include "kernels/tensor.h"
@@ -47,12 +49,47 @@ size_t round_up(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * k
 
 void* allocate_pages(size_t num_bytes) {
   void* address = std::aligned_alloc(kAlignment, std::max(round_up(num_bytes), kAlignment));
-  require(address != nullptr, "out of memory: cannot allocate {:.1f} MiB",
-          static_cast<double>(num_bytes) / (1 << 20));
+  if (address == nullptr) throw OutOfMemory("a buffer of the host", num_bytes, Device{});
   return address;
 }
 
+std::string mebibytes(size_t num_bytes) {
+  return fmt::format("{:.1f} MiB", static_cast<double>(num_bytes) / (1 << 20));
+}
+
+MemoryFigures memory_of_host() {
+  const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  return {.free_bytes = static_cast<size_t>(sysconf(_SC_AVPHYS_PAGES)) * page,
+          .total_bytes = static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * page};
+}
+
 }  // namespace
+
+MemoryFigures memory_of(Device device) {
+#ifdef SWITCHYARD_WITH_CUDA
+  if (device.kind == DeviceKind::cuda) return cuda::memory_of(device);
+#endif
+  require(device.kind == DeviceKind::cpu, "this build knows nothing of {}", to_string(device));
+  return memory_of_host();
+}
+
+OutOfMemory::OutOfMemory(std::string purpose, size_t wanted_bytes, Device device)
+    : Error("out of memory"),
+      wanted_bytes_(wanted_bytes),
+      device_(device),
+      memory_(memory_of(device)) {
+  set_purpose(std::move(purpose));
+}
+
+void OutOfMemory::set_purpose(std::string purpose) {
+  message_ = fmt::format("out of memory on {}: {} for {}; {} of {} are free", to_string(device_),
+                         wanted_bytes_ > 0 ? mebibytes(wanted_bytes_) : "memory", purpose,
+                         mebibytes(memory_.free_bytes), mebibytes(memory_.total_bytes));
+  // Memory that is free but not to be had: a limit, not the machine.
+  if (device_.kind == DeviceKind::cpu && wanted_bytes_ < memory_.free_bytes) {
+    message_ += " (the system refuses it: see ulimit -v and vm.overcommit_memory)";
+  }
+}
 
 void use_managed_memory(bool on) { managed_memory = on; }
 
@@ -62,14 +99,15 @@ void Buffer::Free::operator()(void* address) const {
   kind == DeviceKind::cuda ? cuda::release(address) : std::free(address);
 }
 
-Buffer::Buffer(size_t num_bytes, Device device) : num_bytes_(num_bytes), device_(device) {
+Buffer::Buffer(size_t num_bytes, Device device, const char* purpose)
+    : num_bytes_(num_bytes), device_(device) {
   if (num_bytes == 0) return;
   if (device.kind == DeviceKind::cuda) {
     // CUDA aligns to 256 bytes.
-    data_ = cuda::allocate(num_bytes, device, managed_memory);
+    data_ = cuda::allocate(num_bytes, device, managed_memory, purpose);
     allocation_ = {data_, Free{DeviceKind::cuda}};
   } else {
-    allocate_on_cpu();
+    allocate_on_cpu(purpose);
   }
 }
 
@@ -92,17 +130,17 @@ PinnedBuffer::PinnedBuffer(size_t num_bytes)
 
 void Buffer::Free::operator()(void* address) const { std::free(address); }
 
-Buffer::Buffer(size_t num_bytes, Device device) : num_bytes_(num_bytes), device_(device) {
-  if (num_bytes > 0) allocate_on_cpu();
+Buffer::Buffer(size_t num_bytes, Device device, const char* purpose)
+    : num_bytes_(num_bytes), device_(device) {
+  if (num_bytes > 0) allocate_on_cpu(purpose);
 }
 
 #endif
 
-void Buffer::allocate_on_cpu() {
+void Buffer::allocate_on_cpu(const char* purpose) {
   // calloc hands out zero pages that cost nothing until they are touched.
   allocation_.reset(std::calloc(num_bytes_ + kAlignment, 1));
-  require(allocation_ != nullptr, "out of memory: cannot allocate {:.1f} MiB on {}",
-          static_cast<double>(num_bytes_) / (1 << 20), to_string(device_));
+  if (allocation_ == nullptr) throw OutOfMemory(purpose, num_bytes_, device_);
   ask_for_huge_pages(allocation_.get(), num_bytes_);
   data_ = reinterpret_cast<void*>(round_up(reinterpret_cast<uintptr_t>(allocation_.get())));
 }
@@ -117,8 +155,7 @@ std::byte* Workspace::bump(size_t num_bytes) {
     offset_ = 0;
   }
   if (chunk_ == chunks_.size()) {
-    // A quarter of what is in use at a time: few chunks, and little over-allocation.
-    chunks_.emplace_back(std::max({num_bytes, kFirstChunk, round_up(live_bytes_ / 4)}), device_);
+    grow(num_bytes);
     offset_ = 0;
   }
   std::byte* address = static_cast<std::byte*>(chunks_[chunk_].data()) + offset_;
@@ -126,10 +163,28 @@ std::byte* Workspace::bump(size_t num_bytes) {
   return address;
 }
 
+// A quarter of what is in use at a time: few chunks, and little over-allocation. Where that much is
+// not to be had, what is needed may be.
+void Workspace::grow(size_t num_bytes) {
+  const size_t generous = std::max({num_bytes, kFirstChunk, round_up(live_bytes_ / 4)});
+  try {
+    chunks_.emplace_back(generous, device_);
+  } catch (const OutOfMemory&) {
+    chunks_.emplace_back(num_bytes, device_);
+  }
+}
+
 TensorView Workspace::take(const Shape& shape, DType dtype) {
   const size_t payload =
       std::max(round_up(static_cast<size_t>(shape.num_elements()) * size_of(dtype)), kAlignment);
-  std::byte* address = bump(payload + 2 * guard_bytes_);
+  std::byte* address = nullptr;
+  try {
+    address = bump(payload + 2 * guard_bytes_);
+  } catch (OutOfMemory& error) {
+    error.set_purpose(fmt::format("a tensor of the workspace, {} {}, beside {} in use",
+                                  to_string(dtype), to_string(shape), mebibytes(live_bytes_)));
+    throw;
+  }
   live_bytes_ += payload;
   high_water_ = std::max(high_water_, live_bytes_);
   if (has_guards()) {

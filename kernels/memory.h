@@ -3,8 +3,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
+#include "kernels/check.h"
 #include "kernels/device.h"
 
 namespace switchyard {
@@ -12,6 +14,35 @@ namespace switchyard {
 enum class DType : uint8_t;
 class Shape;
 class TensorView;
+
+// Of a device as a whole: other programs' too.
+struct MemoryFigures {
+  size_t free_bytes = 0;
+  size_t total_bytes = 0;
+};
+MemoryFigures memory_of(Device device);
+
+// A device has not the memory that was asked of it. The message says what it was for, how much was
+// wanted and how much is free.
+class OutOfMemory : public Error {
+ public:
+  // wanted_bytes  0 where it is not known, as of what libraries take for themselves
+  OutOfMemory(std::string purpose, size_t wanted_bytes, Device device);
+
+  // What the memory was for, such as "the gradients of head.weight". For whoever it passes and
+  // knows better; who says so last is heard.
+  void set_purpose(std::string purpose);
+
+  Device device() const { return device_; }
+  const MemoryFigures& memory() const { return memory_; }
+  const char* what() const noexcept override { return message_.c_str(); }
+
+ private:
+  size_t wanted_bytes_;
+  Device device_;
+  MemoryFigures memory_;  // when it was asked for
+  std::string message_;
+};
 
 // Buffers of CUDA devices made from now on can be used by the host, too (managed memory): for
 // tests, which read and write tensors element by element. Slower; off unless asked for.
@@ -21,7 +52,8 @@ void use_managed_memory(bool on);
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(size_t num_bytes, Device device = {});
+  // Throws OutOfMemory for `purpose`.
+  explicit Buffer(size_t num_bytes, Device device = {}, const char* purpose = "a buffer");
 
   void* data() const { return data_; }
   size_t num_bytes() const { return num_bytes_; }
@@ -32,7 +64,7 @@ class Buffer {
     DeviceKind kind;  // cpu when default-constructed
     void operator()(void* address) const;
   };
-  void allocate_on_cpu();
+  void allocate_on_cpu(const char* purpose);
 
   std::unique_ptr<void, Free> allocation_;
   void* data_ = nullptr;  // the first aligned byte of the allocation
@@ -93,6 +125,7 @@ class Workspace {
 
   bool has_guards() const { return guard_bytes_ > 0; }
   std::byte* bump(size_t num_bytes);
+  void grow(size_t num_bytes);
   void check_guards(size_t first_allocation);
 
   Device device_;

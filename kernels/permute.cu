@@ -44,6 +44,7 @@ __global__ void sum_rows_kernel(const T* x, const int32_t* offsets, const int32_
   const int32_t begin = offsets[row], end = offsets[row + 1];
   for (int64_t i = (threadIdx.x % kWarpSize) * kSize; i < width; i += kWarpSize * kSize) {
     float sums[kSize] = {};
+#pragma unroll 4
     for (int32_t j = begin; j < end; ++j) {
       float values[kSize];
       load_floats<kSize>(x + members[j] * width + i, values);

@@ -100,16 +100,17 @@ void rms_norm_forward(Stream&, ConstTensorView x, ConstTensorView delta, ConstTe
   });
 }
 
-void rms_norm_backward(Stream&, Workspace&, ConstTensorView dy, ConstTensorView x,
+void rms_norm_backward(Stream&, Workspace& workspace, ConstTensorView dy, ConstTensorView x,
                        ConstTensorView weight, ConstTensorView rstd, TensorView dx,
                        TensorView dweight) {
   dispatch_compute_dtype(x.dtype(), [&]<class T>() {
     const int64_t hidden = x.dim(1);
-    accumulate_over_rows(x.dim(0), hidden, dweight.data<float>(), [&](int64_t t, float* sums) {
+    const auto add_row = [&](int64_t t, float* sums) {
       const int64_t at = t * hidden;
       backward_row(dy.data<T>() + at, x.data<T>() + at, weight.data<float>(), rstd.data<float>()[t],
                    hidden, dx.data<T>() + at, sums);
-    });
+    };
+    accumulate_over_rows(workspace, x.dim(0), hidden, dweight.data<float>(), add_row);
   });
 }
 

@@ -28,9 +28,10 @@ void check_logits(ConstTensorView logits, const RouterOptions& options) {
 
 }  // namespace
 
-void router_forward(Stream& stream, const RouterOptions& options, TokenRange range,
-                    ConstTensorView logits, ConstTensorView bias, TensorView scores, TensorView lse,
-                    TensorView topk_idx, TensorView topk_weights) {
+void router_forward(Stream& stream, Workspace& workspace, const RouterOptions& options,
+                    TokenRange range, ConstTensorView logits, ConstTensorView bias,
+                    TensorView scores, TensorView lse, TensorView topk_idx, TensorView topk_weights,
+                    TensorView counts, TensorView prob_sums) {
   check_logits(logits, options);
   const int64_t tokens = logits.dim(0), experts = logits.dim(1);
   if (bias) require_shape(bias, {experts}, "bias");
@@ -38,21 +39,17 @@ void router_forward(Stream& stream, const RouterOptions& options, TokenRange ran
   require_shape(lse, {tokens}, "lse");
   check_matrix(topk_idx, tokens, options.top_k, DType::i32, "topk_idx");
   check_matrix(topk_weights, tokens, options.top_k, DType::f32, "topk_weights");
+  if (counts) {
+    require(counts.rank() == 2 && counts.dim(1) == experts, "counts have shape {}",
+            to_string(counts.shape()));
+    require(range.first_token + tokens <= counts.dim(0) * range.seq_len,
+            "{} tokens from the {}th are more than {} sequences of {}", tokens, range.first_token,
+            counts.dim(0), range.seq_len);
+    require_shape(prob_sums, counts.shape(), "prob_sums");
+  }
   SWITCHYARD_BODY(stream, router_forward)
-  (stream, options, range, logits, bias, scores, lse, topk_idx, topk_weights);
-}
-
-void router_statistics(Stream& stream, Workspace& workspace, RouterScore score, TokenRange range,
-                       ConstTensorView scores, ConstTensorView topk_idx, TensorView counts,
-                       TensorView prob_sums) {
-  require(scores.rank() == 2 && topk_idx.rank() == 2 && topk_idx.dim(0) == scores.dim(0),
-          "topk_idx {} does not fit scores {}", to_string(topk_idx.shape()),
-          to_string(scores.shape()));
-  require(counts.rank() == 2 && counts.dim(1) == scores.dim(1), "counts have shape {}",
-          to_string(counts.shape()));
-  require_shape(prob_sums, counts.shape(), "prob_sums");
-  SWITCHYARD_BODY(stream, router_statistics)
-  (stream, workspace, score, range, scores, topk_idx, counts, prob_sums);
+  (stream, workspace, options, range, logits, bias, scores, lse, topk_idx, topk_weights, counts,
+   prob_sums);
 }
 
 void router_backward(Stream& stream, const RouterOptions& options, TokenRange range,
@@ -187,11 +184,41 @@ void score_backward(RouterScore score, const float* scores, const float* dscores
   }
 }
 
+// Counts and probabilities; a task owns a sequence.
+void sum_by_sequence(RouterScore score, TokenRange range, ConstTensorView scores,
+                     ConstTensorView topk_idx, TensorView counts, TensorView prob_sums) {
+  const int64_t tokens = scores.dim(0), experts = scores.dim(1), k = topk_idx.dim(1);
+  const int64_t sequences = counts.dim(0);
+#pragma omp parallel for schedule(static)
+  for (int64_t sequence = 0; sequence < sequences; ++sequence) {
+    float* count = counts.data<float>() + sequence * experts;
+    std::vector<double> sums(static_cast<size_t>(experts), 0.0);
+    std::fill_n(count, experts, 0.0f);
+    const int64_t begin = std::max<int64_t>(0, sequence * range.seq_len - range.first_token);
+    const int64_t end = std::min(tokens, (sequence + 1) * range.seq_len - range.first_token);
+    for (int64_t t = begin; t < end; ++t) {
+      const float* row = scores.data<float>() + t * experts;
+      const int32_t* idx = topk_idx.data<int32_t>() + t * k;
+      for (int64_t s = 0; s < k; ++s) count[idx[s]] += 1.0f;
+      double total = 1.0;
+      if (score == RouterScore::sigmoid) {
+        total = 0.0;
+        for (int64_t e = 0; e < experts; ++e) total += row[e];
+        if (total <= 0.0) continue;
+      }
+      for (int64_t e = 0; e < experts; ++e) sums[static_cast<size_t>(e)] += row[e] / total;
+    }
+    float* out = prob_sums.data<float>() + sequence * experts;
+    for (int64_t e = 0; e < experts; ++e) out[e] = static_cast<float>(sums[static_cast<size_t>(e)]);
+  }
+}
+
 }  // namespace
 
-void router_forward(Stream&, const RouterOptions& options, TokenRange range, ConstTensorView logits,
-                    ConstTensorView bias, TensorView scores, TensorView lse, TensorView topk_idx,
-                    TensorView topk_weights) {
+void router_forward(Stream&, Workspace&, const RouterOptions& options, TokenRange range,
+                    ConstTensorView logits, ConstTensorView bias, TensorView scores, TensorView lse,
+                    TensorView topk_idx, TensorView topk_weights, TensorView counts,
+                    TensorView prob_sums) {
   const int64_t tokens = logits.dim(0), experts = logits.dim(1);
   const int k = options.top_k;
   const float* biases = bias ? bias.data<float>() : nullptr;
@@ -219,35 +246,7 @@ void router_forward(Stream&, const RouterOptions& options, TokenRange range, Con
       }
     }
   }
-}
-
-void router_statistics(Stream&, Workspace&, RouterScore score, TokenRange range,
-                       ConstTensorView scores, ConstTensorView topk_idx, TensorView counts,
-                       TensorView prob_sums) {
-  const int64_t tokens = scores.dim(0), experts = scores.dim(1), k = topk_idx.dim(1);
-  const int64_t sequences = counts.dim(0);
-#pragma omp parallel for schedule(static)
-  for (int64_t sequence = 0; sequence < sequences; ++sequence) {
-    float* count = counts.data<float>() + sequence * experts;
-    std::vector<double> sums(static_cast<size_t>(experts), 0.0);
-    std::fill_n(count, experts, 0.0f);
-    const int64_t begin = std::max<int64_t>(0, sequence * range.seq_len - range.first_token);
-    const int64_t end = std::min(tokens, (sequence + 1) * range.seq_len - range.first_token);
-    for (int64_t t = begin; t < end; ++t) {
-      const float* row = scores.data<float>() + t * experts;
-      const int32_t* idx = topk_idx.data<int32_t>() + t * k;
-      for (int64_t s = 0; s < k; ++s) count[idx[s]] += 1.0f;
-      double total = 1.0;
-      if (score == RouterScore::sigmoid) {
-        total = 0.0;
-        for (int64_t e = 0; e < experts; ++e) total += row[e];
-        if (total <= 0.0) continue;
-      }
-      for (int64_t e = 0; e < experts; ++e) sums[static_cast<size_t>(e)] += row[e] / total;
-    }
-    float* out = prob_sums.data<float>() + sequence * experts;
-    for (int64_t e = 0; e < experts; ++e) out[e] = static_cast<float>(sums[static_cast<size_t>(e)]);
-  }
+  if (counts) sum_by_sequence(options.score, range, scores, topk_idx, counts, prob_sums);
 }
 
 void router_backward(Stream&, const RouterOptions& options, TokenRange range,

@@ -12,7 +12,7 @@ namespace {
 using namespace cuda;  // NOLINT: the device helpers
 
 constexpr int kThreads = 256;
-constexpr int kTokensPerBlock = kThreads / kWarpSize;
+constexpr int kWarps = kThreads / kWarpSize;
 constexpr int kMaxTopK = kWarpSize;  // lane s keeps slot s
 constexpr int kMaxPerLane = 16;
 constexpr float kTinySum = 1e-20f;  // as on the CPU
@@ -32,7 +32,7 @@ void dispatch_experts(int64_t experts, const Body& body) {
 
 __device__ int lane_id() { return static_cast<int>(threadIdx.x) % kWarpSize; }
 __device__ int64_t token_of_warp() {
-  return int64_t{blockIdx.x} * kTokensPerBlock + threadIdx.x / kWarpSize;
+  return int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarpSize;
 }
 
 template <int kPerLane>
@@ -111,26 +111,34 @@ __device__ float log_sum_exp(const float (&logits)[kPerLane]) {
   return largest + static_cast<float>(log(warp_sum(total)));
 }
 
-// One warp per token: scores, top k, weights.
+// ---- Forward -----------------------------------------------------------------------------------
+
+struct Forward {
+  RouterOptions options;
+  int64_t first_token;  // of this rank in the micro-batch
+  const float *logits, *bias;
+  int64_t tokens, experts;
+  float *scores, *lse;
+  int32_t* topk_idx;
+  float* topk_weights;
+};
+
+// Scores, top k and weights of a token. Lane s < top_k returns the expert of slot s.
 template <int kPerLane>
-__global__ void __launch_bounds__(kThreads)
-    router_forward_kernel(RouterOptions options, TokenRange range, const float* logits,
-                          const float* bias, int64_t tokens, int64_t experts, float* scores,
-                          float* lse, int32_t* topk_idx, float* topk_weights) {
-  const int64_t token = token_of_warp();
-  if (token >= tokens) return;
-  float score[kPerLane], keys[kPerLane];
-  load_row(logits + token * experts, experts, -INFINITY, score);
+__device__ int route_token(const Forward& f, int64_t token, float (&score)[kPerLane]) {
+  const RouterOptions& options = f.options;
+  load_row(f.logits + token * f.experts, f.experts, -INFINITY, score);
   const float log_sum = log_sum_exp(score);
-  if (lane_id() == 0) lse[token] = log_sum;
+  if (lane_id() == 0) f.lse[token] = log_sum;
 #pragma unroll
   for (int i = 0; i < kPerLane; ++i) {
     score[i] = options.score == RouterScore::softmax ? expf(score[i] - log_sum)
                                                      : 1.0f / (1.0f + expf(-score[i]));
   }
-  store_row(score, experts, scores + token * experts);
+  store_row(score, f.experts, f.scores + token * f.experts);
 
-  load_row(bias ? bias : scores, bias ? experts : 0, 0.0f, keys);
+  float keys[kPerLane];
+  load_row(f.bias ? f.bias : f.logits, f.bias ? f.experts : 0, 0.0f, keys);
 #pragma unroll
   for (int i = 0; i < kPerLane; ++i) {
     keys[i] += score[i];
@@ -142,8 +150,8 @@ __global__ void __launch_bounds__(kThreads)
   for (int s = 0; s < options.top_k; ++s) {
     const int expert =
         options.force_balanced
-            ? static_cast<int>(((range.first_token + token) * options.top_k + s) % experts)
-            : best_of_row(keys, taken, experts).expert;
+            ? static_cast<int>(((f.first_token + token) * options.top_k + s) % f.experts)
+            : best_of_row(keys, taken, f.experts).expert;
     if (expert % kWarpSize == lane_id()) taken |= 1u << (expert / kWarpSize);
     const float selected = value_of_expert(score, expert);
     total += selected;
@@ -152,63 +160,77 @@ __global__ void __launch_bounds__(kThreads)
       my_score = selected;
     }
   }
-  if (lane_id() >= options.top_k) return;
-  const int64_t slot = token * options.top_k + lane_id();
-  topk_idx[slot] = my_expert;
-  topk_weights[slot] =
-      options.routed_scaling_factor * my_score / (options.normalize_topk ? total : 1.0f);
+  if (lane_id() < options.top_k) {
+    const int64_t slot = token * options.top_k + lane_id();
+    f.topk_idx[slot] = my_expert;
+    f.topk_weights[slot] =
+        options.routed_scaling_factor * my_score / (options.normalize_topk ? total : 1.0f);
+  }
+  return my_expert;
 }
 
-// ---- Statistics --------------------------------------------------------------------------------
-
-constexpr int64_t kTokensPerChunk = 128;
-
-// Block (chunk, sequence): the chunk's tokens go to its warps in turn. Counts and probabilities are
-// summed per warp, then over the warps in their order.
-//   partial  [sequences, chunks, 2, experts] f64: counts, probabilities
+// The probabilities of a token's experts, added to sums. Experts beyond the last have none.
 template <int kPerLane>
-__global__ void __launch_bounds__(kThreads)
-    router_statistics_kernel(RouterScore kind, TokenRange range, const float* scores,
-                             const int32_t* topk_idx, int64_t tokens, int64_t experts, int64_t k,
-                             double* partial) {
-  double* sums = dynamic_shared<double>();  // [warps, 2, experts]
-  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
-  const int64_t first = blockIdx.y * range.seq_len - range.first_token;
-  const int64_t begin = max(int64_t{0}, first) + blockIdx.x * kTokensPerChunk;
-  const int64_t end = min(min(tokens, first + range.seq_len), begin + kTokensPerChunk);
-  double prob[kPerLane] = {}, count[kPerLane] = {};
-  for (int64_t token = begin + warp; token < end; token += kTokensPerBlock) {
-    float row[kPerLane];
-    load_row(scores + token * experts, experts, 0.0f, row);
-    double total = 1.0;
-    if (kind == RouterScore::sigmoid) {
-      total = 0.0;
-#pragma unroll
-      for (int i = 0; i < kPerLane; ++i) total += row[i];
-      total = warp_sum(total);
-    }
-    const int mine = lane_id() < k ? topk_idx[token * k + lane_id()] : -1;
-    for (int s = 0; s < k; ++s) {
-      const int expert = __shfl_sync(kAllLanes, mine, s);
-#pragma unroll
-      for (int i = 0; i < kPerLane; ++i) count[i] += lane_id() + i * kWarpSize == expert;
-    }
-#pragma unroll
-    for (int i = 0; i < kPerLane; ++i) prob[i] += total > 0.0 ? row[i] / total : 0.0;
-  }
-#pragma unroll
-  for (int i = 0; i < kPerLane; ++i) {
-    const int64_t e = lane_id() + i * kWarpSize;
-    if (e >= experts) continue;
-    sums[(warp * 2 + 0) * experts + e] = count[i];
-    sums[(warp * 2 + 1) * experts + e] = prob[i];
-  }
-  __syncthreads();  // every warp's sums are visible below
-  double* out = partial + (int64_t{blockIdx.y} * gridDim.x + blockIdx.x) * 2 * experts;
-  for (int64_t e = threadIdx.x; e < 2 * experts; e += blockDim.x) {
+__device__ void add_probabilities(RouterScore kind, const float (&score)[kPerLane],
+                                  double (&sums)[kPerLane]) {
+  double scale = 1.0;
+  if (kind == RouterScore::sigmoid) {
     double total = 0.0;
-    for (int w = 0; w < kTokensPerBlock; ++w) total += sums[w * 2 * experts + e];
-    out[e] = total;
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      total += score[i];
+    }
+    total = warp_sum(total);
+    scale = total > 0.0 ? 1.0 / total : 0.0;
+  }
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) sums[i] += score[i] * scale;
+}
+
+// Tokens of one block, which a sequence has together.
+constexpr int64_t kTokensPerChunk = 32;
+
+// Block (chunk, sequence): its tokens go to the warps in turn. With statistics, probabilities are
+// summed per warp and then over the warps in their order; counts are integers, whose order does not
+// matter.
+//   sequences  where sequences begin and end among the tokens
+//   partial    [sequences, chunks, 2, experts] f64: counts, probabilities; null: no statistics
+template <int kPerLane, bool kStatistics>
+__global__ void __launch_bounds__(kThreads)
+    router_forward_kernel(Forward f, TokenRange sequences, double* partial) {
+  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  const int64_t first = blockIdx.y * sequences.seq_len - sequences.first_token;
+  const int64_t begin = max(int64_t{0}, first) + blockIdx.x * kTokensPerChunk;
+  const int64_t end = min(min(f.tokens, first + sequences.seq_len), begin + kTokensPerChunk);
+  [[maybe_unused]] double* sums = dynamic_shared<double>();  // [warps, experts]
+  [[maybe_unused]] auto* counts = reinterpret_cast<int*>(sums + kWarps * f.experts);  // [experts]
+  if constexpr (kStatistics) {
+    for (int64_t e = threadIdx.x; e < f.experts; e += kThreads) counts[e] = 0;
+    __syncthreads();  // all counts are zero
+  }
+  double prob[kPerLane] = {};
+  for (int64_t token = begin + warp; token < end; token += kWarps) {
+    float score[kPerLane];
+    const int expert = route_token(f, token, score);
+    if constexpr (kStatistics) {
+      if (lane_id() < f.options.top_k) atomicAdd(counts + expert, 1);
+      add_probabilities(f.options.score, score, prob);
+    }
+  }
+  if constexpr (kStatistics) {
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      const int64_t e = lane_id() + i * kWarpSize;
+      if (e < f.experts) sums[warp * f.experts + e] = prob[i];
+    }
+    __syncthreads();  // every warp's sums and counts are visible below
+    double* out = partial + (int64_t{blockIdx.y} * gridDim.x + blockIdx.x) * 2 * f.experts;
+    for (int64_t e = threadIdx.x; e < f.experts; e += kThreads) {
+      double total = 0.0;
+      for (int w = 0; w < kWarps; ++w) total += sums[w * f.experts + e];
+      out[e] = counts[e];
+      out[f.experts + e] = total;
+    }
   }
 }
 
@@ -219,6 +241,7 @@ __global__ void add_chunks_kernel(const double* partial, int64_t chunks, int64_t
   if (e >= 2 * experts) return;
   const double* from = partial + blockIdx.y * chunks * 2 * experts + e;
   double total = 0.0;
+#pragma unroll 16
   for (int64_t c = 0; c < chunks; ++c) total += from[c * 2 * experts];
   float* out = e < experts ? counts : prob_sums;
   out[blockIdx.y * experts + e % experts] = static_cast<float>(total);
@@ -365,36 +388,42 @@ __global__ void add_count_kernel(const int* count, double* total) { *total += *c
 
 }  // namespace
 
-void cuda::router_forward(Stream& stream, const RouterOptions& options, TokenRange range,
-                          ConstTensorView logits, ConstTensorView bias, TensorView scores,
-                          TensorView lse, TensorView topk_idx, TensorView topk_weights) {
+void cuda::router_forward(Stream& stream, Workspace& workspace, const RouterOptions& options,
+                          TokenRange range, ConstTensorView logits, ConstTensorView bias,
+                          TensorView scores, TensorView lse, TensorView topk_idx,
+                          TensorView topk_weights, TensorView counts, TensorView prob_sums) {
   const int64_t tokens = logits.dim(0), experts = logits.dim(1);
   require(options.top_k <= kMaxTopK, "CUDA routes to up to {} experts per token, not {}", kMaxTopK,
           options.top_k);
-  dispatch_experts(experts, [&]<int kPerLane>() {
-    launch(router_forward_kernel<kPerLane>, num_blocks(tokens, kTokensPerBlock), kThreads, 0,
-           stream, options, range, logits.data<float>(), bias ? bias.data<float>() : nullptr,
-           tokens, experts, scores.data<float>(), lse.data<float>(), topk_idx.data<int32_t>(),
-           topk_weights.data<float>());
-  });
-}
-
-void cuda::router_statistics(Stream& stream, Workspace& workspace, RouterScore score,
-                             TokenRange range, ConstTensorView scores, ConstTensorView topk_idx,
-                             TensorView counts, TensorView prob_sums) {
-  const int64_t tokens = scores.dim(0), experts = scores.dim(1), sequences = counts.dim(0);
+  const Forward forward{.options = options,
+                        .first_token = range.first_token,
+                        .logits = logits.data<float>(),
+                        .bias = bias ? bias.data<float>() : nullptr,
+                        .tokens = tokens,
+                        .experts = experts,
+                        .scores = scores.data<float>(),
+                        .lse = lse.data<float>(),
+                        .topk_idx = topk_idx.data<int32_t>(),
+                        .topk_weights = topk_weights.data<float>()};
+  if (!counts) {
+    const TokenRange one_sequence{.first_token = 0, .seq_len = tokens};
+    return dispatch_experts(experts, [&]<int kPerLane>() {
+      launch(router_forward_kernel<kPerLane, false>, num_blocks(tokens, kTokensPerChunk), kThreads,
+             0, stream, forward, one_sequence, nullptr);
+    });
+  }
   const unsigned int chunks = num_blocks(range.seq_len, kTokensPerChunk);
+  const auto sequences = static_cast<unsigned int>(counts.dim(0));
+  const size_t shared_bytes =
+      static_cast<size_t>(experts) * (kWarps * sizeof(double) + sizeof(int));
   WorkspaceScope scope(workspace);
   auto* partial = workspace.take({sequences, chunks, 2, experts}, DType::f64).data<double>();
   dispatch_experts(experts, [&]<int kPerLane>() {
-    launch(router_statistics_kernel<kPerLane>, dim3(chunks, static_cast<unsigned int>(sequences)),
-           kThreads, static_cast<size_t>(kTokensPerBlock * 2 * experts) * sizeof(double), stream,
-           score, range, scores.data<float>(), topk_idx.data<int32_t>(), tokens, experts,
-           topk_idx.dim(1), partial);
+    launch(router_forward_kernel<kPerLane, true>, dim3(chunks, sequences), kThreads, shared_bytes,
+           stream, forward, range, partial);
   });
-  launch(add_chunks_kernel,
-         dim3(num_blocks(2 * experts, kThreads), static_cast<unsigned int>(sequences)), kThreads, 0,
-         stream, partial, chunks, experts, counts.data<float>(), prob_sums.data<float>());
+  launch(add_chunks_kernel, dim3(num_blocks(2 * experts, kThreads), sequences), kThreads, 0, stream,
+         partial, chunks, experts, counts.data<float>(), prob_sums.data<float>());
 }
 
 void cuda::router_backward(Stream& stream, const RouterOptions& options, TokenRange range,
@@ -403,8 +432,8 @@ void cuda::router_backward(Stream& stream, const RouterOptions& options, TokenRa
                            ConstTensorView dprobs, float z_loss_scale, TensorView dlogits) {
   const int64_t tokens = logits.dim(0), experts = logits.dim(1);
   dispatch_experts(experts, [&]<int kPerLane>() {
-    launch(router_backward_kernel<kPerLane>, num_blocks(tokens, kTokensPerBlock), kThreads, 0,
-           stream, options, range, logits.data<float>(), scores.data<float>(), lse.data<float>(),
+    launch(router_backward_kernel<kPerLane>, num_blocks(tokens, kWarps), kThreads, 0, stream,
+           options, range, logits.data<float>(), scores.data<float>(), lse.data<float>(),
            topk_idx.data<int32_t>(), dtopk_weights.data<float>(),
            dprobs ? dprobs.data<float>() : nullptr, z_loss_scale, tokens, experts,
            dlogits.data<float>());

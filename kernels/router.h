@@ -34,17 +34,14 @@ struct TokenRange {
 //   lse           [tokens] f32: log of the sum of exp(logit), for the z-loss and its gradient
 //   topk_idx      [tokens, top_k] i32
 //   topk_weights  [tokens, top_k] f32
-using RouterForward = void(Stream&, const RouterOptions&, TokenRange, ConstTensorView logits,
-                           ConstTensorView bias, TensorView scores, TensorView lse,
-                           TensorView topk_idx, TensorView topk_weights);
-
-// Sums for the balance loss, per sequence of the micro-batch. The probability of an expert is its
+// For the balance loss, in the same pass; both may be empty. The probability of an expert is its
 // score for softmax, its score divided by the sum over experts for sigmoid (DeepSeek-V3, eq. 18).
-//   topk_idx   [tokens, top_k] i32, before any drop
-//   counts     [sequences, experts] f32: assignments of this rank's tokens; overwritten
-//   prob_sums  [sequences, experts] f32: probabilities summed over this rank's tokens; overwritten
-using RouterStatistics = void(Stream&, Workspace&, RouterScore, TokenRange, ConstTensorView scores,
-                              ConstTensorView topk_idx, TensorView counts, TensorView prob_sums);
+//   counts        [sequences, experts] f32: assignments of this rank's tokens, before any drop
+//   prob_sums     [sequences, experts] f32: probabilities summed over this rank's tokens
+using RouterForward = void(Stream&, Workspace&, const RouterOptions&, TokenRange,
+                           ConstTensorView logits, ConstTensorView bias, TensorView scores,
+                           TensorView lse, TensorView topk_idx, TensorView topk_weights,
+                           TensorView counts, TensorView prob_sums);
 
 // Gradient of everything that reads the logits.
 //   dtopk_weights  [tokens, top_k] f32
@@ -70,19 +67,16 @@ using DropOverCapacity = void(Stream&, DropPolicy, int64_t capacity, int64_t seq
                               TensorView dropped);
 
 RouterForward router_forward;
-RouterStatistics router_statistics;
 RouterBackward router_backward;
 DropOverCapacity drop_over_capacity;
 
 namespace cpu {
 RouterForward router_forward;
-RouterStatistics router_statistics;
 RouterBackward router_backward;
 DropOverCapacity drop_over_capacity;
 }  // namespace cpu
 namespace cuda {
 RouterForward router_forward;
-RouterStatistics router_statistics;
 RouterBackward router_backward;
 DropOverCapacity drop_over_capacity;
 }  // namespace cuda

@@ -113,9 +113,20 @@ TensorView TensorView::rows(int64_t begin, int64_t count) const {
   return {address, shape, dtype_, device_};
 }
 
-Tensor::Tensor(Shape shape, DType dtype, Device device)
-    : buffer_(static_cast<size_t>(shape.num_elements()) * size_of(dtype), device),
-      shape_(shape),
-      dtype_(dtype) {}
+namespace {
+
+Buffer allocate(const Shape& shape, DType dtype, Device device, std::string_view name) {
+  try {
+    return Buffer(static_cast<size_t>(shape.num_elements()) * size_of(dtype), device);
+  } catch (OutOfMemory& error) {
+    error.set_purpose(fmt::format("{}, {} {}", name, to_string(dtype), to_string(shape)));
+    throw;
+  }
+}
+
+}  // namespace
+
+Tensor::Tensor(Shape shape, DType dtype, Device device, std::string_view name)
+    : buffer_(allocate(shape, dtype, device, name)), shape_(shape), dtype_(dtype) {}
 
 }  // namespace switchyard

@@ -135,7 +135,8 @@ class TensorView : public ConstTensorView {
 class Tensor {
  public:
   Tensor() = default;
-  Tensor(Shape shape, DType dtype, Device device = {});  // zero-filled
+  // Zero-filled. Throws OutOfMemory, which calls the tensor by its name.
+  Tensor(Shape shape, DType dtype, Device device = {}, std::string_view name = "a tensor");
 
   // False when default-constructed, as for optional members.
   explicit operator bool() const { return buffer_.data() != nullptr; }

@@ -5,6 +5,7 @@
 #include "kernels/attention.h"
 #include "kernels/check.h"
 #include "kernels/elementwise.h"
+#include "kernels/gather_attention.h"
 #include "kernels/rms_norm.h"
 #include "layers/sequence_parallel.h"
 
@@ -113,7 +114,7 @@ void Attention::forward(StepContext& ctx, ConstTensorView x, TensorView y, Saved
 void Attention::backward(StepContext& ctx, ConstTensorView dy, const Saved& saved,
                          TensorView dx) const {
   WorkspaceScope scope(ctx.workspace);
-  if (out_bias_) add_bias_backward(ctx.stream, dy, out_bias_->grad);
+  if (out_bias_) add_bias_backward(ctx.stream, ctx.workspace, dy, out_bias_->grad);
   ConstTensorView dy_all = gather_tokens(ctx, dy);
   TensorView dout = ctx.workspace.take(saved.out.shape(), dtype_);
   out_.backward(ctx, dy_all, saved.out, dout);
@@ -154,7 +155,29 @@ void Attention::backward_qkv(StepContext& ctx, const Saved& saved, TensorView dq
 
 KvCacheLayer Attention::make_cache(int64_t batch, int64_t max_len, Device device) const {
   return {Tensor({batch, kv_heads_, max_len, head_dim_}, dtype_, device),
-          Tensor({batch, kv_heads_, max_len, head_dim_}, dtype_, device)};
+          Tensor({batch, kv_heads_, max_len, head_dim_}, dtype_, device), nullptr};
+}
+
+// One token per sequence, at `position`, whose key and value are in the cache.
+void Attention::decode(StepContext& ctx, const Saved& saved, int64_t position, KvCacheLayer& cache,
+                       TensorView out) const {
+  const int64_t batch = ctx.batch.batch;
+  const std::vector<int32_t> lengths(static_cast<size_t>(batch),
+                                     static_cast<int32_t>(position + 1));
+  const ConstTensorView on_device = ctx.on_device(view_of(std::span(lengths)));
+  const ConstTensorView q = saved.q.reshape({batch, heads_, head_dim_});
+  SelectedKeys selected;
+  if (cache.selector) {
+    selected = cache.selector->select(
+        ctx.stream, ctx.workspace, q, saved.k,
+        {.k = cache.k, .v = cache.v, .lengths = on_device, .length = position + 1});
+  }
+  if (selected) {
+    gather_attention(ctx.stream, ctx.workspace, q, cache.k, cache.v, selected.indices,
+                     selected.counts, scale_, out);
+  } else {
+    decode_attention(ctx.stream, ctx.workspace, q, cache.k, cache.v, on_device, scale_, out);
+  }
 }
 
 void Attention::forward_cached(StepContext& ctx, ConstTensorView x, int64_t first_position,
@@ -172,11 +195,9 @@ void Attention::forward_cached(StepContext& ctx, ConstTensorView x, int64_t firs
     TensorView lse = ctx.workspace.take({batch, heads_, seq_len}, DType::f32);
     attention_forward(ctx.stream, ctx.workspace, saved.q, saved.k, saved.v,
                       ctx.batch.document_start, scale_, out, lse);
+    if (cache.selector) cache.selector->append(ctx.stream, ctx.workspace, saved.k, 0);
   } else {
-    const std::vector<int32_t> lengths(static_cast<size_t>(batch),
-                                       static_cast<int32_t>(first_position + 1));
-    decode_attention(ctx.stream, ctx.workspace, saved.q.reshape({batch, heads_, head_dim_}),
-                     cache.k, cache.v, ctx.on_device(view_of(std::span(lengths))), scale_, out);
+    decode(ctx, saved, first_position, cache, out);
   }
   project_out(ctx, out, y);
 }

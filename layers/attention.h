@@ -1,9 +1,11 @@
 #pragma once
 
+#include <memory>
 #include <string>
 
 #include "kernels/rope.h"
 #include "layers/build_context.h"
+#include "layers/key_selector.h"
 #include "layers/linear.h"
 #include "layers/step_context.h"
 
@@ -12,6 +14,7 @@ namespace switchyard {
 // Keys and values of one layer for decoding.
 struct KvCacheLayer {
   Tensor k, v;  // [batch, local kv heads, max_len, head_dim], compute dtype
+  std::unique_ptr<KeySelector> selector;  // null: new queries attend to all keys
 };
 
 // Causal self-attention with grouped queries. Heads are split over tp.
@@ -34,14 +37,17 @@ class Attention {
   void backward(StepContext& ctx, ConstTensorView dy, const Saved& saved, TensorView dx) const;
 
   // One block of new tokens at positions [first_position, first_position + batch.seq_len): writes
-  // their keys and values into the cache and attends to all of it. first_position = 0 is the
-  // prefill; after it, one token per sequence and call.
+  // their keys and values into the cache and attends to it. first_position = 0 is the prefill, with
+  // full attention; after it, one token per sequence and call, which attends to the keys that the
+  // cache's selector chooses.
   void forward_cached(StepContext& ctx, ConstTensorView x, int64_t first_position,
                       KvCacheLayer& cache, TensorView y) const;
 
   KvCacheLayer make_cache(int64_t batch, int64_t max_len, Device device) const;
 
  private:
+  void decode(StepContext& ctx, const Saved& saved, int64_t position, KvCacheLayer& cache,
+              TensorView out) const;
   void project_qkv(StepContext& ctx, ConstTensorView x, int64_t first_position, Saved& saved) const;
   void project_out(StepContext& ctx, ConstTensorView out, TensorView y) const;
   void backward_qkv(StepContext& ctx, const Saved& saved, TensorView dq, TensorView dk,

@@ -54,6 +54,7 @@ class Block {
                  NormLayer::Saved& saved) const;
   void feed_forward(StepContext& ctx, ConstTensorView x, TensorView y, Saved& saved) const;
 
+  int layer_;
   NormLayer norm1_;
   Attention attention_;
   NormLayer norm2_;

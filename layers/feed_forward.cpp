@@ -57,7 +57,7 @@ void FeedForward::forward(StepContext& ctx, const Saved& saved, TensorView y) co
 void FeedForward::backward(StepContext& ctx, ConstTensorView dy, const Saved& saved,
                            TensorView dx) const {
   WorkspaceScope scope(ctx.workspace);
-  if (down_bias_) add_bias_backward(ctx.stream, dy, down_bias_->grad);
+  if (down_bias_) add_bias_backward(ctx.stream, ctx.workspace, dy, down_bias_->grad);
   ConstTensorView dy_all = gather_tokens(ctx, dy);
   // The activation is cheap: computed again rather than kept.
   TensorView act = ctx.workspace.take({ctx.tokens(), local_ffn_hidden_}, dtype_);

@@ -4,6 +4,7 @@
 
 #include "kernels/check.h"
 #include "kernels/elementwise.h"
+#include "kernels/matmul_with_bias.h"
 
 namespace switchyard {
 
@@ -25,10 +26,17 @@ int64_t Linear::out_features() const { return weight().dim(0); }
 
 void Linear::forward(StepContext& ctx, ConstTensorView x, TensorView y,
                      Accumulate accumulate) const {
-  matmul(ctx.stream, x, Transpose::no, weight(), Transpose::yes, accumulate, y);
-  if (!biases_.empty()) {
-    add_bias(ctx.stream, store_->fused_value(*biases_.front(), *biases_.back()), y);
+  if (biases_.empty()) {
+    matmul(ctx.stream, x, Transpose::no, weight(), Transpose::yes, accumulate, y);
+    return;
   }
+  const ConstTensorView bias = store_->fused_value(*biases_.front(), *biases_.back());
+  if (accumulate == Accumulate::no) {
+    matmul_with_bias(ctx.stream, x, Transpose::no, weight(), Transpose::yes, bias, y);
+    return;
+  }
+  matmul(ctx.stream, x, Transpose::no, weight(), Transpose::yes, accumulate, y);
+  add_bias(ctx.stream, bias, y);
 }
 
 void Linear::backward(StepContext& ctx, ConstTensorView dy, ConstTensorView x, TensorView dx,
@@ -45,7 +53,8 @@ void Linear::backward_input(StepContext& ctx, ConstTensorView dy, TensorView dx,
 void Linear::backward_weight(StepContext& ctx, ConstTensorView dy, ConstTensorView x) const {
   matmul(ctx.stream, dy, Transpose::yes, x, Transpose::no, Accumulate::yes, weight_grad());
   if (!biases_.empty()) {
-    add_bias_backward(ctx.stream, dy, store_->fused_grad(*biases_.front(), *biases_.back()));
+    add_bias_backward(ctx.stream, ctx.workspace, dy,
+                      store_->fused_grad(*biases_.front(), *biases_.back()));
   }
 }
 

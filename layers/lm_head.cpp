@@ -9,22 +9,35 @@
 
 namespace switchyard {
 
+int64_t LmHead::chunk_tokens(DeviceKind device, int64_t vocab_size, int tp) {
+  // On the CPU few enough that the logits of a chunk stay in the cache between the passes over
+  // them.
+  constexpr int64_t kOnCpu = 256;
+  if (device == DeviceKind::cpu) return kOnCpu;
+  // A GPU reads and writes the whole f32 gradient of its vocabulary once per chunk, and wants more
+  // rows than a few tiles in every product: as many as a bounded memory holds, in whole tiles.
+  constexpr int64_t kLogitsBytes = int64_t{256} << 20, kTile = 128;
+  const int64_t row_bytes = (vocab_size + tp - 1) / tp * static_cast<int64_t>(size_of(DType::f32));
+  return std::max(kOnCpu, kLogitsBytes / row_bytes / kTile * kTile);
+}
+
 LmHead::LmHead(const BuildContext& build, Parameter& embedding)
     : vocab_size_(build.config.vocab_size),
+      chunk_tokens_(chunk_tokens(build.stream.device().kind, vocab_size_, build.dist.tp().size())),
       first_id_(build.first_vocab_id()),
       weight_(build.config.tie_embeddings
                   ? &embedding
                   : &build.vocab_parallel("head.weight", build.init_std())) {}
 
 void LmHead::loss(StepContext& ctx, ConstTensorView x, TensorView dx) const {
-  Timed timed(ctx.profile, Phase::head_and_loss);
+  Timed timed(ctx.profiler, Phase::head_and_loss);
   WorkspaceScope scope(ctx.workspace);
   const ConstTensorView all = gather_tokens(ctx, x);
   const ConstTensorView targets = ctx.batch.targets.view().reshape({ctx.tokens()});
   const TensorView dall = dx ? partial_sums_for(ctx, dx) : TensorView();
 
-  for (int64_t begin = 0; begin < ctx.tokens(); begin += kChunkTokens) {
-    const int64_t rows = std::min(kChunkTokens, ctx.tokens() - begin);
+  for (int64_t begin = 0; begin < ctx.tokens(); begin += chunk_tokens_) {
+    const int64_t rows = std::min(chunk_tokens_, ctx.tokens() - begin);
     chunk_loss(ctx, all.rows(begin, rows), targets.rows(begin, rows),
                dx ? dall.rows(begin, rows) : TensorView());
   }
@@ -45,11 +58,15 @@ void LmHead::chunk_loss(StepContext& ctx, ConstTensorView x, ConstTensorView tar
   TensorView losses = ctx.workspace.take({rows}, DType::f32);
 
   matmul(ctx.stream, x, Transpose::no, weight_->value, Transpose::yes, Accumulate::no, logits);
-  cross_entropy_row_max(ctx.stream, logits, row_max);
-  tp.all_reduce(ctx.stream, row_max, ReduceOp::max);
-  cross_entropy_sums(ctx.stream, logits, targets, first_id_, row_max, sum_exp, target_logit);
-  tp.all_reduce(ctx.stream, sums, ReduceOp::sum);
-  cross_entropy_losses(ctx.stream, targets, sum_exp, target_logit, losses);
+  cross_entropy_forward(ctx.stream, logits, targets, first_id_, row_max, sum_exp, target_logit);
+  if (tp.size() > 1) {
+    TensorView local_max = ctx.workspace.take({rows}, DType::f32);
+    copy(ctx.stream, row_max, local_max);
+    tp.all_reduce(ctx.stream, row_max, ReduceOp::max);
+    cross_entropy_rescale(ctx.stream, local_max, row_max, sum_exp);
+    tp.all_reduce(ctx.stream, sums, ReduceOp::sum);
+  }
+  cross_entropy_losses(ctx.stream, targets, row_max, sum_exp, target_logit, losses);
   if (ctx.counts_replicated()) {
     add_sum(ctx.stream, losses, ctx.scales.per_target, ctx.statistics->loss());
   }

@@ -10,8 +10,8 @@ namespace switchyard {
 // logits nor probabilities of a whole micro-batch exist at any time.
 class LmHead {
  public:
-  // Few enough that the logits of a chunk stay in the cache between the passes over them.
-  static constexpr int64_t kChunkTokens = 256;
+  // Tokens of a chunk, the same on every rank.
+  static int64_t chunk_tokens(DeviceKind device, int64_t vocab_size, int tp);
 
   // `embedding` is the weight where embeddings are tied.
   LmHead(const BuildContext& build, Parameter& embedding);
@@ -31,6 +31,7 @@ class LmHead {
                   TensorView dx) const;
 
   int64_t vocab_size_;
+  int64_t chunk_tokens_;
   int64_t first_id_;
   Parameter* weight_;  // [local vocab, hidden]
 };

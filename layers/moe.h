@@ -43,6 +43,7 @@ class MoeLayer {
   Router& router() { return router_; }
   // Of this layer's exchange, since the last call.
   ExchangeTraffic take_traffic() const;
+  double take_exchange_seconds() { return exchange_->take_seconds(); }
 
  private:
   // Sends the tokens' rows `in` [local_tokens, width], chunk after chunk.

@@ -15,6 +15,9 @@
 namespace switchyard {
 namespace {
 
+// Bytes: what vector accesses and cuBLAS's fast kernels ask of an address.
+constexpr size_t kParameterAlignment = 16;
+
 int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 TensorView slice(TensorView flat, int64_t begin, const Shape& shape) {
@@ -29,7 +32,7 @@ void fill_ones(Stream& stream, TensorView tensor) {
 
 void draw_initial_values(Stream& stream, uint64_t seed, const Parameter& parameter) {
   const ParameterSpec& spec = parameter.spec;
-  Tensor drawn(spec.extent, DType::f32, stream.device());
+  Tensor drawn(spec.extent, DType::f32, stream.device(), "the initial values of " + spec.name);
   switch (spec.init.kind) {
     case Init::Kind::normal:
       init_normal(stream, {seed, stream_id(spec.name)}, spec.init.std, spec.global_shape,
@@ -46,6 +49,16 @@ void draw_initial_values(Stream& stream, uint64_t seed, const Parameter& paramet
 }
 
 std::span<const int64_t> row_dims(const Shape& shape) { return shape.dims().subspan(1); }
+
+// Where in the buffer the next parameter begins.
+int64_t begin_of_next(const FlatBuffer& buffer, const Shape& extent) {
+  if (buffer.parameters.empty()) return 0;
+  if (std::ranges::equal(row_dims(extent), row_dims(buffer.parameters.back()->spec.extent))) {
+    return buffer.num_elements;
+  }
+  return round_up(buffer.num_elements,
+                  static_cast<int64_t>(kParameterAlignment / size_of(buffer.dtype)));
+}
 
 // One tensor over neighbours `first` to `last`, whose views `of` picks.
 TensorView fuse(const Parameter& first, const Parameter& last, TensorView Parameter::*of) {
@@ -67,6 +80,13 @@ TensorView fuse(const Parameter& first, const Parameter& last, TensorView Parame
 
 }  // namespace
 
+std::string describe(const FlatBuffer& buffer) {
+  const std::string& first = buffer.parameters.front()->spec.name;
+  if (buffer.parameters.size() == 1) return first;
+  return fmt::format("{} to {} ({} parameters)", first, buffer.parameters.back()->spec.name,
+                     buffer.parameters.size());
+}
+
 Parameter& ParameterStore::add(ParameterSpec spec) {
   require(spec.offset.rank() == spec.global_shape.rank() &&
               spec.extent.rank() == spec.global_shape.rank(),
@@ -78,8 +98,8 @@ Parameter& ParameterStore::add(ParameterSpec spec) {
   Parameter& parameter = parameters_.back();
   FlatBuffer& buffer = buffer_for(parameter.spec.group, parameter.spec.dtype);
   buffer.last_stage = stage_;
-  parameter.flat_begin = buffer.num_elements;
-  buffer.num_elements += parameter.spec.extent.num_elements();
+  parameter.flat_begin = begin_of_next(buffer, parameter.spec.extent);
+  buffer.num_elements = parameter.flat_begin + parameter.spec.extent.num_elements();
   buffer.parameters.push_back(&parameter);
   return parameter;
 }
@@ -107,8 +127,10 @@ FlatBuffer& ParameterStore::buffer_for(ParameterGroup group, DType dtype) {
 void ParameterStore::materialize(Stream& stream, uint64_t seed, int world_size) {
   for (FlatBuffer& buffer : buffers_) {
     const int64_t padded = round_up(buffer.num_elements, int64_t{16} * world_size);
-    buffer.values = Tensor({padded}, buffer.dtype, stream.device());
-    buffer.grads = Tensor({padded}, DType::f32, stream.device());
+    buffer.values =
+        Tensor({padded}, buffer.dtype, stream.device(), "the values of " + describe(buffer));
+    buffer.grads =
+        Tensor({padded}, DType::f32, stream.device(), "the gradients of " + describe(buffer));
     for (Parameter* p : buffer.parameters) {
       p->value = slice(buffer.values, p->flat_begin, p->spec.extent);
       p->grad = slice(buffer.grads, p->flat_begin, p->spec.extent);
@@ -123,7 +145,7 @@ void ParameterStore::zero_grads(Stream& stream) {
 
 int64_t ParameterStore::num_elements() const {
   int64_t total = 0;
-  for (const FlatBuffer& buffer : buffers_) total += buffer.num_elements;
+  for (const Parameter& p : parameters_) total += p.spec.extent.num_elements();
   return total;
 }
 

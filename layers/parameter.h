@@ -48,18 +48,23 @@ struct Parameter {
   TensorView grad;         // extent, f32
 };
 
-// Some parameters of one (group, dtype), end to end in the order in which they were added: a bucket,
-// whose gradients are reduced in one collective.
+// Some parameters of one (group, dtype) in the order in which they were added: a bucket, whose
+// gradients are reduced in one collective. Each begins at a multiple of 16 bytes, whatever the size
+// of those before it; but behind a parameter with rows of the same width it begins right where that
+// ends, so that the two can be fused.
 struct FlatBuffer {
   ParameterGroup group;
   DType dtype;
   int first_stage;  // of its parameters: when the gradients of that one are final, all are
   int last_stage;
   std::vector<Parameter*> parameters;
-  int64_t num_elements = 0;  // of the parameters; what follows is padding, always zero
+  int64_t num_elements = 0;  // up to the last parameter's end; gaps and what follows stay zero
   Tensor values;             // [padded] dtype
   Tensor grads;              // [padded] f32
 };
+
+// The names of its parameters, for messages.
+std::string describe(const FlatBuffer& buffer);
 
 // Owns values and gradients of one rank's parameters, in flat buffers per (group, dtype), so that
 // gradients are reduced and optimizer state is split without copies.

@@ -41,7 +41,7 @@ Router::Router(const BuildContext& build, const std::string& name, int moe_layer
 }
 
 void Router::forward(StepContext& ctx, ConstTensorView x, Saved& saved) const {
-  Timed timed(ctx.profile, Phase::moe_router);
+  Timed timed(ctx.profiler, Phase::moe_router);
   const int64_t tokens = x.dim(0);
   saved.x = x;
   saved.logits = ctx.workspace.take({tokens, num_experts_}, DType::f32);
@@ -55,10 +55,21 @@ void Router::forward(StepContext& ctx, ConstTensorView x, Saved& saved) const {
            Accumulate::no, saved.logits);
   }
   const ConstTensorView bias = bias_ ? bias_.view() : ConstTensorView();
-  router_forward(ctx.stream, options_, ctx.local_range(), saved.logits, bias, saved.scores,
-                 saved.lse, saved.topk_idx, saved.topk_weights);
+  const bool counts_experts = has_balance_loss() || ctx.statistics != nullptr;
+  const Shape per_sequence{ctx.batch.batch, num_experts_};
+  if (has_balance_loss()) saved.dprobs = ctx.workspace.take(per_sequence, DType::f32);
+  {
+    WorkspaceScope scope(ctx.workspace);
+    TensorView counts, prob_sums;
+    if (counts_experts) {
+      counts = ctx.workspace.take(per_sequence, DType::f32);
+      prob_sums = ctx.workspace.take(per_sequence, DType::f32);
+    }
+    router_forward(ctx.stream, ctx.workspace, options_, ctx.local_range(), saved.logits, bias,
+                   saved.scores, saved.lse, saved.topk_idx, saved.topk_weights, counts, prob_sums);
+    if (counts_experts) balance(ctx, counts, prob_sums, saved);
+  }
   drop(ctx, saved);
-  balance(ctx, saved);
   count_z_loss(ctx, saved);
 }
 
@@ -84,21 +95,12 @@ void Router::drop(StepContext& ctx, Saved& saved) const {
                      ctx.counts_replicated() ? ctx.statistics->dropped() : uncounted);
 }
 
-void Router::balance(StepContext& ctx, Saved& saved) const {
-  const bool has_loss = config_.aux_loss_coef > 0.0;
-  if (!has_loss && !ctx.statistics) return;
-  const Shape per_sequence{ctx.batch.batch, num_experts_};
-  if (has_loss) saved.dprobs = ctx.workspace.take(per_sequence, DType::f32);
-
-  WorkspaceScope scope(ctx.workspace);
-  TensorView counts = ctx.workspace.take(per_sequence, DType::f32);
-  TensorView prob_sums = ctx.workspace.take(per_sequence, DType::f32);
-  router_statistics(ctx.stream, ctx.workspace, config_.score, ctx.local_range(), saved.scores,
-                    saved.topk_idx, counts, prob_sums);
+void Router::balance(StepContext& ctx, TensorView counts, ConstTensorView prob_sums,
+                     Saved& saved) const {
   if (ctx.statistics) {
     add_column_sums(ctx.stream, counts, ctx.statistics->expert_counts(moe_layer_));
   }
-  if (!has_loss) return;
+  if (!has_balance_loss()) return;
 
   double assignments = static_cast<double>(ctx.batch.seq_len) * config_.top_k;
   ConstTensorView load = counts;
@@ -137,7 +139,7 @@ void Router::count_z_loss(StepContext& ctx, const Saved& saved) const {
 
 void Router::backward(StepContext& ctx, ConstTensorView dtopk_weights, const Saved& saved,
                       TensorView dx) const {
-  Timed timed(ctx.profile, Phase::moe_router);
+  Timed timed(ctx.profiler, Phase::moe_router);
   WorkspaceScope scope(ctx.workspace);
   TensorView dlogits = ctx.workspace.take(saved.logits.shape(), DType::f32);
   const auto z_loss_scale = static_cast<float>(config_.z_loss_coef * ctx.scales.per_token);

@@ -43,7 +43,8 @@ class Router {
 
  private:
   void drop(StepContext& ctx, Saved& saved) const;
-  void balance(StepContext& ctx, Saved& saved) const;
+  bool has_balance_loss() const { return config_.aux_loss_coef > 0.0; }
+  void balance(StepContext& ctx, TensorView counts, ConstTensorView prob_sums, Saved& saved) const;
   ConstTensorView global_load(StepContext& ctx, ConstTensorView counts) const;
   void count_z_loss(StepContext& ctx, const Saved& saved) const;
 

@@ -26,6 +26,8 @@ struct LossScales {
 // How often each expert was chosen in the whole global batch, per MoE layer.
 using GlobalExpertCounts = std::vector<std::vector<double>>;
 
+class AttentionObserver;
+
 // What one pass over one micro-batch works with.
 struct StepContext {
   Stream& stream;
@@ -34,7 +36,8 @@ struct StepContext {
   const MicroBatch& batch;
   LossScales scales;
   StepStatistics* statistics = nullptr;  // may be null
-  Profile* profile = nullptr;            // may be null
+  Profiler* profiler = nullptr;          // may be null
+  AttentionObserver* observer = nullptr;  // may be null; see attention_observer.h
   // For balance_scope: global_batch under gradient accumulation, where the counts of later
   // micro-batches are not known yet: from a counting pass. Null: counted in this pass.
   const GlobalExpertCounts* global_counts = nullptr;

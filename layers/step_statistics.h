@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels/stopwatch.h"
 #include "kernels/tensor.h"
 #include "parallel/expert_exchange.h"
 
@@ -39,7 +40,7 @@ class StepStatistics {
   StepFigures read(Stream& stream);
 
   ExchangeTraffic traffic;
-  double forward_seconds = 0.0, backward_seconds = 0.0;
+  Stopwatch forward, backward;
 
  private:
   int64_t begin_of(int moe_layer) const { return 2 + moe_layer * (2 + num_experts_); }

@@ -1,7 +1,5 @@
 #include "layers/transformer.h"
 
-#include <chrono>
-
 #include "kernels/check.h"
 #include "kernels/elementwise.h"
 #include "kernels/permute.h"
@@ -16,16 +14,6 @@ struct Transformer::Pass {
   NormLayer::Saved final_norm;
   TensorView normed;  // [local_tokens, hidden] what the head reads
 };
-
-namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point begin) {
-  return std::chrono::duration<double>(Clock::now() - begin).count();
-}
-
-}  // namespace
 
 Transformer::Transformer(Stream& stream, const ModelConfig& config, const DistributedContext& dist,
                          const TransformerOptions& options)
@@ -82,7 +70,7 @@ void Transformer::forward_blocks(StepContext& ctx, Pass& pass) const {
       stream = out;
     }
   }
-  Timed timed(ctx.profile, Phase::norms);
+  Timed timed(ctx.profiler, Phase::norms);
   final_norm_->forward(ctx, stream.residual, stream.delta, stream.delta, pass.normed,
                        pass.final_norm);
 }
@@ -108,6 +96,7 @@ void Transformer::recompute_backward(StepContext& ctx, const Block& block, Tenso
   WorkspaceScope scope(ctx.workspace);
   StepContext again = ctx;
   again.statistics = nullptr;  // counted in the forward pass
+  again.observer = nullptr;    // seen there, too
   Block::Saved saved;
   const ResidualStream out = take_stream(ctx);
   block.forward(again, {input, {}}, out, saved);
@@ -132,29 +121,29 @@ void Transformer::backward_blocks(StepContext& ctx, const Pass& pass, TensorView
 }
 
 void Transformer::forward_backward(StepContext& ctx) const {
-  const auto begin = Clock::now();
   ctx.dist.set_phase("forward");
+  if (ctx.statistics) ctx.statistics->forward.start(ctx.stream);
   Pass pass;
   forward_blocks(ctx, pass);
 
   TensorView dnormed = ctx.workspace.take(pass.normed.shape(), options_.compute_dtype);
   head_->loss(ctx, pass.normed, dnormed);
-  const double forward_seconds = seconds_since(begin);
 
   ctx.dist.set_phase("backward");
+  if (ctx.statistics) {
+    ctx.statistics->forward.stop(ctx.stream);
+    ctx.statistics->backward.start(ctx.stream);
+  }
   TensorView d = ctx.workspace.take(dnormed.shape(), options_.compute_dtype);
   fill_zero(ctx.stream, d);
   {
-    Timed timed(ctx.profile, Phase::norms);
+    Timed timed(ctx.profiler, Phase::norms);
     final_norm_->backward(ctx, dnormed, pass.final_norm, d);
   }
   backward_blocks(ctx, pass, d);
   embedding_->backward(ctx, d);
   finish_stage(ctx, 0);
-  if (ctx.statistics) {
-    ctx.statistics->forward_seconds += forward_seconds;
-    ctx.statistics->backward_seconds += seconds_since(begin) - forward_seconds;
-  }
+  if (ctx.statistics) ctx.statistics->backward.stop(ctx.stream);
   collect_traffic(ctx);
   ctx.workspace.reset();
 }
@@ -165,6 +154,15 @@ void Transformer::forward_loss(StepContext& ctx) const {
       ctx.workspace.take({ctx.local_tokens(), config_.hidden}, options_.compute_dtype);
   forward_blocks_without_saving(ctx, normed);
   head_->loss(ctx, normed, {});
+  collect_traffic(ctx);
+  ctx.workspace.reset();
+}
+
+void Transformer::forward_observed(StepContext& ctx) const {
+  ctx.dist.set_phase("forward for an observer");
+  TensorView normed =
+      ctx.workspace.take({ctx.local_tokens(), config_.hidden}, options_.compute_dtype);
+  forward_blocks_without_saving(ctx, normed);
   collect_traffic(ctx);
   ctx.workspace.reset();
 }
@@ -217,8 +215,15 @@ void Transformer::collect_traffic(StepContext& ctx) const {
     if (!ctx.statistics) continue;
     ctx.statistics->traffic.row_bytes += traffic.row_bytes;
     ctx.statistics->traffic.metadata_bytes += traffic.metadata_bytes;
-    ctx.statistics->traffic.seconds += traffic.seconds;
   }
+}
+
+double Transformer::take_exchange_seconds() {
+  double total = 0.0;
+  for (Block& block : blocks_) {
+    if (block.moe()) total += block.moe()->take_exchange_seconds();
+  }
+  return total;
 }
 
 void Transformer::update_balancing_biases(Stream& stream, const GlobalExpertCounts& counts) {

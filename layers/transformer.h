@@ -41,6 +41,8 @@ class Transformer {
   void forward_backward(StepContext& ctx) const;
   // Forward only, with the losses added to ctx.statistics: evaluation, and counting passes.
   void forward_loss(StepContext& ctx) const;
+  // The blocks alone, for what ctx.observer sees in them. Resets the workspace.
+  void forward_observed(StepContext& ctx) const;
   // Logits of every token, on every tp rank.
   //   logits  [tokens, vocab_size] f32
   void forward_logits(StepContext& ctx, TensorView logits) const;
@@ -57,6 +59,9 @@ class Transformer {
   DType compute_dtype() const { return options_.compute_dtype; }
   ParameterStore& parameters() { return *store_; }
   int num_moe_layers() const { return num_moe_layers_; }
+  // The time that the exchange of all layers took since the last call; see ExpertExchange.
+  double take_exchange_seconds();
+
   // Moves the balancing biases of all MoE layers by the counts of the step.
   void update_balancing_biases(Stream& stream, const GlobalExpertCounts& counts);
   // One [experts] f32 per MoE layer; empty views where loss-free balancing is off.

@@ -28,18 +28,20 @@ DistributedOptimizer::DistributedOptimizer(Stream& stream, const OptimizerConfig
   for (FlatBuffer& buffer : store_.buffers()) {
     Communicator& group = group_of(buffer.group);
     const Shape shape{buffer.grads.num_elements() / group.size()};
+    const auto state = [&](const char* what) {
+      return Tensor(shape, DType::f32, stream.device(),
+                    fmt::format("the {} of {}", what, describe(buffer)));
+    };
     Shard shard{.buffer = &buffer,
                 .group = &group,
                 .size = shape[0],
                 .bf16_main_params = {},
-                .exp_avg = Tensor(shape, DType::f32, stream.device()),
+                .exp_avg = state("first moments"),
                 .exp_avg_sq = {},
                 .reduction = nullptr};
-    if (config_.type == OptimizerType::adamw) {
-      shard.exp_avg_sq = Tensor(shape, DType::f32, stream.device());
-    }
+    if (config_.type == OptimizerType::adamw) shard.exp_avg_sq = state("second moments");
     if (buffer.dtype != DType::f32) {
-      shard.bf16_main_params = Tensor(shape, DType::f32, stream.device());
+      shard.bf16_main_params = state("main weights");
       cast(stream, value_shard(shard), shard.bf16_main_params);
     }
     shards_.push_back(std::move(shard));

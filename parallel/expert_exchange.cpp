@@ -1,7 +1,6 @@
 #include "parallel/expert_exchange.h"
 
 #include <algorithm>
-#include <chrono>
 #include <numeric>
 #include <utility>
 
@@ -18,23 +17,6 @@ int64_t sum_of(const std::vector<int64_t>& counts) {
 }
 
 TensorView take_i32(Workspace& workspace, int64_t n) { return workspace.take({n}, DType::i32); }
-
-// Counts the time of its scope as time inside collectives.
-class TimedTransfer {
- public:
-  explicit TimedTransfer(ExchangeTraffic& traffic)
-      : traffic_(traffic), begin_(std::chrono::steady_clock::now()) {}
-  ~TimedTransfer() {
-    traffic_.seconds +=
-        std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count();
-  }
-  TimedTransfer(const TimedTransfer&) = delete;
-  TimedTransfer& operator=(const TimedTransfer&) = delete;
-
- private:
-  ExchangeTraffic& traffic_;
-  std::chrono::steady_clock::time_point begin_;
-};
 
 // Left out, as against: of nothing.
 bool is_given(ConstTensorView view) { return view.rank() > 0; }
@@ -107,7 +89,8 @@ ExpertExchange::ExpertExchange(Communicator& ep, Device device, int num_experts,
       num_experts_(num_experts),
       deduplicate_(options.deduplicate && ep.size() > 1),
       chunks_(ep.size() > 1 ? options.chunks : 1),
-      counted_(device) {
+      counted_(device),
+      stopwatch_(device) {
   require(num_experts % ep.size() == 0,
           "parallel.ep = {} does not divide model.num_experts = {}; choose a divisor", ep.size(),
           num_experts);
@@ -195,7 +178,7 @@ void ExpertExchange::plan_arrivals_of(Stream& stream, Workspace& workspace, Exch
       under_way.push_back(finished_collective());
       continue;
     }
-    const TimedTransfer timed(traffic_);
+    const Stretch timed(stopwatch_, stream);
     arrived.push_back(workspace.take({chunk.expert_rows, 2}, DType::i32));
     under_way.push_back(ep_.start_all_to_all_v(stream, chunk.sent_assignments,
                                                chunk.send_assignments, arrived.back(),
@@ -206,7 +189,7 @@ void ExpertExchange::plan_arrivals_of(Stream& stream, Workspace& workspace, Exch
   for (size_t c = 0; c < plan.chunks.size(); ++c) {
     const ExchangeChunk& chunk = plan.chunks[c];
     {
-      const TimedTransfer timed(traffic_);
+      const Stretch timed(stopwatch_, stream);
       under_way[c]->wait(stream);
     }
     plan_arrivals(stream, workspace, arrived[c], offsets_of(chunk.recv_rows),
@@ -227,7 +210,7 @@ std::vector<int64_t> ExpertExchange::exchange_counts(Stream& stream,
                                                      const std::vector<int64_t>& sent,
                                                      int64_t per_rank) {
   if (ep_.size() == 1) return sent;
-  const TimedTransfer timed(traffic_);
+  const Stretch timed(stopwatch_, stream);
   const std::vector<int64_t> each(static_cast<size_t>(ep_.size()), per_rank);
   std::vector<int64_t> received(sent.size());
   ep_.all_to_all_v(stream, view_of(std::span(sent)), each, view_of(std::span(received)), each);
@@ -263,7 +246,7 @@ ChunkTransfer::ChunkTransfer(ExpertExchange& exchange, const ExchangeChunk& chun
 bool ChunkTransfer::is_local() const { return exchange_->ep_.size() == 1; }
 
 void ChunkTransfer::wait(Stream& stream) {
-  const TimedTransfer timed(exchange_->traffic_);
+  const Stretch timed(exchange_->stopwatch_, stream);
   if (rows_under_way_) std::exchange(rows_under_way_, nullptr)->wait(stream);
   if (weights_under_way_) std::exchange(weights_under_way_, nullptr)->wait(stream);
 }
@@ -279,7 +262,7 @@ void ChunkTransfer::start_dispatch(Stream& stream, ConstTensorView x, ConstTenso
   local_ = x;
   if (is_local()) return;
   gather_rows(stream, x, chunk_->send_source, token_rows_);
-  const TimedTransfer timed(exchange_->traffic_);
+  const Stretch timed(exchange_->stopwatch_, stream);
   rows_under_way_ = exchange_->ep_.start_all_to_all_v(stream, token_rows_, chunk_->send_rows,
                                                       received_rows_, chunk_->recv_rows);
   exchange_->count_rows(chunk_->send_rows, token_rows_);
@@ -308,7 +291,7 @@ void ChunkTransfer::start_combine(Stream& stream, ConstTensorView y,
   local_ = y;
   if (is_local()) return;
   sum_rows(stream, y, chunk_->received_offsets, chunk_->received_members, received_rows_);
-  const TimedTransfer timed(exchange_->traffic_);
+  const Stretch timed(exchange_->stopwatch_, stream);
   rows_under_way_ = exchange_->ep_.start_all_to_all_v(stream, received_rows_, chunk_->recv_rows,
                                                       token_rows_, chunk_->send_rows);
   exchange_->count_rows(chunk_->recv_rows, received_rows_);

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kernels/memory.h"
+#include "kernels/stopwatch.h"
 #include "kernels/tensor.h"
 #include "parallel/communicator.h"
 
@@ -14,7 +15,6 @@ namespace switchyard {
 struct ExchangeTraffic {
   int64_t row_bytes = 0;       // token rows: what the papers' formulas count
   int64_t metadata_bytes = 0;  // counts, row indices, router weights and their gradients
-  double seconds = 0.0;        // wall time inside the exchange's collectives
 };
 
 struct ExchangeOptions {
@@ -90,6 +90,9 @@ class ExpertExchange {
 
   // Since the last call.
   ExchangeTraffic take_traffic();
+  // Likewise: the time that the stream spent in the exchange's collectives, or waiting for those
+  // that went on behind other work.
+  double take_seconds() { return stopwatch_.take_seconds(); }
 
  private:
   friend class ChunkTransfer;
@@ -110,6 +113,7 @@ class ExpertExchange {
   PinnedBuffer counts_;  // the plan's, for the host
   Event counted_;
   ExchangeTraffic traffic_;
+  Stopwatch stopwatch_;
 };
 
 // One chunk's way to the experts and back. The four calls come in this order, each after those of

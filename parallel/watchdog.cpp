@@ -13,6 +13,8 @@ using Clock = std::chrono::steady_clock;
 
 // How often it looks; short beside every patience that makes sense.
 constexpr std::chrono::milliseconds kPeriod{250};
+// Ranks wait this long for each other in ordinary steps, too.
+constexpr std::chrono::milliseconds kOrdinaryWait{300};
 
 }  // namespace
 
@@ -80,13 +82,31 @@ void Watchdog::look() {
         "has stopped, or is busy with something else",
         w.collective, w.group, patience_.count()));
   }
+  const auto end_requested = end_requested_.load();
+  if (!has_told_ && end_requested != nullptr && end_requested()) tell_what_waits();
+}
+
+void Watchdog::tell_what_waits() {
+  for (const Watch& w : watches_) {
+    if (Clock::now() - w.begin < kOrdinaryWait) continue;
+    fmt::print(
+        stderr,
+        "switchyard: rank {} ({}): told to end while it waits for other ranks: {} in group {}\n",
+        rank_, where(), w.collective, w.group);
+    std::fflush(stderr);
+    has_told_ = true;
+    return;
+  }
+}
+
+std::string Watchdog::where() const {
+  const int64_t step = step_;
+  return step < 0 ? std::string(phase_) : fmt::format("step {}, {}", step, phase_.load());
 }
 
 // Not exit(): what it would clean up may wait for the same collective.
 void Watchdog::end_process(const std::string& message) const {
-  const int64_t step = step_;
-  const std::string when = step < 0 ? std::string(phase_) : fmt::format("step {}, {}", step, phase_.load());
-  fmt::print(stderr, "switchyard: rank {} ({}): {}\n", rank_, when, message);
+  fmt::print(stderr, "switchyard: rank {} ({}): {}\n", rank_, where(), message);
   std::fflush(stderr);
   std::_Exit(EXIT_FAILURE);
 }

@@ -35,6 +35,13 @@ class Watchdog {
   // What the rank is doing, for the message. `phase` must live for ever.
   void set_step(int64_t step) { step_ = step; }
   void set_phase(const char* phase) { phase_ = phase; }
+  // "step 3, backward".
+  std::string where() const;
+
+  // Whether somebody wants the process to end, by a signal: mpirun sends one when another rank has
+  // died, and kills soon after. Asked from the watchdog's thread; once it is so, a collective that
+  // waits is told to people, because nothing else names the step and the phase then.
+  void set_end_requested(bool (*end_requested)()) { end_requested_ = end_requested; }
 
   // A collective that blocks the host, for the lifetime of the object.
   class Blocking {
@@ -66,16 +73,19 @@ class Watchdog {
                                  std::function<bool()> has_finished);
   void run();
   void look();
+  void tell_what_waits();
   [[noreturn]] void end_process(const std::string& message) const;
 
   int rank_;
   std::atomic<int64_t> step_{-1};
   std::atomic<const char*> phase_{"start"};
+  std::atomic<bool (*)()> end_requested_{nullptr};
   std::chrono::seconds patience_{0};
 
   std::mutex mutex_;  // of what follows
   std::condition_variable ending_;
   bool ends_ = false;
+  bool has_told_ = false;  // of the wish to end
   std::list<Watch> watches_;
   std::list<std::function<std::string()>> checks_;
   std::thread thread_;

@@ -31,3 +31,7 @@ add_test(NAME end_to_end
          COMMAND ${SYSTEM_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/end_to_end/cli_test.py
                  $<TARGET_FILE:switchyard> ${MPIEXEC_EXECUTABLE})
 set_tests_properties(end_to_end PROPERTIES TIMEOUT 900 PROCESSORS 2)
+add_test(NAME failures
+         COMMAND ${SYSTEM_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/end_to_end/failure_test.py
+                 $<TARGET_FILE:switchyard> ${MPIEXEC_EXECUTABLE} cpu)
+set_tests_properties(failures PROPERTIES TIMEOUT 900 PROCESSORS 2)

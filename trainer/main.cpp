@@ -40,6 +40,10 @@ class CommandLine {
         tokenize_command, UsesLayout::no);
     add("train", "Train, from the newest checkpoint if there is one", train_command);
     add("eval", "Held-out loss of the newest checkpoint", eval_command);
+    add("train-hash", "Learn hash projections for decoding on the newest checkpoint, frozen",
+        train_hash_command);
+    add("eval-hash", "Measure ways to choose keys: recall, attention, perplexity, answers",
+        eval_hash_command);
     add_generate();
     add_bench();
     add("plan", "The same as --dry-run", [this](MpiRuntime& mpi, const LoadedConfig& loaded) {
@@ -75,7 +79,8 @@ class CommandLine {
                       "show parameters, memory, exchange and disk, and end");
     command->add_option("--ranks", arguments.ranks, "plan for this many ranks instead")
         ->check(CLI::PositiveNumber);
-    command->callback([this, uses_layout, body = std::move(body)] {
+    command->callback([this, command, uses_layout, body = std::move(body)] {
+      if (!command->get_subcommands().empty()) return;  // the inner one has been chosen
       chosen_ = [this, uses_layout, body](MpiRuntime& mpi) { return run(mpi, uses_layout, body); };
     });
     return command;
@@ -128,6 +133,46 @@ class CommandLine {
     command->add_option("--warmup", bench_.warmup_steps, "steps before them")
         ->check(CLI::NonNegativeNumber)
         ->capture_default_str();
+    add_bench_decode(command);
+  }
+
+  // `bench decode`, which needs no experiment file.
+  void add_bench_decode(CLI::App* bench) {
+    CLI::App* command = bench->add_subcommand(
+        "decode", "Speed of attention in decoding, dense and hash-aware, beside the memory's");
+    command->preparse_callback([bench](size_t) { bench->get_option("config")->required(false); });
+    DecodeBenchOptions& o = decode_bench_;
+    command->add_option("--lengths", o.lengths, "cached tokens")->delimiter(',');
+    command->add_option("--batch", o.batches, "sequences")->delimiter(',');
+    command->add_option("--dtype", decode_dtypes_, "f32, bf16 or both: of the caches")
+        ->delimiter(',')
+        ->check(CLI::IsMember({"f32", "bf16"}));
+    command->add_option("--bits", o.bits, "of a code")->capture_default_str();
+    command->add_option("--budget", o.budget, "share of the keys to attend to")
+        ->capture_default_str();
+    command->add_option("--repetitions", o.repetitions, "timed ones; their median is reported")
+        ->check(CLI::PositiveNumber)
+        ->capture_default_str();
+    command->add_option("--prefill-tokens", o.prefill_tokens, "whose encoding is timed")
+        ->check(CLI::PositiveNumber)
+        ->capture_default_str();
+    command->add_option("--memory", o.memory_gib, "GiB for caches; larger cases are skipped")
+        ->capture_default_str();
+    command->add_flag("--processor-time", uses_processor_time_,
+                      "time that threads ran instead of wall-clock time");
+    command->add_option("--device", decode_device_, "cpu, cuda or cuda:N")->capture_default_str();
+    command->add_option("--json", decode_json_, "file for the figures");
+    command->callback([this] {
+      decode_bench_.clock = uses_processor_time_ ? BenchClock::processor : BenchClock::wall;
+      decode_bench_.dtypes.clear();
+      for (const std::string& name : decode_dtypes_) {
+        decode_bench_.dtypes.push_back(name == "f32" ? DType::f32 : DType::bf16);
+      }
+      chosen_ = [this](MpiRuntime& mpi) {
+        decode_bench_.device = parse_device(decode_device_);
+        return bench_decode_command(mpi, decode_bench_, decode_json_);
+      };
+    });
   }
 
   void add_inspect() {
@@ -153,6 +198,10 @@ class CommandLine {
   ConfigArguments arguments_;
   GenerateOptions generate_;
   BenchOptions bench_;
+  DecodeBenchOptions decode_bench_;
+  std::vector<std::string> decode_dtypes_ = {"f32", "bf16"};
+  std::string decode_device_ = "cpu", decode_json_;
+  bool uses_processor_time_ = false;
   std::string inspect_path_;
   bool verify_ = false;
 };
@@ -197,7 +246,8 @@ int main(int argc, char** argv) {
     return switchyard::run(mpi, argc, argv);
   } catch (const std::exception& error) {
     // This rank's alone: the others wait in a collective and cannot be told otherwise.
-    fmt::print(stderr, "switchyard: rank {}: {}\n", mpi.rank(), error.what());
+    fmt::print(stderr, "switchyard: rank {} ({}): {}\n", mpi.rank(), mpi.watchdog().where(),
+               error.what());
     std::fflush(stderr);
     if (mpi.world_size() > 1) switchyard::MpiRuntime::abort(switchyard::kExitFailed);
     return switchyard::kExitFailed;

@@ -6,23 +6,21 @@
 // A row belongs to blockDim.x threads, a power of two; a block works on blockDim.y rows at a time.
 // Thread threadIdx.x of a row holds the columns
 //   (step * blockDim.x + threadIdx.x) * kVec + i,  step < kSteps, i < kVec
-// in registers, so that each element is read from memory once. Rows of up to 1,024 elements
-// belong to one warp or a part of it, and are summed without a barrier.
+// in registers, so that each element is read from memory once. Short rows belong to one warp or a
+// part of it, and are summed without a barrier.
 
 #include <algorithm>
 #include <bit>
 
 #include "kernels/check.h"
-#include "kernels/cuda/device_math.h"
-#include "kernels/cuda/launch.h"
+#include "kernels/cuda/add_partials.h"
+#include "kernels/cuda/row_sums.h"
 
 namespace switchyard::cuda {
 
-// Of a row, per thread. More do not fit the registers beside the sums of a backward pass; single
-// elements need registers for their addresses, too.
+// Of a row, per thread. Fewer where they suffice: the sums of a backward pass lie beside them, and
+// with more than 16 per thread the f32 and the one-by-one kernels run out of registers.
 constexpr int kRowElements = 32;
-constexpr int kSingleRowElements = 16;
-constexpr int kMaxRowThreads = 512;
 constexpr int kMaxRowWidth = kRowElements * kMaxRowThreads;
 // Of a block, where a row needs fewer.
 constexpr int kRowBlockThreads = 256;
@@ -39,14 +37,15 @@ void dispatch_row(int64_t width, bool vectors_allowed, Body&& body) {
   constexpr int kWide = 16 / sizeof(T);
   require(width <= kMaxRowWidth, "hidden is {}: the CUDA kernels normalise rows of at most {}",
           width, kMaxRowWidth);
+  const auto fits = [&](int per_thread) { return width <= per_thread * kMaxRowThreads; };
   if (vectors_allowed && width % kWide == 0) {
     if (width <= kWide * kWarpSize) return body.template operator()<kWide, 1>();
+    if (fits(kWide * 4)) return body.template operator()<kWide, 4>();
     return body.template operator()<kWide, kRowElements / kWide>();
   }
   if (width <= kWarpSize) return body.template operator()<1, 1>();
-  if (width <= kSingleRowElements * kMaxRowThreads) {
-    return body.template operator()<1, kSingleRowElements>();
-  }
+  if (fits(8)) return body.template operator()<1, 8>();
+  if (fits(16)) return body.template operator()<1, 16>();
   return body.template operator()<1, kRowElements>();
 }
 
@@ -64,34 +63,6 @@ inline dim3 row_block(int64_t width, int vec, int steps) {
 template <int kVec>
 __device__ inline int row_column(int step) {
   return (step * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x)) * kVec;
-}
-
-constexpr int kMaxRowWarps = kMaxRowThreads / kWarpSize;
-
-// The sums of kCount values over the threads of a row, on each of them; every thread of the block
-// must call. `scratch` holds kCount * kMaxRowWarps floats of shared memory; calls that follow one
-// another without a barrier between them need two, in turn.
-template <int kCount>
-__device__ inline void row_sums(float (&values)[kCount], float* scratch) {
-  const int row_threads = static_cast<int>(blockDim.x);
-  for (int offset = min(row_threads, kWarpSize) / 2; offset > 0; offset /= 2) {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) values[i] += __shfl_xor_sync(kAllLanes, values[i], offset);
-  }
-  if (row_threads <= kWarpSize) return;
-  const int row_warps = row_threads / kWarpSize;
-  float* of_row = scratch + static_cast<int>(threadIdx.y) * row_warps * kCount;
-  if (threadIdx.x % kWarpSize == 0) {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) of_row[threadIdx.x / kWarpSize * kCount + i] = values[i];
-  }
-  __syncthreads();  // every warp's sums are visible below
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) values[i] = 0.0f;
-  for (int w = 0; w < row_warps; ++w) {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) values[i] += of_row[w * kCount + i];
-  }
 }
 
 // A thread's part of a row of one tensor: kept as it was read, or, with kHeld false, read again
@@ -157,37 +128,6 @@ __device__ inline void store_column_sums(const float (&sums)[kSteps][kVec], int 
     for (unsigned int y = 0; y < blockDim.y; ++y) total += shared[y * width + c];
     out[c] = total;
   }
-}
-
-constexpr int kPartialTile = 32;
-
-// first[c] += sum over blocks of partial[b][c], and second[c] of partial[b][width + c], in a fixed
-// order. A block of 32 x 32 threads sums 32 columns; blockIdx.y chooses the output.
-//   partial  [blocks, gridDim.y * width]
-static __global__ void add_partials_kernel(const float* partial, int64_t blocks, int64_t width,
-                                           float* first, float* second) {
-  __shared__ float tile[kPartialTile][kPartialTile];
-  const int64_t column = int64_t{blockIdx.x} * kPartialTile + threadIdx.x;
-  const int64_t stride = gridDim.y * width;
-  const float* from = partial + blockIdx.y * width + column;
-  float total = 0.0f;
-  if (column < width) {
-#pragma unroll 4
-    for (int64_t b = threadIdx.y; b < blocks; b += kPartialTile) total += from[b * stride];
-  }
-  tile[threadIdx.y][threadIdx.x] = total;
-  __syncthreads();  // all rows of threads have their sums
-  if (threadIdx.y != 0 || column >= width) return;
-  for (int y = 1; y < kPartialTile; ++y) total += tile[y][threadIdx.x];
-  float* out = blockIdx.y == 0 ? first : second;
-  out[column] += total;
-}
-
-// `second` may be null: then partial is [blocks, width].
-inline void add_partials(Stream& stream, const float* partial, int64_t blocks, int64_t width,
-                         float* first, float* second) {
-  launch(add_partials_kernel, dim3(num_blocks(width, kPartialTile), second ? 2 : 1),
-         dim3(kPartialTile, kPartialTile), 0, stream, partial, blocks, width, first, second);
 }
 
 }  // namespace switchyard::cuda

@@ -3,6 +3,7 @@
 // For .cu files: a stable sort by integer keys. CUB's on a device; the standard library's where
 // CUDA is emulated.
 
+#include "kernels/check.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/memory.h"
 #include "kernels/tensor.h"
@@ -12,6 +13,9 @@
 #include <numeric>
 #include <vector>
 #else
+#include <algorithm>
+#include <bit>
+
 #include <cub/device/device_radix_sort.cuh>
 #include <cub/device/device_scan.cuh>
 #endif
@@ -19,15 +23,19 @@
 namespace switchyard::cuda {
 
 // Sorts (key, value) pairs; pairs of equal keys stay in their order.
-//   keys, values                [n] i32, keys not negative
-//   sorted_keys, sorted_values  [n] i32
+//   keys, values                [n] i32, keys in [0, max_key]: the sort's passes are over their
+//   bits sorted_keys, sorted_values  [n] i32
 inline void stable_sort_pairs(Stream& stream, Workspace& workspace, const int32_t* keys,
-                              const int32_t* values, int64_t n, int32_t* sorted_keys,
-                              int32_t* sorted_values) {
+                              const int32_t* values, int64_t n, int64_t max_key,
+                              int32_t* sorted_keys, int32_t* sorted_values) {
 #ifdef SWITCHYARD_EMULATED_CUDA
   (void)workspace;
   simt::enqueue(native_stream(stream), [=] {
     const simt::DeviceMemoryAccess access;
+    // What a sort by fewer bits would get wrong.
+    for (int64_t i = 0; i < n; ++i) {
+      require(keys[i] >= 0 && keys[i] <= max_key, "key {} is beyond {}", keys[i], max_key);
+    }
     std::vector<int64_t> order(static_cast<size_t>(n));
     std::iota(order.begin(), order.end(), int64_t{0});
     std::stable_sort(order.begin(), order.end(),
@@ -38,9 +46,10 @@ inline void stable_sort_pairs(Stream& stream, Workspace& workspace, const int32_
     }
   });
 #else
+  const int bits = std::max(static_cast<int>(std::bit_width(static_cast<uint64_t>(max_key))), 1);
   const auto sort = [&](void* scratch, size_t& num_bytes) {
     check_cuda(cub::DeviceRadixSort::SortPairs(scratch, num_bytes, keys, sorted_keys, values,
-                                               sorted_values, n, 0, 31, native_stream(stream)),
+                                               sorted_values, n, 0, bits, native_stream(stream)),
                "cub::DeviceRadixSort::SortPairs");
   };
   size_t num_bytes = 0;

@@ -6,14 +6,18 @@
 #include <cublas_v2.h>
 #include <cuda_runtime.h>
 
+#include <cstdint>
+#include <functional>
+#include <memory>
 #include <string>
+#include <vector>
 
 #include "kernels/device.h"
 #include "kernels/memory.h"
 
 namespace switchyard::cuda {
 
-// Throws Error that names the call and what CUDA says of it.
+// Throws Error that names the call and what CUDA says of it: OutOfMemory, if it is that.
 void check_cuda(cudaError_t code, const char* call);
 void check_cublas(cublasStatus_t status, const char* call);
 
@@ -24,6 +28,14 @@ void check_device(Device device);
 void make_current(Device device);
 std::string physical_name(Device device);
 
+struct EpiloguePlans;  // kernels/matmul_with_bias.cu
+
+struct SideStream {
+  explicit SideStream(Device device) : stream(device), finished(device) {}
+  Stream stream;
+  Event finished;
+};
+
 struct StreamState {
   Device device;
   cudaStream_t stream = nullptr;
@@ -31,7 +43,11 @@ struct StreamState {
   // run at once, and repeat bit for bit.
   cublasHandle_t cublas = nullptr;
   Buffer cublas_workspace;
+  std::shared_ptr<EpiloguePlans> epilogue_plans;
   Buffer reduction_scratch;
+  // Made when first needed; see run_side_by_side.
+  std::unique_ptr<Event> forked;
+  std::vector<std::unique_ptr<SideStream>> side_streams;
 };
 struct EventState {
   Device device;
@@ -39,13 +55,14 @@ struct EventState {
 };
 
 StreamState* make_stream_state(Device device);
-EventState* make_event_state(Device device);
+EventState* make_event_state(Device device, bool timing);
 void destroy(StreamState* state) noexcept;  // nothing for null
 void destroy(EventState* state) noexcept;
 void synchronize(Device device);
 void synchronize(StreamState& state);
 void synchronize(EventState& state);
 bool has_finished(EventState& state);
+double seconds_between(EventState& begin, EventState& end);  // waits for `end`
 void wait(StreamState& stream, EventState& event);
 void record(EventState& event, StreamState& stream);
 
@@ -53,8 +70,15 @@ inline cudaStream_t native_stream(const Stream& stream) { return stream.cuda()->
 cublasHandle_t cublas_handle(const Stream& stream);
 
 // Device memory of the stream for the partial results of one op; the next op may overwrite it.
-// Throws Error for more than 64 KiB.
+// Throws Error for more than kReductionScratchBytes.
+constexpr size_t kReductionScratchBytes = size_t{64} << 10;
 void* reduction_scratch(const Stream& stream, size_t num_bytes);
+
+// Calls piece(side stream, i) for i < count, for work that does not fill the device one piece at a
+// time. Pieces begin after what `stream` holds, and what it gets later begins after all of them.
+// Piece i always meets the same side stream, and so the same cuBLAS workspace.
+void run_side_by_side(Stream& stream, int64_t count,
+                      const std::function<void(Stream&, int64_t)>& piece);
 
 // Blocks that run at a time, for kernels that size their grid by the device.
 int num_multiprocessors(Device device);
@@ -71,9 +95,11 @@ class DeviceGuard {
   int previous_ = 0;
 };
 
-// For Buffer: zero-filled device memory, or memory that the host may use, too. Throws Error that
-// says how much was asked for and how much is free.
-void* allocate(size_t num_bytes, Device device, bool managed);
+MemoryFigures memory_of(Device device);
+
+// For Buffer: zero-filled device memory, or memory that the host may use, too. Throws OutOfMemory
+// for `purpose`.
+void* allocate(size_t num_bytes, Device device, bool managed, const char* purpose);
 void release(void* address) noexcept;
 // For PinnedBuffer.
 void* allocate_pinned(size_t num_bytes);

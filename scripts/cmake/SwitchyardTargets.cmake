@@ -16,6 +16,8 @@ set(cuda_options --expt-relaxed-constexpr -DFMT_USE_CONSTEXPR=1 -Xcompiler=-Wall
 if(SWITCHYARD_NATIVE)
   # GCC prefers 256-bit vectors where 512 are there; the loops here are long enough for the latter.
   list(APPEND cxx_options -march=native -mprefer-vector-width=512)
+elseif(CMAKE_SYSTEM_PROCESSOR STREQUAL "x86_64")
+  list(APPEND cxx_options -march=x86-64-v3)
 endif()
 if(SWITCHYARD_WERROR)
   list(APPEND cxx_options -Werror)

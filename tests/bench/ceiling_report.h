@@ -15,7 +15,9 @@ namespace switchyard::bench {
 
 // The better of oneDNN's products: bf16 operands may be widened and multiplied as f32.
 inline double best_product_ceiling(DType dtype) {
-  return std::max(measure_product_ceiling(dtype), measure_product_ceiling(DType::f32));
+  Stream stream;
+  return std::max(measure_product_ceiling(stream, dtype),
+                  measure_product_ceiling(stream, DType::f32));
 }
 
 // Runs a benchmark and adds its counters: the work per second (GFLOP or GB), the ceiling, and the
@@ -62,7 +64,10 @@ inline CeilingReport product_report(benchmark::State& state, double flops, DType
 }
 
 inline CeilingReport copy_report(benchmark::State& state, double bytes) {
-  return {state, bytes, "GB/s", measure_copy_ceiling};
+  return {state, bytes, "GB/s", [] {
+            Stream stream;
+            return measure_copy_ceiling(stream);
+          }};
 }
 
 }  // namespace switchyard::bench

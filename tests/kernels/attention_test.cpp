@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstring>
 #include <ostream>
+#include <tuple>
 #include <vector>
 
 #include "kernels/check.h"
@@ -200,6 +201,16 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{1, 2, 1, 257, 64, {}, DType::bf16},
                     Case{1, 4, 2, 257, 31, {0, 100, 101}, DType::bf16}));
 
+// What CUDA computes on tensor cores, in tiles of 64 and 32 rows.
+INSTANTIATE_TEST_SUITE_P(TensorCores, AttentionTest,
+                         testing::Values(Case{2, 2, 1, 31, 64, {}, DType::bf16},
+                                         Case{1, 1, 1, 33, 128, {}, DType::bf16},
+                                         Case{1, 4, 2, 64, 64, {}, DType::bf16},
+                                         Case{1, 2, 1, 65, 128, {}, DType::bf16},
+                                         Case{2, 2, 2, 127, 64, {0, 63, 64}, DType::bf16},
+                                         Case{1, 4, 1, 129, 128, {0, 40, 100}, DType::bf16},
+                                         Case{1, 2, 1, 257, 64, {0, 7, 150, 200}, DType::bf16}));
+
 TEST(AttentionGradientTest, EqualsCentralFiniteDifferences) {
   Attention a({1, 2, 1, 9, 4, {0, 5}});
   a.forward();
@@ -229,19 +240,20 @@ std::vector<float> rows_from(ConstTensorView x, int64_t start) {
   return values;
 }
 
-class DocumentIsolationTest : public testing::TestWithParam<DType> {};
+class DocumentIsolationTest : public testing::TestWithParam<std::tuple<DType, int64_t>> {};
 
 TEST_P(DocumentIsolationTest, AChangeInOneDocumentLeavesTheNextBitwiseUnchanged) {
-  const int64_t seq_len = 257, start = 70, dim = 16;
-  Attention before({1, 4, 2, seq_len, dim, {0, start}, GetParam()}), after(before.c);
+  const auto [dtype, dim] = GetParam();
+  const int64_t seq_len = 257, start = 70;
+  Attention before({1, 4, 2, seq_len, dim, {0, start}, dtype}), after(before.c);
   for (Tensor* x : {&after.q, &after.k, &after.v}) {
-    const Tensor other = random_tensor(x->shape(), 9, GetParam(), /*std=*/3.0f);
-    const size_t head_bytes = static_cast<size_t>(seq_len * dim) * size_of(GetParam());
+    const Tensor other = random_tensor(x->shape(), 9, dtype, /*std=*/3.0f);
+    const size_t head_bytes = static_cast<size_t>(seq_len * dim) * size_of(dtype);
     for (int64_t h = 0; h < x->shape()[1]; ++h) {
       const size_t offset = static_cast<size_t>(h) * head_bytes;
       std::memcpy(static_cast<std::byte*>(x->view().raw()) + offset,
                   static_cast<const std::byte*>(other.view().raw()) + offset,
-                  static_cast<size_t>(start * dim) * size_of(GetParam()));
+                  static_cast<size_t>(start * dim) * size_of(dtype));
     }
   }
 
@@ -260,7 +272,9 @@ TEST_P(DocumentIsolationTest, AChangeInOneDocumentLeavesTheNextBitwiseUnchanged)
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, DocumentIsolationTest, testing::Values(DType::f32, DType::bf16));
+INSTANTIATE_TEST_SUITE_P(All, DocumentIsolationTest,
+                         testing::Values(std::tuple(DType::f32, 16), std::tuple(DType::bf16, 16),
+                                         std::tuple(DType::bf16, 64)));
 
 TEST(AttentionDocumentTest, OneDocumentIsTheCausalMask) {
   Attention causal({1, 2, 2, 257, 16, {}});

@@ -37,19 +37,24 @@ TEST_P(CrossEntropyAgreementTest, EveryStepIsTheCpus) {
   Tensor dlogits({kTokens, vocab()}, std::get<1>(GetParam()));
   Tensor cpu_dlogits({kTokens, vocab()}, std::get<1>(GetParam()));
 
-  cross_entropy_row_max(stream, logits, rows.max);
-  cpu::cross_entropy_row_max(cpu_stream, logits, cpu_rows.max);
+  cross_entropy_forward(stream, logits, targets, kFirst, rows.max, rows.sum, rows.target);
+  cpu::cross_entropy_forward(cpu_stream, logits, targets, kFirst, cpu_rows.max, cpu_rows.sum,
+                             cpu_rows.target);
   EXPECT_EQ(to_floats(rows.max), to_floats(cpu_rows.max));
-
-  cross_entropy_sums(stream, logits, targets, kFirst, rows.max, rows.sum, rows.target);
-  cpu::cross_entropy_sums(cpu_stream, logits, targets, kFirst, cpu_rows.max, cpu_rows.sum,
-                          cpu_rows.target);
   // One of the two may add thousands of terms one after the other.
   EXPECT_LT(test::relative_error(to_floats(rows.sum), to_floats(cpu_rows.sum)), 1e-5);
   EXPECT_EQ(to_floats(rows.target), to_floats(cpu_rows.target));
 
-  cross_entropy_losses(stream, targets, cpu_rows.sum, cpu_rows.target, rows.losses);
-  cpu::cross_entropy_losses(cpu_stream, targets, cpu_rows.sum, cpu_rows.target, cpu_rows.losses);
+  const Tensor all_max = random_tensor({kTokens}, 2, DType::f32, 4.0f);
+  Tensor sum = make_tensor<float>({kTokens}, to_floats(cpu_rows.sum));
+  Tensor cpu_sum = make_tensor<float>({kTokens}, to_floats(cpu_rows.sum));
+  cross_entropy_rescale(stream, cpu_rows.max, all_max, sum);
+  cpu::cross_entropy_rescale(cpu_stream, cpu_rows.max, all_max, cpu_sum);
+  EXPECT_LT(test::relative_error(to_floats(sum), to_floats(cpu_sum)), 1e-6);
+
+  cross_entropy_losses(stream, targets, cpu_rows.max, cpu_rows.sum, cpu_rows.target, rows.losses);
+  cpu::cross_entropy_losses(cpu_stream, targets, cpu_rows.max, cpu_rows.sum, cpu_rows.target,
+                            cpu_rows.losses);
   EXPECT_LT(test::relative_error(to_floats(rows.losses), to_floats(cpu_rows.losses)), 1e-6);
 
   cross_entropy_backward(stream, logits, targets, kFirst, cpu_rows.max, cpu_rows.sum, 0.5f,

@@ -113,14 +113,15 @@ TEST(SumTest, IsTheSameForEveryCall) {
 
 TEST(BiasTest, RowsShareTheBiasAndItsGradientSumsThem) {
   Stream stream;
-  for (const int64_t width : {1, 31, 33, 257}) {
+  test::Workspace workspace;
+  for (const int64_t width : {1, 31, 33, 64, 257, 264}) {
     for (const DType dtype : {DType::f32, DType::bf16}) {
-      constexpr int64_t kRows = 67;
+      constexpr int64_t kRows = 267;
       Tensor y = random_tensor({kRows, width}, 1, dtype), dbias = random_tensor({width}, 2);
       const Tensor bias = random_tensor({width}, 3);
       const auto before = to_floats(y), start = to_floats(dbias);
 
-      add_bias_backward(stream, y, dbias);
+      add_bias_backward(stream, workspace, y, dbias);
       add_bias(stream, bias, y);
 
       const auto after = to_floats(y);

@@ -191,9 +191,8 @@ TEST(CrossEntropyTest, ShardsGiveTheLossAndGradientOfTheWhole) {
   Tensor row_max({kTokens}, DType::f32), sum_exp({kTokens}, DType::f32),
       target_logit({kTokens}, DType::f32), losses({kTokens}, DType::f32);
   const auto loss = [&] {
-    cross_entropy_row_max(stream, logits, row_max);
-    cross_entropy_sums(stream, logits, targets, 0, row_max, sum_exp, target_logit);
-    cross_entropy_losses(stream, targets, sum_exp, target_logit, losses);
+    cross_entropy_forward(stream, logits, targets, 0, row_max, sum_exp, target_logit);
+    cross_entropy_losses(stream, targets, row_max, sum_exp, target_logit, losses);
     Tensor total({1}, DType::f64);
     add_sum(stream, losses, 0.5, total);
     return total.data<double>()[0];
@@ -215,13 +214,31 @@ TEST(CrossEntropyTest, ShardsGiveTheLossAndGradientOfTheWhole) {
   }
   EXPECT_NEAR(whole, 0.5 * direct, 1e-5);
 
-  // The second shard alone, with the maximum and the sum of the whole.
-  Tensor part({kTokens, kVocab - kFirst}, DType::f32), dpart(part.shape(), DType::f32);
-  for (int64_t t = 0; t < kTokens; ++t) {
-    copy(stream, logits.view().rows(t, 1).reshape({kVocab}).rows(kFirst, kVocab - kFirst),
-         part.view().rows(t, 1).reshape({kVocab - kFirst}));
-  }
+  // The shards alone: their sums refer to the maximum of the whole, and add up to its sum.
   loss();
+  const auto shard = [&](int64_t first, int64_t count) {
+    Tensor part({kTokens, count}, DType::f32);
+    for (int64_t t = 0; t < kTokens; ++t) {
+      copy(stream, logits.view().rows(t, 1).reshape({kVocab}).rows(first, count),
+           part.view().rows(t, 1).reshape({count}));
+    }
+    return part;
+  };
+  const Tensor part = shard(kFirst, kVocab - kFirst), other = shard(0, kFirst);
+  Tensor dpart(part.shape(), DType::f32);
+  std::vector<float> sums(kTokens), target_logits(kTokens);
+  for (const auto& [logits_of, first] : {std::pair(&part, kFirst), std::pair(&other, int64_t{0})}) {
+    Tensor local_max({kTokens}, DType::f32), sum({kTokens}, DType::f32),
+        target({kTokens}, DType::f32);
+    cross_entropy_forward(stream, *logits_of, targets, first, local_max, sum, target);
+    cross_entropy_rescale(stream, local_max, row_max, sum);
+    for (size_t t = 0; t < kTokens; ++t) {
+      sums[t] += to_floats(sum)[t];
+      target_logits[t] += to_floats(target)[t];
+    }
+  }
+  EXPECT_LT(relative_error(sums, to_floats(sum_exp)), 1e-6);
+  EXPECT_EQ(target_logits, to_floats(target_logit));
   cross_entropy_backward(stream, part, targets, kFirst, row_max, sum_exp, 0.5f, dpart);
   for (int64_t t = 0; t < kTokens; ++t) {
     for (int64_t i = kFirst; i < kVocab; ++i) {
@@ -235,11 +252,32 @@ TEST(CrossEntropyTest, ANanAmongTheLogitsReachesTheLoss) {
   Stream stream;
   Tensor logits = random_tensor({1, 9}, 1);
   logits.data<float>()[4] = NAN;
-  Tensor row_max({1}, DType::f32);
+  const Tensor targets = make_tensor<int32_t>({1}, {3});
+  Tensor row_max({1}, DType::f32), sum_exp({1}, DType::f32), target_logit({1}, DType::f32);
+  Tensor losses({1}, DType::f32);
 
-  cross_entropy_row_max(stream, logits, row_max);
+  cross_entropy_forward(stream, logits, targets, 0, row_max, sum_exp, target_logit);
+  cross_entropy_losses(stream, targets, row_max, sum_exp, target_logit, losses);
 
-  EXPECT_TRUE(std::isnan(row_max.data<float>()[0]));
+  EXPECT_TRUE(std::isnan(to_floats(losses)[0]));
+}
+
+TEST(CrossEntropyTest, LogitsOfMinusInfinityAndEmptyShardsAddNothing) {
+  Stream stream;
+  constexpr int64_t kVocab = 1100;  // some threads see no other logit
+  std::vector<float> values(kVocab, -INFINITY);
+  values[7] = values[1030] = 2.0f;
+  const Tensor logits = make_tensor<float>({1, kVocab}, values), none({1, 0}, DType::f32);
+  const Tensor targets = make_tensor<int32_t>({1}, {7});
+  Tensor row_max({1}, DType::f32), sum_exp({1}, DType::f32), target_logit({1}, DType::f32);
+
+  cross_entropy_forward(stream, logits, targets, 0, row_max, sum_exp, target_logit);
+  EXPECT_EQ(to_floats(row_max)[0], 2.0f);
+  EXPECT_EQ(to_floats(sum_exp)[0], 2.0f);
+  EXPECT_EQ(to_floats(target_logit)[0], 2.0f);
+
+  cross_entropy_forward(stream, none, targets, 0, row_max, sum_exp, target_logit);
+  EXPECT_EQ(to_floats(sum_exp)[0], 0.0f);
 }
 
 TEST(EmbeddingTest, OtherRanksRowsAreZeroAndGradientsAddUp) {
@@ -322,7 +360,8 @@ TEST(ElementwiseTest, BiasesAndSums) {
   add_bias(stream, bias, y);
   EXPECT_EQ(y.data<float>()[kWidth + 3], before[kWidth + 3] + bias.data<float>()[3]);
 
-  add_bias_backward(stream, y, dbias);
+  test::Workspace workspace;
+  add_bias_backward(stream, workspace, y, dbias);
   double column = 0.0;
   for (int64_t r = 0; r < kRows; ++r) column += y.data<float>()[r * kWidth + 256];
   EXPECT_NEAR(dbias.data<float>()[256], column, 1e-4);

@@ -31,18 +31,25 @@ struct Routed {
         scores(logits.shape(), DType::f32),
         lse({logits.shape()[0]}, DType::f32),
         idx({logits.shape()[0], options.top_k}, DType::i32),
-        weights({logits.shape()[0], options.top_k}, DType::f32) {
+        weights({logits.shape()[0], options.top_k}, DType::f32),
+        counts({sequences(), logits.shape()[1]}, DType::f32),
+        prob_sums({sequences(), logits.shape()[1]}, DType::f32) {
     run();
   }
   void run() {
-    router_forward(stream, options, range, logits, bias ? bias.view() : TensorView(), scores, lse,
-                   idx, weights);
+    router_forward(stream, workspace, options, range, logits, bias ? bias.view() : TensorView(),
+                   scores, lse, idx, weights, counts ? counts.view() : TensorView(),
+                   prob_sums ? prob_sums.view() : TensorView());
+  }
+  int64_t sequences() const {
+    return (range.first_token + logits.shape()[0] + range.seq_len - 1) / range.seq_len;
   }
 
   Stream stream;
+  Workspace workspace;
   RouterOptions options;
   TokenRange range;
-  Tensor logits, bias, scores, lse, idx, weights;
+  Tensor logits, bias, scores, lse, idx, weights, counts, prob_sums;
 };
 
 TEST(RouterTest, TiesGoToTheLowerExpertIndex) {
@@ -109,6 +116,32 @@ TEST(RouterTest, NanLogitsStillChooseDistinctExperts) {
   EXPECT_EQ(std::set<int32_t>(idx.begin(), idx.end()).size(), 3u);
 }
 
+TEST(RouterTest, CountsAssignmentsAndSumsProbabilitiesPerSequence) {
+  // The last token of a sequence of two, and a whole one.
+  const Routed routed({.top_k = 1}, make_tensor<float>({3, 2}, {0, std::log(3.0f), 1, 1, 1, 1}),
+                      {1, 2});
+
+  EXPECT_EQ(to_vector<float>(routed.counts), (std::vector<float>{0, 1, 2, 0}));
+  const auto sums = to_vector<float>(routed.prob_sums);
+  EXPECT_NEAR(sums[0], 0.25f, 1e-6f);
+  EXPECT_NEAR(sums[1], 0.75f, 1e-6f);
+  EXPECT_NEAR(sums[2], 1.0f, 1e-6f);
+  EXPECT_NEAR(sums[3], 1.0f, 1e-6f);
+}
+
+TEST(RouterTest, RoutesTheSameWithoutStatistics) {
+  Routed routed({.top_k = 2}, test::random_tensor({67, 33}, 1), {5, 24});
+  const auto idx = to_vector<int32_t>(routed.idx);
+  const auto weights = to_vector<float>(routed.weights);
+  routed.counts = {};
+  routed.prob_sums = {};
+
+  routed.run();
+
+  EXPECT_EQ(to_vector<int32_t>(routed.idx), idx);
+  EXPECT_EQ(to_vector<float>(routed.weights), weights);
+}
+
 TEST(RouterTest, ForceBalancedVisitsExpertsInTurn) {
   const Routed routed({.top_k = 2, .force_balanced = true}, test::random_tensor({3, 4}, 1), {1, 8});
 
@@ -126,21 +159,19 @@ TEST_P(RouterGradientTest, MatchesFiniteDifferences) {
   constexpr int64_t kTokens = 6, kExperts = 7, kTopK = 3, kSeqLen = 4;
   const auto [score, normalize] = GetParam();
   constexpr float kZ = 0.3f;
-  // Tokens 2 to 7 of three sequences of four.
+  // Tokens 2 to 7 of sequences of four.
   Routed routed(
       {.score = score, .top_k = kTopK, .normalize_topk = normalize, .routed_scaling_factor = 1.5f},
       test::random_tensor({kTokens, kExperts}, 2), {2, kSeqLen});
   const Tensor r = test::random_tensor({kTokens, kTopK}, 3);
-  const Tensor c = test::random_tensor({3, kExperts}, 4);
-  Tensor counts({3, kExperts}, DType::f32), sums({3, kExperts}, DType::f32);
-  Workspace workspace;
+  const Tensor c = test::random_tensor({2, kExperts}, 4);
+  ASSERT_EQ(routed.sequences(), 2);
   const auto loss = [&] {
     routed.run();
-    router_statistics(routed.stream, workspace, score, routed.range, routed.scores, routed.idx,
-                      counts, sums);
     double z = 0.0;
     for (const float lse : test::to_floats(routed.lse)) z += static_cast<double>(lse) * lse;
-    return test::inner_product(r, routed.weights) + test::inner_product(c, sums) + kZ * z;
+    return test::inner_product(r, routed.weights) + test::inner_product(c, routed.prob_sums) +
+           kZ * z;
   };
   Tensor dlogits(routed.logits.shape(), DType::f32);
 
@@ -160,16 +191,13 @@ TEST(BalanceLossTest, IsExactlyOneWhenPerfectlyBalanced) {
   // Equal scores, and experts in turn.
   const Routed routed({.top_k = kTopK, .force_balanced = true},
                       Tensor({kTokens, kExperts}, DType::f32), {0, kTokens / 2});
-  Tensor counts({2, kExperts}, DType::f32), sums({2, kExperts}, DType::f32),
-      dprobs({2, kExperts}, DType::f32);
+  Tensor dprobs({2, kExperts}, DType::f32);
+  synchronize(test::device());
   Stream stream;
-  Workspace workspace;
-  router_statistics(stream, workspace, RouterScore::softmax, routed.range, routed.scores,
-                    routed.idx, counts, sums);
 
   Tensor loss({1}, DType::f64);
-  balance_loss(stream, counts, kTokens / 2 * kTopK, sums, 1.0 / kTokens, /*coef=*/1.0, dprobs,
-               loss);
+  balance_loss(stream, routed.counts, kTokens / 2 * kTopK, routed.prob_sums, 1.0 / kTokens,
+               /*coef=*/1.0, dprobs, loss);
 
   EXPECT_EQ(loss.data<double>()[0], 1.0);
 }
@@ -230,27 +258,24 @@ TEST_P(RouterAgreementTest, ForwardStatisticsAndBackwardAreThoseOfTheCpu) {
   const TokenRange range{7, kSeqLen};
   Stream stream;
   switchyard::Stream cpu_stream;
-  Workspace workspace;
   switchyard::Workspace cpu_workspace;
   const Tensor bias = test::random_tensor({experts}, 2, DType::f32, 0.1f);
   const Routed device(options(), test::random_tensor({kTokens, experts}, 1), range,
                       test::random_tensor({experts}, 2, DType::f32, 0.1f));
   Tensor scores(device.scores.shape(), DType::f32), lse({kTokens}, DType::f32),
       idx({kTokens, k}, DType::i32), weights({kTokens, k}, DType::f32);
-  cpu::router_forward(cpu_stream, options(), range, device.logits, bias, scores, lse, idx, weights);
+  const Shape per_sequence{kSequences, experts};
+  Tensor counts(per_sequence, DType::f32), sums(per_sequence, DType::f32);
+  synchronize(test::device());  // before the CPU reads what was routed
+  cpu::router_forward(cpu_stream, cpu_workspace, options(), range, device.logits, bias, scores, lse,
+                      idx, weights, counts, sums);
   EXPECT_EQ(to_vector<int32_t>(device.idx), to_vector<int32_t>(idx));
   EXPECT_LT(test::relative_error(test::to_floats(device.scores), test::to_floats(scores)), 1e-6);
   EXPECT_LT(test::relative_error(test::to_floats(device.weights), test::to_floats(weights)), 1e-6);
   EXPECT_LT(test::relative_error(test::to_floats(device.lse), test::to_floats(lse)), 1e-6);
 
-  const Shape per_sequence{kSequences, experts};
-  Tensor counts(per_sequence, DType::f32), sums(per_sequence, DType::f32);
-  Tensor cpu_counts(per_sequence, DType::f32), cpu_sums(per_sequence, DType::f32);
-  router_statistics(stream, workspace, GetParam().score, range, scores, idx, counts, sums);
-  cpu::router_statistics(cpu_stream, cpu_workspace, GetParam().score, range, scores, idx,
-                         cpu_counts, cpu_sums);
-  EXPECT_EQ(test::to_floats(counts), test::to_floats(cpu_counts));
-  EXPECT_LT(test::relative_error(test::to_floats(sums), test::to_floats(cpu_sums)), 1e-6);
+  EXPECT_EQ(test::to_floats(device.counts), test::to_floats(counts));
+  EXPECT_LT(test::relative_error(test::to_floats(device.prob_sums), test::to_floats(sums)), 1e-6);
 
   const Tensor dweights = test::random_tensor({kTokens, k}, 3),
                dprobs = test::random_tensor(per_sequence, 4);

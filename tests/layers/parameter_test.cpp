@@ -210,6 +210,27 @@ TEST_F(ParameterStoreTest, FusedViewsCoverNeighboursInOnePiece) {
   EXPECT_EQ(store_.fused_value(expert, expert2).shape(), (Shape{3, 3, 7}));
 }
 
+TEST_F(ParameterStoreTest, OddSizesDoNotPushOthersOffSixteenBytes) {
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    ParameterStore store;
+    Parameter& odd = store.add(whole("odd", {3, 7}, dtype));
+    Parameter& neighbour = store.add(whole("neighbour", {2, 7}, dtype));
+    Parameter& weight = store.add(whole("weight", {5, 8}, dtype));
+    Parameter& vector = store.add(whole("vector", {1}, dtype));
+    Parameter& last = store.add(whole("last", {2, 8}, dtype));
+
+    store.materialize(stream_, kSeed, /*world_size=*/1);
+
+    for (const Parameter* p : {&odd, &weight, &vector, &last}) {
+      EXPECT_EQ(reinterpret_cast<uintptr_t>(p->value.raw()) % 16, 0u) << p->spec.name;
+      EXPECT_EQ(reinterpret_cast<uintptr_t>(p->grad.raw()) % 16, 0u) << p->spec.name;
+    }
+    EXPECT_EQ(store.fused_value(odd, neighbour).shape(), (Shape{5, 7}));
+    EXPECT_EQ(store.num_elements(), 5 * 7 + 5 * 8 + 1 + 2 * 8);
+    EXPECT_EQ(store.buffers()[0].num_elements, last.flat_begin + 2 * 8);
+  }
+}
+
 TEST_F(ParameterStoreTest, RefusesToFuseWhatDoesNotFit) {
   Parameter& a = store_.add(whole("a", {4, 6}));
   Parameter& odd = store_.add(whole("odd", {3, 5}));

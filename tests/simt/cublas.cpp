@@ -2,37 +2,15 @@
 
 #include <algorithm>
 
-#include "kernels/bfloat16.h"
+#include "tests/simt/column_major.h"
 
-using switchyard::bfloat16;
+using simt::multiply;
 
 struct EmulatedCublas {
   cudaStream_t stream = nullptr;
 };
 
 namespace {
-
-// A column-major matrix of either type.
-struct Matrix {
-  const void* data;
-  cudaDataType_t type;
-  int64_t stride;
-  bool transposed;
-
-  double at(int64_t row, int64_t column) const {
-    const int64_t i = transposed ? row * stride + column : column * stride + row;
-    return type == CUDA_R_32F ? static_cast<const float*>(data)[i]
-                              : static_cast<float>(static_cast<const bfloat16*>(data)[i]);
-  }
-};
-
-void store(void* c, cudaDataType_t type, int64_t i, double value) {
-  if (type == CUDA_R_32F) {
-    static_cast<float*>(c)[i] = static_cast<float>(value);
-  } else {
-    static_cast<bfloat16*>(c)[i] = static_cast<float>(value);
-  }
-}
 
 bool is_supported(cudaDataType_t ab, cudaDataType_t c) { return ab == c || c == CUDA_R_32F; }
 
@@ -43,26 +21,14 @@ bool is_valid(cublasOperation_t transa, cublasOperation_t transb, int m, int n, 
          ldb >= std::max(1, transb == CUBLAS_OP_N ? k : n) && ldc >= std::max(1, m);
 }
 
-void multiply(const Matrix& a, const Matrix& b, int m, int n, int k, float alpha, float beta,
-              void* c, cudaDataType_t c_type, int64_t ldc) {
-  const Matrix before{c, c_type, ldc, false};
-  for (int64_t column = 0; column < n; ++column) {
-    for (int64_t row = 0; row < m; ++row) {
-      double total = 0.0;
-      for (int64_t i = 0; i < k; ++i) total += a.at(row, i) * b.at(i, column);
-      // With beta 0 cuBLAS does not read c, which may hold NaN.
-      const double kept = beta == 0.0f ? 0.0 : beta * before.at(row, column);
-      store(c, c_type, column * ldc + row, alpha * total + kept);
-    }
-  }
-}
-
 }  // namespace
 
 const char* cublasGetStatusString(cublasStatus_t status) {
   switch (status) {
     case CUBLAS_STATUS_SUCCESS:
       return "success";
+    case CUBLAS_STATUS_ALLOC_FAILED:
+      return "resource allocation failed";
     case CUBLAS_STATUS_NOT_SUPPORTED:
       return "not supported";
     case CUBLAS_STATUS_INVALID_VALUE:
@@ -85,6 +51,8 @@ cublasStatus_t cublasSetStream(cublasHandle_t handle, cudaStream_t stream) {
   handle->stream = stream;
   return CUBLAS_STATUS_SUCCESS;
 }
+
+cublasStatus_t cublasSetMathMode(cublasHandle_t, cublasMath_t) { return CUBLAS_STATUS_SUCCESS; }
 
 cublasStatus_t cublasSetWorkspace(cublasHandle_t, void*, size_t) { return CUBLAS_STATUS_SUCCESS; }
 
@@ -121,17 +89,15 @@ cublasStatus_t cublasGemmGroupedBatchedEx(
     }
     // Sizes and factors are the host's, and read now; the arrays of pointers are the device's.
     for (int i = 0; i < group_size[g]; ++i, ++at) {
-      simt::enqueue(handle->stream,
-                    [=, left_transposed = transa[g] == CUBLAS_OP_T,
-                     right_transposed = transb[g] == CUBLAS_OP_T, m = m[g], n = n[g], k = k[g],
-                     lda = lda[g], ldb = ldb[g], ldc = ldc[g],
-                     alpha = static_cast<const float*>(alpha)[g],
-                     beta = static_cast<const float*>(beta)[g]] {
-                      const simt::DeviceMemoryAccess access;
-                      multiply({a[at], a_type, lda, left_transposed},
-                               {b[at], b_type, ldb, right_transposed}, m, n, k, alpha, beta, c[at],
-                               c_type, ldc);
-                    });
+      simt::enqueue(handle->stream, [=, left_transposed = transa[g] == CUBLAS_OP_T,
+                                     right_transposed = transb[g] == CUBLAS_OP_T, m = m[g],
+                                     n = n[g], k = k[g], lda = lda[g], ldb = ldb[g], ldc = ldc[g],
+                                     alpha = static_cast<const float*>(alpha)[g],
+                                     beta = static_cast<const float*>(beta)[g]] {
+        const simt::DeviceMemoryAccess access;
+        multiply({a[at], a_type, lda, left_transposed}, {b[at], b_type, ldb, right_transposed}, m,
+                 n, k, alpha, beta, c[at], c_type, ldc);
+      });
     }
   }
   return CUBLAS_STATUS_SUCCESS;

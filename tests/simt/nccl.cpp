@@ -3,7 +3,11 @@
 // here, too. Sums are made from the last rank to the first: nobody may count on an order.
 #include <mpi.h>
 #include <nccl.h>
+#include <signal.h>
+#include <unistd.h>
 
+#include <algorithm>
+#include <cerrno>
 #include <cstring>
 #include <functional>
 #include <utility>
@@ -13,6 +17,7 @@ struct EmulatedComm {
   MPI_Comm mpi = MPI_COMM_NULL;
   int rank = 0;
   int size = 0;
+  std::vector<int> processes;  // of the ranks; all on this machine
 };
 
 namespace {
@@ -128,6 +133,8 @@ const char* ncclGetErrorString(ncclResult_t result) {
   switch (result) {
     case ncclSuccess:
       return "no error";
+    case ncclRemoteError:
+      return "remote process exited or there was a network error";
     case ncclSystemError:
       return "unhandled system error";
     case ncclInvalidArgument:
@@ -161,6 +168,9 @@ ncclResult_t ncclCommInitRank(ncclComm_t* comm, int ranks, ncclUniqueId id, int 
   MPI_Comm_split(MPI_COMM_WORLD, group, rank, &(*comm)->mpi);
   MPI_Comm_rank((*comm)->mpi, &(*comm)->rank);
   MPI_Comm_size((*comm)->mpi, &(*comm)->size);
+  (*comm)->processes.resize(static_cast<size_t>((*comm)->size));
+  const int process = getpid();
+  MPI_Allgather(&process, 1, MPI_INT, (*comm)->processes.data(), 1, MPI_INT, (*comm)->mpi);
   return (*comm)->size == ranks && (*comm)->rank == rank ? ncclSuccess : ncclInvalidArgument;
 }
 
@@ -175,8 +185,12 @@ ncclResult_t ncclCommAbort(ncclComm_t comm) {
   return ncclSuccess;
 }
 
-ncclResult_t ncclCommGetAsyncError(ncclComm_t, ncclResult_t* error) {
-  *error = ncclSuccess;
+// NCCL notices by the connection that a process has gone.
+ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t* error) {
+  const bool all_live = std::ranges::none_of(comm->processes, [](int process) {
+    return kill(process, /*signal: ask only*/ 0) != 0 && errno == ESRCH;
+  });
+  *error = all_live ? ncclSuccess : ncclRemoteError;
   return ncclSuccess;
 }
 

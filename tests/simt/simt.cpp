@@ -6,10 +6,12 @@
 #include <boost/context/fiber.hpp>
 #include <boost/context/protected_fixedsize_stack.hpp>
 #include <cstring>
+#include <deque>
 #include <exception>
 #include <memory>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels/check.h"
@@ -41,6 +43,13 @@ struct WarpMeeting {
   alignas(16) std::byte slots[2][kWarpSize * kSlotBytes];
 };
 
+// Of 16 bytes or so, that a thread has started and not yet waited for.
+struct StartedCopy {
+  void* shared;
+  const void* global;  // null: zeros
+  size_t num_bytes;
+};
+
 struct Thread {
   Index index;
   int lane = 0;
@@ -53,6 +62,8 @@ struct Thread {
   const uint64_t* generation = nullptr;
   uint64_t seen = 0;
   int line = 0;  // of the barrier, for messages; 0: a warp's meeting
+  std::vector<StartedCopy> uncommitted;
+  std::deque<std::vector<StartedCopy>> copies;  // committed groups, oldest first
 };
 
 // Exactly as long as asked for, so that AddressSanitizer sees what goes past its end.
@@ -274,6 +285,32 @@ const Extent& block_extent() { return launch->block_extent; }
 const Extent& grid_extent() { return launch->grid; }
 int lane() { return launch->thread->lane; }
 void* dynamic_shared_memory() { return launch->block->shared.data; }
+
+void start_copy(void* shared, const void* global, size_t num_bytes) {
+  for (const void* address : {static_cast<const void*>(shared), global}) {
+    require(reinterpret_cast<uintptr_t>(address) % num_bytes == 0,
+            "an asynchronous copy of {} bytes is not aligned to that", num_bytes);
+  }
+  launch->thread->uncommitted.push_back({shared, global, num_bytes});
+}
+
+void commit_copies() {
+  Thread& self = *launch->thread;
+  self.copies.push_back(std::exchange(self.uncommitted, {}));
+}
+
+void wait_for_copies(int pending) {
+  auto& groups = launch->thread->copies;
+  for (; groups.size() > static_cast<size_t>(pending); groups.pop_front()) {
+    for (const StartedCopy& copy : groups.front()) {
+      if (copy.global != nullptr) {
+        std::memcpy(copy.shared, copy.global, copy.num_bytes);
+      } else {
+        std::memset(copy.shared, 0, copy.num_bytes);
+      }
+    }
+  }
+}
 
 void sync_block(int line) {
   Block& block = *launch->block;

@@ -47,6 +47,11 @@ const Extent& grid_extent();
 int lane();
 void* dynamic_shared_memory();
 
+// Asynchronous copies of the running thread. They land as late as they may: when it waits for them.
+void start_copy(void* shared, const void* global, size_t num_bytes);
+void commit_copies();
+void wait_for_copies(int pending);
+
 // All threads of the block that have not ended. `line` tells one barrier from another.
 void sync_block(int line);
 

@@ -7,9 +7,11 @@
 
 #include <numeric>
 #include <span>
+#include <thread>
 #include <vector>
 
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/support.h"
 #include "kernels/elementwise.h"
 #include "kernels/tensor.h"
 #include "tests/support/error_of.h"
@@ -183,6 +185,21 @@ TEST_F(StreamsTest, AskingWhetherAnEventHasFinishedComesToAnEnd) {
   }
 
   EXPECT_EQ(consume(), 3);
+}
+
+// As the watchdog looks at a collective that waits for another rank.
+TEST_F(StreamsTest, WorkThatHasBegunHasNotFinished) {
+  Event done(kDevice);
+  bool finished_too_early = true;
+  simt::enqueue(cuda::native_stream(producer_), [&] {
+    std::thread([&] { finished_too_early = done.has_finished(); }).join();
+  });
+  done.record(producer_);
+
+  producer_.synchronize();
+
+  EXPECT_FALSE(finished_too_early);
+  EXPECT_TRUE(done.has_finished());
 }
 
 TEST_F(StreamsTest, PageableMemoryIsReadBeforeTheCopyReturns) {

@@ -7,6 +7,7 @@
 #include <cuda_runtime.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <deque>
 #include <functional>
@@ -20,18 +21,21 @@
 namespace simt {
 namespace {
 
-// Tasks in order; `finished` counts those that have run since the stream was made.
+// Tasks in order, counted since the stream was made. One that waits for another process has begun
+// and not finished, as the watchdog's thread must see.
 struct Queue {
   std::deque<std::function<void()>> tasks;
-  std::atomic<uint64_t> finished = 0;  // the watchdog's thread looks at it
+  uint64_t begun = 0;
+  std::atomic<uint64_t> finished = 0;
 
-  uint64_t end() const { return finished + tasks.size(); }
+  uint64_t end() const { return begun + tasks.size(); }
   void run_until(uint64_t position) {
-    while (finished < position) {
+    while (begun < position) {
       const std::function<void()> task = std::move(tasks.front());
       tasks.pop_front();
-      ++finished;
+      ++begun;
       task();
+      ++finished;
     }
   }
 };
@@ -56,6 +60,9 @@ struct EmulatedStream {
 struct EmulatedEvent {
   std::shared_ptr<simt::Queue> queue;  // none before it is recorded
   uint64_t position = 0;
+  // With timing: when the stream came to it.
+  using Clock = std::chrono::steady_clock;
+  std::shared_ptr<Clock::time_point> reached;
 
   bool has_finished() const { return queue == nullptr || queue->finished >= position; }
 };
@@ -112,8 +119,11 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
   return cudaSuccess;
 }
 
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned int) {
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned int flags) {
   *event = new EmulatedEvent;
+  if (flags != cudaEventDisableTiming) {
+    (*event)->reached = std::make_shared<EmulatedEvent::Clock::time_point>();
+  }
   return cudaSuccess;
 }
 
@@ -123,6 +133,9 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 }
 
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  if (event->reached) {
+    simt::enqueue(stream, [reached = event->reached] { *reached = EmulatedEvent::Clock::now(); });
+  }
   event->queue = stream->queue;
   event->position = stream->queue->end();
   return cudaSuccess;
@@ -136,12 +149,22 @@ const std::thread::id main_thread = std::this_thread::get_id();
 cudaError_t cudaEventQuery(cudaEvent_t event) {
   if (event->has_finished()) return cudaSuccess;
   if (std::this_thread::get_id() != main_thread) return cudaErrorNotReady;
-  event->queue->run_until(event->queue->finished + 1);
+  event->queue->run_until(event->queue->begun + 1);
   return cudaErrorNotReady;
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   if (event->queue) event->queue->run_until(event->position);
+  return cudaSuccess;
+}
+
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
+  if (!begin->reached || !end->reached || !begin->queue || !end->queue) {
+    return cudaErrorInvalidResourceHandle;
+  }
+  if (!begin->has_finished() || !end->has_finished()) return cudaErrorNotReady;
+  *milliseconds =
+      std::chrono::duration<float, std::milli>(*end->reached - *begin->reached).count();
   return cudaSuccess;
 }
 

@@ -19,7 +19,7 @@ struct StepBenchReport {
   double backward_seconds = 0.0;
   double optimizer_seconds = 0.0;
   Profile profile;               // seconds per step, mean over ranks and timed steps
-  double product_ceiling = 0.0;  // FLOP/s of oneDNN's best square product in the compute dtype, all
+  double product_ceiling = 0.0;  // FLOP/s of the best square product in the compute dtype, all
                                  // ranks at once
   double f32_ceiling = 0.0;      // the same in f32
   int64_t exchange_bytes = 0;    // of one step, all ranks

@@ -1,10 +1,13 @@
 #include "trainer/checkpoint/manifest.h"
 
+#include <fmt/format.h>
+
 #include <charconv>
 #include <nlohmann/json.hpp>
 
 #include "kernels/check.h"
 #include "kernels/crc32c.h"
+#include "kernels/random.h"
 #include "trainer/checkpoint/tensor_piece.h"
 
 namespace switchyard {
@@ -191,6 +194,11 @@ std::map<TensorKey, Shape> tensors_of(const std::vector<StoredFile>& shards) {
             key.first, key.second, found[key], shape.num_elements());
   }
   return shapes;
+}
+
+std::string checkpoint_fingerprint(const Manifest& manifest) {
+  // The manifest has the checksum of every file.
+  return fmt::format("{:016x}", stream_id(to_text(manifest)));
 }
 
 std::string model_fingerprint(const std::map<TensorKey, Shape>& tensors) {

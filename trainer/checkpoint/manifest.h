@@ -85,6 +85,9 @@ StoredFile parse_stored_file(std::string_view text);
 // Every tensor with its shape. Throws Error unless the pieces of each one agree on the shape and
 // amount to the whole.
 std::map<TensorKey, Shape> tensors_of(const std::vector<StoredFile>& shards);
+// Tells checkpoints apart by everything in them, tensors included: what was learned from one is not
+// for another. Moving the folder does not change it.
+std::string checkpoint_fingerprint(const Manifest& manifest);
 // The same for every layout.
 std::string model_fingerprint(const std::map<TensorKey, Shape>& tensors);
 

@@ -1,9 +1,12 @@
 #include <fmt/format.h>
 
+#include <fstream>
+
 #include "kernels/check.h"
 #include "trainer/bench/step_bench.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/exit_codes.h"
+#include "trainer/commands/memory_help.h"
 
 namespace switchyard {
 
@@ -12,9 +15,25 @@ int bench_command(MpiRuntime& mpi, const LoadedConfig& loaded, const BenchOption
     require(loaded.config.model.vocab_size > 0,
             "model.vocab_size is missing: a benchmark reads no tokenizer");
   });
-  const StepBenchReport report =
-      bench_steps(mpi, loaded.config, options.warmup_steps, options.steps);
-  if (mpi.rank() == 0) fmt::print("{}", describe(report));
+  return with_memory_help(mpi, loaded.config, [&] {
+    const StepBenchReport report =
+        bench_steps(mpi, loaded.config, options.warmup_steps, options.steps);
+    if (mpi.rank() == 0) fmt::print("{}", describe(report));
+    return kExitDone;
+  });
+}
+
+int bench_decode_command(MpiRuntime& mpi, const DecodeBenchOptions& options,
+                         const std::string& json_path) {
+  run_collectively(mpi.world(), [&] {
+    require(mpi.world_size() == 1, "bench decode measures one process, not {}", mpi.world_size());
+  });
+  const DecodeBenchReport report = bench_decode(options);
+  fmt::print("{}", describe(report));
+  if (json_path.empty()) return kExitDone;
+  std::ofstream file(json_path);
+  file << to_json(report) << std::flush;
+  require(file.good(), "cannot write {}", json_path);
   return kExitDone;
 }
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "parallel/distributed_context.h"
+#include "trainer/bench/decode_bench.h"
 #include "trainer/config/config_reader.h"
 #include "trainer/inference/sampling.h"
 
@@ -17,6 +18,8 @@ namespace switchyard {
 int tokenize_command(MpiRuntime& mpi, const LoadedConfig& loaded);
 int train_command(MpiRuntime& mpi, const LoadedConfig& loaded);
 int eval_command(MpiRuntime& mpi, const LoadedConfig& loaded);
+int train_hash_command(MpiRuntime& mpi, const LoadedConfig& loaded);
+int eval_hash_command(MpiRuntime& mpi, const LoadedConfig& loaded);
 
 struct GenerateOptions {
   std::string prompt;
@@ -31,6 +34,10 @@ struct BenchOptions {
   int64_t warmup_steps = 2;
 };
 int bench_command(MpiRuntime& mpi, const LoadedConfig& loaded, const BenchOptions& options);
+
+// One step of attention in decoding, dense and hash-aware; `json_path` may be empty.
+int bench_decode_command(MpiRuntime& mpi, const DecodeBenchOptions& options,
+                         const std::string& json_path);
 
 // The planning figures of a configuration for any number of ranks; trains nothing.
 int plan_command(MpiRuntime& mpi, const LoadedConfig& loaded, int num_ranks);

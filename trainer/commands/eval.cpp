@@ -1,16 +1,49 @@
 #include <fmt/format.h>
 
 #include <cmath>
+#include <memory>
+#include <vector>
 
 #include "kernels/check.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/exit_codes.h"
 #include "trainer/commands/newest_model.h"
 #include "trainer/data/open_data.h"
+#include "trainer/inference/decode_evaluation.h"
+#include "trainer/inference/load_selection.h"
 #include "trainer/training/evaluation.h"
 #include "trainer/training/recall_evaluation.h"
 
 namespace switchyard {
+namespace {
+
+// Dense decoding beside the method of decode.attention, over the same tokens.
+int eval_decoding(MpiRuntime& mpi, const RunConfig& config, Session& session,
+                  const LoadedModel& model, ValidationLoader& validation) {
+  const KeySelectionConfig& keys = config.decode.keys;
+  const KeySelection selection =
+      load_key_selection(mpi, config, keys, config.hash.bits, session, model.fingerprint);
+  const DecodePlan plan = plan_decoding(config, validation, validation.num_batches(), mpi.world());
+  const auto dense = [](int, const KvCacheLayer&) { return std::unique_ptr<KeySelector>(); };
+  const auto chosen = [&](int layer, const KvCacheLayer& cache) {
+    return make_key_selector(selection, layer, cache);
+  };
+  const std::vector<DecodeScore> scores = evaluate_decoding(
+      session.stream, session.model, session.dist, validation, plan, {dense, chosen});
+  if (mpi.rank() != 0) return kExitDone;
+  fmt::print("{}\nlast {} of {} tokens of each held-out sequence, decoded one by one\n",
+             model.description, config.model.seq_len - plan.prefill, config.model.seq_len);
+  const std::string name(to_string(keys.attention));
+  for (size_t i = 0; i < scores.size(); ++i) {
+    fmt::print("{}: held-out loss {:.4f}, perplexity {:.2f}, over {} tokens of {}\n",
+               i == 0 ? "dense" : name, scores[i].loss(), scores[i].perplexity(), scores[i].targets,
+               config.data.validation);
+    if (plan.recall_tasks) fmt::print("{}", describe(scores[i].recall));
+  }
+  return kExitDone;
+}
+
+}  // namespace
 
 int eval_command(MpiRuntime& mpi, const LoadedConfig& loaded) {
   RunConfig config = loaded.config;
@@ -20,14 +53,18 @@ int eval_command(MpiRuntime& mpi, const LoadedConfig& loaded) {
             "data.validation is missing: the token file to evaluate on");
   });
   Session session(mpi, config);
-  const std::string name = load_newest_model(mpi, config, session);
+  const LoadedModel loaded_model = load_newest_model(mpi, config, session);
+  if (config.decode.keys.attention != AttentionMethod::dense) {
+    return eval_decoding(mpi, config, session, loaded_model, data.validation->loader);
+  }
   TrainStep step(session.stream, session.model, session.dist);
   // All of the file, not the sample of it that training looks at.
   const EvaluationResult result =
       evaluate(step, data.validation->loader, data.validation->loader.num_batches(), mpi.world());
   if (mpi.rank() == 0) {
-    fmt::print("{}\nheld-out loss {:.4f}, perplexity {:.2f}, over {} tokens of {}\n", name,
-               result.loss, std::exp(result.loss), result.tokens, config.data.validation);
+    fmt::print("{}\nheld-out loss {:.4f}, perplexity {:.2f}, over {} tokens of {}\n",
+               loaded_model.description, result.loss, std::exp(result.loss), result.tokens,
+               config.data.validation);
   }
   if (config.data.tokenizer.type != TokenizerType::recall) return kExitDone;
   const RecallScores scores =

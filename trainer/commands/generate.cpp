@@ -7,6 +7,7 @@
 #include "trainer/commands/exit_codes.h"
 #include "trainer/commands/newest_model.h"
 #include "trainer/data/open_data.h"
+#include "trainer/inference/load_selection.h"
 
 namespace switchyard {
 
@@ -14,14 +15,17 @@ int generate_command(MpiRuntime& mpi, const LoadedConfig& loaded, const Generate
   RunConfig config = loaded.config;
   const std::unique_ptr<Tokenizer> tokenizer = open_tokenizer(mpi, config);
   Session session(mpi, config);
-  load_newest_model(mpi, config, session);
+  const LoadedModel model = load_newest_model(mpi, config, session);
+  const KeySelection selection = load_key_selection(mpi, config, config.decode.keys,
+                                                    config.hash.bits, session, model.fingerprint);
 
   GenerationRequest request{.prompt = {},
                             .max_tokens = options.max_tokens,
                             .num_samples = options.num_samples,
                             .end_token = tokenizer->end_of_document(),
                             .sampling = options.sampling,
-                            .seed = config.run.seed};
+                            .seed = config.run.seed,
+                            .selection = &selection};
   std::vector<std::vector<int32_t>> samples;
   run_collectively(mpi.world(), [&] {
     request.prompt = tokenizer->encode(options.prompt);

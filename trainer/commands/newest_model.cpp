@@ -5,11 +5,12 @@
 #include <filesystem>
 
 #include "kernels/check.h"
+#include "trainer/checkpoint/checkpoint_reader.h"
 #include "trainer/checkpoint/checkpoints.h"
 
 namespace switchyard {
 
-std::string load_newest_model(MpiRuntime& mpi, const RunConfig& config, Session& session) {
+LoadedModel load_newest_model(MpiRuntime& mpi, const RunConfig& config, Session& session) {
   namespace fs = std::filesystem;
   const Checkpoints checkpoints(fs::path(config.run.dir) / "checkpoints", config.checkpoint.keep,
                                 session.dist);
@@ -28,7 +29,13 @@ std::string load_newest_model(MpiRuntime& mpi, const RunConfig& config, Session&
   const TrainingState state = load_weights(session.stream, folder, session.model.parameters(),
                                            staged.tensors(), session.dist);
   staged.upload(session.stream);
-  return fmt::format("{} (step {}, {} tokens)", folder.string(), state.step, state.tokens);
+  LoadedModel loaded{.description = fmt::format("{} (step {}, {} tokens)", folder.string(),
+                                                state.step, state.tokens),
+                     .fingerprint = {}};
+  run_collectively(mpi.world(), [&] {
+    loaded.fingerprint = checkpoint_fingerprint(CheckpointReader(folder).manifest());
+  });
+  return loaded;
 }
 
 }  // namespace switchyard

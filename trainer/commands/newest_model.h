@@ -7,9 +7,14 @@
 
 namespace switchyard {
 
+struct LoadedModel {
+  std::string description;  // the checkpoint's name and step, for people
+  std::string fingerprint;  // of the checkpoint; see checkpoint_fingerprint
+};
+
 // Loads the weights of the run's newest intact checkpoint, or of the one that checkpoint.resume
-// names, into the session's model. Returns its name and step for people. Collective over the world;
-// throws CollectiveError where there is none.
-std::string load_newest_model(MpiRuntime& mpi, const RunConfig& config, Session& session);
+// names, into the session's model. Collective over the world; throws CollectiveError where there is
+// none.
+LoadedModel load_newest_model(MpiRuntime& mpi, const RunConfig& config, Session& session);
 
 }  // namespace switchyard

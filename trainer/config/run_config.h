@@ -5,8 +5,10 @@
 #include <vector>
 
 #include "kernels/tensor.h"
+#include "layers/key_selection_config.h"
 #include "layers/model_config.h"
 #include "optim/optimizer_config.h"
+#include "trainer/hashing/hash_config.h"
 
 namespace switchyard {
 
@@ -87,8 +89,8 @@ struct TrainSection {
 };
 
 struct CheckpointSection {
-  int64_t interval = 0;         // steps; 0: only after the last one, and on a signal
-  int keep = 2;                 // how many of the newest stay; 0: all
+  int64_t interval = 0;  // steps; 0: only after the last one, and on a signal
+  int keep = 2;          // how many of the newest stay; 0: all
   // auto: the newest intact one, or fresh where there is none at all; none; a path
   std::string resume = "auto";
 };
@@ -96,6 +98,35 @@ struct CheckpointSection {
 struct LogSection {
   int64_t interval = 10;  // steps between console lines
   bool tensorboard = true;
+};
+
+// How `generate`, `eval` and `eval-hash` decode. Layers that stay dense: hash.dense_layers.
+struct DecodeSection {
+  KeySelectionConfig keys;
+  // eval, eval-hash: of each held-out sequence the last tokens, which are decoded one by one; 0:
+  // the lesser of 64 and half of it
+  int64_t eval_tokens = 0;
+};
+
+// What `eval-hash` measures, beside dense decoding.
+struct HashEvaluationConfig {
+  std::vector<AttentionMethod> methods = {AttentionMethod::hata,        AttentionMethod::exact_topk,
+                                          AttentionMethod::random_hash, AttentionMethod::quest,
+                                          AttentionMethod::loki,        AttentionMethod::streaming};
+  // From 0.4 % to 25 %, the paper's 1.56 % and 3.13 % among them.
+  std::vector<double> budgets = {0.00390625, 0.0078125, 0.015625, 0.03125, 0.0625, 0.125, 0.25};
+  std::vector<int64_t> bits;  // of the hash methods; empty: those whose weights are there
+  bool key_norm = true;       // measure hata with the key-norm score, too
+  int64_t sequences = 32;     // held-out ones; 0: all
+};
+
+// The hash stage: one projection per key/value head, learned by train-hash on the frozen model.
+struct HashSection {
+  int bits = 128;        // of a code, a multiple of 32
+  int dense_layers = 2;  // leading layers without codes, whose attention stays exact
+  std::string weights;   // empty: hash/hash_weights.h5 in run.dir
+  HashTrainingConfig training;
+  HashEvaluationConfig evaluation;
 };
 
 struct RunConfig {
@@ -107,6 +138,8 @@ struct RunConfig {
   TrainSection train;
   CheckpointSection checkpoint;
   LogSection log;
+  HashSection hash;
+  DecodeSection decode;
 };
 
 }  // namespace switchyard

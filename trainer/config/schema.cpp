@@ -79,6 +79,16 @@ Problem parse_integer(const std::string& text, int64_t lowest, int64_t highest, 
   return {};
 }
 
+Problem parse_real(const std::string& text, double lowest, double highest, double* value) {
+  if (!parse_number(text, value) || !std::isfinite(*value)) {
+    return fmt::format("expected a number, not '{}'", text);
+  }
+  if (*value < lowest || *value > highest) {
+    return fmt::format("must be from {} to {}, not {}", lowest, highest, text);
+  }
+  return {};
+}
+
 std::string integer_type(int64_t lowest, int64_t highest) {
   return highest >= kLargestCount ? fmt::format("integer, at least {}", lowest)
                                   : fmt::format("integer, {} to {}", lowest, highest);
@@ -111,12 +121,7 @@ template <class Member>
 ConfigField real(std::string key, Member member, double lowest, double highest, std::string help) {
   const auto parse = [=](RunConfig& config, const std::string& text) -> Problem {
     double value = 0.0;
-    if (!parse_number(text, &value) || !std::isfinite(value)) {
-      return fmt::format("expected a number, not '{}'", text);
-    }
-    if (value < lowest || value > highest) {
-      return fmt::format("must be from {} to {}, not {}", lowest, highest, text);
-    }
+    if (Problem problem = parse_real(text, lowest, highest, &value)) return problem;
     member(config) = value;
     return {};
   };
@@ -226,6 +231,53 @@ ConfigField choice_list(std::string key, Member member, Names<E> names, std::str
   return {std::move(key), "list of " + type, std::move(help), parse, print};
 }
 
+// What is wrong with the first item that `parse` does not take, if any; a lone scalar is a list,
+// too.
+template <class T, class Parse>
+Problem parse_list(const ConfigValue& value, const Parse& parse, std::vector<T>* list) {
+  std::vector<T> items;
+  for (const std::string& item : value.items) {
+    if (Problem problem = parse(item, &items.emplace_back())) return problem;
+  }
+  *list = std::move(items);
+  return {};
+}
+
+template <class Member>
+ConfigField count_list(std::string key, Member member, int64_t lowest, std::string help) {
+  const auto parse = [=](RunConfig& config, const ConfigValue& value) -> Problem {
+    return parse_list(
+        value,
+        [=](const std::string& item, int64_t* number) {
+          return parse_integer(item, lowest, kLargestCount, number);
+        },
+        &member(config));
+  };
+  const auto print = [=](const RunConfig& config) {
+    return fmt::format("[{}]", fmt::join(member(const_cast<RunConfig&>(config)), ", "));
+  };
+  return {std::move(key), fmt::format("list of integers, each at least {}", lowest),
+          std::move(help), parse, print};
+}
+
+template <class Member>
+ConfigField real_list(std::string key, Member member, double lowest, double highest,
+                      std::string help) {
+  const auto parse = [=](RunConfig& config, const ConfigValue& value) -> Problem {
+    return parse_list(
+        value,
+        [=](const std::string& item, double* number) {
+          return parse_real(item, lowest, highest, number);
+        },
+        &member(config));
+  };
+  const auto print = [=](const RunConfig& config) {
+    return fmt::format("[{}]", fmt::join(member(const_cast<RunConfig&>(config)), ", "));
+  };
+  return {std::move(key), fmt::format("list of numbers, each {} to {}", lowest, highest),
+          std::move(help), parse, print};
+}
+
 // The reference to a member of the configuration.
 #define SWITCHYARD_MEMBER(path) \
   [](RunConfig & c) -> auto& { return c.path; }
@@ -243,10 +295,10 @@ void add_run(std::vector<ConfigField>& fields) {
                           Names<DType>{{"f32", DType::f32}, {"bf16", DType::bf16}},
                           "dtype of weights and activations in the passes; main weights, router, "
                           "statistics and gradients of weights are f32"));
-  fields.push_back(integer("run.collective_timeout", SWITCHYARD_MEMBER(run.collective_timeout), 1,
-                           kNoLimit,
-                           "seconds after which a rank that waits for the others ends with an error "
-                           "that names the step"));
+  fields.push_back(
+      integer("run.collective_timeout", SWITCHYARD_MEMBER(run.collective_timeout), 1, kNoLimit,
+              "seconds after which a rank that waits for the others ends with an error "
+              "that names the step"));
 }
 
 // Sizes that must be given are 0 until they are: validate_config asks for them, and a configuration
@@ -359,10 +411,10 @@ void add_parallel_and_data(std::vector<ConfigField>& fields) {
                            "ranks that split the experts; divides the number of ranks"));
   fields.push_back(boolean("parallel.deduplicate", SWITCHYARD_MEMBER(parallel.deduplicate),
                            "a token that goes to several experts of one rank travels once"));
-  fields.push_back(integer("parallel.exchange_chunks", SWITCHYARD_MEMBER(parallel.exchange_chunks), 0,
-                           64,
-                           "parts in which a micro-batch's tokens travel to their experts, so that "
-                           "one part's transfer hides behind another's work; 0: 4 over NCCL, else 1"));
+  fields.push_back(
+      integer("parallel.exchange_chunks", SWITCHYARD_MEMBER(parallel.exchange_chunks), 0, 64,
+              "parts in which a micro-batch's tokens travel to their experts, so that "
+              "one part's transfer hides behind another's work; 0: 4 over NCCL, else 1"));
   fields.push_back(boolean("parallel.recompute", SWITCHYARD_MEMBER(parallel.recompute),
                            "keep only block inputs and run each block again in the backward pass"));
   fields.push_back(text("data.train", SWITCHYARD_MEMBER(data.train), "token file to train on"));
@@ -392,13 +444,14 @@ void add_parallel_and_data(std::vector<ConfigField>& fields) {
 void add_recall(std::vector<ConfigField>& fields) {
   fields.push_back(integer("data.recall.seed", SWITCHYARD_MEMBER(data.recall.seed), 0, kNoLimit,
                            "decides the samples"));
-  fields.push_back(choice_list("data.recall.tasks", SWITCHYARD_MEMBER(data.recall.tasks),
-                               Names<RecallTask>{{"single", RecallTask::single},
-                                                 {"multi_key", RecallTask::multi_key},
-                                                 {"multi_value", RecallTask::multi_value},
-                                                 {"multi_query", RecallTask::multi_query},
-                                                 {"variable_tracking", RecallTask::variable_tracking}},
-                               "which tasks the samples have, in turn"));
+  fields.push_back(
+      choice_list("data.recall.tasks", SWITCHYARD_MEMBER(data.recall.tasks),
+                  Names<RecallTask>{{"single", RecallTask::single},
+                                    {"multi_key", RecallTask::multi_key},
+                                    {"multi_value", RecallTask::multi_value},
+                                    {"multi_query", RecallTask::multi_query},
+                                    {"variable_tracking", RecallTask::variable_tracking}},
+                  "which tasks the samples have, in turn"));
   fields.push_back(count("data.recall.train_sequences",
                          SWITCHYARD_MEMBER(data.recall.train_sequences), 0,
                          "`tokenize`: sequences of model.seq_len tokens to train on"));
@@ -487,6 +540,130 @@ void add_train_and_output(std::vector<ConfigField>& fields) {
                            "write TensorBoard event files beside metrics.jsonl"));
 }
 
+void add_hash(std::vector<ConfigField>& fields) {
+  fields.push_back(integer("hash.bits", SWITCHYARD_MEMBER(hash.bits), 32, 4096,
+                           "length of a hash code, a multiple of 32"));
+  fields.push_back(integer("hash.dense_layers", SWITCHYARD_MEMBER(hash.dense_layers), 0, 100000,
+                           "leading layers without codes, whose attention stays exact"));
+  fields.push_back(text("hash.weights", SWITCHYARD_MEMBER(hash.weights),
+                        "file of the learned projections; empty: hash/hash_weights.h5 in run.dir"));
+  fields.push_back(text("hash.training.tokens", SWITCHYARD_MEMBER(hash.training.tokens),
+                        "train-hash: token file to learn from; empty: data.train"));
+  fields.push_back(count("hash.training.seq_len", SWITCHYARD_MEMBER(hash.training.seq_len), 0,
+                         "length of its sequences; 0: model.seq_len"));
+  fields.push_back(count("hash.training.num_sequences",
+                         SWITCHYARD_MEMBER(hash.training.num_sequences), 0,
+                         "how many; one query position is drawn from each. 0: enough for about "
+                         "131072 (query, key) pairs, and at least 11"));
+  fields.push_back(count("hash.training.held_out_sequences",
+                         SWITCHYARD_MEMBER(hash.training.held_out_sequences), 0,
+                         "sequences of data.validation on which recall is measured; 0: none"));
+  fields.push_back(real("hash.training.positive_share",
+                        SWITCHYARD_MEMBER(hash.training.positive_share), 0.0, 1.0,
+                        "share of a query's keys, those with the highest scores, that are "
+                        "labelled as similar"));
+  fields.push_back(real("hash.training.top_label", SWITCHYARD_MEMBER(hash.training.top_label), -1e6,
+                        1e6, "label of the best key; labels fall in equal steps, by rank"));
+  fields.push_back(real("hash.training.last_label", SWITCHYARD_MEMBER(hash.training.last_label),
+                        -1e6, 1e6, "label of the last similar key"));
+  fields.push_back(real("hash.training.negative_label",
+                        SWITCHYARD_MEMBER(hash.training.negative_label), -1e6, 1e6,
+                        "label of all other keys"));
+  fields.push_back(choice(
+      "hash.training.init", SWITCHYARD_MEMBER(hash.training.init),
+      Names<HashInit>{{"orthogonal", HashInit::orthogonal}, {"gaussian", HashInit::gaussian}},
+      "how projections begin"));
+  fields.push_back(real("hash.training.sigma", SWITCHYARD_MEMBER(hash.training.sigma), 0.0, 1e6,
+                        "steepness of the relaxed sign, 2 sigmoid(sigma x) - 1"));
+  fields.push_back(real("hash.training.similarity_weight",
+                        SWITCHYARD_MEMBER(hash.training.similarity_weight), 0.0, 1e6,
+                        "factor of the similarity loss (the paper's epsilon)"));
+  fields.push_back(real("hash.training.balance_weight",
+                        SWITCHYARD_MEMBER(hash.training.balance_weight), 0.0, 1e6,
+                        "factor of the bit balance loss (the paper's eta)"));
+  fields.push_back(real("hash.training.decorrelation_weight",
+                        SWITCHYARD_MEMBER(hash.training.decorrelation_weight), 0.0, 1e6,
+                        "factor of ||W'W - I|| (the paper's lambda)"));
+  fields.push_back(real("hash.training.decorrelation_softness",
+                        SWITCHYARD_MEMBER(hash.training.decorrelation_softness), 0.0, 1e6,
+                        "distance from orthogonality below which that norm's gradient shrinks, so "
+                        "that descent comes to rest; 0: the paper's norm, which it jumps across"));
+  fields.push_back(
+      real("hash.training.lr", SWITCHYARD_MEMBER(hash.training.lr), 0.0, 1e3, "learning rate"));
+  fields.push_back(real("hash.training.momentum", SWITCHYARD_MEMBER(hash.training.momentum), 0.0,
+                        0.999999, "of the gradient descent"));
+  fields.push_back(real("hash.training.weight_decay", SWITCHYARD_MEMBER(hash.training.weight_decay),
+                        0.0, 1e3, "added to the gradient, as a share of the weights"));
+  fields.push_back(integer("hash.training.epochs", SWITCHYARD_MEMBER(hash.training.epochs), 0,
+                           1000000, "each with pairs drawn anew"));
+  fields.push_back(integer("hash.training.iterations", SWITCHYARD_MEMBER(hash.training.iterations),
+                           1, 1000000, "steps per epoch, each over all of its pairs"));
+  fields.push_back(count("hash.training.pairs_per_epoch",
+                         SWITCHYARD_MEMBER(hash.training.pairs_per_epoch), 1,
+                         "(query, key) pairs of an epoch"));
+  fields.push_back(boolean("hash.training.keep_query_keys",
+                           SWITCHYARD_MEMBER(hash.training.keep_query_keys),
+                           "leave the collected queries and keys on the disk, for a training with "
+                           "other settings"));
+}
+
+const Names<AttentionMethod>& attention_methods() {
+  static const Names<AttentionMethod> names = [] {
+    Names<AttentionMethod> all;
+    for (const AttentionMethod method :
+         {AttentionMethod::dense, AttentionMethod::hata, AttentionMethod::exact_topk,
+          AttentionMethod::random_hash, AttentionMethod::quest, AttentionMethod::loki,
+          AttentionMethod::streaming}) {
+      all.emplace_back(to_string(method), method);
+    }
+    return all;
+  }();
+  return names;
+}
+
+void add_hash_evaluation(std::vector<ConfigField>& fields) {
+  fields.push_back(choice_list(
+      "hash.evaluation.methods", SWITCHYARD_MEMBER(hash.evaluation.methods),
+      Names<AttentionMethod>(attention_methods().begin() + 1, attention_methods().end()),
+      "eval-hash: what is measured beside dense decoding"));
+  fields.push_back(real_list("hash.evaluation.budgets", SWITCHYARD_MEMBER(hash.evaluation.budgets),
+                             0.0, 1e9, "each as decode.budget"));
+  fields.push_back(count_list("hash.evaluation.bits", SWITCHYARD_MEMBER(hash.evaluation.bits), 32,
+                              "of the hash methods, each a multiple of 32; empty: those whose "
+                              "weights are there. Weights of other bits than hash.bits are "
+                              "hash/hash_weights_BITS.h5 in run.dir"));
+  fields.push_back(boolean("hash.evaluation.key_norm", SWITCHYARD_MEMBER(hash.evaluation.key_norm),
+                           "measure hata with decode.key_norm, too"));
+  fields.push_back(count("hash.evaluation.sequences", SWITCHYARD_MEMBER(hash.evaluation.sequences),
+                         0, "sequences of data.validation; 0: all"));
+}
+
+void add_decode(std::vector<ConfigField>& fields) {
+  fields.push_back(choice("decode.attention", SWITCHYARD_MEMBER(decode.keys.attention),
+                          attention_methods(),
+                          "generate, eval: how a new token chooses the keys that it attends to"));
+  fields.push_back(real("decode.budget", SWITCHYARD_MEMBER(decode.keys.budget), 0.0, 1e9,
+                        "how many keys: from 1 their number, below 1 their share of the context"));
+  fields.push_back(count("decode.sink", SWITCHYARD_MEMBER(decode.keys.sink), 0,
+                         "first keys that are always among them"));
+  fields.push_back(count("decode.recent", SWITCHYARD_MEMBER(decode.keys.recent), 0,
+                         "newest keys that are always among them"));
+  fields.push_back(boolean("decode.key_norm", SWITCHYARD_MEMBER(decode.keys.key_norm),
+                           "hata, random_hash: rank by the estimated cosine times the key's length "
+                           "instead of the distance"));
+  fields.push_back(count("decode.quest_page", SWITCHYARD_MEMBER(decode.keys.page_size), 1,
+                         "quest: keys of a page"));
+  fields.push_back(count("decode.loki_channels", SWITCHYARD_MEMBER(decode.keys.channels), 1,
+                         "loki: principal axes that keys are compared along; at most as many as a "
+                         "head is wide are used"));
+  fields.push_back(count("decode.streaming_sink", SWITCHYARD_MEMBER(decode.keys.streaming_sink), 0,
+                         "streaming: first keys that are kept; the newest fill the budget"));
+  fields.push_back(count("decode.eval_tokens", SWITCHYARD_MEMBER(decode.eval_tokens), 0,
+                         "eval with another attention than dense, eval-hash: the last tokens of a "
+                         "held-out sequence, which are decoded one by one; 0: the lesser of 64 and "
+                         "half of it. Recall tasks: from before the first answer on"));
+}
+
 #undef SWITCHYARD_MEMBER
 
 }  // namespace
@@ -501,6 +678,9 @@ const std::vector<ConfigField>& config_schema() {
     add_recall(all);
     add_optimizer(all);
     add_train_and_output(all);
+    add_hash(all);
+    add_hash_evaluation(all);
+    add_decode(all);
     return all;
   }();
   return fields;

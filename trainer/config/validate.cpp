@@ -22,6 +22,8 @@ class Checks {
     if (config_.model.structure != Structure::dense) experts();
     batches();
     if (config_.data.tokenizer.type == TokenizerType::recall) recall();
+    hash();
+    decode();
     return std::move(problems_);
   }
 
@@ -154,6 +156,29 @@ class Checks {
     expect(!several || config_.data.mask == AttentionMask::document, "data.mask",
            "samples share sequences (data.recall.shortest = {}): set it to document",
            config_.data.recall.shortest);
+  }
+
+  void hash() {
+    const HashSection& h = config_.hash;
+    expect(h.bits % 32 == 0, "hash.bits", "{} is not a multiple of 32, the bits of a word", h.bits);
+    expect(h.training.seq_len <= config_.model.seq_len, "hash.training.seq_len",
+           "{} is more than model.seq_len = {}; choose fewer", h.training.seq_len,
+           config_.model.seq_len);
+    for (const int64_t bits : h.evaluation.bits) {
+      expect(bits % 32 == 0, "hash.evaluation.bits", "{} is not a multiple of 32", bits);
+    }
+    for (const double budget : h.evaluation.budgets) {
+      expect(budget > 0.0, "hash.evaluation.budgets", "{} keys are none; choose more", budget);
+    }
+  }
+
+  void decode() {
+    const DecodeSection& d = config_.decode;
+    expect(d.keys.budget > 0.0, "decode.budget", "{} keys are none; choose more", d.keys.budget);
+    expect(config_.model.seq_len <= 0 || d.eval_tokens < config_.model.seq_len,
+           "decode.eval_tokens",
+           "{} leaves none of the model.seq_len = {} tokens to read before; choose fewer",
+           d.eval_tokens, config_.model.seq_len);
   }
 
   const LoadedConfig& loaded_;

@@ -53,6 +53,7 @@ class Walk {
  public:
   Walk(const RunConfig& config, const ParallelLayout& layout, int threads)
       : m_(config.model),
+        device_(parse_device(config.run.device).kind),
         recompute_(config.parallel.recompute),
         bytes_(static_cast<int64_t>(size_of(config.run.compute_dtype))),
         tp_(layout.tp()),
@@ -130,6 +131,12 @@ class Walk {
   void norm() {
     ledger_.take(local_, kWord);
     if (m_.norm == Norm::layer_norm) ledger_.take(local_, kWord);
+  }
+
+  // As kernels/row_sums.h: sums of the weights' gradients for blocks of 64 rows.
+  void rms_norm_backward_scratch(int64_t rows, int64_t width) {
+    Ledger::Scope scope(ledger_);
+    ledger_.take((rows + 63) / 64 * width, kWord);
   }
 
   void block_forward(int layer) {
@@ -215,6 +222,7 @@ class Walk {
     if (m_.qk_norm) {
       ledger_.take(tokens_ * q_width_, bytes_);
       ledger_.take(tokens_ * kv_width_, bytes_);
+      rms_norm_backward_scratch(tokens_ * q_width_ / m_.head_dim, m_.head_dim);
     }
     gathered();
     gathered();
@@ -295,13 +303,13 @@ class Walk {
       Ledger::Scope scope(ledger_);
       in_f32();
     }
+    if (m_.router.aux_loss_coef > 0.0) ledger_.take(sequences_ * m_.num_experts, kWord);
     if (m_.router.capacity_factor > 0.0) {
       ledger_.take(tokens_ * m_.router.top_k, kWord);
       Ledger::Scope scope(ledger_);
       ledger_.take(tokens_ * m_.router.top_k, kWord);
       ledger_.take(tokens_ * m_.router.top_k, kWord);
     }
-    if (m_.router.aux_loss_coef > 0.0) ledger_.take(sequences_ * m_.num_experts, kWord);
   }
 
   void router_backward() {
@@ -346,10 +354,11 @@ class Walk {
     Ledger::Scope scope(ledger_);
     gathered();
     gathered();
-    const int64_t rows = std::min(tokens_, LmHead::kChunkTokens);
+    const auto tp = static_cast<int>(tp_);
+    const int64_t rows = std::min(tokens_, LmHead::chunk_tokens(device_, m_.vocab_size, tp));
     const int64_t logits = rows * ((m_.vocab_size + tp_ - 1) / tp_);
     ledger_.take(logits, kWord);
-    ledger_.take(4 * rows, kWord);
+    ledger_.take((tp_ > 1 ? 5 : 4) * rows, kWord);
     if (bytes_ != kWord) ledger_.take(logits, bytes_);
   }
 
@@ -357,6 +366,7 @@ class Walk {
   static constexpr int64_t kQueryRows = 128, kKeyRows = 512;
 
   const ModelConfig& m_;
+  DeviceKind device_;
   bool recompute_;
   int64_t bytes_;
   int64_t tp_;

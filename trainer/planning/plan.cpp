@@ -18,9 +18,10 @@ int64_t up_factor(const ModelConfig& model) { return is_gated(model.activation) 
 
 int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-// Elements of one rank's flat buffers (see ParameterStore). In f32 training the two dtypes of a
-// group share buffers. A group counts as one buffer here: that its buckets are padded each adds less
-// than a part in a thousand on a thousand ranks.
+// Elements of one rank's flat buffers (see ParameterStore), without the gaps behind parameters whose
+// size is no multiple of 16 bytes. In f32 training the two dtypes of a group share buffers. A group
+// counts as one buffer here: that its buckets are padded each adds less than a part in a thousand on
+// a thousand ranks.
 struct BufferSizes {
   int64_t sharded = 0;         // split over tp; in the compute dtype
   int64_t sharded_f32 = 0;     // split over tp; f32 always
@@ -92,19 +93,12 @@ class StatePlan {
 // Libraries, communicators, thread stacks and token chunks; measured, nearly the same for all
 // models.
 constexpr int64_t kProgramBytes = int64_t{60} << 20;
-
-std::string human(double bytes) {
-  constexpr const char* kUnits[] = {"B", "KiB", "MiB", "GiB", "TiB"};
-  int unit = 0;
-  for (; bytes >= 1024.0 && unit < 4; ++unit) bytes /= 1024.0;
-  return fmt::format("{:.{}f} {}", bytes, unit == 0 ? 0 : 2, kUnits[unit]);
-}
+// The workspace of cuBLAS and the scratch of streams; what CUDA takes for itself comes on top.
+constexpr int64_t kProgramBytesOnDevice = int64_t{33} << 20;
 
 std::string line(const std::string& name, const std::string& value) {
   return fmt::format("  {:<32}{}\n", name, value);
 }
-
-std::string human(int64_t bytes) { return human(static_cast<double>(bytes)); }
 
 std::string describe_parameters(const ParameterCounts& p) {
   const auto row = [](const char* name, int64_t count) {
@@ -118,18 +112,31 @@ std::string describe_parameters(const ParameterCounts& p) {
 }
 
 std::string describe_memory(const MemoryPlan& m) {
-  return "memory of a rank\n" + line("parameters", human(m.parameters)) +
-         line("gradients, f32", human(m.gradients)) +
-         line("main weights, f32", human(m.main_weights)) +
-         line("optimizer state", human(m.optimizer_state)) +
-         line("saved activations", human(m.activations.saved)) +
+  return "memory of a rank\n" + line("parameters", format_bytes(m.parameters)) +
+         line("gradients, f32", format_bytes(m.gradients)) +
+         line("main weights, f32", format_bytes(m.main_weights)) +
+         line("optimizer state", format_bytes(m.optimizer_state)) +
+         line("saved activations", format_bytes(m.activations.saved)) +
          line("temporaries",
-              fmt::format("{} (exchange buffers: {})", human(m.activations.temporaries),
-                          human(m.activations.exchange_buffers))) +
-         line("program", human(m.program)) + line("total at the peak", human(m.total()));
+              fmt::format("{} (exchange buffers: {})", format_bytes(m.activations.temporaries),
+                          format_bytes(m.activations.exchange_buffers))) +
+         line("program", format_bytes(m.program)) +
+         line("total at the peak", format_bytes(m.total()));
 }
 
 }  // namespace
+
+std::string format_bytes(int64_t num_bytes) {
+  constexpr const char* kUnits[] = {"B", "KiB", "MiB", "GiB", "TiB"};
+  auto scaled = static_cast<double>(num_bytes);
+  int unit = 0;
+  for (; scaled >= 1024.0 && unit < 4; ++unit) scaled /= 1024.0;
+  return fmt::format("{:.{}f} {}", scaled, unit == 0 ? 0 : 2, kUnits[unit]);
+}
+
+int64_t MemoryPlan::on_device(DeviceKind kind) const {
+  return kind == DeviceKind::cpu ? total() : total() - program + kProgramBytesOnDevice;
+}
 
 ParameterCounts count_parameters(const ModelConfig& m) {
   const int64_t h = m.hidden, q = m.num_heads * m.head_dim, kv = m.num_kv_heads * m.head_dim;
@@ -196,8 +203,8 @@ std::string describe_plan(const Plan& plan, const RunConfig& config) {
   text += line("micro-batches per rank", fmt::format("{}", plan.grad_accum_steps));
   text += line("compute", fmt::format("{:.4g} TFLOP", plan.step_flops * 1e-12));
   text += line("exchange, all ranks",
-               human(plan.exchange_bytes) + " (balanced, without deduplication)");
-  text += fmt::format("\ndisk per checkpoint: {}\n", human(plan.checkpoint_bytes));
+               format_bytes(plan.exchange_bytes) + " (balanced, without deduplication)");
+  text += fmt::format("\ndisk per checkpoint: {}\n", format_bytes(plan.checkpoint_bytes));
   return text + describe_paper_arithmetic(config.model);
 }
 

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <string>
 
+#include "kernels/device.h"
 #include "parallel/parallel_layout.h"
 #include "trainer/config/run_config.h"
 #include "trainer/planning/activation_plan.h"
@@ -35,6 +36,8 @@ struct MemoryPlan {
   int64_t total() const {
     return parameters + gradients + main_weights + optimizer_state + activations.peak() + program;
   }
+  // What a device of this kind must hold of it.
+  int64_t on_device(DeviceKind kind) const;
 };
 
 // What a configuration will need on `layout`, by arithmetic alone. Routing is taken as balanced,
@@ -63,6 +66,9 @@ int64_t count_parameters_of_rank(const ModelConfig& model, const ParallelLayout&
 // with balanced routing: BigMac's Table 3, for any width and dtype:
 //   4 transfers * MoE layers * tokens * top_k * (ep - 1) / ep * exchange_width * bytes per element
 int64_t exchange_bytes_per_step(const ModelConfig& model, int64_t tokens, int ep, DType dtype);
+
+// "1.50 GiB".
+std::string format_bytes(int64_t num_bytes);
 
 // What `--dry-run` prints.
 std::string describe_plan(const Plan& plan, const RunConfig& config);

@@ -23,6 +23,6 @@ StopSignal::~StopSignal() {
   std::signal(SIGTERM, SIG_DFL);
 }
 
-bool StopSignal::received() const { return stop_requested != 0; }
+bool StopSignal::received() { return stop_requested != 0; }
 
 }  // namespace switchyard

@@ -13,7 +13,7 @@ class StopSignal {
   StopSignal& operator=(const StopSignal&) = delete;
 
   // On this rank. The ranks must agree before they act on it.
-  bool received() const;
+  static bool received();
 };
 
 }  // namespace switchyard

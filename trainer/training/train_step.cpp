@@ -1,16 +1,10 @@
 #include "trainer/training/train_step.h"
 
 #include <algorithm>
-#include <chrono>
 
 #include "kernels/check.h"
 
 namespace switchyard {
-namespace {
-
-using Clock = std::chrono::steady_clock;
-
-}  // namespace
 
 double StepReport::max_load_ratio() const {
   double worst = 0.0;
@@ -35,6 +29,7 @@ TrainStep::TrainStep(Stream& stream, Transformer& model, const DistributedContex
       model_(model),
       dist_(dist),
       workspace_(stream.device()),
+      optimizer_time_(stream.device()),
       statistics_(model.num_moe_layers(), model.config().num_experts, stream.device()) {}
 
 // The micro-batches where ops can read them.
@@ -52,7 +47,7 @@ StepContext TrainStep::context(const MicroBatch& batch, const LossScales& scales
           .batch = batch,
           .scales = scales,
           .statistics = &statistics_,
-          .profile = profile_};
+          .profiler = profiler_};
 }
 
 StepReport TrainStep::run(std::span<const MicroBatch> micro_batches, const LossScales& scales,
@@ -75,14 +70,13 @@ StepReport TrainStep::run(std::span<const MicroBatch> micro_batches, const LossS
     model_.forward_backward(ctx);
   }
 
-  const auto begin = Clock::now();
+  optimizer_time_.start(stream_);
   const OptimizerStepResult update = optimizer_->step(stream_, lr);
-  const double optimizer_seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+  optimizer_time_.stop(stream_);
 
   StepReport report = reduce(stop_requested);
   report.grad_norm = update.grad_norm;
   report.skipped = update.skipped;
-  report.optimizer_seconds = optimizer_seconds;
   if (!update.skipped) model_.update_balancing_biases(stream_, report.expert_counts);
   return report;
 }
@@ -124,8 +118,9 @@ StepReport TrainStep::reduce(bool stop_requested) {
     sums.insert(sums.end(), layer.expert_counts.begin(), layer.expert_counts.end());
   }
   dist_.world().all_reduce(stream_, view_of(std::span(sums)), ReduceOp::sum);
-  std::vector<double> slowest = {statistics_.forward_seconds, statistics_.backward_seconds,
-                                 statistics_.traffic.seconds};
+  std::vector<double> slowest = {statistics_.forward.take_seconds(),
+                                 statistics_.backward.take_seconds(),
+                                 model_.take_exchange_seconds(), optimizer_time_.take_seconds()};
   dist_.world().all_reduce(stream_, view_of(std::span(slowest)), ReduceOp::max);
 
   StepReport report;
@@ -138,6 +133,7 @@ StepReport TrainStep::reduce(bool stop_requested) {
   report.forward_seconds = slowest[0];
   report.backward_seconds = slowest[1];
   report.exchange_seconds = slowest[2];
+  report.optimizer_seconds = slowest[3];
   auto counts = sums.begin() + 6;
   for (const StepFigures::MoeLayer& layer : figures.moe_layers) {
     const auto end = counts + static_cast<std::ptrdiff_t>(layer.expert_counts.size());

@@ -21,7 +21,8 @@ struct StepReport {
   int64_t dropped_tokens = 0;  // (token, expert) assignments over capacity
   int64_t exchange_bytes = 0;  // token rows that left a rank, summed over ranks
   GlobalExpertCounts expert_counts;
-  // Seconds; of the slowest rank.
+  // Seconds of the stream's work, on a device by its own events; of the slowest rank. What goes on
+  // behind the passes is not in the exchange's.
   double forward_seconds = 0.0;
   double backward_seconds = 0.0;
   double exchange_seconds = 0.0;
@@ -49,7 +50,7 @@ class TrainStep {
   // The losses alone: evaluation.
   StepReport evaluate(std::span<const MicroBatch> micro_batches, const LossScales& scales);
 
-  void set_profile(Profile* profile) { profile_ = profile; }
+  void set_profiler(Profiler* profiler) { profiler_ = profiler; }
   size_t workspace_high_water() const { return workspace_.high_water(); }
 
  private:
@@ -65,8 +66,9 @@ class TrainStep {
   const DistributedContext& dist_;
   Workspace workspace_;
   std::vector<MicroBatch> copied_;  // of the step's micro-batches; not on the CPU
+  Stopwatch optimizer_time_;
   StepStatistics statistics_;
-  Profile* profile_ = nullptr;
+  Profiler* profiler_ = nullptr;
 };
 
 }  // namespace switchyard

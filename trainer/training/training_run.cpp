@@ -27,8 +27,8 @@ double seconds_since(Clock::time_point begin) {
 
 // What the ranks' cores can multiply at best, all at once.
 double product_ceiling(Stream& stream, Communicator& world, DType dtype) {
-  double flops = measure_product_ceiling(DType::f32);
-  if (dtype != DType::f32) flops = std::max(flops, measure_product_ceiling(dtype));
+  double flops = measure_product_ceiling(stream, DType::f32);
+  if (dtype != DType::f32) flops = std::max(flops, measure_product_ceiling(stream, dtype));
   world.all_reduce(stream, view_of(std::span(&flops, 1)), ReduceOp::sum);
   return flops;
 }
@@ -59,6 +59,7 @@ TrainingRun::TrainingRun(MpiRuntime& mpi, const RunConfig& config)
     require(config_.train.max_steps > 0, "train.max_steps is missing: how long to train");
     if (mpi_.rank() == 0) fs::create_directories(config_.run.dir);
   });
+  mpi_.watchdog().set_end_requested(&StopSignal::received);
   state_.config = to_yaml(config_);
   state_.dataset_fingerprint = fmt::format("{:016x}", data_.train->file.fingerprint());
 }
@@ -147,15 +148,16 @@ TrainingEnd TrainingRun::run() {
 
 StepReport TrainingRun::take_step() {
   const auto begin = Clock::now();
+  session_.dist.set_step(state_.step + 1);
+  session_.dist.set_phase("reading data");
   GlobalBatch batch;
   // A damaged chunk shows when it is first read, and perhaps on one rank only.
   run_collectively(mpi_.world(),
                    [&] { batch = data_.train->loader.load(state_.samples_consumed); });
   const double data_seconds = seconds_since(begin);
   const double lr = learning_rate(config_.optimizer, state_.step, config_.train.max_steps);
-  session_.dist.set_step(state_.step + 1);
   const StepReport report = step_.run(
-      batch.micro_batches, loss_scales(config_, batch.target_tokens), lr, stop_signal_.received());
+      batch.micro_batches, loss_scales(config_, batch.target_tokens), lr, StopSignal::received());
 
   ++state_.step;
   state_.samples_consumed += config_.train.global_batch_size;
@@ -226,6 +228,7 @@ void TrainingRun::check_skipped(const StepReport& report) {
 
 void TrainingRun::save() {
   if (last_saved_step_ == state_.step) return;
+  session_.dist.set_phase("checkpoint");
   StagedTensors staged = staged_tensors();
   staged.download(session_.stream);
   const SaveResult result = checkpoints_.save(state_, staged.tensors());

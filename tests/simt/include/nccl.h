@@ -18,6 +18,7 @@ enum ncclResult_t {
   ncclSystemError = 2,
   ncclInvalidArgument = 4,
   ncclInvalidUsage = 5,
+  ncclRemoteError = 6,
   ncclInProgress = 7,
 };
 enum ncclDataType_t {

@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# Packs the program, its device tests and benchmarks, and the shared libraries that they need, Open
+# MPI with its plug-ins included, into one folder:
+#   scripts/bundle.sh [FOLDER]        (build-bundle/bundle unless given)
+# It runs on x86-64 machines with AVX2, glibc 2.36 or newer, an NVIDIA driver and CUDA's libraries
+# (cuBLAS, NCCL): those of the Toolkit or of Python's nvidia-* wheels, which FOLDER/env.sh looks for.
+# There, FOLDER/gpu_check.sh checks everything and writes a report.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+folder="$(realpath -m "${1:-build-bundle/bundle}")"
+
+cmake -B build-bundle -G Ninja -DCMAKE_BUILD_TYPE=Release -DSWITCHYARD_NATIVE=OFF \
+  -DSWITCHYARD_CUDA=ON -DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache \
+  -DCMAKE_CUDA_COMPILER_LAUNCHER=ccache
+programs=(switchyard kernels_tests layout_equivalence_test communicator_test device_bench)
+cmake --build build-bundle --target "${programs[@]}"
+
+rm -rf "$folder"
+mkdir -p "$folder"/{bin,lib,tests/end_to_end}
+for program in "${programs[@]}"; do
+  strip -o "$folder/bin/$program" "build-bundle/$program"
+done
+cp -r configs "$folder/configs"
+cp tests/end_to_end/device_test.py "$folder/tests/end_to_end/"
+cp scripts/gpu_check.sh scripts/attention_reference.py "$folder/"
+
+# Open MPI finds its parts relative to OPAL_PREFIX as it does relative to its own prefix.
+mpi_path() { ompi_info --path "$1" --parsable | cut -d: -f3; }
+prefix="$(mpi_path prefix)" plugins="$(mpi_path pkglibdir)" help="$(mpi_path pkgdatadir)"
+cp "$(readlink -f "$(command -v mpirun)")" "$folder/bin/mpirun"
+cp "$(readlink -f "$(command -v orted)")" "$folder/bin/orted"
+for part in "$plugins" "$help"; do
+  mkdir -p "$folder/${part#"$prefix"}"
+  cp -rL "$part"/* "$folder/${part#"$prefix"}/"
+done
+# Networks and storage of other machines, and what would bring their libraries.
+find "$folder" -regextype egrep -regex '.*/mca_[a-z]+_(ofi|ucx|openib|psm2?|usnic|portals4|monitoring|pvfs2|lustre|gpfs|knem)\.so' \
+  -delete
+
+# What the linker finds, but for glibc, which must be the machine's own, and CUDA's libraries. The
+# plug-ins' needs come from the folder as well.
+libraries_of() { ldd "$@" 2>/dev/null | awk '$2 == "=>" && $3 ~ /^\// {print $3}' | sort -u; }
+left_to_the_machine='/(ld-linux-x86-64|lib(c|m|dl|rt|pthread|resolv|util|cuda|cublas|cublasLt|nccl))\.so'
+libraries_of "$folder"/bin/* "$folder/${plugins#"$prefix"}"/*.so \
+  | grep -Ev "$left_to_the_machine" | xargs -I{} cp -L {} "$folder/lib/"
+strip --strip-unneeded "$folder"/lib/*.so* "$folder/${plugins#"$prefix"}"/*.so
+
+cat > "$folder/env.sh" <<'EOF'
+# Source this: the bundle's programs and mpirun are then on PATH and find their libraries.
+bundle="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+export PATH="$bundle/bin:$PATH" OPAL_PREFIX="$bundle" PMIX_PREFIX="$bundle"
+export OMPI_MCA_btl=self,vader,tcp OMPI_MCA_rmaps_base_oversubscribe=1
+# PMIx needs no plug-ins, and those of the machine may be of another version.
+export PMIX_MCA_mca_base_component_path="$bundle/lib"
+cuda_folders="$(python3 - 2>/dev/null <<'PY'
+import glob, site, sys
+for root in [*site.getsitepackages(), *sys.path]:
+    print("\n".join(glob.glob(f"{root}/nvidia/*/lib")))
+PY
+)"
+for cuda_folder in $cuda_folders /usr/local/cuda/lib64 /usr/local/cuda/lib /usr/local/nvidia/lib64; do
+  [[ -d "$cuda_folder" ]] && cuda_path="${cuda_path:+$cuda_path:}$cuda_folder"
+done
+export LD_LIBRARY_PATH="$bundle/lib${cuda_path:+:$cuda_path}${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+if (($(id -u) == 0)); then
+  export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+fi
+unset bundle cuda_folders cuda_folder cuda_path
+EOF
+tar -C "$(dirname "$folder")" -c "$(basename "$folder")" | gzip -9 >"$folder.tar.gz"
+du -sh "$folder" "$folder.tar.gz"

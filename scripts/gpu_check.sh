@@ -1,0 +1,132 @@
+#!/usr/bin/env bash
+# Checks everything on this machine's first GPU, and times it, in at most ten minutes:
+#   gpu_check.sh [REPORT.md [STAGES]]        (in the folder that scripts/bundle.sh made)
+# or those stages alone whose names match a regular expression: kernels|layouts. Every device test, programs beside themselves on the CPU, compute-sanitizer where it exists, the
+# table of ops and of training steps. What fails or takes too long does not keep the rest from
+# running; the exit code is 0 if all passed.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+source ./env.sh
+report="$(realpath -m "${1:-gpu_report.md}")"
+wanted="${2:-.}"
+mkdir -p "$(dirname "$report")"
+logs="$(mktemp -d)"
+export SWITCHYARD_REQUIRE_CUDA=1 OMP_NUM_THREADS=1
+shards=8
+
+# run NAME SECONDS COMMAND...: into $logs/NAME.{log,rc,seconds}
+run() {
+  local name="$1" limit="$2" begin=$SECONDS
+  shift 2
+  timeout -k 5 "$limit" "$@" >"$logs/$name.log" 2>&1 </dev/null
+  echo $? >"$logs/$name.rc"
+  echo $((SECONDS - begin)) >"$logs/$name.seconds"
+}
+
+on_ranks() {  # ranks, device, program and arguments
+  local ranks="$1" device="$2"
+  shift 2
+  SWITCHYARD_TEST_DEVICE="$device" mpirun -n "$ranks" --bind-to none \
+    --mca mpi_yield_when_idle 1 "$@"
+}
+
+# All suites, in as many processes as there are shards; under the tool that the arguments name.
+kernel_suites() {
+  local shard pids=() failed=0
+  for ((shard = 0; shard < shards; ++shard)); do
+    GTEST_TOTAL_SHARDS=$shards GTEST_SHARD_INDEX=$shard SWITCHYARD_TEST_DEVICE=cuda \
+      "$@" bin/kernels_tests --gtest_brief=1 >"$logs/$$.$shard" 2>&1 &
+    pids+=($!)
+  done
+  for ((shard = 0; shard < shards; ++shard)); do
+    wait "${pids[shard]}" || { failed=1 && echo "shard $shard FAILED"; }
+    cat "$logs/$$.$shard"
+  done
+  return $failed
+}
+
+sanitize() {  # tool
+  kernel_suites compute-sanitizer --tool "$1" --error-exitcode 9 --print-limit 20
+}
+
+bench_step() {  # configuration, overrides
+  bin/switchyard bench "configs/$1.yaml" run.device=cuda run.compute_dtype=bf16 parallel.tp=1 \
+    parallel.ep=1 model.router.capacity_factor=0 train.micro_batch_size=16 \
+    train.global_batch_size=16 --steps 5 --warmup 2
+}
+
+# Functions run under `timeout` in a shell of their own.
+export -f on_ranks sanitize kernel_suites bench_step
+export logs shards
+
+
+
+stages=()
+begin() {  # NAME SECONDS FUNCTION ARGUMENTS...: in the background
+  [[ "$1" =~ $wanted ]] || return 0
+  stages+=("$1")
+  run "$1" "$2" bash -c '"$@"' shell "${@:3}" &
+}
+
+# Right or wrong: all at once, for neighbours do not change results.
+begin kernels 240 kernel_suites
+begin communicators_2 120 on_ranks 2 cuda:0 bin/communicator_test --gtest_brief=1
+begin communicators_4 120 on_ranks 4 cuda:0 bin/communicator_test --gtest_brief=1
+begin layouts_1 240 on_ranks 1 cuda:0 bin/layout_equivalence_test --gtest_brief=1
+begin layouts_4 240 on_ranks 4 cuda:0 bin/layout_equivalence_test --gtest_brief=1
+begin layouts_8 240 on_ranks 8 cuda:0 bin/layout_equivalence_test --gtest_brief=1
+begin program 240 env SWITCHYARD_THOROUGH=1 python3 tests/end_to_end/device_test.py bin/switchyard mpirun
+gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)
+if ((gpus > 1)); then
+  begin nccl_communicators 120 on_ranks "$gpus" cuda bin/communicator_test --gtest_brief=1
+  begin nccl_layouts 240 on_ranks "$gpus" cuda bin/layout_equivalence_test --gtest_brief=1
+fi
+wait
+if command -v compute-sanitizer >/dev/null; then
+  begin memcheck 120 sanitize memcheck
+  begin racecheck 120 sanitize racecheck
+  wait
+fi
+# Fast or slow: one after the other.
+for stage in "ops 150 bin/device_bench" "pytorch_attention 60 python3 attention_reference.py" \
+  "step_bigmac 60 bench_step gpt3_medium_bigmac" \
+  "step_fine_grained 60 bench_step gpt3_medium_fine_grained"; do
+  # shellcheck disable=SC2086
+  begin $stage
+  wait
+done
+
+{
+  echo "# GPU check, $(date -u '+%Y-%m-%d %H:%M UTC')"
+  echo
+  nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
+  echo
+  echo "| stage | result | seconds |"
+  echo "|---|---|---|"
+  for stage in "${stages[@]}"; do
+    rc="$(cat "$logs/$stage.rc")"
+    case "$rc" in
+      0) result=passed ;;
+      124 | 137) result="out of time" ;;
+      *) result="failed ($rc)" ;;
+    esac
+    echo "| $stage | $result | $(cat "$logs/$stage.seconds") |"
+  done
+  for stage in "${stages[@]}"; do
+    [[ "$(cat "$logs/$stage.rc")" == 0 ]] || {
+      echo -e "\n## $stage: what failed\n\n\`\`\`"
+      grep -nE "Failure|FAILED|rror|=========" "$logs/$stage.log" | head -60
+      echo "..."
+      tail -30 "$logs/$stage.log"
+      echo '```'
+    }
+  done
+  for stage in ops pytorch_attention step_bigmac step_fine_grained; do
+    [[ -e "$logs/$stage.log" ]] || continue
+    echo -e "\n## $stage\n"
+    cat "$logs/$stage.log"
+  done
+} >"$report"
+tar -C "$logs" -czf "${report%.md}_logs.tar.gz" .
+sed -n '1,/^## /p' "$report"
+! cat "$logs"/*.rc | grep -qv '^0$'

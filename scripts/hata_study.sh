@@ -1,0 +1,130 @@
+#!/usr/bin/env bash
+# Hash-aware top-k attention (HATA), from nothing to tables and pictures in runs/hata_study/:
+#   packages, build; recall tasks, and a model that solves them from 2,048 tokens; the quickstart's
+#   BigMac model on real text; hash projections of several bits for both; every way to choose keys,
+#   measured beside dense decoding; pictures and tables.
+# Run again, it skips what is done and goes on with what is not.
+set -euo pipefail
+
+usage() {
+  cat <<'USAGE'
+usage: scripts/hata_study.sh [--recall CONFIG] [--text CONFIG | --no-text] [--bits "BITS ..."] [--ranks N]
+  --recall  configuration of the recall model (default: configs/recall_bigmac.yaml)
+  --text    configuration of the text model (default: configs/quickstart_bigmac.yaml, which
+            scripts/quickstart.sh trains)
+  --no-text the recall model alone
+  --bits    of the codes to learn; the first is the one that tables are of (default: "128 32 64 256")
+  --ranks   processes (default: 2)
+USAGE
+}
+
+recall=configs/recall_bigmac.yaml
+text=configs/quickstart_bigmac.yaml
+bits="128 32 64 256"
+ranks=2
+while (($# > 0)); do
+  case "$1" in
+    --recall) recall=${2:?--recall needs a configuration}; shift 2 ;;
+    --text) text=${2:?--text needs a configuration}; shift 2 ;;
+    --no-text) text=; shift ;;
+    --bits) bits=${2:?--bits needs numbers}; shift 2 ;;
+    --ranks) ranks=${2:?--ranks needs a number}; shift 2 ;;
+    -h | --help) usage; exit 0 ;;
+    *) usage >&2; exit 2 ;;
+  esac
+done
+
+cd "$(dirname "$0")/.."
+study=runs/hata_study
+# Every layer chooses its keys: in models of few layers two dense ones would do most of the work.
+# Loki compares a quarter of a head's channels, as in the paper's tables (32 of 128).
+choices=(hash.dense_layers=0 decode.loki_channels=16)
+main_bits=${bits%% *}
+
+say() { printf '\n==> %s\n' "$*"; }
+
+# Once: `step NAME COMMAND...`; what is done has a file of that name.
+step() {
+  local done=$study/done/$1
+  if [[ -e $done ]]; then
+    echo "$1 is done; remove $done to do it again"
+    return
+  fi
+  shift
+  "$@"
+  touch "$done"
+}
+
+# As root, Open MPI wants to be told twice.
+switchyard() {
+  if (($(id -u) == 0)); then
+    export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+  fi
+  OMP_NUM_THREADS=1 mpirun -n "$ranks" --oversubscribe --bind-to none --mca mpi_yield_when_idle 1 \
+    build/switchyard "$@"
+}
+
+train_recall() {
+  build/switchyard tokenize "$recall"
+  switchyard train "$recall"
+}
+
+# Projections of a model that is there; queries and keys are collected once for all bits.
+learn() {
+  local config=$1 width=$2 out=$3
+  switchyard train-hash "$config" "${choices[@]}" "${layout[@]}" hash.bits="$width" \
+    hash.weights="$out/hash_weights_$width.h5" hash.training.keep_query_keys=true
+}
+
+# All bits, all methods, all budgets, on `sequences` held-out sequences.
+measure() {
+  local config=$1 run=$2 sequences=$3
+  switchyard eval-hash "$config" "${choices[@]}" "${layout[@]}" hash.bits="$main_bits" \
+    hash.weights="$run/hash/hash_weights_$main_bits.h5" \
+    hash.evaluation.bits="[${bits// /, }]" hash.evaluation.sequences="$sequences"
+}
+
+# name, configuration, run folder, held-out sequences to measure on
+study_model() {
+  local name=$1 config=$2 run=$3 sequences=$4
+  for width in $bits; do
+    say "$name: projections of $width bits"
+    step "$name.$width" learn "$config" "$width" "$run/hash"
+  done
+  rm -rf "$run/hash/query_keys"
+  say "$name: every way to choose keys"
+  step "$name.evaluated" measure "$config" "$run" "$sequences"
+  say "$name: pictures"
+  scripts/plot_hash.py "$run" --out "$study/$name"
+  cp "$run/hash/evaluation.json" "$study/$name/"
+}
+
+run_dir() { build/switchyard train "$1" --print-config | sed -n 's/^ *dir: "\(.*\)".*/\1/p' | head -n 1; }
+
+say "Packages"
+scripts/setup.sh
+
+say "Build"
+cmake --preset release >/dev/null
+cmake --build --preset release --target switchyard
+mkdir -p "$study/done"
+
+say "Recall tasks, and a model that solves them: $recall"
+# Checkpoints load on any layout; for one model on few sequences experts need not be split.
+layout=(parallel.ep=1 train.global_batch_size=$((8 * ranks)) train.micro_batch_size=8)
+step recall.trained train_recall
+study_model recall "$recall" "$(run_dir "$recall")" 200
+
+tables=(recall "$study/recall/evaluation.json")
+if [[ -n $text ]]; then
+  say "A model of text: $text"
+  if [[ $text == configs/quickstart_bigmac.yaml ]]; then
+    step text.trained scripts/quickstart.sh --model bigmac
+  fi
+  study_model text "$text" "$(run_dir "$text")" 64
+  tables+=(text "$study/text/evaluation.json")
+fi
+
+say "Tables"
+scripts/hata_table.py --bits "$main_bits" "${tables[@]}" >"$study/tables.md"
+cat "$study/tables.md"

@@ -1,0 +1,123 @@
+#!/usr/bin/python3
+"""Writes what eval-hash measured as Markdown tables, beside those of the paper.
+
+  scripts/hata_table.py recall runs/hata_study/recall/evaluation.json \\
+                        text runs/hata_study/text/evaluation.json
+"""
+
+import argparse
+
+from plot_hash import (METHODS, PAPER_BUDGETS, Evaluation, mean_answers, nearest_budget,
+                       share_text)
+
+# HATA (arXiv 2506.02572), table 2, averages over RULER's tasks; 3.13 % is Llama-2-7B at 32 K,
+# 1.56 % Llama-3.1-8B at 128 K.
+PAPER_AVERAGES = {
+    0.03125: {"dense": 65.04, "loki": 7.16, "quest": 56.37, "streaming": 11.82, "hata": 63.91},
+    0.015625: {"dense": 82.68, "loki": 77.80, "quest": 72.55, "streaming": 16.44, "hata": 80.57},
+}
+
+
+def row(cells):
+    return "| " + " | ".join(cells) + " |"
+
+
+def header(cells):
+    return [row(cells), row(["---"] * len(cells))]
+
+
+def methods_of(evaluation, bits):
+    """(key, name) of the methods that were measured."""
+    found = []
+    for method, (name, _, _) in METHODS.items():
+        results = evaluation.of(method, bits)
+        if results:
+            hashed = any("bits" in result for result in results)
+            found.append((method, f"{name}, {bits} bits" if hashed else name))
+    return found
+
+
+def paper_cell(budget, method):
+    value = PAPER_AVERAGES[budget].get(method)
+    return f"{value:.2f}" if value is not None else "-"
+
+
+def answers_table(evaluation, budget, bits):
+    """Per task the share of answers that are right, beside the paper's average over RULER."""
+    tasks = list(evaluation.content["dense"]["tasks"])
+    lines = header(["method", "keys", *tasks, "mean", "HATA paper, RULER"])
+    dense = evaluation.content["dense"]
+
+    def cells(scores):
+        return [f"{100 * scores['tasks'][task]['answers']:.2f}" for task in tasks] + [
+            f"{100 * mean_answers(scores):.2f}"]
+
+    lines.append(row(["dense", str(evaluation.content["context"]), *cells(dense),
+                      paper_cell(budget, "dense")]))
+    for method, name in methods_of(evaluation, bits):
+        result = nearest_budget(evaluation.of(method, bits), budget, evaluation)
+        lines.append(row([name, str(result["budget_tokens"]), *cells(result),
+                          paper_cell(budget, method)]))
+    return lines
+
+
+def quality_table(evaluation, budget, bits):
+    dense = evaluation.content["dense"]["perplexity"]
+    lines = header(["method", "keys", "recall", "attention mass", "output error", "perplexity",
+                    "change"])
+    lines.append(row(["dense", str(evaluation.content["context"]), "1", "1", "0",
+                      f"{dense:.4f}", "0"]))
+    for method, name in methods_of(evaluation, bits):
+        result = nearest_budget(evaluation.of(method, bits), budget, evaluation)
+        lines.append(row([name, str(result["budget_tokens"]), f"{result['recall']:.3f}",
+                          f"{result['attention_mass']:.3f}", f"{result['output_error']:.3f}",
+                          f"{result['perplexity']:.4f}",
+                          f"{100 * (result['perplexity'] / dense - 1):+.2f} %"]))
+    return lines
+
+
+def layer_table(evaluation, budget, bits):
+    """Learned beside random projections, per layer."""
+    learned = nearest_budget(evaluation.of("hata", bits), budget, evaluation)
+    random = nearest_budget(evaluation.of("random_hash", bits), budget, evaluation)
+    lines = header(["layer", "recall, learned", "recall, random", "mass, learned",
+                    "mass, random"])
+    for mine, other in zip(learned["layers"] + [dict(learned, layer="all")],
+                           random["layers"] + [random]):
+        lines.append(row([str(mine["layer"])] + [
+            f"{of[key]:.3f}" for key in ("recall", "attention_mass") for of in (mine, other)]))
+    return lines
+
+
+def describe(name, evaluation, bits):
+    content = evaluation.content
+    lines = [f"## {name}", "",
+             f"{content['checkpoint']}; {content['sequences']} held-out sequences of "
+             f"{content['context']} tokens, of which all behind the first {content['prefill']} "
+             f"are decoded one by one; the first {content['dense_layers']} layers are dense.", ""]
+    for budget in PAPER_BUDGETS:
+        lines += [f"### Budget {share_text(budget)}", ""]
+        if evaluation.has_tasks():
+            lines += [*answers_table(evaluation, budget, bits), ""]
+        lines += [*quality_table(evaluation, budget, bits), ""]
+        if evaluation.of("hata", bits) and evaluation.of("random_hash", bits):
+            lines += [*layer_table(evaluation, budget, bits), ""]
+    return lines
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("evaluations", nargs="+", metavar="NAME FILE",
+                        help="a name and an evaluation.json, one pair after the other")
+    parser.add_argument("--bits", type=int, help="of the hash methods; 128 or the nearest")
+    arguments = parser.parse_args()
+    if len(arguments.evaluations) % 2:
+        parser.error("every name needs a file")
+    pairs = zip(arguments.evaluations[::2], arguments.evaluations[1::2])
+    for name, path in pairs:
+        evaluation = Evaluation(path)
+        print("\n".join(describe(name, evaluation, arguments.bits or evaluation.main_bits)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+#!/usr/bin/python3
+"""Draws what eval-hash measured: recall_by_budget.png, recall_by_bits.png, recall_by_head.png and, of
+recall tasks, answers_by_budget.png.
+
+  scripts/plot_hash.py runs/recall_dense
+  scripts/plot_hash.py runs/recall_dense/hash/evaluation.json --out pictures
+"""
+
+import argparse
+import json
+import pathlib
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
+from matplotlib.colors import TwoSlopeNorm  # noqa: E402
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator  # noqa: E402
+
+from plot import COLOURS, INK  # noqa: E402
+
+# In the order of legends. A method keeps its colour and its mark in every picture.
+METHODS = {
+    "exact_topk": ("exact top-k", INK, "x"),
+    "hata": ("HATA", COLOURS[0], "o"),
+    "hata_norm": ("HATA, key norm", COLOURS[5], "s"),
+    "random_hash": ("random hash", COLOURS[1], "^"),
+    "quest": ("Quest", COLOURS[2], "D"),
+    "loki": ("Loki", COLOURS[3], "v"),
+    "streaming": ("StreamingLLM", COLOURS[4], "P"),
+}
+PAPER_BUDGETS = [0.015625, 0.03125]
+MAIN_BITS = 128
+
+
+class Evaluation:
+    """One evaluation.json."""
+
+    def __init__(self, path):
+        path = pathlib.Path(path)
+        file = path / "hash" / "evaluation.json" if path.is_dir() else path
+        try:
+            self.content = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise SystemExit(f"plot_hash: {file}: {error}")
+        if self.content.get("format") != "switchyard.hash_evaluation":
+            raise SystemExit(f"plot_hash: {file} is no evaluation of hash projections")
+        self.folder = file.parent
+        self.results = self.content["results"]
+        bits = sorted({r["bits"] for r in self.results if "bits" in r})
+        # The paper's number of bits, or the nearest that was measured.
+        self.main_bits = min(bits, key=lambda b: abs(b - MAIN_BITS)) if bits else None
+
+    def share(self, result):
+        return result["budget_tokens"] / self.content["context"]
+
+    def of(self, method, bits=None):
+        """The results of one method (and number of bits), by rising budget."""
+        found = [r for r in self.results
+                 if method_of(r) == method and (bits is None or r.get("bits", bits) == bits)]
+        return sorted(found, key=lambda r: r["budget_tokens"])
+
+    def has_tasks(self):
+        return "tasks" in self.content["dense"]
+
+
+def share_text(share):
+    """As the paper writes its budgets: 1.56 %, 3.13 %."""
+    hundredths = int(10000 * share + 0.5)
+    return f"{hundredths // 100}.{hundredths % 100:02} %"
+
+
+def method_of(result):
+    return result["method"] + ("_norm" if result.get("key_norm") else "")
+
+
+def mean_answers(scores):
+    """Mean over tasks of the share of answers that are right."""
+    return float(np.mean([task["answers"] for task in scores["tasks"].values()]))
+
+
+def label_of(evaluation, method):
+    name = METHODS[method][0]
+    hashed = any("bits" in r for r in evaluation.of(method))
+    return f"{name}, {evaluation.main_bits} bits" if hashed else name
+
+
+def budget_axis(axes, evaluation):
+    shares = sorted({evaluation.share(r) for r in evaluation.results})
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(shares))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:.2g} %"))
+    axes.set_xlabel(f"budget (share of {evaluation.content['context']} keys)")
+
+
+def draw_by_budget(evaluation, panels, path, title):
+    """One panel per (title, value of a result, value of dense decoding or None)."""
+    figure, row = plt.subplots(1, len(panels), figsize=(4.6 * len(panels) + 1.6, 4.2),
+                               squeeze=False, layout="constrained")
+    for axes, (name, value, dense) in zip(row[0], panels):
+        for method, (_, colour, mark) in METHODS.items():
+            results = evaluation.of(method, evaluation.main_bits)
+            if not results:
+                continue
+            axes.plot([evaluation.share(r) for r in results], [value(r) for r in results],
+                      color=colour, marker=mark, markersize=5, linewidth=1.4,
+                      label=label_of(evaluation, method))
+        if dense is not None:
+            axes.axhline(dense, color=INK, linewidth=0.8, linestyle=":", label="dense")
+        budget_axis(axes, evaluation)
+        axes.set_ylim(-0.02, 1.03)
+        axes.set_title(name)
+    row[0, -1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def nearest_budget(results, share, evaluation):
+    return min(results, key=lambda r: abs(evaluation.share(r) - share))
+
+
+def draw_by_bits(evaluation, path):
+    bits = sorted({r["bits"] for r in evaluation.results if "bits" in r})
+    figure, row = plt.subplots(1, len(PAPER_BUDGETS), figsize=(9.6, 4.0), squeeze=False,
+                               sharey=True, layout="constrained")
+    for axes, budget in zip(row[0], PAPER_BUDGETS):
+        for method in ["hata", "hata_norm", "random_hash"]:
+            name, colour, mark = METHODS[method]
+            points = [(b, nearest_budget(evaluation.of(method, b), budget, evaluation)["recall"])
+                      for b in bits if evaluation.of(method, b)]
+            if points:
+                axes.plot(*zip(*points), color=colour, marker=mark, markersize=5, linewidth=1.4,
+                          label=name)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_locator(FixedLocator(bits))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0f}"))
+        axes.set_xlabel("bits of a code")
+        axes.set_ylim(0.0, 1.02)
+        axes.set_title(f"Budget {share_text(budget)}")
+    row[0, 0].set_ylabel("recall of the true top N")
+    row[0, -1].legend(loc="lower right")
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def head_map(result):
+    """[layers, heads] recall, and the numbers of the layers."""
+    layers = result["layers"]
+    return (np.array([[head["recall"] for head in layer["heads"]] for layer in layers]),
+            [layer["layer"] for layer in layers])
+
+
+def draw_map(figure, axes, values, layers, title, label, **style):
+    image = axes.imshow(values, aspect="auto", interpolation="nearest", **style)
+    axes.grid(False)
+    axes.set_xticks(range(values.shape[1]))
+    axes.set_yticks(range(len(layers)), [str(layer) for layer in layers])
+    axes.set_xlabel("key/value head")
+    axes.set_ylabel("layer")
+    axes.set_title(title)
+    if values.size <= 64:
+        for (y, x), value in np.ndenumerate(values):
+            axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=8,
+                      color=ink_on(image, value))
+    bar = figure.colorbar(image, ax=axes, pad=0.02)
+    bar.set_label(label)
+    bar.outline.set_visible(False)
+
+
+def ink_on(image, value):
+    red, green, blue, _ = image.cmap(image.norm(value))
+    return "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else INK
+
+
+def draw_by_head(evaluation, path):
+    """Recall of HATA per layer and head, and what learning added to a random projection."""
+    learned = evaluation.of("hata", evaluation.main_bits)
+    random = evaluation.of("random_hash", evaluation.main_bits)
+    learned = nearest_budget(learned, PAPER_BUDGETS[0], evaluation)
+    values, layers = head_map(learned)
+    panels = 2 if random else 1
+    figure, row = plt.subplots(1, panels, squeeze=False, layout="constrained",
+                               figsize=(5.2 * panels, 1.6 + 0.55 * len(layers)))
+    at = f"{evaluation.main_bits} bits, {learned['budget_tokens']} keys"
+    draw_map(figure, row[0, 0], values, layers, f"HATA, {at}", "recall of the true top N",
+             cmap="viridis", vmin=0.0, vmax=1.0)
+    if random:
+        gain = values - head_map(nearest_budget(random, PAPER_BUDGETS[0], evaluation))[0]
+        reach = max(float(np.abs(gain).max()), 0.05)
+        draw_map(figure, row[0, 1], gain, layers, "HATA - random projection",
+                 "difference of recall", cmap="RdBu", norm=TwoSlopeNorm(0.0, -reach, reach))
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("evaluation", help="run folder, or an evaluation.json")
+    parser.add_argument("--out", type=pathlib.Path, help="folder; the evaluation's by default")
+    arguments = parser.parse_args()
+
+    evaluation = Evaluation(arguments.evaluation)
+    out = arguments.out or evaluation.folder
+    out.mkdir(parents=True, exist_ok=True)
+    draw_by_budget(evaluation, [("Recall of the true top N", lambda r: r["recall"], None),
+                                ("Attention mass", lambda r: r["attention_mass"], None)],
+                   out / "recall_by_budget.png", "What the chosen keys hold, mean over layers "
+                   "and heads")
+    print(out / "recall_by_budget.png")
+    if evaluation.main_bits is not None:
+        draw_by_bits(evaluation, out / "recall_by_bits.png")
+        print(out / "recall_by_bits.png")
+    if evaluation.of("hata", evaluation.main_bits):
+        draw_by_head(evaluation, out / "recall_by_head.png")
+        print(out / "recall_by_head.png")
+    if evaluation.has_tasks():
+        tasks = list(evaluation.content["dense"]["tasks"])
+        panels = [("All tasks", mean_answers, mean_answers(evaluation.content["dense"]))]
+        for task in tasks:
+            panels.append((task, lambda r, task=task: r["tasks"][task]["answers"],
+                           evaluation.content["dense"]["tasks"][task]["answers"]))
+        draw_by_budget(evaluation, panels[:1] + panels[1:], out / "answers_by_budget.png",
+                       "Answers that are right")
+        print(out / "answers_by_budget.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,418 @@
+#include "layers/key_selection.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <ostream>
+#include <vector>
+
+#include "kernels/check.h"
+#include "kernels/elementwise.h"
+#include "tests/support/model_fixture.h"
+
+namespace switchyard {
+namespace {
+
+using test::random_tensor;
+using test::to_floats;
+using test::to_vector;
+
+constexpr AttentionMethod kMethods[] = {AttentionMethod::hata,        AttentionMethod::exact_topk,
+                                        AttentionMethod::random_hash, AttentionMethod::quest,
+                                        AttentionMethod::loki,        AttentionMethod::streaming};
+
+// ---- Budgets -----------------------------------------------------------------------------------
+
+TEST(BudgetTokens, FromOneIsANumberAndBelowAShare) {
+  EXPECT_EQ(budget_tokens(512.0, 2048), 512);
+  EXPECT_EQ(budget_tokens(512.0, 100), 100);
+  EXPECT_EQ(budget_tokens(1.0, 2048), 1);
+  EXPECT_EQ(budget_tokens(0.015625, 2048), 32);
+  EXPECT_EQ(budget_tokens(0.015625, 2047), 31);
+  EXPECT_EQ(budget_tokens(0.015625, 63), 1);
+  EXPECT_THROW(budget_tokens(0.0, 10), Error);
+}
+
+// ---- Selectors on a cache of their own ---------------------------------------------------------
+
+constexpr int64_t kBatch = 2, kHeads = 4, kKvHeads = 2, kLength = 50, kMaxLen = 60, kDim = 16;
+
+// One layer's cache of random keys, a selector beside it, and a query.
+struct Bench {
+  explicit Bench(const KeySelectionConfig& config)
+      : selection{.config = config, .dense_layers = 0, .hash_weights = {}},
+        lengths({kBatch}, DType::i32) {
+    selection.hash_weights.push_back(random_tensor({kKvHeads, kDim, 64}, 7));
+    cache.k = random_tensor({kBatch, kKvHeads, kMaxLen, kDim}, 1);
+    cache.v = random_tensor({kBatch, kKvHeads, kMaxLen, kDim}, 2);
+    q = random_tensor({kBatch, kHeads, kDim}, 3);
+    std::fill_n(lengths.data<int32_t>(), kBatch, static_cast<int32_t>(kLength));
+    selector = make_key_selector(selection, /*layer=*/0, cache);
+    selector->append(stream, workspace, keys(0, kLength - 1), 0);
+  }
+
+  // Positions [first, first + count) of the cache.
+  Tensor keys(int64_t first, int64_t count) {
+    Tensor part({kBatch, kKvHeads, count, kDim}, DType::f32);
+    for (int64_t row = 0; row < kBatch * kKvHeads; ++row) {
+      std::copy_n(cache.k.data<float>() + (row * kMaxLen + first) * kDim, count * kDim,
+                  part.data<float>() + row * count * kDim);
+    }
+    return part;
+  }
+
+  // Per (sequence, kv head), rising.
+  std::vector<std::vector<int32_t>> select() {
+    const Tensor k = keys(kLength - 1, 1);
+    const SelectedKeys chosen =
+        selector->select(stream, workspace, q, k,
+                         {.k = cache.k, .v = cache.v, .lengths = lengths, .length = kLength});
+    const auto indices = to_vector<int32_t>(chosen.indices);
+    const auto counts = to_vector<int32_t>(chosen.counts);
+    std::vector<std::vector<int32_t>> sets;
+    for (int64_t row = 0; row < kBatch * kKvHeads; ++row) {
+      const auto begin = indices.begin() + row * chosen.indices.dim(2);
+      auto& set = sets.emplace_back(begin, begin + counts[static_cast<size_t>(row / kKvHeads)]);
+      std::ranges::sort(set);
+    }
+    return sets;
+  }
+
+  // Sum over the group of <q, k_p>, in double.
+  double score(int64_t row, int64_t p) const {
+    double sum = 0.0;
+    constexpr int64_t kGroup = kHeads / kKvHeads;
+    for (int64_t g = 0; g < kGroup; ++g) {
+      for (int64_t i = 0; i < kDim; ++i) {
+        sum += static_cast<double>(q.data<float>()[(row * kGroup + g) * kDim + i]) *
+               cache.k.data<float>()[(row * kMaxLen + p) * kDim + i];
+      }
+    }
+    return sum;
+  }
+
+  Stream stream;
+  Workspace workspace;
+  KeySelection selection;
+  KvCacheLayer cache;
+  Tensor q, lengths;
+  std::unique_ptr<KeySelector> selector;
+};
+
+KeySelectionConfig config_of(AttentionMethod method, double budget) {
+  KeySelectionConfig config;
+  config.attention = method;
+  config.budget = budget;
+  config.page_size = 8;
+  config.channels = 6;
+  return config;
+}
+
+std::vector<int32_t> best_by_score(const Bench& bench, int64_t row, int64_t count) {
+  std::vector<int32_t> order(kLength);
+  std::iota(order.begin(), order.end(), 0);
+  std::ranges::sort(
+      order, [&](int32_t a, int32_t b) { return bench.score(row, a) > bench.score(row, b); });
+  order.resize(static_cast<size_t>(count));
+  std::ranges::sort(order);
+  return order;
+}
+
+TEST(KeySelector, ExactTopKTakesTheKeysOfGreatestProductSummedOverTheGroup) {
+  Bench bench(config_of(AttentionMethod::exact_topk, 12.0));
+
+  const auto chosen = bench.select();
+
+  for (int64_t row = 0; row < kBatch * kKvHeads; ++row) {
+    EXPECT_EQ(chosen[static_cast<size_t>(row)], best_by_score(bench, row, 12)) << "row " << row;
+  }
+}
+
+TEST(KeySelector, LokiWithAllChannelsTakesWhatExactTopKTakes) {
+  KeySelectionConfig config = config_of(AttentionMethod::loki, 12.0);
+  config.channels = 1000;  // more than there are
+  Bench bench(config);
+
+  const auto chosen = bench.select();
+
+  for (int64_t row = 0; row < kBatch * kKvHeads; ++row) {
+    EXPECT_EQ(chosen[static_cast<size_t>(row)], best_by_score(bench, row, 12)) << "row " << row;
+  }
+}
+
+TEST(KeySelector, StreamingTakesTheFirstKeysAndTheNewestOnes) {
+  Bench bench(config_of(AttentionMethod::streaming, 10.0));
+
+  for (const auto& chosen : bench.select()) {
+    EXPECT_EQ(chosen, (std::vector<int32_t>{0, 1, 2, 3, 44, 45, 46, 47, 48, 49}));
+  }
+}
+
+// The bound of a page's products, by its definition.
+double page_bound(Bench& bench, int64_t row, int64_t page, int64_t page_size) {
+  constexpr int64_t kGroup = kHeads / kKvHeads;
+  double bound = 0.0;
+  for (int64_t g = 0; g < kGroup; ++g) {
+    for (int64_t i = 0; i < kDim; ++i) {
+      const double x = bench.q.data<float>()[(row * kGroup + g) * kDim + i];
+      double best = -INFINITY;
+      for (int64_t p = page * page_size; p < std::min((page + 1) * page_size, kLength); ++p) {
+        best = std::max(best, x * bench.cache.k.data<float>()[(row * kMaxLen + p) * kDim + i]);
+      }
+      bound += best;
+    }
+  }
+  return bound;
+}
+
+TEST(KeySelector, QuestTakesWholePagesOfGreatestBound) {
+  constexpr int64_t kPage = 8, kPages = 7;  // the last one has 2 keys
+  Bench bench(config_of(AttentionMethod::quest, 3 * kPage + 5.0));
+
+  const auto chosen = bench.select();
+
+  for (int64_t row = 0; row < kBatch * kKvHeads; ++row) {
+    std::vector<int64_t> order(kPages);
+    std::iota(order.begin(), order.end(), 0);
+    std::ranges::sort(order, [&](int64_t a, int64_t b) {
+      return page_bound(bench, row, a, kPage) > page_bound(bench, row, b, kPage);
+    });
+    std::vector<int32_t> expected;
+    for (const int64_t page : order) {
+      // What the newest page lacks comes from the next best, its newest keys first.
+      for (int64_t p = std::min((page + 1) * kPage, kLength) - 1; p >= page * kPage; --p) {
+        if (std::ssize(expected) < 3 * kPage) expected.push_back(static_cast<int32_t>(p));
+      }
+    }
+    std::ranges::sort(expected);
+    EXPECT_EQ(chosen[static_cast<size_t>(row)], expected) << "row " << row;
+  }
+}
+
+TEST(KeySelector, QuestTakesAtLeastOnePage) {
+  Bench bench(config_of(AttentionMethod::quest, 3.0));
+
+  for (const auto& chosen : bench.select()) EXPECT_EQ(chosen.size(), 8u);
+}
+
+TEST(KeySelector, HashesTakeTheKeysOfLeastDistance) {
+  Bench bench(config_of(AttentionMethod::hata, 12.0));
+
+  const auto chosen = bench.select();
+
+  const float* w = bench.selection.hash_weights[0].data<float>();
+  const auto code = [&](const float* x, int64_t kv_head) {
+    std::vector<bool> bits(64);
+    for (int64_t j = 0; j < 64; ++j) {
+      double sum = 0.0;
+      for (int64_t i = 0; i < kDim; ++i) {
+        sum += static_cast<double>(x[i]) * w[(kv_head * kDim + i) * 64 + j];
+      }
+      bits[static_cast<size_t>(j)] = sum > 0.0;
+    }
+    return bits;
+  };
+  for (int64_t row = 0; row < kBatch * kKvHeads; ++row) {
+    std::vector<int> distance(kLength);
+    for (int64_t p = 0; p < kLength; ++p) {
+      const auto key =
+          code(bench.cache.k.data<float>() + (row * kMaxLen + p) * kDim, row % kKvHeads);
+      for (int64_t g = 0; g < 2; ++g) {
+        const auto query = code(bench.q.data<float>() + (row * 2 + g) * kDim, row % kKvHeads);
+        for (size_t j = 0; j < 64; ++j) distance[static_cast<size_t>(p)] += key[j] != query[j];
+      }
+    }
+    std::vector<int32_t> order(kLength);
+    std::iota(order.rbegin(), order.rend(), 0);
+    std::ranges::stable_sort(order, std::ranges::less{},
+                             [&](int32_t p) { return distance[static_cast<size_t>(p)]; });
+    order.resize(12);
+    std::ranges::sort(order);
+    EXPECT_EQ(chosen[static_cast<size_t>(row)], order) << "row " << row;
+  }
+}
+
+TEST(KeySelector, WindowsAreAlwaysAmongTheChosen) {
+  for (const AttentionMethod method : kMethods) {
+    if (method == AttentionMethod::streaming) continue;  // has windows of its own
+    KeySelectionConfig config = config_of(method, 16.0);
+    config.sink = 3;
+    config.recent = 2;
+    Bench bench(config);
+
+    for (const auto& chosen : bench.select()) {
+      EXPECT_EQ(chosen.size(), 16u) << to_string(method);
+      for (const int32_t p : {0, 1, 2, 48, 49}) {
+        EXPECT_TRUE(std::ranges::binary_search(chosen, p)) << to_string(method) << ", " << p;
+      }
+    }
+  }
+}
+
+TEST(KeySelector, AKeyThatIsWrittenAgainReplacesTheFirstOne) {
+  for (const AttentionMethod method : kMethods) {
+    if (method == AttentionMethod::quest) continue;  // its page keeps the wider bounds
+    Bench bench(config_of(method, 12.0)), twice(config_of(method, 12.0));
+    const Tensor other = random_tensor({kBatch, kKvHeads, 1, kDim}, 77, DType::f32, 9.0f);
+
+    twice.selector->append(twice.stream, twice.workspace, other, kLength - 1);
+
+    EXPECT_EQ(twice.select(), bench.select()) << to_string(method);
+  }
+}
+
+// ---- A whole model -----------------------------------------------------------------------------
+
+ModelConfig decoding_model(int kv_heads) {
+  ModelConfig config = test::tiny_model(Structure::fine_grained);
+  config.seq_len = 48;
+  config.num_layers = 3;
+  config.num_kv_heads = kv_heads;
+  return config;
+}
+
+// A model, and tokens that it decodes along.
+struct Decoder {
+  explicit Decoder(const ModelConfig& model_config, DType dtype = DType::f32)
+      : config(model_config),
+        model(stream, config, dist, {.compute_dtype = dtype, .seed = 3, .exchange = {}}) {}
+
+  KeySelection selection(AttentionMethod method, double budget, int dense_layers = 0) const {
+    KeySelection s{
+        .config = config_of(method, budget), .dense_layers = dense_layers, .hash_weights = {}};
+    for (int layer = 0; layer < config.num_layers; ++layer) {
+      s.hash_weights.push_back(
+          random_tensor({config.num_kv_heads, config.head_dim, 32}, static_cast<uint64_t>(layer)));
+    }
+    return s;
+  }
+
+  // Logits of every step behind the prefill, for sequences [first, first + count).
+  std::vector<float> decode(const KeySelection& s, int64_t first = 0, int64_t count = 3,
+                            bool attach_late = false) {
+    constexpr int64_t kPrefill = 29;
+    const MicroBatch text = test::synthetic_batch(config, first, count);
+    KvCache cache = model.make_cache(count, config.seq_len);
+    if (!attach_late) attach_selectors(stream, workspace, cache, s);
+    Tensor logits({count, config.vocab_size}, DType::f32);
+    std::vector<float> all;
+    for (int64_t begin = 0; begin < config.seq_len;) {
+      const int64_t columns = begin == 0 ? kPrefill : 1;
+      MicroBatch step{.batch = count,
+                      .seq_len = columns,
+                      .tokens = Tensor({count, columns}, DType::i32),
+                      .targets = {},
+                      .document_start = {}};
+      for (int64_t b = 0; b < count; ++b) {
+        std::copy_n(text.tokens.data<int32_t>() + b * config.seq_len + begin, columns,
+                    step.tokens.data<int32_t>() + b * columns);
+      }
+      StepContext ctx{.stream = stream,
+                      .workspace = workspace,
+                      .dist = dist,
+                      .batch = step,
+                      .scales = {},
+                      .decoding = true};
+      model.forward_cached(ctx, cache, logits);
+      if (begin == 0 && attach_late) attach_selectors(stream, workspace, cache, s);
+      if (begin > 0) {
+        const std::vector<float> values = to_floats(logits);
+        all.insert(all.end(), values.begin(), values.end());
+      }
+      begin += columns;
+    }
+    return all;
+  }
+
+  ModelConfig config;
+  Stream stream;
+  Workspace workspace;
+  DistributedContext dist;
+  Transformer model;
+};
+
+double largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
+  double largest = a.size() == b.size() ? 0.0 : INFINITY;
+  for (size_t i = 0; i < std::min(a.size(), b.size()); ++i) {
+    const double difference = std::abs(static_cast<double>(a[i]) - b[i]);
+    if (!(difference <= largest)) largest = std::isnan(difference) ? INFINITY : difference;
+  }
+  return largest;
+}
+
+class DecodingTest : public testing::TestWithParam<std::tuple<AttentionMethod, int>> {
+ protected:
+  AttentionMethod method() const { return std::get<0>(GetParam()); }
+  ModelConfig config() const { return decoding_model(std::get<1>(GetParam())); }
+};
+
+TEST_P(DecodingTest, ABudgetOfTheWholeLengthEqualsDenseDecoding) {
+  Decoder decoder(config());
+  const auto dense = decoder.decode(decoder.selection(AttentionMethod::dense, 1000.0));
+
+  const auto chosen = decoder.decode(decoder.selection(method(), 1000.0));
+
+  EXPECT_LT(largest_difference(chosen, dense), 1e-5);
+}
+
+TEST_P(DecodingTest, ASmallBudgetDecodesSomethingElse) {
+  Decoder decoder(config());
+  const auto dense = decoder.decode(decoder.selection(AttentionMethod::dense, 8.0));
+
+  EXPECT_GT(largest_difference(decoder.decode(decoder.selection(method(), 8.0)), dense), 1e-3);
+  EXPECT_LT(largest_difference(decoder.decode(decoder.selection(method(), 8.0, 3)), dense), 1e-6)
+      << "where all layers stay dense";
+}
+
+TEST_P(DecodingTest, ABatchEqualsItsSequencesOneByOne) {
+  Decoder decoder(config());
+  const KeySelection selection = decoder.selection(method(), 8.0);
+  const auto together = decoder.decode(selection);
+
+  const auto vocab = static_cast<size_t>(decoder.config.vocab_size);
+  for (size_t b = 0; b < 3; ++b) {
+    const auto alone = decoder.decode(selection, static_cast<int64_t>(b), 1);
+    std::vector<float> own;
+    for (size_t begin = b * vocab; begin < together.size(); begin += 3 * vocab) {
+      own.insert(own.end(), together.begin() + static_cast<int64_t>(begin),
+                 together.begin() + static_cast<int64_t>(begin + vocab));
+    }
+    EXPECT_LT(largest_difference(own, alone), 1e-5) << "sequence " << b;
+  }
+}
+
+TEST_P(DecodingTest, SelectorsThatComeAfterThePromptKnowItsKeys) {
+  Decoder decoder(config());
+  const KeySelection selection = decoder.selection(method(), 8.0);
+
+  EXPECT_EQ(decoder.decode(selection, 0, 3, /*attach_late=*/true), decoder.decode(selection));
+}
+
+TEST_P(DecodingTest, Bf16DecodesFiniteLogitsNearF32) {
+  Decoder wide(config()), narrow(config(), DType::bf16);
+  const KeySelection selection = wide.selection(method(), 1000.0);
+
+  EXPECT_LT(largest_difference(narrow.decode(selection), wide.decode(selection)), 0.5);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, DecodingTest,
+                         testing::Combine(testing::ValuesIn(kMethods), testing::Values(2, 4)),
+                         [](const auto& test) {
+                           return std::string(to_string(std::get<0>(test.param))) + "_kv_heads_" +
+                                  std::to_string(std::get<1>(test.param));
+                         });
+
+TEST(KeySelection, AHashedLayerWithoutProjectionsIsAnError) {
+  Decoder decoder(decoding_model(2));
+  KeySelection selection = decoder.selection(AttentionMethod::hata, 8.0);
+  selection.hash_weights[1] = Tensor();
+
+  EXPECT_THAT([&] { decoder.decode(selection); },
+              testing::ThrowsMessage<Error>(testing::HasSubstr("layer 1 has no hash projections")));
+}
+
+}  // namespace
+}  // namespace switchyard

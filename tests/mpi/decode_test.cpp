@@ -1,0 +1,129 @@
+// Decoding with chosen keys on several ranks: heads are split over tp, and nothing about the choice
+// travels, so that every layout gives the tokens of one rank.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <vector>
+
+#include "layers/key_selection.h"
+#include "layers/transformer.h"
+#include "mpi/mpi_test.h"
+#include "tests/support/model_fixture.h"
+#include "tests/support/test_device.h"
+#include "trainer/hashing/random_projection.h"
+#include "trainer/inference/decode_evaluation.h"
+#include "trainer/inference/generate.h"
+#include "trainer/inference/load_selection.h"
+
+namespace switchyard {
+namespace {
+
+using test::test_mpi;
+
+constexpr AttentionMethod kMethods[] = {AttentionMethod::dense,      AttentionMethod::hata,
+                                        AttentionMethod::exact_topk, AttentionMethod::random_hash,
+                                        AttentionMethod::quest,      AttentionMethod::loki,
+                                        AttentionMethod::streaming};
+
+ModelConfig decoding_model() {
+  ModelConfig config = test::tiny_model(Structure::bigmac);
+  config.seq_len = 40;
+  config.num_layers = 3;
+  config.num_kv_heads = 4;
+  config.num_heads = 8;
+  return config;
+}
+
+// One layout's share of the same model.
+struct Decoder {
+  Decoder(MpiRuntime& mpi, int tp, int ep)
+      : stream(test::device()),
+        config(decoding_model()),
+        dist(mpi, ParallelLayout(mpi.world_size(), tp, ep), stream.device()),
+        model(stream, config, dist, {.seed = 5}) {}
+
+  KeySelection selection(AttentionMethod method) {
+    KeySelectionConfig keys;
+    keys.attention = method;
+    keys.budget = 9.0;
+    keys.page_size = 4;
+    keys.channels = 4;
+    return {.config = keys,
+            .dense_layers = 1,
+            .hash_weights = local_hash_weights(
+                stream, dist, random_hash_weights(1, HashInit::orthogonal, config, 32, 1))};
+  }
+
+  std::vector<std::vector<int32_t>> generate_with(const KeySelection& selection) {
+    GenerationRequest request{.prompt = {}, .max_tokens = 12, .num_samples = 4, .seed = 8};
+    for (int32_t i = 0; i < 23; ++i) request.prompt.push_back((7 * i + 3) % 37);
+    request.selection = &selection;
+    return generate(stream, model, dist, request);
+  }
+
+  // The logits of forced decoding, of every position behind the prefill.
+  std::vector<float> decode(const KeySelection& selection) {
+    const MicroBatch batch = test::synthetic_batch(config, 0, 3);  // not a multiple of tp
+    ForcedDecoding decoding(stream, model, dist, batch, 30);
+    std::vector<float> all;
+    const auto make = [&](int layer, const KvCacheLayer& cache) {
+      return make_key_selector(selection, layer, cache);
+    };
+    decoding.run(make, [&](int64_t, ConstTensorView logits) {
+      const std::vector<float> values = test::to_floats(logits);
+      all.insert(all.end(), values.begin(), values.end());
+    });
+    return all;
+  }
+
+  switchyard::Stream stream;
+  ModelConfig config;
+  DistributedContext dist;
+  Transformer model;
+};
+
+int tp_of_world() { return std::min(test_mpi().world_size(), 4); }
+
+TEST(DecodeLayouts, TensorParallelGeneratesTheTokensOfOneRank) {
+  Decoder alone(test_mpi(), 1, 1), split(test_mpi(), tp_of_world(), test_mpi().world_size());
+  for (const AttentionMethod method : kMethods) {
+    const KeySelection whole = alone.selection(method), part = split.selection(method);
+
+    EXPECT_EQ(split.generate_with(part), alone.generate_with(whole)) << to_string(method);
+  }
+}
+
+TEST(DecodeLayouts, TensorParallelDecodesTheLogitsOfOneRank) {
+  Decoder alone(test_mpi(), 1, 1), split(test_mpi(), tp_of_world(), test_mpi().world_size());
+  for (const AttentionMethod method : kMethods) {
+    const KeySelection whole = alone.selection(method), part = split.selection(method);
+
+    const std::vector<float> expected = alone.decode(whole), actual = split.decode(part);
+
+    EXPECT_LT(test::relative_error(actual, expected), 1e-5) << to_string(method);
+  }
+}
+
+TEST(DecodeLayouts, DecodingAgainForgetsWhatWasDecodedBefore) {
+  Decoder decoder(test_mpi(), 1, test_mpi().world_size());
+  const MicroBatch batch = test::synthetic_batch(decoder.config, 0, 2);
+  for (const AttentionMethod method : kMethods) {
+    const KeySelection selection = decoder.selection(method);
+    const auto make = [&](int layer, const KvCacheLayer& cache) {
+      return make_key_selector(selection, layer, cache);
+    };
+    ForcedDecoding decoding(decoder.stream, decoder.model, decoder.dist, batch, 21);
+    std::vector<float> runs[2];
+    for (std::vector<float>& run : runs) {
+      decoding.run(make, [&](int64_t, ConstTensorView logits) {
+        const std::vector<float> values = test::to_floats(logits);
+        run.insert(run.end(), values.begin(), values.end());
+      });
+    }
+
+    EXPECT_EQ(runs[0], runs[1]) << to_string(method);
+  }
+}
+
+}  // namespace
+}  // namespace switchyard

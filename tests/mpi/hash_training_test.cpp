@@ -1,0 +1,233 @@
+// train-hash on all ranks: the same weights for any number of them, and what is left of a training
+// is taken up.
+#include "trainer/hashing/hash_training.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+
+#include "mpi/mpi_test.h"
+#include "tests/support/error_of.h"
+#include "tests/support/model_fixture.h"
+#include "tests/support/temporary_folder.h"
+#include "trainer/checkpoint/gather_text.h"
+#include "trainer/data/token_file.h"
+#include "trainer/hashing/hash_weights.h"
+#include "trainer/hashing/random_projection.h"
+
+namespace switchyard {
+namespace {
+
+namespace fs = std::filesystem;
+using test::test_mpi;
+
+constexpr char kFingerprint[] = "00112233445566aa";
+
+void write_tokens(const fs::path& path, int64_t vocab_size) {
+  TokenFileWriter writer(path, {.vocab_size = vocab_size,
+                                .end_of_document = 0,
+                                .tokenizer = "byte",
+                                .tokenizer_hash = "",
+                                .source = "test",
+                                .source_hash = ""});
+  std::mt19937 engine(5);
+  for (int document = 0; document < 40; ++document) {
+    std::vector<int32_t> tokens(30);
+    for (int32_t& token : tokens) {
+      token = static_cast<int32_t>(1 + engine() % static_cast<uint32_t>(vocab_size - 1));
+    }
+    writer.append_document(tokens);
+  }
+  writer.finish();
+}
+
+// A folder that all ranks share; the first one makes and removes it.
+class SharedFolder {
+ public:
+  SharedFolder() {
+    std::string name = (fs::temp_directory_path() / "switchyard-XXXXXX").string();
+    if (test_mpi().rank() == 0 && ::mkdtemp(name.data()) == nullptr) name.clear();
+    path_ = gather_text(test_mpi().world(), name)[0];
+    require(!path_.empty(), "cannot make a folder");
+  }
+  ~SharedFolder() {
+    Stream stream;
+    test_mpi().world().barrier(stream);
+    std::error_code ignored;
+    if (test_mpi().rank() == 0) fs::remove_all(path_, ignored);
+  }
+  SharedFolder(const SharedFolder&) = delete;
+  SharedFolder& operator=(const SharedFolder&) = delete;
+
+  const fs::path& path() const { return path_; }
+
+ private:
+  fs::path path_;
+};
+
+void wait_for_all() {
+  Stream stream;
+  test_mpi().world().barrier(stream);
+}
+
+// A configuration of few steps in a folder that all ranks see.
+class HashTrainingTest : public testing::Test {
+ protected:
+  HashTrainingTest() {
+    config_.run.dir = (folder_.path() / "run").string();
+    config_.run.seed = 11;
+    config_.model = test::tiny_model(Structure::dense);
+    config_.model.num_kv_heads = 2;
+    config_.model.num_layers = 3;
+    config_.model.seq_len = 32;
+    config_.train.micro_batch_size = 2;
+    config_.data.train = (folder_.path() / "train.h5").string();
+    config_.data.validation = (folder_.path() / "validation.h5").string();
+    config_.hash.bits = 32;
+    config_.hash.dense_layers = 1;
+    config_.hash.training.num_sequences = 9;
+    config_.hash.training.held_out_sequences = 5;
+    config_.hash.training.sigma = 1.0;
+    config_.hash.training.balance_weight = 0.1;
+    config_.hash.training.epochs = 3;
+    config_.hash.training.iterations = 4;
+    config_.hash.training.pairs_per_epoch = 150;
+    run_collectively(test_mpi().world(), [&] {
+      if (test_mpi().rank() != 0) return;
+      write_tokens(config_.data.train, config_.model.vocab_size);
+      write_tokens(config_.data.validation, config_.model.vocab_size);
+    });
+  }
+
+  void train(const RunConfig& config, const std::string& fingerprint = kFingerprint) {
+    Session session(test_mpi(), config);
+    HashTraining(test_mpi(), config, session, fingerprint).run();
+  }
+
+  // The bytes that one rank alone computes.
+  struct Files {
+    std::string weights, metrics;
+  };
+  Files files_of(const RunConfig& config) const {
+    Files files;
+    run_collectively(test_mpi().world(), [&] {
+      files = {test::read_file(hash_weights_path(config)),
+               test::read_file(fs::path(config.run.dir) / "hash" / "metrics.jsonl")};
+    });
+    return files;
+  }
+
+  SharedFolder folder_;
+  RunConfig config_;
+};
+
+TEST_F(HashTrainingTest, AnyNumberOfRanksLearnsTheSameBits) {
+  train(config_);
+  const Files all = files_of(config_);
+
+  // Every rank on its own, as a world of one.
+  const HashWeights weights = load_hash_weights(hash_weights_path(config_));
+  const fs::path own = folder_.path() / std::to_string(test_mpi().rank());
+  const QueryKeySet set{.folder = own,
+                        .name = "train",
+                        .key = "own",
+                        .seed = config_.run.seed,
+                        .num_sequences = 9,
+                        .sequences_per_block = 2,
+                        .first_layer = 1};
+  DistributedContext alone;
+  Stream stream;
+  const Transformer model(stream, config_.model, alone, {.seed = config_.run.seed, .exchange = {}});
+  TokenFile file(config_.data.train);
+  DataLoader loader(file, {.seq_len = 32,
+                           .vocab_size = config_.model.vocab_size,
+                           .micro_batch_size = 2,
+                           .global_batch_size = 2,
+                           .mask = config_.data.mask,
+                           .seed = config_.run.seed,
+                           .dp_rank = 0,
+                           .dp = 1});
+  collect_query_keys(stream, model, alone, loader, set);
+  for (int layer = 1; layer < 3; ++layer) {
+    for (int head = 0; head < 2; ++head) {
+      const HeadResult result = train_head({.training = set,
+                                            .held_out = nullptr,
+                                            .layer = layer,
+                                            .kv_head = head,
+                                            .bits = 32,
+                                            .total_pairs = count_pairs(set)},
+                                           config_.hash.training);
+      const ConstTensorView learned =
+          weights.layers[static_cast<size_t>(layer)].view().rows(head, 1);
+      EXPECT_EQ(
+          std::memcmp(result.weight.data<float>(), learned.data<float>(), learned.num_bytes()), 0)
+          << "layer " << layer << " head " << head;
+    }
+  }
+  EXPECT_FALSE(all.metrics.empty());
+}
+
+TEST_F(HashTrainingTest, ChangesTheProjectionsAndLowersTheLoss) {
+  train(config_);
+
+  const HashWeights learned = load_hash_weights(hash_weights_path(config_));
+  const HashWeights random = random_hash_weights(11, HashInit::orthogonal, config_.model, 32, 1);
+  EXPECT_EQ(learned.checkpoint_fingerprint, kFingerprint);
+  EXPECT_FALSE(learned.has_layer(0));
+  for (size_t layer = 1; layer < 3; ++layer) {
+    ASSERT_EQ(learned.layers[layer].shape(), random.layers[layer].shape());
+    EXPECT_NE(std::memcmp(learned.layers[layer].data<float>(), random.layers[layer].data<float>(),
+                          random.layers[layer].view().num_bytes()),
+              0);
+  }
+  EXPECT_FALSE(fs::exists(fs::path(config_.run.dir) / "hash" / "query_keys"));
+  EXPECT_FALSE(fs::exists(fs::path(config_.run.dir) / "hash" / "heads"));
+}
+
+// Everything after some point is lost: a head, blocks of the model's passes, the weights.
+TEST_F(HashTrainingTest, WhatAKilledTrainingLeftIsTakenUpBitForBit) {
+  config_.hash.training.keep_query_keys = true;
+  train(config_);
+  const Files straight = files_of(config_);
+  run_collectively(test_mpi().world(), [&] {
+    if (test_mpi().rank() != 0) return;
+    const fs::path hash = fs::path(config_.run.dir) / "hash";
+    fs::remove(hash_weights_path(config_));
+    fs::remove(hash / "query_keys" / "train_000001.h5");
+    test::write_file(hash / "query_keys" / "train_000002.h5", "torn");
+    test::write_file(hash / "metrics.jsonl", "{\"layer\": 1, \"torn");
+  });
+
+  train(config_);
+
+  const Files resumed = files_of(config_);
+  EXPECT_EQ(resumed.weights, straight.weights);
+  EXPECT_EQ(resumed.metrics, straight.metrics);
+}
+
+TEST_F(HashTrainingTest, FinishedWeightsAreLearnedAgainForOtherSettingsOnly) {
+  train(config_);
+  const auto written = fs::last_write_time(hash_weights_path(config_));
+  wait_for_all();
+  train(config_);
+  EXPECT_EQ(fs::last_write_time(hash_weights_path(config_)), written);
+  wait_for_all();
+
+  train(config_, "another checkpoint");
+
+  EXPECT_EQ(load_hash_weights(hash_weights_path(config_)).checkpoint_fingerprint,
+            "another checkpoint");
+}
+
+TEST_F(HashTrainingTest, NothingToLearnIsAnErrorOnEveryRank) {
+  config_.hash.dense_layers = 3;
+
+  EXPECT_THAT(test::error_of([&] { train(config_); }), testing::HasSubstr("hash.dense_layers = 3"));
+}
+
+}  // namespace
+}  // namespace switchyard

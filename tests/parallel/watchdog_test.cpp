@@ -1,0 +1,109 @@
+#include "parallel/watchdog.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <thread>
+
+namespace switchyard {
+namespace {
+
+using namespace std::chrono_literals;
+using testing::ExitedWithCode;
+
+constexpr int kFailed = 1, kLivedOn = 42;
+
+// Long enough for the watchdog to have looked several times.
+void wait_and_live_on() {
+  std::this_thread::sleep_for(2500ms);
+  _exit(kLivedOn);
+}
+
+// A process of its own for each test: threads do not survive a fork.
+class WatchdogDeathTest : public testing::Test {
+ protected:
+  void SetUp() override { GTEST_FLAG_SET(death_test_style, "threadsafe"); }
+};
+
+TEST_F(WatchdogDeathTest, ACollectiveThatBlocksForTooLongEndsTheProcessAndSaysWhere) {
+  EXPECT_EXIT(
+      {
+        Watchdog watchdog(3);
+        watchdog.set_step(7);
+        watchdog.set_phase("backward");
+        watchdog.start(1s);
+        const Watchdog::Blocking blocking(watchdog, "all_reduce", "ep");
+        wait_and_live_on();
+      },
+      ExitedWithCode(kFailed),
+      "rank 3 \\(step 7, backward\\): all_reduce in group ep has not come to its end after 1 s");
+}
+
+TEST_F(WatchdogDeathTest, ACollectiveOfADeviceThatTakesTooLongEndsTheProcess) {
+  EXPECT_EXIT(
+      {
+        Watchdog watchdog(0);
+        watchdog.start(1s);
+        watchdog.watch("all_gather", "dp", [] { return false; });
+        wait_and_live_on();
+      },
+      ExitedWithCode(kFailed),
+      "rank 0 \\(start\\): all_gather in group dp has not come to its end");
+}
+
+TEST_F(WatchdogDeathTest, CollectivesThatEndInTimeAreForgotten) {
+  EXPECT_EXIT(
+      {
+        Watchdog watchdog(0);
+        watchdog.start(1s);
+        const auto begin = std::chrono::steady_clock::now();
+        watchdog.watch("all_gather", "dp",
+                       [begin] { return std::chrono::steady_clock::now() - begin > 400ms; });
+        { const Watchdog::Blocking blocking(watchdog, "barrier", "world"); }
+        wait_and_live_on();
+      },
+      ExitedWithCode(kLivedOn), "");
+}
+
+TEST_F(WatchdogDeathTest, AnErrorOfACommunicatorEndsTheProcessUnlessItIsForgotten) {
+  EXPECT_EXIT(
+      {
+        Watchdog watchdog(1);
+        watchdog.add_check([] { return std::string(); });
+        watchdog.add_check([] { return std::string("the other side has hung up"); });
+        watchdog.start(60s);
+        wait_and_live_on();
+      },
+      ExitedWithCode(kFailed), "rank 1 \\(start\\): the other side has hung up");
+  EXPECT_EXIT(
+      {
+        Watchdog watchdog(1);
+        watchdog.forget(watchdog.add_check([] { return std::string("long ago"); }));
+        watchdog.start(60s);
+        wait_and_live_on();
+      },
+      ExitedWithCode(kLivedOn), "");
+}
+
+// mpirun kills a second or so after it has told a process to end.
+TEST_F(WatchdogDeathTest, AProcessThatIsToldToEndSaysWhatItWaitsFor) {
+  EXPECT_EXIT(
+      {
+        Watchdog watchdog(2);
+        watchdog.set_step(5);
+        watchdog.set_phase("optimizer");
+        watchdog.set_end_requested([] { return true; });
+        watchdog.start(60s);
+        const Watchdog::Blocking blocking(watchdog, "reduce_scatter", "edp");
+        std::this_thread::sleep_for(900ms);
+        _exit(kLivedOn);
+      },
+      ExitedWithCode(kLivedOn),
+      "rank 2 \\(step 5, optimizer\\): told to end while it waits for other ranks: reduce_scatter "
+      "in group edp");
+}
+
+}  // namespace
+}  // namespace switchyard

@@ -1,0 +1,118 @@
+"""plot_hash.py and hata_table.py on what eval-hash leaves."""
+
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import unittest
+
+SCRIPTS = pathlib.Path(__file__).resolve().parents[2] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+import hata_table  # noqa: E402
+import plot_hash  # noqa: E402
+
+PNG = b"\x89PNG\r\n\x1a\n"
+CONTEXT = 2048
+
+
+def scores(answers):
+    return {"loss": 1.0 - 0.1 * answers, "perplexity": 3.0 - answers,
+            "tasks": {"single": {"samples": 4, "exact": answers, "answers": answers},
+                      "multi_key": {"samples": 4, "exact": 0.5, "answers": 0.5}}}
+
+
+def result(method, share, recall, **more):
+    layers = [{"layer": layer, "recall": recall, "attention_mass": 0.9,
+               "heads": [{"recall": recall}, {"recall": recall / 2}]} for layer in (1, 2)]
+    return {"method": method, "budget": share, "budget_tokens": int(share * CONTEXT),
+            "recall": recall, "attention_mass": 0.9, "output_error": 0.1, "layers": layers,
+            **scores(recall), **more}
+
+
+def evaluation(tasks=True):
+    results = []
+    for share in (0.0039, 0.015625, 0.03125, 0.25):
+        results += [result("exact_topk", share, 1.0), result("quest", share, 0.25),
+                    result("streaming", share, 0.0)]
+        for bits in (32, 128):
+            results += [result("hata", share, 0.75, bits=bits, key_norm=False),
+                        result("hata", share, 0.5, bits=bits, key_norm=True),
+                        result("random_hash", share, 0.625, bits=bits, key_norm=False)]
+    content = {"format": "switchyard.hash_evaluation", "version": 1, "checkpoint": "step_1",
+               "dense_layers": 1, "context": CONTEXT, "prefill": 2040, "sequences": 8,
+               "dense": scores(1.0), "results": results}
+    if not tasks:
+        for one in [content["dense"], *results]:
+            del one["tasks"]
+    return content
+
+
+class PlotHashTest(unittest.TestCase):
+    def setUp(self):
+        self.folder = tempfile.TemporaryDirectory()
+        self.root = pathlib.Path(self.folder.name)
+
+    def tearDown(self):
+        self.folder.cleanup()
+
+    def write(self, content):
+        (self.root / "hash").mkdir(exist_ok=True)
+        file = self.root / "hash" / "evaluation.json"
+        file.write_text(json.dumps(content))
+        return file
+
+    def run_script(self, script, *arguments):
+        return subprocess.run([sys.executable, SCRIPTS / script, *map(str, arguments)],
+                              capture_output=True, text=True, check=False)
+
+    def test_draws_every_picture(self):
+        self.write(evaluation())
+
+        done = self.run_script("plot_hash.py", self.root)
+
+        self.assertEqual(done.returncode, 0, done.stderr)
+        for name in ["recall_by_budget", "recall_by_bits", "recall_by_head", "answers_by_budget"]:
+            self.assertEqual((self.root / "hash" / f"{name}.png").read_bytes()[:8], PNG)
+
+    def test_text_has_no_answers(self):
+        self.write(evaluation(tasks=False))
+
+        done = self.run_script("plot_hash.py", self.root)
+
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertFalse((self.root / "hash" / "answers_by_budget.png").exists())
+
+    def test_key_norm_is_a_method_of_its_own(self):
+        found = plot_hash.Evaluation(self.write(evaluation()))
+
+        self.assertEqual({r["recall"] for r in found.of("hata", 128)}, {0.75})
+        self.assertEqual({r["recall"] for r in found.of("hata_norm", 128)}, {0.5})
+        self.assertEqual(found.main_bits, 128)
+
+    def test_tables_hold_tasks_layers_and_the_papers_figures(self):
+        file = self.write(evaluation())
+
+        done = self.run_script("hata_table.py", "recall", file)
+
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("### Budget 1.56 %", done.stdout)
+        self.assertIn("| HATA, 128 bits | 32 | 75.00 | 50.00 | 62.50 | 80.57 |", done.stdout)
+        self.assertIn("| HATA, 128 bits | 64 | 75.00 | 50.00 | 62.50 | 63.91 |", done.stdout)
+        self.assertIn("| 2 | 0.750 | 0.625 | 0.900 | 0.900 |", done.stdout)
+
+    def test_names_a_file_that_is_none(self):
+        self.write({"format": "other"})
+
+        for script, arguments in [("plot_hash.py", [self.root]),
+                                  ("hata_table.py", ["x", self.root / "hash/evaluation.json"])]:
+            done = self.run_script(script, *arguments)
+            self.assertNotEqual(done.returncode, 0)
+            self.assertIn("evaluation.json is no evaluation", done.stderr)
+
+    def test_a_table_of_the_paper_for_each_of_its_budgets(self):
+        self.assertEqual(set(hata_table.PAPER_AVERAGES), set(plot_hash.PAPER_BUDGETS))
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,60 @@
+// A device whose memory runs out, which only an emulated one does when a test wants it.
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "kernels/memory.h"
+#include "kernels/tensor.h"
+
+namespace switchyard {
+namespace {
+
+constexpr size_t kMebibyte = size_t{1} << 20;
+
+class DeviceMemoryTest : public testing::Test {
+ protected:
+  static constexpr Device kDevice{DeviceKind::cuda, 0};
+
+  void TearDown() override { unsetenv("SWITCHYARD_EMULATED_DEVICE_BYTES"); }
+
+  // So much is free from now on.
+  void leave_free(size_t num_bytes) {
+    const MemoryFigures memory = memory_of(kDevice);
+    const size_t used = memory.total_bytes - memory.free_bytes;
+    setenv("SWITCHYARD_EMULATED_DEVICE_BYTES", std::to_string(used + num_bytes).c_str(), 1);
+  }
+};
+
+TEST_F(DeviceMemoryTest, WhatIsGivenBackIsFreeAgain) {
+  leave_free(2 * kMebibyte);
+  {
+    const Buffer most(2 * kMebibyte - 4096, kDevice);
+    EXPECT_THROW(Buffer(kMebibyte, kDevice), OutOfMemory);
+  }
+  EXPECT_NO_THROW(Buffer(kMebibyte, kDevice));
+}
+
+TEST_F(DeviceMemoryTest, TheErrorTellsWhatWasFree) {
+  leave_free(3 * kMebibyte);
+  try {
+    const Buffer too_large(4 * kMebibyte, kDevice);
+    FAIL() << "4 of 3 MiB were given out";
+  } catch (const OutOfMemory& error) {
+    EXPECT_EQ(error.memory().free_bytes, 3 * kMebibyte);
+  }
+}
+
+// It asks for a quarter more than it holds, to grow seldom.
+TEST_F(DeviceMemoryTest, AWorkspaceTakesWhatItNeedsWhereMoreIsNotToBeHad) {
+  Workspace workspace(kDevice);
+  workspace.take({static_cast<int64_t>(16 * kMebibyte)}, DType::u8);
+  leave_free(2 * kMebibyte);
+
+  EXPECT_NO_THROW(workspace.take({static_cast<int64_t>(2 * kMebibyte)}, DType::u8));
+  EXPECT_THROW(workspace.take({1}, DType::u8), OutOfMemory);
+}
+
+}  // namespace
+}  // namespace switchyard

@@ -1,0 +1,151 @@
+#include "trainer/hashing/hash_weights.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstring>
+
+#include "tests/support/error_of.h"
+#include "tests/support/temporary_folder.h"
+#include "trainer/hashing/random_projection.h"
+#include "trainer/hdf5/hdf5.h"
+
+namespace switchyard {
+namespace {
+
+using test::error_of;
+using testing::HasSubstr;
+
+class HashWeightsTest : public testing::Test {
+ protected:
+  HashWeightsTest() {
+    model_.num_layers = 3;
+    model_.num_heads = 4;
+    model_.num_kv_heads = 2;
+    model_.head_dim = 16;
+    weights_ = random_hash_weights(7, HashInit::orthogonal, model_, 64, /*dense_layers=*/1);
+    weights_.checkpoint_fingerprint = "0123456789abcdef";
+    weights_.settings = "sigma: 0.1\n";
+  }
+
+  std::string misfit(const ModelConfig& model, int bits, int dense_layers,
+                     const std::string& fingerprint) const {
+    return error_of(
+        [&] { require_fitting(weights_, "w.h5", model, bits, dense_layers, fingerprint); });
+  }
+
+  test::TemporaryFolder folder_;
+  std::filesystem::path path_ = folder_.path() / "hash_weights.h5";
+  ModelConfig model_;
+  HashWeights weights_;
+};
+
+TEST_F(HashWeightsTest, WhatIsSavedIsLoadedBitForBit) {
+  save_hash_weights(path_, weights_);
+  const HashWeights loaded = load_hash_weights(path_);
+
+  EXPECT_EQ(loaded.bits, 64);
+  EXPECT_EQ(loaded.head_dim, 16);
+  EXPECT_EQ(loaded.num_kv_heads, 2);
+  EXPECT_EQ(loaded.num_layers, 3);
+  EXPECT_EQ(loaded.checkpoint_fingerprint, weights_.checkpoint_fingerprint);
+  EXPECT_EQ(loaded.settings, weights_.settings);
+  EXPECT_FALSE(loaded.has_layer(0));
+  for (size_t layer = 1; layer < 3; ++layer) {
+    ASSERT_EQ(loaded.layers[layer].shape(), weights_.layers[layer].shape());
+    EXPECT_EQ(std::memcmp(loaded.layers[layer].data<float>(), weights_.layers[layer].data<float>(),
+                          weights_.layers[layer].view().num_bytes()),
+              0);
+  }
+  EXPECT_FALSE(std::filesystem::exists(path_.string() + ".tmp"));
+}
+
+TEST_F(HashWeightsTest, TheSameWeightsGiveTheSameBytes) {
+  save_hash_weights(path_, weights_);
+  save_hash_weights(folder_.path() / "again.h5", weights_);
+
+  EXPECT_EQ(test::read_file(path_), test::read_file(folder_.path() / "again.h5"));
+}
+
+// Every 61st byte: in the superblock, attributes, object headers and elements.
+TEST_F(HashWeightsTest, AnAlteredByteAnywhereIsNoticed) {
+  save_hash_weights(path_, weights_);
+  const std::string intact = test::read_file(path_);
+  const HashWeights original = load_hash_weights(path_);
+
+  for (size_t i = 0; i < intact.size(); i += 61) {
+    std::string altered = intact;
+    altered[i] = static_cast<char>(altered[i] ^ 0x10);
+    test::write_file(path_, altered);
+    const std::string error = error_of([&] {
+      const HashWeights loaded = load_hash_weights(path_);
+      // Bytes that HDF5 leaves unused may change without any effect.
+      for (size_t layer = 1; layer < 3; ++layer) {
+        require(
+            std::memcmp(loaded.layers[layer].data<float>(), original.layers[layer].data<float>(),
+                        original.layers[layer].view().num_bytes()) == 0,
+            "other elements");
+      }
+    });
+    EXPECT_THAT(error, testing::Not(HasSubstr("other elements"))) << "byte " << i;
+  }
+}
+
+TEST_F(HashWeightsTest, AnAlteredElementIsNamedAsSuch) {
+  save_hash_weights(path_, weights_);
+  std::string bytes = test::read_file(path_);
+  const float* values = weights_.layers[2].data<float>();
+  const std::string element(reinterpret_cast<const char*>(values + 5), 16);
+  const size_t place = bytes.find(element);
+  ASSERT_NE(place, std::string::npos);
+  bytes[place] = static_cast<char>(bytes[place] ^ 1);
+  test::write_file(path_, bytes);
+
+  EXPECT_THAT(error_of([&] { load_hash_weights(path_); }), HasSubstr("was altered"));
+}
+
+TEST_F(HashWeightsTest, ATruncatedFileIsAnErrorThatNamesIt) {
+  save_hash_weights(path_, weights_);
+  const std::string intact = test::read_file(path_);
+  for (const size_t size : {intact.size() - 1, intact.size() / 2, size_t{100}, size_t{0}}) {
+    test::write_file(path_, std::string_view(intact).substr(0, size));
+    EXPECT_THAT(error_of([&] { load_hash_weights(path_); }), HasSubstr("hash_weights.h5")) << size;
+  }
+}
+
+TEST_F(HashWeightsTest, AMissingFileNamesTheCommandThatMakesIt) {
+  EXPECT_THAT(error_of([&] { load_hash_weights(path_); }), HasSubstr("train-hash"));
+}
+
+TEST_F(HashWeightsTest, AnotherHdf5FileIsNotTakenForWeights) {
+  hdf5::File::create(path_).close();
+
+  EXPECT_THAT(error_of([&] { load_hash_weights(path_); }), HasSubstr("no file of hash weights"));
+}
+
+TEST_F(HashWeightsTest, EveryMismatchIsNamed) {
+  const std::string own = weights_.checkpoint_fingerprint;
+  EXPECT_EQ(misfit(model_, 64, 1, own), "");
+  EXPECT_EQ(misfit(model_, 64, 2, own), "");
+  EXPECT_THAT(misfit(model_, 128, 1, own), HasSubstr("64 bits, but hash.bits is 128"));
+  EXPECT_THAT(misfit(model_, 64, 0, own), HasSubstr("no weights for layer 0"));
+  EXPECT_THAT(misfit(model_, 64, 1, "fedcba9876543210"), HasSubstr("fedcba9876543210"));
+  ModelConfig other = model_;
+  other.num_kv_heads = 4;
+  EXPECT_THAT(misfit(other, 64, 1, own), HasSubstr("2 key/value heads"));
+  other = model_;
+  other.num_layers = 4;
+  EXPECT_THAT(misfit(other, 64, 1, own), HasSubstr("3 layers"));
+  other = model_;
+  other.head_dim = 32;
+  EXPECT_THAT(misfit(other, 64, 1, own), HasSubstr("16 as the width of a head"));
+}
+
+TEST_F(HashWeightsTest, RandomWeightsFitEveryCheckpoint) {
+  weights_.checkpoint_fingerprint.clear();
+
+  EXPECT_EQ(misfit(model_, 64, 1, "fedcba9876543210"), "");
+}
+
+}  // namespace
+}  // namespace switchyard

@@ -1,0 +1,117 @@
+#include "trainer/hashing/query_keys.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+
+#include "tests/support/error_of.h"
+#include "tests/support/temporary_folder.h"
+#include "trainer/hashing/collect.h"
+
+namespace switchyard {
+namespace {
+
+using testing::HasSubstr;
+
+Tensor counted(Shape shape, float first) {
+  Tensor tensor(shape, DType::f32);
+  for (int64_t i = 0; i < tensor.num_elements(); ++i) {
+    tensor.data<float>()[i] = first + static_cast<float>(i);
+  }
+  return tensor;
+}
+
+std::vector<float> values(const Tensor& tensor) {
+  return {tensor.data<float>(), tensor.data<float>() + tensor.num_elements()};
+}
+
+class QueryKeysTest : public testing::Test {
+ protected:
+  // Two layers, 4 query heads on 2 key/value heads of width 3, two sequences of 2 and 5 keys.
+  void write() {
+    QueryKeyWriter writer(path_, "some key", {0, 2, 7});
+    for (int layer = 4; layer < 6; ++layer) {
+      writer.write_layer(layer, counted({4, 2, 3}, 1000.0f * static_cast<float>(layer)),
+                         counted({2, 7, 3}, 500.0f + 1000.0f * static_cast<float>(layer)));
+    }
+    writer.finish();
+  }
+
+  test::TemporaryFolder folder_;
+  std::filesystem::path path_ = folder_.path() / "block.h5";
+};
+
+TEST_F(QueryKeysTest, AHeadIsReadBackWithTheQueriesOfItsGroup) {
+  write();
+
+  const HeadQueryKeys head = QueryKeyFile(path_).read(/*layer=*/5, /*kv_head=*/1);
+
+  EXPECT_EQ(head.row_offsets, (std::vector<int64_t>{0, 2, 7}));
+  EXPECT_EQ(head.q.shape(), (Shape{2, 2, 3}));
+  EXPECT_EQ(head.k.shape(), (Shape{1, 7, 3}));
+  EXPECT_EQ(values(head.q), values(counted({2, 2, 3}, 5000.0f + 12.0f)));
+  EXPECT_EQ(values(head.k), values(counted({1, 7, 3}, 5500.0f + 21.0f)));
+}
+
+TEST_F(QueryKeysTest, AnAlteredValueIsNamed) {
+  write();
+  std::string bytes = test::read_file(path_);
+  const Tensor keys = counted({2, 7, 3}, 5500.0f);
+  const std::string element(reinterpret_cast<const char*>(keys.data<float>() + 30), 8);
+  const size_t place = bytes.find(element);
+  ASSERT_NE(place, std::string::npos);
+  bytes[place] = static_cast<char>(bytes[place] ^ 1);
+  test::write_file(path_, bytes);
+
+  EXPECT_EQ(test::error_of([&] { QueryKeyFile(path_).read(5, 0); }), "");
+  EXPECT_THAT(test::error_of([&] { QueryKeyFile(path_).read(5, 1); }),
+              HasSubstr("values of head 1 were altered"));
+}
+
+TEST_F(QueryKeysTest, AFileWithoutItsLastStepIsNone) {
+  {
+    QueryKeyWriter writer(path_, "some key", {0, 1});
+    writer.write_layer(0, counted({1, 1, 2}, 0.0f), counted({1, 1, 2}, 0.0f));
+  }
+
+  EXPECT_FALSE(has_query_keys(path_, "some key"));
+}
+
+TEST_F(QueryKeysTest, FilesOfAnotherKeyOrTornOnesAreRemoved) {
+  write();
+  EXPECT_TRUE(has_query_keys(path_, "some key"));
+  EXPECT_FALSE(has_query_keys(path_, "another key"));
+  EXPECT_FALSE(std::filesystem::exists(path_));
+
+  write();
+  test::write_file(path_, test::read_file(path_).substr(0, 700));
+  EXPECT_FALSE(has_query_keys(path_, "some key"));
+  EXPECT_FALSE(std::filesystem::exists(path_));
+}
+
+TEST(QueryPositionTest, IsUniformOverTheSecondHalf) {
+  const QueryKeySet set{.folder = {}, .name = "train", .key = {}, .seed = 3};
+  std::vector<int> counts(10);
+  for (int64_t sequence = 0; sequence < 2000; ++sequence) {
+    const int64_t m = query_position(set, sequence, 10);
+    ASSERT_GE(m, 5);
+    ASSERT_LT(m, 10);
+    ++counts[static_cast<size_t>(m)];
+  }
+  EXPECT_GT(*std::min_element(counts.begin() + 5, counts.end()), 330);
+  EXPECT_LT(*std::max_element(counts.begin(), counts.end()), 470);
+}
+
+TEST(QueryPositionTest, OfHeldOutTextIsAnother) {
+  const QueryKeySet train{.folder = {}, .name = "train", .key = {}, .seed = 3};
+  const QueryKeySet held_out{.folder = {}, .name = "held_out", .key = {}, .seed = 3};
+  int differing = 0;
+  for (int64_t s = 0; s < 50; ++s) {
+    differing += query_position(train, s, 1000) != query_position(held_out, s, 1000);
+  }
+  EXPECT_GT(differing, 40);
+}
+
+}  // namespace
+}  // namespace switchyard

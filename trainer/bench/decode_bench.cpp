@@ -1,0 +1,348 @@
+#include "trainer/bench/decode_bench.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cmath>
+#include <ctime>
+#include <functional>
+#include <utility>
+
+#include "kernels/attention.h"
+#include "kernels/ceiling.h"
+#include "kernels/check.h"
+#include "kernels/elementwise.h"
+#include "kernels/gather_attention.h"
+#include "kernels/hamming_scores.h"
+#include "kernels/hash_encode.h"
+#include "kernels/matmul.h"
+#include "kernels/random.h"
+#include "kernels/select_top_k.h"
+#include "kernels/stopwatch.h"
+
+namespace switchyard {
+namespace {
+
+constexpr int64_t kHeadDim = 128;
+// More than processors cache, so that reading it leaves nothing of what was there before.
+constexpr int64_t kMemoryBytes = int64_t{512} << 20;
+// Rows of random values that the caches repeat. A prime number: heads begin at different ones.
+constexpr int64_t kRandomRows = 32749;
+
+// Llama-2-7B and Llama-3.1-8B, those of HATA's own measurements.
+const HeadLayout kLayouts[] = {{"MHA", 32, 32, 11008}, {"GQA", 32, 8, 14336}};
+
+// Stretches of a stream's work, by either clock.
+class Timer {
+ public:
+  Timer(Stream& stream, BenchClock clock)
+      : stream_(stream), clock_(clock), stopwatch_(stream.device()) {}
+
+  void time(const std::function<void()>& run) {
+    if (clock_ == BenchClock::wall) {
+      stopwatch_.start(stream_);
+      run();
+      stopwatch_.stop(stream_);
+    } else {
+      const std::clock_t begin = std::clock();
+      run();
+      ticks_ += std::clock() - begin;
+    }
+  }
+
+  // Of all stretches since the last call.
+  double take_seconds() {
+    if (clock_ == BenchClock::wall) return stopwatch_.take_seconds();
+    return static_cast<double>(std::exchange(ticks_, 0)) / CLOCKS_PER_SEC / omp_get_max_threads();
+  }
+
+ private:
+  Stream& stream_;
+  BenchClock clock_;
+  Stopwatch stopwatch_;
+  std::clock_t ticks_ = 0;
+};
+
+// The seconds of an operation in all repetitions.
+class Series {
+ public:
+  Series(Stream& stream, BenchClock clock) : timer_(stream, clock) {}
+
+  void time(const std::function<void()>& run) { timer_.time(run); }
+  void end_repetition(int64_t stretches = 1) {
+    seconds_.push_back(timer_.take_seconds() / static_cast<double>(stretches));
+  }
+  // Without the first repetition, which warmed up.
+  double median() const {
+    std::vector<double> values(seconds_.begin() + 1, seconds_.end());
+    std::sort(values.begin(), values.end());
+    return values[values.size() / 2];
+  }
+
+ private:
+  Timer timer_;
+  std::vector<double> seconds_;
+};
+
+// What all cases share.
+struct Bench {
+  explicit Bench(const DecodeBenchOptions& bench_options)
+      : options(bench_options),
+        stream(bench_options.device),
+        workspace(bench_options.device),
+        memory({kMemoryBytes}, DType::u8, bench_options.device) {
+    fill_zero(stream, memory);  // pages that nobody has written lie nowhere
+  }
+
+  Tensor random(const Shape& shape, DType dtype, std::string_view name, float std = 1.0f) {
+    Tensor values(Shape{shape.num_elements()}, DType::f32, options.device);
+    init_normal(stream, {1, stream_id(name)}, std, values.shape(), Shape{0}, values);
+    Tensor result(shape, dtype, options.device);
+    cast(stream, values.view().reshape(shape), result);
+    stream.synchronize();
+    return result;
+  }
+
+  Series series() { return Series(stream, options.clock); }
+
+  // Reads the memory once. On a device a copy stands in for it, of half of it to the other: as many
+  // bytes in all.
+  void read_memory() {
+    const TensorView all = memory;
+    if (options.device.kind == DeviceKind::cpu) {
+      read_through(all);
+    } else {
+      copy(stream, all.rows(0, kMemoryBytes / 2), all.rows(kMemoryBytes / 2, kMemoryBytes / 2));
+    }
+  }
+
+  const DecodeBenchOptions& options;
+  Stream stream;
+  Workspace workspace;
+  Tensor memory;
+};
+
+// The caches of one layer, and all that a step needs.
+struct Layer {
+  Layer(Bench& bench, const DecodeBenchCase& c)
+      : q(bench.random({c.batch, c.layout.heads, kHeadDim}, c.dtype, "q")),
+        new_k(bench.random({c.batch, c.layout.kv_heads, 1, kHeadDim}, c.dtype, "new k")),
+        weight(bench.random({c.layout.kv_heads, kHeadDim, bench.options.bits}, DType::f32, "weight",
+                            1.0f / std::sqrt(static_cast<float>(kHeadDim)))),
+        k({c.batch, c.layout.kv_heads, c.length, kHeadDim}, c.dtype, bench.options.device),
+        v(k.shape(), c.dtype, bench.options.device),
+        q_codes({c.batch, c.layout.heads, bench.options.bits / 32}, DType::i32,
+                bench.options.device),
+        codes({c.batch, c.layout.kv_heads, c.length, bench.options.bits / 32}, DType::i32,
+              bench.options.device),
+        distances({c.batch, c.layout.kv_heads, c.length}, DType::u16, bench.options.device),
+        indices({c.batch, c.layout.kv_heads, c.selected}, DType::i32, bench.options.device),
+        lengths({c.batch}, DType::i32, bench.options.device),
+        counts({c.batch}, DType::i32, bench.options.device),
+        out({c.batch, c.layout.heads * kHeadDim}, c.dtype, bench.options.device) {
+    fill(bench, k, "k");
+    fill(bench, v, "v");
+    set_all(bench, c.length, lengths);
+    set_all(bench, c.selected, counts);
+    hash_encode(bench.stream, {}, k, weight, 0, {}, codes, {});
+  }
+
+  static void fill(Bench& bench, TensorView cache, std::string_view name) {
+    const Tensor values = bench.random({kRandomRows, kHeadDim}, cache.dtype(), name);
+    const TensorView rows = cache.reshape({cache.num_elements() / kHeadDim, kHeadDim});
+    for (int64_t row = 0; row < rows.dim(0); row += kRandomRows) {
+      const int64_t count = std::min(kRandomRows, rows.dim(0) - row);
+      copy(bench.stream, values.view().rows(0, count), rows.rows(row, count));
+    }
+    bench.stream.synchronize();
+  }
+
+  static void set_all(Bench& bench, int64_t value, TensorView to) {
+    const std::vector<int32_t> values(static_cast<size_t>(to.num_elements()),
+                                      static_cast<int32_t>(value));
+    copy(bench.stream, view_of(std::span<const int32_t>(values)), to);
+    bench.stream.synchronize();
+  }
+
+  Tensor q, new_k, weight, k, v, q_codes, codes, distances, indices, lengths, counts, out;
+};
+
+template <class... Tensors>
+double bytes_of(const Tensors&... tensors) {
+  return (static_cast<double>(tensors.view().num_bytes()) + ...);
+}
+
+void count_bytes(const Layer& layer, int64_t bits, DecodeBenchCase& c) {
+  const auto heads = static_cast<double>(c.batch * c.layout.kv_heads);
+  const double code = static_cast<double>(bits) / 8.0;
+  const double row = static_cast<double>(kHeadDim) * static_cast<double>(size_of(c.dtype));
+  c.memory.bytes = static_cast<double>(kMemoryBytes);
+  c.dense.bytes = bytes_of(layer.q, layer.k, layer.v, layer.out);
+  c.encode.bytes = bytes_of(layer.weight, layer.q, layer.new_k, layer.q_codes) + heads * code;
+  c.score.bytes = bytes_of(layer.q_codes, layer.codes, layer.distances);
+  c.select.bytes = bytes_of(layer.distances, layer.indices);
+  c.attend.bytes = bytes_of(layer.q, layer.indices, layer.out) +
+                   heads * static_cast<double>(c.selected) * 2.0 * row;
+  c.hata.bytes = c.encode.bytes + c.score.bytes + c.select.bytes + c.attend.bytes;
+}
+
+// A part of a hash-aware step, and where its time goes.
+struct Part {
+  BenchFigure* figure;
+  std::function<void()> run;
+};
+
+std::vector<Part> parts_of_step(Bench& bench, Layer& x, float scale, DecodeBenchCase& c) {
+  const TensorView codes = x.q_codes;
+  const Shape shape{c.batch, c.layout.heads, 1, kHeadDim};
+  const Shape code_shape{c.batch, c.layout.heads, 1, codes.dim(2)};
+  return {
+      {&c.encode,
+       [&bench, &x, shape, code_shape, last = c.length - 1] {
+         hash_encode(bench.stream, x.q.view().reshape(shape), x.new_k, x.weight, last,
+                     x.q_codes.view().reshape(code_shape), x.codes, {});
+       }},
+      {&c.score,
+       [&bench, &x] { hamming_scores(bench.stream, x.q_codes, x.codes, x.lengths, x.distances); }},
+      {&c.select,
+       [&bench, &x] {
+         select_top_k(bench.stream, bench.workspace, x.distances, x.lengths, x.counts, /*sink=*/0,
+                      /*recent=*/0, x.indices);
+       }},
+      {&c.attend, [&bench, &x, scale] {
+         gather_attention(bench.stream, bench.workspace, x.q, x.k, x.v, x.indices, x.counts, scale,
+                          x.out);
+       }}};
+}
+
+// In turn, so that whatever else the machine does meets all alike; without waiting in between, so
+// that a device never waits for the host.
+void measure(Bench& bench, DecodeBenchCase& c) {
+  Layer x(bench, c);
+  count_bytes(x, bench.options.bits, c);
+  const float scale = 1.0f / std::sqrt(static_cast<float>(kHeadDim));
+  const std::vector<Part> parts = parts_of_step(bench, x, scale, c);
+  Series memory = bench.series(), dense = bench.series(), hata = bench.series();
+  std::vector<Series> of_part;
+  for (size_t i = 0; i < parts.size(); ++i) of_part.push_back(bench.series());
+  for (int64_t i = 0; i <= bench.options.repetitions; ++i) {
+    memory.time([&] { bench.read_memory(); });
+    dense.time([&] {
+      decode_attention(bench.stream, bench.workspace, x.q, x.k, x.v, x.lengths, scale, x.out);
+    });
+    memory.time([&] { bench.read_memory(); });
+    hata.time([&] {
+      for (size_t part = 0; part < parts.size(); ++part) of_part[part].time(parts[part].run);
+    });
+    memory.end_repetition(/*stretches=*/2);
+    dense.end_repetition();
+    hata.end_repetition();
+    for (Series& series : of_part) series.end_repetition();
+  }
+  c.memory.seconds = memory.median();
+  c.dense.seconds = dense.median();
+  c.hata.seconds = hata.median();
+  for (size_t i = 0; i < parts.size(); ++i) parts[i].figure->seconds = of_part[i].median();
+}
+
+DecodeBenchCase bench_case(Bench& bench, DType dtype, const HeadLayout& layout, int64_t batch,
+                           int64_t length) {
+  const DecodeBenchOptions& options = bench.options;
+  DecodeBenchCase c{.dtype = dtype, .layout = layout, .batch = batch, .length = length};
+  const auto wanted = static_cast<int64_t>(options.budget * static_cast<double>(length));
+  c.selected = std::clamp<int64_t>(wanted, 1, length);
+  const int64_t per_key =
+      2 * kHeadDim * static_cast<int64_t>(size_of(dtype)) + options.bits / 8 + 2;
+  c.needed_bytes = static_cast<double>(batch * layout.kv_heads * length * per_key);
+  c.skipped = c.needed_bytes > options.memory_gib * 1073741824.0;
+  if (!c.skipped) measure(bench, c);
+  return c;
+}
+
+// A linear map of a layer.
+struct Product {
+  Tensor x, weight, y;
+};
+
+std::vector<Product> products_of_layer(Bench& bench, const PrefillBenchCase& c) {
+  const int64_t hidden = c.layout.heads * kHeadDim, kv = c.layout.kv_heads * kHeadDim;
+  // Queries, keys and values; output; gate and up; down.
+  const std::pair<int64_t, int64_t> sizes[] = {{hidden, hidden + 2 * kv},
+                                               {hidden, hidden},
+                                               {hidden, 2 * c.layout.ffn_hidden},
+                                               {c.layout.ffn_hidden, hidden}};
+  std::vector<Product> products;
+  for (const auto& [in, out] : sizes) {
+    products.push_back({bench.random({c.tokens, in}, c.dtype, "x"),
+                        bench.random({out, in}, c.dtype, "weight"),
+                        Tensor({c.tokens, out}, c.dtype, bench.options.device)});
+  }
+  return products;
+}
+
+PrefillBenchCase bench_prefill(Bench& bench, DType dtype, const HeadLayout& layout) {
+  const DecodeBenchOptions& options = bench.options;
+  const int64_t tokens = options.prefill_tokens;
+  PrefillBenchCase c{.dtype = dtype, .layout = layout, .tokens = tokens};
+  std::vector<Product> layer = products_of_layer(bench, c);
+  const Tensor q = bench.random({1, layout.heads, tokens, kHeadDim}, dtype, "q");
+  const Tensor k = bench.random({1, layout.kv_heads, tokens, kHeadDim}, dtype, "k");
+  const Tensor weight =
+      bench.random({layout.kv_heads, kHeadDim, options.bits}, DType::f32, "weight");
+  Tensor codes({1, layout.kv_heads, tokens, options.bits / 32}, DType::i32, options.device);
+  Tensor out({tokens, layout.heads * kHeadDim}, dtype, options.device);
+  Tensor lse({1, layout.heads, tokens}, DType::f32, options.device);
+  Series encode = bench.series(), attention = bench.series(), products = bench.series();
+  for (int64_t i = 0; i <= std::min<int64_t>(options.repetitions, 3); ++i) {
+    products.time([&] {
+      for (Product& p : layer) {
+        matmul(bench.stream, p.x, Transpose::no, p.weight, Transpose::yes, Accumulate::no, p.y);
+      }
+    });
+    attention.time([&] {
+      attention_forward(bench.stream, bench.workspace, q, k, k, {}, /*scale=*/0.1f, out, lse);
+    });
+    encode.time([&] { hash_encode(bench.stream, {}, k, weight, 0, {}, codes, {}); });
+    for (Series* series : {&encode, &attention, &products}) series->end_repetition();
+  }
+  c.encode_seconds = encode.median();
+  c.attention_seconds = attention.median();
+  c.products_seconds = products.median();
+  return c;
+}
+
+void require_usable(const DecodeBenchOptions& options) {
+  require(options.bits >= 32 && options.bits % 32 == 0 && options.bits <= 512,
+          "{} bits: must be a multiple of 32, at most 512", options.bits);
+  require(options.budget > 0.0 && options.budget <= 1.0, "a budget of {} is no share",
+          options.budget);
+  require(options.clock == BenchClock::wall || options.device.kind == DeviceKind::cpu,
+          "the processor's time says nothing of work on {}", to_string(options.device));
+}
+
+}  // namespace
+
+double DecodeBenchReport::code_share(DType dtype) const {
+  return static_cast<double>(options.bits) / 8.0 /
+         static_cast<double>(2 * kHeadDim * static_cast<int64_t>(size_of(dtype)));
+}
+
+DecodeBenchReport bench_decode(const DecodeBenchOptions& options) {
+  require_usable(options);
+  DecodeBenchReport report{
+      .options = options, .threads = omp_get_max_threads(), .decode = {}, .prefill = {}};
+  Bench bench(options);
+  for (const DType dtype : options.dtypes) {
+    for (const HeadLayout& layout : kLayouts) {
+      for (const int64_t batch : options.batches) {
+        for (const int64_t length : options.lengths) {
+          report.decode.push_back(bench_case(bench, dtype, layout, batch, length));
+        }
+      }
+      report.prefill.push_back(bench_prefill(bench, dtype, layout));
+    }
+  }
+  return report;
+}
+
+}  // namespace switchyard

@@ -1,0 +1,86 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kernels/tensor.h"
+
+namespace switchyard {
+
+enum class BenchClock {
+  wall,
+  processor  // time that the process's threads ran, divided by their number: for machines that
+             // others use, too. CPU only
+};
+
+struct DecodeBenchOptions {
+  std::vector<int64_t> lengths = {4096, 8192, 16384, 32768, 65536, 131072};
+  std::vector<int64_t> batches = {1, 8};
+  std::vector<DType> dtypes = {DType::f32, DType::bf16};  // of the caches
+  int64_t bits = 128;
+  double budget = 0.015625;  // share of the cached keys that HATA attends to
+  int64_t repetitions = 9;
+  int64_t prefill_tokens = 1024;
+  double memory_gib = 12.0;  // cases that need more are skipped
+  BenchClock clock = BenchClock::wall;
+  Device device;
+};
+
+// A kind of operation: its median time and the bytes that it must read and write once.
+struct BenchFigure {
+  double seconds = 0.0;
+  double bytes = 0.0;
+
+  double bytes_per_second() const { return bytes / seconds; }
+};
+
+// The heads of a published model, and the width of its feed-forward layers.
+struct HeadLayout {
+  std::string name;
+  int64_t heads, kv_heads, ffn_hidden;
+};
+
+// One step of attention for one new token per sequence, dense and hash-aware, on the same caches in
+// turn. Before each, more memory is read than the processor's caches hold; `memory` is that.
+struct DecodeBenchCase {
+  DType dtype;
+  HeadLayout layout;
+  int64_t batch, length;
+  int64_t selected = 0;       // keys that HATA attends to
+  bool skipped = false;       // needs too much memory
+  double needed_bytes = 0.0;  // for the caches
+  BenchFigure memory{}, dense{}, hata{};
+  BenchFigure encode{}, score{}, select{}, attend{};  // the parts of hata
+
+  double speedup() const { return dense.seconds / hata.seconds; }
+};
+
+// What encoding adds to the prefill of a layer: its projections, attention and feed-forward layer.
+struct PrefillBenchCase {
+  DType dtype;
+  HeadLayout layout;
+  int64_t tokens;
+  double encode_seconds = 0.0, attention_seconds = 0.0, products_seconds = 0.0;
+
+  double layer_seconds() const { return attention_seconds + products_seconds; }
+};
+
+struct DecodeBenchReport {
+  DecodeBenchOptions options;
+  int threads = 1;
+  std::vector<DecodeBenchCase> decode;
+  std::vector<PrefillBenchCase> prefill;
+
+  // Bytes of the codes by bytes of the keys and values.
+  double code_share(DType dtype) const;
+};
+
+// On one process.
+DecodeBenchReport bench_decode(const DecodeBenchOptions& options);
+
+// As a table for people, and for machines.
+std::string describe(const DecodeBenchReport& report);
+std::string to_json(const DecodeBenchReport& report);
+
+}  // namespace switchyard

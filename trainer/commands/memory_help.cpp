@@ -1,0 +1,37 @@
+#include "trainer/commands/memory_help.h"
+
+#include "kernels/check.h"
+#include "kernels/memory.h"
+#include "trainer/data/tokenizer.h"
+#include "trainer/planning/memory_advice.h"
+
+namespace switchyard {
+namespace {
+
+// What a rank can count on. "cuda" gives each rank a device of its own; the processors' memory, and
+// a device that is named by its number, belong to all ranks of the machine.
+int64_t memory_of_a_rank(const MpiRuntime& mpi, const RunConfig& config, size_t total_bytes) {
+  // The rest goes to CUDA itself, to other programs, and to routing that is not quite balanced.
+  constexpr double kUsableShare = 0.95;
+  const int ranks = config.run.device == "cuda" ? 1 : mpi.local_size();
+  return static_cast<int64_t>(kUsableShare * static_cast<double>(total_bytes)) / ranks;
+}
+
+}  // namespace
+
+int with_memory_help(const MpiRuntime& mpi, const RunConfig& config,
+                     const std::function<int()>& body) {
+  try {
+    return body();
+  } catch (const OutOfMemory& error) {
+    RunConfig sized = config;
+    if (sized.model.vocab_size == 0) {
+      sized.model.vocab_size = make_tokenizer(config.data.tokenizer)->vocab_size();
+    }
+    fail("{}\n  {}", error.what(),
+         advise_on_memory(sized, mpi.world_size(),
+                          memory_of_a_rank(mpi, config, error.memory().total_bytes)));
+  }
+}
+
+}  // namespace switchyard

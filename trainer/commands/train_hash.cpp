@@ -1,0 +1,18 @@
+#include "trainer/commands/commands.h"
+#include "trainer/commands/exit_codes.h"
+#include "trainer/commands/newest_model.h"
+#include "trainer/data/open_data.h"
+#include "trainer/hashing/hash_training.h"
+
+namespace switchyard {
+
+int train_hash_command(MpiRuntime& mpi, const LoadedConfig& loaded) {
+  RunConfig config = loaded.config;
+  open_tokenizer(mpi, config);  // for the size of the vocabulary
+  Session session(mpi, config);
+  const LoadedModel model = load_newest_model(mpi, config, session);
+  HashTraining(mpi, config, session, model.fingerprint).run();
+  return kExitDone;
+}
+
+}  // namespace switchyard

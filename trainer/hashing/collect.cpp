@@ -1,0 +1,192 @@
+#include "trainer/hashing/collect.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "kernels/check.h"
+#include "kernels/elementwise.h"
+#include "layers/attention_observer.h"
+#include "trainer/hashing/query_keys.h"
+
+namespace switchyard {
+namespace {
+
+namespace fs = std::filesystem;
+
+// The keys [first, query] of one sequence, and its query.
+struct Visible {
+  int64_t first = 0;
+  int64_t query = 0;
+  int64_t num_keys() const { return query - first + 1; }
+};
+
+std::vector<Visible> visible_keys(const QueryKeySet& set, int64_t block, const MicroBatch& batch) {
+  const int64_t begin = block * set.sequences_per_block;
+  const int64_t kept = std::min(set.sequences_per_block, set.num_sequences - begin);
+  std::vector<Visible> result;
+  for (int64_t s = 0; s < kept; ++s) {
+    Visible v{.first = 0, .query = query_position(set, begin + s, batch.seq_len)};
+    if (batch.document_start) {
+      v.first = batch.document_start.data<int32_t>()[s * batch.seq_len + v.query];
+    }
+    result.push_back(v);
+  }
+  return result;
+}
+
+// A tensor's values as f32 in host memory.
+class HostFloats {
+ public:
+  HostFloats(Stream& stream, ConstTensorView x) : values_(x) {
+    if (x.dtype() != DType::f32) {
+      widened_ = Tensor(x.shape(), DType::f32, x.device());
+      cast(stream, values_, widened_);
+      values_ = widened_.view();
+    }
+    if (x.device().kind != DeviceKind::cpu) {
+      copied_ = Tensor(x.shape(), DType::f32);
+      copy(stream, values_, copied_);
+      stream.synchronize();
+      values_ = copied_.view();
+    }
+  }
+
+  ConstTensorView view() const { return values_; }
+
+ private:
+  Tensor widened_, copied_;
+  ConstTensorView values_;
+};
+
+// Takes the rows that a block keeps out of each layer, brings the heads of a tp group together, and
+// lets one rank of the group write them.
+class Collector final : public AttentionObserver {
+ public:
+  // A null writer: takes part in the group's exchange, and keeps nothing.
+  Collector(std::vector<Visible> visible, int first_layer, QueryKeyWriter* writer)
+      : visible_(std::move(visible)), first_layer_(first_layer), writer_(writer) {}
+
+  void observe(StepContext& ctx, int layer, ConstTensorView q, ConstTensorView k) override {
+    if (layer < first_layer_) return;
+    const Tensor queries =
+        gather_heads(ctx, take(HostFloats(ctx.stream, q).view(), /*keys=*/false));
+    const Tensor keys = gather_heads(ctx, take(HostFloats(ctx.stream, k).view(), /*keys=*/true));
+    if (writer_) writer_->write_layer(layer, queries, keys);
+  }
+
+ private:
+  //   x       [batch, heads, seq_len, head_dim]
+  //   result  [heads, rows, head_dim]: of each sequence the keys that are seen, or the query alone
+  Tensor take(ConstTensorView x, bool keys) const {
+    const int64_t heads = x.dim(1), seq_len = x.dim(2), head_dim = x.dim(3);
+    int64_t rows = 0;
+    for (const Visible& v : visible_) rows += keys ? v.num_keys() : 1;
+    Tensor taken({heads, rows, head_dim}, DType::f32);
+    float* out = taken.data<float>();
+    for (int64_t h = 0; h < heads; ++h) {
+      for (size_t s = 0; s < visible_.size(); ++s) {
+        const Visible& v = visible_[s];
+        const int64_t first = keys ? v.first : v.query;
+        const int64_t row = (static_cast<int64_t>(s) * heads + h) * seq_len + first;
+        const int64_t count = (v.query - first + 1) * head_dim;
+        out = std::copy_n(x.data<float>() + row * head_dim, count, out);
+      }
+    }
+    return taken;
+  }
+
+  static Tensor gather_heads(StepContext& ctx, Tensor local) {
+    Communicator& tp = ctx.dist.tp();
+    if (tp.size() == 1) return local;
+    const Shape& shape = local.shape();
+    Tensor all({tp.size() * shape[0], shape[1], shape[2]}, DType::f32);
+    tp.all_gather(ctx.stream, local, all);
+    return all;
+  }
+
+  std::vector<Visible> visible_;
+  int first_layer_;
+  QueryKeyWriter* writer_;
+};
+
+std::vector<int64_t> row_offsets(const std::vector<Visible>& visible) {
+  std::vector<int64_t> offsets = {0};
+  for (const Visible& v : visible) offsets.push_back(offsets.back() + v.num_keys());
+  return offsets;
+}
+
+// The blocks that are not on the disk; rank 0 looks.
+std::vector<int64_t> missing_blocks(const DistributedContext& dist, const QueryKeySet& set) {
+  std::vector<uint8_t> missing(static_cast<size_t>(set.num_blocks()));
+  run_collectively(dist.world(), [&] {
+    if (dist.rank() != 0) return;
+    fs::create_directories(set.folder);
+    for (int64_t block = 0; block < set.num_blocks(); ++block) {
+      missing[static_cast<size_t>(block)] = !has_query_keys(set.path_of(block), set.key);
+    }
+  });
+  Stream stream;
+  if (!missing.empty()) dist.world().broadcast(stream, view_of(std::span(missing)), 0);
+  std::vector<int64_t> blocks;
+  for (int64_t block = 0; block < set.num_blocks(); ++block) {
+    if (missing[static_cast<size_t>(block)]) blocks.push_back(block);
+  }
+  return blocks;
+}
+
+// One block through the model; kept unless another rank does.
+void run_block(StepContext& ctx, const Transformer& model, const QueryKeySet& set, int64_t block,
+               std::vector<Visible> visible, bool keep) {
+  std::optional<QueryKeyWriter> writer;
+  if (keep) writer.emplace(set.path_of(block), set.key, row_offsets(visible));
+  Collector collector(std::move(visible), set.first_layer, writer ? &*writer : nullptr);
+  ctx.observer = &collector;
+  model.forward_observed(ctx);
+  if (writer) writer->finish();
+}
+
+}  // namespace
+
+fs::path QueryKeySet::path_of(int64_t block) const {
+  return folder / fmt::format("{}_{:06d}.h5", name, block);
+}
+
+int64_t query_position(const QueryKeySet& set, int64_t sequence, int64_t seq_len) {
+  const RandomKey key{set.seed, stream_id("hash.query_position." + set.name)};
+  const int64_t half = seq_len / 2;
+  const double u = random_uniform(key, static_cast<uint64_t>(sequence));
+  return half + static_cast<int64_t>(u * static_cast<double>(seq_len - half));
+}
+
+int64_t collect_query_keys(Stream& stream, const Transformer& model, const DistributedContext& dist,
+                           DataLoader& loader, const QueryKeySet& set) {
+  const std::vector<int64_t> missing = missing_blocks(dist, set);
+  const auto count = static_cast<int64_t>(missing.size());
+  const int64_t dp = dist.dp().size(), own = dist.dp().rank();
+  Workspace workspace(stream.device());
+  // Experts are exchanged among dp ranks: whoever has no block left runs one along.
+  for (int64_t begin = 0; begin < count; begin += dp) {
+    const bool has_own = begin + own < count;
+    const int64_t block = missing[static_cast<size_t>(has_own ? begin + own : begin)];
+    GlobalBatch loaded;
+    run_collectively(dist.world(), [&] { loaded = loader.load(block * set.sequences_per_block); });
+    const MicroBatch& batch = loaded.micro_batches.front();
+    MicroBatch copied;
+    copy_to_device(stream, batch, copied);
+    StepContext ctx{.stream = stream,
+                    .workspace = workspace,
+                    .dist = dist,
+                    .batch = copied,
+                    .scales = {},
+                    .decoding = true};
+    run_block(ctx, model, set, block, visible_keys(set, block, batch),
+              has_own && dist.tp().rank() == 0);
+  }
+  return count;
+}
+
+}  // namespace switchyard

@@ -1,0 +1,47 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <vector>
+
+#include "layers/key_selection.h"
+#include "trainer/config/run_config.h"
+#include "trainer/hashing/selection_probe.h"
+#include "trainer/inference/decode_evaluation.h"
+#include "trainer/training/session.h"
+
+namespace switchyard {
+
+// One way to decode, measured within each of the budgets.
+struct HashCandidate {
+  KeySelection selection;
+  int bits = 0;  // of the hash methods
+};
+
+struct HashEvaluation {
+  DecodePlan plan;
+  int64_t sequences = 0;
+  DecodeScore dense;
+  std::vector<std::vector<DecodeScore>> decoded;  // [candidate][budget]
+  // [layer][candidate][budget][key/value head of the model], over the queries of the decoded tokens
+  // as dense decoding meets them; nothing for layers that stay dense
+  std::vector<SelectionProbe::Sums> selected;
+};
+
+// Decodes held-out sequences with full attention, each query of it put to all candidates; then
+// again with every candidate within every budget. Ranks of different dp have different sequences,
+// those of one tp group different heads. The same on every layout up to rounding.
+//   log  called on rank 0 with a line per batch
+// Collective over the world; throws CollectiveError on a damaged file.
+HashEvaluation evaluate_hash(Session& session, const RunConfig& config,
+                             ValidationLoader& validation, std::vector<HashCandidate>& candidates,
+                             const std::function<void(const std::string&)>& log);
+
+// As run.dir/hash/evaluation.json has it, see docs/formats.md.
+nlohmann::json to_json(const HashEvaluation& evaluation,
+                       const std::vector<HashCandidate>& candidates, const RunConfig& config,
+                       const std::string& checkpoint);
+
+}  // namespace switchyard

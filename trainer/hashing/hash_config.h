@@ -1,0 +1,45 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace switchyard {
+
+// How a projection begins; see random_projection.
+enum class HashInit { orthogonal, gaussian };
+
+// How `train-hash` learns projections (HATA, arXiv 2506.02572, section 3.1 and table 11). Defaults
+// are the paper's; docs/hata.md says where the published code differs.
+struct HashTrainingConfig {
+  // What is learned from
+  std::string tokens;               // token file; empty: data.train
+  int64_t seq_len = 0;              // 0: model.seq_len
+  int64_t num_sequences = 0;        // 0: enough for about 2^17 pairs, and at least 11
+  int64_t held_out_sequences = 64;  // of data.validation, to measure recall on; 0: none
+
+  // Labels of a query's keys
+  double positive_share = 0.1;  // of the keys, those with the highest scores
+  double top_label = 20.0;      // of the best key; falls in equal steps, by rank, to
+  double last_label = 1.0;      // that of the last positive one
+  double negative_label = -1.0;
+
+  // The objective
+  HashInit init = HashInit::orthogonal;
+  double sigma = 0.1;                   // h(x) = 2 sigmoid(sigma x W) - 1
+  double similarity_weight = 0.01;      // epsilon
+  double balance_weight = 2.0;          // eta
+  double decorrelation_weight = 1.0;    // lambda
+  double decorrelation_softness = 0.5;  // delta, see HashObjective
+
+  // Stochastic gradient descent
+  double lr = 0.1;
+  double momentum = 0.9;
+  double weight_decay = 1e-6;
+  int epochs = 15;
+  int iterations = 20;                // per epoch, each over all of the epoch's pairs
+  int64_t pairs_per_epoch = 1 << 16;  // drawn anew for each epoch
+
+  bool keep_query_keys = false;  // beyond the training, for one with other settings
+};
+
+}  // namespace switchyard

@@ -1,0 +1,327 @@
+#include "trainer/hashing/hash_training.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <iostream>
+#include <nlohmann/json.hpp>
+#include <span>
+#include <utility>
+
+#include "kernels/check.h"
+#include "trainer/config/schema.h"
+#include "trainer/hashing/hash_weights.h"
+#include "trainer/hashing/head_file.h"
+
+namespace switchyard {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::ordered_json;
+
+// What hash.training.num_sequences: 0 stands for. The paper's 11 sequences are enough where each
+// has tens of thousands of keys.
+constexpr int64_t kEnoughPairs = 1 << 17;
+constexpr int64_t kFewestSequences = 11;
+
+std::string hex(std::string_view text) { return fmt::format("{:016x}", stream_id(text)); }
+
+// The values that decide the projections, as YAML.
+std::string settings_of(const RunConfig& config) {
+  static const std::vector<std::string> others = {
+      "hash.training.tokens", "hash.training.seq_len", "hash.training.num_sequences",
+      "hash.training.held_out_sequences", "hash.training.keep_query_keys"};
+  std::string text;
+  for (const ConfigField& field : config_schema()) {
+    const bool decides = field.key == "run.seed" || field.key == "hash.bits" ||
+                         field.key == "hash.dense_layers" ||
+                         field.key.starts_with("hash.training.");
+    if (!decides || std::ranges::find(others, field.key) != others.end()) continue;
+    text += fmt::format("{}: {}\n", field.key, field.print(config));
+  }
+  return text;
+}
+
+Json to_json(const HashLoss& loss) {
+  return {{"loss", loss.total()},
+          {"similarity", loss.similarity},
+          {"balance", loss.balance},
+          {"decorrelation", loss.decorrelation},
+          {"orthogonality", loss.orthogonality}};
+}
+
+Json to_json(const HashQuality& learned, const HashQuality& random) {
+  return {{"queries", learned.queries},
+          {"budgets", kBudgets},
+          {"recall", learned.recall},
+          {"recall_random", random.recall},
+          {"attention_mass", learned.attention_mass},
+          {"attention_mass_random", random.attention_mass},
+          {"attention_mass_best", learned.best_mass}};
+}
+
+}  // namespace
+
+fs::path hash_weights_path(const RunConfig& config) {
+  if (!config.hash.weights.empty()) return config.hash.weights;
+  return fs::path(config.run.dir) / "hash" / "hash_weights.h5";
+}
+
+struct HashTraining::Tokens {
+  Tokens(const std::string& path, const DataLoaderConfig& loader_config)
+      : file(path), loader(file, loader_config) {}
+
+  TokenFile file;
+  DataLoader loader;
+};
+
+HashTraining::HashTraining(MpiRuntime& mpi, const RunConfig& config, Session& session,
+                           std::string checkpoint_fingerprint)
+    : mpi_(mpi),
+      config_(config),
+      session_(session),
+      fingerprint_(std::move(checkpoint_fingerprint)) {
+  const HashTrainingConfig& training = config_.hash.training;
+  const ModelConfig& model = config_.model;
+  run_collectively(mpi_.world(), [&] {
+    require(config_.hash.dense_layers < model.num_layers,
+            "hash.dense_layers = {} leaves none of the {} layers to learn for; lower it",
+            config_.hash.dense_layers, model.num_layers);
+    training_tokens_ = open_tokens(training.tokens.empty() ? config_.data.train : training.tokens);
+    if (training.held_out_sequences > 0 && !config_.data.validation.empty()) {
+      held_out_tokens_ = open_tokens(config_.data.validation);
+    }
+  });
+  training_ = make_set("train", *training_tokens_, num_training_sequences(*training_tokens_));
+  if (held_out_tokens_) {
+    held_out_ = make_set(
+        "held_out", *held_out_tokens_,
+        std::min(training.held_out_sequences, held_out_tokens_->loader.samples_per_epoch()));
+  }
+  make_settings(*training_tokens_);
+  for (int layer = config_.hash.dense_layers; layer < model.num_layers; ++layer) {
+    for (int head = 0; head < model.num_kv_heads; ++head) units_.push_back({layer, head});
+  }
+}
+
+HashTraining::~HashTraining() = default;
+
+fs::path HashTraining::folder() const { return fs::path(config_.run.dir) / "hash"; }
+
+std::unique_ptr<HashTraining::Tokens> HashTraining::open_tokens(const std::string& path) const {
+  require(!path.empty(), "data.train is missing: the token file to learn from");
+  const int64_t seq_len = config_.hash.training.seq_len;
+  // One dp rank, whatever the layout: blocks are dealt to ranks, not parts of a batch.
+  return std::make_unique<Tokens>(
+      path, DataLoaderConfig{.seq_len = seq_len > 0 ? seq_len : config_.model.seq_len,
+                             .vocab_size = config_.model.vocab_size,
+                             .micro_batch_size = config_.train.micro_batch_size,
+                             .global_batch_size = config_.train.micro_batch_size,
+                             .mask = config_.data.mask,
+                             .seed = config_.run.seed,
+                             .dp_rank = 0,
+                             .dp = 1});
+}
+
+int64_t HashTraining::num_training_sequences(const Tokens& tokens) const {
+  const HashTrainingConfig& training = config_.hash.training;
+  const int64_t available = tokens.loader.samples_per_epoch();
+  if (training.num_sequences > 0) return std::min(training.num_sequences, available);
+  const int64_t seq_len = training.seq_len > 0 ? training.seq_len : config_.model.seq_len;
+  // A position in the second half sees 3/4 of the sequence on average.
+  const int64_t enough = (4 * kEnoughPairs + 3 * seq_len - 1) / (3 * seq_len);
+  return std::min(std::max(enough, kFewestSequences), available);
+}
+
+QueryKeySet HashTraining::make_set(const std::string& name, const Tokens& tokens,
+                                   int64_t num_sequences) const {
+  const ParallelLayout& layout = session_.dist.layout();
+  QueryKeySet set{.folder = folder() / "query_keys",
+                  .name = name,
+                  .key = {},
+                  .seed = config_.run.seed,
+                  .num_sequences = num_sequences,
+                  .sequences_per_block = config_.train.micro_batch_size,
+                  .first_layer = config_.hash.dense_layers};
+  const int64_t seq_len = config_.hash.training.seq_len;
+  set.key = hex(fmt::format(
+      "{} {:016x} {} {} {} {} {} {} {} {} {} {}", fingerprint_, tokens.file.fingerprint(),
+      seq_len > 0 ? seq_len : config_.model.seq_len, static_cast<int>(config_.data.mask), set.seed,
+      set.num_sequences, set.sequences_per_block, set.first_layer, layout.tp(), layout.ep(),
+      to_string(config_.run.compute_dtype),
+      session_.stream.device().kind == DeviceKind::cpu ? "cpu" : "cuda"));
+  return set;
+}
+
+void HashTraining::make_settings(const Tokens& tokens) {
+  settings_ = settings_of(config_);
+  const int64_t seq_len = config_.hash.training.seq_len;
+  settings_ +=
+      fmt::format("tokens: {:016x}\nseq_len: {}\nnum_sequences: {}\n", tokens.file.fingerprint(),
+                  seq_len > 0 ? seq_len : config_.model.seq_len, training_.num_sequences);
+  head_key_ = hex(settings_ + training_.key + (held_out_ ? held_out_->key : ""));
+}
+
+// Rank 0 looks, and all follow.
+bool HashTraining::is_finished() const {
+  uint8_t finished = 0;
+  if (is_first_rank()) {
+    try {
+      const HashWeights weights = load_hash_weights(hash_weights_path(config_));
+      finished = weights.checkpoint_fingerprint == fingerprint_ && weights.settings == settings_;
+    } catch (const Error&) {
+      // None, or none that can be used: learned now.
+    }
+  }
+  Stream stream;
+  mpi_.world().broadcast(stream, view_of(std::span(&finished, 1)), 0);
+  return finished != 0;
+}
+
+void HashTraining::run() {
+  if (is_finished()) {
+    tell(
+        fmt::format("{} is of this checkpoint and these settings already; remove it to learn it "
+                    "again",
+                    hash_weights_path(config_).string()));
+    return;
+  }
+  run_collectively(mpi_.world(), [&] {
+    if (is_first_rank()) fs::create_directories(folder() / "heads");
+  });
+  collect(training_, *training_tokens_);
+  if (held_out_) collect(*held_out_, *held_out_tokens_);
+  run_collectively(mpi_.world(), [&] { total_pairs_ = count_pairs(training_); });
+  run_collectively(mpi_.world(), [&] {
+    if (is_first_rank()) metrics_.emplace(folder() / "metrics.jsonl", 0);
+  });
+  train_units();
+  publish();
+}
+
+void HashTraining::collect(const QueryKeySet& set, Tokens& tokens) {
+  const int64_t computed =
+      collect_query_keys(session_.stream, session_.model, session_.dist, tokens.loader, set);
+  tell(fmt::format("{}: queries and keys of {} sequences, {} of {} passes run now", set.name,
+                   set.num_sequences, computed, set.num_blocks()));
+}
+
+fs::path HashTraining::head_path(const Unit& unit) const {
+  return folder() / "heads" / fmt::format("layer_{:03d}_head_{:03d}.h5", unit.layer, unit.kv_head);
+}
+
+// Of those that no earlier training finished; rank 0 looks.
+std::vector<size_t> HashTraining::missing_units() const {
+  std::vector<uint8_t> missing(units_.size());
+  run_collectively(mpi_.world(), [&] {
+    if (!is_first_rank()) return;
+    for (size_t u = 0; u < units_.size(); ++u) {
+      missing[u] = !load_head(head_path(units_[u]), head_key_).has_value();
+    }
+  });
+  Stream stream;
+  mpi_.world().broadcast(stream, view_of(std::span(missing)), 0);
+  std::vector<size_t> indices;
+  for (size_t u = 0; u < units_.size(); ++u) {
+    if (missing[u]) indices.push_back(u);
+  }
+  return indices;
+}
+
+void HashTraining::train_units() {
+  const std::vector<size_t> missing = missing_units();
+  tell(fmt::format("learning {} bits for {} heads from {} pairs each, {} heads are done already",
+                   config_.hash.bits, units_.size(), total_pairs_, units_.size() - missing.size()));
+  const auto world = static_cast<size_t>(mpi_.world_size());
+  for (size_t begin = 0; begin < missing.size(); begin += world) {
+    log_units_before(missing[begin]);
+    session_.dist.set_phase("learning hash projections");
+    const size_t own = begin + static_cast<size_t>(mpi_.rank());
+    run_collectively(mpi_.world(), [&] {
+      if (own >= missing.size()) return;
+      const Unit& unit = units_[missing[own]];
+      const HeadTask task{.training = training_,
+                          .held_out = held_out_ ? &*held_out_ : nullptr,
+                          .layer = unit.layer,
+                          .kv_head = unit.kv_head,
+                          .bits = config_.hash.bits,
+                          .total_pairs = total_pairs_};
+      save_head(head_path(unit), head_key_, train_head(task, config_.hash.training));
+    });
+  }
+  log_units_before(units_.size());
+}
+
+// In the order of the units, whoever learned them and when.
+void HashTraining::log_units_before(size_t end) {
+  run_collectively(mpi_.world(), [&] {
+    if (!is_first_rank()) return;
+    for (; logged_ < end; ++logged_) {
+      const std::optional<HeadResult> result = load_head(head_path(units_[logged_]), head_key_);
+      require(result.has_value(), "{} was there and is gone", head_path(units_[logged_]).string());
+      log_unit(units_[logged_], *result);
+    }
+  });
+}
+
+void HashTraining::log_unit(const Unit& unit, const HeadResult& result) {
+  const Json place = {{"layer", unit.layer}, {"kv_head", unit.kv_head}};
+  for (size_t epoch = 0; epoch < result.losses.size(); ++epoch) {
+    Json record = place;
+    record["epoch"] = epoch;
+    record.update(to_json(result.losses[epoch]));
+    metrics_->append(record.dump() + '\n');
+  }
+  std::string line = fmt::format("layer {} head {}", unit.layer, unit.kv_head);
+  if (!result.losses.empty()) {
+    line +=
+        fmt::format("  loss {:.4f} -> {:.4f}  ||W'W - I|| {:.3f}", result.losses.front().total(),
+                    result.losses.back().total(), result.losses.back().orthogonality);
+  }
+  if (result.learned && result.random) {
+    Json record = place;
+    record["held_out"] = to_json(*result.learned, *result.random);
+    metrics_->append(record.dump() + '\n');
+    for (size_t b = 0; b < kBudgets.size(); ++b) {
+      line += fmt::format("  {:.2f} %: recall {:.3f} (random {:.3f}) mass {:.3f} ({:.3f})",
+                          1e2 * kBudgets[b], result.learned->recall[b], result.random->recall[b],
+                          result.learned->attention_mass[b], result.random->attention_mass[b]);
+    }
+  }
+  tell(line);
+}
+
+void HashTraining::publish() {
+  const fs::path path = hash_weights_path(config_);
+  run_collectively(mpi_.world(), [&] {
+    if (!is_first_rank()) return;
+    const ModelConfig& model = config_.model;
+    HashWeights weights{.bits = config_.hash.bits,
+                        .head_dim = model.head_dim,
+                        .num_kv_heads = model.num_kv_heads,
+                        .num_layers = model.num_layers,
+                        .checkpoint_fingerprint = fingerprint_,
+                        .settings = settings_,
+                        .layers = {}};
+    weights.layers.resize(static_cast<size_t>(model.num_layers));
+    for (const Unit& unit : units_) {
+      Tensor& stack = weights.layers[static_cast<size_t>(unit.layer)];
+      if (!stack) stack = Tensor({model.num_kv_heads, model.head_dim, weights.bits}, DType::f32);
+      const std::optional<HeadResult> result = load_head(head_path(unit), head_key_);
+      require(result.has_value(), "{} was there and is gone", head_path(unit).string());
+      std::copy_n(result->weight.data<float>(), result->weight.num_elements(),
+                  stack.view().rows(unit.kv_head, 1).data<float>());
+    }
+    if (path.has_parent_path()) fs::create_directories(path.parent_path());
+    save_hash_weights(path, weights);
+    fs::remove_all(folder() / "heads");
+    if (!config_.hash.training.keep_query_keys) fs::remove_all(folder() / "query_keys");
+  });
+  tell(fmt::format("wrote {}", path.string()));
+}
+
+void HashTraining::tell(const std::string& text) const {
+  if (is_first_rank()) std::cout << text << std::endl;
+}
+
+}  // namespace switchyard

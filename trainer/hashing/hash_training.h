@@ -1,0 +1,75 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "trainer/hashing/collect.h"
+#include "trainer/hashing/head_training.h"
+#include "trainer/training/append_file.h"
+#include "trainer/training/session.h"
+
+namespace switchyard {
+
+// Where the projections of a run are: hash.weights, or hash/hash_weights.h5 in run.dir.
+std::filesystem::path hash_weights_path(const RunConfig& config);
+
+// `train-hash`: learns the projections of a frozen model and writes hash_weights.h5. Everything
+// lies in run.dir/hash:
+//   query_keys/    what the model's passes left; removed in the end unless keep_query_keys
+//   heads/         finished heads; removed in the end
+//   metrics.jsonl  losses per head and epoch, and what codes find on held-out text
+// All three are taken up again where a killed training left them, if they are of the same
+// checkpoint and settings. An earlier hash_weights.h5 stays until the new one is whole.
+class HashTraining {
+ public:
+  // `config` has been validated and the session's model loaded. Collective over the world, as all
+  // of it; throws CollectiveError for what is missing or does not fit.
+  HashTraining(MpiRuntime& mpi, const RunConfig& config, Session& session,
+               std::string checkpoint_fingerprint);
+  ~HashTraining();
+
+  void run();
+
+ private:
+  struct Unit {
+    int layer, kv_head;
+  };
+  struct Tokens;  // a token file and its loader
+
+  bool is_first_rank() const { return mpi_.rank() == 0; }
+  std::filesystem::path folder() const;
+  std::unique_ptr<Tokens> open_tokens(const std::string& path) const;
+  QueryKeySet make_set(const std::string& name, const Tokens& tokens, int64_t num_sequences) const;
+  int64_t num_training_sequences(const Tokens& tokens) const;
+  void make_settings(const Tokens& tokens);
+  bool is_finished() const;
+
+  void collect(const QueryKeySet& set, Tokens& tokens);
+  std::filesystem::path head_path(const Unit& unit) const;
+  std::vector<size_t> missing_units() const;
+  void train_units();
+  void log_units_before(size_t end);
+  void log_unit(const Unit& unit, const HeadResult& result);
+  void publish();
+  void tell(const std::string& text) const;
+
+  MpiRuntime& mpi_;
+  const RunConfig& config_;
+  Session& session_;
+  std::string fingerprint_;
+  std::unique_ptr<Tokens> training_tokens_, held_out_tokens_;
+  QueryKeySet training_;
+  std::optional<QueryKeySet> held_out_;
+  std::vector<Unit> units_;
+  std::string settings_;  // YAML
+  std::string head_key_;
+  int64_t total_pairs_ = 0;
+  std::optional<AppendFile> metrics_;  // rank 0
+  size_t logged_ = 0;                  // units
+};
+
+}  // namespace switchyard

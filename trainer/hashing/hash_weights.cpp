@@ -1,0 +1,149 @@
+#include "trainer/hashing/hash_weights.h"
+
+#include <fmt/format.h>
+
+#include <span>
+
+#include "kernels/check.h"
+#include "kernels/crc32c.h"
+#include "trainer/checkpoint/file_io.h"
+#include "trainer/checkpoint/hdf5_image.h"
+
+namespace switchyard {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr char kFormat[] = "switchyard.hash_weights";
+constexpr int kVersion = 1;
+
+std::string dataset_name(int layer) { return fmt::format("layers.{}/hash_weight", layer); }
+
+std::span<const float> values_of(const Tensor& tensor) {
+  return {tensor.data<float>(), static_cast<size_t>(tensor.num_elements())};
+}
+
+// Of everything in the file: a change that HDF5's own checksums cannot see shows here.
+uint32_t checksum(const HashWeights& weights) {
+  const std::string header =
+      fmt::format("{} {} {} {} {} {}", weights.bits, weights.head_dim, weights.num_kv_heads,
+                  weights.num_layers, weights.checkpoint_fingerprint, weights.settings);
+  uint32_t crc = crc32c(std::as_bytes(std::span(header)));
+  for (int layer = 0; layer < weights.num_layers; ++layer) {
+    if (!weights.has_layer(layer)) continue;
+    crc = crc32c(std::as_bytes(std::span(&layer, 1)), crc);
+    crc = crc32c(std::as_bytes(values_of(weights.layers[static_cast<size_t>(layer)])), crc);
+  }
+  return crc;
+}
+
+void describe(hdf5::File& file, const HashWeights& weights) {
+  file.set_string("format", kFormat);
+  file.set_int("version", kVersion);
+  file.set_int("bits", weights.bits);
+  file.set_int("head_dim", weights.head_dim);
+  file.set_int("num_kv_heads", weights.num_kv_heads);
+  file.set_int("num_layers", weights.num_layers);
+  file.set_string("checkpoint_fingerprint", weights.checkpoint_fingerprint);
+  file.set_string("settings", weights.settings);
+  file.set_int("crc32c", checksum(weights));
+}
+
+Shape stack_shape(const HashWeights& weights) {
+  return {weights.num_kv_heads, weights.head_dim, weights.bits};
+}
+
+void read_layer(const hdf5::File& file, HashWeights& weights, int layer) {
+  const std::string name = dataset_name(layer);
+  if (!file.contains(name)) return;
+  const hdf5::Dataset dataset = file.dataset(name);
+  const Shape shape = stack_shape(weights);
+  require(Shape(dataset.shape()) == shape, "{} has the shape {}, not {}", dataset.where(),
+          to_string(Shape(dataset.shape())), to_string(shape));
+  Tensor& stack = weights.layers[static_cast<size_t>(layer)];
+  stack = Tensor(shape, DType::f32);
+  dataset.read(std::span(stack.data<float>(), static_cast<size_t>(stack.num_elements())),
+               dataset.whole());
+}
+
+void require_format(const hdf5::File& file) {
+  require(file.has_attribute("format") && file.get_string("format") == kFormat,
+          "{} is no file of hash weights", file.path().string());
+  require(file.get_int("version") == kVersion,
+          "{} has version {} of its format, this program reads {}: learn the weights again with "
+          "train-hash",
+          file.path().string(), file.get_int("version"), kVersion);
+}
+
+HashWeights read_weights(const hdf5::File& file) {
+  HashWeights weights{.bits = static_cast<int>(file.get_int("bits")),
+                      .head_dim = file.get_int("head_dim"),
+                      .num_kv_heads = static_cast<int>(file.get_int("num_kv_heads")),
+                      .num_layers = static_cast<int>(file.get_int("num_layers")),
+                      .checkpoint_fingerprint = file.get_string("checkpoint_fingerprint"),
+                      .settings = file.get_string("settings"),
+                      .layers = {}};
+  weights.layers.resize(static_cast<size_t>(weights.num_layers));
+  for (int layer = 0; layer < weights.num_layers; ++layer) read_layer(file, weights, layer);
+  return weights;
+}
+
+}  // namespace
+
+void save_hash_weights(const fs::path& path, const HashWeights& weights) {
+  fs::path unfinished = path;
+  unfinished += ".tmp";
+  OutputFile out(unfinished);
+  Hdf5Image image;
+  describe(image.file(), weights);
+  for (int layer = 0; layer < weights.num_layers; ++layer) {
+    if (!weights.has_layer(layer)) continue;
+    const Tensor& stack = weights.layers[static_cast<size_t>(layer)];
+    const hdf5::Dataset dataset =
+        image.file().create_dataset(dataset_name(layer), hdf5::Element::f32,
+                                    {weights.num_kv_heads, weights.head_dim, weights.bits});
+    image.set_elements(dataset, values_of(stack));
+  }
+  image.write(out);
+  out.finish();
+  fs::rename(unfinished, path);
+  sync_directory(path.has_parent_path() ? path.parent_path() : fs::path("."));
+}
+
+HashWeights load_hash_weights(const fs::path& path) {
+  require(fs::exists(path), "{} is not there: learn the hash weights with train-hash",
+          path.string());
+  const hdf5::File file = hdf5::File::open(path);
+  require_format(file);
+  HashWeights weights = read_weights(file);
+  require(static_cast<uint32_t>(file.get_int("crc32c")) == checksum(weights),
+          "{} was altered: its checksum does not match; learn the weights again with train-hash",
+          path.string());
+  return weights;
+}
+
+void require_fitting(const HashWeights& weights, const std::string& source,
+                     const ModelConfig& model, int bits, int dense_layers,
+                     const std::string& checkpoint_fingerprint) {
+  const auto agree = [&](int64_t found, const char* what, int64_t wanted, const char* key) {
+    require(found == wanted, "{}: {} {}, but {} is {}; learn the weights again with train-hash",
+            source, found, what, key, wanted);
+  };
+  agree(weights.bits, "bits", bits, "hash.bits");
+  agree(weights.num_layers, "layers", model.num_layers, "model.num_layers");
+  agree(weights.num_kv_heads, "key/value heads", model.num_kv_heads, "model.num_kv_heads");
+  agree(weights.head_dim, "as the width of a head", model.head_dim, "model.head_dim");
+  for (int layer = dense_layers; layer < model.num_layers; ++layer) {
+    require(weights.has_layer(layer),
+            "{}: no weights for layer {}, which hash.dense_layers = {} wants hashed; raise it, or "
+            "learn the weights again with train-hash",
+            source, layer, dense_layers);
+  }
+  require(weights.checkpoint_fingerprint.empty() ||
+              weights.checkpoint_fingerprint == checkpoint_fingerprint,
+          "{}: learned on the checkpoint {}, but the model is {}; learn the weights again with "
+          "train-hash, or name their checkpoint with checkpoint.resume",
+          source, weights.checkpoint_fingerprint, checkpoint_fingerprint);
+}
+
+}  // namespace switchyard

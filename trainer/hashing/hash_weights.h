@@ -1,0 +1,48 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "kernels/tensor.h"
+#include "layers/model_config.h"
+
+namespace switchyard {
+
+// The projections of a model: one matrix per key/value head, shared by the query heads of its
+// group. Bit j of the code of a query or key x (after RoPE) is 1 where column j of x W is positive
+// (HATA, arXiv 2506.02572, algorithm 2). In host memory, whole on every rank: ranks of a tp group
+// read the slices of their own heads.
+struct HashWeights {
+  int bits = 0;  // of a code, a multiple of 32
+  int64_t head_dim = 0;
+  int num_kv_heads = 0;
+  int num_layers = 0;
+  std::string checkpoint_fingerprint;  // of the checkpoint they were learned on; empty: random
+  std::string settings;                // what they were learned with, YAML; empty: random
+  // Per layer [num_kv_heads, head_dim, bits] f32; an empty Tensor for a layer without: it stays
+  // dense.
+  std::vector<Tensor> layers;
+
+  bool has_layer(int layer) const {
+    return layer >= 0 && layer < num_layers && layers[static_cast<size_t>(layer)];
+  }
+};
+
+// hash_weights.h5, see docs/formats.md. The file has its name only when it is whole and on the
+// disk: an earlier one stays as it is until then. Throws Error.
+void save_hash_weights(const std::filesystem::path& path, const HashWeights& weights);
+
+// Throws Error, with the path and the remedy, if the file is missing, truncated, altered, of
+// another version or none of hash weights.
+HashWeights load_hash_weights(const std::filesystem::path& path);
+
+// Throws Error that begins with `source` and names the mismatch unless the weights are those of
+// this model, number of bits and checkpoint, with a projection for every layer from `dense_layers`
+// on. Random weights fit every checkpoint.
+void require_fitting(const HashWeights& weights, const std::string& source,
+                     const ModelConfig& model, int bits, int dense_layers,
+                     const std::string& checkpoint_fingerprint);
+
+}  // namespace switchyard

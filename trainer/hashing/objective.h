@@ -1,0 +1,66 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "kernels/tensor.h"
+#include "trainer/hashing/hash_config.h"
+
+namespace switchyard {
+
+// (query, key, label) triplets of one key/value head, grouped by sequence. In host memory.
+struct HashPairs {
+  Tensor q;                          // [group, sequences, head_dim]
+  Tensor k;                          // [rows, head_dim]
+  Tensor labels;                     // [group, rows]: of each query head with the row's key
+  std::vector<int64_t> row_offsets;  // [sequences + 1]; no sequence is empty
+
+  int64_t group() const { return q.shape()[0]; }
+  int64_t sequences() const { return q.shape()[1]; }
+  int64_t rows() const { return k.shape()[0]; }
+};
+
+struct HashLoss {
+  double similarity = 0.0;
+  double balance = 0.0;
+  double decorrelation = 0.0;
+  double orthogonality = 0.0;  // ||W'W - I||_F, not part of the sum
+
+  double total() const { return similarity + balance + decorrelation; }
+};
+
+// The relaxed objective of HATA (arXiv 2506.02572, equation 9) for one head, with sums over pairs
+// turned into means, without which the paper's learning rate diverges. With h(x) = 2 sigmoid(sigma
+// x W) - 1, s the labels, R rows and S sequences of m_j keys:
+//   similarity     epsilon / R sum over g, j, i of s_gji ||h(q_gj) - h(k_ji)||^2
+//   balance        eta / S     sum over j of ||1 / m_j sum over i of h(k_ji)||^2
+//   decorrelation  lambda (sqrt(||W'W - I||_F^2 + delta^2) - delta)
+// delta = decorrelation_softness. The paper's norm, delta = 0, has a gradient of the same length
+// everywhere but at its minimum, and steps of a fixed rate jump back and forth across it.
+class HashObjective {
+ public:
+  // Keeps a reference to the pairs.
+  HashObjective(const HashPairs& pairs, const HashTrainingConfig& config)
+      : pairs_(pairs), config_(config) {}
+
+  // The loss at `weight`, and its gradient. The same bits for any number of threads.
+  //   weight, dweight  [head_dim, bits] f32; dweight is overwritten
+  HashLoss gradient(ConstTensorView weight, TensorView dweight) const;
+
+ private:
+  struct Part;
+
+  void add_sequences(ConstTensorView weight, int64_t begin, int64_t end, Part& part) const;
+  void add_sequence(ConstTensorView weight, int64_t sequence, Part& part) const;
+  void add_queries(Part& part) const;
+  void add_keys(Part& part) const;
+
+  const HashPairs& pairs_;
+  const HashTrainingConfig& config_;
+};
+
+// lambda (sqrt(||W'W - I||_F^2 + delta^2) - delta), added to `loss` with its gradient in dweight.
+void add_decorrelation(const HashTrainingConfig& config, ConstTensorView weight, HashLoss& loss,
+                       TensorView dweight);
+
+}  // namespace switchyard

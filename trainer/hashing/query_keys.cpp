@@ -1,0 +1,109 @@
+#include "trainer/hashing/query_keys.h"
+
+#include <fmt/format.h>
+
+#include <span>
+#include <utility>
+
+#include "kernels/check.h"
+#include "kernels/crc32c.h"
+#include "trainer/checkpoint/file_io.h"
+
+namespace switchyard {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr char kOffsets[] = "row_offsets";
+constexpr char kChecksums[] = "crc32c_of_heads";
+
+std::string query_name(int layer) { return fmt::format("layers.{}/q", layer); }
+std::string key_name(int layer) { return fmt::format("layers.{}/k", layer); }
+
+fs::path with_suffix(fs::path path, const char* suffix) {
+  path += suffix;
+  return path;
+}
+
+std::span<const float> values_of(ConstTensorView x) {
+  return {x.data<float>(), static_cast<size_t>(x.num_elements())};
+}
+
+int64_t checksum(ConstTensorView x) { return crc32c(std::as_bytes(values_of(x))); }
+
+}  // namespace
+
+QueryKeyWriter::QueryKeyWriter(fs::path path, const std::string& key,
+                               std::vector<int64_t> row_offsets)
+    : path_(std::move(path)),
+      unfinished_(with_suffix(path_, ".tmp")),
+      file_(hdf5::File::create(unfinished_)) {
+  file_.set_string("key", key);
+  const auto count = static_cast<int64_t>(row_offsets.size());
+  file_.create_dataset(kOffsets, hdf5::Element::i64, {count})
+      .write(std::span<const int64_t>(row_offsets));
+}
+
+void QueryKeyWriter::write_layer(int layer, ConstTensorView q, ConstTensorView k) {
+  write(query_name(layer), q);
+  write(key_name(layer), k);
+}
+
+void QueryKeyWriter::write(const std::string& name, ConstTensorView x) {
+  hdf5::Dataset dataset =
+      file_.create_dataset(name, hdf5::Element::f32, {x.dim(0), x.dim(1), x.dim(2)});
+  std::vector<int64_t> checksums;
+  for (int64_t head = 0; head < x.dim(0); ++head) checksums.push_back(checksum(x.rows(head, 1)));
+  dataset.set_ints(kChecksums, checksums);
+  dataset.write(values_of(x));
+}
+
+void QueryKeyWriter::finish() {
+  file_.close();
+  fs::rename(unfinished_, path_);
+  sync_directory(path_.parent_path());
+}
+
+QueryKeyFile::QueryKeyFile(const fs::path& path) : file_(hdf5::File::open(path)) {}
+
+Tensor QueryKeyFile::read_heads(const std::string& name, int64_t first, int64_t count) const {
+  const hdf5::Dataset dataset = file_.dataset(name);
+  const std::vector<int64_t>& shape = dataset.shape();
+  Tensor x({count, shape[1], shape[2]}, DType::f32);
+  if (x.num_elements() > 0) {
+    dataset.read(std::span(x.data<float>(), static_cast<size_t>(x.num_elements())),
+                 {{first, 0, 0}, {count, shape[1], shape[2]}});
+  }
+  const std::vector<int64_t> checksums = dataset.get_ints(kChecksums);
+  for (int64_t head = 0; head < count; ++head) {
+    require(checksums.at(static_cast<size_t>(first + head)) == checksum(x.view().rows(head, 1)),
+            "{}: the values of head {} were altered; remove the file, and it is made anew",
+            dataset.where(), first + head);
+  }
+  return x;
+}
+
+std::vector<int64_t> QueryKeyFile::row_offsets() const {
+  return file_.dataset(kOffsets).read_all<int64_t>();
+}
+
+HeadQueryKeys QueryKeyFile::read(int layer, int kv_head) const {
+  const int64_t heads = file_.dataset(query_name(layer)).shape()[0];
+  const int64_t group = heads / file_.dataset(key_name(layer)).shape()[0];
+  return {.q = read_heads(query_name(layer), kv_head * group, group),
+          .k = read_heads(key_name(layer), kv_head, 1),
+          .row_offsets = row_offsets()};
+}
+
+bool has_query_keys(const fs::path& path, const std::string& key) {
+  if (!fs::exists(path)) return false;
+  try {
+    if (QueryKeyFile(path).key() == key) return true;
+  } catch (const Error&) {
+    // Damaged: made anew.
+  }
+  fs::remove(path);
+  return false;
+}
+
+}  // namespace switchyard

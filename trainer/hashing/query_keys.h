@@ -1,0 +1,68 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "kernels/tensor.h"
+#include "trainer/hdf5/hdf5.h"
+
+namespace switchyard {
+
+// Queries and keys after RoPE, on disk between the model's passes and the training of its hash: of
+// each sequence one query per head, at a position that all heads and layers share, and the keys
+// that it sees. One HDF5 file per block of sequences:
+//   /row_offsets  [sequences + 1] i64            where each sequence's keys begin, and the end
+//   /layers.L/q   [heads, sequences, head_dim]   f32
+//   /layers.L/k   [kv_heads, rows, head_dim]     f32; the last of a sequence is the query's own
+// An attribute holds a key that says what they were computed from; each dataset has the CRC32C of
+// every head. A file has its name only when it is whole.
+
+class QueryKeyWriter {
+ public:
+  QueryKeyWriter(std::filesystem::path path, const std::string& key,
+                 std::vector<int64_t> row_offsets);
+
+  //   q  [heads, sequences, head_dim] f32
+  //   k  [kv_heads, rows, head_dim] f32
+  void write_layer(int layer, ConstTensorView q, ConstTensorView k);
+  // The file is on the disk under its name on return.
+  void finish();
+
+ private:
+  void write(const std::string& name, ConstTensorView x);
+
+  std::filesystem::path path_, unfinished_;
+  hdf5::File file_;
+};
+
+// One key/value head of a block.
+struct HeadQueryKeys {
+  Tensor q;  // [group, sequences, head_dim]
+  Tensor k;  // [1, rows, head_dim]
+  std::vector<int64_t> row_offsets;
+};
+
+class QueryKeyFile {
+ public:
+  // Throws Error if the file is missing or damaged.
+  explicit QueryKeyFile(const std::filesystem::path& path);
+
+  std::string key() const { return file_.get_string("key"); }
+  std::vector<int64_t> row_offsets() const;
+  // Throws Error if the values are not those that were written.
+  HeadQueryKeys read(int layer, int kv_head) const;
+
+ private:
+  Tensor read_heads(const std::string& name, int64_t first, int64_t count) const;
+
+  hdf5::File file_;
+};
+
+// Whether there is an intact description of a block with this key. What is in the way, of another
+// key or torn, is removed.
+bool has_query_keys(const std::filesystem::path& path, const std::string& key);
+
+}  // namespace switchyard

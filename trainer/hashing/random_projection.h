@@ -1,0 +1,25 @@
+#pragma once
+
+#include "kernels/random.h"
+#include "trainer/hashing/hash_config.h"
+#include "trainer/hashing/hash_weights.h"
+
+namespace switchyard {
+
+// One head's projection, a function of the key alone.
+//   orthogonal  bits <= head_dim: W'W = I, a uniformly distributed set of orthonormal columns.
+//               bits > head_dim: WW' = I, a tight frame; no W'W is nearer to I, since its rank is
+//               head_dim: ||W'W - I||_F = sqrt(bits - head_dim), columns of mean squared length
+//               head_dim / bits
+//   gaussian    independent elements N(0, 1), as the published code starts
+//   result      [head_dim, bits] f32
+Tensor random_projection(HashInit init, RandomKey key, int64_t head_dim, int bits);
+// The key of a layer's and head's initial projection.
+RandomKey projection_key(uint64_t seed, int layer, int kv_head);
+
+// Random projections for every layer from `dense_layers` on: the untrained baseline, and where
+// training begins.
+HashWeights random_hash_weights(uint64_t seed, HashInit init, const ModelConfig& model, int bits,
+                                int dense_layers);
+
+}  // namespace switchyard

@@ -1,0 +1,21 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+namespace switchyard {
+
+// scores[i] = q . k[i]. On the calling thread alone: too little work to share.
+//   q  [head_dim], k  [scores.size(), head_dim]
+inline void score_keys(std::span<const float> q, const float* k, std::span<float> scores) {
+  const auto head_dim = static_cast<int64_t>(q.size());
+  for (float& score : scores) {
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t d = 0; d < head_dim; ++d) sum += q[static_cast<size_t>(d)] * k[d];
+    score = sum;
+    k += head_dim;
+  }
+}
+
+}  // namespace switchyard

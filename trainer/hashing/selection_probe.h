@@ -1,0 +1,73 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "layers/key_selection.h"
+
+namespace switchyard {
+
+// How well chosen keys stand for all of them, summed over queries; of one key/value head.
+struct SelectionSums {
+  double queries = 0.0;
+  double recall = 0.0;  // share of the true top N, by sum over the group of <q, k>, N the budget
+  double attention_mass = 0.0;  // share of the softmax, mean over the group
+  double output_error = 0.0;    // |o - o_all| / |o_all|, mean over the group
+};
+
+// Measures several ways to choose keys beside each other while a layer decodes densely: every new
+// query is put to all of them, and then attends to all keys.
+class SelectionProbe final : public KeySelector {
+ public:
+  struct Candidate {
+    KeySelection* selection;  // its budget is set to each of `budgets` in turn
+    std::unique_ptr<KeySelector> selector;
+  };
+
+  // Adds to sums[candidate][budget][key/value head] the values of the first `rows` sequences of the
+  // batch. `sums` must outlive it.
+  using Sums = std::vector<std::vector<std::vector<SelectionSums>>>;
+  SelectionProbe(std::vector<Candidate> candidates, std::vector<double> budgets, int64_t rows,
+                 Sums& sums);
+
+  void append(Stream& stream, Workspace& workspace, ConstTensorView k,
+              int64_t first_position) override;
+  SelectedKeys select(Stream& stream, Workspace& workspace, ConstTensorView q, ConstTensorView k,
+                      const CachedKeys& cache) override;
+
+ private:
+  struct Choice;
+  // By candidate and budget.
+  std::vector<std::vector<Choice>> choose(Stream& stream, Workspace& workspace, ConstTensorView q,
+                                          ConstTensorView k, const CachedKeys& cache);
+
+  std::vector<Candidate> candidates_;
+  std::vector<double> budgets_;
+  int64_t rows_;
+  Sums& sums_;
+};
+
+// The rows of one (sequence, key/value head), in f32 on the host.
+struct GroupAttention {
+  std::vector<float> q;     // [group, head_dim]
+  std::vector<float> k, v;  // [length, head_dim]
+  int64_t group = 0, length = 0, head_dim = 0;
+};
+
+// Full attention of the group's queries, in double, as a reference to compare choices with.
+class AttentionReference {
+ public:
+  explicit AttentionReference(const GroupAttention& rows);
+
+  // What the keys at `indices` are worth; `budget` of the best keys are the true ones.
+  SelectionSums compare(const std::vector<int32_t>& indices, int64_t budget) const;
+
+ private:
+  const GroupAttention& rows_;
+  std::vector<std::vector<double>> weights_;  // [group][length] softmax
+  std::vector<std::vector<double>> outputs_;  // [group][head_dim]
+  std::vector<int64_t> rank_;  // [length] by score, the best first; of equal ones the most recent
+};
+
+}  // namespace switchyard

@@ -1,0 +1,51 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "trainer/config/run_config.h"
+#include "trainer/data/data_loader.h"
+#include "trainer/inference/forced_decoding.h"
+#include "trainer/training/recall_evaluation.h"
+
+namespace switchyard {
+
+// Over tokens that were decoded one by one.
+struct DecodeScore {
+  double loss_sum = 0.0;  // cross-entropy
+  int64_t targets = 0;
+  RecallScores recall;  // of recall tasks; else without samples
+
+  double loss() const { return targets > 0 ? loss_sum / static_cast<double>(targets) : 0.0; }
+  double perplexity() const;
+};
+
+// Which tokens of a held-out file are decoded.
+struct DecodePlan {
+  int64_t batches = 0;        // global ones, from the start of the file
+  int64_t prefill = 0;        // tokens of each sequence that are read at once, before the others
+  bool recall_tasks = false;  // each sequence is one sample
+};
+
+// All but the last decode.eval_tokens of each sequence are read at once; of recall tasks at most
+// those before the last token that asks for the first answer of any sample, so that every answer is
+// decoded. The same on every layout. Collective over the world.
+DecodePlan plan_decoding(const RunConfig& config, ValidationLoader& validation, int64_t batches,
+                         Communicator& world);
+
+// Decodes one batch with the selectors and adds what its targets say. Collective as ForcedDecoding.
+void add_decoding(const DecodePlan& plan, ForcedDecoding& decoding, const SelectorFactory& make,
+                  const MicroBatch& batch, DecodeScore& score);
+
+// The scores of all ranks, on all ranks; tp ranks have the same sequences. Collective over the
+// world.
+void sum_over_ranks(const DistributedContext& dist, std::vector<DecodeScore>& scores);
+
+// The held-out sequences of the plan, decoded once with the selectors of each factory. Collective
+// over the world; throws CollectiveError on a damaged file.
+std::vector<DecodeScore> evaluate_decoding(Stream& stream, const Transformer& model,
+                                           const DistributedContext& dist,
+                                           ValidationLoader& validation, const DecodePlan& plan,
+                                           const std::vector<SelectorFactory>& methods);
+
+}  // namespace switchyard

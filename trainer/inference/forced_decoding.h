@@ -1,0 +1,42 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+#include "layers/key_selection.h"
+#include "layers/transformer.h"
+
+namespace switchyard {
+
+// Decodes sequences along their own tokens: the first ones are read at once, with full attention,
+// the others one by one, each from the cache. All sequences of a batch go together. The mask is
+// causal: a sequence is taken for one document.
+class ForcedDecoding {
+ public:
+  // Reads the first `prefill` tokens, at least one and not all. `batch`, on the host, and the
+  // others must outlive it. Collective over the tp and ep groups; all of their ranks have batches
+  // of the same shape.
+  ForcedDecoding(Stream& stream, const Transformer& model, const DistributedContext& dist,
+                 const MicroBatch& batch, int64_t prefill);
+
+  //   logits  [batch, vocab_size] f32 on the host: of the token behind `position`
+  using See = std::function<void(int64_t position, ConstTensorView logits)>;
+  // Decodes the rest with the selectors that `make` makes; may be called again, with others.
+  // `see` is called for the positions from `prefill` on. Collective as the constructor.
+  void run(const SelectorFactory& make, const See& see);
+
+ private:
+  void read(int64_t first, int64_t count);
+
+  Stream& stream_;
+  const Transformer& model_;
+  const DistributedContext& dist_;
+  const MicroBatch& batch_;
+  int64_t prefill_;
+  int64_t rows_;  // of the batch, and as many more as tp needs
+  Workspace workspace_;
+  KvCache cache_;
+  Tensor logits_;  // [rows, vocab_size]
+};
+
+}  // namespace switchyard

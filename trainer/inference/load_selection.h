@@ -1,0 +1,29 @@
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "layers/key_selection.h"
+#include "trainer/config/run_config.h"
+#include "trainer/hashing/hash_weights.h"
+#include "trainer/training/session.h"
+
+namespace switchyard {
+
+// Where the projections of so many bits are: of hash.bits where train-hash leaves them, of others
+// hash/hash_weights_BITS.h5 in run.dir.
+std::filesystem::path hash_weights_path(const RunConfig& config, int bits);
+
+// The projections of this rank's key/value heads, on the device.
+std::vector<Tensor> local_hash_weights(Stream& stream, const DistributedContext& dist,
+                                       const HashWeights& weights);
+
+// How the session's model, of the checkpoint with that fingerprint, decodes with `keys` and codes
+// of `bits` (hata, random_hash). Collective over the world; throws CollectiveError where learned
+// weights are missing, damaged or of another model, with the remedy.
+KeySelection load_key_selection(MpiRuntime& mpi, const RunConfig& config,
+                                const KeySelectionConfig& keys, int bits, Session& session,
+                                const std::string& checkpoint_fingerprint);
+
+}  // namespace switchyard
