@@ -192,7 +192,9 @@ void cuda::cast(Stream& stream, ConstTensorView x, TensorView y) {
   map_dtypes(stream, x, y, TakeX{});
 }
 
+// Nothing may lie at no address, which the runtime refuses.
 void cuda::copy(Stream& stream, ConstTensorView x, TensorView y) {
+  if (y.num_bytes() == 0) return;
   check_cuda(
       cudaMemcpyAsync(y.raw(), x.raw(), y.num_bytes(), cudaMemcpyDefault, native_stream(stream)),
       "cudaMemcpyAsync");
@@ -203,6 +205,7 @@ void cuda::add(Stream& stream, ConstTensorView x, TensorView y) {
 }
 
 void cuda::fill_zero(Stream& stream, TensorView y) {
+  if (y.num_bytes() == 0) return;
   check_cuda(cudaMemsetAsync(y.raw(), 0, y.num_bytes(), native_stream(stream)), "cudaMemsetAsync");
 }
 

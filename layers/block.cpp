@@ -28,7 +28,7 @@ Block::Block(const BuildContext& build, int layer, int moe_layer,
 // The sum overwrites delta, which nothing else reads.
 void Block::normalize(StepContext& ctx, const NormLayer& norm, const ResidualStream& in,
                       TensorView y, NormLayer::Saved& saved) const {
-  Timed timed(ctx.profile, Phase::norms);
+  Timed timed(ctx.profiler, Phase::norms);
   norm.forward(ctx, in.residual, in.delta, in.delta, y, saved);
 }
 
@@ -36,7 +36,7 @@ void Block::feed_forward(StepContext& ctx, ConstTensorView x, TensorView y, Save
   if (moe_) {
     moe_->forward(ctx, x, y, saved.moe);
   } else {
-    Timed timed(ctx.profile, Phase::dense_feed_forward);
+    Timed timed(ctx.profiler, Phase::dense_feed_forward);
     saved.dense = dense_->save(ctx, x);
     dense_->forward(ctx, saved.dense, y);
   }
@@ -50,7 +50,7 @@ void Block::forward(StepContext& ctx, const ResidualStream& in, const ResidualSt
   normalize(ctx, norm1_, in, normed1, saved.norm1);
   const TensorView sum1 = in.delta ? in.delta : in.residual;
   {
-    Timed timed(ctx.profile, Phase::attention);
+    Timed timed(ctx.profiler, Phase::attention);
     attention_.forward(ctx, normed1, out.residual, saved.attention);
   }
   if (ctx.observer) ctx.observer->observe(ctx, layer_, saved.attention.q, saved.attention.k);
@@ -64,18 +64,18 @@ void Block::backward(StepContext& ctx, const Saved& saved, TensorView d) const {
   if (moe_) {
     moe_->backward(ctx, d, saved.moe, dnormed);
   } else {
-    Timed timed(ctx.profile, Phase::dense_feed_forward);
+    Timed timed(ctx.profiler, Phase::dense_feed_forward);
     dense_->backward(ctx, d, saved.dense, dnormed);
   }
   {
-    Timed timed(ctx.profile, Phase::norms);
+    Timed timed(ctx.profiler, Phase::norms);
     norm2_.backward(ctx, dnormed, saved.norm2, d);
   }
   {
-    Timed timed(ctx.profile, Phase::attention);
+    Timed timed(ctx.profiler, Phase::attention);
     attention_.backward(ctx, d, saved.attention, dnormed);
   }
-  Timed timed(ctx.profile, Phase::norms);
+  Timed timed(ctx.profiler, Phase::norms);
   norm1_.backward(ctx, dnormed, saved.norm1, d);
 }
 

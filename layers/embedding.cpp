@@ -31,7 +31,7 @@ std::vector<int32_t> Embedding::positions_of(const StepContext& ctx, int64_t fir
 }
 
 void Embedding::forward(StepContext& ctx, int64_t first_position, TensorView y) const {
-  Timed timed(ctx.profile, Phase::embedding);
+  Timed timed(ctx.profiler, Phase::embedding);
   WorkspaceScope scope(ctx.workspace);
   TensorView partial = partial_sums_for(ctx, y);
   embedding_forward(ctx.stream, ctx.batch.tokens.view().reshape({ctx.tokens()}), table_->value,
@@ -47,7 +47,7 @@ void Embedding::forward(StepContext& ctx, int64_t first_position, TensorView y) 
 }
 
 void Embedding::backward(StepContext& ctx, ConstTensorView dy) const {
-  Timed timed(ctx.profile, Phase::embedding);
+  Timed timed(ctx.profiler, Phase::embedding);
   WorkspaceScope scope(ctx.workspace);
   embedding_backward(ctx.stream, ctx.workspace, ctx.batch.tokens.view().reshape({ctx.tokens()}),
                      gather_tokens(ctx, dy), first_id_, table_->grad);

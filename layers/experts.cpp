@@ -29,7 +29,7 @@ Experts::Experts(const BuildContext& build, const std::string& name)
 }
 
 void Experts::activate(StepContext& ctx, const Saved& saved, TensorView act) const {
-  Timed timed(ctx.profile, Phase::moe_activation);
+  Timed timed(ctx.profiler, Phase::moe_activation);
   activation_forward(ctx.stream, activation_, saved.up, saved.weights, act);
 }
 
@@ -48,11 +48,11 @@ void Experts::forward(StepContext& ctx, std::span<const int64_t> row_offsets, co
   WorkspaceScope scope(ctx.workspace);
   TensorView act = ctx.workspace.take({saved.x.dim(0), ffn_hidden_}, dtype_);
   {
-    Timed timed(ctx.profile, Phase::moe_expert_products);
+    Timed timed(ctx.profiler, Phase::moe_expert_products);
     grouped_linear_forward(ctx.stream, saved.x, up_->value, row_offsets, saved.up);
   }
   activate(ctx, saved, act);
-  Timed timed(ctx.profile, Phase::moe_expert_products);
+  Timed timed(ctx.profiler, Phase::moe_expert_products);
   grouped_linear_forward(ctx.stream, act, down_->value, row_offsets, y);
 }
 
@@ -62,15 +62,15 @@ void Experts::backward_input(StepContext& ctx, ConstTensorView dy,
   WorkspaceScope scope(ctx.workspace);
   TensorView dact = ctx.workspace.take(inner.act.shape(), dtype_);
   {
-    Timed timed(ctx.profile, Phase::moe_expert_products);
+    Timed timed(ctx.profiler, Phase::moe_expert_products);
     grouped_linear_backward_input(ctx.stream, dy, down_->value, row_offsets, dact);
   }
   {
-    Timed timed(ctx.profile, Phase::moe_activation);
+    Timed timed(ctx.profiler, Phase::moe_activation);
     activation_backward(ctx.stream, activation_, dact, saved.up, saved.weights, inner.dup,
                         dweights);
   }
-  Timed timed(ctx.profile, Phase::moe_expert_products);
+  Timed timed(ctx.profiler, Phase::moe_expert_products);
   grouped_linear_backward_input(ctx.stream, inner.dup, up_->value, row_offsets, dx);
 }
 
@@ -79,7 +79,7 @@ void Experts::backward_weight(StepContext& ctx, ConstTensorView dy,
                               std::span<const int64_t> row_offsets, const Saved& saved,
                               const Inner& inner) const {
   activate(ctx, saved, inner.act);
-  Timed timed(ctx.profile, Phase::moe_expert_products);
+  Timed timed(ctx.profiler, Phase::moe_expert_products);
   grouped_linear_backward_weight(ctx.stream, dy, inner.act, row_offsets, down_->grad);
   grouped_linear_backward_weight(ctx.stream, inner.dup, saved.x, row_offsets, up_->grad);
 }

@@ -30,7 +30,7 @@ LmHead::LmHead(const BuildContext& build, Parameter& embedding)
                   : &build.vocab_parallel("head.weight", build.init_std())) {}
 
 void LmHead::loss(StepContext& ctx, ConstTensorView x, TensorView dx) const {
-  Timed timed(ctx.profile, Phase::head_and_loss);
+  Timed timed(ctx.profiler, Phase::head_and_loss);
   WorkspaceScope scope(ctx.workspace);
   const ConstTensorView all = gather_tokens(ctx, x);
   const ConstTensorView targets = ctx.batch.targets.view().reshape({ctx.tokens()});

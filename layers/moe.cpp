@@ -47,7 +47,7 @@ MoeLayer::MoeLayer(const BuildContext& build, const std::string& name, int moe_l
 std::vector<ChunkTransfer> MoeLayer::start_dispatch(StepContext& ctx, const ExchangePlan& plan,
                                                     ConstTensorView in,
                                                     ConstTensorView weights) const {
-  Timed timed(ctx.profile, Phase::moe_exchange);
+  Timed timed(ctx.profiler, Phase::moe_exchange);
   auto transfers = exchange_->transfers(ctx.workspace, plan, in.dim(1), dtype_);
   for (ChunkTransfer& transfer : transfers) {
     const ExchangeChunk& chunk = transfer.chunk();
@@ -64,11 +64,11 @@ void MoeLayer::forward_experts(StepContext& ctx, const Saved& saved,
     const ExchangeChunk& chunk = transfer.chunk();
     const Experts::Saved rows = saved.experts.of(chunk);
     {
-      Timed timed(ctx.profile, Phase::moe_exchange);
+      Timed timed(ctx.profiler, Phase::moe_exchange);
       transfer.finish_dispatch(ctx.stream, rows.x, rows.weights);
     }
     experts_.forward(ctx, chunk.expert_offsets, rows, chunk.of_experts(y));
-    Timed timed(ctx.profile, Phase::moe_exchange);
+    Timed timed(ctx.profiler, Phase::moe_exchange);
     transfer.start_combine(ctx.stream, chunk.of_experts(y));
   }
 }
@@ -81,11 +81,11 @@ void MoeLayer::finish_forward(StepContext& ctx, std::vector<ChunkTransfer>& tran
     const ExchangeChunk& chunk = transfer.chunk();
     const TensorView back = chunk.token_rows(routed), out = chunk.token_rows(y);
     {
-      Timed timed(ctx.profile, Phase::moe_exchange);
+      Timed timed(ctx.profiler, Phase::moe_exchange);
       transfer.finish_combine(ctx.stream, back);
     }
     if (descend_) {
-      Timed timed(ctx.profile, Phase::moe_dense_products);
+      Timed timed(ctx.profiler, Phase::moe_dense_products);
       ascend_->forward(ctx, back, out, shared_ ? Accumulate::yes : Accumulate::no);
     } else if (shared_) {
       add(ctx.stream, back, out);
@@ -97,18 +97,18 @@ void MoeLayer::forward(StepContext& ctx, ConstTensorView x, TensorView y, Saved&
   saved.x = x;
   router_.forward(ctx, x, saved.router);
   {
-    Timed timed(ctx.profile, Phase::moe_exchange);
+    Timed timed(ctx.profiler, Phase::moe_exchange);
     saved.plan = exchange_->begin_plan(ctx.stream, ctx.workspace, saved.router.dispatch_idx);
   }
   if (descend_) {
     // The device descends while the host waits for the plan's counts. One buffer for what descends
     // and, once that has left, for what comes back.
-    Timed timed(ctx.profile, Phase::moe_dense_products);
+    Timed timed(ctx.profiler, Phase::moe_dense_products);
     saved.narrow = ctx.workspace.take({x.dim(0), latent_}, dtype_);
     descend_->forward(ctx, x, saved.narrow);
   }
   {
-    Timed timed(ctx.profile, Phase::moe_exchange);
+    Timed timed(ctx.profiler, Phase::moe_exchange);
     exchange_->finish_plan(ctx.stream, ctx.workspace, saved.plan);
   }
   if (shared_) saved.shared = shared_->save(ctx, x);
@@ -121,7 +121,7 @@ void MoeLayer::forward(StepContext& ctx, ConstTensorView x, TensorView y, Saved&
   auto transfers =
       start_dispatch(ctx, saved.plan, descend_ ? saved.narrow : x, saved.router.topk_weights);
   if (shared_) {
-    Timed timed(ctx.profile, Phase::moe_dense_products);
+    Timed timed(ctx.profiler, Phase::moe_dense_products);
     shared_->forward(ctx, saved.shared, y);
   }
   TensorView expert_y = ctx.workspace.take(saved.experts.x.shape(), dtype_);
@@ -139,12 +139,12 @@ void MoeLayer::backward_experts(StepContext& ctx, const Saved& saved,
     const TensorView dy = chunk.of_experts(gradients.dy), dx = chunk.of_experts(gradients.dx);
     const TensorView dweights = chunk.of_experts(gradients.dweights);
     {
-      Timed timed(ctx.profile, Phase::moe_exchange);
+      Timed timed(ctx.profiler, Phase::moe_exchange);
       transfer.finish_dispatch(ctx.stream, dy);
     }
     experts_.backward_input(ctx, dy, chunk.expert_offsets, saved.experts.of(chunk),
                             gradients.inner.of(chunk), dx, dweights);
-    Timed timed(ctx.profile, Phase::moe_exchange);
+    Timed timed(ctx.profiler, Phase::moe_exchange);
     transfer.start_combine(ctx.stream, dx, dweights);
   }
   for (const ExchangeChunk& chunk : saved.plan.chunks) {
@@ -165,12 +165,12 @@ void MoeLayer::backward_routed(StepContext& ctx, ConstTensorView dy, const Saved
                                   .inner = experts_.take_inner(ctx, rows)};
   auto transfers = start_dispatch(ctx, saved.plan, descend_ ? drouted : dy, {});
   {
-    Timed timed(ctx.profile, Phase::moe_dense_products);
+    Timed timed(ctx.profiler, Phase::moe_dense_products);
     if (descend_) ascend_->backward_weight(ctx, dy, saved.narrow);
     if (shared_) shared_->backward(ctx, dy, saved.shared, dx);
   }
   backward_experts(ctx, saved, transfers, gradients);
-  Timed timed(ctx.profile, Phase::moe_exchange);
+  Timed timed(ctx.profiler, Phase::moe_exchange);
   for (ChunkTransfer& transfer : transfers) {
     const ExchangeChunk& chunk = transfer.chunk();
     transfer.finish_combine(ctx.stream, chunk.token_rows(drouted), chunk.token_rows(dtopk_weights));
@@ -183,7 +183,7 @@ void MoeLayer::backward(StepContext& ctx, ConstTensorView dy, const Saved& saved
   TensorView dtopk_weights = ctx.workspace.take(saved.router.topk_weights.shape(), DType::f32);
   TensorView drouted = dx;
   if (descend_) {
-    Timed timed(ctx.profile, Phase::moe_dense_products);
+    Timed timed(ctx.profiler, Phase::moe_dense_products);
     drouted = ctx.workspace.take(saved.narrow.shape(), dtype_);
     ascend_->backward_input(ctx, dy, drouted);
   } else if (shared_) {
@@ -191,7 +191,7 @@ void MoeLayer::backward(StepContext& ctx, ConstTensorView dy, const Saved& saved
   }
   backward_routed(ctx, dy, saved, dx, drouted, dtopk_weights);
   if (descend_) {
-    Timed timed(ctx.profile, Phase::moe_dense_products);
+    Timed timed(ctx.profiler, Phase::moe_dense_products);
     descend_->backward(ctx, drouted, saved.x, dx, shared_ ? Accumulate::yes : Accumulate::no);
   } else if (shared_) {
     add(ctx.stream, drouted, dx);

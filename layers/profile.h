@@ -1,8 +1,10 @@
 #pragma once
 
 #include <array>
-#include <chrono>
 #include <string_view>
+#include <vector>
+
+#include "kernels/stopwatch.h"
 
 namespace switchyard {
 
@@ -42,25 +44,45 @@ struct Profile {
   double operator[](Phase phase) const { return seconds[static_cast<size_t>(phase)]; }
 };
 
-// Adds the lifetime of the object to a phase. A null profile costs nothing. Not nested.
+// Takes the time of the phases of a stream's work.
+class Profiler {
+ public:
+  explicit Profiler(Stream& stream) : stream_(stream) {
+    for (int i = 0; i < kNumPhases; ++i) stopwatches_.emplace_back(stream.device());
+  }
+
+  void start(Phase phase) { stopwatches_[static_cast<size_t>(phase)].start(stream_); }
+  void stop(Phase phase) { stopwatches_[static_cast<size_t>(phase)].stop(stream_); }
+
+  // Since the last call; waits for the stream.
+  Profile take() {
+    Profile profile;
+    for (size_t i = 0; i < stopwatches_.size(); ++i) {
+      profile.seconds[i] = stopwatches_[i].take_seconds();
+    }
+    return profile;
+  }
+
+ private:
+  Stream& stream_;
+  std::vector<Stopwatch> stopwatches_;
+};
+
+// Adds what the stream does in the scope to a phase. A null profiler costs nothing. Not nested.
 class Timed {
  public:
-  Timed(Profile* profile, Phase phase) : profile_(profile), phase_(phase) {
-    if (profile_) begin_ = Clock::now();
+  Timed(Profiler* profiler, Phase phase) : profiler_(profiler), phase_(phase) {
+    if (profiler_) profiler_->start(phase_);
   }
   ~Timed() {
-    if (profile_) {
-      (*profile_)[phase_] += std::chrono::duration<double>(Clock::now() - begin_).count();
-    }
+    if (profiler_) profiler_->stop(phase_);
   }
   Timed(const Timed&) = delete;
   Timed& operator=(const Timed&) = delete;
 
  private:
-  using Clock = std::chrono::steady_clock;
-  Profile* profile_;
+  Profiler* profiler_;
   Phase phase_;
-  Clock::time_point begin_;
 };
 
 }  // namespace switchyard

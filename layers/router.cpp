@@ -41,7 +41,7 @@ Router::Router(const BuildContext& build, const std::string& name, int moe_layer
 }
 
 void Router::forward(StepContext& ctx, ConstTensorView x, Saved& saved) const {
-  Timed timed(ctx.profile, Phase::moe_router);
+  Timed timed(ctx.profiler, Phase::moe_router);
   const int64_t tokens = x.dim(0);
   saved.x = x;
   saved.logits = ctx.workspace.take({tokens, num_experts_}, DType::f32);
@@ -139,7 +139,7 @@ void Router::count_z_loss(StepContext& ctx, const Saved& saved) const {
 
 void Router::backward(StepContext& ctx, ConstTensorView dtopk_weights, const Saved& saved,
                       TensorView dx) const {
-  Timed timed(ctx.profile, Phase::moe_router);
+  Timed timed(ctx.profiler, Phase::moe_router);
   WorkspaceScope scope(ctx.workspace);
   TensorView dlogits = ctx.workspace.take(saved.logits.shape(), DType::f32);
   const auto z_loss_scale = static_cast<float>(config_.z_loss_coef * ctx.scales.per_token);

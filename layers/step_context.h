@@ -36,7 +36,7 @@ struct StepContext {
   const MicroBatch& batch;
   LossScales scales;
   StepStatistics* statistics = nullptr;  // may be null
-  Profile* profile = nullptr;            // may be null
+  Profiler* profiler = nullptr;          // may be null
   AttentionObserver* observer = nullptr;  // may be null; see attention_observer.h
   // For balance_scope: global_batch under gradient accumulation, where the counts of later
   // micro-batches are not known yet: from a counting pass. Null: counted in this pass.

@@ -70,7 +70,7 @@ void Transformer::forward_blocks(StepContext& ctx, Pass& pass) const {
       stream = out;
     }
   }
-  Timed timed(ctx.profile, Phase::norms);
+  Timed timed(ctx.profiler, Phase::norms);
   final_norm_->forward(ctx, stream.residual, stream.delta, stream.delta, pass.normed,
                        pass.final_norm);
 }
@@ -137,7 +137,7 @@ void Transformer::forward_backward(StepContext& ctx) const {
   TensorView d = ctx.workspace.take(dnormed.shape(), options_.compute_dtype);
   fill_zero(ctx.stream, d);
   {
-    Timed timed(ctx.profile, Phase::norms);
+    Timed timed(ctx.profiler, Phase::norms);
     final_norm_->backward(ctx, dnormed, pass.final_norm, d);
   }
   backward_blocks(ctx, pass, d);

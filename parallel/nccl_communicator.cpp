@@ -161,8 +161,9 @@ std::unique_ptr<PendingCollective> NcclCommunicator::start(Stream& stream, const
 
 TensorView NcclCommunicator::scratch(Shape shape, DType dtype) {
   const size_t num_bytes = static_cast<size_t>(shape.num_elements()) * size_of(dtype);
-  if (scratch_.num_bytes() < num_bytes)
+  if (scratch_.num_bytes() < num_bytes) {
     scratch_ = Buffer(num_bytes, device_, "the scratch of an NCCL group");
+  }
   return {scratch_.data(), shape, dtype, device_};
 }
 

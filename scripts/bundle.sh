@@ -31,7 +31,7 @@ cp "$(readlink -f "$(command -v mpirun)")" "$folder/bin/mpirun"
 cp "$(readlink -f "$(command -v orted)")" "$folder/bin/orted"
 for part in "$plugins" "$help"; do
   mkdir -p "$folder/${part#"$prefix"}"
-  cp -L "$part"/* "$folder/${part#"$prefix"}/"
+  cp -rL "$part"/* "$folder/${part#"$prefix"}/"
 done
 # Networks and storage of other machines, and what would bring their libraries.
 find "$folder" -regextype egrep -regex '.*/mca_[a-z]+_(ofi|ucx|openib|psm2?|usnic|portals4|monitoring|pvfs2|lustre|gpfs|knem)\.so' \
@@ -50,6 +50,8 @@ cat > "$folder/env.sh" <<'EOF'
 bundle="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 export PATH="$bundle/bin:$PATH" OPAL_PREFIX="$bundle" PMIX_PREFIX="$bundle"
 export OMPI_MCA_btl=self,vader,tcp OMPI_MCA_rmaps_base_oversubscribe=1
+# PMIx needs no plug-ins, and those of the machine may be of another version.
+export PMIX_MCA_mca_base_component_path="$bundle/lib"
 cuda_folders="$(python3 - 2>/dev/null <<'PY'
 import glob, site, sys
 for root in [*site.getsitepackages(), *sys.path]:
@@ -65,5 +67,5 @@ if (($(id -u) == 0)); then
 fi
 unset bundle cuda_folders cuda_folder cuda_path
 EOF
-tar -C "$(dirname "$folder")" -c "$(basename "$folder")" | zstd -q -T0 -12 -f -o "$folder.tar.zst"
-du -sh "$folder" "$folder.tar.zst"
+tar -C "$(dirname "$folder")" -c "$(basename "$folder")" | gzip -9 >"$folder.tar.gz"
+du -sh "$folder" "$folder.tar.gz"

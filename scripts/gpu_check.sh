@@ -9,6 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 source ./env.sh
 report="$(realpath -m "${1:-gpu_report.md}")"
 wanted="${2:-.}"
+mkdir -p "$(dirname "$report")"
 logs="$(mktemp -d)"
 export SWITCHYARD_REQUIRE_CUDA=1 OMP_NUM_THREADS=1
 shards=8
@@ -126,6 +127,6 @@ done
     cat "$logs/$stage.log"
   done
 } >"$report"
-cp -r "$logs" "${report%.md}_logs" 2>/dev/null
+tar -C "$logs" -czf "${report%.md}_logs.tar.gz" .
 sed -n '1,/^## /p' "$report"
 ! cat "$logs"/*.rc | grep -qv '^0$'

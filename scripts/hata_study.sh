@@ -9,19 +9,19 @@ set -euo pipefail
 usage() {
   cat <<'USAGE'
 usage: scripts/hata_study.sh [--recall CONFIG] [--text CONFIG | --no-text] [--bits "BITS ..."] [--ranks N]
-  --recall  configuration of the recall model (default: configs/recall_dense.yaml)
+  --recall  configuration of the recall model (default: configs/recall_bigmac.yaml)
   --text    configuration of the text model (default: configs/quickstart_bigmac.yaml, which
             scripts/quickstart.sh trains)
   --no-text the recall model alone
   --bits    of the codes to learn; the first is the one that tables are of (default: "128 32 64 256")
-  --ranks   processes (default: one per core)
+  --ranks   processes (default: 2)
 USAGE
 }
 
-recall=configs/recall_dense.yaml
+recall=configs/recall_bigmac.yaml
 text=configs/quickstart_bigmac.yaml
 bits="128 32 64 256"
-ranks=$(nproc)
+ranks=2
 while (($# > 0)); do
   case "$1" in
     --recall) recall=${2:?--recall needs a configuration}; shift 2 ;;
@@ -110,7 +110,8 @@ cmake --build --preset release --target switchyard
 mkdir -p "$study/done"
 
 say "Recall tasks, and a model that solves them: $recall"
-layout=()
+# Checkpoints load on any layout; for one model on few sequences experts need not be split.
+layout=(parallel.ep=1 train.global_batch_size=$((8 * ranks)) train.micro_batch_size=8)
 step recall.trained train_recall
 study_model recall "$recall" "$(run_dir "$recall")" 200
 
@@ -120,8 +121,6 @@ if [[ -n $text ]]; then
   if [[ $text == configs/quickstart_bigmac.yaml ]]; then
     step text.trained scripts/quickstart.sh --model bigmac
   fi
-  # Checkpoints load on any layout; experts need not be split.
-  layout=(parallel.ep=1)
   study_model text "$text" "$(run_dir "$text")" 64
   tables+=(text "$study/text/evaluation.json")
 fi

@@ -223,13 +223,11 @@ void DeviceBench::router(int64_t tokens, int64_t experts, int top_k) {
   Tensor counts = empty({tokens / kSeq, experts}, kF32), prob_sums = empty(counts.shape(), kF32);
   Tensor dlogits = empty(logits.shape(), kF32);
   const std::string shape = fmt::format("{} x {}, top {}", tokens, experts, top_k);
-  memory_row("router forward", shape, bytes_of(logits, scores, lse, idx, weights), [&] {
-    router_forward(stream_, options, range, logits, {}, scores, lse, idx, weights);
-  });
-  memory_row("router statistics", shape, bytes_of(scores, idx), [&] {
-    router_statistics(stream_, workspace_, RouterScore::softmax, range, scores, idx, counts,
-                      prob_sums);
-  });
+  memory_row("router forward, with statistics", shape,
+             bytes_of(logits, scores, lse, idx, weights), [&] {
+               router_forward(stream_, workspace_, options, range, logits, {}, scores, lse, idx,
+                              weights, counts, prob_sums);
+             });
   memory_row("router backward", shape, bytes_of(logits, scores, lse, idx, weights, dlogits), [&] {
     router_backward(stream_, options, range, logits, scores, lse, idx, weights, prob_sums, 1e-3f,
                     dlogits);
@@ -298,10 +296,9 @@ void DeviceBench::cross_entropy() {
   Tensor target_logit = empty({kRows}, kF32), losses = empty({kRows}, kF32);
   Tensor dlogits = empty(logits.shape(), kBf16);
   const std::string shape = fmt::format("{} x {}", kRows, kVocab);
-  memory_row("cross_entropy forward (max, sums, losses)", shape, bytes_of(logits, logits), [&] {
-    cross_entropy_row_max(stream_, logits, row_max);
-    cross_entropy_sums(stream_, logits, targets, 0, row_max, sum_exp, target_logit);
-    cross_entropy_losses(stream_, targets, sum_exp, target_logit, losses);
+  memory_row("cross_entropy forward", shape, bytes_of(logits), [&] {
+    cross_entropy_forward(stream_, logits, targets, 0, row_max, sum_exp, target_logit);
+    cross_entropy_losses(stream_, targets, row_max, sum_exp, target_logit, losses);
   });
   memory_row("cross_entropy backward, to bf16", shape, bytes_of(logits, dlogits), [&] {
     cross_entropy_backward(stream_, logits, targets, 0, row_max, sum_exp, 1.0f, dlogits);

@@ -12,6 +12,7 @@
 #include "kernels/elementwise.h"
 #include "mpi/mpi_test.h"
 #include "parallel/distributed_context.h"
+#include "parallel/nccl_communicator.h"
 #include "tests/support/test_tensors.h"
 
 namespace switchyard {
@@ -20,7 +21,8 @@ namespace {
 using test::Tensor;
 using test::test_mpi;
 
-enum class Kind { self, world, neighbours, apart };
+// nccl_self: NCCL's group of one rank, the only one that ranks who share a device can have.
+enum class Kind { self, world, neighbours, apart, nccl_self };
 
 constexpr DType kAllDTypes[] = {DType::f32, DType::bf16, DType::f64, DType::i32,
                                 DType::i64, DType::u16,  DType::u8};
@@ -37,9 +39,17 @@ class CommunicatorTest : public testing::TestWithParam<Kind> {
                                          test_mpi().world_size() >= 2 ? 2 : 1, /*ep=*/1),
               test::device()),
         alone_(make_self_communicator("alone")) {
+    if (test::device().kind == DeviceKind::cuda && !nccl_version().empty()) {
+      nccl_alone_ = make_nccl_communicator(make_self_communicator("alone"), test::device(),
+                                           test_mpi().watchdog());
+    }
     for (int64_t i = 0; i < kPeriod; ++i) {
       values_.push_back(1000.0 * std::sin(static_cast<double>(i)));
     }
+  }
+
+  void SetUp() override {
+    if (GetParam() == Kind::nccl_self && !nccl_alone_) GTEST_SKIP() << "needs a device and NCCL";
   }
 
   Communicator& group() {
@@ -52,6 +62,8 @@ class CommunicatorTest : public testing::TestWithParam<Kind> {
         return dist_.tp();
       case Kind::apart:
         return dist_.dp();
+      case Kind::nccl_self:
+        return *nccl_alone_;
     }
     fail("unknown group");
   }
@@ -62,6 +74,7 @@ class CommunicatorTest : public testing::TestWithParam<Kind> {
   int colour() const {
     switch (GetParam()) {
       case Kind::self:
+      case Kind::nccl_self:
         return test_mpi().rank();
       case Kind::neighbours:
         return dist_.dp().rank();
@@ -212,7 +225,7 @@ class CommunicatorTest : public testing::TestWithParam<Kind> {
 
   test::Stream stream_;
   DistributedContext dist_;
-  std::unique_ptr<Communicator> alone_;
+  std::unique_ptr<Communicator> alone_, nccl_alone_;
   std::vector<double> values_;
 };
 
@@ -423,12 +436,13 @@ TEST_P(CommunicatorTest, RefusesShapesCountsAndDtypesThatDoNotFit) {
 }
 
 std::string name_of(const testing::TestParamInfo<Kind>& tested) {
-  constexpr const char* kNames[] = {"Self", "World", "Neighbours", "Apart"};
+  constexpr const char* kNames[] = {"Self", "World", "Neighbours", "Apart", "NcclSelf"};
   return kNames[static_cast<int>(tested.param)];
 }
 
 INSTANTIATE_TEST_SUITE_P(Groups, CommunicatorTest,
-                         testing::Values(Kind::self, Kind::world, Kind::neighbours, Kind::apart),
+                         testing::Values(Kind::self, Kind::world, Kind::neighbours, Kind::apart,
+                                         Kind::nccl_self),
                          name_of);
 
 TEST(DistributedContextTest, GroupsHaveTheSizesAndRanksOfEveryLayout) {

@@ -118,9 +118,10 @@ StepBenchReport bench_steps(MpiRuntime& mpi, const RunConfig& config, int64_t wa
   report.threads = omp_get_max_threads();
   report.plan = make_plan(config, session.dist.layout());
   std::vector<TimedStep> timed;
+  Profiler profiler(session.stream);
   for (int64_t i = 0; i < warmup_steps + timed_steps; ++i) {
     const std::vector<MicroBatch> batches = random_batches(config, session.dist, i);
-    step.set_profile(i < warmup_steps ? nullptr : &report.profile);
+    step.set_profiler(i < warmup_steps ? nullptr : &profiler);
     world.barrier(session.stream);
     const auto begin = Clock::now();
     StepReport figures = step.run(batches, scales, config.optimizer.lr);
@@ -143,6 +144,7 @@ StepBenchReport bench_steps(MpiRuntime& mpi, const RunConfig& config, int64_t wa
   report.backward_seconds = median.report.backward_seconds;
   report.optimizer_seconds = median.report.optimizer_seconds;
   report.exchange_bytes = median.report.exchange_bytes;
+  report.profile = profiler.take();
   reduce_profile(session.stream, world, timed_steps, report.profile);
   return report;
 }

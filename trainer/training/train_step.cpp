@@ -47,7 +47,7 @@ StepContext TrainStep::context(const MicroBatch& batch, const LossScales& scales
           .batch = batch,
           .scales = scales,
           .statistics = &statistics_,
-          .profile = profile_};
+          .profiler = profiler_};
 }
 
 StepReport TrainStep::run(std::span<const MicroBatch> micro_batches, const LossScales& scales,

@@ -50,7 +50,7 @@ class TrainStep {
   // The losses alone: evaluation.
   StepReport evaluate(std::span<const MicroBatch> micro_batches, const LossScales& scales);
 
-  void set_profile(Profile* profile) { profile_ = profile; }
+  void set_profiler(Profiler* profiler) { profiler_ = profiler; }
   size_t workspace_high_water() const { return workspace_.high_water(); }
 
  private:
@@ -68,7 +68,7 @@ class TrainStep {
   std::vector<MicroBatch> copied_;  // of the step's micro-batches; not on the CPU
   Stopwatch optimizer_time_;
   StepStatistics statistics_;
-  Profile* profile_ = nullptr;
+  Profiler* profiler_ = nullptr;
 };
 
 }  // namespace switchyard
