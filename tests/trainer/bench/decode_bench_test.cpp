@@ -18,7 +18,8 @@ DecodeBenchOptions small_bench() {
           .repetitions = 1,
           .prefill_tokens = 8,
           .memory_gib = 0.01,
-          .read_bytes = 1 << 20};
+          .read_bytes = 1 << 20,
+          .device = {}};
 }
 
 TEST(DecodeBench, MeasuresEveryPartOfAStep) {
