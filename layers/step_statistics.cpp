@@ -6,11 +6,11 @@
 namespace switchyard {
 
 StepStatistics::StepStatistics(int num_moe_layers, int64_t num_experts, Device device)
-    : num_moe_layers_(num_moe_layers),
+    : forward(device),
+      backward(device),
+      num_moe_layers_(num_moe_layers),
       num_experts_(num_experts),
-      figures_({begin_of(num_moe_layers)}, DType::f64, device),
-      forward(device),
-      backward(device) {}
+      figures_({begin_of(num_moe_layers)}, DType::f64, device) {}
 
 void StepStatistics::reset(Stream& stream) {
   fill_zero(stream, figures_);
