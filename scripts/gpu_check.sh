@@ -87,8 +87,8 @@ if ((gpus > 1)); then
 fi
 wait
 if command -v compute-sanitizer >/dev/null; then
-  begin memcheck 120 sanitize memcheck
-  begin racecheck 120 sanitize racecheck
+  begin memcheck 110 sanitize memcheck
+  begin racecheck 110 sanitize racecheck
   wait
 fi
 # Fast or slow: one after the other.
