@@ -64,9 +64,17 @@ switchyard() {
     build/switchyard "$@"
 }
 
+# Short samples first, where the configuration has a short one beside it; then from its last
+# checkpoint on, or from the newest of its own.
 train_recall() {
+  local short=${recall%.yaml}_short.yaml from=()
+  if [[ -e $short && ! -e $(run_dir "$recall")/checkpoints/latest ]]; then
+    build/switchyard tokenize "$short"
+    OMP_NUM_THREADS=1 build/switchyard train "$short"
+    from=(checkpoint.resume="$(run_dir "$short")/checkpoints/latest")
+  fi
   build/switchyard tokenize "$recall"
-  switchyard train "$recall"
+  switchyard train "$recall" "${from[@]}"
 }
 
 # Projections of a model that is there; queries and keys are collected once for all bits.

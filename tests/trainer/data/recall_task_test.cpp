@@ -417,6 +417,22 @@ TEST(KeepAnswersTest, CountsNoTargetThatWasNotCounted) {
   EXPECT_EQ(targets, (Words{-1, -1, V::kFirstValue + 1, -1}));
 }
 
+TEST(IsRightAnswerTest, OnlyValuesOfAKeyMayComeInAnyOrder) {
+  const int32_t a = V::kFirstValue, b = a + 1, c = a + 2;
+  const Words targets = {-1, a, b, -1, -1, c, -1};
+  const auto right = [&](RecallTask task, int64_t position, int32_t token) {
+    return is_right_answer(task, targets, position, token);
+  };
+
+  for (const RecallTask task : kTasks) {
+    EXPECT_TRUE(right(task, 1, a));
+    EXPECT_TRUE(right(task, 5, c));
+    EXPECT_EQ(right(task, 1, b), task == RecallTask::multi_value);
+    EXPECT_FALSE(right(task, 2, a)) << "given before";
+    EXPECT_FALSE(right(task, 1, c)) << "of another question";
+  }
+}
+
 TEST(RecallLengthsTest, AreHalvesDownToTheShortest) {
   RecallSection options;
   const auto lengths = [&](int64_t shortest, int64_t seq_len) {
