@@ -9,10 +9,9 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "kernels/cuda/async_copy.h"
 #include "kernels/cuda/attention_problem.h"
 #include "kernels/cuda/launch.h"
-#include "kernels/cuda/mma.h"
+#include "kernels/cuda/shared_tile.h"
 
 namespace switchyard::cuda {
 namespace {
@@ -23,77 +22,18 @@ constexpr int kRowsPerWarp = 16;
 constexpr int kRows = kWarps * kRowsPerWarp;  // of the block's own tile
 constexpr int kForwardKeys = 64;              // of a tile that streams by, forward
 constexpr int kBackwardColumns = 32;          // and backward: keys for dq, queries for dk and dv
+// As many as registers and shared memory allow; the compiler must not pass that by a register.
+template <int kDim>
+constexpr int kBlocksPerMultiprocessor = kDim == 64 ? 3 : 2;
 constexpr float kLog2E = 1.4426950408889634f;
-
-// ---- Tiles in shared memory
-// ----------------------------------------------------------------------
-
-// Rows of kDim elements in pieces of 16 bytes. Piece c of row r lies at c ^ (r % 8): eight rows'
-// pieces of one column, which ldmatrix reads together, are then in different banks.
-template <int kDim>
-struct Tile {
-  bfloat16* data;
-
-  __device__ bfloat16* piece(int row, int column) const {
-    return data + row * kDim + ((column / 8) ^ (row % 8)) * 8;
-  }
-};
-
-template <int kDim>
-constexpr size_t tile_bytes(int rows) {
-  return sizeof(bfloat16) * kDim * static_cast<size_t>(rows);
-}
-
-// Starts to copy rows [first, first + kCount) of a matrix; zeros where there is none.
-//   stride  elements from one row to the next
-template <int kCount, int kDim>
-__device__ void start_tile(const bfloat16* base, int64_t stride, int64_t first, int64_t num_rows,
-                           Tile<kDim> tile) {
-  constexpr int kPieces = kDim / 8;
-  for (int i = static_cast<int>(threadIdx.x); i < kCount * kPieces; i += kThreads) {
-    const int row = i / kPieces, column = i % kPieces * 8;
-    const bool is_here = first + row < num_rows;
-    async_copy_16(tile.piece(row, column), base + (is_here ? first + row : 0) * stride + column,
-                  is_here);
-  }
-}
-
-// The 16 x 16 block at (row, column) as a left operand.
-template <int kDim>
-__device__ FragmentA load_a(Tile<kDim> tile, int row, int column) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  FragmentA a;
-  load_matrices<false>(tile.piece(row + lane % 16, column + lane / 16 * 8), a.pair);
-  return a;
-}
-
-// Two right operands B[k][n] = tile[row + n][column + k], for n < 8 and for n from 8 to 15.
-template <int kDim>
-__device__ void load_b_of_rows(Tile<kDim> tile, int row, int column, FragmentB (&b)[2]) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  uint32_t pairs[4];
-  load_matrices<false>(tile.piece(row + lane / 16 * 8 + lane % 8, column + lane / 8 % 2 * 8),
-                       pairs);
-  b[0] = {{pairs[0], pairs[1]}};
-  b[1] = {{pairs[2], pairs[3]}};
-}
-
-// Two right operands B[k][n] = tile[row + k][column + n], for n < 8 and for n from 8 to 15.
-template <int kDim>
-__device__ void load_b_of_columns(Tile<kDim> tile, int row, int column, FragmentB (&b)[2]) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  uint32_t pairs[4];
-  load_matrices<true>(tile.piece(row + lane % 16, column + lane / 16 * 8), pairs);
-  b[0] = {{pairs[0], pairs[1]}};
-  b[1] = {{pairs[2], pairs[3]}};
-}
 
 // ---- Products
 // ------------------------------------------------------------------------------------
 
 // scores [16, kCount] = a tile^T, where a(c) gives the left operand's columns 16 c to 16 c + 15.
 template <int kCount, int kDim, class A>
-__device__ void multiply_by_rows(const A& a, Tile<kDim> tile, FragmentC (&scores)[kCount / 8]) {
+__device__ void multiply_by_rows(const A& a, SharedTile<kDim> tile,
+                                 FragmentC (&scores)[kCount / 8]) {
 #pragma unroll
   for (int c = 0; c < kDim / 16; ++c) {
     const FragmentA left = a(c);
@@ -109,7 +49,7 @@ __device__ void multiply_by_rows(const A& a, Tile<kDim> tile, FragmentC (&scores
 
 // sums [16, kDim] += weights tile, where weights [16, kCount] are rounded.
 template <int kCount, int kDim>
-__device__ void add_products(const FragmentC (&weights)[kCount / 8], Tile<kDim> tile,
+__device__ void add_products(const FragmentC (&weights)[kCount / 8], SharedTile<kDim> tile,
                              FragmentC (&sums)[kDim / 8]) {
 #pragma unroll
   for (int c = 0; c < kCount / 16; ++c) {
@@ -230,16 +170,16 @@ constexpr size_t kForwardShared = tile_bytes<kDim>(kRows + 4 * kForwardKeys);
 
 // Block (query tile, head, sequence).
 template <int kDim>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<kDim>)
     flash_forward_kernel(AttentionProblem p, const bfloat16* q, const bfloat16* k,
                          const bfloat16* v, bfloat16* out, float* lse) {
   auto* shared = dynamic_shared<bfloat16>();
-  const Tile<kDim> q_tile{shared};
+  const SharedTile<kDim> q_tile{shared};
   const auto k_tile = [&](int64_t i) {
-    return Tile<kDim>{shared + (kRows + i % 2 * kForwardKeys) * kDim};
+    return SharedTile<kDim>{shared + (kRows + i % 2 * kForwardKeys) * kDim};
   };
   const auto v_tile = [&](int64_t i) {
-    return Tile<kDim>{shared + (kRows + (2 + i % 2) * kForwardKeys) * kDim};
+    return SharedTile<kDim>{shared + (kRows + (2 + i % 2) * kForwardKeys) * kDim};
   };
   const int64_t b = blockIdx.z, head = blockIdx.y, kv_head = p.kv_head_of(head);
   // Long rows first: they take the most time.
@@ -251,12 +191,12 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t end_tile = last / kForwardKeys + 1;
   const auto start_tiles = [&](int64_t i) {
     if (i < end_tile) {
-      start_tile<kForwardKeys>(keys, kDim, i * kForwardKeys, p.seq_len, k_tile(i));
-      start_tile<kForwardKeys>(values, kDim, i * kForwardKeys, p.seq_len, v_tile(i));
+      start_rows<kForwardKeys, kThreads>(keys, kDim, i * kForwardKeys, p.seq_len, k_tile(i));
+      start_rows<kForwardKeys, kThreads>(values, kDim, i * kForwardKeys, p.seq_len, v_tile(i));
     }
     commit_async_copies();
   };
-  start_tile<kRows>(q + p.q_row(b, head, 0), kDim, first, p.seq_len, q_tile);
+  start_rows<kRows, kThreads>(q + p.q_row(b, head, 0), kDim, first, p.seq_len, q_tile);
   commit_async_copies();
   start_tiles(first_tile);
 
@@ -267,7 +207,7 @@ __global__ void __launch_bounds__(kThreads)
   wait_for_async_copies<1>();
   __syncthreads();  // all of q is here
 #pragma unroll
-  for (int c = 0; c < kDim / 16; ++c) queries[c] = load_a(q_tile, warp_row, c * 16);
+  for (int c = 0; c < kDim / 16; ++c) queries[c] = load_a_of_rows(q_tile, warp_row, c * 16);
 
   RunningSoftmax softmax;
   FragmentC sums[kDim / 8];
@@ -326,17 +266,17 @@ __device__ void score_gradients(const Lse& lse, const Delta& delta, FragmentC (&
 
 // Block (query tile, head, sequence): the keys stream by.
 template <int kDim>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<kDim>)
     flash_backward_q_kernel(AttentionProblem p, const bfloat16* dout, const bfloat16* q,
                             const bfloat16* k, const bfloat16* v, const float* lse,
                             const float* delta, bfloat16* dq) {
   auto* shared = dynamic_shared<bfloat16>();
-  const Tile<kDim> q_tile{shared}, dout_tile{shared + kRows * kDim};
+  const SharedTile<kDim> q_tile{shared}, dout_tile{shared + kRows * kDim};
   const auto k_tile = [&](int64_t i) {
-    return Tile<kDim>{shared + (2 * kRows + i % 2 * kBackwardColumns) * kDim};
+    return SharedTile<kDim>{shared + (2 * kRows + i % 2 * kBackwardColumns) * kDim};
   };
   const auto v_tile = [&](int64_t i) {
-    return Tile<kDim>{shared + (2 * kRows + (2 + i % 2) * kBackwardColumns) * kDim};
+    return SharedTile<kDim>{shared + (2 * kRows + (2 + i % 2) * kBackwardColumns) * kDim};
   };
   const int64_t b = blockIdx.z, head = blockIdx.y, kv_head = p.kv_head_of(head);
   const int64_t first = (gridDim.x - 1 - blockIdx.x) * int64_t{kRows};
@@ -346,13 +286,14 @@ __global__ void __launch_bounds__(kThreads)
   const auto start_tiles = [&](int64_t i) {
     if (i < end_tile) {
       const int64_t key = i * kBackwardColumns, row = p.kv_row(b, kv_head, 0);
-      start_tile<kBackwardColumns>(k + row, kDim, key, p.seq_len, k_tile(i));
-      start_tile<kBackwardColumns>(v + row, kDim, key, p.seq_len, v_tile(i));
+      start_rows<kBackwardColumns, kThreads>(k + row, kDim, key, p.seq_len, k_tile(i));
+      start_rows<kBackwardColumns, kThreads>(v + row, kDim, key, p.seq_len, v_tile(i));
     }
     commit_async_copies();
   };
-  start_tile<kRows>(q + p.q_row(b, head, 0), kDim, first, p.seq_len, q_tile);
-  start_tile<kRows>(dout + p.out_row(b, head, 0), p.heads * kDim, first, p.seq_len, dout_tile);
+  start_rows<kRows, kThreads>(q + p.q_row(b, head, 0), kDim, first, p.seq_len, q_tile);
+  start_rows<kRows, kThreads>(dout + p.out_row(b, head, 0), p.heads * kDim, first, p.seq_len,
+                              dout_tile);
   start_tiles(first_tile);
 
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
@@ -373,10 +314,10 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();  // tile i, and before the first one q and dout, are here
     const int64_t key = i * kBackwardColumns;
     FragmentC scores[kBackwardColumns / 8], dprobs[kBackwardColumns / 8];
-    multiply_by_rows<kBackwardColumns>([&](int c) { return load_a(q_tile, warp_row, c * 16); },
-                                       k_tile(i), scores);
-    multiply_by_rows<kBackwardColumns>([&](int c) { return load_a(dout_tile, warp_row, c * 16); },
-                                       v_tile(i), dprobs);
+    multiply_by_rows<kBackwardColumns>(
+        [&](int c) { return load_a_of_rows(q_tile, warp_row, c * 16); }, k_tile(i), scores);
+    multiply_by_rows<kBackwardColumns>(
+        [&](int c) { return load_a_of_rows(dout_tile, warp_row, c * 16); }, v_tile(i), dprobs);
     const bool has_unseen =
         key + kBackwardColumns - 1 > warp_first || (p.document_start && p.first_key(b, last) > key);
     scale_and_mask<kBackwardColumns>(p, b, warp_first, key, p.scale * kLog2E, has_unseen, scores);
@@ -412,45 +353,62 @@ __device__ void scale_and_mask_transposed(const AttentionProblem& p, int64_t b, 
   }
 }
 
+// The tiles of queries that see keys [first, last], head after head of the group.
+struct QueryTiles {
+  int64_t first_head;
+  int first_tile, per_head, count;
+
+  // Queries before the keys do not see them, nor do those whose document begins after them; the
+  // starts of documents do not decrease.
+  __device__ QueryTiles(const AttentionProblem& p, int64_t b, int64_t kv_head, int64_t first,
+                        int64_t last)
+      : first_head(kv_head * (p.heads / p.kv_heads)),
+        first_tile(static_cast<int>(first / kBackwardColumns)) {
+    int end = static_cast<int>((p.seq_len + kBackwardColumns - 1) / kBackwardColumns);
+    if (p.document_start) {
+      int tile = first_tile;
+      while (tile < end && p.first_key(b, tile * int64_t{kBackwardColumns}) <= last) ++tile;
+      end = tile;
+    }
+    per_head = end - first_tile;
+    count = static_cast<int>(p.heads / p.kv_heads) * per_head;
+  }
+
+  __device__ int64_t head(int i) const { return first_head + i / per_head; }
+  __device__ int64_t query(int i) const {
+    return (first_tile + i % per_head) * int64_t{kBackwardColumns};
+  }
+};
+
 // Block (key tile, key/value head, sequence): the queries of all heads of the group stream by, in
 // order.
 template <int kDim>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<kDim>)
     flash_backward_kv_kernel(AttentionProblem p, const bfloat16* dout, const bfloat16* q,
                              const bfloat16* k, const bfloat16* v, const float* lse,
                              const float* delta, bfloat16* dk, bfloat16* dv) {
   auto* shared = dynamic_shared<bfloat16>();
-  const Tile<kDim> k_tile{shared}, v_tile{shared + kRows * kDim};
+  const SharedTile<kDim> k_tile{shared}, v_tile{shared + kRows * kDim};
   const auto q_tile = [&](int64_t i) {
-    return Tile<kDim>{shared + (2 * kRows + i % 2 * kBackwardColumns) * kDim};
+    return SharedTile<kDim>{shared + (2 * kRows + i % 2 * kBackwardColumns) * kDim};
   };
   const auto dout_tile = [&](int64_t i) {
-    return Tile<kDim>{shared + (2 * kRows + (2 + i % 2) * kBackwardColumns) * kDim};
+    return SharedTile<kDim>{shared + (2 * kRows + (2 + i % 2) * kBackwardColumns) * kDim};
   };
   // [2, kBackwardColumns] each
   auto* lse_tile = reinterpret_cast<float*>(shared + (2 * kRows + 4 * kBackwardColumns) * kDim);
   auto* delta_tile = lse_tile + 2 * kBackwardColumns;
-  const int64_t b = blockIdx.z, kv_head = blockIdx.y, group = p.heads / p.kv_heads;
+  const int64_t b = blockIdx.z, kv_head = blockIdx.y;
   const int64_t first = int64_t{blockIdx.x} * kRows;
   const int64_t last = min(p.seq_len, first + kRows) - 1;
-  // Queries before the keys do not see them, nor do those whose document begins after them; the
-  // starts of documents do not decrease.
-  const int64_t first_tile = first / kBackwardColumns;
-  int64_t end_tile = first_tile;
-  for (; end_tile * kBackwardColumns < p.seq_len; ++end_tile) {
-    if (p.first_key(b, end_tile * kBackwardColumns) > last) break;
-  }
-  const int64_t tiles_per_head = end_tile - first_tile, num_tiles = group * tiles_per_head;
-  const auto head_of = [&](int64_t i) { return kv_head * group + i / tiles_per_head; };
-  const auto query_of = [&](int64_t i) {
-    return (first_tile + i % tiles_per_head) * kBackwardColumns;
-  };
-  const auto start_tiles = [&](int64_t i) {
-    if (i < num_tiles) {
-      const int64_t head = head_of(i), query = query_of(i);
-      start_tile<kBackwardColumns>(q + p.q_row(b, head, 0), kDim, query, p.seq_len, q_tile(i));
-      start_tile<kBackwardColumns>(dout + p.out_row(b, head, 0), p.heads * kDim, query, p.seq_len,
-                                   dout_tile(i));
+  const QueryTiles tiles(p, b, kv_head, first, last);
+  const auto start_tiles = [&](int i) {
+    if (i < tiles.count) {
+      const int64_t head = tiles.head(i), query = tiles.query(i);
+      start_rows<kBackwardColumns, kThreads>(q + p.q_row(b, head, 0), kDim, query, p.seq_len,
+                                             q_tile(i));
+      start_rows<kBackwardColumns, kThreads>(dout + p.out_row(b, head, 0), p.heads * kDim, query,
+                                             p.seq_len, dout_tile(i));
       if (threadIdx.x < kBackwardColumns) {
         const int64_t row = query + threadIdx.x;
         const auto at = i % 2 * kBackwardColumns + threadIdx.x;
@@ -461,24 +419,24 @@ __global__ void __launch_bounds__(kThreads)
     }
     commit_async_copies();
   };
-  start_tile<kRows>(k + p.kv_row(b, kv_head, 0), kDim, first, p.seq_len, k_tile);
-  start_tile<kRows>(v + p.kv_row(b, kv_head, 0), kDim, first, p.seq_len, v_tile);
+  start_rows<kRows, kThreads>(k + p.kv_row(b, kv_head, 0), kDim, first, p.seq_len, k_tile);
+  start_rows<kRows, kThreads>(v + p.kv_row(b, kv_head, 0), kDim, first, p.seq_len, v_tile);
   start_tiles(0);
 
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const int warp_row = static_cast<int>(threadIdx.x) / kWarpSize * kRowsPerWarp;
   const int64_t warp_first = first + warp_row;
   FragmentC dk_sums[kDim / 8], dv_sums[kDim / 8];
-  for (int64_t i = 0; i < num_tiles; ++i) {
+  for (int i = 0; i < tiles.count; ++i) {
     start_tiles(i + 1);
     wait_for_async_copies<1>();
     __syncthreads();  // tile i, and before the first one k and v, are here
-    const int64_t query = query_of(i);
+    const int64_t query = tiles.query(i);
     FragmentC scores[kBackwardColumns / 8], dprobs[kBackwardColumns / 8];
-    multiply_by_rows<kBackwardColumns>([&](int c) { return load_a(k_tile, warp_row, c * 16); },
-                                       q_tile(i), scores);
-    multiply_by_rows<kBackwardColumns>([&](int c) { return load_a(v_tile, warp_row, c * 16); },
-                                       dout_tile(i), dprobs);
+    multiply_by_rows<kBackwardColumns>(
+        [&](int c) { return load_a_of_rows(k_tile, warp_row, c * 16); }, q_tile(i), scores);
+    multiply_by_rows<kBackwardColumns>(
+        [&](int c) { return load_a_of_rows(v_tile, warp_row, c * 16); }, dout_tile(i), dprobs);
     const bool has_unseen =
         query < warp_first + kRowsPerWarp - 1 || query + kBackwardColumns > p.seq_len ||
         (p.document_start && p.first_key(b, query + kBackwardColumns - 1) > warp_first);

@@ -107,17 +107,24 @@ bool is_aligned(const Product& p, size_t element_bytes, size_t c_element_bytes) 
          stride_fits(p.b_stride, element_bytes) && stride_fits(p.n, c_element_bytes);
 }
 
-// One product per expert. Together where cuBLAS can, else side by side: one alone leaves most of
-// the device idle. The grouped call has no f32 sums of bf16 products, which gradients of weights
-// are.
+// Multiplications of a product from which on it is worth a launch of its own. On an H100 the
+// grouped call reaches 31 to 40 % of a dense product's rate at twice this size, and products side
+// by side in four streams 43 to 45 %.
+constexpr int64_t kLargeProduct = int64_t{1} << 30;
+
+// One product per expert. Many small ones together where cuBLAS can, else side by side: one alone
+// leaves most of the device idle. The grouped call has no f32 sums of bf16 products, which
+// gradients of weights are.
 void multiply_all(Stream& stream, const std::vector<Product>& products, DType dtype, DType c_dtype,
                   Accumulate accumulate) {
   if (products.empty()) return;
   if (products.size() == 1) return multiply(stream, products[0], dtype, c_dtype, accumulate);
-  const bool groupable =
-      dtype == c_dtype && std::all_of(products.begin(), products.end(), [&](const Product& p) {
-        return is_aligned(p, size_of(dtype), size_of(c_dtype));
-      });
+  int64_t work = 0;
+  for (const Product& p : products) work += p.m * p.n * p.k;
+  const bool groupable = dtype == c_dtype && work / std::ssize(products) < kLargeProduct &&
+                         std::all_of(products.begin(), products.end(), [&](const Product& p) {
+                           return is_aligned(p, size_of(dtype), size_of(c_dtype));
+                         });
   if (groupable && multiply_grouped(stream, products, dtype, c_dtype, accumulate)) return;
   run_side_by_side(stream, std::ssize(products), [&](Stream& side, int64_t i) {
     multiply(side, products[static_cast<size_t>(i)], dtype, c_dtype, accumulate);

@@ -50,8 +50,9 @@ cat > "$folder/env.sh" <<'EOF'
 bundle="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 export PATH="$bundle/bin:$PATH" OPAL_PREFIX="$bundle" PMIX_PREFIX="$bundle"
 export OMPI_MCA_btl=self,vader,tcp OMPI_MCA_rmaps_base_oversubscribe=1
-# PMIx needs no plug-ins, and those of the machine may be of another version.
-export PMIX_MCA_mca_base_component_path="$bundle/lib"
+# PMIx does without plug-ins; those of the machine may be of another version.
+export PMIX_MCA_mca_base_component_path="$bundle/configs" PMIX_MCA_pcompress_base_silence_warning=1
+export PMIX_MCA_mca_base_component_show_load_errors=0
 cuda_folders="$(python3 - 2>/dev/null <<'PY'
 import glob, site, sys
 for root in [*site.getsitepackages(), *sys.path]:

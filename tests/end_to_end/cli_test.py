@@ -213,11 +213,12 @@ class Resume(Program):
 
 class HashTraining(Program):
     SETTINGS = ["hash.dense_layers=1", "hash.bits=32", "hash.training.sigma=1",
-                "hash.training.balance_weight=0", "hash.training.pairs_per_epoch=1024"]
+                "hash.training.balance_weight=0", "hash.training.num_sequences=24",
+                "hash.training.held_out_sequences=8"]
 
     def setUp(self):
         super().setUp()
-        self.train(2, "parallel.ep=2")
+        self.train(0)
         self.hash = self.folder / "runs" / "tiny_bigmac" / "hash"
 
     def train_hash(self, ranks, *overrides, code=DONE):

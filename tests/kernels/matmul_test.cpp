@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "kernels/check.h"
@@ -214,11 +215,13 @@ TEST(MatrixProductTest, StridedBlocksLeaveTheirSurroundingsAlone) {
   }
 }
 
-// The dtype, and whether widths are such that every row is aligned to 16 bytes.
-class GroupedLinearTest : public testing::TestWithParam<std::tuple<DType, bool>> {
+// The dtype, and the widths of input and output: with every row aligned to 16 bytes or not; of one
+// tile of a device's kernel or several, the last of them cut short.
+class GroupedLinearTest
+    : public testing::TestWithParam<std::tuple<DType, std::pair<int64_t, int64_t>>> {
  protected:
   static DType dtype() { return std::get<0>(GetParam()); }
-  const int64_t in_ = std::get<1>(GetParam()) ? 32 : 33, out_ = std::get<1>(GetParam()) ? 64 : 65;
+  const int64_t in_ = std::get<1>(GetParam()).first, out_ = std::get<1>(GetParam()).second;
 
   // Empty first, last and in between; more than one block of rows.
   const std::vector<int64_t> row_offsets_{0, 0, 1, 32, 32, 64, 97, 354, 954, 954};
@@ -326,7 +329,8 @@ TEST_P(GroupedLinearTest, RejectsOffsetsThatDoNotCoverTheRows) {
 
 INSTANTIATE_TEST_SUITE_P(All, GroupedLinearTest,
                          testing::Combine(testing::Values(DType::f32, DType::bf16),
-                                          testing::Bool()));
+                                          testing::Values(std::pair(33, 65), std::pair(32, 64),
+                                                          std::pair(200, 264))));
 
 }  // namespace
 }  // namespace switchyard

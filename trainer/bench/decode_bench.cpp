@@ -24,13 +24,8 @@ namespace switchyard {
 namespace {
 
 constexpr int64_t kHeadDim = 128;
-// More than processors cache, so that reading it leaves nothing of what was there before.
-constexpr int64_t kMemoryBytes = int64_t{512} << 20;
 // Rows of random values that the caches repeat. A prime number: heads begin at different ones.
 constexpr int64_t kRandomRows = 32749;
-
-// Llama-2-7B and Llama-3.1-8B, those of HATA's own measurements.
-const HeadLayout kLayouts[] = {{"MHA", 32, 32, 11008}, {"GQA", 32, 8, 14336}};
 
 // Stretches of a stream's work, by either clock.
 class Timer {
@@ -90,7 +85,7 @@ struct Bench {
       : options(bench_options),
         stream(bench_options.device),
         workspace(bench_options.device),
-        memory({kMemoryBytes}, DType::u8, bench_options.device) {
+        memory({bench_options.read_bytes}, DType::u8, bench_options.device) {
     fill_zero(stream, memory);  // pages that nobody has written lie nowhere
   }
 
@@ -103,6 +98,18 @@ struct Bench {
     return result;
   }
 
+  // A large tensor of random rows that repeat.
+  void fill(TensorView large, std::string_view name) {
+    const int64_t width = large.dim(-1);
+    const Tensor values = random({kRandomRows, width}, large.dtype(), name);
+    const TensorView rows = large.reshape({large.num_elements() / width, width});
+    for (int64_t row = 0; row < rows.dim(0); row += kRandomRows) {
+      const int64_t count = std::min(kRandomRows, rows.dim(0) - row);
+      copy(stream, values.view().rows(0, count), rows.rows(row, count));
+    }
+    stream.synchronize();
+  }
+
   Series series() { return Series(stream, options.clock); }
 
   // Reads the memory once. On a device a copy stands in for it, of half of it to the other: as many
@@ -112,7 +119,8 @@ struct Bench {
     if (options.device.kind == DeviceKind::cpu) {
       read_through(all);
     } else {
-      copy(stream, all.rows(0, kMemoryBytes / 2), all.rows(kMemoryBytes / 2, kMemoryBytes / 2));
+      const int64_t half = all.dim(0) / 2;
+      copy(stream, all.rows(0, half), all.rows(half, half));
     }
   }
 
@@ -140,21 +148,11 @@ struct Layer {
         lengths({c.batch}, DType::i32, bench.options.device),
         counts({c.batch}, DType::i32, bench.options.device),
         out({c.batch, c.layout.heads * kHeadDim}, c.dtype, bench.options.device) {
-    fill(bench, k, "k");
-    fill(bench, v, "v");
+    bench.fill(k, "k");
+    bench.fill(v, "v");
     set_all(bench, c.length, lengths);
     set_all(bench, c.selected, counts);
     hash_encode(bench.stream, {}, k, weight, 0, {}, codes, {});
-  }
-
-  static void fill(Bench& bench, TensorView cache, std::string_view name) {
-    const Tensor values = bench.random({kRandomRows, kHeadDim}, cache.dtype(), name);
-    const TensorView rows = cache.reshape({cache.num_elements() / kHeadDim, kHeadDim});
-    for (int64_t row = 0; row < rows.dim(0); row += kRandomRows) {
-      const int64_t count = std::min(kRandomRows, rows.dim(0) - row);
-      copy(bench.stream, values.view().rows(0, count), rows.rows(row, count));
-    }
-    bench.stream.synchronize();
   }
 
   static void set_all(Bench& bench, int64_t value, TensorView to) {
@@ -172,11 +170,11 @@ double bytes_of(const Tensors&... tensors) {
   return (static_cast<double>(tensors.view().num_bytes()) + ...);
 }
 
-void count_bytes(const Layer& layer, int64_t bits, DecodeBenchCase& c) {
+void count_bytes(const Layer& layer, const DecodeBenchOptions& options, DecodeBenchCase& c) {
   const auto heads = static_cast<double>(c.batch * c.layout.kv_heads);
-  const double code = static_cast<double>(bits) / 8.0;
+  const double code = static_cast<double>(options.bits) / 8.0;
   const double row = static_cast<double>(kHeadDim) * static_cast<double>(size_of(c.dtype));
-  c.memory.bytes = static_cast<double>(kMemoryBytes);
+  c.memory.bytes = static_cast<double>(options.read_bytes);
   c.dense.bytes = bytes_of(layer.q, layer.k, layer.v, layer.out);
   c.encode.bytes = bytes_of(layer.weight, layer.q, layer.new_k, layer.q_codes) + heads * code;
   c.score.bytes = bytes_of(layer.q_codes, layer.codes, layer.distances);
@@ -219,7 +217,7 @@ std::vector<Part> parts_of_step(Bench& bench, Layer& x, float scale, DecodeBench
 // that a device never waits for the host.
 void measure(Bench& bench, DecodeBenchCase& c) {
   Layer x(bench, c);
-  count_bytes(x, bench.options.bits, c);
+  count_bytes(x, bench.options, c);
   const float scale = 1.0f / std::sqrt(static_cast<float>(kHeadDim));
   const std::vector<Part> parts = parts_of_step(bench, x, scale, c);
   Series memory = bench.series(), dense = bench.series(), hata = bench.series();
@@ -274,8 +272,10 @@ std::vector<Product> products_of_layer(Bench& bench, const PrefillBenchCase& c) 
   std::vector<Product> products;
   for (const auto& [in, out] : sizes) {
     products.push_back({bench.random({c.tokens, in}, c.dtype, "x"),
-                        bench.random({out, in}, c.dtype, "weight"),
+                        Tensor({out, in}, c.dtype, bench.options.device),
                         Tensor({c.tokens, out}, c.dtype, bench.options.device)});
+    const TensorView weight = products.back().weight;
+    bench.fill(weight.reshape({weight.num_elements() / kHeadDim, kHeadDim}), "weight");
   }
   return products;
 }
@@ -333,7 +333,7 @@ DecodeBenchReport bench_decode(const DecodeBenchOptions& options) {
       .options = options, .threads = omp_get_max_threads(), .decode = {}, .prefill = {}};
   Bench bench(options);
   for (const DType dtype : options.dtypes) {
-    for (const HeadLayout& layout : kLayouts) {
+    for (const HeadLayout& layout : options.layouts) {
       for (const int64_t batch : options.batches) {
         for (const int64_t length : options.lengths) {
           report.decode.push_back(bench_case(bench, dtype, layout, batch, length));

@@ -14,15 +14,25 @@ enum class BenchClock {
              // others use, too. CPU only
 };
 
+// The heads of a published model, and the width of its feed-forward layers.
+struct HeadLayout {
+  std::string name;
+  int64_t heads, kv_heads, ffn_hidden;
+};
+
 struct DecodeBenchOptions {
   std::vector<int64_t> lengths = {4096, 8192, 16384, 32768, 65536, 131072};
   std::vector<int64_t> batches = {1, 8};
   std::vector<DType> dtypes = {DType::f32, DType::bf16};  // of the caches
+  // Llama-2-7B and Llama-3.1-8B, those of HATA's own measurements.
+  std::vector<HeadLayout> layouts = {{"MHA", 32, 32, 11008}, {"GQA", 32, 8, 14336}};
   int64_t bits = 128;
   double budget = 0.015625;  // share of the cached keys that HATA attends to
   int64_t repetitions = 9;
   int64_t prefill_tokens = 1024;
   double memory_gib = 12.0;  // cases that need more are skipped
+  // Read before every step: more than processors cache.
+  int64_t read_bytes = int64_t{512} << 20;
   BenchClock clock = BenchClock::wall;
   Device device;
 };
@@ -33,12 +43,6 @@ struct BenchFigure {
   double bytes = 0.0;
 
   double bytes_per_second() const { return bytes / seconds; }
-};
-
-// The heads of a published model, and the width of its feed-forward layers.
-struct HeadLayout {
-  std::string name;
-  int64_t heads, kv_heads, ffn_hidden;
 };
 
 // One step of attention for one new token per sequence, dense and hash-aware, on the same caches in

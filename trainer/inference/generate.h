@@ -14,7 +14,7 @@ struct GenerationRequest {
   int64_t max_tokens = 128;     // fewer where the context length or end_token comes first
   int64_t num_samples = 1;
   int32_t end_token = -1;  // a sample ends with it; -1: none
-  SamplingOptions sampling;
+  SamplingOptions sampling = {};
   uint64_t seed = 0;
   const KeySelection* selection = nullptr;  // null: new tokens attend to all keys
 };
