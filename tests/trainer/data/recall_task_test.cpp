@@ -368,7 +368,9 @@ TEST(RecallVocabularyTest, EveryWordHasHeldOutNeedles) {
   for (int32_t word = V::kFirstKey; word < V::kSize; ++word) {
     const bool is_key = word < V::kFirstValue;
     EXPECT_GE(held_out(word, V::kFirstKey, V::kNumKeys), is_key ? 9 : 1) << recall_word(word);
-    if (is_key) EXPECT_GE(held_out(word, V::kFirstValue, V::kNumValues), 8) << recall_word(word);
+    if (is_key) {
+      EXPECT_GE(held_out(word, V::kFirstValue, V::kNumValues), 8) << recall_word(word);
+    }
   }
 }
 
