@@ -5,7 +5,7 @@
 # table of ops and of training steps. What fails or takes too long does not keep the rest from
 # running; the exit code is 0 if all passed.
 set -uo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")"
+cd "$(dirname "${BASH_SOURCE[0]}")" || exit
 source ./env.sh
 report="$(realpath -m "${1:-gpu_report.md}")"
 wanted="${2:-.}"
@@ -87,8 +87,8 @@ if ((gpus > 1)); then
 fi
 wait
 if command -v compute-sanitizer >/dev/null; then
-  begin memcheck 120 sanitize memcheck
-  begin racecheck 120 sanitize racecheck
+  begin memcheck 110 sanitize memcheck
+  begin racecheck 110 sanitize racecheck
   wait
 fi
 # Fast or slow: one after the other.
