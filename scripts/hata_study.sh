@@ -77,10 +77,15 @@ train_recall() {
   switchyard train "$recall" "${from[@]}"
 }
 
+# Most samples that the recall model learns from are short; the hash learns from whole ones.
+long_samples=(data.recall.shortest=0 data.recall.practice_share=0 data.recall.train_sequences=200
+  data.train=runs/recall_hash/train.h5 hash.training.sigma=0.5 hash.training.balance_weight=0
+  hash.training.pairs_per_epoch=16384)
+
 # Projections of a model that is there; queries and keys are collected once for all bits.
 learn() {
   local config=$1 width=$2 out=$3
-  switchyard train-hash "$config" "${choices[@]}" "${layout[@]}" hash.bits="$width" \
+  switchyard train-hash "$config" "${choices[@]}" "${layout[@]}" "${learning[@]}" hash.bits="$width" \
     hash.weights="$out/hash_weights_$width.h5" hash.training.keep_query_keys=true
 }
 
@@ -121,6 +126,8 @@ say "Recall tasks, and a model that solves them: $recall"
 # Checkpoints load on any layout; for one model on few sequences experts need not be split.
 layout=(parallel.ep=1 train.global_batch_size=$((8 * ranks)) train.micro_batch_size=8)
 step recall.trained train_recall
+learning=("${long_samples[@]}")
+step recall.long build/switchyard tokenize "$recall" "${learning[@]}"
 study_model recall "$recall" "$(run_dir "$recall")" 200
 
 tables=(recall "$study/recall/evaluation.json")
@@ -129,6 +136,7 @@ if [[ -n $text ]]; then
   if [[ $text == configs/quickstart_bigmac.yaml ]]; then
     step text.trained scripts/quickstart.sh --model bigmac
   fi
+  learning=()
   study_model text "$text" "$(run_dir "$text")" 64
   tables+=(text "$study/text/evaluation.json")
 fi
