@@ -77,6 +77,7 @@ begin kernels 240 kernel_suites
 begin communicators_2 120 on_ranks 2 cuda:0 bin/communicator_test --gtest_brief=1
 begin communicators_4 120 on_ranks 4 cuda:0 bin/communicator_test --gtest_brief=1
 begin layouts_1 240 on_ranks 1 cuda:0 bin/layout_equivalence_test --gtest_brief=1
+begin layouts_2 240 on_ranks 2 cuda:0 bin/layout_equivalence_test --gtest_brief=1
 begin layouts_4 240 on_ranks 4 cuda:0 bin/layout_equivalence_test --gtest_brief=1
 begin layouts_8 240 on_ranks 8 cuda:0 bin/layout_equivalence_test --gtest_brief=1
 begin program 240 env SWITCHYARD_THOROUGH=1 python3 tests/end_to_end/device_test.py bin/switchyard mpirun
