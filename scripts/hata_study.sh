@@ -112,7 +112,9 @@ study_model() {
   cp "$run/hash/evaluation.json" "$study/$name/"
 }
 
-run_dir() { build/switchyard train "$1" --print-config | sed -n 's/^ *dir: "\(.*\)".*/\1/p' | head -n 1; }
+run_dir() {
+  build/switchyard train "$1" parallel.ep=1 --print-config | sed -n 's/^ *dir: "\(.*\)".*/\1/p' | head -n 1
+}
 
 say "Packages"
 scripts/setup.sh
