@@ -118,12 +118,14 @@ class Training(Program):
     def test_recall_tasks_are_made_learned_and_scored(self):
         config = ["configs/tiny_bigmac.yaml", "data.tokenizer.type=recall", "data.mask=document",
                   "data.train=runs/recall/train.h5", "data.validation=runs/recall/validation.h5",
-                  "data.recall.train_sequences=400", "data.recall.validation_sequences=10",
-                  "data.recall.shortest=32", "run.dir=runs/recall", "train.max_steps=50"]
+                  "data.recall.train_sequences=800", "data.recall.validation_sequences=10",
+                  "data.recall.shortest=32", "data.recall.practice_share=0.9",
+                  "run.dir=runs/recall", "train.max_steps=60"]
         self.run_program(0, "tokenize", *config)
-        self.run_program(2, "train", *config, "parallel.ep=2")
+        self.run_program(0, "train", *config)
         losses = [m["loss"] for m in self.metrics("recall")]
-        self.assertGreater(sum(losses[:5]) / 5, sum(losses[-5:]) / 5 + 0.5)
+        # From ln 160, all of the vocabulary, towards ln 128, its keys and values.
+        self.assertGreater(sum(losses[:5]) / 5, sum(losses[-20:]) / 20 + 0.08)
         output = self.run_program(2, "eval", *config, "parallel.tp=2")
         for task in ["single", "multi_key", "multi_value", "multi_query", "variable_tracking"]:
             self.assertRegex(output, rf"{task} +2 +[0-9.]+% +[0-9.]+%")
