@@ -22,6 +22,9 @@ constexpr int kRowsPerWarp = 16;
 constexpr int kRows = kWarps * kRowsPerWarp;  // of the block's own tile
 constexpr int kForwardKeys = 64;              // of a tile that streams by, forward
 constexpr int kBackwardColumns = 32;          // and backward: keys for dq, queries for dk and dv
+// As many as registers and shared memory allow; the compiler must not pass that by a register.
+template <int kDim>
+constexpr int kBlocksPerMultiprocessor = kDim == 64 ? 3 : 2;
 constexpr float kLog2E = 1.4426950408889634f;
 
 // ---- Products
@@ -167,7 +170,7 @@ constexpr size_t kForwardShared = tile_bytes<kDim>(kRows + 4 * kForwardKeys);
 
 // Block (query tile, head, sequence).
 template <int kDim>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<kDim>)
     flash_forward_kernel(AttentionProblem p, const bfloat16* q, const bfloat16* k,
                          const bfloat16* v, bfloat16* out, float* lse) {
   auto* shared = dynamic_shared<bfloat16>();
@@ -263,7 +266,7 @@ __device__ void score_gradients(const Lse& lse, const Delta& delta, FragmentC (&
 
 // Block (query tile, head, sequence): the keys stream by.
 template <int kDim>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<kDim>)
     flash_backward_q_kernel(AttentionProblem p, const bfloat16* dout, const bfloat16* q,
                             const bfloat16* k, const bfloat16* v, const float* lse,
                             const float* delta, bfloat16* dq) {
@@ -380,7 +383,7 @@ struct QueryTiles {
 // Block (key tile, key/value head, sequence): the queries of all heads of the group stream by, in
 // order.
 template <int kDim>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<kDim>)
     flash_backward_kv_kernel(AttentionProblem p, const bfloat16* dout, const bfloat16* q,
                              const bfloat16* k, const bfloat16* v, const float* lse,
                              const float* delta, bfloat16* dk, bfloat16* dv) {

@@ -46,8 +46,10 @@ void check_device(Device device) {
   const cudaError_t code = cudaGetDeviceCount(&count);
   if (code != cudaSuccess) {
     cudaGetLastError();
-    fail("{} cannot be used: {}; install an NVIDIA driver that is new enough, or set run.device: cpu",
-         to_string(device), cudaGetErrorString(code));
+    fail(
+        "{} cannot be used: {}; install an NVIDIA driver that is new enough, or set run.device: "
+        "cpu",
+        to_string(device), cudaGetErrorString(code));
   }
   require(device.index < count, "{} is not there: this machine has {} CUDA device{}",
           to_string(device), count, count == 1 ? "" : "s");
@@ -161,7 +163,7 @@ void* reduction_scratch(const Stream& stream, size_t num_bytes) {
 
 void run_side_by_side(Stream& stream, int64_t count,
                       const std::function<void(Stream&, int64_t)>& piece) {
-  constexpr size_t kSideStreams = 4;
+  constexpr size_t kSideStreams = 8;
   StreamState& state = *stream.cuda();
   if (!state.forked) {
     state.forked = std::make_unique<Event>(state.device);

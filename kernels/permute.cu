@@ -21,8 +21,9 @@ __global__ void gather_rows_kernel(const Piece* x, const int32_t* source_row, in
   if (row >= out_rows) return;
   const Piece* from = x + source_row[row] * pieces;
   Piece* to = y + row * pieces;
+  // Written past the cache as far as possible: rows of x are read again for other experts.
 #pragma unroll 4
-  for (int64_t i = threadIdx.x % kWarpSize; i < pieces; i += kWarpSize) to[i] = from[i];
+  for (int64_t i = threadIdx.x % kWarpSize; i < pieces; i += kWarpSize) __stcs(to + i, from[i]);
 }
 
 template <class Piece>

@@ -53,62 +53,34 @@ __device__ void store_row(const float (&values)[kPerLane], int64_t experts, floa
   }
 }
 
-// values[expert], on every lane.
-template <int kPerLane>
-__device__ float value_of_expert(const float (&values)[kPerLane], int expert) {
-  float mine = values[0];
-#pragma unroll
-  for (int i = 1; i < kPerLane; ++i) {
-    if (expert / kWarpSize == i) mine = values[i];
-  }
-  return __shfl_sync(kAllLanes, mine, expert % kWarpSize);
+// A greater float is a greater integer, and none is 0. NaN has no place in it, and -0 none of its
+// own.
+__device__ uint32_t ordered(float key) {
+  const uint32_t bits = __float_as_uint(key + 0.0f);
+  return bits >> 31 ? ~bits : bits | 0x80000000u;
 }
 
-// values[expert] += x, on the lane that holds it.
-template <int kPerLane>
-__device__ void add_to_expert(float (&values)[kPerLane], int expert, float x) {
-#pragma unroll
-  for (int i = 0; i < kPerLane; ++i) {
-    if (lane_id() + i * kWarpSize == expert) values[i] += x;
-  }
-}
-
-struct Candidate {
-  float key;
-  int expert;
-  __device__ bool beats(const Candidate& other) const {
-    return key > other.key || (key == other.key && expert < other.expert);
-  }
+// The greatest key that a lane holds, and its place; of equals the lower.
+struct LaneBest {
+  uint32_t key;
+  int place;
 };
 
-// The greatest key among the experts that are not taken; of equals the lower index.
 template <int kPerLane>
-__device__ Candidate best_of_row(const float (&keys)[kPerLane], uint32_t taken, int64_t experts) {
-  Candidate best{-INFINITY, INT_MAX};
+__device__ LaneBest best_of_lane(const uint32_t (&keys)[kPerLane]) {
+  LaneBest best{keys[0], 0};
 #pragma unroll
-  for (int i = 0; i < kPerLane; ++i) {
-    const Candidate candidate{keys[i], lane_id() + i * kWarpSize};
-    const bool is_free = candidate.expert < experts && (taken >> i & 1u) == 0;
-    if (is_free && candidate.beats(best)) best = candidate;
-  }
-  for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
-    const Candidate other{__shfl_xor_sync(kAllLanes, best.key, offset),
-                          __shfl_xor_sync(kAllLanes, best.expert, offset)};
-    if (other.beats(best)) best = other;
+  for (int i = 1; i < kPerLane; ++i) {
+    if (keys[i] > best.key) best = {keys[i], i};
   }
   return best;
 }
 
-template <int kPerLane>
-__device__ float log_sum_exp(const float (&logits)[kPerLane]) {
-  float largest = logits[0];
-#pragma unroll
-  for (int i = 1; i < kPerLane; ++i) largest = fmaxf(largest, logits[i]);
-  largest = warp_max(largest);
-  double total = 0.0;
-#pragma unroll
-  for (int i = 0; i < kPerLane; ++i) total += expf(logits[i] - largest);
-  return largest + static_cast<float>(log(warp_sum(total)));
+// The expert of the greatest key; of equals the lower index.
+__device__ int best_of_row(const LaneBest& best) {
+  const uint32_t greatest = __reduce_max_sync(kAllLanes, best.key);
+  const int mine = best.key == greatest ? lane_id() + best.place * kWarpSize : INT_MAX;
+  return __reduce_min_sync(kAllLanes, mine);
 }
 
 // ---- Forward -----------------------------------------------------------------------------------
@@ -123,37 +95,68 @@ struct Forward {
   float* topk_weights;
 };
 
+// Logits become scores. Returns the log of the sum of their exponentials.
+template <int kPerLane>
+__device__ float score_row(RouterScore kind, float (&row)[kPerLane]) {
+  float largest = row[0];
+#pragma unroll
+  for (int i = 1; i < kPerLane; ++i) largest = fmaxf(largest, row[i]);
+  largest = warp_max(largest);
+  float exponential[kPerLane];
+  double total = 0.0;
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    exponential[i] = expf(row[i] - largest);
+    total += exponential[i];
+  }
+  total = warp_sum(total);
+  const auto sum = static_cast<float>(total);
+  const float scale = 1.0f / sum;
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    row[i] = kind == RouterScore::softmax ? exponential[i] * scale : 1.0f / (1.0f + expf(-row[i]));
+  }
+  return largest + logf(sum);
+}
+
 // Scores, top k and weights of a token. Lane s < top_k returns the expert of slot s.
 template <int kPerLane>
 __device__ int route_token(const Forward& f, int64_t token, float (&score)[kPerLane]) {
   const RouterOptions& options = f.options;
+  const int experts = static_cast<int>(f.experts);
   load_row(f.logits + token * f.experts, f.experts, -INFINITY, score);
-  const float log_sum = log_sum_exp(score);
+  const float log_sum = score_row(options.score, score);
   if (lane_id() == 0) f.lse[token] = log_sum;
-#pragma unroll
-  for (int i = 0; i < kPerLane; ++i) {
-    score[i] = options.score == RouterScore::softmax ? expf(score[i] - log_sum)
-                                                     : 1.0f / (1.0f + expf(-score[i]));
-  }
   store_row(score, f.experts, f.scores + token * f.experts);
 
-  float keys[kPerLane];
-  load_row(f.bias ? f.bias : f.logits, f.bias ? f.experts : 0, 0.0f, keys);
+  uint32_t keys[kPerLane];  // 0: no such expert, or taken
 #pragma unroll
   for (int i = 0; i < kPerLane; ++i) {
-    keys[i] += score[i];
-    if (keys[i] != keys[i]) keys[i] = -INFINITY;  // a NaN
+    const int e = lane_id() + i * kWarpSize;
+    const float key = score[i] + (f.bias && e < experts ? f.bias[e] : 0.0f);
+    keys[i] = e < experts ? ordered(key != key ? -INFINITY : key) : 0u;
   }
-  uint32_t taken = 0;
+  LaneBest best = best_of_lane(keys);
   int my_expert = 0;
   float my_score = 0.0f, total = kTinySum;
   for (int s = 0; s < options.top_k; ++s) {
     const int expert =
         options.force_balanced
             ? static_cast<int>(((f.first_token + token) * options.top_k + s) % f.experts)
-            : best_of_row(keys, taken, f.experts).expert;
-    if (expert % kWarpSize == lane_id()) taken |= 1u << (expert / kWarpSize);
-    const float selected = value_of_expert(score, expert);
+            : best_of_row(best);
+    float selected = 0.0f;
+    if (expert % kWarpSize == lane_id()) {
+      // Bits, not comparisons with i: the compiler would make an index of those, and the registers
+      // an array in local memory.
+      const uint32_t place = 1u << (expert / kWarpSize);
+#pragma unroll
+      for (int i = 0; i < kPerLane; ++i) {
+        selected = place >> i & 1u ? score[i] : selected;
+        keys[i] = place >> i & 1u ? 0u : keys[i];
+      }
+      best = best_of_lane(keys);
+    }
+    selected = __shfl_sync(kAllLanes, selected, expert % kWarpSize);
     total += selected;
     if (lane_id() == s) {
       my_expert = expert;
@@ -250,38 +253,37 @@ __global__ void add_chunks_kernel(const double* partial, int64_t chunks, int64_t
 // ---- Backward ----------------------------------------------------------------------------------
 
 // The weights' part of the gradient by the scores. w_s = factor * score_s [/ sum of the selected].
+//   row  kPerLane * 32 floats of shared memory, the warp's own
 template <int kPerLane>
-__device__ void add_weight_gradient(const RouterOptions& options, const float (&score)[kPerLane],
-                                    const int32_t* idx, const float* dweights,
-                                    float (&dscore)[kPerLane]) {
-  const int k = options.top_k;
-  const int my_expert = lane_id() < k ? idx[lane_id()] : 0;
-  const float my_gradient = lane_id() < k ? dweights[lane_id()] : 0.0f;
-  float total = kTinySum;
-  double dot = 0.0;
+__device__ void weight_gradient(const RouterOptions& options, const float* scores,
+                                const int32_t* idx, const float* dweights, float* row,
+                                float (&dscore)[kPerLane]) {
+  const bool has_slot = lane_id() < options.top_k;
+  const int expert = has_slot ? idx[lane_id()] : 0;
+  float gradient = has_slot ? dweights[lane_id()] : 0.0f;
   if (options.normalize_topk) {
-    for (int s = 0; s < k; ++s) {
-      const float selected = value_of_expert(score, __shfl_sync(kAllLanes, my_expert, s));
-      total += selected;
-      dot += static_cast<double>(__shfl_sync(kAllLanes, my_gradient, s)) * selected;
-    }
+    const float selected = has_slot ? scores[expert] : 0.0f;
+    const float total = warp_sum(selected) + kTinySum;
+    const double dot = warp_sum(static_cast<double>(gradient) * selected);
+    gradient = (gradient - static_cast<float>(dot / total)) / total;
   }
-  const auto mean = static_cast<float>(dot / total);
-  for (int s = 0; s < k; ++s) {
-    const float gradient = __shfl_sync(kAllLanes, my_gradient, s);
-    const float by_score = options.normalize_topk ? (gradient - mean) / total : gradient;
-    add_to_expert(dscore, __shfl_sync(kAllLanes, my_expert, s),
-                  options.routed_scaling_factor * by_score);
-  }
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) row[lane_id() + i * kWarpSize] = 0.0f;
+  __syncwarp();  // the row is zero
+  // Experts of a token differ: every slot has a place of its own.
+  if (has_slot) row[expert] = options.routed_scaling_factor * gradient;
+  __syncwarp();  // every slot is in the row
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) dscore[i] = row[lane_id() + i * kWarpSize];
 }
 
 // The balance loss's part: g_e for softmax, (g_e - <g, prob>) / sum of scores for sigmoid.
 template <int kPerLane>
 __device__ void add_prob_gradient(RouterScore kind, const float (&score)[kPerLane],
                                   const float (&dprob)[kPerLane], float (&dscore)[kPerLane]) {
-  double total = 1.0, dot = 0.0;
+  float mean = 0.0f, scale = 1.0f;
   if (kind == RouterScore::sigmoid) {
-    total = 0.0;
+    double total = 0.0, dot = 0.0;
 #pragma unroll
     for (int i = 0; i < kPerLane; ++i) {
       total += score[i];
@@ -290,11 +292,11 @@ __device__ void add_prob_gradient(RouterScore kind, const float (&score)[kPerLan
     total = warp_sum(total);
     dot = warp_sum(dot);
     if (total <= 0.0) return;
+    mean = static_cast<float>(dot / total);
+    scale = static_cast<float>(1.0 / total);
   }
 #pragma unroll
-  for (int i = 0; i < kPerLane; ++i) {
-    dscore[i] += static_cast<float>((dprob[i] - dot / total) / total);
-  }
+  for (int i = 0; i < kPerLane; ++i) dscore[i] += (dprob[i] - mean) * scale;
 }
 
 template <int kPerLane>
@@ -321,10 +323,11 @@ __global__ void __launch_bounds__(kThreads)
                            int64_t tokens, int64_t experts, float* dlogits) {
   const int64_t token = token_of_warp();
   if (token >= tokens) return;
-  float score[kPerLane], dscore[kPerLane] = {}, dlogit[kPerLane];
+  __shared__ float rows[kWarps][kPerLane * kWarpSize];
+  float score[kPerLane], dscore[kPerLane], dlogit[kPerLane];
   load_row(scores + token * experts, experts, 0.0f, score);
-  add_weight_gradient(options, score, topk_idx + token * options.top_k,
-                      dtopk_weights + token * options.top_k, dscore);
+  weight_gradient(options, scores + token * experts, topk_idx + token * options.top_k,
+                  dtopk_weights + token * options.top_k, rows[threadIdx.x / kWarpSize], dscore);
   if (dprobs) {
     const int64_t sequence = (range.first_token + token) / range.seq_len;
     float dprob[kPerLane];

@@ -16,7 +16,7 @@ programs=(switchyard kernels_tests layout_equivalence_test communicator_test dev
 cmake --build build-bundle --target "${programs[@]}"
 
 rm -rf "$folder"
-mkdir -p "$folder"/{bin,lib,tests/end_to_end}
+mkdir -p "$folder"/{bin,lib,pmix,tests/end_to_end}
 for program in "${programs[@]}"; do
   strip -o "$folder/bin/$program" "build-bundle/$program"
 done
@@ -33,6 +33,8 @@ for part in "$plugins" "$help"; do
   mkdir -p "$folder/${part#"$prefix"}"
   cp -rL "$part"/* "$folder/${part#"$prefix"}/"
 done
+pmix_plugins=(/usr/lib/*/pmix*/lib/pmix)
+cp -L "${pmix_plugins[0]}"/*.so "$folder/pmix/"
 # Networks and storage of other machines, and what would bring their libraries.
 find "$folder" -regextype egrep -regex '.*/mca_[a-z]+_(ofi|ucx|openib|psm2?|usnic|portals4|monitoring|pvfs2|lustre|gpfs|knem)\.so' \
   -delete
@@ -42,7 +44,7 @@ find "$folder" -regextype egrep -regex '.*/mca_[a-z]+_(ofi|ucx|openib|psm2?|usni
 libraries_of() { ldd "$@" 2>/dev/null | awk '$2 == "=>" && $3 ~ /^\// {print $3}' | sort -u; }
 left_to_the_machine='/(ld-linux-x86-64|lib(c|m|dl|rt|pthread|resolv|util|cuda|cublas|cublasLt|nccl))\.so'
 libraries_of "$folder"/bin/* "$folder/${plugins#"$prefix"}"/*.so \
-  | grep -Ev "$left_to_the_machine" | xargs -I{} cp -L {} "$folder/lib/"
+  "$folder"/pmix/*.so | grep -Ev "$left_to_the_machine" | xargs -I{} cp -L {} "$folder/lib/"
 strip --strip-unneeded "$folder"/lib/*.so* "$folder/${plugins#"$prefix"}"/*.so
 
 cat > "$folder/env.sh" <<'EOF'
@@ -50,8 +52,8 @@ cat > "$folder/env.sh" <<'EOF'
 bundle="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 export PATH="$bundle/bin:$PATH" OPAL_PREFIX="$bundle" PMIX_PREFIX="$bundle"
 export OMPI_MCA_btl=self,vader,tcp OMPI_MCA_rmaps_base_oversubscribe=1
-# PMIx needs no plug-ins, and those of the machine may be of another version.
-export PMIX_MCA_mca_base_component_path="$bundle/lib"
+# Not the machine's plug-ins, which may be of another version.
+export PMIX_PKGLIBDIR="$bundle/pmix"
 cuda_folders="$(python3 - 2>/dev/null <<'PY'
 import glob, site, sys
 for root in [*site.getsitepackages(), *sys.path]:

@@ -5,7 +5,7 @@
 # table of ops and of training steps. What fails or takes too long does not keep the rest from
 # running; the exit code is 0 if all passed.
 set -uo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")"
+cd "$(dirname "${BASH_SOURCE[0]}")" || exit
 source ./env.sh
 report="$(realpath -m "${1:-gpu_report.md}")"
 wanted="${2:-.}"
@@ -45,14 +45,18 @@ kernel_suites() {
   return $failed
 }
 
+# A sample of the suites: under a sanitizer they take a hundred times as long. Tests of full devices
+# provoke errors.
 sanitize() {  # tool
-  kernel_suites compute-sanitizer --tool "$1" --error-exitcode 9 --print-limit 20
+  GTEST_FILTER="*Small*:*_31*:*_33*:*Tie*:*Empty*:*Document*:TensorCores/*0:TensorCores/*3:*Plan*:*Drop*:*Decode*-*Memory*" \
+    kernel_suites compute-sanitizer --tool "$1" --error-exitcode 9 --print-limit 20 \
+    --report-api-errors no
 }
 
 bench_step() {  # configuration, overrides
   bin/switchyard bench "configs/$1.yaml" run.device=cuda run.compute_dtype=bf16 parallel.tp=1 \
     parallel.ep=1 model.router.capacity_factor=0 train.micro_batch_size=16 \
-    train.global_batch_size=16 --steps 5 --warmup 2
+    train.global_batch_size=16 model.vocab_size=50304 --steps 5 --warmup 2
 }
 
 # Functions run under `timeout` in a shell of their own.
@@ -73,6 +77,7 @@ begin kernels 240 kernel_suites
 begin communicators_2 120 on_ranks 2 cuda:0 bin/communicator_test --gtest_brief=1
 begin communicators_4 120 on_ranks 4 cuda:0 bin/communicator_test --gtest_brief=1
 begin layouts_1 240 on_ranks 1 cuda:0 bin/layout_equivalence_test --gtest_brief=1
+begin layouts_2 240 on_ranks 2 cuda:0 bin/layout_equivalence_test --gtest_brief=1
 begin layouts_4 240 on_ranks 4 cuda:0 bin/layout_equivalence_test --gtest_brief=1
 begin layouts_8 240 on_ranks 8 cuda:0 bin/layout_equivalence_test --gtest_brief=1
 begin program 240 env SWITCHYARD_THOROUGH=1 python3 tests/end_to_end/device_test.py bin/switchyard mpirun
@@ -83,8 +88,8 @@ if ((gpus > 1)); then
 fi
 wait
 if command -v compute-sanitizer >/dev/null; then
-  begin memcheck 120 sanitize memcheck
-  begin racecheck 120 sanitize racecheck
+  begin memcheck 110 sanitize memcheck
+  begin racecheck 110 sanitize racecheck
   wait
 fi
 # Fast or slow: one after the other.

@@ -64,15 +64,28 @@ switchyard() {
     build/switchyard "$@"
 }
 
+# Short samples first, where the configuration has a short one beside it; then from its last
+# checkpoint on, or from the newest of its own.
 train_recall() {
+  local short=${recall%.yaml}_short.yaml from=()
+  if [[ -e $short && ! -e $(run_dir "$recall")/checkpoints/latest ]]; then
+    build/switchyard tokenize "$short"
+    OMP_NUM_THREADS=1 build/switchyard train "$short"
+    from=(checkpoint.resume="$(run_dir "$short")/checkpoints/latest")
+  fi
   build/switchyard tokenize "$recall"
-  switchyard train "$recall"
+  switchyard train "$recall" "${from[@]}"
 }
+
+# Most samples that the recall model learns from are short; the hash learns from whole ones.
+long_samples=(data.recall.shortest=0 data.recall.practice_share=0 data.recall.train_sequences=200
+  data.train=runs/recall_hash/train.h5 hash.training.sigma=0.5 hash.training.balance_weight=0
+  hash.training.pairs_per_epoch=16384)
 
 # Projections of a model that is there; queries and keys are collected once for all bits.
 learn() {
   local config=$1 width=$2 out=$3
-  switchyard train-hash "$config" "${choices[@]}" "${layout[@]}" hash.bits="$width" \
+  switchyard train-hash "$config" "${choices[@]}" "${layout[@]}" "${learning[@]}" hash.bits="$width" \
     hash.weights="$out/hash_weights_$width.h5" hash.training.keep_query_keys=true
 }
 
@@ -99,7 +112,9 @@ study_model() {
   cp "$run/hash/evaluation.json" "$study/$name/"
 }
 
-run_dir() { build/switchyard train "$1" --print-config | sed -n 's/^ *dir: "\(.*\)".*/\1/p' | head -n 1; }
+run_dir() {
+  build/switchyard train "$1" parallel.ep=1 --print-config | sed -n 's/^ *dir: "\(.*\)".*/\1/p' | head -n 1
+}
 
 say "Packages"
 scripts/setup.sh
@@ -113,6 +128,8 @@ say "Recall tasks, and a model that solves them: $recall"
 # Checkpoints load on any layout; for one model on few sequences experts need not be split.
 layout=(parallel.ep=1 train.global_batch_size=$((8 * ranks)) train.micro_batch_size=8)
 step recall.trained train_recall
+learning=("${long_samples[@]}")
+step recall.long build/switchyard tokenize "$recall" "${learning[@]}"
 study_model recall "$recall" "$(run_dir "$recall")" 200
 
 tables=(recall "$study/recall/evaluation.json")
@@ -121,6 +138,7 @@ if [[ -n $text ]]; then
   if [[ $text == configs/quickstart_bigmac.yaml ]]; then
     step text.trained scripts/quickstart.sh --model bigmac
   fi
+  learning=()
   study_model text "$text" "$(run_dir "$text")" 64
   tables+=(text "$study/text/evaluation.json")
 fi

@@ -115,6 +115,24 @@ class Training(Program):
         self.assertIn("layers.0.moe.descend.weight", output)
         self.run_program(0, "inspect", "runs/tiny_data/train.h5", "--verify")
 
+    def test_recall_tasks_are_made_learned_and_scored(self):
+        config = ["configs/tiny_bigmac.yaml", "data.tokenizer.type=recall", "data.mask=document",
+                  "data.train=runs/recall/train.h5", "data.validation=runs/recall/validation.h5",
+                  "data.recall.train_sequences=400", "data.recall.validation_sequences=10",
+                  "data.recall.shortest=32", "run.dir=runs/recall", "train.max_steps=50"]
+        self.run_program(0, "tokenize", *config)
+        self.run_program(2, "train", *config, "parallel.ep=2")
+        losses = [m["loss"] for m in self.metrics("recall")]
+        self.assertGreater(sum(losses[:5]) / 5, sum(losses[-5:]) / 5 + 0.5)
+        output = self.run_program(2, "eval", *config, "parallel.tp=2")
+        for task in ["single", "multi_key", "multi_value", "multi_query", "variable_tracking"]:
+            self.assertRegex(output, rf"{task} +2 +[0-9.]+% +[0-9.]+%")
+        told = self.run_program(0, "generate", *config, "--prompt", "single set k3 v5 ask k3",
+                                "--max-tokens", "2")
+        self.assertTrue(told.startswith("single set k3 v5 ask k3 "))
+        told = self.run_program(0, "generate", *config, "--prompt", "hello", code=FAILED)
+        self.assertIn("'hello' is no word of the recall tasks", told)
+
     def test_bf16_learns_too(self):
         self.train(2, "run.compute_dtype=bf16", "parallel.ep=2", "parallel.recompute=true")
         losses = [m["loss"] for m in self.metrics()]
@@ -195,11 +213,12 @@ class Resume(Program):
 
 class HashTraining(Program):
     SETTINGS = ["hash.dense_layers=1", "hash.bits=32", "hash.training.sigma=1",
-                "hash.training.balance_weight=0", "hash.training.pairs_per_epoch=1024"]
+                "hash.training.balance_weight=0", "hash.training.num_sequences=24",
+                "hash.training.held_out_sequences=8"]
 
     def setUp(self):
         super().setUp()
-        self.train(2, "parallel.ep=2")
+        self.train(0)
         self.hash = self.folder / "runs" / "tiny_bigmac" / "hash"
 
     def train_hash(self, ranks, *overrides, code=DONE):

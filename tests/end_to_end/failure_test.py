@@ -70,7 +70,7 @@ class Failure(unittest.TestCase):
             cwd=self.folder, env=self.environment(), text=True, errors="replace",
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         self.addCleanup(job.kill)
-        deadline = time.time() + 120
+        deadline = time.time() + 300
         while time.time() < deadline and job.poll() is None:
             if metrics.exists() and metrics.read_text().count("\n") >= 2:
                 return job, self.process_of_rank(job.pid, 1)
@@ -109,14 +109,14 @@ class DyingRank(Failure):
     def test_a_rank_that_stops_is_waited_for_no_longer_than_configured(self):
         for transport, overrides in TRANSPORTS.items():
             with self.subTest(transport):
-                job, victim = self.start("run.collective_timeout=3", *overrides)
+                job, victim = self.start("run.collective_timeout=10", *overrides)
                 os.kill(victim, signal.SIGSTOP)
                 code, output, seconds = self.end_of(job)
 
                 self.assertNotEqual(code, 0, output)
                 self.assertRegex(output, rf"switchyard: rank 0 {WHERE}: [a-z_]+ in group [a-z]+ has "
-                                         r"not come to its end after 3 s \(run.collective_timeout\)")
-                self.assertGreater(seconds, 2.0)
+                                         r"not come to its end after 10 s \(run.collective_timeout\)")
+                self.assertGreater(seconds, 8.0)
 
     @unittest.skipUnless(ON_CUDA, "needs a rank whose device is smaller than the others'")
     def test_an_error_of_one_rank_ends_all_and_says_where(self):
@@ -126,11 +126,12 @@ class DyingRank(Failure):
                          *SMALL, *overrides]
                 code, output = self.run_program(
                     MPIEXEC, *MPI_FLAGS, "-n", 1, *train, ":", "-n", 1, "-x",
-                    f"SWITCHYARD_EMULATED_DEVICE_BYTES={36 << 20}", *train)
+                    f"SWITCHYARD_EMULATED_DEVICE_BYTES={24 << 20}", *train)
 
                 self.assertNotEqual(code, 0, output)
-                self.assertRegex(output, r"switchyard: rank 1 \((start|step 1, [a-z ]+)\): "
-                                         r"out of memory on cuda:\d: ")
+                # The first product wants more than the weights have left.
+                self.assertRegex(output, r"switchyard: rank 1 \((start|step 1, forward)\): out of "
+                                         r"memory on cuda:\d: 32.0 MiB for the workspace of cuBLAS; ")
 
 
 @unittest.skipUnless(ON_CUDA, "needs a device whose memory the test chooses")
@@ -145,17 +146,17 @@ class DeviceMemory(Failure):
                                 SWITCHYARD_EMULATED_DEVICE_BYTES=str(int(mebibytes * (1 << 20))))
 
     def test_weights_that_do_not_fit_are_named(self):
-        code, output = self.bench(20, "model.expert_ffn_hidden=8192")
+        code, output = self.bench(5, "model.expert_ffn_hidden=2048")
 
         self.assertEqual(code, 1, output)
         self.assertRegex(output, r"switchyard: rank 0 \(start\): out of memory on cuda:0: [\d.]+ MiB "
                                  r"for the (values|gradients) of layers\.0\.[a-z_.]+ to "
                                  r"layers\.1\.[a-z_.]+ \(\d+ parameters\), f32 \[\d+\]; "
-                                 r"[\d.]+ MiB of 20.0 MiB are free")
+                                 r"[\d.]+ MiB of 5.0 MiB are free")
 
     def test_optimizer_state_that_does_not_fit_is_named(self):
-        # 24 MiB of experts: values and gradients fit, the first moments do not.
-        _, output = self.bench(64, "model.expert_ffn_hidden=8192")
+        # 6 MiB of experts: values and gradients fit, the moments do not.
+        _, output = self.bench(17, "model.expert_ffn_hidden=2048")
 
         self.assertRegex(output, r"for the (first|second) moments of layers\.0\.")
 

@@ -17,14 +17,9 @@ using testing::HasSubstr;
 // Elements of four bytes: 4 PiB, more than an address space holds.
 constexpr int64_t kTooMany = int64_t{1} << 50;
 
-// Memory that only the device can use, as outside of tests: managed memory may exceed the device's.
 class OutOfMemoryTest : public testing::Test {
  protected:
-  void SetUp() override {
-    test::device();
-    use_managed_memory(false);
-  }
-  void TearDown() override { use_managed_memory(test::device().kind == DeviceKind::cuda); }
+  const test::DeviceOnlyMemory memory_;
   const std::string device_ = to_string(test::device());
 };
 

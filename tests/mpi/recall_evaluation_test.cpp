@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <sstream>
+#include <string>
 #include <vector>
 
 #include "layers/transformer.h"
@@ -64,7 +65,7 @@ class RecallEvaluationTest : public ::testing::Test {
     return evaluate_recall(stream, model, dist, loader, loader.num_batches());
   }
 
-  test::TemporaryFolder folder_;
+  test::TemporaryFolder folder_{"_of_rank_" + std::to_string(test_mpi().rank())};
   std::string path_;
 };
 

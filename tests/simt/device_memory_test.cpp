@@ -3,10 +3,10 @@
 
 #include <cstdlib>
 #include <string>
-#include <vector>
 
 #include "kernels/memory.h"
 #include "kernels/tensor.h"
+#include "tests/support/test_device.h"
 
 namespace switchyard {
 namespace {
@@ -25,6 +25,9 @@ class DeviceMemoryTest : public testing::Test {
     const size_t used = memory.total_bytes - memory.free_bytes;
     setenv("SWITCHYARD_EMULATED_DEVICE_BYTES", std::to_string(used + num_bytes).c_str(), 1);
   }
+
+ private:
+  const test::DeviceOnlyMemory memory_;
 };
 
 TEST_F(DeviceMemoryTest, WhatIsGivenBackIsFreeAgain) {

@@ -10,14 +10,15 @@
 
 namespace switchyard::test {
 
-// An empty folder of the running test, removed with all that is in it.
+// An empty folder of the running test, removed with all that is in it. `owner` tells apart those of
+// ranks that run the same test.
 class TemporaryFolder {
  public:
-  TemporaryFolder() {
+  explicit TemporaryFolder(std::string_view owner = "") {
     const auto* info = ::testing::UnitTest::GetInstance()->current_test_info();
     std::string name = std::string(info->test_suite_name()) + "_" + info->name();
     for (char& c : name) c = c == '/' ? '_' : c;
-    path_ = std::filesystem::path(::testing::TempDir()) / ("switchyard_" + name);
+    path_ = std::filesystem::path(::testing::TempDir()) / ("switchyard_" + name + std::string(owner));
     std::filesystem::remove_all(path_);
     std::filesystem::create_directories(path_);
   }

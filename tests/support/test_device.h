@@ -29,6 +29,19 @@ inline Device device() {
   return device;
 }
 
+// While it lives, buffers lie where only the device can use them, as outside of tests: there is no
+// end to managed memory, and hosts swap it.
+class DeviceOnlyMemory {
+ public:
+  DeviceOnlyMemory() {
+    device();
+    use_managed_memory(false);
+  }
+  ~DeviceOnlyMemory() { use_managed_memory(device().kind == DeviceKind::cuda); }
+  DeviceOnlyMemory(const DeviceOnlyMemory&) = delete;
+  DeviceOnlyMemory& operator=(const DeviceOnlyMemory&) = delete;
+};
+
 class Stream : public switchyard::Stream {
  public:
   Stream() : switchyard::Stream(test::device()) {}

@@ -1,5 +1,7 @@
 #include "trainer/commands/memory_help.h"
 
+#include <fmt/format.h>
+
 #include "kernels/check.h"
 #include "kernels/memory.h"
 #include "trainer/data/tokenizer.h"
@@ -28,9 +30,9 @@ int with_memory_help(const MpiRuntime& mpi, const RunConfig& config,
     if (sized.model.vocab_size == 0) {
       sized.model.vocab_size = make_tokenizer(config.data.tokenizer)->vocab_size();
     }
-    fail("{}\n  {}", error.what(),
-         advise_on_memory(sized, mpi.world_size(),
-                          memory_of_a_rank(mpi, config, error.memory().total_bytes)));
+    const int64_t available = memory_of_a_rank(mpi, config, error.memory().total_bytes);
+    throw Error(fmt::format("{}\n  {}", error.what(),
+                            advise_on_memory(sized, mpi.world_size(), available)));
   }
 }
 

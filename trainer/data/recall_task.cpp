@@ -434,4 +434,12 @@ void keep_answers(std::span<const int32_t> tokens, std::span<int32_t> targets) {
   }
 }
 
+bool is_right_answer(RecallTask task, std::span<const int32_t> targets, int64_t position,
+                     int32_t token) {
+  const auto rest = targets.subspan(static_cast<size_t>(position));
+  if (task != RecallTask::multi_value) return token == rest.front();
+  const auto end = std::ranges::find_if(rest, [](int32_t target) { return target < 0; });
+  return std::find(rest.begin(), end, token) != end;
+}
+
 }  // namespace switchyard

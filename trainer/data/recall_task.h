@@ -19,10 +19,10 @@ namespace switchyard {
 // A needle is "set A B"; a question is "ask A" and its answers. By task:
 //   single             one needle "set key value"            ask key   value
 //   multi_key          many of them, one of which is asked   ask key   value
-//   multi_value        one key has several values            ask key   value value ..., in the order
-//                                                                      of the haystack
+//   multi_value        one key has several values            ask key   value value ...
 //   multi_query        several keys                          ask key   value   ask key   value ...
 //   variable_tracking  "set value x1", "set x1 x2", ...      ask value x1 x2 ...
+// The values of multi_value are given in the order of the haystack, and accepted in any.
 // Needles stand anywhere, every place as likely. Keys of a sample differ; so do the variables and,
 // where they are what is looked up (multi_value, variable_tracking), the values.
 //
@@ -102,5 +102,11 @@ std::vector<RecallProblem> check_recall(const RecallSection& options, int64_t se
 //   tokens   [n], beginning where a document begins
 //   targets  [n]: the next token of each, or -1
 void keep_answers(std::span<const int32_t> tokens, std::span<int32_t> targets);
+
+// Whether `token` is right for the answer at `position`. The values of multi_value may come in any
+// order, as in RULER: there each is right that the question has still to be answered with.
+//   targets  [n], after keep_answers; targets[position] is an answer
+bool is_right_answer(RecallTask task, std::span<const int32_t> targets, int64_t position,
+                     int32_t token);
 
 }  // namespace switchyard

@@ -27,6 +27,17 @@ double cross_entropy(std::span<const float> logits, int32_t target) {
   return std::log(sum) + greatest - logits[static_cast<size_t>(target)];
 }
 
+// Whether the likeliest token is right at a position of `row` that has a target.
+bool is_right(const MicroBatch& batch, int64_t row, int64_t position,
+              std::span<const float> logits) {
+  const auto seq_len = static_cast<size_t>(batch.seq_len);
+  const std::span targets(batch.targets.data<int32_t>() + row * batch.seq_len, seq_len);
+  const auto token = static_cast<int32_t>(std::ranges::max_element(logits) - logits.begin());
+  const auto task = recall_task_of(batch.tokens.data<int32_t>()[row * batch.seq_len]);
+  if (!task) return token == targets[static_cast<size_t>(position)];
+  return is_right_answer(*task, targets, position, token);
+}
+
 }  // namespace
 
 double DecodeScore::perplexity() const { return std::exp(loss()); }
@@ -68,8 +79,7 @@ void add_decoding(const DecodePlan& plan, ForcedDecoding& decoding, const Select
       const std::span own(logits.rows(row, 1).data<float>(), vocab);
       score.loss_sum += cross_entropy(own, target);
       ++score.targets;
-      right[static_cast<size_t>(row)].push_back(std::ranges::max_element(own) - own.begin() ==
-                                                target);
+      right[static_cast<size_t>(row)].push_back(is_right(batch, row, position, own));
     }
   });
   for (int64_t row = 0; plan.recall_tasks && row < batch.batch; ++row) {

@@ -2,6 +2,8 @@
 
 #include <sys/resource.h>
 
+#include "kernels/memory.h"
+
 namespace switchyard {
 
 int64_t peak_memory_bytes() {
@@ -12,6 +14,10 @@ int64_t peak_memory_bytes() {
 
 int64_t peak_memory_bytes(Stream& stream, Communicator& world) {
   int64_t most = peak_memory_bytes();
+  if (stream.device().kind == DeviceKind::cuda) {
+    const MemoryFigures device = memory_of(stream.device());
+    most = static_cast<int64_t>(device.total_bytes - device.free_bytes);
+  }
   world.all_reduce(stream, view_of(std::span(&most, 1)), ReduceOp::max);
   return most;
 }

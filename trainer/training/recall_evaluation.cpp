@@ -36,7 +36,8 @@ void score_row(std::span<const int32_t> tokens, std::span<const int32_t> targets
     end = end_of_document(tokens, begin);
     for (size_t t = begin; t < end; ++t) {
       if (targets[t] < 0) continue;
-      right.push_back(likeliest({logits.data<float>() + t * vocab, vocab}) == targets[t]);
+      const int32_t token = likeliest({logits.data<float>() + t * vocab, vocab});
+      right.push_back(is_right_answer(*task, targets, static_cast<int64_t>(t), token));
     }
     add_sample(scores, *task, right);
   }

@@ -215,6 +215,10 @@ template <class T>
 T __ldg(const T* address) {
   return *address;
 }
+template <class T>
+void __stcs(T* address, T value) {
+  *address = value;
+}
 // CUDA has these without a namespace.
 template <class T>
 constexpr T min(T a, T b) {

@@ -149,6 +149,14 @@ TEST(ConfigReaderTest, NamesListsWhereOneValueBelongs) {
               ElementsAre("run.yaml:1:17: model.hidden: expected an integer, not a list"));
 }
 
+TEST(ConfigReaderTest, NamesWhatAListOfChoicesDoesNotHave) {
+  EXPECT_THAT(problems_in("data: {recall: {tasks: [single, double]}}\n"),
+              ElementsAre("run.yaml:1:24: data.recall.tasks: expected some of single | multi_key | "
+                          "multi_value | multi_query | variable_tracking, not 'double'"));
+  EXPECT_THAT(problems_in("data: {recall: {tasks: [single, single]}}\n"),
+              ElementsAre("run.yaml:1:24: data.recall.tasks: single is given twice"));
+}
+
 TEST(ConfigReaderTest, NamesListsWithinLists) {
   EXPECT_THAT(problems_in("data: {text: [a, [b]]}\n"),
               ElementsAre("run.yaml:1:14: data.text: expected a list of values"));

@@ -225,6 +225,26 @@ TEST(ValidateConfigTest, TheLargestSizesOverflowNothing) {
       ::testing::Gt(0u));
 }
 
+TEST(ValidateConfigTest, RecallSamplesMustFitTheContext) {
+  EXPECT_THAT(problems_with({"data.tokenizer.type=recall", "model.seq_len=64"}), ElementsAre());
+  EXPECT_THAT(problems_with({"data.tokenizer.type=recall", "data.recall.tasks=[multi_value]"}),
+              ElementsAre(names("data.recall.tasks", "multi_value takes 20 tokens and does not")));
+  EXPECT_THAT(problems_with({"data.recall.tasks=[multi_value]"}), ElementsAre());
+  EXPECT_THAT(problems_with({"data.tokenizer.type=recall", "model.seq_len=64",
+                             "data.recall.shortest=65"}),
+              ElementsAre(names("data.recall.shortest", "65 is more than model.seq_len = 64")));
+}
+
+TEST(ValidateConfigTest, RecallSamplesThatShareASequenceMustNotSeeEachOther) {
+  const Lines shared = {"data.tokenizer.type=recall", "model.seq_len=64",
+                        "data.recall.shortest=32"};
+  Lines masked = shared;
+  masked.push_back("data.mask=document");
+
+  EXPECT_THAT(problems_with(shared), ElementsAre(names("data.mask", "set it to document")));
+  EXPECT_THAT(problems_with(masked), ElementsAre());
+}
+
 TEST(ValidateConfigTest, SaysWhatToDo) {
   EXPECT_THAT(problems_with({"train.global_batch_size=6"}, 4),
               ElementsAre(names("train.global_batch_size", "choose a multiple of 4")));

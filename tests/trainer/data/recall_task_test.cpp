@@ -174,7 +174,7 @@ TEST_P(RecallTaskTest, TrainingAndHeldOutSamplesShareNoNeedle) {
   std::vector<Pair> shared;
   std::ranges::set_intersection(of_part[0], of_part[1], std::back_inserter(shared));
   EXPECT_TRUE(shared.empty());
-  EXPECT_GE(of_part[1].size(), 48u);
+  EXPECT_GE(of_part[1].size(), 12u);
 }
 
 TEST_P(RecallTaskTest, HeldOutSamplesHaveOneQuestion) {
@@ -288,7 +288,7 @@ TEST(RecallShapeTest, SamplesTakeTurns) {
 class PracticeTest : public ::testing::Test {
  protected:
   static RecallSample make(int64_t index, int64_t length) {
-    RecallSection options;
+    RecallSection options = only(RecallTask::single);
     options.practice_share = 1.0;
     return make_recall_sample(options, RecallPart::train, index, length);
   }
@@ -354,7 +354,8 @@ TEST_F(PracticeTest, SamplesTooShortForItHaveATask) {
   EXPECT_EQ(make_recall_sample(options, RecallPart::train, 0, 13).task, RecallTask::practice);
 }
 
-// As many held-out needles for each first word as the largest task takes, with room to choose.
+// As many as the largest task can take after each word: a value begins one chain, a key may be in it
+// anywhere (data.recall.hops of 8), or have 8 values.
 TEST(RecallVocabularyTest, EveryWordHasHeldOutNeedles) {
   const auto held_out = [](int32_t first, int32_t begin, int32_t count) {
     int number = 0;
@@ -365,10 +366,11 @@ TEST(RecallVocabularyTest, EveryWordHasHeldOutNeedles) {
   };
 
   for (int32_t word = V::kFirstKey; word < V::kSize; ++word) {
-    if (word < V::kFirstValue) {
+    const bool is_key = word < V::kFirstValue;
+    EXPECT_GE(held_out(word, V::kFirstKey, V::kNumKeys), is_key ? 9 : 1) << recall_word(word);
+    if (is_key) {
       EXPECT_GE(held_out(word, V::kFirstValue, V::kNumValues), 8) << recall_word(word);
     }
-    EXPECT_GE(held_out(word, V::kFirstKey, V::kNumKeys), 9) << recall_word(word);
   }
 }
 
@@ -415,6 +417,22 @@ TEST(KeepAnswersTest, CountsNoTargetThatWasNotCounted) {
   keep_answers(tokens, targets);
 
   EXPECT_EQ(targets, (Words{-1, -1, V::kFirstValue + 1, -1}));
+}
+
+TEST(IsRightAnswerTest, OnlyValuesOfAKeyMayComeInAnyOrder) {
+  const int32_t a = V::kFirstValue, b = a + 1, c = a + 2;
+  const Words targets = {-1, a, b, -1, -1, c, -1};
+  const auto right = [&](RecallTask task, int64_t position, int32_t token) {
+    return is_right_answer(task, targets, position, token);
+  };
+
+  for (const RecallTask task : kTasks) {
+    EXPECT_TRUE(right(task, 1, a));
+    EXPECT_TRUE(right(task, 5, c));
+    EXPECT_EQ(right(task, 1, b), task == RecallTask::multi_value);
+    EXPECT_FALSE(right(task, 2, a)) << "given before";
+    EXPECT_FALSE(right(task, 1, c)) << "of another question";
+  }
 }
 
 TEST(RecallLengthsTest, AreHalvesDownToTheShortest) {
