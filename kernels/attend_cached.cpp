@@ -270,7 +270,7 @@ void attend(Workspace& workspace, ConstTensorView q, ConstTensorView k_cache,
 
 }  // namespace
 
-void attend_cached(Workspace& workspace, ConstTensorView q, ConstTensorView k_cache,
+void attend_cached(Stream&, Workspace& workspace, ConstTensorView q, ConstTensorView k_cache,
                    ConstTensorView v_cache, ConstTensorView positions, ConstTensorView counts,
                    float scale, TensorView out) {
   dispatch_compute_dtype(q.dtype(), [&]<class T>() {

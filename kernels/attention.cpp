@@ -535,15 +535,15 @@ void attention_backward(Stream&, Workspace& workspace, ConstTensorView dout, Con
   });
 }
 
-void decode_attention(Stream&, Workspace& workspace, ConstTensorView q, ConstTensorView k_cache,
-                      ConstTensorView v_cache, ConstTensorView lengths, float scale,
-                      TensorView out) {
+void decode_attention(Stream& stream, Workspace& workspace, ConstTensorView q,
+                      ConstTensorView k_cache, ConstTensorView v_cache, ConstTensorView lengths,
+                      float scale, TensorView out) {
   for (int64_t b = 0; b < lengths.dim(0); ++b) {
     const int32_t length = lengths.data<int32_t>()[b];
     require(length >= 1 && length <= k_cache.dim(2),
             "lengths[{}] is {}, expected 1 to {} cached positions", b, length, k_cache.dim(2));
   }
-  attend_cached(workspace, q, k_cache, v_cache, {}, lengths, scale, out);
+  attend_cached(stream, workspace, q, k_cache, v_cache, {}, lengths, scale, out);
 }
 
 void append_to_cache(Stream&, ConstTensorView x, int64_t first_position, TensorView cache) {

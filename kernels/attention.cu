@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "kernels/attend_cached.h"
 #include "kernels/check.h"
 #include "kernels/cuda/attention_problem.h"
 #include "kernels/cuda/device_math.h"
@@ -335,115 +336,6 @@ __global__ void __launch_bounds__(kThreads)
   store_rows(sums, query, p.seq_len, p.head_dim, p.head_dim, dq + p.q_row(b, head, 0));
 }
 
-// ---- Decoding ----------------------------------------------------------------------------------
-
-constexpr int64_t kKeysPerSplit = 256;
-constexpr int kDecodeThreads = 128;
-constexpr int kDecodeWarps = kDecodeThreads / kWarpSize;
-
-struct DecodeProblem {
-  int64_t heads, kv_heads, max_len, head_dim, splits;
-  float scale;
-  const int32_t* lengths;
-};
-
-// Block (split, key/value head, sequence): attention of the group's queries to the keys of the
-// split. A warp takes a key at a time, whose row all heads of the group share; each warp keeps its
-// own running maximum, and the warps are merged at the end in their order.
-//   partial  [batch, heads, splits, head_dim + 2] f32: weighted sum, largest score, sum of weights
-template <int kPerLane, class T>
-__global__ void __launch_bounds__(kDecodeThreads)
-    decode_split_kernel(DecodeProblem p, const T* q, const T* k_cache, const T* v_cache,
-                        float* partial) {
-  const int64_t b = blockIdx.z, kv_head = blockIdx.y, group = p.heads / p.kv_heads;
-  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
-  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  const int64_t begin = blockIdx.x * kKeysPerSplit;
-  const int64_t end = min(int64_t{p.lengths[b]}, begin + kKeysPerSplit);
-  const int64_t record = p.head_dim + 2;
-  float* warp_records = dynamic_shared<float>();  // [warps, head_dim + 2]
-  const int64_t cache = (b * p.kv_heads + kv_head) * p.max_len;
-  for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-    float query[kPerLane], sums[kPerLane] = {}, largest = -INFINITY, total = 0.0f;
-#pragma unroll
-    for (int i = 0; i < kPerLane; ++i) {
-      const int64_t d = lane + i * kWarpSize;
-      query[i] = d < p.head_dim ? static_cast<float>(q[(b * p.heads + head) * p.head_dim + d]) : 0;
-    }
-    for (int64_t key = begin + warp; key < end; key += kDecodeWarps) {
-      const int64_t row = (cache + key) * p.head_dim;
-      float dot = 0.0f, value[kPerLane];
-#pragma unroll
-      for (int i = 0; i < kPerLane; ++i) {
-        const int64_t d = lane + i * kWarpSize;
-        const bool is_here = d < p.head_dim;
-        dot += is_here ? query[i] * static_cast<float>(k_cache[row + d]) : 0.0f;
-        value[i] = is_here ? static_cast<float>(v_cache[row + d]) : 0.0f;
-      }
-      const float score = p.scale * warp_sum(dot);
-      const float best = fmaxf(largest, score);
-      const float shrink = expf(largest - best), weight = expf(score - best);
-      total = total * shrink + weight;
-#pragma unroll
-      for (int i = 0; i < kPerLane; ++i) sums[i] = sums[i] * shrink + weight * value[i];
-      largest = best;
-    }
-    float* mine = warp_records + warp * record;
-#pragma unroll
-    for (int i = 0; i < kPerLane; ++i) {
-      if (lane + i * kWarpSize < p.head_dim) mine[lane + i * kWarpSize] = sums[i];
-    }
-    if (lane == 0) {
-      mine[p.head_dim] = largest;
-      mine[p.head_dim + 1] = total;
-    }
-    __syncthreads();  // every warp's record is complete
-    float best = -INFINITY, all = 0.0f;
-    for (int w = 0; w < kDecodeWarps; ++w)
-      best = fmaxf(best, warp_records[w * record + p.head_dim]);
-    const float shift = best == -INFINITY ? 0.0f : best;
-    for (int w = 0; w < kDecodeWarps; ++w) {
-      const float* of = warp_records + w * record + p.head_dim;
-      all += of[1] * expf(of[0] - shift);
-    }
-    float* out = partial + ((b * p.heads + head) * p.splits + blockIdx.x) * record;
-    for (int64_t d = threadIdx.x; d < p.head_dim; d += kDecodeThreads) {
-      float sum = 0.0f;
-      for (int w = 0; w < kDecodeWarps; ++w) {
-        const float* of = warp_records + w * record;
-        sum += of[d] * expf(of[p.head_dim] - shift);
-      }
-      out[d] = sum;
-    }
-    if (threadIdx.x == 0) {
-      out[p.head_dim] = best;
-      out[p.head_dim + 1] = all;
-    }
-    __syncthreads();  // the records have been read
-  }
-}
-
-// One block per (sequence, head): the splits in their order.
-template <class T>
-__global__ void decode_merge_kernel(DecodeProblem p, const float* partial, T* out) {
-  const int64_t record = p.head_dim + 2;
-  const float* splits = partial + blockIdx.x * p.splits * record;
-  float best = -INFINITY, total = 0.0f;
-  for (int64_t s = 0; s < p.splits; ++s) best = fmaxf(best, splits[s * record + p.head_dim]);
-  for (int64_t s = 0; s < p.splits; ++s) {
-    const float* of = splits + s * record + p.head_dim;
-    total += of[1] * expf(of[0] - best);
-  }
-  for (int64_t d = threadIdx.x; d < p.head_dim; d += blockDim.x) {
-    float sum = 0.0f;
-    for (int64_t s = 0; s < p.splits; ++s) {
-      const float* of = splits + s * record;
-      sum += of[d] * expf(of[p.head_dim] - best);
-    }
-    out[blockIdx.x * p.head_dim + d] = from_float<T>(sum / total);
-  }
-}
-
 // ---- Launches ----------------------------------------------------------------------------------
 
 // Calls body.operator()<kColumns>().
@@ -543,28 +435,7 @@ void cuda::append_to_cache(Stream& stream, ConstTensorView x, int64_t first_posi
 void cuda::decode_attention(Stream& stream, Workspace& workspace, ConstTensorView q,
                             ConstTensorView k_cache, ConstTensorView v_cache,
                             ConstTensorView lengths, float scale, TensorView out) {
-  const int64_t batch = q.dim(0), heads = q.dim(1), head_dim = q.dim(2);
-  const DecodeProblem p{.heads = heads,
-                        .kv_heads = k_cache.dim(1),
-                        .max_len = k_cache.dim(2),
-                        .head_dim = head_dim,
-                        .splits = (k_cache.dim(2) + kKeysPerSplit - 1) / kKeysPerSplit,
-                        .scale = scale,
-                        .lengths = lengths.data<int32_t>()};
-  WorkspaceScope scope(workspace);
-  float* partial = workspace.take({batch, heads, p.splits, head_dim + 2}, DType::f32).data<float>();
-  dispatch_compute_dtype(q.dtype(), [&]<class T>() {
-    dispatch_head_dim(head_dim, [&]<int kColumns>() {
-      constexpr int kPerLane = (kColumns * kSide + kWarpSize - 1) / kWarpSize;
-      launch(decode_split_kernel<kPerLane, T>,
-             dim3(static_cast<unsigned int>(p.splits), static_cast<unsigned int>(p.kv_heads),
-                  static_cast<unsigned int>(batch)),
-             kDecodeThreads, static_cast<size_t>(kDecodeWarps * (head_dim + 2)) * sizeof(float),
-             stream, p, q.data<T>(), k_cache.data<T>(), v_cache.data<T>(), partial);
-    });
-    launch(decode_merge_kernel<T>, static_cast<unsigned int>(batch * heads), kDecodeThreads, 0,
-           stream, p, partial, out.data<T>());
-  });
+  cuda::attend_cached(stream, workspace, q, k_cache, v_cache, {}, lengths, scale, out);
 }
 
 }  // namespace switchyard

@@ -59,12 +59,12 @@ void gather_attention(Stream& stream, Workspace& workspace, ConstTensorView q,
   (stream, workspace, q, k_cache, v_cache, indices, counts, scale, out);
 }
 
-void cpu::gather_attention(Stream&, Workspace& workspace, ConstTensorView q,
+void cpu::gather_attention(Stream& stream, Workspace& workspace, ConstTensorView q,
                            ConstTensorView k_cache, ConstTensorView v_cache,
                            ConstTensorView indices, ConstTensorView counts, float scale,
                            TensorView out) {
   require_indices(indices, counts, k_cache.dim(2));
-  attend_cached(workspace, q, k_cache, v_cache, indices, counts, scale, out);
+  attend_cached(stream, workspace, q, k_cache, v_cache, indices, counts, scale, out);
 }
 
 }  // namespace switchyard
