@@ -46,36 +46,12 @@ __device__ void start_rows(const bfloat16* base, int64_t stride, int64_t first, 
   }
 }
 
-// The same of a matrix that may end within the tile's width, too, at a multiple of 8 elements.
-//   width  elements of a row; the tile holds those from `first_column` on
-template <int kRows, int kThreads, int kWidth>
-__device__ void start_box(const bfloat16* base, int64_t width, int64_t first, int64_t num_rows,
-                          int64_t first_column, SharedTile<kWidth> tile) {
-  constexpr int kPieces = kWidth / 8;
-  for (int i = static_cast<int>(threadIdx.x); i < kRows * kPieces; i += kThreads) {
-    const int row = i / kPieces, column = i % kPieces * 8;
-    const bool is_here = first + row < num_rows && first_column + column < width;
-    const int64_t at = is_here ? (first + row) * width + first_column + column : 0;
-    async_copy_16(tile.piece(row, column), base + at, is_here);
-  }
-}
-
 // A[m][k] = tile[row + m][column + k], 16 x 16
 template <int kWidth>
 __device__ FragmentA load_a_of_rows(SharedTile<kWidth> tile, int row, int column) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   FragmentA a;
   load_matrices<false>(tile.piece(row + lane % 16, column + lane / 16 * 8), a.pair);
-  return a;
-}
-
-// A[m][k] = tile[row + k][column + m], 16 x 16
-template <int kWidth>
-__device__ FragmentA load_a_of_columns(SharedTile<kWidth> tile, int row, int column) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  FragmentA a;
-  load_matrices<true>(tile.piece(row + lane / 16 * 8 + lane % 8, column + lane / 8 % 2 * 8),
-                      a.pair);
   return a;
 }
 
