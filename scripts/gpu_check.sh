@@ -104,7 +104,8 @@ done
 {
   echo "# GPU check, $(date -u '+%Y-%m-%d %H:%M UTC')"
   echo
-  nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
+  nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null ||
+    echo "nvidia-smi finds no GPU here: is the driver installed?"
   echo
   echo "| stage | result | seconds |"
   echo "|---|---|---|"
