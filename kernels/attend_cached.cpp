@@ -20,7 +20,6 @@ constexpr int64_t kBlock = 64;
 constexpr int64_t kTaskKeys = 1024;
 // Query heads that share the registers of a row, and values that share those of a sum.
 constexpr int kTogether = 4;
-constexpr int64_t kCacheLine = 64;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // Where the keys and values of a block lie.
@@ -37,12 +36,14 @@ struct TaskKeys {
   const int32_t* positions;  // [count]; null: first, first + 1, ...
   int64_t first, count, head_dim;
 
-  // Those from the `begin`-th on; none behind the last one.
+  // Those from the `begin`-th on. In the places behind the last one are rows that may be read: keys
+  // are scored a few at a time.
   Block<T> block(int64_t begin) const {
     Block<T> result;
     result.count = std::clamp<int64_t>(count - begin, 0, kBlock);
-    for (int64_t i = 0; i < result.count; ++i) {
-      const int64_t position = positions ? positions[begin + i] : first + begin + i;
+    for (int64_t i = 0; i < kBlock; ++i) {
+      const int64_t at = std::min(begin + i, count - 1);
+      const int64_t position = positions ? positions[at] : first + at;
       result.k[i] = k + position * head_dim;
       result.v[i] = v + position * head_dim;
     }
@@ -61,42 +62,70 @@ struct Partial {
   float *out, *max, *sum;  // [group, head_dim], [group], [group]
 };
 
-// Asks for a row that is soon needed, so that memory works while this thread computes: what follows
-// a list of positions the processor does not foresee, and of rows in order only the next few.
+// Asks for the cache line that begins at row[d], if one does, as another row is read from there on:
+// memory works while this thread computes. Into the L2 cache: the L1 would not hold the rows of two
+// blocks, and has fewer requests to spare.
 template <class T>
-void prefetch_row(const T* row, int64_t head_dim) {
-  const auto* bytes = reinterpret_cast<const char*>(row);
-  for (int64_t at = 0; at < head_dim * static_cast<int64_t>(sizeof(T)); at += kCacheLine) {
-    __builtin_prefetch(bytes + at);
+void prefetch(const T* row, int64_t d) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  if (d % kLine == 0) __builtin_prefetch(row + d, /*rw=*/0, /*locality=*/2);
+}
+
+// Vectors of sums that stay in registers, of all query heads that share a pass.
+constexpr int kSums = static_cast<int>(simd::kLanes);
+
+// scores[g * kBlock + i] = <q[g], keys[i]> for kHeads query heads and as many keys as make kSums.
+//   ahead  as many rows that are soon needed; or null
+template <int kHeads, class T>
+void score_keys(const float* q, const T* const* keys, const T* const* ahead, int64_t head_dim,
+                float* scores) {
+  constexpr int kKeys = kSums / kHeads;
+  const int64_t whole = head_dim / simd::kLanes * simd::kLanes;
+  simd::Floats sums[kSums] = {};
+#pragma GCC unroll 16
+  for (int first = 0; first < kKeys; first += kHeads) {  // a load of q serves kHeads keys
+    for (int64_t d = 0; d < whole; d += simd::kLanes) {
+      simd::Floats x[kHeads];
+#pragma GCC unroll 4
+      for (int g = 0; g < kHeads; ++g) x[g] = simd::load(q + g * head_dim + d);
+#pragma GCC unroll 4
+      for (int i = first; i < std::min(first + kHeads, kKeys); ++i) {
+        const simd::Floats key = simd::load(keys[i] + d);
+        if (ahead) prefetch(ahead[i], d);
+#pragma GCC unroll 4
+        for (int g = 0; g < kHeads; ++g) sums[g * kKeys + i] += x[g] * key;
+      }
+    }
+  }
+  float products[kSums];
+  simd::store(simd::sums_of(sums), products);
+  for (int g = 0; g < kHeads; ++g) {
+    for (int i = 0; i < kKeys; ++i) {
+      float product = products[g * kKeys + i];
+      for (int64_t d = whole; d < head_dim; ++d) {
+        product += q[g * head_dim + d] * static_cast<float>(keys[i][d]);
+      }
+      scores[g * kBlock + i] = product;
+    }
   }
 }
 
-// scores[g * kBlock] = <q[g], key> for kHeads query heads.
-template <int kHeads, class T>
-void score_key(const float* q, const T* key, int64_t head_dim, float* scores) {
-  simd::Floats lanes[kHeads] = {};
-  int64_t d = 0;
-  for (; d + simd::kLanes <= head_dim; d += simd::kLanes) {
-    const simd::Floats x = simd::load(key + d);
-#pragma GCC unroll 4
-    for (int g = 0; g < kHeads; ++g) lanes[g] += simd::load(q + g * head_dim + d) * x;
-  }
-#pragma GCC unroll 4
-  for (int g = 0; g < kHeads; ++g) {
-    float sum = simd::sum_of(lanes[g]);
-    for (int64_t i = d; i < head_dim; ++i) sum += q[g * head_dim + i] * static_cast<float>(key[i]);
-    scores[g * kBlock] = sum;
-  }
-}
+// Rows of values that share the loads and stores of a sum.
+constexpr int kRows = 4;
 
 // out[g] += sum over i of weights[g * kBlock + i] values[i], for kHeads query heads and kRows rows.
-template <int kHeads, int kRows, class T>
-void add_values(const T* const* values, const float* weights, int64_t head_dim, float* out) {
+//   ahead  as many rows that are soon needed; or null
+template <int kHeads, class T>
+void add_values(const T* const* values, const T* const* ahead, const float* weights,
+                int64_t head_dim, float* out) {
   int64_t d = 0;
   for (; d + simd::kLanes <= head_dim; d += simd::kLanes) {
     simd::Floats x[kRows];
 #pragma GCC unroll 4
-    for (int i = 0; i < kRows; ++i) x[i] = simd::load(values[i] + d);
+    for (int i = 0; i < kRows; ++i) {
+      x[i] = simd::load(values[i] + d);
+      if (ahead) prefetch(ahead[i], d);
+    }
 #pragma GCC unroll 4
     for (int g = 0; g < kHeads; ++g) {
       simd::Floats sum = simd::load(out + g * head_dim + d);
@@ -139,31 +168,6 @@ void softmax_block(float scale, int64_t count, int64_t head_dim, float* scores, 
   sum += simd::sum_of(total);
 }
 
-// The query heads [0, kHeads) of a group. The first heads also ask for the rows that come next.
-template <int kHeads, class T>
-void score_block(const Block<T>& block, bool first, const float* q, int64_t head_dim,
-                 float* scores) {
-  for (int64_t i = 0; i < block.count; ++i) {
-    if (first) prefetch_row(block.v[i], head_dim);
-    score_key<kHeads>(q, block.k[i], head_dim, scores + i);
-  }
-}
-
-template <int kHeads, class T>
-void add_block(const Block<T>& block, const Block<T>& next, bool first, const float* weights,
-               int64_t head_dim, float* out) {
-  int64_t i = 0;
-  for (; i + kTogether <= block.count; i += kTogether) {
-    if (first) {
-      for (int64_t j = i; j < std::min(i + kTogether, next.count); ++j) {
-        prefetch_row(next.k[j], head_dim);
-      }
-    }
-    add_values<kHeads, kTogether>(block.v + i, weights + i, head_dim, out);
-  }
-  for (; i < block.count; ++i) add_values<kHeads, 1>(block.v + i, weights + i, head_dim, out);
-}
-
 // Calls body.operator()<kHeads>(g) for query heads [g, g + kHeads) that share a pass: four, then
 // single ones.
 template <class Body>
@@ -187,14 +191,20 @@ void attend_task(const TaskKeys<T>& keys, int64_t group, const T* q, float scale
   for (int64_t begin = 0; begin < keys.count; begin += kBlock) {
     const Block<T> next = keys.block(begin + kBlock);
     for_heads(group, [&]<int kHeads>(int64_t g) {
-      score_block<kHeads>(block, g == 0, queries + g * n, n, scores + g * kBlock);
+      for (int64_t i = 0; i < block.count; i += kSums / kHeads) {
+        score_keys<kHeads>(queries + g * n, block.k + i, g == 0 ? block.v + i : nullptr, n,
+                           scores + g * kBlock + i);
+      }
     });
     for (int64_t g = 0; g < group; ++g) {
       softmax_block(scale, block.count, n, scores + g * kBlock, partial.max[g], partial.sum[g],
                     partial.out + g * n);
     }
     for_heads(group, [&]<int kHeads>(int64_t g) {
-      add_block<kHeads>(block, next, g == 0, scores + g * kBlock, n, partial.out + g * n);
+      for (int64_t i = 0; i < block.count; i += kRows) {
+        add_values<kHeads>(block.v + i, g == 0 ? next.k + i : nullptr, scores + g * kBlock + i, n,
+                           partial.out + g * n);
+      }
     });
     block = next;
   }

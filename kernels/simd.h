@@ -3,6 +3,7 @@
 #include <bit>
 #include <cstdint>
 #include <experimental/simd>
+#include <utility>
 
 #include "kernels/bfloat16.h"
 
@@ -25,6 +26,32 @@ inline Floats load(const bfloat16* from) {
 
 inline void store(Floats values, float* to) {
   values.copy_to(to, std::experimental::element_aligned);
+}
+
+// Of two vectors of values that take kWidth lanes each: the values of `a`, then those of `b`, each
+// folded into half the lanes.
+template <int kWidth, int... kLane>
+Floats fold(Floats a, Floats b, std::integer_sequence<int, kLane...>) {
+  using Vector [[gnu::vector_size(sizeof(Floats))]] = float;
+  constexpr int kHalf = kWidth / 2;
+  const auto x = std::bit_cast<Vector>(a), y = std::bit_cast<Vector>(b);
+  const Vector low = __builtin_shufflevector(x, y, (kLane / kHalf * kWidth + kLane % kHalf)...);
+  const Vector high =
+      __builtin_shufflevector(x, y, (kLane / kHalf * kWidth + kLane % kHalf + kHalf)...);
+  return std::bit_cast<Floats>(low + high);
+}
+
+// Lane i is the sum of the lanes of values[i]: a third of the instructions of kLanes sum_of.
+//   values  [kLanes]; with kWidth, the first kLanes / kWidth of them, in so many lanes each
+template <int kWidth = 1>
+Floats sums_of(const Floats* values) {
+  if constexpr (kWidth >= kLanes) {
+    return values[0];
+  } else {
+    constexpr int kWider = 2 * kWidth;
+    return fold<kWider>(sums_of<kWider>(values), sums_of<kWider>(values + kLanes / kWider),
+                        std::make_integer_sequence<int, static_cast<int>(kLanes)>());
+  }
 }
 
 inline float sum_of(Floats values) { return std::experimental::reduce(values); }

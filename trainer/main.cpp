@@ -81,6 +81,7 @@ class CommandLine {
         ->check(CLI::PositiveNumber);
     command->callback([this, command, uses_layout, body = std::move(body)] {
       if (!command->get_subcommands().empty()) return;  // the inner one has been chosen
+      if (arguments_.path.empty()) throw CLI::RequiredError("config");
       chosen_ = [this, uses_layout, body](MpiRuntime& mpi) { return run(mpi, uses_layout, body); };
     });
     return command;
@@ -136,11 +137,12 @@ class CommandLine {
     add_bench_decode(command);
   }
 
-  // `bench decode`, which needs no experiment file.
+  // `bench decode`, which needs no experiment file: CLI11 would take a required one before it looks
+  // for inner commands.
   void add_bench_decode(CLI::App* bench) {
+    bench->get_option("config")->required(false);
     CLI::App* command = bench->add_subcommand(
         "decode", "Speed of attention in decoding, dense and hash-aware, beside the memory's");
-    command->preparse_callback([bench](size_t) { bench->get_option("config")->required(false); });
     DecodeBenchOptions& o = decode_bench_;
     command->add_option("--lengths", o.lengths, "cached tokens")->delimiter(',');
     command->add_option("--batch", o.batches, "sequences")->delimiter(',');

@@ -146,7 +146,10 @@ void run_block(StepContext& ctx, const Transformer& model, const QueryKeySet& se
   Collector collector(std::move(visible), set.first_layer, writer ? &*writer : nullptr);
   ctx.observer = &collector;
   model.forward_observed(ctx);
-  if (writer) writer->finish();
+  // Rank 0 reads the blocks of others: none goes on before all are there.
+  run_collectively(ctx.dist.world(), [&] {
+    if (writer) writer->finish();
+  });
 }
 
 }  // namespace
