@@ -73,6 +73,7 @@ void prefetch(const T* row, int64_t d) {
 
 // Vectors of sums that stay in registers, of all query heads that share a pass.
 constexpr int kSums = static_cast<int>(simd::kLanes);
+static_assert(kSums % kTogether == 0);
 
 // scores[g * kBlock + i] = <q[g], keys[i]> for kHeads query heads and as many keys as make kSums.
 //   ahead  as many rows that are soon needed; or null

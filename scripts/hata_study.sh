@@ -37,22 +37,27 @@ done
 cd "$(dirname "$0")/.."
 study=runs/hata_study
 # Every layer chooses its keys: in models of few layers two dense ones would do most of the work.
-# Loki compares a quarter of a head's channels, as in the paper's tables (32 of 128).
+# Loki compares a quarter of a head's channels, as in the paper's tables (32 of 128). Quest's pages
+# are its own paper's where the smaller of the paper's budgets holds one of them.
 choices=(hash.dense_layers=0 decode.loki_channels=16)
+quest_page() {
+  local page=$(($(value_of "$1" seq_len) / 64))
+  echo $((page < 16 ? page : 16))
+}
 main_bits=${bits%% *}
 
 say() { printf '\n==> %s\n' "$*"; }
 
-# Once: `step NAME COMMAND...`; what is done has a file of that name.
+# Once: `step NAME COMMAND...`; what is done has a file of that name, which tells how long it took.
 step() {
-  local done=$study/done/$1
+  local done=$study/done/$1 began=$SECONDS
   if [[ -e $done ]]; then
     echo "$1 is done; remove $done to do it again"
     return
   fi
   shift
   "$@"
-  touch "$done"
+  echo "$((SECONDS - began)) s" >"$done"
 }
 
 # As root, Open MPI wants to be told twice.
@@ -70,7 +75,7 @@ train_recall() {
   local short=${recall%.yaml}_short.yaml from=()
   if [[ -e $short && ! -e $(run_dir "$recall")/checkpoints/latest ]]; then
     build/switchyard tokenize "$short"
-    OMP_NUM_THREADS=1 build/switchyard train "$short"
+    switchyard train "$short"
     from=(checkpoint.resume="$(run_dir "$short")/checkpoints/latest")
   fi
   build/switchyard tokenize "$recall"
@@ -93,7 +98,7 @@ learn() {
 measure() {
   local config=$1 run=$2 sequences=$3
   switchyard eval-hash "$config" "${choices[@]}" "${layout[@]}" hash.bits="$main_bits" \
-    hash.weights="$run/hash/hash_weights_$main_bits.h5" \
+    hash.weights="$run/hash/hash_weights_$main_bits.h5" decode.quest_page="$(quest_page "$config")" \
     hash.evaluation.bits="[${bits// /, }]" hash.evaluation.sequences="$sequences"
 }
 
@@ -112,9 +117,12 @@ study_model() {
   cp "$run/hash/evaluation.json" "$study/$name/"
 }
 
-run_dir() {
-  build/switchyard train "$1" parallel.ep=1 --print-config | sed -n 's/^ *dir: "\(.*\)".*/\1/p' | head -n 1
+# config, key: the first value of that name, as of run.dir and model.seq_len
+value_of() {
+  build/switchyard train "$1" parallel.ep=1 --print-config |
+    sed -n "s/^ *$2: \"\\?\([^\" ]*\).*/\1/p" | head -n 1
 }
+run_dir() { value_of "$1" dir; }
 
 say "Packages"
 scripts/setup.sh
@@ -130,7 +138,7 @@ layout=(parallel.ep=1 train.global_batch_size=$((8 * ranks)) train.micro_batch_s
 step recall.trained train_recall
 learning=("${long_samples[@]}")
 step recall.long build/switchyard tokenize "$recall" "${learning[@]}"
-study_model recall "$recall" "$(run_dir "$recall")" 200
+study_model recall "$recall" "$(run_dir "$recall")" 300
 
 tables=(recall "$study/recall/evaluation.json")
 if [[ -n $text ]]; then

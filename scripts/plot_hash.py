@@ -2,8 +2,8 @@
 """Draws what eval-hash measured: recall_by_budget.png, recall_by_bits.png, recall_by_head.png and, of
 recall tasks, answers_by_budget.png.
 
-  scripts/plot_hash.py runs/recall_dense
-  scripts/plot_hash.py runs/recall_dense/hash/evaluation.json --out pictures
+  scripts/plot_hash.py runs/recall_bigmac
+  scripts/plot_hash.py runs/recall_bigmac/hash/evaluation.json --out pictures
 """
 
 import argparse

@@ -178,8 +178,10 @@ class CommandLine {
   }
 
   void add_inspect() {
-    CLI::App* command = app_.add_subcommand("inspect", "Contents of a checkpoint or token file");
-    command->add_option("path", inspect_path_, "checkpoint folder or token file")->required();
+    CLI::App* command =
+        app_.add_subcommand("inspect", "Contents of a checkpoint, token file or hash weights");
+    command->add_option("path", inspect_path_, "checkpoint folder, token file or hash_weights.h5")
+        ->required();
     command->add_flag("--verify", verify_, "read everything and compare checksums");
     command->callback([this] {
       chosen_ = [this](MpiRuntime& mpi) { return inspect_command(mpi, inspect_path_, verify_); };

@@ -280,6 +280,25 @@ class HashTraining(Program):
                 self.assertEqual(len([r for r in records if "held_out" in r]), 2)
                 shutil.rmtree(self.hash)
 
+    def test_other_precisions_masks_and_starts_learn_too(self):
+        for overrides in (["run.compute_dtype=bf16"], ["data.mask=document"],
+                          ["hash.training.init=gaussian"]):
+            with self.subTest(overrides):
+                self.train_hash(2, "parallel.ep=2", *overrides)
+                records = [json.loads(line)
+                           for line in (self.hash / "metrics.jsonl").read_text().splitlines()]
+                losses = [r["loss"] for r in records if "loss" in r and r["kv_head"] == 1]
+                self.assertLess(losses[-1], losses[0])
+                for record in records:
+                    if "held_out" in record:
+                        self.assertEqual(record["held_out"]["queries"], 8)
+                        self.assertGreater(record["held_out"]["recall"][2], 0.05)
+                output = self.run_program(2, "eval", "configs/tiny_bigmac.yaml", *self.SETTINGS,
+                                          "parallel.ep=2", "decode.attention=hata",
+                                          "decode.eval_tokens=4", *overrides)
+                self.assertIn("hata: held-out loss", output)
+                shutil.rmtree(self.hash)
+
     def test_finished_weights_are_left_alone(self):
         self.train_hash(0)
         before = (self.hash / "hash_weights.h5").stat().st_mtime_ns
@@ -409,6 +428,21 @@ class Decoding(Program):
         self.expect_refusal(r"hash_weights\.h5")
         weights.unlink()
         self.expect_refusal(r"is not there: run `switchyard train-hash` with hash.bits=32")
+
+    def test_inspect_tells_what_weights_are_of(self):
+        output = self.run_program(0, "inspect", "runs/tiny_bigmac/hash/hash_weights.h5")
+        self.assertIn("32 bits for 2 key/value heads of width 8", output)
+        self.assertIn("layer 0: dense\nlayer 1: [2, 8, 32]\n", output)
+        self.assertIn("hash.training.epochs: 1\n", output)
+
+    def test_bench_decode_takes_its_own_options(self):
+        output = self.run_program(0, "bench", "decode", "--lengths", "64,128", "--batch", "1",
+                                  "--repetitions", "1", "--prefill-tokens", "16", "--json",
+                                  "bench.json")
+        self.assertIn("MHA 32/32, bf16, batch 1", output)
+        figures = json.loads((self.folder / "bench.json").read_text())
+        self.assertEqual({case["tokens"] for case in figures["decode"]}, {64, 128})
+        self.assertIn("config is required", self.run_program(0, "bench", code=BAD_INPUT))
 
     def test_options_that_cannot_work_are_named(self):
         for override, message in [("decode.budget=0", "decode.budget: 0 keys are none"),

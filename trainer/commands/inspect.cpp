@@ -3,11 +3,14 @@
 #include <fmt/format.h>
 
 #include <filesystem>
+#include <sstream>
+#include <string>
 
 #include "kernels/check.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/exit_codes.h"
 #include "trainer/data/token_file.h"
+#include "trainer/hashing/hash_weights.h"
 
 namespace switchyard {
 namespace {
@@ -23,6 +26,31 @@ void inspect_token_file(const std::string& path, bool verify) {
   fmt::print("intact: every checksum matches\n");
 }
 
+// Loading compares the checksum, asked or not.
+void inspect_hash_weights(const std::string& path) {
+  const HashWeights weights = load_hash_weights(path);
+  fmt::print("{}: {} bits for {} key/value heads of width {}\n", path, weights.bits,
+             weights.num_kv_heads, weights.head_dim);
+  fmt::print("learned on the checkpoint {} with\n", weights.checkpoint_fingerprint);
+  std::istringstream settings(weights.settings);
+  for (std::string line; std::getline(settings, line);) fmt::print("  {}\n", line);
+  for (int layer = 0; layer < weights.num_layers; ++layer) {
+    fmt::print("layer {}: {}\n", layer,
+               weights.has_layer(layer)
+                   ? to_string(weights.layers[static_cast<size_t>(layer)].shape())
+                   : "dense");
+  }
+  fmt::print("intact: the checksum matches\n");
+}
+
+void inspect_file(const std::string& path, bool verify) {
+  if (is_hash_weights(path)) {
+    inspect_hash_weights(path);
+  } else {
+    inspect_token_file(path, verify);
+  }
+}
+
 }  // namespace
 
 int inspect_command(MpiRuntime& mpi, const std::string& path, bool verify) {
@@ -32,7 +60,7 @@ int inspect_command(MpiRuntime& mpi, const std::string& path, bool verify) {
     if (std::filesystem::is_directory(path)) {
       fmt::print("{}", inspect_checkpoint(path, verify));
     } else {
-      inspect_token_file(path, verify);
+      inspect_file(path, verify);
     }
   });
   return kExitDone;

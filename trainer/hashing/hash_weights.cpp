@@ -66,9 +66,12 @@ void read_layer(const hdf5::File& file, HashWeights& weights, int layer) {
                dataset.whole());
 }
 
+bool has_format(const hdf5::File& file) {
+  return file.has_attribute("format") && file.get_string("format") == kFormat;
+}
+
 void require_format(const hdf5::File& file) {
-  require(file.has_attribute("format") && file.get_string("format") == kFormat,
-          "{} is no file of hash weights", file.path().string());
+  require(has_format(file), "{} is no file of hash weights", file.path().string());
   require(file.get_int("version") == kVersion,
           "{} has version {} of its format, this program reads {}: learn the weights again with "
           "train-hash",
@@ -121,6 +124,8 @@ HashWeights load_hash_weights(const fs::path& path) {
           path.string());
   return weights;
 }
+
+bool is_hash_weights(const fs::path& path) { return has_format(hdf5::File::open(path)); }
 
 void require_fitting(const HashWeights& weights, const std::string& source,
                      const ModelConfig& model, int bits, int dense_layers,

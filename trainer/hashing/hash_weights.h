@@ -38,6 +38,9 @@ void save_hash_weights(const std::filesystem::path& path, const HashWeights& wei
 // another version or none of hash weights.
 HashWeights load_hash_weights(const std::filesystem::path& path);
 
+// Whether the file says that it holds hash weights. Throws Error if it is no HDF5 file.
+bool is_hash_weights(const std::filesystem::path& path);
+
 // Throws Error that begins with `source` and names the mismatch unless the weights are those of
 // this model, number of bits and checkpoint, with a projection for every layer from `dense_layers`
 // on. Random weights fit every checkpoint.

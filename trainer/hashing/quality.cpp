@@ -1,60 +1,72 @@
 #include "trainer/hashing/quality.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <numeric>
 #include <span>
 #include <vector>
 
-#include "kernels/matmul.h"
+#include "kernels/hamming_scores.h"
+#include "kernels/hash_encode.h"
+#include "kernels/select_top_k.h"
 #include "trainer/hashing/scores.h"
 
 namespace switchyard {
 namespace {
 
-// Sign bits of x W, packed; one row per vector.
-class Codes {
+// The keys that codes choose, by the ops that decoding uses.
+class CodeSelection {
  public:
-  //   x  [vectors, head_dim]
-  Codes(ConstTensorView x, ConstTensorView weight)
-      : words_((weight.dim(1) + 63) / 64), packed_(static_cast<size_t>(x.dim(0) * words_)) {
-    const int64_t bits = weight.dim(1);
-    Tensor projected({x.dim(0), bits}, DType::f32);
-    Stream stream;
-    matmul(stream, x, Transpose::no, weight, Transpose::no, Accumulate::no, projected);
-    const float* values = projected.data<float>();
-    for (int64_t i = 0; i < x.dim(0); ++i) {
-      for (int64_t b = 0; b < bits; ++b) {
-        if (values[i * bits + b] > 0.0f) {
-          packed_[static_cast<size_t>(i * words_ + b / 64)] |= uint64_t{1} << (b % 64);
-        }
-      }
-    }
+  //   weight  [head_dim, bits]
+  CodeSelection(ConstTensorView weight, const HeadQueryKeys& head)
+      : words_(weight.dim(1) / 32),
+        q_codes_({1, head.q.shape()[0], head.q.shape()[1], words_}, DType::i32),
+        codes_({1, 1, head.k.shape()[1], words_}, DType::i32) {
+    const int64_t head_dim = weight.dim(0);
+    hash_encode(stream_, head.q.view().reshape({1, head.q.shape()[0], head.q.shape()[1], head_dim}),
+                head.k.view().reshape({1, 1, head.k.shape()[1], head_dim}),
+                weight.reshape({1, head_dim, weight.dim(1)}), /*first_position=*/0, q_codes_,
+                codes_, {});
   }
 
-  std::span<const uint64_t> row(int64_t i) const {
-    return std::span(packed_).subspan(static_cast<size_t>(i * words_), static_cast<size_t>(words_));
+  // Of one query: distances to the keys [first, first + keys), from which `choose` chooses.
+  void see(int64_t sequence, int64_t first, int64_t keys) {
+    const int64_t group = q_codes_.shape()[1], sequences = q_codes_.shape()[2];
+    Tensor query({1, group, words_}, DType::i32);
+    for (int64_t g = 0; g < group; ++g) {
+      std::copy_n(q_codes_.data<int32_t>() + (g * sequences + sequence) * words_, words_,
+                  query.data<int32_t>() + g * words_);
+    }
+    length_.data<int32_t>()[0] = static_cast<int32_t>(keys);
+    distances_ = Tensor({1, 1, keys}, DType::u16);
+    const ConstTensorView codes =
+        codes_.view().reshape({codes_.shape()[2], words_}).rows(first, keys);
+    hamming_scores(stream_, query, codes.reshape({1, 1, keys, words_}), length_, distances_);
+  }
+
+  std::vector<int32_t> choose(int64_t count) {
+    std::vector<int32_t> chosen(static_cast<size_t>(count));
+    Tensor counts({1}, DType::i32);
+    counts.data<int32_t>()[0] = static_cast<int32_t>(count);
+    select_top_k(stream_, workspace_, distances_, length_, counts, /*sink=*/0, /*recent=*/0,
+                 view_of(std::span(chosen)).reshape({1, 1, count}));
+    return chosen;
   }
 
  private:
+  Stream stream_;
+  Workspace workspace_{Device()};
   int64_t words_;
-  std::vector<uint64_t> packed_;
+  Tensor q_codes_, codes_;  // [1, group, sequences, words], [1, 1, keys of all sequences, words]
+  Tensor length_{{1}, DType::i32}, distances_;
 };
 
-int hamming_distance(std::span<const uint64_t> a, std::span<const uint64_t> b) {
-  int distance = 0;
-  for (size_t w = 0; w < a.size(); ++w) distance += std::popcount(a[w] ^ b[w]);
-  return distance;
-}
-
 // The indices of all keys, the smallest cost first; ties: the most recent.
-template <class T>
-std::vector<int64_t> ranking(const std::vector<T>& cost) {
+std::vector<int64_t> ranking(const std::vector<double>& cost) {
   std::vector<int64_t> order(cost.size());
   std::iota(order.begin(), order.end(), int64_t{0});
   std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
-    const T cost_a = cost[static_cast<size_t>(a)], cost_b = cost[static_cast<size_t>(b)];
+    const double cost_a = cost[static_cast<size_t>(a)], cost_b = cost[static_cast<size_t>(b)];
     return cost_a != cost_b ? cost_a < cost_b : a > b;
   });
   return order;
@@ -89,7 +101,7 @@ Truth truth_of(ConstTensorView scores, int64_t head_dim) {
   return truth;
 }
 
-void add_selections(const std::vector<int64_t>& chosen, const Truth& truth, HashQuality& result) {
+void add_selections(CodeSelection& selection, const Truth& truth, HashQuality& result) {
   const std::vector<int64_t> best = ranking(truth.cost);
   const double weight = 1.0 / static_cast<double>(++result.queries);
   const auto update = [&](double& mean, double value) { mean += weight * (value - mean); };
@@ -102,8 +114,8 @@ void add_selections(const std::vector<int64_t>& chosen, const Truth& truth, Hash
       is_best[static_cast<size_t>(best[static_cast<size_t>(i)])] = true;
       best_mass += truth.mass[static_cast<size_t>(best[static_cast<size_t>(i)])];
     }
-    for (int64_t i = 0; i < count; ++i) {
-      const auto key = static_cast<size_t>(chosen[static_cast<size_t>(i)]);
+    for (const int32_t position : selection.choose(count)) {
+      const auto key = static_cast<size_t>(position);
       hits += is_best[key] ? 1.0 : 0.0;
       mass += truth.mass[key];
     }
@@ -118,25 +130,19 @@ void add_selections(const std::vector<int64_t>& chosen, const Truth& truth, Hash
 void add_quality(ConstTensorView weight, const HeadQueryKeys& head, HashQuality& result) {
   const int64_t group = head.q.shape()[0], sequences = head.q.shape()[1];
   const int64_t head_dim = weight.dim(0);
-  const ConstTensorView q = head.q.view().reshape({group * sequences, head_dim});
-  const ConstTensorView k = head.k.view().reshape({head.row_offsets.back(), head_dim});
-  const Codes query_codes(q, weight), key_codes(k, weight);
+  CodeSelection selection(weight, head);
   for (int64_t s = 0; s < sequences; ++s) {
     const int64_t first = head.row_offsets[static_cast<size_t>(s)];
     const int64_t keys = head.row_offsets[static_cast<size_t>(s) + 1] - first;
     Tensor scores({group, keys}, DType::f32);
-    std::vector<int64_t> distance(static_cast<size_t>(keys));
     for (int64_t g = 0; g < group; ++g) {
-      const int64_t row = g * sequences + s;
-      score_keys({q.data<float>() + row * head_dim, static_cast<size_t>(head_dim)},
-                 k.data<float>() + first * head_dim,
-                 {scores.data<float>() + g * keys, static_cast<size_t>(keys)});
-      for (int64_t i = 0; i < keys; ++i) {
-        distance[static_cast<size_t>(i)] +=
-            hamming_distance(query_codes.row(row), key_codes.row(first + i));
-      }
+      score_keys(
+          {head.q.data<float>() + (g * sequences + s) * head_dim, static_cast<size_t>(head_dim)},
+          head.k.data<float>() + first * head_dim,
+          {scores.data<float>() + g * keys, static_cast<size_t>(keys)});
     }
-    add_selections(ranking(distance), truth_of(scores, head_dim), result);
+    selection.see(s, first, keys);
+    add_selections(selection, truth_of(scores, head_dim), result);
   }
 }
 
