@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "trainer/hashing/random_projection.h"
@@ -9,14 +10,14 @@
 namespace switchyard {
 namespace {
 
-// 100 keys in a plane, the query along the first axis: key i at the angle of i steps.
-HeadQueryKeys fan(int64_t keys) {
+// Keys in a plane, the query along the first axis: key i at the angle of i steps.
+HeadQueryKeys fan(int64_t keys, double step) {
   HeadQueryKeys head{.q = Tensor({1, 1, 2}, DType::f32),
                      .k = Tensor({1, keys, 2}, DType::f32),
                      .row_offsets = {0, keys}};
   head.q.data<float>()[0] = 10.0f;
   for (int64_t i = 0; i < keys; ++i) {
-    const double angle = 3.0 * static_cast<double>(i) / static_cast<double>(keys);
+    const double angle = step * static_cast<double>(i);
     head.k.data<float>()[2 * i] = static_cast<float>(std::cos(angle));
     head.k.data<float>()[2 * i + 1] = static_cast<float>(std::sin(angle));
   }
@@ -33,7 +34,7 @@ TEST(QualityTest, CodesThatKnowTheAngleFindEveryKey) {
   }
   HashQuality quality;
 
-  add_quality(weight, fan(100), quality);
+  add_quality(weight, fan(100, 0.03), quality);
 
   EXPECT_EQ(quality.queries, 1);
   for (size_t b = 0; b < kBudgets.size(); ++b) {
@@ -47,7 +48,7 @@ TEST(QualityTest, TiesGoToTheMostRecentKeys) {
   Tensor weight({2, 32}, DType::f32);  // zero: every bit is 0
   HashQuality quality;
 
-  add_quality(weight, fan(100), quality);
+  add_quality(weight, fan(100, 0.03), quality);
 
   EXPECT_EQ(quality.recall[2], 0.0);
   EXPECT_LT(quality.attention_mass[2], 1e-3);
@@ -57,11 +58,11 @@ TEST(QualityTest, TiesGoToTheMostRecentKeys) {
 TEST(QualityTest, IsTheMeanOverQueries) {
   const Tensor weight = random_projection(HashInit::orthogonal, {1, 2}, 2, 32);
   HashQuality one, other, both;
-  add_quality(weight, fan(100), one);
-  add_quality(weight, fan(37), other);
+  add_quality(weight, fan(100, 0.03), one);
+  add_quality(weight, fan(37, 0.08), other);
 
-  add_quality(weight, fan(100), both);
-  add_quality(weight, fan(37), both);
+  add_quality(weight, fan(100, 0.03), both);
+  add_quality(weight, fan(37, 0.08), both);
 
   EXPECT_EQ(both.queries, 2);
   EXPECT_NEAR(both.recall[2], 0.5 * (one.recall[2] + other.recall[2]), 1e-12);
@@ -69,10 +70,38 @@ TEST(QualityTest, IsTheMeanOverQueries) {
               1e-12);
 }
 
+// Heads of a group of two that look in other directions in each of two sequences.
+TEST(QualityTest, SequencesOfAHeadAreMeasuredApart) {
+  const Tensor weight = random_projection(HashInit::orthogonal, {1, 2}, 2, 32);
+  HeadQueryKeys both{.q = Tensor({2, 2, 2}, DType::f32),
+                     .k = Tensor({1, 137, 2}, DType::f32),
+                     .row_offsets = {0, 100, 137}};
+  const float directions[2][2][2] = {{{10, 1}, {-3, 8}}, {{9, 2}, {1, 7}}};  // [group][sequence]
+  HashQuality apart, together;
+  for (int64_t s = 0; s < 2; ++s) {
+    HeadQueryKeys one = s == 0 ? fan(100, 2.0) : fan(37, 1.3);
+    one.q = Tensor({2, 1, 2}, DType::f32);
+    for (int64_t g = 0; g < 2; ++g) {
+      std::copy_n(directions[g][s], 2, one.q.data<float>() + 2 * g);
+      std::copy_n(directions[g][s], 2, both.q.data<float>() + 2 * (2 * g + s));
+    }
+    std::copy_n(one.k.data<float>(), one.k.num_elements(), both.k.data<float>() + 200 * s);
+    add_quality(weight, one, apart);
+  }
+
+  add_quality(weight, both, together);
+
+  EXPECT_EQ(together.queries, 2);
+  for (size_t b = 0; b < kBudgets.size(); ++b) {
+    EXPECT_NEAR(together.recall[b], apart.recall[b], 1e-12);
+    EXPECT_NEAR(together.attention_mass[b], apart.attention_mass[b], 1e-12);
+  }
+}
+
 TEST(QualityTest, OneKeyIsAlwaysFound) {
   HashQuality quality;
 
-  add_quality(random_projection(HashInit::orthogonal, {1, 2}, 2, 32), fan(1), quality);
+  add_quality(random_projection(HashInit::orthogonal, {1, 2}, 2, 32), fan(1, 0.03), quality);
 
   EXPECT_EQ(quality.recall[0], 1.0);
   EXPECT_EQ(quality.attention_mass[0], 1.0);
