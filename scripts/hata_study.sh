@@ -82,10 +82,11 @@ train_recall() {
   switchyard train "$recall" "${from[@]}"
 }
 
-# Most samples that the recall model learns from are short; the hash learns from whole ones.
-long_samples=(data.recall.shortest=0 data.recall.practice_share=0 data.recall.train_sequences=200
-  data.train=runs/recall_hash/train.h5 hash.training.sigma=0.5 hash.training.balance_weight=0
-  hash.training.pairs_per_epoch=16384)
+# In a whole sample few queries are those of questions, and in the shortest few keys compete: the hash
+# learns from samples of 256 to 2,048 tokens. Settings as docs/hata.md has them.
+hash_samples=(data.recall.shortest=256 data.recall.practice_share=0 data.recall.train_sequences=600
+  data.train=runs/recall_hash/train.h5 hash.training.num_sequences=300 hash.training.sigma=0.7
+  hash.training.balance_weight=0 hash.training.pairs_per_epoch=16384)
 
 # Projections of a model that is there; queries and keys are collected once for all bits.
 learn() {
@@ -136,8 +137,8 @@ say "Recall tasks, and a model that solves them: $recall"
 # Checkpoints load on any layout; for one model on few sequences experts need not be split.
 layout=(parallel.ep=1 train.global_batch_size=$((8 * ranks)) train.micro_batch_size=8)
 step recall.trained train_recall
-learning=("${long_samples[@]}")
-step recall.long build/switchyard tokenize "$recall" "${learning[@]}"
+learning=("${hash_samples[@]}")
+step recall.samples build/switchyard tokenize "$recall" "${learning[@]}"
 study_model recall "$recall" "$(run_dir "$recall")" 300
 
 tables=(recall "$study/recall/evaluation.json")
