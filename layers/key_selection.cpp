@@ -122,9 +122,11 @@ class QuestSelector final : public RankingSelector {
     append(stream, workspace, k, cache.length - 1);
     TensorView scores = take_scores(workspace);
     page_scores(stream, q, lower_, upper_, cache.lengths, config_.page_size, scores);
-    // Whole pages, and one at least.
+    // Whole pages, the nearest number of them, and one at least: rounded down, a share of a length
+    // just short of whole pages would cost one.
     const int64_t budget = budget_tokens(config_.budget, cache.length);
-    const int64_t pages = std::max<int64_t>(budget / config_.page_size, 1);
+    const int64_t pages =
+        std::max<int64_t>((budget + config_.page_size / 2) / config_.page_size, 1);
     const int64_t count =
         budget == cache.length ? budget : std::min(pages * config_.page_size, cache.length);
     return best(stream, workspace, scores, cache, count, config_.sink, config_.recent);

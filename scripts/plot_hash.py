@@ -97,9 +97,11 @@ def budget_axis(axes, evaluation):
 
 def draw_by_budget(evaluation, panels, path, title):
     """One panel per (title, value of a result, value of dense decoding or None)."""
-    figure, row = plt.subplots(1, len(panels), figsize=(4.6 * len(panels) + 1.6, 4.2),
-                               squeeze=False, layout="constrained")
-    for axes, (name, value, dense) in zip(row[0], panels):
+    columns = min(len(panels), 3)
+    rows = -(-len(panels) // columns)
+    figure, grid = plt.subplots(rows, columns, figsize=(4.6 * columns + 1.6, 4.2 * rows),
+                                squeeze=False, layout="constrained")
+    for axes, (name, value, dense) in zip(grid.flat, panels):
         for method, (_, colour, mark) in METHODS.items():
             results = evaluation.of(method, evaluation.main_bits)
             if not results:
@@ -112,7 +114,9 @@ def draw_by_budget(evaluation, panels, path, title):
         budget_axis(axes, evaluation)
         axes.set_ylim(-0.02, 1.03)
         axes.set_title(name)
-    row[0, -1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
+    for axes in grid.flat[len(panels):]:
+        axes.set_axis_off()
+    grid[0, -1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     figure.savefig(path)
     plt.close(figure)

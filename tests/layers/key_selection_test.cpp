@@ -170,7 +170,7 @@ double page_bound(Bench& bench, int64_t row, int64_t page, int64_t page_size) {
 
 TEST(KeySelector, QuestTakesWholePagesOfGreatestBound) {
   constexpr int64_t kPage = 8, kPages = 7;  // the last one has 2 keys
-  Bench bench(config_of(AttentionMethod::quest, 3 * kPage + 5.0));
+  Bench bench(config_of(AttentionMethod::quest, 3 * kPage + 3.0));
 
   const auto chosen = bench.select();
 
@@ -196,6 +196,14 @@ TEST(KeySelector, QuestTakesAtLeastOnePage) {
   Bench bench(config_of(AttentionMethod::quest, 3.0));
 
   for (const auto& chosen : bench.select()) EXPECT_EQ(chosen.size(), 8u);
+}
+
+// A share of a length that is just short of whole pages must not cost one.
+TEST(KeySelector, QuestTakesTheNearestNumberOfPages) {
+  for (const auto& [budget, keys] : {std::pair{19.0, 16u}, {20.0, 24u}, {23.0, 24u}, {27.0, 24u}}) {
+    Bench bench(config_of(AttentionMethod::quest, budget));
+    for (const auto& chosen : bench.select()) EXPECT_EQ(chosen.size(), keys) << budget;
+  }
 }
 
 TEST(KeySelector, HashesTakeTheKeysOfLeastDistance) {
