@@ -85,7 +85,7 @@ train_recall() {
 # In a whole sample few queries are those of questions, and in the shortest few keys compete: the hash
 # learns from samples of 256 to 2,048 tokens. Settings as docs/hata.md has them.
 hash_samples=(data.recall.shortest=256 data.recall.practice_share=0 data.recall.train_sequences=600
-  data.train=runs/recall_hash/train.h5 hash.training.num_sequences=300 hash.training.sigma=0.7
+  data.train=runs/recall_hash/train.h5 hash.training.num_sequences=300 hash.training.sigma=0.5
   hash.training.balance_weight=0 hash.training.pairs_per_epoch=16384)
 
 # Projections of a model that is there; queries and keys are collected once for all bits.
@@ -139,7 +139,7 @@ layout=(parallel.ep=1 train.global_batch_size=$((8 * ranks)) train.micro_batch_s
 step recall.trained train_recall
 learning=("${hash_samples[@]}")
 step recall.samples build/switchyard tokenize "$recall" "${learning[@]}"
-study_model recall "$recall" "$(run_dir "$recall")" 300
+study_model recall "$recall" "$(run_dir "$recall")" 500
 
 tables=(recall "$study/recall/evaluation.json")
 if [[ -n $text ]]; then
