@@ -135,18 +135,21 @@ HeadResult train_head(const HeadTask& task, const HashTrainingConfig& config) {
                        .momentum = static_cast<float>(config.momentum),
                        .weight_decay = static_cast<float>(config.weight_decay)};
   const bool draws_anew = config.pairs_per_epoch < task.total_pairs;
+  // Epochs learn from different pairs: their losses are compared on the same ones, which none of
+  // them learns from.
+  const HashPairs fixed_pairs = draw_pairs(task, config, draws_anew ? config.epochs : 0);
+  const HashObjective measured(fixed_pairs, config);
+  result.losses.push_back(measured.gradient(result.weight, gradient));
   for (int epoch = 0; epoch < config.epochs; ++epoch) {
     if (epoch > 0 && draws_anew) pairs = draw_pairs(task, config, epoch);
     const HashObjective objective(pairs, config);
-    HashLoss loss;
     for (int iteration = 0; iteration < config.iterations; ++iteration) {
-      loss = objective.gradient(result.weight, gradient);
-      if (result.losses.empty()) result.losses.push_back(loss);
+      objective.gradient(result.weight, gradient);
       sgd_step(stream, sgd, /*grad_scale=*/1.0f, gradient.view().reshape({gradient.num_elements()}),
                result.weight.view().reshape({gradient.num_elements()}),
                momentum.view().reshape({gradient.num_elements()}), {});
     }
-    result.losses.push_back(loss);
+    result.losses.push_back(measured.gradient(result.weight, gradient));
   }
   if (task.held_out) {
     result.learned = measure(*task.held_out, task.layer, task.kv_head, result.weight);

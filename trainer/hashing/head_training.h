@@ -23,7 +23,7 @@ struct HeadTask {
 
 struct HeadResult {
   Tensor weight;                 // [head_dim, bits]
-  std::vector<HashLoss> losses;  // before the first step, and in the last step of each epoch
+  std::vector<HashLoss> losses;  // before the first step and after each epoch, of the same pairs
   // On the held-out set; of the random orthogonal projection beside the learned one.
   std::optional<HashQuality> learned, random;
 };
