@@ -3,6 +3,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <bit>
 #include <limits>
 
 #include "kernels/dispatch.h"
@@ -13,8 +14,8 @@ namespace {
 
 // Keys that are counted between two widenings of the counts: 16-bit lanes hold them.
 constexpr int64_t kCounted = 32768;
-// Keys that are passed over together where none of them is chosen.
-constexpr int64_t kSkipped = 32;
+// Keys that are looked at together: the bits of a mask.
+constexpr int64_t kMasked = 32;
 
 // Of `n` keys those that are at most `bound`.
 template <class Key>
@@ -63,12 +64,13 @@ Threshold<Key> find_threshold(const Key* keys, int64_t n, int64_t wanted) {
   return {high, up_to_high - wanted};
 }
 
+// Bit i: whether keys[i] is at most `bound`, for `count` <= kMasked keys.
 template <class Key>
-bool any_up_to(const Key* keys, Key bound) {
-  Key smallest = std::numeric_limits<Key>::max();
-#pragma omp simd reduction(min : smallest)
-  for (int64_t i = 0; i < kSkipped; ++i) smallest = keys[i] < smallest ? keys[i] : smallest;
-  return smallest <= bound;
+uint32_t mask_up_to(const Key* keys, int64_t count, Key bound) {
+  uint32_t mask = 0;
+#pragma omp simd reduction(| : mask)
+  for (int64_t i = 0; i < count; ++i) mask |= uint32_t{keys[i] <= bound} << i;
+  return mask;
 }
 
 // The positions, from `first` on, of the `wanted` smallest of `n` keys, rising.
@@ -76,16 +78,16 @@ template <class Key>
 void choose(const Key* keys, int64_t n, int64_t wanted, int64_t first, int32_t* indices) {
   auto [threshold, older_ties] = find_threshold(keys, n, wanted);
   const int32_t* end = indices + wanted;
-  for (int64_t i = 0; indices < end;) {
-    if (i + kSkipped <= n && !any_up_to(keys + i, threshold)) {
-      i += kSkipped;
-      continue;
-    }
-    for (const int64_t block_end = i + kSkipped; i < block_end && indices < end; ++i) {
-      *indices = static_cast<int32_t>(first + i);  // stays if the key is chosen
-      const bool tie = keys[i] == threshold, older = tie && older_ties > 0;
-      older_ties -= older;
-      indices += (keys[i] < threshold || tie) && !older;
+  for (int64_t i = 0; indices < end; i += kMasked) {
+    uint32_t mask = i + kMasked <= n ? mask_up_to(keys + i, kMasked, threshold)
+                                     : mask_up_to(keys + i, n - i, threshold);
+    for (; mask != 0 && indices < end; mask &= mask - 1) {
+      const int64_t at = i + std::countr_zero(mask);
+      if (keys[at] == threshold && older_ties > 0) {
+        --older_ties;
+      } else {
+        *indices++ = static_cast<int32_t>(first + at);
+      }
     }
   }
 }
