@@ -80,17 +80,18 @@ static_assert(kSums % kTogether == 0);
 template <int kHeads, class T>
 void score_keys(const float* q, const T* const* keys, const T* const* ahead, int64_t head_dim,
                 float* scores) {
-  constexpr int kKeys = kSums / kHeads;
+  constexpr int kKeys = kSums / kHeads, kAtOnce = std::min(kHeads, kKeys);
   const int64_t whole = head_dim / simd::kLanes * simd::kLanes;
   simd::Floats sums[kSums] = {};
 #pragma GCC unroll 16
-  for (int first = 0; first < kKeys; first += kHeads) {  // a load of q serves kHeads keys
+  for (int first = 0; first < kKeys; first += kAtOnce) {  // a load of q serves kAtOnce keys
     for (int64_t d = 0; d < whole; d += simd::kLanes) {
       simd::Floats x[kHeads];
 #pragma GCC unroll 4
       for (int g = 0; g < kHeads; ++g) x[g] = simd::load(q + g * head_dim + d);
 #pragma GCC unroll 4
-      for (int i = first; i < std::min(first + kHeads, kKeys); ++i) {
+      for (int j = 0; j < kAtOnce; ++j) {
+        const int i = first + j;
         const simd::Floats key = simd::load(keys[i] + d);
         if (ahead) prefetch(ahead[i], d);
 #pragma GCC unroll 4
