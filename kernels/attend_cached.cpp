@@ -18,7 +18,7 @@ constexpr int64_t kBlock = 64;
 // Keys of one task. Every task leaves a partial result, and those of a head are combined in order:
 // the work spreads over the threads when there are few heads, and the sums do not depend on how.
 constexpr int64_t kTaskKeys = 1024;
-// Query heads that share the registers of a row, and values that share those of a sum.
+// Query heads that share the registers of a row.
 constexpr int kTogether = 4;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 

@@ -299,6 +299,15 @@ class HashTraining(Program):
                 self.assertIn("hata: held-out loss", output)
                 shutil.rmtree(self.hash)
 
+    def test_losses_of_epochs_are_of_the_same_pairs(self):
+        # Steps too small for f32: whatever pairs an epoch draws, the loss stays.
+        self.train_hash(0, "hash.training.lr=1e-12", "hash.training.pairs_per_epoch=256")
+        records = [json.loads(line)
+                   for line in (self.hash / "metrics.jsonl").read_text().splitlines()]
+        losses = [r["loss"] for r in records if "loss" in r and r["kv_head"] == 0]
+        self.assertEqual(len(losses), 16)
+        self.assertEqual(len(set(losses)), 1, losses)
+
     def test_finished_weights_are_left_alone(self):
         self.train_hash(0)
         before = (self.hash / "hash_weights.h5").stat().st_mtime_ns
