@@ -2,11 +2,11 @@
 
 #include <cmath>
 
-#include "kernels/attention.h"
-#include "kernels/check.h"
-#include "kernels/elementwise.h"
-#include "kernels/gather_attention.h"
-#include "kernels/rms_norm.h"
+#include "kernels/attention/attention.h"
+#include "kernels/basic/elementwise.h"
+#include "kernels/decode/gather_attention.h"
+#include "kernels/norm/rms_norm.h"
+#include "kernels/runtime/check.h"
 #include "layers/sequence_parallel.h"
 
 namespace switchyard {

@@ -3,7 +3,7 @@
 #include <memory>
 #include <string>
 
-#include "kernels/rope.h"
+#include "kernels/attention/rope.h"
 #include "layers/build_context.h"
 #include "layers/key_selector.h"
 #include "layers/linear.h"

@@ -11,8 +11,7 @@ std::string layer_name(int layer) { return fmt::format("layers.{}", layer); }
 
 }  // namespace
 
-Block::Block(const BuildContext& build, int layer, int moe_layer,
-             const ExchangeOptions& exchange)
+Block::Block(const BuildContext& build, int layer, int moe_layer, const ExchangeOptions& exchange)
     : layer_(layer),
       norm1_(build, layer_name(layer) + ".norm1"),
       attention_(build, layer_name(layer) + ".attention"),

@@ -1,8 +1,8 @@
 #include "layers/embedding.h"
 
-#include "kernels/check.h"
-#include "kernels/elementwise.h"
-#include "kernels/embedding.h"
+#include "kernels/basic/elementwise.h"
+#include "kernels/runtime/check.h"
+#include "kernels/vocabulary/embedding.h"
 #include "layers/sequence_parallel.h"
 
 namespace switchyard {
@@ -53,8 +53,8 @@ void Embedding::backward(StepContext& ctx, ConstTensorView dy) const {
                      gather_tokens(ctx, dy), first_id_, table_->grad);
   if (positions_) {
     const std::vector<int32_t> positions = positions_of(ctx, 0);
-    embedding_backward(ctx.stream, ctx.workspace, ctx.on_device(view_of(std::span(positions))), dy, 0,
-                       positions_->grad);
+    embedding_backward(ctx.stream, ctx.workspace, ctx.on_device(view_of(std::span(positions))), dy,
+                       0, positions_->grad);
   }
 }
 

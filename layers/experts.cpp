@@ -2,7 +2,7 @@
 
 #include <cmath>
 
-#include "kernels/matmul.h"
+#include "kernels/linear/matmul.h"
 
 namespace switchyard {
 namespace {

@@ -4,7 +4,7 @@
 #include <span>
 #include <string>
 
-#include "kernels/activation.h"
+#include "kernels/basic/activation.h"
 #include "layers/build_context.h"
 #include "layers/step_context.h"
 #include "parallel/expert_exchange.h"

@@ -1,6 +1,6 @@
 #include "layers/feed_forward.h"
 
-#include "kernels/elementwise.h"
+#include "kernels/basic/elementwise.h"
 #include "layers/sequence_parallel.h"
 
 namespace switchyard {

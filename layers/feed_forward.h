@@ -2,7 +2,7 @@
 
 #include <string>
 
-#include "kernels/activation.h"
+#include "kernels/basic/activation.h"
 #include "layers/build_context.h"
 #include "layers/linear.h"
 #include "layers/step_context.h"

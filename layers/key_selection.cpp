@@ -5,15 +5,15 @@
 #include <span>
 #include <utility>
 
-#include "kernels/attention.h"
-#include "kernels/check.h"
-#include "kernels/elementwise.h"
-#include "kernels/hamming_scores.h"
-#include "kernels/hash_encode.h"
-#include "kernels/key_scores.h"
-#include "kernels/matmul.h"
-#include "kernels/page_bounds.h"
-#include "kernels/select_top_k.h"
+#include "kernels/attention/attention.h"
+#include "kernels/basic/elementwise.h"
+#include "kernels/decode/hamming_scores.h"
+#include "kernels/decode/hash_encode.h"
+#include "kernels/decode/key_scores.h"
+#include "kernels/decode/page_bounds.h"
+#include "kernels/decode/select_top_k.h"
+#include "kernels/linear/matmul.h"
+#include "kernels/runtime/check.h"
 #include "layers/principal_axes.h"
 
 namespace switchyard {

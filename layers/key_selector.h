@@ -2,8 +2,8 @@
 
 #include <cstdint>
 
-#include "kernels/memory.h"
-#include "kernels/tensor.h"
+#include "kernels/runtime/memory.h"
+#include "kernels/runtime/tensor.h"
 
 namespace switchyard {
 

@@ -2,9 +2,9 @@
 
 #include <utility>
 
-#include "kernels/check.h"
-#include "kernels/elementwise.h"
-#include "kernels/matmul_with_bias.h"
+#include "kernels/basic/elementwise.h"
+#include "kernels/linear/matmul_with_bias.h"
+#include "kernels/runtime/check.h"
 
 namespace switchyard {
 

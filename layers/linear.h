@@ -3,7 +3,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels/matmul.h"
+#include "kernels/linear/matmul.h"
 #include "layers/parameter.h"
 #include "layers/step_context.h"
 

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 
-#include "kernels/cross_entropy.h"
-#include "kernels/elementwise.h"
-#include "kernels/matmul.h"
+#include "kernels/basic/elementwise.h"
+#include "kernels/linear/matmul.h"
+#include "kernels/vocabulary/cross_entropy.h"
 #include "layers/sequence_parallel.h"
 
 namespace switchyard {

@@ -1,6 +1,6 @@
 #include "layers/micro_batch.h"
 
-#include "kernels/elementwise.h"
+#include "kernels/basic/elementwise.h"
 
 namespace switchyard {
 namespace {

@@ -2,7 +2,7 @@
 
 #include <cstdint>
 
-#include "kernels/tensor.h"
+#include "kernels/runtime/tensor.h"
 
 namespace switchyard {
 

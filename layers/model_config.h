@@ -2,8 +2,8 @@
 
 #include <cstdint>
 
-#include "kernels/activation.h"
-#include "kernels/router.h"
+#include "kernels/basic/activation.h"
+#include "kernels/moe/router.h"
 
 namespace switchyard {
 

@@ -2,7 +2,7 @@
 
 #include <cmath>
 
-#include "kernels/elementwise.h"
+#include "kernels/basic/elementwise.h"
 
 namespace switchyard {
 namespace {

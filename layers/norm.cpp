@@ -1,7 +1,7 @@
 #include "layers/norm.h"
 
-#include "kernels/layer_norm.h"
-#include "kernels/rms_norm.h"
+#include "kernels/norm/layer_norm.h"
+#include "kernels/norm/rms_norm.h"
 
 namespace switchyard {
 

@@ -7,10 +7,10 @@
 #include <span>
 #include <utility>
 
-#include "kernels/check.h"
-#include "kernels/elementwise.h"
-#include "kernels/host_mirror.h"
-#include "kernels/random.h"
+#include "kernels/basic/elementwise.h"
+#include "kernels/basic/random.h"
+#include "kernels/runtime/check.h"
+#include "kernels/runtime/host_mirror.h"
 
 namespace switchyard {
 namespace {

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <numeric>
 
-#include "kernels/check.h"
+#include "kernels/runtime/check.h"
 
 namespace switchyard {
 namespace {

@@ -4,7 +4,7 @@
 #include <string_view>
 #include <vector>
 
-#include "kernels/stopwatch.h"
+#include "kernels/runtime/stopwatch.h"
 
 namespace switchyard {
 

@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <cmath>
 
-#include "kernels/balance_loss.h"
-#include "kernels/elementwise.h"
-#include "kernels/host_mirror.h"
-#include "kernels/matmul.h"
+#include "kernels/basic/elementwise.h"
+#include "kernels/linear/matmul.h"
+#include "kernels/moe/balance_loss.h"
+#include "kernels/runtime/host_mirror.h"
 
 namespace switchyard {
 namespace {

@@ -3,7 +3,7 @@
 #include <span>
 #include <string>
 
-#include "kernels/router.h"
+#include "kernels/moe/router.h"
 #include "layers/build_context.h"
 #include "layers/step_context.h"
 

@@ -4,10 +4,10 @@
 #include <functional>
 #include <vector>
 
-#include "kernels/elementwise.h"
-#include "kernels/memory.h"
-#include "kernels/router.h"
-#include "kernels/tensor.h"
+#include "kernels/basic/elementwise.h"
+#include "kernels/moe/router.h"
+#include "kernels/runtime/memory.h"
+#include "kernels/runtime/tensor.h"
 #include "layers/micro_batch.h"
 #include "layers/profile.h"
 #include "layers/step_statistics.h"
@@ -35,8 +35,8 @@ struct StepContext {
   const DistributedContext& dist;
   const MicroBatch& batch;
   LossScales scales;
-  StepStatistics* statistics = nullptr;  // may be null
-  Profiler* profiler = nullptr;          // may be null
+  StepStatistics* statistics = nullptr;   // may be null
+  Profiler* profiler = nullptr;           // may be null
   AttentionObserver* observer = nullptr;  // may be null; see attention_observer.h
   // For balance_scope: global_batch under gradient accumulation, where the counts of later
   // micro-batches are not known yet: from a counting pass. Null: counted in this pass.

@@ -1,7 +1,7 @@
 #include "layers/step_statistics.h"
 
-#include "kernels/elementwise.h"
-#include "kernels/host_mirror.h"
+#include "kernels/basic/elementwise.h"
+#include "kernels/runtime/host_mirror.h"
 
 namespace switchyard {
 

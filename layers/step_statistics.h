@@ -3,8 +3,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "kernels/stopwatch.h"
-#include "kernels/tensor.h"
+#include "kernels/runtime/stopwatch.h"
+#include "kernels/runtime/tensor.h"
 #include "parallel/expert_exchange.h"
 
 namespace switchyard {

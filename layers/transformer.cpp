@@ -1,8 +1,8 @@
 #include "layers/transformer.h"
 
-#include "kernels/check.h"
-#include "kernels/elementwise.h"
-#include "kernels/permute.h"
+#include "kernels/basic/elementwise.h"
+#include "kernels/moe/permute.h"
+#include "kernels/runtime/check.h"
 #include "layers/sequence_parallel.h"
 
 namespace switchyard {

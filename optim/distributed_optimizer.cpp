@@ -5,10 +5,10 @@
 #include <span>
 #include <utility>
 
-#include "kernels/check.h"
-#include "kernels/elementwise.h"
-#include "kernels/host_mirror.h"
-#include "kernels/optimizer_step.h"
+#include "kernels/basic/elementwise.h"
+#include "kernels/optimizer/optimizer_step.h"
+#include "kernels/runtime/check.h"
+#include "kernels/runtime/host_mirror.h"
 
 namespace switchyard {
 namespace {

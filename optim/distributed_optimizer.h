@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels/tensor.h"
+#include "kernels/runtime/tensor.h"
 #include "layers/parameter.h"
 #include "optim/optimizer_config.h"
 #include "parallel/distributed_context.h"
@@ -64,7 +64,7 @@ class DistributedOptimizer {
     Communicator* group;
     int64_t size;             // elements of this rank's share: padded / group size
     Tensor bf16_main_params;  // [size] f32; empty in f32 training: the values are the main weights
-    Tensor exp_avg, exp_avg_sq;  // [size] f32
+    Tensor exp_avg, exp_avg_sq;                    // [size] f32
     std::unique_ptr<PendingCollective> reduction;  // under way, of the gradients
   };
 

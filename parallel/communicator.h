@@ -5,8 +5,8 @@
 #include <span>
 #include <string>
 
-#include "kernels/combine_parts.h"
-#include "kernels/tensor.h"
+#include "kernels/basic/combine_parts.h"
+#include "kernels/runtime/tensor.h"
 
 namespace switchyard {
 

@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <span>
 
-#include "kernels/tensor.h"
+#include "kernels/runtime/tensor.h"
 
 namespace switchyard {
 

@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "kernels/check.h"
+#include "kernels/runtime/check.h"
 #include "parallel/mpi_communicator.h"
 #include "parallel/nccl_communicator.h"
 #include "parallel/staged_communicator.h"
@@ -27,8 +27,8 @@ class GroupMaker {
   // Collective over the world. Every rank takes part, those of one-rank groups too; groups of one
   // kind have one size.
   std::unique_ptr<Communicator> make(const std::vector<int>& ranks, std::string name) const {
-    auto host = std::make_unique<MpiCommunicator>(MPI_COMM_WORLD, ranks.front(), name,
-                                                  mpi_.watchdog());
+    auto host =
+        std::make_unique<MpiCommunicator>(MPI_COMM_WORLD, ranks.front(), name, mpi_.watchdog());
     if (host->size() == 1) return make_self_communicator(std::move(name));
     std::unique_ptr<Communicator> group =
         uses_nccl_ ? make_nccl_communicator(std::move(host), device_, mpi_.watchdog())

@@ -6,7 +6,7 @@
 #include <memory>
 #include <string>
 
-#include "kernels/check.h"
+#include "kernels/runtime/check.h"
 #include "parallel/communicator.h"
 #include "parallel/parallel_layout.h"
 #include "parallel/watchdog.h"

@@ -4,10 +4,10 @@
 #include <numeric>
 #include <utility>
 
-#include "kernels/check.h"
-#include "kernels/elementwise.h"
-#include "kernels/exchange_plan.h"
-#include "kernels/permute.h"
+#include "kernels/basic/elementwise.h"
+#include "kernels/moe/exchange_plan.h"
+#include "kernels/moe/permute.h"
+#include "kernels/runtime/check.h"
 
 namespace switchyard {
 namespace {
@@ -137,10 +137,10 @@ void ExpertExchange::finish_plan(Stream& stream, Workspace& workspace, ExchangeP
   const auto row_size = static_cast<size_t>(plan.counts.dim(2));
   counted_.synchronize();
   const std::span sent(static_cast<const int64_t*>(counts_.data()), chunks * ranks * row_size);
-  const std::vector<int64_t> arriving = swap_leading(
-      exchange_counts(stream, swap_leading(sent, chunks, ranks, row_size),
-                      static_cast<int64_t>(chunks * row_size)),
-      ranks, chunks, row_size);
+  const std::vector<int64_t> arriving =
+      swap_leading(exchange_counts(stream, swap_leading(sent, chunks, ranks, row_size),
+                                   static_cast<int64_t>(chunks * row_size)),
+                   ranks, chunks, row_size);
   int64_t first_expert_row = 0;
   for (size_t c = 0; c < chunks; ++c) {
     ExchangeChunk& chunk = plan.chunks[c];
@@ -200,8 +200,7 @@ void ExpertExchange::plan_arrivals_of(Stream& stream, Workspace& workspace, Exch
     if (ep_.size() > 1) continue;
     // Nothing travels: experts read the tokens' rows themselves, and tokens the experts'.
     gather_values(stream, chunk.send_source, chunk.expert_source, chunk.expert_source);
-    gather_values(stream, chunk.expert_row_of_assignment, chunk.token_members,
-                  chunk.token_members);
+    gather_values(stream, chunk.expert_row_of_assignment, chunk.token_members, chunk.token_members);
   }
 }
 
@@ -252,8 +251,8 @@ void ChunkTransfer::wait(Stream& stream) {
 }
 
 void ChunkTransfer::start_dispatch(Stream& stream, ConstTensorView x, ConstTensorView weights) {
-  require(x.rank() == 2 && x.dim(0) == chunk_->tokens, "dispatch: x has shape {}, the plan {} tokens",
-          to_string(x.shape()), chunk_->tokens);
+  require(x.rank() == 2 && x.dim(0) == chunk_->tokens,
+          "dispatch: x has shape {}, the plan {} tokens", to_string(x.shape()), chunk_->tokens);
   if (is_given(weights)) {
     require(weights.num_elements() == chunk_->assignment_of_slot.num_elements(),
             "dispatch: weights have shape {}", to_string(weights.shape()));

@@ -4,9 +4,9 @@
 #include <memory>
 #include <vector>
 
-#include "kernels/memory.h"
-#include "kernels/stopwatch.h"
-#include "kernels/tensor.h"
+#include "kernels/runtime/memory.h"
+#include "kernels/runtime/stopwatch.h"
+#include "kernels/runtime/tensor.h"
 #include "parallel/communicator.h"
 
 namespace switchyard {
@@ -30,11 +30,11 @@ struct ExchangeChunk {
   int64_t expert_rows = 0;              // (token, expert) pairs computed here
   int64_t received_rows = 0;            // rows that arrive here, after deduplication
   std::vector<int64_t> expert_offsets;  // [num_local_experts + 1] into the chunk's expert rows
-  std::vector<int64_t> send_rows, recv_rows;  // per ep rank, rows
+  std::vector<int64_t> send_rows, recv_rows;                // per ep rank, rows
   std::vector<int64_t> send_assignments, recv_assignments;  // per ep rank, (token, expert) pairs
-  TensorView send_source;       // [sum send_rows] i32: the token, within the chunk, of each sent row
-  TensorView expert_source;     // [expert_rows] i32: the received row of each expert row (with one
-                                // rank: the token)
+  TensorView send_source;    // [sum send_rows] i32: the token, within the chunk, of each sent row
+  TensorView expert_source;  // [expert_rows] i32: the received row of each expert row (with one
+                             // rank: the token)
   TensorView received_offsets;  // [received_rows + 1] i32, with
   TensorView received_members;  // [expert_rows] i32: the expert rows of each received row
   TensorView token_offsets;     // [tokens + 1] i32, with
@@ -43,7 +43,7 @@ struct ExchangeChunk {
   TensorView
       assignment_of_slot;  // [tokens * top_k] i32: place in the sent assignments, -1: dropped
   TensorView expert_row_of_assignment;  // [expert_rows] i32: for assignments in order of arrival
-  TensorView sent_assignments;          // [sum send_assignments, 2] i32, see kernels/exchange_plan.h
+  TensorView sent_assignments;  // [sum send_assignments, 2] i32, see kernels/moe/exchange_plan.h
 
   // The chunk's part of what has a row per token, or per expert row; nothing of nothing.
   template <class View>

@@ -6,7 +6,7 @@
 #include <numeric>
 #include <utility>
 
-#include "kernels/check.h"
+#include "kernels/runtime/check.h"
 #include "parallel/communicator_checks.h"
 
 namespace switchyard {
@@ -167,8 +167,8 @@ void MpiCommunicator::reduce_block(Stream& stream, ConstTensorView in,
   }
   for (size_t i = 1; i < size; ++i) {
     const size_t to = (me + i) % size;
-    check_mpi(MPI_Isend(part_of(to).raw(), as_count(counts[to]), type, static_cast<int>(to), 0, comm_,
-                        &requests[size - 2 + i]),
+    check_mpi(MPI_Isend(part_of(to).raw(), as_count(counts[to]), type, static_cast<int>(to), 0,
+                        comm_, &requests[size - 2 + i]),
               "MPI_Isend", name_);
   }
   check_mpi(MPI_Waitall(static_cast<int>(requests.size()), requests.data(), MPI_STATUSES_IGNORE),

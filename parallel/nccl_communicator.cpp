@@ -1,6 +1,6 @@
 #include "parallel/nccl_communicator.h"
 
-#include "kernels/check.h"
+#include "kernels/runtime/check.h"
 
 #ifdef SWITCHYARD_WITH_NCCL
 
@@ -14,9 +14,9 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/basic/elementwise.h"
 #include "kernels/cuda/support.h"
-#include "kernels/elementwise.h"
-#include "kernels/memory.h"
+#include "kernels/runtime/memory.h"
 #include "parallel/communicator_checks.h"
 
 namespace switchyard {
@@ -49,9 +49,8 @@ ncclUniqueId shared_id(Communicator& host) {
   ncclUniqueId id{};
   if (host.rank() == 0) check_nccl(ncclGetUniqueId(&id), "ncclGetUniqueId", host.name());
   Stream stream;
-  host.broadcast(stream,
-                 view_of(std::span(reinterpret_cast<uint8_t*>(id.internal), sizeof(id.internal))),
-                 0);
+  host.broadcast(
+      stream, view_of(std::span(reinterpret_cast<uint8_t*>(id.internal), sizeof(id.internal))), 0);
   return id;
 }
 
@@ -290,10 +289,10 @@ std::unique_ptr<PendingCollective> NcclCommunicator::start_reduce_scatter(Stream
   if (in.num_elements() == 0) return finished_collective();
   return start(stream, "reduce_scatter", [&] {
     if (in.dtype() == DType::bf16 || in.num_bytes() <= kSmallBytes) return reduce_slices(in, out);
-    check_nccl(ncclReduceScatter(in.raw(), out.raw(), static_cast<size_t>(out.num_elements()),
-                                 nccl_type(in.dtype()), ncclSum, comm_,
-                                 cuda::native_stream(stream_)),
-               "ncclReduceScatter", name());
+    check_nccl(
+        ncclReduceScatter(in.raw(), out.raw(), static_cast<size_t>(out.num_elements()),
+                          nccl_type(in.dtype()), ncclSum, comm_, cuda::native_stream(stream_)),
+        "ncclReduceScatter", name());
   });
 }
 

@@ -3,7 +3,7 @@
 #include <memory>
 #include <string>
 
-#include "kernels/device.h"
+#include "kernels/runtime/device.h"
 #include "parallel/communicator.h"
 #include "parallel/watchdog.h"
 

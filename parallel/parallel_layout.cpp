@@ -2,7 +2,7 @@
 
 #include <fmt/format.h>
 
-#include "kernels/check.h"
+#include "kernels/runtime/check.h"
 
 namespace switchyard {
 namespace {

@@ -1,7 +1,7 @@
 #include <cstring>
 #include <utility>
 
-#include "kernels/elementwise.h"
+#include "kernels/basic/elementwise.h"
 #include "parallel/communicator.h"
 #include "parallel/communicator_checks.h"
 

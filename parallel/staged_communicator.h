@@ -5,7 +5,7 @@
 #include <utility>
 #include <vector>
 
-#include "kernels/memory.h"
+#include "kernels/runtime/memory.h"
 #include "parallel/communicator.h"
 
 namespace switchyard {

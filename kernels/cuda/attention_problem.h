@@ -7,13 +7,13 @@
 #include <cstdint>
 #include <initializer_list>
 
-#include "kernels/bfloat16.h"
-#include "kernels/device.h"
-#include "kernels/tensor.h"
+#include "kernels/runtime/bfloat16.h"
+#include "kernels/runtime/device.h"
+#include "kernels/runtime/tensor.h"
 
 namespace switchyard::cuda {
 
-// Shapes of kernels/attention.h.
+// Shapes of kernels/attention/attention.h.
 struct AttentionProblem {
   int64_t heads, kv_heads, seq_len, head_dim;
   float scale;
@@ -41,7 +41,7 @@ struct AttentionProblem {
 };
 
 // On tensor cores: bf16, heads of 64 or 128 elements, operands aligned to 16 bytes
-// (kernels/attention_tensor_core.cu).
+// (kernels/attention/attention_tensor_core.cu).
 bool fits_tensor_cores(const AttentionProblem& problem, DType dtype,
                        std::initializer_list<const void*> operands);
 void tensor_core_attention_forward(Stream& stream, const AttentionProblem& problem, int64_t batch,

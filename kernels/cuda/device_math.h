@@ -10,7 +10,7 @@
 
 #include <cstdint>
 
-#include "kernels/bfloat16.h"
+#include "kernels/runtime/bfloat16.h"
 
 namespace switchyard::cuda {
 

@@ -11,7 +11,7 @@
 #include <utility>
 
 #include "kernels/cuda/support.h"
-#include "kernels/device.h"
+#include "kernels/runtime/device.h"
 
 namespace switchyard::cuda {
 

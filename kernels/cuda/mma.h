@@ -15,8 +15,8 @@
 #include <cstdint>
 #include <cstring>
 
-#include "kernels/bfloat16.h"
 #include "kernels/cuda/device_math.h"
+#include "kernels/runtime/bfloat16.h"
 
 namespace switchyard::cuda {
 

@@ -12,9 +12,9 @@
 #include <algorithm>
 #include <bit>
 
-#include "kernels/check.h"
 #include "kernels/cuda/add_partials.h"
 #include "kernels/cuda/row_sums.h"
+#include "kernels/runtime/check.h"
 
 namespace switchyard::cuda {
 

@@ -7,10 +7,10 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "kernels/bfloat16.h"
 #include "kernels/cuda/async_copy.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/mma.h"
+#include "kernels/runtime/bfloat16.h"
 
 namespace switchyard::cuda {
 

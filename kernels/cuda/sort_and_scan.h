@@ -3,10 +3,10 @@
 // For .cu files: a stable sort by integer keys. CUB's on a device; the standard library's where
 // CUDA is emulated.
 
-#include "kernels/check.h"
 #include "kernels/cuda/launch.h"
-#include "kernels/memory.h"
-#include "kernels/tensor.h"
+#include "kernels/runtime/check.h"
+#include "kernels/runtime/memory.h"
+#include "kernels/runtime/tensor.h"
 
 #ifdef SWITCHYARD_EMULATED_CUDA
 #include <algorithm>

@@ -12,8 +12,8 @@
 #include <string>
 #include <vector>
 
-#include "kernels/device.h"
-#include "kernels/memory.h"
+#include "kernels/runtime/device.h"
+#include "kernels/runtime/memory.h"
 
 namespace switchyard::cuda {
 
@@ -28,7 +28,7 @@ void check_device(Device device);
 void make_current(Device device);
 std::string physical_name(Device device);
 
-struct EpiloguePlans;  // kernels/matmul_with_bias.cu
+struct EpiloguePlans;  // kernels/linear/matmul_with_bias.cu
 
 struct SideStream {
   explicit SideStream(Device device) : stream(device), finished(device) {}

@@ -8,8 +8,8 @@
 #include <limits>
 #include <utility>
 
-#include "kernels/ceiling.h"
-#include "kernels/tensor.h"
+#include "kernels/runtime/ceiling.h"
+#include "kernels/runtime/tensor.h"
 
 namespace switchyard::bench {
 

@@ -15,23 +15,23 @@
 #include <string>
 #include <vector>
 
-#include "kernels/activation.h"
-#include "kernels/attention.h"
-#include "kernels/ceiling.h"
-#include "kernels/check.h"
-#include "kernels/cross_entropy.h"
-#include "kernels/elementwise.h"
-#include "kernels/embedding.h"
-#include "kernels/exchange_plan.h"
-#include "kernels/layer_norm.h"
-#include "kernels/matmul.h"
-#include "kernels/optimizer_step.h"
-#include "kernels/permute.h"
-#include "kernels/random.h"
-#include "kernels/rms_norm.h"
-#include "kernels/rope.h"
-#include "kernels/router.h"
-#include "kernels/stopwatch.h"
+#include "kernels/attention/attention.h"
+#include "kernels/attention/rope.h"
+#include "kernels/basic/activation.h"
+#include "kernels/basic/elementwise.h"
+#include "kernels/basic/random.h"
+#include "kernels/linear/matmul.h"
+#include "kernels/moe/exchange_plan.h"
+#include "kernels/moe/permute.h"
+#include "kernels/moe/router.h"
+#include "kernels/norm/layer_norm.h"
+#include "kernels/norm/rms_norm.h"
+#include "kernels/optimizer/optimizer_step.h"
+#include "kernels/runtime/ceiling.h"
+#include "kernels/runtime/check.h"
+#include "kernels/runtime/stopwatch.h"
+#include "kernels/vocabulary/cross_entropy.h"
+#include "kernels/vocabulary/embedding.h"
 
 namespace switchyard::bench {
 namespace {
@@ -223,8 +223,8 @@ void DeviceBench::router(int64_t tokens, int64_t experts, int top_k) {
   Tensor counts = empty({tokens / kSeq, experts}, kF32), prob_sums = empty(counts.shape(), kF32);
   Tensor dlogits = empty(logits.shape(), kF32);
   const std::string shape = fmt::format("{} x {}, top {}", tokens, experts, top_k);
-  memory_row("router forward, with statistics", shape,
-             bytes_of(logits, scores, lse, idx, weights), [&] {
+  memory_row("router forward, with statistics", shape, bytes_of(logits, scores, lse, idx, weights),
+             [&] {
                router_forward(stream_, workspace_, options, range, logits, {}, scores, lse, idx,
                               weights, counts, prob_sums);
              });

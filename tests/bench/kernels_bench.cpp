@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "bench/ceiling_report.h"
-#include "kernels/attention.h"
-#include "kernels/matmul.h"
+#include "kernels/attention/attention.h"
+#include "kernels/linear/matmul.h"
 #include "tests/support/test_tensors.h"
 
 namespace switchyard::bench {

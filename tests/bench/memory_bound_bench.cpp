@@ -5,11 +5,11 @@
 #include <vector>
 
 #include "bench/ceiling_report.h"
-#include "kernels/activation.h"
-#include "kernels/cross_entropy.h"
-#include "kernels/optimizer_step.h"
-#include "kernels/permute.h"
-#include "kernels/rms_norm.h"
+#include "kernels/basic/activation.h"
+#include "kernels/moe/permute.h"
+#include "kernels/norm/rms_norm.h"
+#include "kernels/optimizer/optimizer_step.h"
+#include "kernels/vocabulary/cross_entropy.h"
 #include "tests/support/test_tensors.h"
 
 // Ops whose ceiling is the memory: bytes are those that an op must read and write once. What fits

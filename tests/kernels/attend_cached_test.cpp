@@ -1,6 +1,6 @@
 // Attention to caches that are longer than what one task of the CPU, or one block of a device,
 // takes.
-#include "kernels/attend_cached.h"
+#include "kernels/decode/attend_cached.h"
 
 #include <gtest/gtest.h>
 #include <omp.h>
@@ -10,11 +10,11 @@
 #include <ostream>
 #include <vector>
 
-#include "kernels/attention.h"
-#include "kernels/gather_attention.h"
-#include "kernels/hamming_scores.h"
-#include "kernels/hash_encode.h"
-#include "kernels/select_top_k.h"
+#include "kernels/attention/attention.h"
+#include "kernels/decode/gather_attention.h"
+#include "kernels/decode/hamming_scores.h"
+#include "kernels/decode/hash_encode.h"
+#include "kernels/decode/select_top_k.h"
 #include "tests/support/test_tensors.h"
 
 namespace switchyard {

@@ -1,4 +1,4 @@
-#include "kernels/attention.h"
+#include "kernels/attention/attention.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -11,7 +11,7 @@
 #include <tuple>
 #include <vector>
 
-#include "kernels/check.h"
+#include "kernels/runtime/check.h"
 #include "tests/support/test_tensors.h"
 
 namespace switchyard {

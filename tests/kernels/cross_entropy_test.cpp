@@ -1,6 +1,6 @@
 // Cross-entropy on the device of the tests against the CPU's bodies, at vocabularies that allow
 // 16-byte accesses and that do not.
-#include "kernels/cross_entropy.h"
+#include "kernels/vocabulary/cross_entropy.h"
 
 #include <gtest/gtest.h>
 

@@ -1,13 +1,13 @@
 // Copies, casts and sums, at sizes and addresses that forbid 16-byte accesses too.
-#include "kernels/elementwise.h"
+#include "kernels/basic/elementwise.h"
 
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <tuple>
 
-#include "kernels/check.h"
-#include "kernels/host_mirror.h"
+#include "kernels/runtime/check.h"
+#include "kernels/runtime/host_mirror.h"
 #include "tests/support/error_of.h"
 #include "tests/support/test_tensors.h"
 

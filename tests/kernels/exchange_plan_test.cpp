@@ -1,12 +1,12 @@
 // Plans made on the device of the tests against the CPU's, and what they must hold by themselves.
-#include "kernels/exchange_plan.h"
+#include "kernels/moe/exchange_plan.h"
 
 #include <gtest/gtest.h>
 
 #include <numeric>
 #include <random>
 
-#include "kernels/permute.h"
+#include "kernels/moe/permute.h"
 #include "tests/support/test_tensors.h"
 
 namespace switchyard {

@@ -11,12 +11,12 @@
 #include <random>
 #include <vector>
 
-#include "kernels/attention.h"
-#include "kernels/check.h"
-#include "kernels/gather_attention.h"
-#include "kernels/hamming_scores.h"
-#include "kernels/hash_encode.h"
-#include "kernels/select_top_k.h"
+#include "kernels/attention/attention.h"
+#include "kernels/decode/gather_attention.h"
+#include "kernels/decode/hamming_scores.h"
+#include "kernels/decode/hash_encode.h"
+#include "kernels/decode/select_top_k.h"
+#include "kernels/runtime/check.h"
 #include "tests/support/test_tensors.h"
 
 namespace switchyard {

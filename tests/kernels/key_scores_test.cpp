@@ -1,4 +1,4 @@
-#include "kernels/key_scores.h"
+#include "kernels/decode/key_scores.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -6,8 +6,8 @@
 #include <ostream>
 #include <vector>
 
-#include "kernels/check.h"
-#include "kernels/page_bounds.h"
+#include "kernels/decode/page_bounds.h"
+#include "kernels/runtime/check.h"
 #include "tests/support/test_tensors.h"
 
 namespace switchyard {

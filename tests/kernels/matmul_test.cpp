@@ -1,4 +1,4 @@
-#include "kernels/matmul.h"
+#include "kernels/linear/matmul.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -9,8 +9,8 @@
 #include <utility>
 #include <vector>
 
-#include "kernels/check.h"
-#include "kernels/onednn_matmul.h"
+#include "kernels/cpu/onednn_matmul.h"
+#include "kernels/runtime/check.h"
 #include "tests/support/test_tensors.h"
 
 namespace switchyard {

@@ -1,11 +1,11 @@
-#include "kernels/matmul_with_bias.h"
+#include "kernels/linear/matmul_with_bias.h"
 
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <tuple>
 
-#include "kernels/check.h"
+#include "kernels/runtime/check.h"
 #include "tests/support/test_tensors.h"
 
 namespace switchyard {

@@ -1,9 +1,9 @@
-#include "kernels/memory.h"
+#include "kernels/runtime/memory.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "kernels/tensor.h"
+#include "kernels/runtime/tensor.h"
 #include "tests/support/error_of.h"
 #include "tests/support/test_device.h"
 

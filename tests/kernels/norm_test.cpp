@@ -6,8 +6,8 @@
 #include <tuple>
 #include <utility>
 
-#include "kernels/layer_norm.h"
-#include "kernels/rms_norm.h"
+#include "kernels/norm/layer_norm.h"
+#include "kernels/norm/rms_norm.h"
 #include "tests/support/test_tensors.h"
 
 namespace switchyard {

@@ -6,14 +6,14 @@
 #include <cmath>
 #include <functional>
 
-#include "kernels/activation.h"
-#include "kernels/check.h"
-#include "kernels/cross_entropy.h"
-#include "kernels/elementwise.h"
-#include "kernels/embedding.h"
-#include "kernels/layer_norm.h"
-#include "kernels/rms_norm.h"
-#include "kernels/rope.h"
+#include "kernels/attention/rope.h"
+#include "kernels/basic/activation.h"
+#include "kernels/basic/elementwise.h"
+#include "kernels/norm/layer_norm.h"
+#include "kernels/norm/rms_norm.h"
+#include "kernels/runtime/check.h"
+#include "kernels/vocabulary/cross_entropy.h"
+#include "kernels/vocabulary/embedding.h"
 #include "tests/support/test_tensors.h"
 
 namespace switchyard {

@@ -1,5 +1,5 @@
 // One update against double references; ranges begin anywhere.
-#include "kernels/optimizer_step.h"
+#include "kernels/optimizer/optimizer_step.h"
 
 #include <gtest/gtest.h>
 

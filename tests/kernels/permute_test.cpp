@@ -1,4 +1,4 @@
-#include "kernels/permute.h"
+#include "kernels/moe/permute.h"
 
 #include <gtest/gtest.h>
 

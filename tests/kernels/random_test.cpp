@@ -1,4 +1,4 @@
-#include "kernels/random.h"
+#include "kernels/basic/random.h"
 
 #include <gtest/gtest.h>
 
@@ -6,8 +6,8 @@
 #include <numbers>
 #include <set>
 
-#include "kernels/check.h"
-#include "kernels/philox_normal.h"
+#include "kernels/inline/philox_normal.h"
+#include "kernels/runtime/check.h"
 #include "tests/support/test_tensors.h"
 
 namespace switchyard {

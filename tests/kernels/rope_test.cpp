@@ -1,6 +1,6 @@
 // The split of the fused projection and the rotation, on the device of the tests against the CPU's
 // bodies: widths that allow 16-byte accesses and widths that do not.
-#include "kernels/rope.h"
+#include "kernels/attention/rope.h"
 
 #include <gtest/gtest.h>
 

@@ -1,4 +1,4 @@
-#include "kernels/router.h"
+#include "kernels/moe/router.h"
 
 #include <gtest/gtest.h>
 
@@ -7,8 +7,8 @@
 #include <set>
 #include <tuple>
 
-#include "kernels/balance_loss.h"
-#include "kernels/check.h"
+#include "kernels/moe/balance_loss.h"
+#include "kernels/runtime/check.h"
 #include "tests/support/test_tensors.h"
 
 namespace switchyard {

@@ -63,7 +63,8 @@ void check_layer(LayerBench& bench, const Layer& layer, double bound = kBound,
     typename Layer::Saved saved;
     forward(saved, ctx);
     bench.workspace.reset();
-    return test::inner_product(dy, y) + (extra_loss ? extra_loss(bench.statistics.read(bench.stream)) : 0.0);
+    return test::inner_product(dy, y) +
+           (extra_loss ? extra_loss(bench.statistics.read(bench.stream)) : 0.0);
   };
   const auto backward = [&] {
     StepContext ctx = bench.context();

@@ -9,8 +9,8 @@
 #include <ostream>
 #include <vector>
 
-#include "kernels/check.h"
-#include "kernels/elementwise.h"
+#include "kernels/basic/elementwise.h"
+#include "kernels/runtime/check.h"
 #include "tests/support/model_fixture.h"
 
 namespace switchyard {

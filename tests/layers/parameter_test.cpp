@@ -5,7 +5,7 @@
 
 #include <cmath>
 
-#include "kernels/check.h"
+#include "kernels/runtime/check.h"
 #include "tests/support/test_tensors.h"
 
 namespace switchyard {

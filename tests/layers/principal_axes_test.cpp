@@ -7,7 +7,7 @@
 #include <cmath>
 #include <random>
 
-#include "kernels/check.h"
+#include "kernels/runtime/check.h"
 
 namespace switchyard {
 namespace {

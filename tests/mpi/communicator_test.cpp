@@ -8,8 +8,8 @@
 #include <memory>
 #include <numeric>
 
-#include "kernels/check.h"
-#include "kernels/elementwise.h"
+#include "kernels/basic/elementwise.h"
+#include "kernels/runtime/check.h"
 #include "mpi/mpi_test.h"
 #include "parallel/distributed_context.h"
 #include "parallel/nccl_communicator.h"
@@ -35,9 +35,10 @@ constexpr int64_t kSizes[] = {0, 1, 2, 33, 2049, 4096, 4097, 8193, 100003, (int6
 class CommunicatorTest : public testing::TestWithParam<Kind> {
  protected:
   CommunicatorTest()
-      : dist_(test_mpi(), ParallelLayout(test_mpi().world_size(),
-                                         test_mpi().world_size() >= 2 ? 2 : 1, /*ep=*/1),
-              test::device()),
+      : dist_(
+            test_mpi(),
+            ParallelLayout(test_mpi().world_size(), test_mpi().world_size() >= 2 ? 2 : 1, /*ep=*/1),
+            test::device()),
         alone_(make_self_communicator("alone")) {
     if (test::device().kind == DeviceKind::cuda && !nccl_version().empty()) {
       nccl_alone_ = make_nccl_communicator(make_self_communicator("alone"), test::device(),

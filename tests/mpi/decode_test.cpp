@@ -10,10 +10,10 @@
 #include "mpi/mpi_test.h"
 #include "tests/support/model_fixture.h"
 #include "tests/support/test_device.h"
+#include "trainer/hashing/load_selection.h"
 #include "trainer/hashing/random_projection.h"
 #include "trainer/inference/decode_evaluation.h"
 #include "trainer/inference/generate.h"
-#include "trainer/inference/load_selection.h"
 
 namespace switchyard {
 namespace {

@@ -9,8 +9,8 @@
 #include <map>
 #include <memory>
 
-#include "kernels/check.h"
-#include "kernels/random.h"
+#include "kernels/basic/random.h"
+#include "kernels/runtime/check.h"
 #include "mpi/mpi_test.h"
 #include "tests/support/test_tensors.h"
 
@@ -98,12 +98,11 @@ struct Model {
 
   void add_gradient(Parameter& p, int step) {
     const Communicator& group = copies(p.spec.group);
-    for_each_in_box(
-        p.spec.global_shape, p.spec.offset, p.spec.extent, [&](int64_t i, int64_t at) {
-          p.grad.data<float>()[i] += static_cast<float>(gradient_part(
-                                         p.spec.name, step, at, group.rank(), group.size())) /
-                                     kUnit;
-        });
+    for_each_in_box(p.spec.global_shape, p.spec.offset, p.spec.extent, [&](int64_t i, int64_t at) {
+      p.grad.data<float>()[i] +=
+          static_cast<float>(gradient_part(p.spec.name, step, at, group.rank(), group.size())) /
+          kUnit;
+    });
   }
   void add_gradients(int step) {
     for (Parameter& p : store.parameters()) add_gradient(p, step);

@@ -10,8 +10,8 @@
 #include "optim/distributed_optimizer.h"
 #include "tests/support/model_fixture.h"
 #include "tests/support/temporary_folder.h"
-#include "trainer/data/recall_files.h"
-#include "trainer/training/recall_evaluation.h"
+#include "trainer/recall/recall_evaluation.h"
+#include "trainer/recall/recall_files.h"
 #include "trainer/training/train_step.h"
 
 namespace switchyard {

@@ -6,7 +6,7 @@
 #include <map>
 #include <set>
 
-#include "kernels/check.h"
+#include "kernels/runtime/check.h"
 
 namespace switchyard {
 namespace {

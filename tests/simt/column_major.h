@@ -4,7 +4,7 @@
 
 #include <cublas_v2.h>
 
-#include "kernels/bfloat16.h"
+#include "kernels/runtime/bfloat16.h"
 
 namespace simt {
 

@@ -8,7 +8,7 @@
 #include <mutex>
 #include <new>
 
-#include "kernels/check.h"
+#include "kernels/runtime/check.h"
 
 namespace simt {
 namespace {

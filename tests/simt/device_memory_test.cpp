@@ -4,8 +4,8 @@
 #include <cstdlib>
 #include <string>
 
-#include "kernels/memory.h"
-#include "kernels/tensor.h"
+#include "kernels/runtime/memory.h"
+#include "kernels/runtime/tensor.h"
 #include "tests/support/test_device.h"
 
 namespace switchyard {

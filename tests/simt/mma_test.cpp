@@ -8,7 +8,7 @@
 
 #include "kernels/cuda/async_copy.h"
 #include "kernels/cuda/launch.h"
-#include "kernels/device.h"
+#include "kernels/runtime/device.h"
 
 namespace switchyard {
 namespace {

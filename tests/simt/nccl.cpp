@@ -204,9 +204,8 @@ ncclResult_t ncclGroupEnd() {
   if (--open_group.depth > 0) return ncclSuccess;
   const OpenGroup group = std::exchange(open_group, {});
   if (group.messages.empty()) return ncclSuccess;
-  simt::enqueue(group.stream, [comm = group.comm->mpi, messages = group.messages] {
-    exchange(comm, messages);
-  });
+  simt::enqueue(group.stream,
+                [comm = group.comm->mpi, messages = group.messages] { exchange(comm, messages); });
   return ncclSuccess;
 }
 

@@ -10,10 +10,10 @@
 #include <thread>
 #include <vector>
 
+#include "kernels/basic/elementwise.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/support.h"
-#include "kernels/elementwise.h"
-#include "kernels/tensor.h"
+#include "kernels/runtime/tensor.h"
 #include "tests/support/error_of.h"
 
 namespace switchyard {
@@ -98,9 +98,8 @@ __global__ void shuffle_without_all_lanes(int* out) {
 
 TEST_F(SimtTest, LanesThatNeverComeAreNoticed) {
   int out = 0;
-  EXPECT_THAT(
-      error_of([&] { run(shuffle_without_all_lanes, dim3(1), dim3(32), 0, &out); }),
-      HasSubstr("wait for ever"));
+  EXPECT_THAT(error_of([&] { run(shuffle_without_all_lanes, dim3(1), dim3(32), 0, &out); }),
+              HasSubstr("wait for ever"));
 }
 
 __global__ void shuffles(int* out) {
@@ -191,9 +190,8 @@ TEST_F(StreamsTest, AskingWhetherAnEventHasFinishedComesToAnEnd) {
 TEST_F(StreamsTest, WorkThatHasBegunHasNotFinished) {
   Event done(kDevice);
   bool finished_too_early = true;
-  simt::enqueue(cuda::native_stream(producer_), [&] {
-    std::thread([&] { finished_too_early = done.has_finished(); }).join();
-  });
+  simt::enqueue(cuda::native_stream(producer_),
+                [&] { std::thread([&] { finished_too_early = done.has_finished(); }).join(); });
   done.record(producer_);
 
   producer_.synchronize();

@@ -16,7 +16,7 @@
 #include <utility>
 #include <vector>
 
-#include "kernels/check.h"
+#include "kernels/runtime/check.h"
 
 namespace simt {
 namespace {
@@ -113,9 +113,8 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned int) {
   if (event->queue == nullptr) return cudaSuccess;
-  simt::enqueue(stream, [queue = event->queue, position = event->position] {
-    queue->run_until(position);
-  });
+  simt::enqueue(stream,
+                [queue = event->queue, position = event->position] { queue->run_until(position); });
   return cudaSuccess;
 }
 
@@ -163,8 +162,7 @@ cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEve
     return cudaErrorInvalidResourceHandle;
   }
   if (!begin->has_finished() || !end->has_finished()) return cudaErrorNotReady;
-  *milliseconds =
-      std::chrono::duration<float, std::milli>(*end->reached - *begin->reached).count();
+  *milliseconds = std::chrono::duration<float, std::milli>(*end->reached - *begin->reached).count();
   return cudaSuccess;
 }
 
@@ -194,8 +192,7 @@ cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_
       copy_rows(target, to_pitch, values.data(), width, width, height);
     });
   } else {
-    simt::enqueue(stream,
-                  [=] { copy_rows(target, to_pitch, source, from_pitch, width, height); });
+    simt::enqueue(stream, [=] { copy_rows(target, to_pitch, source, from_pitch, width, height); });
   }
   return simt::is_pageable(to) ? cudaStreamSynchronize(stream) : cudaSuccess;
 }

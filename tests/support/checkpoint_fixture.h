@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "kernels/check.h"
+#include "kernels/runtime/check.h"
 #include "layers/parameter.h"
 #include "parallel/parallel_layout.h"
 #include "tests/support/error_of.h"

@@ -18,7 +18,8 @@ class TemporaryFolder {
     const auto* info = ::testing::UnitTest::GetInstance()->current_test_info();
     std::string name = std::string(info->test_suite_name()) + "_" + info->name();
     for (char& c : name) c = c == '/' ? '_' : c;
-    path_ = std::filesystem::path(::testing::TempDir()) / ("switchyard_" + name + std::string(owner));
+    path_ =
+        std::filesystem::path(::testing::TempDir()) / ("switchyard_" + name + std::string(owner));
     std::filesystem::remove_all(path_);
     std::filesystem::create_directories(path_);
   }

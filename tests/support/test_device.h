@@ -2,9 +2,9 @@
 
 #include <cstdlib>
 
-#include "kernels/device.h"
-#include "kernels/memory.h"
-#include "kernels/tensor.h"
+#include "kernels/runtime/device.h"
+#include "kernels/runtime/memory.h"
+#include "kernels/runtime/tensor.h"
 
 // The kernel suites run on whatever device the environment names in SWITCHYARD_TEST_DEVICE (cpu
 // unless it is set). There Stream and Tensor mean these two.

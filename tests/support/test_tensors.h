@@ -7,7 +7,7 @@
 #include <random>
 #include <vector>
 
-#include "kernels/tensor.h"
+#include "kernels/runtime/tensor.h"
 #include "tests/support/test_device.h"
 
 namespace switchyard::test {

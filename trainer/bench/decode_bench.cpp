@@ -8,17 +8,17 @@
 #include <functional>
 #include <utility>
 
-#include "kernels/attention.h"
-#include "kernels/ceiling.h"
-#include "kernels/check.h"
-#include "kernels/elementwise.h"
-#include "kernels/gather_attention.h"
-#include "kernels/hamming_scores.h"
-#include "kernels/hash_encode.h"
-#include "kernels/matmul.h"
-#include "kernels/random.h"
-#include "kernels/select_top_k.h"
-#include "kernels/stopwatch.h"
+#include "kernels/attention/attention.h"
+#include "kernels/basic/elementwise.h"
+#include "kernels/basic/random.h"
+#include "kernels/decode/gather_attention.h"
+#include "kernels/decode/hamming_scores.h"
+#include "kernels/decode/hash_encode.h"
+#include "kernels/decode/select_top_k.h"
+#include "kernels/linear/matmul.h"
+#include "kernels/runtime/ceiling.h"
+#include "kernels/runtime/check.h"
+#include "kernels/runtime/stopwatch.h"
 
 namespace switchyard {
 namespace {

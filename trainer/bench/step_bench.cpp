@@ -6,9 +6,9 @@
 #include <algorithm>
 #include <chrono>
 
-#include "kernels/ceiling.h"
-#include "kernels/check.h"
-#include "kernels/random.h"
+#include "kernels/basic/random.h"
+#include "kernels/runtime/ceiling.h"
+#include "kernels/runtime/check.h"
 #include "optim/distributed_optimizer.h"
 #include "trainer/training/peak_memory.h"
 #include "trainer/training/session.h"

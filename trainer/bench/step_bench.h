@@ -18,11 +18,11 @@ struct StepBenchReport {
   double forward_seconds = 0.0;
   double backward_seconds = 0.0;
   double optimizer_seconds = 0.0;
-  Profile profile;               // seconds per step, mean over ranks and timed steps
-  double product_ceiling = 0.0;  // FLOP/s of the best square product in the compute dtype, all
-                                 // ranks at once
-  double f32_ceiling = 0.0;      // the same in f32
-  int64_t exchange_bytes = 0;    // of one step, all ranks
+  Profile profile;                // seconds per step, mean over ranks and timed steps
+  double product_ceiling = 0.0;   // FLOP/s of the best square product in the compute dtype, all
+                                  // ranks at once
+  double f32_ceiling = 0.0;       // the same in f32
+  int64_t exchange_bytes = 0;     // of one step, all ranks
   int64_t peak_memory_bytes = 0;  // of the rank that needed most
   Plan plan;
 

@@ -4,7 +4,7 @@
 #include <bit>
 #include <utility>
 
-#include "kernels/check.h"
+#include "kernels/runtime/check.h"
 
 namespace switchyard {
 namespace {

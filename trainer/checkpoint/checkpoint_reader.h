@@ -7,9 +7,9 @@
 #include <string>
 #include <vector>
 
-#include "trainer/checkpoint/file_io.h"
 #include "trainer/checkpoint/manifest.h"
 #include "trainer/checkpoint/tensor_piece.h"
+#include "trainer/files/file_io.h"
 
 namespace switchyard {
 

@@ -1,21 +1,21 @@
 #include "trainer/checkpoint/checkpoints.h"
 
-#include <deque>
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <stdio.h>
+#include <deque>
 
 #include <algorithm>
 #include <charconv>
 #include <set>
 #include <utility>
 
-#include "kernels/check.h"
-#include "kernels/elementwise.h"
+#include "kernels/basic/elementwise.h"
+#include "kernels/runtime/check.h"
 #include "trainer/checkpoint/checkpoint_reader.h"
-#include "trainer/checkpoint/file_io.h"
 #include "trainer/checkpoint/gather_text.h"
 #include "trainer/checkpoint/shard.h"
+#include "trainer/files/file_io.h"
 
 namespace switchyard {
 namespace {

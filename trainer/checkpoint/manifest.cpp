@@ -5,10 +5,10 @@
 #include <charconv>
 #include <nlohmann/json.hpp>
 
-#include "kernels/check.h"
-#include "kernels/crc32c.h"
-#include "kernels/random.h"
+#include "kernels/basic/random.h"
+#include "kernels/runtime/check.h"
 #include "trainer/checkpoint/tensor_piece.h"
+#include "trainer/files/crc32c.h"
 
 namespace switchyard {
 namespace {

@@ -5,7 +5,7 @@
 #include <span>
 #include <utility>
 
-#include "kernels/check.h"
+#include "kernels/runtime/check.h"
 
 namespace switchyard {
 namespace {

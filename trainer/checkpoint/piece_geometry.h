@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels/tensor.h"
+#include "kernels/runtime/tensor.h"
 
 namespace switchyard {
 

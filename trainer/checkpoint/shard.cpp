@@ -2,9 +2,9 @@
 
 #include <array>
 
-#include "kernels/check.h"
-#include "kernels/crc32c.h"
-#include "trainer/checkpoint/hdf5_image.h"
+#include "kernels/runtime/check.h"
+#include "trainer/files/crc32c.h"
+#include "trainer/files/hdf5_image.h"
 
 namespace switchyard {
 namespace {

@@ -1,6 +1,6 @@
 #include "trainer/checkpoint/tensor_piece.h"
 
-#include "kernels/check.h"
+#include "kernels/runtime/check.h"
 
 namespace switchyard {
 

@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "kernels/host_mirror.h"
-#include "kernels/tensor.h"
+#include "kernels/runtime/host_mirror.h"
+#include "kernels/runtime/tensor.h"
 #include "optim/distributed_optimizer.h"
 #include "trainer/checkpoint/piece_geometry.h"
 

@@ -2,7 +2,7 @@
 
 #include <fstream>
 
-#include "kernels/check.h"
+#include "kernels/runtime/check.h"
 #include "trainer/bench/step_bench.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/exit_codes.h"

@@ -4,15 +4,15 @@
 #include <memory>
 #include <vector>
 
-#include "kernels/check.h"
+#include "kernels/runtime/check.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/exit_codes.h"
 #include "trainer/commands/newest_model.h"
 #include "trainer/data/open_data.h"
+#include "trainer/hashing/load_selection.h"
 #include "trainer/inference/decode_evaluation.h"
-#include "trainer/inference/load_selection.h"
+#include "trainer/recall/recall_evaluation.h"
 #include "trainer/training/evaluation.h"
-#include "trainer/training/recall_evaluation.h"
 
 namespace switchyard {
 namespace {

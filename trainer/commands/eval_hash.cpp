@@ -4,14 +4,14 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
-#include "kernels/check.h"
-#include "trainer/checkpoint/file_io.h"
+#include "kernels/runtime/check.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/exit_codes.h"
 #include "trainer/commands/newest_model.h"
 #include "trainer/data/open_data.h"
+#include "trainer/files/file_io.h"
 #include "trainer/hashing/evaluate_hash.h"
-#include "trainer/inference/load_selection.h"
+#include "trainer/hashing/load_selection.h"
 
 namespace switchyard {
 namespace {

@@ -2,12 +2,12 @@
 
 #include <fmt/format.h>
 
-#include "kernels/check.h"
+#include "kernels/runtime/check.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/exit_codes.h"
 #include "trainer/commands/newest_model.h"
 #include "trainer/data/open_data.h"
-#include "trainer/inference/load_selection.h"
+#include "trainer/hashing/load_selection.h"
 
 namespace switchyard {
 

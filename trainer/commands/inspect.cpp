@@ -6,7 +6,7 @@
 #include <sstream>
 #include <string>
 
-#include "kernels/check.h"
+#include "kernels/runtime/check.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/exit_codes.h"
 #include "trainer/data/token_file.h"

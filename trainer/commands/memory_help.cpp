@@ -2,8 +2,8 @@
 
 #include <fmt/format.h>
 
-#include "kernels/check.h"
-#include "kernels/memory.h"
+#include "kernels/runtime/check.h"
+#include "kernels/runtime/memory.h"
 #include "trainer/data/tokenizer.h"
 #include "trainer/planning/memory_advice.h"
 

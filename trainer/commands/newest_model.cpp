@@ -4,7 +4,7 @@
 
 #include <filesystem>
 
-#include "kernels/check.h"
+#include "kernels/runtime/check.h"
 #include "trainer/checkpoint/checkpoint_reader.h"
 #include "trainer/checkpoint/checkpoints.h"
 

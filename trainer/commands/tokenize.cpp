@@ -6,7 +6,7 @@
 
 #include "trainer/commands/commands.h"
 #include "trainer/commands/exit_codes.h"
-#include "trainer/data/recall_files.h"
+#include "trainer/recall/recall_files.h"
 
 namespace switchyard {
 
@@ -16,9 +16,9 @@ int tokenize_command(MpiRuntime& mpi, const LoadedConfig& loaded) {
     if (mpi.rank() != 0) return;
     const DataSection& data = loaded.config.data;
     const bool recall = data.tokenizer.type == TokenizerType::recall;
-    const TokenizeReport report = recall
-                                      ? make_recall_files(data, loaded.config.model.seq_len, std::cout)
-                                      : tokenize(data, std::cout);
+    const TokenizeReport report =
+        recall ? make_recall_files(data, loaded.config.model.seq_len, std::cout)
+               : tokenize(data, std::cout);
     const int64_t tokens = report.train_tokens + report.validation_tokens;
     if (tokens == 0) return;
     fmt::print("{} documents, {} tokens to train on, {} held out", report.documents,

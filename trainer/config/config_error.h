@@ -3,7 +3,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels/check.h"
+#include "kernels/runtime/check.h"
 
 namespace switchyard {
 

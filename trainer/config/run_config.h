@@ -4,11 +4,11 @@
 #include <string>
 #include <vector>
 
-#include "kernels/tensor.h"
+#include "kernels/runtime/tensor.h"
 #include "layers/key_selection_config.h"
 #include "layers/model_config.h"
 #include "optim/optimizer_config.h"
-#include "trainer/hashing/hash_config.h"
+#include "trainer/config/hash_config.h"
 
 namespace switchyard {
 

@@ -461,8 +461,8 @@ void add_recall(std::vector<ConfigField>& fields) {
   fields.push_back(count("data.recall.shortest", SWITCHYARD_MEMBER(data.recall.shortest), 0,
                          "training samples are as long as a sequence, half of it, a quarter ..., "
                          "but not shorter than this; 0: as long as a sequence"));
-  fields.push_back(real("data.recall.practice_share",
-                        SWITCHYARD_MEMBER(data.recall.practice_share), 0.0, 1.0,
+  fields.push_back(real("data.recall.practice_share", SWITCHYARD_MEMBER(data.recall.practice_share),
+                        0.0, 1.0,
                         "how many of the training samples are practice in looking things up, with "
                         "many answers each, instead of a task"));
   fields.push_back(real("data.recall.train_share", SWITCHYARD_MEMBER(data.recall.train_share), 0.0,

@@ -1,10 +1,10 @@
 #include <fmt/format.h>
 
-#include "kernels/check.h"
-#include "kernels/device.h"
+#include "kernels/runtime/check.h"
+#include "kernels/runtime/device.h"
 #include "trainer/config/config_error.h"
 #include "trainer/config/config_reader.h"
-#include "trainer/data/recall_task.h"
+#include "trainer/recall/recall_task.h"
 
 namespace switchyard {
 namespace {

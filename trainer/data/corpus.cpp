@@ -10,7 +10,7 @@
 #include <string_view>
 #include <system_error>
 
-#include "kernels/check.h"
+#include "kernels/runtime/check.h"
 
 namespace switchyard {
 namespace {

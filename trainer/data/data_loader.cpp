@@ -4,8 +4,8 @@
 #include <functional>
 #include <span>
 
-#include "kernels/check.h"
-#include "trainer/data/recall_task.h"
+#include "kernels/runtime/check.h"
+#include "trainer/recall/recall_task.h"
 
 namespace switchyard {
 namespace {

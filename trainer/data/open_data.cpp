@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "kernels/check.h"
+#include "kernels/runtime/check.h"
 #include "parallel/parallel_layout.h"
 
 namespace switchyard {

@@ -2,7 +2,7 @@
 
 #include <bit>
 
-#include "kernels/check.h"
+#include "kernels/runtime/check.h"
 
 namespace switchyard {
 

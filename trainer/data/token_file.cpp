@@ -9,11 +9,11 @@
 #include <functional>
 #include <system_error>
 
-#include "kernels/check.h"
-#include "kernels/crc32c.h"
-#include "kernels/random.h"
-#include "trainer/data/whole_file.h"
-#include "trainer/hdf5/hdf5.h"
+#include "kernels/basic/random.h"
+#include "kernels/runtime/check.h"
+#include "trainer/files/crc32c.h"
+#include "trainer/files/hdf5.h"
+#include "trainer/files/whole_file.h"
 
 namespace switchyard {
 namespace {

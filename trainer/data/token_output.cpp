@@ -4,12 +4,12 @@
 
 #include <filesystem>
 
-#include "kernels/check.h"
+#include "kernels/runtime/check.h"
 
 namespace switchyard {
 
-std::unique_ptr<TokenFileWriter> open_token_output(const std::string& path, const TokenFileInfo& info,
-                                             std::ostream& log) {
+std::unique_ptr<TokenFileWriter> open_token_output(const std::string& path,
+                                                   const TokenFileInfo& info, std::ostream& log) {
   if (path.empty()) return nullptr;
   if (std::filesystem::exists(path)) {
     try {

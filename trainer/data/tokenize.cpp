@@ -12,8 +12,8 @@
 #include <utility>
 #include <vector>
 
-#include "kernels/check.h"
-#include "kernels/random.h"
+#include "kernels/basic/random.h"
+#include "kernels/runtime/check.h"
 #include "trainer/data/corpus.h"
 #include "trainer/data/token_file.h"
 #include "trainer/data/token_output.h"
@@ -130,7 +130,8 @@ void train_on(const Corpus& corpus, const Split& split, const TokenizerSection& 
 // True if it had to be trained.
 bool ensure_tokenizer(const Corpus& corpus, const Split& split, const TokenizerSection& config,
                       std::ostream& log) {
-  if (config.type != TokenizerType::sentencepiece || std::filesystem::exists(config.model)) return false;
+  if (config.type != TokenizerType::sentencepiece || std::filesystem::exists(config.model))
+    return false;
   require(!config.model.empty(), "data.tokenizer.model must name a file to write the model to");
   require(config.vocab_size > 0,
           "{} does not exist, and data.tokenizer.vocab_size does not say "

@@ -8,10 +8,10 @@
 #include <exception>
 #include <sstream>
 
-#include "kernels/check.h"
-#include "kernels/random.h"
-#include "trainer/data/recall_task.h"
-#include "trainer/data/whole_file.h"
+#include "kernels/basic/random.h"
+#include "kernels/runtime/check.h"
+#include "trainer/files/whole_file.h"
+#include "trainer/recall/recall_task.h"
 
 namespace switchyard {
 namespace {

@@ -7,8 +7,8 @@
 #include <span>
 #include <vector>
 
-#include "kernels/check.h"
-#include "kernels/elementwise.h"
+#include "kernels/basic/elementwise.h"
+#include "kernels/runtime/check.h"
 #include "layers/attention_observer.h"
 #include "trainer/hashing/query_keys.h"
 

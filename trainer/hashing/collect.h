@@ -4,7 +4,7 @@
 #include <filesystem>
 #include <string>
 
-#include "kernels/random.h"
+#include "kernels/basic/random.h"
 #include "layers/transformer.h"
 #include "parallel/distributed_context.h"
 #include "trainer/data/data_loader.h"

@@ -8,7 +8,7 @@
 #include <span>
 #include <utility>
 
-#include "kernels/check.h"
+#include "kernels/runtime/check.h"
 #include "trainer/config/schema.h"
 #include "trainer/hashing/hash_weights.h"
 #include "trainer/hashing/head_file.h"

@@ -7,9 +7,9 @@
 #include <string>
 #include <vector>
 
+#include "trainer/files/append_file.h"
 #include "trainer/hashing/collect.h"
 #include "trainer/hashing/head_training.h"
-#include "trainer/training/append_file.h"
 #include "trainer/training/session.h"
 
 namespace switchyard {

@@ -4,10 +4,10 @@
 
 #include <span>
 
-#include "kernels/check.h"
-#include "kernels/crc32c.h"
-#include "trainer/checkpoint/file_io.h"
-#include "trainer/checkpoint/hdf5_image.h"
+#include "kernels/runtime/check.h"
+#include "trainer/files/crc32c.h"
+#include "trainer/files/file_io.h"
+#include "trainer/files/hdf5_image.h"
 
 namespace switchyard {
 namespace {

@@ -3,10 +3,10 @@
 #include <span>
 #include <vector>
 
-#include "kernels/check.h"
-#include "kernels/crc32c.h"
-#include "trainer/checkpoint/file_io.h"
-#include "trainer/hdf5/hdf5.h"
+#include "kernels/runtime/check.h"
+#include "trainer/files/crc32c.h"
+#include "trainer/files/file_io.h"
+#include "trainer/files/hdf5.h"
 
 namespace switchyard {
 namespace {

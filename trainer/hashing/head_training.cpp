@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <span>
 
-#include "kernels/elementwise.h"
-#include "kernels/optimizer_step.h"
+#include "kernels/basic/elementwise.h"
+#include "kernels/optimizer/optimizer_step.h"
 #include "trainer/hashing/labels.h"
 #include "trainer/hashing/random_projection.h"
 #include "trainer/hashing/scores.h"

@@ -2,7 +2,7 @@
 
 #include <span>
 
-#include "trainer/hashing/hash_config.h"
+#include "trainer/config/hash_config.h"
 
 namespace switchyard {
 

@@ -4,10 +4,10 @@
 #include <cmath>
 #include <span>
 
-#include "kernels/elementwise.h"
-#include "kernels/matmul.h"
-#include "kernels/onednn_matmul.h"
-#include "kernels/vector_math.h"
+#include "kernels/basic/elementwise.h"
+#include "kernels/cpu/onednn_matmul.h"
+#include "kernels/inline/vector_math.h"
+#include "kernels/linear/matmul.h"
 
 namespace switchyard {
 namespace {

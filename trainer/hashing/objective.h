@@ -3,8 +3,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "kernels/tensor.h"
-#include "trainer/hashing/hash_config.h"
+#include "kernels/runtime/tensor.h"
+#include "trainer/config/hash_config.h"
 
 namespace switchyard {
 

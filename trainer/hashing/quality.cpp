@@ -6,9 +6,9 @@
 #include <span>
 #include <vector>
 
-#include "kernels/hamming_scores.h"
-#include "kernels/hash_encode.h"
-#include "kernels/select_top_k.h"
+#include "kernels/decode/hamming_scores.h"
+#include "kernels/decode/hash_encode.h"
+#include "kernels/decode/select_top_k.h"
 #include "trainer/hashing/scores.h"
 
 namespace switchyard {

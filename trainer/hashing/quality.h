@@ -3,7 +3,7 @@
 #include <array>
 #include <cstdint>
 
-#include "kernels/tensor.h"
+#include "kernels/runtime/tensor.h"
 #include "trainer/hashing/query_keys.h"
 
 namespace switchyard {

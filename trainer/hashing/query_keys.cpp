@@ -5,9 +5,9 @@
 #include <span>
 #include <utility>
 
-#include "kernels/check.h"
-#include "kernels/crc32c.h"
-#include "trainer/checkpoint/file_io.h"
+#include "kernels/runtime/check.h"
+#include "trainer/files/crc32c.h"
+#include "trainer/files/file_io.h"
 
 namespace switchyard {
 namespace {

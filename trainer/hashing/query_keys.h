@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "kernels/tensor.h"
-#include "trainer/hdf5/hdf5.h"
+#include "kernels/runtime/tensor.h"
+#include "trainer/files/hdf5.h"
 
 namespace switchyard {
 

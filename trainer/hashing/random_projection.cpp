@@ -6,7 +6,7 @@
 #include <cmath>
 #include <vector>
 
-#include "kernels/check.h"
+#include "kernels/runtime/check.h"
 
 namespace switchyard {
 namespace {

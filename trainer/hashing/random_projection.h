@@ -1,7 +1,7 @@
 #pragma once
 
-#include "kernels/random.h"
-#include "trainer/hashing/hash_config.h"
+#include "kernels/basic/random.h"
+#include "trainer/config/hash_config.h"
 #include "trainer/hashing/hash_weights.h"
 
 namespace switchyard {

@@ -5,7 +5,7 @@
 #include <numeric>
 #include <utility>
 
-#include "kernels/elementwise.h"
+#include "kernels/basic/elementwise.h"
 
 namespace switchyard {
 namespace {

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <span>
 
-#include "kernels/check.h"
+#include "kernels/runtime/check.h"
 
 namespace switchyard {
 namespace {

@@ -6,7 +6,7 @@
 #include "trainer/config/run_config.h"
 #include "trainer/data/data_loader.h"
 #include "trainer/inference/forced_decoding.h"
-#include "trainer/training/recall_evaluation.h"
+#include "trainer/recall/recall_evaluation.h"
 
 namespace switchyard {
 

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "kernels/check.h"
-#include "kernels/host_mirror.h"
+#include "kernels/runtime/check.h"
+#include "kernels/runtime/host_mirror.h"
 
 namespace switchyard {
 namespace {

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 
-#include "kernels/check.h"
-#include "kernels/host_mirror.h"
-#include "kernels/random.h"
+#include "kernels/basic/random.h"
+#include "kernels/runtime/check.h"
+#include "kernels/runtime/host_mirror.h"
 
 namespace switchyard {
 namespace {

@@ -5,7 +5,7 @@
 #include <numeric>
 #include <vector>
 
-#include "kernels/check.h"
+#include "kernels/runtime/check.h"
 
 namespace switchyard {
 

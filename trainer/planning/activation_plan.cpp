@@ -133,7 +133,7 @@ class Walk {
     if (m_.norm == Norm::layer_norm) ledger_.take(local_, kWord);
   }
 
-  // As kernels/row_sums.h: sums of the weights' gradients for blocks of 64 rows.
+  // As kernels/cpu/row_sums.h: sums of the weights' gradients for blocks of 64 rows.
   void rms_norm_backward_scratch(int64_t rows, int64_t width) {
     Ledger::Scope scope(ledger_);
     ledger_.take((rows + 63) / 64 * width, kWord);
@@ -198,7 +198,7 @@ class Walk {
     gathered();
   }
 
-  // As kernels/attention.cpp: a block of scores, its queries, their sums, and f32 copies for bf16.
+  // As kernels/attention/attention.cpp: a block of scores, its queries, their sums, and f32 copies for bf16.
   void attention_forward_scratch() {
     Ledger::Scope scope(ledger_);
     const int64_t queries = kQueryRows * (2 * m_.head_dim + 2 + kKeyRows);

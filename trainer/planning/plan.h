@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <string>
 
-#include "kernels/device.h"
+#include "kernels/runtime/device.h"
 #include "parallel/parallel_layout.h"
 #include "trainer/config/run_config.h"
 #include "trainer/planning/activation_plan.h"

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "trainer/training/append_file.h"
+#include "trainer/files/append_file.h"
 
 namespace switchyard {
 

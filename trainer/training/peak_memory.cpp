@@ -2,7 +2,7 @@
 
 #include <sys/resource.h>
 
-#include "kernels/memory.h"
+#include "kernels/runtime/memory.h"
 
 namespace switchyard {
 

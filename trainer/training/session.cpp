@@ -1,6 +1,6 @@
 #include "trainer/training/session.h"
 
-#include "kernels/check.h"
+#include "kernels/runtime/check.h"
 
 namespace switchyard {
 

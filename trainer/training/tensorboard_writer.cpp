@@ -9,8 +9,8 @@
 #include <cstddef>
 #include <span>
 
-#include "kernels/check.h"
-#include "kernels/crc32c.h"
+#include "kernels/runtime/check.h"
+#include "trainer/files/crc32c.h"
 
 namespace switchyard {
 namespace {

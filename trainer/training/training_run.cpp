@@ -7,8 +7,8 @@
 #include <filesystem>
 #include <iostream>
 
-#include "kernels/ceiling.h"
-#include "kernels/check.h"
+#include "kernels/runtime/ceiling.h"
+#include "kernels/runtime/check.h"
 #include "optim/lr_schedule.h"
 #include "trainer/planning/flops.h"
 #include "trainer/planning/plan.h"

@@ -5,7 +5,7 @@
 
 #include <nlohmann/json.hpp>
 
-#include "kernels/check.h"
+#include "kernels/runtime/check.h"
 
 namespace switchyard {
 namespace {

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <random>
 
-#include "kernels/check.h"
+#include "kernels/runtime/check.h"
 
 namespace switchyard {
 namespace {

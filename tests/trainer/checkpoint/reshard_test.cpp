@@ -9,7 +9,7 @@
 #include "tests/support/checkpoint_fixture.h"
 #include "trainer/checkpoint/checkpoint_reader.h"
 #include "trainer/checkpoint/shard.h"
-#include "trainer/hdf5/hdf5.h"
+#include "trainer/files/hdf5.h"
 
 namespace switchyard {
 namespace {

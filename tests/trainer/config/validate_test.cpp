@@ -230,9 +230,9 @@ TEST(ValidateConfigTest, RecallSamplesMustFitTheContext) {
   EXPECT_THAT(problems_with({"data.tokenizer.type=recall", "data.recall.tasks=[multi_value]"}),
               ElementsAre(names("data.recall.tasks", "multi_value takes 20 tokens and does not")));
   EXPECT_THAT(problems_with({"data.recall.tasks=[multi_value]"}), ElementsAre());
-  EXPECT_THAT(problems_with({"data.tokenizer.type=recall", "model.seq_len=64",
-                             "data.recall.shortest=65"}),
-              ElementsAre(names("data.recall.shortest", "65 is more than model.seq_len = 64")));
+  EXPECT_THAT(
+      problems_with({"data.tokenizer.type=recall", "model.seq_len=64", "data.recall.shortest=65"}),
+      ElementsAre(names("data.recall.shortest", "65 is more than model.seq_len = 64")));
 }
 
 TEST(ValidateConfigTest, RecallSamplesThatShareASequenceMustNotSeeEachOther) {

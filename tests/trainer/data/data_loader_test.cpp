@@ -9,7 +9,7 @@
 #include <random>
 #include <set>
 
-#include "kernels/check.h"
+#include "kernels/runtime/check.h"
 #include "tests/support/temporary_folder.h"
 #include "tests/support/test_tensors.h"
 

@@ -7,11 +7,11 @@
 #include <fstream>
 #include <random>
 
-#include "kernels/check.h"
-#include "kernels/crc32c.h"
+#include "kernels/runtime/check.h"
 #include "tests/support/error_of.h"
 #include "tests/support/temporary_folder.h"
-#include "trainer/hdf5/hdf5.h"
+#include "trainer/files/crc32c.h"
+#include "trainer/files/hdf5.h"
 
 namespace switchyard {
 namespace {

@@ -12,7 +12,7 @@
 #include <set>
 #include <sstream>
 
-#include "kernels/check.h"
+#include "kernels/runtime/check.h"
 #include "tests/support/error_of.h"
 #include "tests/support/temporary_folder.h"
 #include "trainer/data/corpus.h"

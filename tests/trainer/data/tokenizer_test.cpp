@@ -11,7 +11,7 @@
 #include <random>
 #include <unordered_map>
 
-#include "kernels/check.h"
+#include "kernels/runtime/check.h"
 #include "tests/support/error_of.h"
 #include "tests/support/temporary_folder.h"
 

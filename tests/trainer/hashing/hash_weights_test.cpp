@@ -7,8 +7,8 @@
 
 #include "tests/support/error_of.h"
 #include "tests/support/temporary_folder.h"
+#include "trainer/files/hdf5.h"
 #include "trainer/hashing/random_projection.h"
-#include "trainer/hdf5/hdf5.h"
 
 namespace switchyard {
 namespace {

@@ -9,7 +9,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
-#include "kernels/check.h"
+#include "kernels/runtime/check.h"
 
 namespace switchyard {
 namespace {

@@ -1,0 +1,171 @@
+#include "kernels/attention/rope.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "kernels/runtime/check.h"
+#include "kernels/runtime/dispatch.h"
+#include "kernels/runtime/host_mirror.h"
+
+namespace switchyard {
+
+RopeTable make_rope_table(Stream& stream, int64_t seq_len, int64_t head_dim, double theta) {
+  require(head_dim % 2 == 0, "rope rotates halves of a head: head_dim must be even, not {}",
+          head_dim);
+  const int64_t half = head_dim / 2;
+  RopeTable table{Tensor({seq_len, half}, DType::f32, stream.device()),
+                  Tensor({seq_len, half}, DType::f32, stream.device())};
+  HostMirror cos(table.cos), sin(table.sin);
+  for (int64_t t = 0; t < seq_len; ++t) {
+    for (int64_t i = 0; i < half; ++i) {
+      const double angle =
+          static_cast<double>(t) *
+          std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim));
+      cos.host().data<float>()[t * half + i] = static_cast<float>(std::cos(angle));
+      sin.host().data<float>()[t * half + i] = static_cast<float>(std::sin(angle));
+    }
+  }
+  cos.upload(stream);
+  sin.upload(stream);
+  return table;
+}
+
+namespace {
+
+void check_tables(ConstTensorView cos, ConstTensorView sin, int64_t last_position,
+                  int64_t head_dim) {
+  if (!cos) return;
+  require(cos.rank() == 2 && cos.dim(1) == head_dim / 2 && sin.shape() == cos.shape(),
+          "the rope tables {} do not fit head_dim {}", to_string(cos.shape()), head_dim);
+  require(last_position <= cos.dim(0), "the rope tables end at position {}, {} is needed",
+          cos.dim(0), last_position);
+}
+
+void check_heads(ConstTensorView qkv, ConstTensorView q, ConstTensorView k, ConstTensorView v) {
+  require(q.rank() == 4 && k.rank() == 4, "q and k must be [batch, heads, seq_len, head_dim]");
+  require_shape(k, {q.dim(0), k.dim(1), q.dim(2), q.dim(3)}, "k");
+  require_shape(v, k.shape(), "v");
+  require_shape(qkv, {q.dim(0) * q.dim(2), (q.dim(1) + 2 * k.dim(1)) * q.dim(3)}, "qkv");
+  require_dtype(q, qkv.dtype(), "q");
+  require_dtype(k, qkv.dtype(), "k");
+  require_dtype(v, qkv.dtype(), "v");
+}
+
+}  // namespace
+
+void split_qkv_forward(Stream& stream, ConstTensorView qkv, ConstTensorView cos,
+                       ConstTensorView sin, int64_t first_position, TensorView q, TensorView k,
+                       TensorView v) {
+  check_heads(qkv, q, k, v);
+  check_tables(cos, sin, first_position + q.dim(2), q.dim(3));
+  SWITCHYARD_BODY(stream, split_qkv_forward)(stream, qkv, cos, sin, first_position, q, k, v);
+}
+
+void split_qkv_backward(Stream& stream, ConstTensorView dq, ConstTensorView dk, ConstTensorView dv,
+                        ConstTensorView cos, ConstTensorView sin, TensorView dqkv) {
+  check_heads(dqkv, dq, dk, dv);
+  check_tables(cos, sin, dq.dim(2), dq.dim(3));
+  SWITCHYARD_BODY(stream, split_qkv_backward)(stream, dq, dk, dv, cos, sin, dqkv);
+}
+
+void rope_in_place(Stream& stream, ConstTensorView cos, ConstTensorView sin, int64_t first_position,
+                   bool inverse, TensorView x) {
+  require(x.rank() == 4, "x has shape {}, expected [batch, heads, seq_len, head_dim]",
+          to_string(x.shape()));
+  require(static_cast<bool>(cos), "rope_in_place needs the tables");
+  check_tables(cos, sin, first_position + x.dim(2), x.dim(3));
+  SWITCHYARD_BODY(stream, rope_in_place)(stream, cos, sin, first_position, inverse, x);
+}
+
+namespace cpu {
+namespace {
+
+// sign = -1 rotates back. y may be x.
+template <class T>
+void rotate(const T* x, const float* cos, const float* sin, float sign, int64_t half, T* y) {
+#pragma omp simd
+  for (int64_t i = 0; i < half; ++i) {
+    const auto x1 = static_cast<float>(x[i]), x2 = static_cast<float>(x[half + i]);
+    const float s = sign * sin[i];
+    y[i] = x1 * cos[i] - x2 * s;
+    y[half + i] = x2 * cos[i] + x1 * s;
+  }
+}
+
+// Where head `h` of the fused projection lives after the split.
+struct HeadOf {
+  int64_t heads, kv_heads, seq_len, head_dim;
+
+  template <class T>
+  T* address(int64_t b, int64_t h, int64_t t, T* q, T* k, T* v) const {
+    if (h < heads) return q + ((b * heads + h) * seq_len + t) * head_dim;
+    h -= heads;
+    if (h < kv_heads) return k + ((b * kv_heads + h) * seq_len + t) * head_dim;
+    return v + ((b * kv_heads + h - kv_heads) * seq_len + t) * head_dim;
+  }
+};
+
+}  // namespace
+
+void split_qkv_forward(Stream&, ConstTensorView qkv, ConstTensorView cos, ConstTensorView sin,
+                       int64_t first_position, TensorView q, TensorView k, TensorView v) {
+  const HeadOf to{q.dim(1), k.dim(1), q.dim(2), q.dim(3)};
+  const int64_t all_heads = to.heads + 2 * to.kv_heads, half = to.head_dim / 2;
+  const bool rotated = static_cast<bool>(cos);
+  dispatch_compute_dtype(q.dtype(), [&]<class T>() {
+#pragma omp parallel for schedule(static)
+    for (int64_t token = 0; token < qkv.dim(0); ++token) {
+      const int64_t b = token / to.seq_len, t = token % to.seq_len;
+      const int64_t table = (first_position + t) * half;
+      for (int64_t h = 0; h < all_heads; ++h) {
+        const T* from = qkv.data<T>() + (token * all_heads + h) * to.head_dim;
+        T* target = to.address(b, h, t, q.data<T>(), k.data<T>(), v.data<T>());
+        if (rotated && h < to.heads + to.kv_heads) {
+          rotate(from, cos.data<float>() + table, sin.data<float>() + table, 1.0f, half, target);
+        } else {
+          std::memcpy(target, from, static_cast<size_t>(to.head_dim) * sizeof(T));
+        }
+      }
+    }
+  });
+}
+
+void split_qkv_backward(Stream&, ConstTensorView dq, ConstTensorView dk, ConstTensorView dv,
+                        ConstTensorView cos, ConstTensorView sin, TensorView dqkv) {
+  const HeadOf of{dq.dim(1), dk.dim(1), dq.dim(2), dq.dim(3)};
+  const int64_t all_heads = of.heads + 2 * of.kv_heads, half = of.head_dim / 2;
+  const bool rotated = static_cast<bool>(cos);
+  dispatch_compute_dtype(dq.dtype(), [&]<class T>() {
+#pragma omp parallel for schedule(static)
+    for (int64_t token = 0; token < dqkv.dim(0); ++token) {
+      const int64_t b = token / of.seq_len, t = token % of.seq_len;
+      for (int64_t h = 0; h < all_heads; ++h) {
+        const T* from = of.address(b, h, t, dq.data<T>(), dk.data<T>(), dv.data<T>());
+        T* target = dqkv.data<T>() + (token * all_heads + h) * of.head_dim;
+        if (rotated && h < of.heads + of.kv_heads) {
+          rotate(from, cos.data<float>() + t * half, sin.data<float>() + t * half, -1.0f, half,
+                 target);
+        } else {
+          std::memcpy(target, from, static_cast<size_t>(of.head_dim) * sizeof(T));
+        }
+      }
+    }
+  });
+}
+
+void rope_in_place(Stream&, ConstTensorView cos, ConstTensorView sin, int64_t first_position,
+                   bool inverse, TensorView x) {
+  const int64_t seq_len = x.dim(2), head_dim = x.dim(3), half = head_dim / 2;
+  dispatch_compute_dtype(x.dtype(), [&]<class T>() {
+#pragma omp parallel for schedule(static)
+    for (int64_t row = 0; row < x.dim(0) * x.dim(1) * seq_len; ++row) {
+      const int64_t table = (first_position + row % seq_len) * half;
+      T* vector = x.data<T>() + row * head_dim;
+      rotate(vector, cos.data<float>() + table, sin.data<float>() + table, inverse ? -1.0f : 1.0f,
+             half, vector);
+    }
+  });
+}
+
+}  // namespace cpu
+}  // namespace switchyard

@@ -1,0 +1,162 @@
+#include "kernels/attention/rope.h"
+
+#include <algorithm>
+
+#include "kernels/cuda/device_math.h"
+#include "kernels/cuda/launch.h"
+#include "kernels/runtime/check.h"
+#include "kernels/runtime/dispatch.h"
+
+namespace switchyard {
+namespace {
+
+using namespace cuda;  // NOLINT: the device helpers
+
+constexpr int kThreads = 256;
+constexpr int kPerThread = 8;
+
+// A thread turns kSize neighbours of the first half of a head with their partners of the second.
+// Heads of odd width are never rotated: their first half is the longer one.
+struct HeadShape {
+  int head_dim, half, pieces;  // pieces of kSize per half
+};
+
+HeadShape head_shape(int64_t head_dim, int size) {
+  const int half = static_cast<int>((head_dim + 1) / 2);
+  return {static_cast<int>(head_dim), half, half / size};
+}
+
+// sign = -1 rotates back; without tables it copies. y may be x.
+template <int kSize, class T>
+__device__ void rotate(const T* x, const float* cos, const float* sin, float sign, int i,
+                       const HeadShape& shape, T* y) {
+  const bool has_partner = shape.half + i < shape.head_dim;
+  float x1[kSize], x2[kSize] = {};
+  load_floats<kSize>(x + i, x1);
+  if (has_partner) load_floats<kSize>(x + shape.half + i, x2);
+  if (cos) {
+    float c[kSize], s[kSize];
+    load_floats<kSize>(cos + i, c);
+    load_floats<kSize>(sin + i, s);
+#pragma unroll
+    for (int j = 0; j < kSize; ++j) {
+      const float first = x1[j];
+      x1[j] = first * c[j] - x2[j] * (sign * s[j]);
+      x2[j] = x2[j] * c[j] + first * (sign * s[j]);
+    }
+  }
+  store_floats<kSize>(y + i, x1);
+  if (has_partner) store_floats<kSize>(y + shape.half + i, x2);
+}
+
+// The fused projection and its parts; forward splits, backward joins.
+template <class T>
+struct Split {
+  T *qkv, *q, *k, *v;
+  const float *cos, *sin;  // null: no rotation
+  int heads, kv_heads;
+  int64_t seq_len, first_position;
+  HeadShape shape;
+
+  // Where head h of the projection lives after the split.
+  __device__ T* part(int64_t b, int h, int64_t t) const {
+    if (h < heads) return q + ((b * heads + h) * seq_len + t) * shape.head_dim;
+    h -= heads;
+    if (h < kv_heads) return k + ((b * kv_heads + h) * seq_len + t) * shape.head_dim;
+    return v + ((b * kv_heads + h - kv_heads) * seq_len + t) * shape.head_dim;
+  }
+};
+
+// Block (t, b) works on token t of sequence b, which is one row of the projection.
+template <bool kForward, int kSize, class T>
+__global__ void __launch_bounds__(kThreads) split_qkv_kernel(Split<T> s) {
+  const int all_heads = s.heads + 2 * s.kv_heads;
+  const int64_t t = blockIdx.x, b = blockIdx.y;
+  T* row = s.qkv + (b * s.seq_len + t) * all_heads * s.shape.head_dim;
+  const int64_t table = (s.first_position + t) * s.shape.half;
+  for (int i = static_cast<int>(threadIdx.x); i < all_heads * s.shape.pieces; i += blockDim.x) {
+    const int head = i / s.shape.pieces, piece = i % s.shape.pieces;
+    T* fused = row + head * s.shape.head_dim;
+    T* part = s.part(b, head, t);
+    const bool rotated = s.cos && head < s.heads + s.kv_heads;
+    rotate<kSize>(kForward ? fused : part, rotated ? s.cos + table : nullptr, s.sin + table,
+                  kForward ? 1.0f : -1.0f, piece * kSize, s.shape, kForward ? part : fused);
+  }
+}
+
+// blockIdx.x is the head among all sequences'; the threads of blockIdx.y share its positions.
+template <int kSize, class T>
+__global__ void __launch_bounds__(kThreads)
+    rope_in_place_kernel(const float* cos, const float* sin, int64_t first_position, float sign,
+                         int seq_len, HeadShape shape, T* x) {
+  const int i = static_cast<int>(blockIdx.y * kThreads + threadIdx.x);
+  const int t = i / shape.pieces, piece = i % shape.pieces;
+  if (t >= seq_len) return;
+  const int64_t table = (first_position + t) * shape.half;
+  T* row = x + (int64_t{blockIdx.x} * seq_len + t) * shape.head_dim;
+  rotate<kSize>(row, cos + table, sin + table, sign, piece * kSize, shape, row);
+}
+
+unsigned int as_extent(int64_t n) { return static_cast<unsigned int>(n); }
+
+bool allow_wide(int64_t head_dim) { return head_dim % (2 * kPerThread) == 0; }
+
+template <bool kForward>
+void split_or_join(Stream& stream, TensorView qkv, TensorView q, TensorView k, TensorView v,
+                   ConstTensorView cos, ConstTensorView sin, int64_t first_position) {
+  dispatch_compute_dtype(q.dtype(), [&]<class T>() {
+    const bool wide = allow_wide(q.dim(3)) && allow_vectors(qkv.raw(), q.raw(), k.raw(), v.raw());
+    const Split<T> split{.qkv = qkv.data<T>(),
+                         .q = q.data<T>(),
+                         .k = k.data<T>(),
+                         .v = v.data<T>(),
+                         .cos = cos ? cos.data<float>() : nullptr,
+                         .sin = cos ? sin.data<float>() : nullptr,
+                         .heads = static_cast<int>(q.dim(1)),
+                         .kv_heads = static_cast<int>(k.dim(1)),
+                         .seq_len = q.dim(2),
+                         .first_position = first_position,
+                         .shape = head_shape(q.dim(3), wide ? kPerThread : 1)};
+    const int items = (split.heads + 2 * split.kv_heads) * split.shape.pieces;
+    const int threads =
+        std::clamp((items + kWarpSize - 1) / kWarpSize * kWarpSize, kWarpSize, kThreads);
+    launch(wide ? split_qkv_kernel<kForward, kPerThread, T> : split_qkv_kernel<kForward, 1, T>,
+           dim3(as_extent(split.seq_len), as_extent(q.dim(0))), as_extent(threads), 0, stream,
+           split);
+  });
+}
+
+// The same memory, for kernels that take one struct for both directions and write one side of it.
+TensorView writable(ConstTensorView view) {
+  return {const_cast<void*>(view.raw()), view.shape(), view.dtype(), view.device()};
+}
+
+}  // namespace
+
+void cuda::split_qkv_forward(Stream& stream, ConstTensorView qkv, ConstTensorView cos,
+                             ConstTensorView sin, int64_t first_position, TensorView q,
+                             TensorView k, TensorView v) {
+  split_or_join<true>(stream, writable(qkv), q, k, v, cos, sin, first_position);
+}
+
+void cuda::split_qkv_backward(Stream& stream, ConstTensorView dq, ConstTensorView dk,
+                              ConstTensorView dv, ConstTensorView cos, ConstTensorView sin,
+                              TensorView dqkv) {
+  split_or_join<false>(stream, dqkv, writable(dq), writable(dk), writable(dv), cos, sin, 0);
+}
+
+void cuda::rope_in_place(Stream& stream, ConstTensorView cos, ConstTensorView sin,
+                         int64_t first_position, bool inverse, TensorView x) {
+  const int64_t head_dim = x.dim(3);
+  dispatch_compute_dtype(x.dtype(), [&]<class T>() {
+    T* values = x.data<T>();
+    const bool wide = allow_wide(head_dim) && allow_vectors(values);
+    const HeadShape shape = head_shape(head_dim, wide ? kPerThread : 1);
+    launch(wide ? rope_in_place_kernel<kPerThread, T> : rope_in_place_kernel<1, T>,
+           dim3(as_extent(x.dim(0) * x.dim(1)), num_blocks(x.dim(2) * shape.pieces, kThreads)),
+           kThreads, 0, stream, cos.data<float>(), sin.data<float>(), first_position,
+           inverse ? -1.0f : 1.0f, static_cast<int>(x.dim(2)), shape, values);
+  });
+}
+
+}  // namespace switchyard

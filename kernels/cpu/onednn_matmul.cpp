@@ -1,0 +1,242 @@
+#include "kernels/cpu/onednn_matmul.h"
+
+#include <algorithm>
+#include <cassert>
+#include <cstddef>
+#include <dnnl.hpp>
+#include <unordered_map>
+#include <utility>
+
+#include "kernels/runtime/check.h"
+
+namespace switchyard {
+namespace {
+
+// A block's operands at kMaxDepth stay in a 2 MiB L2 cache. Columns are cut at whole vectors.
+constexpr int64_t kMaxRows = 256;
+constexpr int64_t kMaxCols = 512;
+constexpr int64_t kMaxDepth = 256;
+constexpr int64_t kVectorFloats = 16;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+MatrixOperand at(const MatrixOperand& x, DType dtype, int64_t op_row, int64_t op_col) {
+  if (x.transpose == Transpose::yes) std::swap(op_row, op_col);
+  const auto offset = static_cast<size_t>(op_row * x.stride + op_col) * size_of(dtype);
+  return {static_cast<const std::byte*>(x.data) + offset, x.stride, x.transpose};
+}
+
+void* at(const MatrixProduct& p, int64_t row, int64_t col) {
+  return static_cast<std::byte*>(p.c) +
+         static_cast<size_t>(row * p.c_stride + col) * size_of(p.c_dtype);
+}
+
+void zero(const MatrixProduct& p) {
+  for (int64_t i = 0; i < p.m; ++i) {
+    std::fill_n(static_cast<std::byte*>(at(p, i, 0)), static_cast<size_t>(p.n) * size_of(p.c_dtype),
+                std::byte{0});
+  }
+}
+
+// All f32. Unlike a primitive, this BLAS call costs nothing for a shape never seen before.
+void sgemm(const MatrixProduct& p) {
+  const auto letter = [](const MatrixOperand& x) {
+    return x.transpose == Transpose::yes ? 'T' : 'N';
+  };
+  const float beta = p.accumulate == Accumulate::yes ? 1.0f : 0.0f;
+  const dnnl_status_t status =
+      dnnl_sgemm(letter(p.a), letter(p.b), p.m, p.n, p.k, 1.0f, static_cast<const float*>(p.a.data),
+                 p.a.stride, static_cast<const float*>(p.b.data), p.b.stride, beta,
+                 static_cast<float*>(p.c), p.c_stride);
+  require(status == dnnl_success, "oneDNN sgemm of [{}, {}] x [{}, {}] failed with status {}", p.m,
+          p.k, p.k, p.n, static_cast<int>(status));
+}
+
+// op(x) [op_rows, op_cols] as f32, stored densely and as transposed as x is.
+MatrixOperand widen(const MatrixOperand& x, int64_t op_rows, int64_t op_cols, float* out) {
+  const bool transposed = x.transpose == Transpose::yes;
+  const int64_t rows = transposed ? op_cols : op_rows, cols = transposed ? op_rows : op_cols;
+  for (int64_t i = 0; i < rows; ++i) {
+    const bfloat16* in = static_cast<const bfloat16*>(x.data) + i * x.stride;
+    float* row = out + i * cols;
+#pragma omp simd
+    for (int64_t j = 0; j < cols; ++j) row[j] = in[j];
+  }
+  return {out, cols, x.transpose};
+}
+
+// p.c (+)= sums [m, n], rounded.
+void round_into(const MatrixProduct& p, const float* sums) {
+  for (int64_t i = 0; i < p.m; ++i) {
+    const float* in = sums + i * p.n;
+    auto* out = static_cast<bfloat16*>(at(p, i, 0));
+    if (p.accumulate == Accumulate::yes) {
+#pragma omp simd
+      for (int64_t j = 0; j < p.n; ++j) out[j] = out[j] + in[j];
+    } else {
+#pragma omp simd
+      for (int64_t j = 0; j < p.n; ++j) out[j] = in[j];
+    }
+  }
+}
+
+struct WideningScratch {
+  Buffer a{kMaxRows * kMaxDepth * sizeof(float)};
+  Buffer b{kMaxDepth * kMaxCols * sizeof(float)};
+  Buffer c{kMaxRows * kMaxCols * sizeof(float)};
+};
+
+// What oneDNN compiles a primitive for.
+struct PrimitiveKey {
+  int64_t m, n, k, a_stride, b_stride, c_stride;
+  Transpose transpose_a, transpose_b;
+  DType c_dtype;
+  Accumulate accumulate;
+
+  bool operator==(const PrimitiveKey&) const = default;
+};
+
+struct PrimitiveKeyHash {
+  size_t operator()(const PrimitiveKey& key) const {
+    uint64_t hash = 0;
+    for (const int64_t part :
+         {key.m, key.n, key.k, key.a_stride, key.b_stride, key.c_stride,
+          static_cast<int64_t>(key.transpose_a), static_cast<int64_t>(key.transpose_b),
+          static_cast<int64_t>(key.c_dtype), static_cast<int64_t>(key.accumulate)}) {
+      // Multiplication by an odd constant near 2^64 over the golden ratio spreads the low bits.
+      hash = (hash ^ static_cast<uint64_t>(part)) * 0x9e3779b97f4a7c15u;
+      hash ^= hash >> 32;
+    }
+    return static_cast<size_t>(hash);
+  }
+};
+
+dnnl::memory::desc describe(int64_t rows, int64_t cols, int64_t stride, Transpose transpose,
+                            dnnl::memory::data_type type) {
+  const bool transposed = transpose == Transpose::yes;
+  return {{rows, cols}, type, dnnl::memory::dims{transposed ? 1 : stride, transposed ? stride : 1}};
+}
+
+struct Bf16Primitive {
+  dnnl::memory::desc a, b, c;
+  dnnl::matmul matmul;
+};
+
+Bf16Primitive make_primitive(const PrimitiveKey& key, const dnnl::engine& engine) {
+  using Type = dnnl::memory::data_type;
+  const Type c_type = key.c_dtype == DType::f32 ? Type::f32 : Type::bf16;
+  Bf16Primitive made{describe(key.m, key.k, key.a_stride, key.transpose_a, Type::bf16),
+                     describe(key.k, key.n, key.b_stride, key.transpose_b, Type::bf16),
+                     describe(key.m, key.n, key.c_stride, Transpose::no, c_type),
+                     {}};
+  dnnl::primitive_attr attributes;
+  if (key.accumulate == Accumulate::yes) {
+    dnnl::post_ops add;
+    add.append_sum();
+    attributes.set_post_ops(add);
+  }
+#if DNNL_VERSION_MAJOR >= 3
+  made.matmul = dnnl::matmul({engine, made.a, made.b, made.c, attributes});
+#else
+  made.matmul = dnnl::matmul({{made.a, made.b, made.c}, attributes, engine});
+#endif
+  return made;
+}
+
+const dnnl::engine& cpu_engine() {
+  static const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
+  return engine;
+}
+
+// Per thread, so that look-ups need no lock. Emptied when full: ragged row counts come and go.
+const Bf16Primitive& find_primitive(const PrimitiveKey& key) {
+  constexpr size_t kCapacity = 4096;
+  thread_local std::unordered_map<PrimitiveKey, Bf16Primitive, PrimitiveKeyHash> primitives;
+  if (const auto found = primitives.find(key); found != primitives.end()) return found->second;
+  if (primitives.size() == kCapacity) primitives.clear();
+  return primitives.emplace(key, make_primitive(key, cpu_engine())).first->second;
+}
+
+bool has_amx() {
+  static const bool has = [] {
+    const auto amx = static_cast<unsigned>(dnnl::cpu_isa::avx512_core_amx);
+    return (static_cast<unsigned>(dnnl::get_effective_cpu_isa()) & amx) == amx;
+  }();
+  return has;
+}
+
+}  // namespace
+
+ProductBlocks::ProductBlocks(int64_t m, int64_t n)
+    : row_blocks_(ceil_div(m, kMaxRows)), col_blocks_(ceil_div(n, kMaxCols)) {
+  // Even parts: 257 rows are cut into 129 and 128, not into 256 and 1.
+  rows_ = ceil_div(m, std::max<int64_t>(row_blocks_, 1));
+  cols_ = ceil_div(ceil_div(n, std::max<int64_t>(col_blocks_, 1)), kVectorFloats) * kVectorFloats;
+}
+
+MatrixProduct ProductBlocks::block(const MatrixProduct& product, int64_t index) const {
+  const int64_t row = index / col_blocks_ * rows_, col = index % col_blocks_ * cols_;
+  MatrixProduct part = product;
+  part.m = std::clamp<int64_t>(product.m - row, 0, rows_);
+  part.n = std::clamp<int64_t>(product.n - col, 0, cols_);
+  part.a = at(product.a, product.dtype, row, 0);
+  part.b = at(product.b, product.dtype, 0, col);
+  part.c = at(product, row, col);
+  return part;
+}
+
+void compute(const MatrixProduct& product) {
+  const ProductBlocks blocks(product.m, product.n);
+#pragma omp parallel for schedule(static)
+  for (int64_t i = 0; i < blocks.count(); ++i) compute_block(blocks.block(product, i));
+}
+
+void compute_block(const MatrixProduct& product) {
+  if (product.m == 0 || product.n == 0) return;
+  if (product.k == 0) {
+    if (product.accumulate == Accumulate::no) zero(product);
+  } else if (product.dtype == DType::f32) {
+    sgemm(product);
+  } else if (has_amx()) {
+    compute_block_native_bf16(product);
+  } else {
+    compute_block_widened_bf16(product);
+  }
+}
+
+void compute_block_native_bf16(const MatrixProduct& p) {
+  const Bf16Primitive& primitive =
+      find_primitive({p.m, p.n, p.k, p.a.stride, p.b.stride, p.c_stride, p.a.transpose,
+                      p.b.transpose, p.c_dtype, p.accumulate});
+  thread_local dnnl::stream stream(cpu_engine());
+  const auto memory = [](const dnnl::memory::desc& desc, const void* data) {
+    return dnnl::memory(desc, cpu_engine(), const_cast<void*>(data));
+  };
+  primitive.matmul.execute(stream, {{DNNL_ARG_SRC, memory(primitive.a, p.a.data)},
+                                    {DNNL_ARG_WEIGHTS, memory(primitive.b, p.b.data)},
+                                    {DNNL_ARG_DST, memory(primitive.c, p.c)}});
+  stream.wait();
+}
+
+void compute_block_widened_bf16(const MatrixProduct& p) {
+  assert(p.m <= kMaxRows && p.n <= kMaxCols);
+  thread_local const WideningScratch scratch;
+  const bool is_f32 = p.c_dtype == DType::f32;
+  MatrixProduct part = p;
+  part.dtype = part.c_dtype = DType::f32;
+  if (!is_f32) {
+    part.c = scratch.c.data();
+    part.c_stride = p.n;
+    part.accumulate = Accumulate::no;
+  }
+  for (int64_t k = 0; k < p.k; k += kMaxDepth) {
+    part.k = std::min(kMaxDepth, p.k - k);
+    part.a = widen(at(p.a, p.dtype, 0, k), p.m, part.k, static_cast<float*>(scratch.a.data()));
+    part.b = widen(at(p.b, p.dtype, k, 0), part.k, p.n, static_cast<float*>(scratch.b.data()));
+    sgemm(part);
+    part.accumulate = Accumulate::yes;
+  }
+  if (!is_f32) round_into(p, static_cast<const float*>(scratch.c.data()));
+}
+
+}  // namespace switchyard

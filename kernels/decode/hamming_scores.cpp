@@ -1,0 +1,149 @@
+#include "kernels/decode/hamming_scores.h"
+
+#include <bit>
+#include <cstring>
+#include <limits>
+
+#include "kernels/runtime/dispatch.h"
+
+namespace switchyard {
+namespace {
+
+// Positions of one head that a thread scores at a time.
+constexpr int64_t kPiece = 4096;
+
+// Two words of a code at once.
+uint64_t word_pair(const int32_t* words) {
+  uint64_t pair;
+  std::memcpy(&pair, words, sizeof(pair));
+  return pair;
+}
+
+// Of keys whose codes have kPairs pairs of words; the compiler makes vector popcounts of it.
+template <int kPairs>
+void distances_of(const int32_t* q, int64_t group, const int32_t* codes, int64_t count,
+                  uint16_t* out) {
+  for (int64_t g = 0; g < group; ++g) {
+    uint64_t query[kPairs];
+    for (int w = 0; w < kPairs; ++w) query[w] = word_pair(q + 2 * (g * kPairs + w));
+    for (int64_t p = 0; p < count; ++p) {
+      int bits = 0;
+      for (int w = 0; w < kPairs; ++w) {
+        bits += std::popcount(query[w] ^ word_pair(codes + 2 * (p * kPairs + w)));
+      }
+      out[p] = static_cast<uint16_t>((g == 0 ? 0 : out[p]) + bits);
+    }
+  }
+}
+
+// Of any number of words of 32 bits.
+void distances_of_words(const int32_t* q, int64_t group, int64_t words, const int32_t* codes,
+                        int64_t count, uint16_t* out) {
+  for (int64_t p = 0; p < count; ++p) {
+    int bits = 0;
+    for (int64_t g = 0; g < group; ++g) {
+      for (int64_t w = 0; w < words; ++w) {
+        bits += std::popcount(static_cast<uint32_t>(q[g * words + w] ^ codes[p * words + w]));
+      }
+    }
+    out[p] = static_cast<uint16_t>(bits);
+  }
+}
+
+void score_piece(const int32_t* q, int64_t group, int64_t words, const int32_t* codes,
+                 int64_t count, uint16_t* out) {
+  if (words == 2) return distances_of<1>(q, group, codes, count, out);
+  if (words == 4) return distances_of<2>(q, group, codes, count, out);
+  if (words == 8) return distances_of<4>(q, group, codes, count, out);
+  distances_of_words(q, group, words, codes, count, out);
+}
+
+void require_lengths(ConstTensorView lengths, int64_t max_len) {
+  for (int64_t b = 0; b < lengths.dim(0); ++b) {
+    const int32_t length = lengths.data<int32_t>()[b];
+    require(length >= 1 && length <= max_len,
+            "lengths[{}] is {}, expected 1 to {} cached positions", b, length, max_len);
+  }
+}
+
+// body(row, begin, count) for pieces of every (sequence, kv head).
+template <class Body>
+void for_each_piece(ConstTensorView lengths, int64_t kv_heads, int64_t max_len, const Body& body) {
+  const int64_t pieces = (max_len + kPiece - 1) / kPiece;
+#pragma omp parallel for schedule(dynamic)
+  for (int64_t i = 0; i < lengths.dim(0) * kv_heads * pieces; ++i) {
+    const int64_t row = i / pieces, begin = i % pieces * kPiece;
+    const int64_t length = lengths.data<int32_t>()[row / kv_heads];
+    if (begin < length) body(row, begin, std::min(kPiece, length - begin));
+  }
+}
+
+}  // namespace
+
+void hamming_scores(Stream& stream, ConstTensorView q_codes, ConstTensorView codes,
+                    ConstTensorView lengths, TensorView distances) {
+  require(q_codes.rank() == 3 && codes.rank() == 4,
+          "q_codes has shape {} and codes {}, expected three and four dimensions",
+          to_string(q_codes.shape()), to_string(codes.shape()));
+  const int64_t batch = q_codes.dim(0), heads = q_codes.dim(1), words = q_codes.dim(2);
+  const int64_t kv_heads = codes.dim(1);
+  require(kv_heads > 0 && heads % kv_heads == 0, "{} query heads cannot share {} key/value heads",
+          heads, kv_heads);
+  require_dtype(q_codes, DType::i32, "q_codes");
+  require_shape(codes, {batch, kv_heads, codes.dim(2), words}, "codes");
+  require_dtype(codes, DType::i32, "codes");
+  require_shape(lengths, {batch}, "lengths");
+  require_dtype(lengths, DType::i32, "lengths");
+  require_shape(distances, {batch, kv_heads, codes.dim(2)}, "distances");
+  require_dtype(distances, DType::u16, "distances");
+  require(heads / kv_heads * words * 32 <= std::numeric_limits<uint16_t>::max(),
+          "distances to {} codes of {} bits do not fit u16", heads / kv_heads, words * 32);
+  SWITCHYARD_BODY(stream, hamming_scores)(stream, q_codes, codes, lengths, distances);
+}
+
+void key_norm_scores(Stream& stream, ConstTensorView distances, ConstTensorView norms,
+                     ConstTensorView lengths, int64_t group, int64_t bits, TensorView scores) {
+  require(distances.rank() == 3, "distances has shape {}, expected three dimensions",
+          to_string(distances.shape()));
+  require_dtype(distances, DType::u16, "distances");
+  require_shape(norms, distances.shape(), "norms");
+  require_dtype(norms, DType::f32, "norms");
+  require_shape(lengths, {distances.dim(0)}, "lengths");
+  require_dtype(lengths, DType::i32, "lengths");
+  require_shape(scores, distances.shape(), "scores");
+  require_dtype(scores, DType::f32, "scores");
+  require(group >= 1 && bits >= 1, "{} codes of {} bits", group, bits);
+  SWITCHYARD_BODY(stream, key_norm_scores)(stream, distances, norms, lengths, group, bits, scores);
+}
+
+namespace cpu {
+
+void hamming_scores(Stream&, ConstTensorView q_codes, ConstTensorView codes,
+                    ConstTensorView lengths, TensorView distances) {
+  const int64_t kv_heads = codes.dim(1), max_len = codes.dim(2), words = codes.dim(3);
+  const int64_t group = q_codes.dim(1) / kv_heads;
+  require_lengths(lengths, max_len);
+  for_each_piece(lengths, kv_heads, max_len, [&](int64_t row, int64_t begin, int64_t count) {
+    score_piece(q_codes.data<int32_t>() + row * group * words, group, words,
+                codes.data<int32_t>() + (row * max_len + begin) * words, count,
+                distances.data<uint16_t>() + row * max_len + begin);
+  });
+}
+
+void key_norm_scores(Stream&, ConstTensorView distances, ConstTensorView norms,
+                     ConstTensorView lengths, int64_t group, int64_t bits, TensorView scores) {
+  const int64_t kv_heads = distances.dim(1), max_len = distances.dim(2);
+  require_lengths(lengths, max_len);
+  const float factor = 2.0f / static_cast<float>(bits);
+  for_each_piece(lengths, kv_heads, max_len, [&](int64_t row, int64_t begin, int64_t count) {
+    for (int64_t i = row * max_len + begin; i < row * max_len + begin + count; ++i) {
+      const auto distance = static_cast<float>(distances.data<uint16_t>()[i]);
+      scores.data<float>()[i] =
+          (static_cast<float>(group) - factor * distance) * norms.data<float>()[i];
+    }
+  });
+}
+
+}  // namespace cpu
+
+}  // namespace switchyard

@@ -1,0 +1,94 @@
+#include "kernels/decode/hamming_scores.h"
+
+#include "kernels/cuda/launch.h"
+#include "kernels/runtime/dispatch.h"
+
+namespace switchyard {
+namespace {
+
+using namespace cuda;  // NOLINT: the device helpers
+
+constexpr int kThreads = 256;
+
+struct Problem {
+  int64_t group, kv_heads, max_len, words;
+  const int32_t* lengths;
+};
+
+// A thread per key; a warp reads the codes of 32 keys, which lie next to each other.
+//   shared  [group, words] the queries' codes
+template <int kWords>
+__global__ void hamming_scores_kernel(Problem p, const int32_t* q_codes, const int32_t* codes,
+                                      uint16_t* distances) {
+  int32_t* queries = dynamic_shared<int32_t>();
+  const int64_t words = kWords > 0 ? kWords : p.words;
+  const int64_t row = blockIdx.z * p.kv_heads + blockIdx.y;
+  const int64_t length = p.lengths[blockIdx.z];
+  if (int64_t{blockIdx.x} * kThreads >= length) return;  // the whole block
+  for (int64_t i = threadIdx.x; i < p.group * words; i += kThreads) {
+    queries[i] = q_codes[row * p.group * words + i];
+  }
+  __syncthreads();  // the queries' codes are there
+
+  const int64_t key = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (key >= length) return;
+  const int32_t* code = codes + (row * p.max_len + key) * words;
+  int distance = 0;
+  for (int64_t w = 0; w < words; ++w) {
+    const int32_t word = code[w];
+    for (int64_t g = 0; g < p.group; ++g) {
+      distance += __popc(static_cast<unsigned int>(word ^ queries[g * words + w]));
+    }
+  }
+  distances[row * p.max_len + key] = static_cast<uint16_t>(distance);
+}
+
+__global__ void key_norm_scores_kernel(Problem p, const uint16_t* distances, const float* norms,
+                                       float factor, float* scores) {
+  const int64_t row = blockIdx.z * p.kv_heads + blockIdx.y;
+  const int64_t key = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (key >= p.lengths[blockIdx.z]) return;
+  const int64_t i = row * p.max_len + key;
+  scores[i] = (static_cast<float>(p.group) - factor * static_cast<float>(distances[i])) * norms[i];
+}
+
+dim3 grid_of(const Problem& p, int64_t batch) {
+  return dim3(num_blocks(p.max_len, kThreads), static_cast<unsigned int>(p.kv_heads),
+              static_cast<unsigned int>(batch));
+}
+
+}  // namespace
+
+void cuda::hamming_scores(Stream& stream, ConstTensorView q_codes, ConstTensorView codes,
+                          ConstTensorView lengths, TensorView distances) {
+  const Problem p{.group = q_codes.dim(1) / codes.dim(1),
+                  .kv_heads = codes.dim(1),
+                  .max_len = codes.dim(2),
+                  .words = codes.dim(3),
+                  .lengths = lengths.data<int32_t>()};
+  const auto shared = static_cast<size_t>(p.group * p.words) * sizeof(int32_t);
+  const auto run = [&](auto kernel) {
+    launch(kernel, grid_of(p, codes.dim(0)), kThreads, shared, stream, p, q_codes.data<int32_t>(),
+           codes.data<int32_t>(), distances.data<uint16_t>());
+  };
+  if (p.words == 4) {
+    run(hamming_scores_kernel<4>);
+  } else {
+    run(hamming_scores_kernel<0>);
+  }
+}
+
+void cuda::key_norm_scores(Stream& stream, ConstTensorView distances, ConstTensorView norms,
+                           ConstTensorView lengths, int64_t group, int64_t bits,
+                           TensorView scores) {
+  const Problem p{.group = group,
+                  .kv_heads = distances.dim(1),
+                  .max_len = distances.dim(2),
+                  .words = 0,
+                  .lengths = lengths.data<int32_t>()};
+  launch(key_norm_scores_kernel, grid_of(p, distances.dim(0)), kThreads, 0, stream, p,
+         distances.data<uint16_t>(), norms.data<float>(), 2.0f / static_cast<float>(bits),
+         scores.data<float>());
+}
+
+}  // namespace switchyard

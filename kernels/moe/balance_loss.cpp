@@ -1,0 +1,47 @@
+#include "kernels/moe/balance_loss.h"
+
+#include "kernels/runtime/check.h"
+#include "kernels/runtime/dispatch.h"
+
+namespace switchyard {
+
+void balance_loss(Stream& stream, ConstTensorView counts, double assignments,
+                  ConstTensorView prob_sums, double token_weight, double coef, TensorView dprobs,
+                  TensorView loss) {
+  require(counts.rank() == 2 && prob_sums.rank() == 2 && counts.dim(1) == prob_sums.dim(1) &&
+              (counts.dim(0) == 1 || counts.dim(0) == prob_sums.dim(0)),
+          "balance_loss: counts {} do not fit prob_sums {}", to_string(counts.shape()),
+          to_string(prob_sums.shape()));
+  require(assignments > 0.0, "balance_loss needs at least one assignment");
+  require_shape(dprobs, prob_sums.shape(), "dprobs");
+  require_dtype(counts, DType::f32, "counts");
+  require_dtype(prob_sums, DType::f32, "prob_sums");
+  require_dtype(dprobs, DType::f32, "dprobs");
+  require_shape(loss, {1}, "loss");
+  require_dtype(loss, DType::f64, "loss");
+  SWITCHYARD_BODY(stream, balance_loss)
+  (stream, counts, assignments, prob_sums, token_weight, coef, dprobs, loss);
+}
+
+namespace cpu {
+
+void balance_loss(Stream&, ConstTensorView counts, double assignments, ConstTensorView prob_sums,
+                  double token_weight, double coef, TensorView dprobs, TensorView loss) {
+  const int64_t sequences = prob_sums.dim(0), experts = prob_sums.dim(1);
+  const bool shared = counts.dim(0) == 1;
+  double total = 0.0;
+  for (int64_t s = 0; s < sequences; ++s) {
+    const float* count = counts.data<float>() + (shared ? 0 : s * experts);
+    const float* prob_sum = prob_sums.data<float>() + s * experts;
+    float* dprob = dprobs.data<float>() + s * experts;
+    for (int64_t e = 0; e < experts; ++e) {
+      const double by_prob = experts * (count[e] / assignments) * token_weight;
+      total += by_prob * prob_sum[e];
+      dprob[e] = static_cast<float>(coef * by_prob);
+    }
+  }
+  loss.data<double>()[0] += total;
+}
+
+}  // namespace cpu
+}  // namespace switchyard

@@ -1,0 +1,112 @@
+#include "kernels/moe/permute.h"
+
+#include "kernels/cuda/device_math.h"
+#include "kernels/cuda/launch.h"
+#include "kernels/runtime/check.h"
+#include "kernels/runtime/dispatch.h"
+
+namespace switchyard {
+namespace {
+
+using namespace cuda;  // NOLINT: the device helpers
+
+constexpr int kThreads = 256;
+constexpr int kRowsPerBlock = kThreads / kWarpSize;
+
+// One warp per row, which moves in pieces of 16 bytes or of one element.
+template <class Piece>
+__global__ void gather_rows_kernel(const Piece* x, const int32_t* source_row, int64_t out_rows,
+                                   int64_t pieces, Piece* y) {
+  const int64_t row = int64_t{blockIdx.x} * kRowsPerBlock + threadIdx.x / kWarpSize;
+  if (row >= out_rows) return;
+  const Piece* from = x + source_row[row] * pieces;
+  Piece* to = y + row * pieces;
+  // Written past the cache as far as possible: rows of x are read again for other experts.
+#pragma unroll 4
+  for (int64_t i = threadIdx.x % kWarpSize; i < pieces; i += kWarpSize) __stcs(to + i, from[i]);
+}
+
+template <class Piece>
+void gather_pieces(Stream& stream, ConstTensorView x, ConstTensorView source_row, TensorView y) {
+  const auto pieces =
+      static_cast<int64_t>(static_cast<size_t>(x.dim(1)) * size_of(x.dtype()) / sizeof(Piece));
+  launch(gather_rows_kernel<Piece>, num_blocks(y.dim(0), kRowsPerBlock), kThreads, 0, stream,
+         static_cast<const Piece*>(x.raw()), source_row.data<int32_t>(), y.dim(0), pieces,
+         static_cast<Piece*>(y.raw()));
+}
+
+// One warp per row of y; a lane keeps the sums of kSize neighbouring columns while it goes through
+// the members.
+template <int kSize, class T>
+__global__ void sum_rows_kernel(const T* x, const int32_t* offsets, const int32_t* members,
+                                int64_t out_rows, int64_t width, T* y) {
+  const int64_t row = int64_t{blockIdx.x} * kRowsPerBlock + threadIdx.x / kWarpSize;
+  if (row >= out_rows) return;
+  const int32_t begin = offsets[row], end = offsets[row + 1];
+  for (int64_t i = (threadIdx.x % kWarpSize) * kSize; i < width; i += kWarpSize * kSize) {
+    float sums[kSize] = {};
+#pragma unroll 4
+    for (int32_t j = begin; j < end; ++j) {
+      float values[kSize];
+      load_floats<kSize>(x + members[j] * width + i, values);
+#pragma unroll
+      for (int c = 0; c < kSize; ++c) sums[c] += values[c];
+    }
+    store_floats<kSize>(y + row * width + i, sums);
+  }
+}
+
+__global__ void gather_values_kernel(const uint32_t* x, const int32_t* index, int64_t n,
+                                     uint32_t* y) {
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i < n) y[i] = index[i] >= 0 ? x[index[i]] : 0;
+}
+
+__global__ void scatter_values_kernel(const uint32_t* x, const int32_t* index, int64_t n,
+                                      uint32_t* y) {
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i < n && index[i] >= 0) y[index[i]] = x[i];
+}
+
+}  // namespace
+
+void cuda::gather_values(Stream& stream, ConstTensorView x, ConstTensorView index, TensorView y) {
+  const int64_t n = y.num_elements();
+  launch(gather_values_kernel, num_blocks(n, kThreads), kThreads, 0, stream,
+         static_cast<const uint32_t*>(x.raw()), index.data<int32_t>(), n,
+         static_cast<uint32_t*>(y.raw()));
+}
+
+void cuda::scatter_values(Stream& stream, ConstTensorView x, ConstTensorView index, TensorView y) {
+  const int64_t n = x.num_elements();
+  launch(scatter_values_kernel, num_blocks(n, kThreads), kThreads, 0, stream,
+         static_cast<const uint32_t*>(x.raw()), index.data<int32_t>(), n,
+         static_cast<uint32_t*>(y.raw()));
+}
+
+void cuda::gather_rows(Stream& stream, ConstTensorView x, ConstTensorView source_row,
+                       TensorView y) {
+  const size_t row_bytes = static_cast<size_t>(x.dim(1)) * size_of(x.dtype());
+  if (row_bytes % sizeof(uint4) == 0 && allow_vectors(x.raw(), y.raw())) {
+    gather_pieces<uint4>(stream, x, source_row, y);
+  } else if (size_of(x.dtype()) == sizeof(uint32_t)) {
+    gather_pieces<uint32_t>(stream, x, source_row, y);
+  } else {
+    gather_pieces<uint16_t>(stream, x, source_row, y);
+  }
+}
+
+void cuda::sum_rows(Stream& stream, ConstTensorView x, ConstTensorView offsets,
+                    ConstTensorView members, TensorView y) {
+  dispatch_compute_dtype(x.dtype(), [&]<class T>() {
+    constexpr int kSize = 16 / sizeof(T);
+    const T* from = x.data<T>();
+    T* to = y.data<T>();
+    const bool wide = y.dim(1) % kSize == 0 && allow_vectors(from, to);
+    launch(wide ? sum_rows_kernel<kSize, T> : sum_rows_kernel<1, T>,
+           num_blocks(y.dim(0), kRowsPerBlock), kThreads, 0, stream, from, offsets.data<int32_t>(),
+           members.data<int32_t>(), y.dim(0), y.dim(1), to);
+  });
+}
+
+}  // namespace switchyard

@@ -1,0 +1,51 @@
+#pragma once
+
+#include "kernels/runtime/tensor.h"
+
+namespace switchyard {
+
+// Both directions of the token permutation, in gather form: every output row is written by one
+// writer in a fixed order, so results are bitwise repeatable.
+
+// y[i] = x[source_row[i]]
+//   x           [rows, width]
+//   source_row  [out_rows] i32
+//   y           [out_rows, width]
+using GatherRows = void(Stream&, ConstTensorView x, ConstTensorView source_row, TensorView y);
+
+// y[i] = sum over j in [offsets[i], offsets[i + 1]) of x[members[j]], in that order, in f32
+//   x        [rows, width]
+//   offsets  [out_rows + 1] i32
+//   members  [offsets[out_rows]] i32
+//   y        [out_rows, width]; rows without members become zero
+using SumRows = void(Stream&, ConstTensorView x, ConstTensorView offsets, ConstTensorView members,
+                     TensorView y);
+
+// Single values, f32 or i32, the same for x and y.
+// y[i] = x[index[i]], 0 where index[i] is -1. y may be index, if all are i32.
+//   index  [n] i32
+//   y      [n]
+using GatherValues = void(Stream&, ConstTensorView x, ConstTensorView index, TensorView y);
+// y[index[i]] = x[i], unless index[i] is -1; the others differ from each other
+//   x, index  [n]
+using ScatterValues = void(Stream&, ConstTensorView x, ConstTensorView index, TensorView y);
+
+GatherRows gather_rows;
+SumRows sum_rows;
+GatherValues gather_values;
+ScatterValues scatter_values;
+
+namespace cpu {
+GatherRows gather_rows;
+SumRows sum_rows;
+GatherValues gather_values;
+ScatterValues scatter_values;
+}  // namespace cpu
+namespace cuda {
+GatherRows gather_rows;
+SumRows sum_rows;
+GatherValues gather_values;
+ScatterValues scatter_values;
+}  // namespace cuda
+
+}  // namespace switchyard

@@ -1,0 +1,459 @@
+#include "kernels/moe/router.h"
+
+#include <climits>
+
+#include "kernels/cuda/device_math.h"
+#include "kernels/cuda/launch.h"
+#include "kernels/runtime/check.h"
+
+namespace switchyard {
+namespace {
+
+using namespace cuda;  // NOLINT: the device helpers
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / kWarpSize;
+constexpr int kMaxTopK = kWarpSize;  // lane s keeps slot s
+constexpr int kMaxPerLane = 16;
+constexpr float kTinySum = 1e-20f;  // as on the CPU
+
+// Calls body.operator()<kPerLane>(): a warp holds the experts of one token, lane l those numbered
+// l + 32 i, i < kPerLane.
+template <class Body>
+void dispatch_experts(int64_t experts, const Body& body) {
+  require(experts <= kMaxPerLane * kWarpSize, "CUDA routes among up to {} experts, not {}",
+          kMaxPerLane * kWarpSize, experts);
+  if (experts <= 1 * kWarpSize) return body.template operator()<1>();
+  if (experts <= 2 * kWarpSize) return body.template operator()<2>();
+  if (experts <= 4 * kWarpSize) return body.template operator()<4>();
+  if (experts <= 8 * kWarpSize) return body.template operator()<8>();
+  body.template operator()<kMaxPerLane>();
+}
+
+__device__ int lane_id() { return static_cast<int>(threadIdx.x) % kWarpSize; }
+__device__ int64_t token_of_warp() {
+  return int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarpSize;
+}
+
+template <int kPerLane>
+__device__ void load_row(const float* row, int64_t experts, float missing, float (&out)[kPerLane]) {
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    const int64_t e = lane_id() + i * kWarpSize;
+    out[i] = e < experts ? row[e] : missing;
+  }
+}
+
+template <int kPerLane>
+__device__ void store_row(const float (&values)[kPerLane], int64_t experts, float* row) {
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    const int64_t e = lane_id() + i * kWarpSize;
+    if (e < experts) row[e] = values[i];
+  }
+}
+
+// A greater float is a greater integer, and none is 0. NaN has no place in it, and -0 none of its
+// own.
+__device__ uint32_t ordered(float key) {
+  const uint32_t bits = __float_as_uint(key + 0.0f);
+  return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+
+// The greatest key that a lane holds, and its place; of equals the lower.
+struct LaneBest {
+  uint32_t key;
+  int place;
+};
+
+template <int kPerLane>
+__device__ LaneBest best_of_lane(const uint32_t (&keys)[kPerLane]) {
+  LaneBest best{keys[0], 0};
+#pragma unroll
+  for (int i = 1; i < kPerLane; ++i) {
+    if (keys[i] > best.key) best = {keys[i], i};
+  }
+  return best;
+}
+
+// The expert of the greatest key; of equals the lower index.
+__device__ int best_of_row(const LaneBest& best) {
+  const uint32_t greatest = __reduce_max_sync(kAllLanes, best.key);
+  const int mine = best.key == greatest ? lane_id() + best.place * kWarpSize : INT_MAX;
+  return __reduce_min_sync(kAllLanes, mine);
+}
+
+// ---- Forward -----------------------------------------------------------------------------------
+
+struct Forward {
+  RouterOptions options;
+  int64_t first_token;  // of this rank in the micro-batch
+  const float *logits, *bias;
+  int64_t tokens, experts;
+  float *scores, *lse;
+  int32_t* topk_idx;
+  float* topk_weights;
+};
+
+// Logits become scores. Returns the log of the sum of their exponentials.
+template <int kPerLane>
+__device__ float score_row(RouterScore kind, float (&row)[kPerLane]) {
+  float largest = row[0];
+#pragma unroll
+  for (int i = 1; i < kPerLane; ++i) largest = fmaxf(largest, row[i]);
+  largest = warp_max(largest);
+  float exponential[kPerLane];
+  double total = 0.0;
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    exponential[i] = expf(row[i] - largest);
+    total += exponential[i];
+  }
+  total = warp_sum(total);
+  const auto sum = static_cast<float>(total);
+  const float scale = 1.0f / sum;
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    row[i] = kind == RouterScore::softmax ? exponential[i] * scale : 1.0f / (1.0f + expf(-row[i]));
+  }
+  return largest + logf(sum);
+}
+
+// Scores, top k and weights of a token. Lane s < top_k returns the expert of slot s.
+template <int kPerLane>
+__device__ int route_token(const Forward& f, int64_t token, float (&score)[kPerLane]) {
+  const RouterOptions& options = f.options;
+  const int experts = static_cast<int>(f.experts);
+  load_row(f.logits + token * f.experts, f.experts, -INFINITY, score);
+  const float log_sum = score_row(options.score, score);
+  if (lane_id() == 0) f.lse[token] = log_sum;
+  store_row(score, f.experts, f.scores + token * f.experts);
+
+  uint32_t keys[kPerLane];  // 0: no such expert, or taken
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    const int e = lane_id() + i * kWarpSize;
+    const float key = score[i] + (f.bias && e < experts ? f.bias[e] : 0.0f);
+    keys[i] = e < experts ? ordered(key != key ? -INFINITY : key) : 0u;
+  }
+  LaneBest best = best_of_lane(keys);
+  int my_expert = 0;
+  float my_score = 0.0f, total = kTinySum;
+  for (int s = 0; s < options.top_k; ++s) {
+    const int expert =
+        options.force_balanced
+            ? static_cast<int>(((f.first_token + token) * options.top_k + s) % f.experts)
+            : best_of_row(best);
+    float selected = 0.0f;
+    if (expert % kWarpSize == lane_id()) {
+      // Bits, not comparisons with i: the compiler would make an index of those, and the registers
+      // an array in local memory.
+      const uint32_t place = 1u << (expert / kWarpSize);
+#pragma unroll
+      for (int i = 0; i < kPerLane; ++i) {
+        selected = place >> i & 1u ? score[i] : selected;
+        keys[i] = place >> i & 1u ? 0u : keys[i];
+      }
+      best = best_of_lane(keys);
+    }
+    selected = __shfl_sync(kAllLanes, selected, expert % kWarpSize);
+    total += selected;
+    if (lane_id() == s) {
+      my_expert = expert;
+      my_score = selected;
+    }
+  }
+  if (lane_id() < options.top_k) {
+    const int64_t slot = token * options.top_k + lane_id();
+    f.topk_idx[slot] = my_expert;
+    f.topk_weights[slot] =
+        options.routed_scaling_factor * my_score / (options.normalize_topk ? total : 1.0f);
+  }
+  return my_expert;
+}
+
+// The probabilities of a token's experts, added to sums. Experts beyond the last have none.
+template <int kPerLane>
+__device__ void add_probabilities(RouterScore kind, const float (&score)[kPerLane],
+                                  double (&sums)[kPerLane]) {
+  double scale = 1.0;
+  if (kind == RouterScore::sigmoid) {
+    double total = 0.0;
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      total += score[i];
+    }
+    total = warp_sum(total);
+    scale = total > 0.0 ? 1.0 / total : 0.0;
+  }
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) sums[i] += score[i] * scale;
+}
+
+// Tokens of one block, which a sequence has together.
+constexpr int64_t kTokensPerChunk = 32;
+
+// Block (chunk, sequence): its tokens go to the warps in turn. With statistics, probabilities are
+// summed per warp and then over the warps in their order; counts are integers, whose order does not
+// matter.
+//   sequences  where sequences begin and end among the tokens
+//   partial    [sequences, chunks, 2, experts] f64: counts, probabilities; null: no statistics
+template <int kPerLane, bool kStatistics>
+__global__ void __launch_bounds__(kThreads)
+    router_forward_kernel(Forward f, TokenRange sequences, double* partial) {
+  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  const int64_t first = blockIdx.y * sequences.seq_len - sequences.first_token;
+  const int64_t begin = max(int64_t{0}, first) + blockIdx.x * kTokensPerChunk;
+  const int64_t end = min(min(f.tokens, first + sequences.seq_len), begin + kTokensPerChunk);
+  [[maybe_unused]] double* sums = dynamic_shared<double>();  // [warps, experts]
+  [[maybe_unused]] auto* counts = reinterpret_cast<int*>(sums + kWarps * f.experts);  // [experts]
+  if constexpr (kStatistics) {
+    for (int64_t e = threadIdx.x; e < f.experts; e += kThreads) counts[e] = 0;
+    __syncthreads();  // all counts are zero
+  }
+  double prob[kPerLane] = {};
+  for (int64_t token = begin + warp; token < end; token += kWarps) {
+    float score[kPerLane];
+    const int expert = route_token(f, token, score);
+    if constexpr (kStatistics) {
+      if (lane_id() < f.options.top_k) atomicAdd(counts + expert, 1);
+      add_probabilities(f.options.score, score, prob);
+    }
+  }
+  if constexpr (kStatistics) {
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      const int64_t e = lane_id() + i * kWarpSize;
+      if (e < f.experts) sums[warp * f.experts + e] = prob[i];
+    }
+    __syncthreads();  // every warp's sums and counts are visible below
+    double* out = partial + (int64_t{blockIdx.y} * gridDim.x + blockIdx.x) * 2 * f.experts;
+    for (int64_t e = threadIdx.x; e < f.experts; e += kThreads) {
+      double total = 0.0;
+      for (int w = 0; w < kWarps; ++w) total += sums[w * f.experts + e];
+      out[e] = counts[e];
+      out[f.experts + e] = total;
+    }
+  }
+}
+
+// Adds the chunks of each sequence in their order.
+__global__ void add_chunks_kernel(const double* partial, int64_t chunks, int64_t experts,
+                                  float* counts, float* prob_sums) {
+  const int64_t e = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (e >= 2 * experts) return;
+  const double* from = partial + blockIdx.y * chunks * 2 * experts + e;
+  double total = 0.0;
+#pragma unroll 16
+  for (int64_t c = 0; c < chunks; ++c) total += from[c * 2 * experts];
+  float* out = e < experts ? counts : prob_sums;
+  out[blockIdx.y * experts + e % experts] = static_cast<float>(total);
+}
+
+// ---- Backward ----------------------------------------------------------------------------------
+
+// The weights' part of the gradient by the scores. w_s = factor * score_s [/ sum of the selected].
+//   row  kPerLane * 32 floats of shared memory, the warp's own
+template <int kPerLane>
+__device__ void weight_gradient(const RouterOptions& options, const float* scores,
+                                const int32_t* idx, const float* dweights, float* row,
+                                float (&dscore)[kPerLane]) {
+  const bool has_slot = lane_id() < options.top_k;
+  const int expert = has_slot ? idx[lane_id()] : 0;
+  float gradient = has_slot ? dweights[lane_id()] : 0.0f;
+  if (options.normalize_topk) {
+    const float selected = has_slot ? scores[expert] : 0.0f;
+    const float total = warp_sum(selected) + kTinySum;
+    const double dot = warp_sum(static_cast<double>(gradient) * selected);
+    gradient = (gradient - static_cast<float>(dot / total)) / total;
+  }
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) row[lane_id() + i * kWarpSize] = 0.0f;
+  __syncwarp();  // the row is zero
+  // Experts of a token differ: every slot has a place of its own.
+  if (has_slot) row[expert] = options.routed_scaling_factor * gradient;
+  __syncwarp();  // every slot is in the row
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) dscore[i] = row[lane_id() + i * kWarpSize];
+}
+
+// The balance loss's part: g_e for softmax, (g_e - <g, prob>) / sum of scores for sigmoid.
+template <int kPerLane>
+__device__ void add_prob_gradient(RouterScore kind, const float (&score)[kPerLane],
+                                  const float (&dprob)[kPerLane], float (&dscore)[kPerLane]) {
+  float mean = 0.0f, scale = 1.0f;
+  if (kind == RouterScore::sigmoid) {
+    double total = 0.0, dot = 0.0;
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      total += score[i];
+      dot += static_cast<double>(dprob[i]) * score[i];
+    }
+    total = warp_sum(total);
+    dot = warp_sum(dot);
+    if (total <= 0.0) return;
+    mean = static_cast<float>(dot / total);
+    scale = static_cast<float>(1.0 / total);
+  }
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) dscore[i] += (dprob[i] - mean) * scale;
+}
+
+template <int kPerLane>
+__device__ void score_backward(RouterScore kind, const float (&score)[kPerLane],
+                               const float (&dscore)[kPerLane], float (&dlogit)[kPerLane]) {
+  double dot = 0.0;
+  if (kind == RouterScore::softmax) {
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) dot += static_cast<double>(dscore[i]) * score[i];
+    dot = warp_sum(dot);
+  }
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    dlogit[i] = kind == RouterScore::softmax ? score[i] * (dscore[i] - static_cast<float>(dot))
+                                             : dscore[i] * score[i] * (1.0f - score[i]);
+  }
+}
+
+template <int kPerLane>
+__global__ void __launch_bounds__(kThreads)
+    router_backward_kernel(RouterOptions options, TokenRange range, const float* logits,
+                           const float* scores, const float* lse, const int32_t* topk_idx,
+                           const float* dtopk_weights, const float* dprobs, float z_loss_scale,
+                           int64_t tokens, int64_t experts, float* dlogits) {
+  const int64_t token = token_of_warp();
+  if (token >= tokens) return;
+  __shared__ float rows[kWarps][kPerLane * kWarpSize];
+  float score[kPerLane], dscore[kPerLane], dlogit[kPerLane];
+  load_row(scores + token * experts, experts, 0.0f, score);
+  weight_gradient(options, scores + token * experts, topk_idx + token * options.top_k,
+                  dtopk_weights + token * options.top_k, rows[threadIdx.x / kWarpSize], dscore);
+  if (dprobs) {
+    const int64_t sequence = (range.first_token + token) / range.seq_len;
+    float dprob[kPerLane];
+    load_row(dprobs + sequence * experts, experts, 0.0f, dprob);
+    add_prob_gradient(options.score, score, dprob, dscore);
+  }
+  score_backward(options.score, score, dscore, dlogit);
+  if (z_loss_scale != 0.0f) {
+    float logit[kPerLane];
+    load_row(logits + token * experts, experts, -INFINITY, logit);
+    const float log_sum = lse[token];
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      dlogit[i] += z_loss_scale * 2.0f * log_sum * expf(logit[i] - log_sum);
+    }
+  }
+  store_row(dlogit, experts, dlogits + token * experts);
+}
+
+// ---- Capacity ----------------------------------------------------------------------------------
+
+constexpr int kDropTile = 1024;
+
+// One thread per assignment counts those of its sequence and expert that are admitted before it.
+__global__ void __launch_bounds__(kThreads)
+    drop_over_capacity_kernel(DropPolicy policy, int64_t capacity, int64_t slots,
+                              const int32_t* topk_idx, const float* topk_weights,
+                              int32_t* dispatch_idx, int* dropped) {
+  __shared__ int32_t tile_idx[kDropTile];
+  __shared__ float tile_weights[kDropTile];
+  const int64_t first = blockIdx.y * slots;
+  const int64_t mine = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  const bool is_here = mine < slots;
+  const int32_t expert = is_here ? topk_idx[first + mine] : -1;
+  const float weight = is_here ? topk_weights[first + mine] : 0.0f;
+  int64_t before = 0;
+  for (int64_t begin = 0; begin < slots; begin += kDropTile) {
+    const int count = static_cast<int>(min(int64_t{kDropTile}, slots - begin));
+    __syncthreads();  // nobody reads the tile before any more
+    for (int i = static_cast<int>(threadIdx.x); i < count; i += kThreads) {
+      tile_idx[i] = topk_idx[first + begin + i];
+      tile_weights[i] = topk_weights[first + begin + i];
+    }
+    __syncthreads();  // the tile is complete
+    for (int i = 0; i < count; ++i) {
+      const bool earlier = begin + i < mine;
+      const bool admitted_before =
+          policy == DropPolicy::latest_position
+              ? earlier
+              : tile_weights[i] > weight || (tile_weights[i] == weight && earlier);
+      before += tile_idx[i] == expert && admitted_before;
+    }
+  }
+  if (!is_here) return;
+  const bool fits = before < capacity;
+  dispatch_idx[first + mine] = fits ? expert : -1;
+  if (!fits) atomicAdd(dropped, 1);
+}
+
+__global__ void add_count_kernel(const int* count, double* total) { *total += *count; }
+
+}  // namespace
+
+void cuda::router_forward(Stream& stream, Workspace& workspace, const RouterOptions& options,
+                          TokenRange range, ConstTensorView logits, ConstTensorView bias,
+                          TensorView scores, TensorView lse, TensorView topk_idx,
+                          TensorView topk_weights, TensorView counts, TensorView prob_sums) {
+  const int64_t tokens = logits.dim(0), experts = logits.dim(1);
+  require(options.top_k <= kMaxTopK, "CUDA routes to up to {} experts per token, not {}", kMaxTopK,
+          options.top_k);
+  const Forward forward{.options = options,
+                        .first_token = range.first_token,
+                        .logits = logits.data<float>(),
+                        .bias = bias ? bias.data<float>() : nullptr,
+                        .tokens = tokens,
+                        .experts = experts,
+                        .scores = scores.data<float>(),
+                        .lse = lse.data<float>(),
+                        .topk_idx = topk_idx.data<int32_t>(),
+                        .topk_weights = topk_weights.data<float>()};
+  if (!counts) {
+    const TokenRange one_sequence{.first_token = 0, .seq_len = tokens};
+    return dispatch_experts(experts, [&]<int kPerLane>() {
+      launch(router_forward_kernel<kPerLane, false>, num_blocks(tokens, kTokensPerChunk), kThreads,
+             0, stream, forward, one_sequence, nullptr);
+    });
+  }
+  const unsigned int chunks = num_blocks(range.seq_len, kTokensPerChunk);
+  const auto sequences = static_cast<unsigned int>(counts.dim(0));
+  const size_t shared_bytes =
+      static_cast<size_t>(experts) * (kWarps * sizeof(double) + sizeof(int));
+  WorkspaceScope scope(workspace);
+  auto* partial = workspace.take({sequences, chunks, 2, experts}, DType::f64).data<double>();
+  dispatch_experts(experts, [&]<int kPerLane>() {
+    launch(router_forward_kernel<kPerLane, true>, dim3(chunks, sequences), kThreads, shared_bytes,
+           stream, forward, range, partial);
+  });
+  launch(add_chunks_kernel, dim3(num_blocks(2 * experts, kThreads), sequences), kThreads, 0, stream,
+         partial, chunks, experts, counts.data<float>(), prob_sums.data<float>());
+}
+
+void cuda::router_backward(Stream& stream, const RouterOptions& options, TokenRange range,
+                           ConstTensorView logits, ConstTensorView scores, ConstTensorView lse,
+                           ConstTensorView topk_idx, ConstTensorView dtopk_weights,
+                           ConstTensorView dprobs, float z_loss_scale, TensorView dlogits) {
+  const int64_t tokens = logits.dim(0), experts = logits.dim(1);
+  dispatch_experts(experts, [&]<int kPerLane>() {
+    launch(router_backward_kernel<kPerLane>, num_blocks(tokens, kWarps), kThreads, 0, stream,
+           options, range, logits.data<float>(), scores.data<float>(), lse.data<float>(),
+           topk_idx.data<int32_t>(), dtopk_weights.data<float>(),
+           dprobs ? dprobs.data<float>() : nullptr, z_loss_scale, tokens, experts,
+           dlogits.data<float>());
+  });
+}
+
+void cuda::drop_over_capacity(Stream& stream, DropPolicy policy, int64_t capacity, int64_t seq_len,
+                              int64_t, ConstTensorView topk_idx, ConstTensorView topk_weights,
+                              TensorView dispatch_idx, TensorView dropped) {
+  const int64_t slots = seq_len * topk_idx.dim(1), sequences = topk_idx.dim(0) / seq_len;
+  auto* count = static_cast<int*>(reduction_scratch(stream, sizeof(int)));
+  check_cuda(cudaMemsetAsync(count, 0, sizeof(int), native_stream(stream)), "cudaMemsetAsync");
+  launch(drop_over_capacity_kernel,
+         dim3(num_blocks(slots, kThreads), static_cast<unsigned int>(sequences)), kThreads, 0,
+         stream, policy, capacity, slots, topk_idx.data<int32_t>(), topk_weights.data<float>(),
+         dispatch_idx.data<int32_t>(), count);
+  launch(add_count_kernel, 1, 1, 0, stream, count, dropped.data<double>());
+}
+
+}  // namespace switchyard

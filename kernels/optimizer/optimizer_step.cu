@@ -1,0 +1,110 @@
+#include "kernels/optimizer/optimizer_step.h"
+
+#include <cmath>
+
+#include "kernels/cuda/device_math.h"
+#include "kernels/cuda/launch.h"
+#include "kernels/runtime/check.h"
+
+namespace switchyard {
+namespace {
+
+using namespace cuda;  // NOLINT: the device helpers
+
+constexpr int kThreads = 256;
+constexpr int kPerThread = 4;
+
+struct AdamW {
+  float grad_scale, lr, beta1, beta2, eps, keep, by_correction1, by_correction2;
+
+  __device__ void operator()(float grad, float& p, float& m, float& v) const {
+    const float scaled = grad * grad_scale;
+    m = beta1 * m + (1.0f - beta1) * scaled;
+    v = beta2 * v + (1.0f - beta2) * scaled * scaled;
+    p = keep * p - lr * (m * by_correction1 / (sqrtf(v * by_correction2) + eps));
+  }
+};
+
+struct Sgd {
+  float grad_scale, lr, momentum, weight_decay;
+
+  __device__ void operator()(float grad, float& p, float& m, float&) const {
+    m = momentum * m + (grad * grad_scale + weight_decay * p);
+    p -= lr * m;
+  }
+};
+
+struct Flat {
+  const float* grad;
+  float *params, *m, *v;  // v null with SGD
+  bfloat16* rounded;      // null in f32 training
+};
+
+// One pass over everything: kSize elements per thread.
+template <int kSize, class Update>
+__device__ void update_elements(const Flat& flat, int64_t begin, const Update& update) {
+  float grad[kSize], p[kSize], m[kSize], v[kSize] = {};
+  load_floats<kSize>(flat.grad + begin, grad);
+  load_floats<kSize>(flat.params + begin, p);
+  load_floats<kSize>(flat.m + begin, m);
+  if (flat.v) load_floats<kSize>(flat.v + begin, v);
+#pragma unroll
+  for (int i = 0; i < kSize; ++i) update(grad[i], p[i], m[i], v[i]);
+  store_floats<kSize>(flat.params + begin, p);
+  store_floats<kSize>(flat.m + begin, m);
+  if (flat.v) store_floats<kSize>(flat.v + begin, v);
+  if (flat.rounded) store_floats<kSize>(flat.rounded + begin, p);
+}
+
+template <int kSize, class Update>
+__global__ void optimizer_step_kernel(Flat flat, int64_t n, Update update) {
+  const int64_t begin = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * kSize;
+  if (begin + kSize <= n) return update_elements<kSize>(flat, begin, update);
+  for (int64_t i = begin; i < n; ++i) update_elements<1>(flat, i, update);
+}
+
+template <class Update>
+void step(Stream& stream, const Flat& flat, int64_t n, const Update& update) {
+  // Runs of parameters begin anywhere in the flat buffers.
+  const bool wide = allow_vectors(flat.grad, flat.params, flat.m, flat.v) &&
+                    reinterpret_cast<uintptr_t>(flat.rounded) % (kPerThread * 2) == 0;
+  if (wide) {
+    launch(optimizer_step_kernel<kPerThread, Update>, num_blocks(n, kThreads, kPerThread), kThreads,
+           0, stream, flat, n, update);
+  } else {
+    launch(optimizer_step_kernel<1, Update>, num_blocks(n, kThreads), kThreads, 0, stream, flat, n,
+           update);
+  }
+}
+
+}  // namespace
+
+void cuda::adamw_step(Stream& stream, const AdamWOptions& o, float grad_scale, ConstTensorView grad,
+                      TensorView main_params, TensorView exp_avg, TensorView exp_avg_sq,
+                      TensorView params) {
+  const auto count = static_cast<double>(o.step);
+  const AdamW update{.grad_scale = grad_scale,
+                     .lr = o.lr,
+                     .beta1 = o.beta1,
+                     .beta2 = o.beta2,
+                     .eps = o.eps,
+                     .keep = 1.0f - o.lr * o.weight_decay,
+                     .by_correction1 = static_cast<float>(1.0 / (1.0 - std::pow(o.beta1, count))),
+                     .by_correction2 = static_cast<float>(1.0 / (1.0 - std::pow(o.beta2, count)))};
+  step(stream,
+       {grad.data<float>(), main_params.data<float>(), exp_avg.data<float>(),
+        exp_avg_sq.data<float>(), params ? params.data<bfloat16>() : nullptr},
+       grad.num_elements(), update);
+}
+
+void cuda::sgd_step(Stream& stream, const SgdOptions& o, float grad_scale, ConstTensorView grad,
+                    TensorView main_params, TensorView momentum_buffer, TensorView params) {
+  const Sgd update{
+      .grad_scale = grad_scale, .lr = o.lr, .momentum = o.momentum, .weight_decay = o.weight_decay};
+  step(stream,
+       {grad.data<float>(), main_params.data<float>(), momentum_buffer.data<float>(), nullptr,
+        params ? params.data<bfloat16>() : nullptr},
+       grad.num_elements(), update);
+}
+
+}  // namespace switchyard

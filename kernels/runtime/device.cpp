@@ -1,0 +1,130 @@
+#include "kernels/runtime/device.h"
+
+#include <charconv>
+#include <utility>
+
+#include "kernels/runtime/check.h"
+
+#ifdef SWITCHYARD_WITH_CUDA
+#include "kernels/cuda/support.h"
+#endif
+
+namespace switchyard {
+
+std::string to_string(Device device) {
+  return device.kind == DeviceKind::cpu ? "cpu" : fmt::format("cuda:{}", device.index);
+}
+
+#ifdef SWITCHYARD_WITH_CUDA
+namespace {
+
+int parse_index(std::string_view text, std::string_view digits) {
+  int index = 0;
+  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), index);
+  require(error == std::errc() && end == digits.data() + digits.size() && index >= 0,
+          "unknown device '{}': use cpu, cuda, or cuda:N", text);
+  return index;
+}
+
+}  // namespace
+
+int num_devices(DeviceKind kind) { return kind == DeviceKind::cpu ? 1 : cuda::num_devices(); }
+
+void check_device(Device device) {
+  if (device.kind == DeviceKind::cuda) cuda::check_device(device);
+}
+
+void make_current(Device device) {
+  if (device.kind == DeviceKind::cuda) cuda::make_current(device);
+}
+
+std::string physical_name(Device device) {
+  return device.kind == DeviceKind::cuda ? cuda::physical_name(device) : to_string(device);
+}
+
+void synchronize(Device device) {
+  if (device.kind == DeviceKind::cuda) cuda::synchronize(device);
+}
+
+Device parse_device(std::string_view text) {
+  constexpr std::string_view kCuda = "cuda";
+  if (text == "cpu") return {};
+  require(text.starts_with(kCuda) && (text == kCuda || text[kCuda.size()] == ':'),
+          "unknown device '{}': use cpu, cuda, or cuda:N", text);
+  return {DeviceKind::cuda, text == kCuda ? 0 : parse_index(text, text.substr(kCuda.size() + 1))};
+}
+
+Stream::Stream(Device device) : device_(device) {
+  if (device.kind == DeviceKind::cuda) cuda_ = cuda::make_stream_state(device);
+}
+
+Stream::~Stream() { cuda::destroy(cuda_); }
+
+void Stream::synchronize() {
+  if (cuda_) cuda::synchronize(*cuda_);
+}
+
+void Stream::wait(const Event& event) {
+  require(device_ == event.device_, "a stream of {} cannot wait for an event of {}",
+          to_string(device_), to_string(event.device_));
+  if (cuda_) cuda::wait(*cuda_, *event.cuda_);
+}
+
+Event::Event(Device device, Timing timing) : device_(device) {
+  if (device.kind == DeviceKind::cuda) {
+    cuda_ = cuda::make_event_state(device, timing == Timing::on);
+  }
+}
+
+Event::~Event() { cuda::destroy(cuda_); }
+
+void Event::record(Stream& stream) {
+  require(device_ == stream.device(), "an event of {} cannot be recorded in a stream of {}",
+          to_string(device_), to_string(stream.device()));
+  if (cuda_) cuda::record(*cuda_, *stream.cuda());
+}
+
+void Event::synchronize() {
+  if (cuda_) cuda::synchronize(*cuda_);
+}
+
+bool Event::has_finished() { return cuda_ == nullptr || cuda::has_finished(*cuda_); }
+
+double Event::seconds_since(Event& begin) {
+  require(cuda_ != nullptr && begin.cuda_ != nullptr, "events of the CPU know no time");
+  return cuda::seconds_between(*begin.cuda_, *cuda_);
+}
+
+#else
+
+int num_devices(DeviceKind kind) { return kind == DeviceKind::cpu ? 1 : 0; }
+void check_device(Device) {}
+void make_current(Device) {}
+std::string physical_name(Device device) { return to_string(device); }
+void synchronize(Device) {}
+
+Device parse_device(std::string_view text) {
+  if (text == "cpu") return {};
+  require(!text.starts_with("cuda"),
+          "device {} is not in this build: it was compiled for the CPU only; use cpu", text);
+  fail("unknown device '{}': use cpu", text);
+}
+
+// The CPU's ops have finished when they return: nothing is ever waited for.
+Stream::Stream(Device device) : device_(device) {}
+Stream::~Stream() = default;
+void Stream::synchronize() {}
+void Stream::wait(const Event&) {}
+Event::Event(Device device, Timing) : device_(device) {}
+Event::~Event() = default;
+void Event::record(Stream&) {}
+void Event::synchronize() {}
+bool Event::has_finished() { return true; }
+double Event::seconds_since(Event&) { fail("events of the CPU know no time"); }
+
+#endif
+
+Event::Event(Event&& other) noexcept
+    : device_(other.device_), cuda_(std::exchange(other.cuda_, nullptr)) {}
+
+}  // namespace switchyard

@@ -1,0 +1,76 @@
+#pragma once
+
+#include <type_traits>
+#include <utility>
+
+#include "kernels/runtime/check.h"
+#include "kernels/runtime/device.h"
+#include "kernels/runtime/tensor.h"
+
+// Calls the body of op `name` for the device of `stream`, cpu::name or cuda::name, after checking
+// that every tensor is there.
+#ifdef SWITCHYARD_WITH_CUDA
+#define SWITCHYARD_BODY(stream, name) \
+  (::switchyard::CheckedBody{         \
+      (stream).device().kind == ::switchyard::DeviceKind::cuda ? &cuda::name : &cpu::name, #name})
+#else
+#define SWITCHYARD_BODY(stream, name) (::switchyard::CheckedBody{&cpu::name, #name})
+#endif
+
+namespace switchyard {
+
+template <class Argument>
+void require_on_device(const Argument& argument, Device device, const char* op) {
+  if constexpr (std::is_base_of_v<ConstTensorView, Argument>) {
+    require(!argument || argument.device() == device,
+            "{}: a tensor of shape {} is on {}, the stream on {}", op, to_string(argument.shape()),
+            to_string(argument.device()), to_string(device));
+  }
+}
+
+template <class Body>
+struct CheckedBody {
+  Body* body;
+  const char* name;
+  bool across_devices = false;
+
+  // For ops that move data between devices.
+  CheckedBody with_any_device() const { return {body, name, true}; }
+
+  template <class... Args>
+  auto operator()(Stream& stream, Args&&... args) const {
+#ifndef SWITCHYARD_WITH_CUDA
+    require(stream.device().kind == DeviceKind::cpu, "{} has no body for {} in this build", name,
+            to_string(stream.device()));
+#endif
+    if (!across_devices) (require_on_device(args, stream.device(), name), ...);
+    return body(stream, std::forward<Args>(args)...);
+  }
+};
+template <class Body>
+CheckedBody(Body*, const char*) -> CheckedBody<Body>;
+
+// Calls body.operator()<T>() with T = float or bfloat16.
+template <class Body>
+void dispatch_compute_dtype(DType dtype, Body&& body) {
+  switch (dtype) {
+    case DType::f32:
+      return body.template operator()<float>();
+    case DType::bf16:
+      return body.template operator()<bfloat16>();
+    default:
+      fail("expected f32 or bf16, not {}", to_string(dtype));
+  }
+}
+
+inline void require_shape(ConstTensorView tensor, const Shape& shape, const char* name) {
+  require(tensor.shape() == shape, "{} has shape {}, expected {}", name, to_string(tensor.shape()),
+          to_string(shape));
+}
+
+inline void require_dtype(ConstTensorView tensor, DType dtype, const char* name) {
+  require(tensor.dtype() == dtype, "{} is {}, expected {}", name, to_string(tensor.dtype()),
+          to_string(dtype));
+}
+
+}  // namespace switchyard

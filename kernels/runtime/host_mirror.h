@@ -1,0 +1,37 @@
+#pragma once
+
+#include "kernels/basic/elementwise.h"
+#include "kernels/runtime/tensor.h"
+
+namespace switchyard {
+
+// A tensor's values where the host can reach them: the tensor itself on the CPU, else a copy that
+// is moved when asked for.
+class HostMirror {
+ public:
+  // The tensor must outlive it.
+  explicit HostMirror(TensorView tensor) : tensor_(tensor) {
+    if (tensor.device().kind != DeviceKind::cpu) copy_ = Tensor(tensor.shape(), tensor.dtype());
+  }
+
+  TensorView host() { return copy_ ? copy_.view() : tensor_; }
+
+  // Device to host; returns when the values are there.
+  void download(Stream& stream) {
+    if (!copy_) return;
+    copy(stream, tensor_, copy_);
+    stream.synchronize();
+  }
+  // Host to device; returns when the host may change its values again.
+  void upload(Stream& stream) {
+    if (!copy_) return;
+    copy(stream, copy_, tensor_);
+    stream.synchronize();
+  }
+
+ private:
+  TensorView tensor_;
+  Tensor copy_;  // of a device's tensor
+};
+
+}  // namespace switchyard

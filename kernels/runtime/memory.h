@@ -1,0 +1,154 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/runtime/check.h"
+#include "kernels/runtime/device.h"
+
+namespace switchyard {
+
+enum class DType : uint8_t;
+class Shape;
+class TensorView;
+
+// Of a device as a whole: other programs' too.
+struct MemoryFigures {
+  size_t free_bytes = 0;
+  size_t total_bytes = 0;
+};
+MemoryFigures memory_of(Device device);
+
+// A device has not the memory that was asked of it. The message says what it was for, how much was
+// wanted and how much is free.
+class OutOfMemory : public Error {
+ public:
+  // wanted_bytes  0 where it is not known, as of what libraries take for themselves
+  OutOfMemory(std::string purpose, size_t wanted_bytes, Device device);
+
+  // What the memory was for, such as "the gradients of head.weight". For whoever it passes and
+  // knows better; who says so last is heard.
+  void set_purpose(std::string purpose);
+
+  Device device() const { return device_; }
+  const MemoryFigures& memory() const { return memory_; }
+  const char* what() const noexcept override { return message_.c_str(); }
+
+ private:
+  size_t wanted_bytes_;
+  Device device_;
+  MemoryFigures memory_;  // when it was asked for
+  std::string message_;
+};
+
+// Buffers of CUDA devices made from now on can be used by the host, too (managed memory): for
+// tests, which read and write tensors element by element. Slower; off unless asked for.
+void use_managed_memory(bool on);
+
+// Owns bytes on a device, aligned to 64 and zero-filled. Move-only.
+class Buffer {
+ public:
+  Buffer() = default;
+  // Throws OutOfMemory for `purpose`.
+  explicit Buffer(size_t num_bytes, Device device = {}, const char* purpose = "a buffer");
+
+  void* data() const { return data_; }
+  size_t num_bytes() const { return num_bytes_; }
+  Device device() const { return device_; }
+
+ private:
+  struct Free {
+    DeviceKind kind;  // cpu when default-constructed
+    void operator()(void* address) const;
+  };
+  void allocate_on_cpu(const char* purpose);
+
+  std::unique_ptr<void, Free> allocation_;
+  void* data_ = nullptr;  // the first aligned byte of the allocation
+  size_t num_bytes_ = 0;
+  Device device_;
+};
+
+// Host memory that CUDA devices copy from and to directly (pinned), where there are any; else
+// ordinary host memory. Contents are undefined. Move-only.
+class PinnedBuffer {
+ public:
+  PinnedBuffer() = default;
+  explicit PinnedBuffer(size_t num_bytes);
+
+  void* data() const { return allocation_.get(); }
+  size_t num_bytes() const { return num_bytes_; }
+
+ private:
+  struct Free {
+    bool pinned;
+    void operator()(void* address) const;
+  };
+  std::unique_ptr<void, Free> allocation_;
+  size_t num_bytes_ = 0;
+};
+
+// Arena for the tensors of one micro-batch: taken in order, given back in reverse order by mark and
+// release. Memory is kept for the next micro-batch. It grows by chunks, because routing decides
+// how many rows arrive; `reset` merges the chunks. Contents are undefined when taken; builds with
+// SWITCHYARD_DEBUG_MEMORY fill released memory with NaN and check guard bands around every tensor
+// (on the CPU).
+class Workspace {
+ public:
+  struct Mark {
+    size_t chunk;
+    size_t offset;
+    size_t live_bytes;
+    size_t allocations;
+  };
+
+  explicit Workspace(Device device = {});
+
+  TensorView take(const Shape& shape, DType dtype);
+  Mark mark() const;
+  void release(const Mark& mark);
+  // Gives everything back. Call between micro-batches.
+  void reset();
+
+  size_t live_bytes() const { return live_bytes_; }
+  // Most bytes taken at any one time since construction.
+  size_t high_water() const { return high_water_; }
+
+ private:
+  struct Allocation {
+    std::byte* begin;
+    size_t num_bytes;
+  };
+
+  bool has_guards() const { return guard_bytes_ > 0; }
+  std::byte* bump(size_t num_bytes);
+  void grow(size_t num_bytes);
+  void check_guards(size_t first_allocation);
+
+  Device device_;
+  size_t guard_bytes_;  // 0: no guard bands
+  std::vector<Buffer> chunks_;
+  size_t chunk_ = 0;   // the chunk in use
+  size_t offset_ = 0;  // first free byte in it
+  size_t live_bytes_ = 0;
+  size_t high_water_ = 0;
+  std::vector<Allocation> allocations_;  // only with SWITCHYARD_DEBUG_MEMORY
+};
+
+// Gives back at the end of the scope what was taken from the workspace within it.
+class WorkspaceScope {
+ public:
+  explicit WorkspaceScope(Workspace& workspace) : workspace_(workspace), mark_(workspace.mark()) {}
+  ~WorkspaceScope() { workspace_.release(mark_); }
+  WorkspaceScope(const WorkspaceScope&) = delete;
+  WorkspaceScope& operator=(const WorkspaceScope&) = delete;
+
+ private:
+  Workspace& workspace_;
+  Workspace::Mark mark_;
+};
+
+}  // namespace switchyard

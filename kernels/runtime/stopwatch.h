@@ -1,0 +1,51 @@
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <utility>
+#include <vector>
+
+#include "kernels/runtime/device.h"
+
+namespace switchyard {
+
+// Adds up the time that stretches of a stream's work take: by the device's own events, so that
+// nobody waits before the sum is asked for; on the CPU, whose ops have finished when they return,
+// by the clock.
+class Stopwatch {
+ public:
+  explicit Stopwatch(Device device = {}) : device_(device) {}
+
+  // Around a stretch, in turn.
+  void start(Stream& stream);
+  void stop(Stream& stream);
+
+  // The sum since the last call of `take_seconds`. Waits for the last stretch.
+  double take_seconds();
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  Device device_;
+  double seconds_ = 0.0;  // CPU
+  Clock::time_point begin_;
+  std::vector<std::pair<Event, Event>> stretches_;  // CUDA; kept for the next sum
+  size_t num_stretches_ = 0;
+};
+
+// Times its scope.
+class Stretch {
+ public:
+  Stretch(Stopwatch& stopwatch, Stream& stream) : stopwatch_(stopwatch), stream_(stream) {
+    stopwatch_.start(stream_);
+  }
+  ~Stretch() { stopwatch_.stop(stream_); }
+  Stretch(const Stretch&) = delete;
+  Stretch& operator=(const Stretch&) = delete;
+
+ private:
+  Stopwatch& stopwatch_;
+  Stream& stream_;
+};
+
+}  // namespace switchyard

@@ -1,0 +1,144 @@
+#include "kernels/vocabulary/cross_entropy.h"
+
+#include "kernels/cuda/device_math.h"
+#include "kernels/cuda/launch.h"
+#include "kernels/inline/vector_math.h"
+#include "kernels/runtime/check.h"
+#include "kernels/runtime/dispatch.h"
+
+namespace switchyard {
+namespace {
+
+using namespace cuda;  // NOLINT: the device helpers
+
+// One block per token. Rows of a vocabulary are long.
+constexpr int kThreads = 512;
+constexpr int kPerThread = 4;
+
+// The greatest of some logits, and the sum of exp(logit - greatest).
+struct Partition {
+  float largest = -INFINITY, sum = 0.0f;
+
+  template <int kSize>
+  __device__ void add(const float (&logits)[kSize]) {
+    float greatest = largest;
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) greatest = fmaxf(greatest, logits[i]);
+    if (greatest > largest) refer_to(greatest);  // seldom after the first few
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) {
+      sum += logits[i] == -INFINITY ? 0.0f : fast_exp(logits[i] - largest);
+    }
+  }
+  __device__ void refer_to(float greatest) {
+    if (greatest > largest) sum *= fast_exp(largest - greatest);
+    largest = greatest;
+  }
+};
+
+// One pass over a row. A NaN, which max passes over, is in the sum.
+template <int kSize>
+__global__ void __launch_bounds__(kThreads)
+    forward_kernel(const float* logits, const int32_t* targets, int64_t first_id, int64_t vocab,
+                   float* row_max, float* sum_exp, float* target_logit) {
+  __shared__ float largest_scratch[kWarpSize], sum_scratch[kWarpSize];
+  const int64_t token = blockIdx.x;
+  const float* row = logits + token * vocab;
+  Partition mine;
+#pragma unroll 2
+  for (int64_t begin = threadIdx.x * kSize; begin < vocab; begin += kThreads * kSize) {
+    float values[kSize];
+    load_floats<kSize>(row + begin, values);
+    mine.add(values);
+  }
+  const float largest = block_max(mine.largest, largest_scratch);
+  mine.refer_to(largest);
+  const float total = block_sum(mine.sum, sum_scratch);
+  if (threadIdx.x != 0) return;
+  row_max[token] = largest;
+  sum_exp[token] = total;
+  const int64_t target = targets[token] - first_id;
+  target_logit[token] = target >= 0 && target < vocab ? row[target] : 0.0f;
+}
+
+__global__ void rescale_kernel(const float* local_max, const float* row_max, int64_t tokens,
+                               float* sum_exp) {
+  const int64_t t = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (t < tokens) sum_exp[t] *= expf(local_max[t] - row_max[t]);
+}
+
+__global__ void losses_kernel(const int32_t* targets, const float* row_max, const float* sum_exp,
+                              const float* target_logit, int64_t tokens, float* losses) {
+  const int64_t t = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (t >= tokens) return;
+  // The difference first: the two are close where the loss is small.
+  losses[t] = targets[t] >= 0 ? logf(sum_exp[t]) + (row_max[t] - target_logit[t]) : 0.0f;
+}
+
+// dlogits may be logits: every element is read and written by one thread.
+template <int kSize, class T>
+__global__ void __launch_bounds__(kThreads)
+    backward_kernel(const float* logits, const int32_t* targets, int64_t first_id, int64_t vocab,
+                    const float* row_max, const float* sum_exp, float scale, T* dlogits) {
+  const int64_t token = blockIdx.x, target = targets[token] - first_id;
+  const bool counts = targets[token] >= 0;
+  const float largest = row_max[token], by_sum = counts ? scale / sum_exp[token] : 0.0f;
+  for (int64_t begin = threadIdx.x * kSize; begin < vocab; begin += kThreads * kSize) {
+    float values[kSize];
+    load_floats<kSize>(logits + token * vocab + begin, values);
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) {
+      const float prob = by_sum * fast_exp(values[i] - largest);
+      values[i] = !counts ? 0.0f : begin + i == target ? prob - scale : prob;
+    }
+    store_floats<kSize>(dlogits + token * vocab + begin, values);
+  }
+}
+
+template <class... Pointers>
+bool allow_wide(int64_t vocab, const Pointers*... addresses) {
+  return vocab % kPerThread == 0 && allow_vectors(addresses...);
+}
+
+}  // namespace
+
+void cuda::cross_entropy_forward(Stream& stream, ConstTensorView logits, ConstTensorView targets,
+                                 int64_t first_id, TensorView row_max, TensorView sum_exp,
+                                 TensorView target_logit) {
+  const bool wide = allow_wide(logits.dim(1), logits.raw());
+  launch(wide ? forward_kernel<kPerThread> : forward_kernel<1>,
+         static_cast<unsigned int>(logits.dim(0)), kThreads, 0, stream, logits.data<float>(),
+         targets.data<int32_t>(), first_id, logits.dim(1), row_max.data<float>(),
+         sum_exp.data<float>(), target_logit.data<float>());
+}
+
+void cuda::cross_entropy_rescale(Stream& stream, ConstTensorView local_max, ConstTensorView row_max,
+                                 TensorView sum_exp) {
+  const int64_t tokens = local_max.num_elements();
+  launch(rescale_kernel, num_blocks(tokens, kThreads), kThreads, 0, stream, local_max.data<float>(),
+         row_max.data<float>(), tokens, sum_exp.data<float>());
+}
+
+void cuda::cross_entropy_losses(Stream& stream, ConstTensorView targets, ConstTensorView row_max,
+                                ConstTensorView sum_exp, ConstTensorView target_logit,
+                                TensorView losses) {
+  const int64_t tokens = targets.num_elements();
+  launch(losses_kernel, num_blocks(tokens, kThreads), kThreads, 0, stream, targets.data<int32_t>(),
+         row_max.data<float>(), sum_exp.data<float>(), target_logit.data<float>(), tokens,
+         losses.data<float>());
+}
+
+void cuda::cross_entropy_backward(Stream& stream, ConstTensorView logits, ConstTensorView targets,
+                                  int64_t first_id, ConstTensorView row_max,
+                                  ConstTensorView sum_exp, float scale, TensorView dlogits) {
+  dispatch_compute_dtype(dlogits.dtype(), [&]<class T>() {
+    T* out = dlogits.data<T>();
+    const bool wide = allow_wide(logits.dim(1), logits.raw(), out);
+    launch(wide ? backward_kernel<kPerThread, T> : backward_kernel<1, T>,
+           static_cast<unsigned int>(logits.dim(0)), kThreads, 0, stream, logits.data<float>(),
+           targets.data<int32_t>(), first_id, logits.dim(1), row_max.data<float>(),
+           sum_exp.data<float>(), scale, out);
+  });
+}
+
+}  // namespace switchyard

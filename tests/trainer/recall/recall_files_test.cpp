@@ -1,0 +1,172 @@
+#include "trainer/recall/recall_files.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <set>
+#include <sstream>
+
+#include "tests/support/error_of.h"
+#include "tests/support/temporary_folder.h"
+#include "tests/support/test_tensors.h"
+#include "trainer/data/data_loader.h"
+#include "trainer/data/token_file.h"
+#include "trainer/files/whole_file.h"
+#include "trainer/recall/recall_task.h"
+
+namespace switchyard {
+namespace {
+
+using test::error_of;
+using ::testing::HasSubstr;
+
+constexpr int64_t kSeqLen = 256;
+
+class RecallFilesTest : public ::testing::Test {
+ protected:
+  RecallFilesTest() {
+    config_.train = (folder_.path() / "train.h5").string();
+    config_.validation = (folder_.path() / "validation.h5").string();
+    config_.tokenizer.type = TokenizerType::recall;
+    config_.mask = AttentionMask::document;
+    config_.recall.train_sequences = 60;
+    config_.recall.validation_sequences = 11;
+    config_.recall.shortest = 64;
+  }
+
+  TokenizeReport make() {
+    log_.str("");
+    return make_recall_files(config_, kSeqLen, log_);
+  }
+
+  DataLoaderConfig loader(int64_t global_batch_size) const {
+    return {.seq_len = kSeqLen,
+            .vocab_size = RecallVocabulary::kSize,
+            .micro_batch_size = 1,
+            .global_batch_size = global_batch_size,
+            .mask = AttentionMask::document,
+            .answers_only = true,
+            .seed = 3};
+  }
+
+  test::TemporaryFolder folder_;
+  DataSection config_;
+  std::ostringstream log_;
+};
+
+TEST_F(RecallFilesTest, SequencesToTrainOnAreFilledWithSamplesOfOneLength) {
+  const TokenizeReport report = make();
+
+  TokenFile file(config_.train);
+  EXPECT_EQ(file.num_tokens(), 60 * kSeqLen);
+  EXPECT_EQ(report.train_tokens, file.num_tokens());
+  std::set<int64_t> lengths;
+  const auto offsets = file.document_offsets();
+  for (size_t i = 0; i + 1 < offsets.size(); ++i) {
+    const int64_t length = offsets[i + 1] - offsets[i];
+    EXPECT_EQ(offsets[i] % length, 0);
+    EXPECT_EQ(kSeqLen % length, 0);
+    lengths.insert(length);
+  }
+  EXPECT_EQ(lengths, (std::set<int64_t>{64, 128, 256}));
+}
+
+TEST_F(RecallFilesTest, EveryHeldOutSequenceIsTheSampleOfItsNumber) {
+  make();
+
+  TokenFile file(config_.validation);
+  EXPECT_EQ(file.num_documents(), 11);
+  for (int64_t i = 0; i < file.num_documents(); ++i) {
+    std::vector<int32_t> tokens(static_cast<size_t>(kSeqLen));
+    file.read(i * kSeqLen, tokens);
+    auto expected = make_recall_sample(config_.recall, RecallPart::held_out, i, kSeqLen).tokens;
+    expected.push_back(RecallVocabulary::kEndOfDocument);
+    EXPECT_EQ(tokens, expected);
+  }
+}
+
+TEST_F(RecallFilesTest, TheSameOptionsGiveTheSameBytes) {
+  make();
+  const std::string train = read_whole_file(config_.train);
+  std::filesystem::remove(config_.train);
+
+  EXPECT_EQ(make().validation_tokens, 0);
+
+  EXPECT_EQ(read_whole_file(config_.train), train);
+  EXPECT_THAT(log_.str(), HasSubstr("up to date: " + config_.validation));
+}
+
+TEST_F(RecallFilesTest, OtherOptionsReplaceTheFiles) {
+  make();
+  const std::string train = read_whole_file(config_.train);
+
+  config_.recall.seed = 2;
+  EXPECT_EQ(make().train_tokens, 60 * kSeqLen);
+
+  EXPECT_NE(read_whole_file(config_.train), train);
+}
+
+TEST_F(RecallFilesTest, LoadersGiveTheAnswersAndCountThemOnEveryRank) {
+  make();
+  TokenFile file(config_.train);
+  DataLoaderConfig config = loader(4);
+  const GlobalBatch batch = DataLoader(file, config).load(8);
+
+  int64_t answers = 0;
+  for (const MicroBatch& micro : batch.micro_batches) {
+    const auto tokens = test::to_vector<int32_t>(micro.tokens);
+    const auto targets = test::to_vector<int32_t>(micro.targets);
+    for (size_t t = 0; t + 1 < tokens.size(); ++t) {
+      if (targets[t] < 0) continue;
+      ++answers;
+      EXPECT_EQ(targets[t], tokens[t + 1]);
+      EXPECT_FALSE(RecallVocabulary::is_marker(targets[t]));
+    }
+    EXPECT_EQ(targets.back(), -1);
+  }
+  EXPECT_GT(answers, 0);
+  EXPECT_EQ(batch.target_tokens, answers);
+  config.dp = 4;
+  for (config.dp_rank = 0; config.dp_rank < 4; ++config.dp_rank) {
+    EXPECT_EQ(DataLoader(file, config).load(8).target_tokens, answers);
+  }
+}
+
+TEST_F(RecallFilesTest, TheValidationLoaderCountsTheAnswersOfEverySample) {
+  make();
+  TokenFile file(config_.validation);
+  ValidationLoader validation(file, loader(4));
+  int64_t counted = 0, expected = 0;
+  for (int64_t i = 0; i < validation.num_batches(); ++i) {
+    counted += validation.load(i).target_tokens;
+  }
+  for (int64_t i = 0; i < 11; ++i) {
+    expected +=
+        std::ssize(make_recall_sample(config_.recall, RecallPart::held_out, i, kSeqLen).answers);
+  }
+
+  EXPECT_EQ(counted, expected);
+}
+
+TEST_F(RecallFilesTest, SaysWhatIsMissingOrWrong) {
+  const auto error = [&](auto change) {
+    const DataSection good = config_;
+    change(config_);
+    const std::string text = error_of([&] { make(); });
+    config_ = good;
+    return text;
+  };
+
+  EXPECT_THAT(error([](auto& c) { c.train.clear(); }), HasSubstr("data.train must name"));
+  EXPECT_THAT(error([](auto& c) { c.validation = c.train; }), HasSubstr("the same file"));
+  EXPECT_THAT(error([](auto& c) { c.recall.train_sequences = 0; }),
+              HasSubstr("data.recall.train_sequences is missing"));
+  EXPECT_THAT(error([](auto& c) { c.recall.validation_sequences = 0; }),
+              HasSubstr("data.recall.validation_sequences is 0"));
+  EXPECT_THAT(error([](auto& c) { c.recall.shortest = 8; }),
+              HasSubstr("data.recall.shortest: a sample of"));
+  EXPECT_FALSE(std::filesystem::exists(config_.train));
+}
+
+}  // namespace
+}  // namespace switchyard

@@ -1,0 +1,147 @@
+#include "trainer/files/write_driver.h"
+
+#include <fcntl.h>
+#include <hdf5.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <iterator>
+#include <limits>
+
+namespace switchyard::hdf5 {
+namespace {
+
+// What a property list says to the driver; HDF5 copies it by its bytes.
+struct DriverInfo {
+  int* write_error;
+};
+
+// HDF5 knows the first member alone.
+struct DriverFile {
+  H5FD_t header;
+  int descriptor;
+  haddr_t end_of_space;  // what HDF5 has given out
+  haddr_t end_of_file;
+  int* write_error;
+};
+
+DriverFile* file_of(H5FD_t* file) { return reinterpret_cast<DriverFile*>(file); }
+const DriverFile* file_of(const H5FD_t* file) { return reinterpret_cast<const DriverFile*>(file); }
+
+H5FD_t* open_file(const char* name, unsigned, hid_t access, haddr_t) {
+  const auto* info = static_cast<const DriverInfo*>(H5Pget_driver_info(access));
+  if (!info) return nullptr;
+  const int descriptor = ::open(name, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  if (descriptor < 0) {
+    *info->write_error = errno;
+    return nullptr;
+  }
+  auto* file = new DriverFile{};
+  file->descriptor = descriptor;
+  file->write_error = info->write_error;
+  return &file->header;
+}
+
+herr_t close_file(H5FD_t* header) {
+  DriverFile* file = file_of(header);
+  // The descriptor is gone whatever close says; an error is one of an earlier write.
+  if (::close(file->descriptor) != 0 && *file->write_error == 0) *file->write_error = errno;
+  delete file;
+  return 0;
+}
+
+herr_t query(const H5FD_t*, unsigned long* features) {
+  *features = H5FD_FEAT_AGGREGATE_METADATA | H5FD_FEAT_ACCUMULATE_METADATA | H5FD_FEAT_DATA_SIEVE |
+              H5FD_FEAT_AGGREGATE_SMALLDATA | H5FD_FEAT_DEFAULT_VFD_COMPATIBLE;
+  return 0;
+}
+
+haddr_t end_of_space(const H5FD_t* file, H5FD_mem_t) { return file_of(file)->end_of_space; }
+haddr_t end_of_file(const H5FD_t* file, H5FD_mem_t) { return file_of(file)->end_of_file; }
+
+herr_t set_end_of_space(H5FD_t* file, H5FD_mem_t, haddr_t address) {
+  file_of(file)->end_of_space = address;
+  return 0;
+}
+
+herr_t read_file(H5FD_t* header, H5FD_mem_t, hid_t, haddr_t address, size_t size, void* buffer) {
+  auto* bytes = static_cast<char*>(buffer);
+  while (size > 0) {
+    const ssize_t count =
+        ::pread(file_of(header)->descriptor, bytes, size, static_cast<off_t>(address));
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) return -1;
+    if (count == 0) {
+      std::memset(bytes, 0, size);  // past the end, as HDF5's own driver
+      return 0;
+    }
+    bytes += count;
+    address += static_cast<haddr_t>(count);
+    size -= static_cast<size_t>(count);
+  }
+  return 0;
+}
+
+herr_t write_file(H5FD_t* header, H5FD_mem_t, hid_t, haddr_t address, size_t size,
+                  const void* buffer) {
+  DriverFile* file = file_of(header);
+  const auto* bytes = static_cast<const char*>(buffer);
+  while (size > 0 && *file->write_error == 0) {
+    const ssize_t count = ::pwrite(file->descriptor, bytes, size, static_cast<off_t>(address));
+    if (count < 0 && errno == EINTR) continue;
+    if (count <= 0) {
+      *file->write_error = count < 0 ? errno : ENOSPC;
+      break;
+    }
+    bytes += count;
+    address += static_cast<haddr_t>(count);
+    size -= static_cast<size_t>(count);
+  }
+  file->end_of_file = std::max(file->end_of_file, address + size);
+  return 0;
+}
+
+herr_t truncate_file(H5FD_t* header, hid_t, hbool_t) {
+  DriverFile* file = file_of(header);
+  if (file->end_of_file == file->end_of_space) return 0;
+  if (::ftruncate(file->descriptor, static_cast<off_t>(file->end_of_space)) != 0 &&
+      *file->write_error == 0) {
+    *file->write_error = errno;
+  }
+  file->end_of_file = file->end_of_space;
+  return 0;
+}
+
+hid_t register_driver() {
+  // HDF5 keeps a copy.
+  H5FD_class_t driver{};
+  driver.name = "switchyard_write";
+  driver.maxaddr = static_cast<haddr_t>(std::numeric_limits<off_t>::max());
+  driver.fc_degree = H5F_CLOSE_STRONG;
+  driver.fapl_size = sizeof(DriverInfo);
+  driver.open = open_file;
+  driver.close = close_file;
+  driver.query = query;
+  driver.get_eoa = end_of_space;
+  driver.set_eoa = set_end_of_space;
+  driver.get_eof = end_of_file;
+  driver.read = read_file;
+  driver.write = write_file;
+  driver.truncate = truncate_file;
+  constexpr H5FD_mem_t kFreeSpaceOf[] = H5FD_FLMAP_DICHOTOMY;
+  std::copy(std::begin(kFreeSpaceOf), std::end(kFreeSpaceOf), driver.fl_map);
+  return H5FDregister(&driver);
+}
+
+}  // namespace
+
+int use_write_driver(int64_t access, int* write_error) {
+  static const hid_t driver = register_driver();
+  if (driver < 0) return -1;
+  const DriverInfo info{write_error};
+  return H5Pset_driver(access, driver, &info);
+}
+
+}  // namespace switchyard::hdf5

@@ -1,0 +1,67 @@
+#include "trainer/hashing/load_selection.h"
+
+#include <fmt/format.h>
+
+#include "kernels/basic/elementwise.h"
+#include "kernels/runtime/check.h"
+#include "trainer/hashing/hash_training.h"
+#include "trainer/hashing/random_projection.h"
+
+namespace switchyard {
+namespace {
+
+namespace fs = std::filesystem;
+
+HashWeights learned_weights(const RunConfig& config, int bits, const std::string& fingerprint) {
+  const fs::path path = hash_weights_path(config, bits);
+  require(fs::exists(path),
+          "decode.attention hata needs learned projections, and {} is not there: run `switchyard "
+          "train-hash` with hash.bits={} first, or decode with random_hash",
+          path.string(), bits);
+  HashWeights weights = load_hash_weights(path);
+  require_fitting(weights, path.string(), config.model, bits, config.hash.dense_layers,
+                  fingerprint);
+  return weights;
+}
+
+}  // namespace
+
+fs::path hash_weights_path(const RunConfig& config, int bits) {
+  if (bits == config.hash.bits) return hash_weights_path(config);
+  return fs::path(config.run.dir) / "hash" / fmt::format("hash_weights_{}.h5", bits);
+}
+
+std::vector<Tensor> local_hash_weights(Stream& stream, const DistributedContext& dist,
+                                       const HashWeights& weights) {
+  const int64_t heads = weights.num_kv_heads / dist.tp().size();
+  std::vector<Tensor> local(static_cast<size_t>(weights.num_layers));
+  for (int layer = 0; layer < weights.num_layers; ++layer) {
+    if (!weights.has_layer(layer)) continue;
+    Tensor& own = local[static_cast<size_t>(layer)];
+    own = Tensor({heads, weights.head_dim, weights.bits}, DType::f32, stream.device());
+    copy(stream,
+         weights.layers[static_cast<size_t>(layer)].view().rows(dist.tp().rank() * heads, heads),
+         own);
+  }
+  stream.synchronize();  // the weights on the host may go
+  return local;
+}
+
+KeySelection load_key_selection(MpiRuntime& mpi, const RunConfig& config,
+                                const KeySelectionConfig& keys, int bits, Session& session,
+                                const std::string& checkpoint_fingerprint) {
+  KeySelection selection{
+      .config = keys, .dense_layers = config.hash.dense_layers, .hash_weights = {}};
+  const bool learned = keys.attention == AttentionMethod::hata;
+  if (!learned && keys.attention != AttentionMethod::random_hash) return selection;
+  HashWeights weights;
+  run_collectively(mpi.world(), [&] {
+    weights = learned ? learned_weights(config, bits, checkpoint_fingerprint)
+                      : random_hash_weights(config.run.seed, HashInit::orthogonal, config.model,
+                                            bits, config.hash.dense_layers);
+  });
+  selection.hash_weights = local_hash_weights(session.stream, session.dist, weights);
+  return selection;
+}
+
+}  // namespace switchyard

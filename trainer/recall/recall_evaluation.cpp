@@ -1,0 +1,121 @@
+#include "trainer/recall/recall_evaluation.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <span>
+#include <vector>
+
+#include "kernels/runtime/check.h"
+#include "kernels/runtime/host_mirror.h"
+
+namespace switchyard {
+namespace {
+
+int32_t likeliest(std::span<const float> logits) {
+  return static_cast<int32_t>(std::ranges::max_element(logits) - logits.begin());
+}
+
+// Of the document that begins at `begin`: behind its last token.
+size_t end_of_document(std::span<const int32_t> tokens, size_t begin) {
+  const auto last = std::ranges::find(tokens.subspan(begin), RecallVocabulary::kEndOfDocument);
+  return std::min(static_cast<size_t>(last - tokens.subspan(begin).begin()) + begin + 1,
+                  tokens.size());
+}
+
+// Samples do not reach over the ends of a row; each begins with its task.
+//   tokens, targets  [seq_len] of one row
+//   logits           [seq_len, vocab_size]
+void score_row(std::span<const int32_t> tokens, std::span<const int32_t> targets,
+               ConstTensorView logits, RecallScores& scores) {
+  const auto vocab = static_cast<size_t>(logits.dim(1));
+  for (size_t begin = 0, end = 0; begin < tokens.size(); begin = end) {
+    const auto task = recall_task_of(tokens[begin]);
+    if (!task) return;  // what fills up the last batch
+    std::vector<bool> right;
+    end = end_of_document(tokens, begin);
+    for (size_t t = begin; t < end; ++t) {
+      if (targets[t] < 0) continue;
+      const int32_t token = likeliest({logits.data<float>() + t * vocab, vocab});
+      right.push_back(is_right_answer(*task, targets, static_cast<int64_t>(t), token));
+    }
+    add_sample(scores, *task, right);
+  }
+}
+
+// Over the ranks that had sequences of their own: one of each tp group.
+void add_ranks(Stream& stream, const DistributedContext& dist, RecallScores& scores) {
+  std::vector<double> counts;
+  for (const RecallScore& score : scores) {
+    for (const int64_t count : {score.samples, score.exact, score.answers, score.right}) {
+      counts.push_back(dist.tp().rank() == 0 ? static_cast<double>(count) : 0.0);
+    }
+  }
+  dist.world().all_reduce(stream, view_of(std::span(counts)), ReduceOp::sum);
+  auto next = counts.begin();
+  for (RecallScore& score : scores) {
+    for (int64_t* count : {&score.samples, &score.exact, &score.answers, &score.right}) {
+      *count = static_cast<int64_t>(*next++);
+    }
+  }
+}
+
+}  // namespace
+
+void add_sample(RecallScores& scores, RecallTask task, const std::vector<bool>& right) {
+  RecallScore& score = scores[static_cast<size_t>(task)];
+  const auto count = std::ranges::count(right, true);
+  ++score.samples;
+  score.exact += count == std::ssize(right);
+  score.answers += std::ssize(right);
+  score.right += count;
+}
+
+void add_batch(RecallScores& scores, const MicroBatch& batch, ConstTensorView logits) {
+  const auto seq_len = static_cast<size_t>(batch.seq_len);
+  for (int64_t b = 0; b < batch.batch; ++b) {
+    score_row({batch.tokens.data<int32_t>() + b * batch.seq_len, seq_len},
+              {batch.targets.data<int32_t>() + b * batch.seq_len, seq_len},
+              logits.rows(b * batch.seq_len, batch.seq_len), scores);
+  }
+}
+
+std::string describe(const RecallScores& scores) {
+  std::string text =
+      fmt::format("{:<20}{:>10}{:>10}{:>10}\n", "task", "samples", "exact", "answers");
+  for (size_t task = 0; task < scores.size(); ++task) {
+    const RecallScore& score = scores[task];
+    if (score.samples == 0) continue;
+    text +=
+        fmt::format("{:<20}{:>10}{:>9.2f}%{:>9.2f}%\n", to_string(static_cast<RecallTask>(task)),
+                    score.samples, 100.0 * score.exact_share(), 100.0 * score.right_share());
+  }
+  return text;
+}
+
+RecallScores evaluate_recall(Stream& stream, const Transformer& model,
+                             const DistributedContext& dist, ValidationLoader& validation,
+                             int64_t max_batches) {
+  RecallScores scores;
+  Workspace workspace(stream.device());
+  MicroBatch copied;
+  const int64_t batches = std::min(max_batches, validation.num_batches());
+  for (int64_t i = 0; i < batches; ++i) {
+    GlobalBatch global;
+    run_collectively(dist.world(), [&] { global = validation.load(i); });
+    for (const MicroBatch& batch : global.micro_batches) {
+      copy_to_device(stream, batch, copied);
+      StepContext ctx{
+          .stream = stream, .workspace = workspace, .dist = dist, .batch = copied, .scales = {}};
+      Tensor logits({ctx.tokens(), model.config().vocab_size}, DType::f32, stream.device());
+      HostMirror host(logits);
+      model.forward_logits(ctx, logits);
+      host.download(stream);
+      add_batch(scores, batch, host.host());
+    }
+  }
+  add_ranks(stream, dist, scores);
+  return scores;
+}
+
+}  // namespace switchyard

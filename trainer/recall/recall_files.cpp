@@ -1,0 +1,100 @@
+#include "trainer/recall/recall_files.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/basic/random.h"
+#include "kernels/runtime/check.h"
+#include "trainer/data/token_file.h"
+#include "trainer/data/token_output.h"
+#include "trainer/data/tokenizer.h"
+#include "trainer/recall/recall_task.h"
+
+namespace switchyard {
+namespace {
+
+// What makes other samples of the same options: counts up with changes of the generator.
+constexpr int kGeneratorVersion = 1;
+
+void check(const DataSection& config, int64_t seq_len) {
+  require(!config.train.empty(), "data.train must name the token file to write");
+  require(config.train != config.validation, "data.train and data.validation are the same file");
+  require(seq_len > 0, "model.seq_len is missing: how long the sequences are");
+  require(config.recall.train_sequences > 0,
+          "data.recall.train_sequences is missing: how much to train on");
+  require(config.validation.empty() || config.recall.validation_sequences > 0,
+          "data.validation names a file, and data.recall.validation_sequences is 0");
+  for (const RecallProblem& problem : check_recall(config.recall, seq_len)) {
+    fail("data.recall.{}: {}", problem.key, problem.text);
+  }
+}
+
+std::string describe(const RecallSection& options, int64_t seq_len) {
+  std::vector<std::string_view> tasks;
+  for (const RecallTask task : options.tasks) tasks.push_back(to_string(task));
+  return fmt::format(
+      "recall: {}; seed {}, {} + {} sequences of {}, shortest {}, practice_share {}, "
+      "train_share {}, "
+      "distractor_share {}, {} values, {} queries, {} hops",
+      fmt::join(tasks, ", "), options.seed, options.train_sequences, options.validation_sequences,
+      seq_len, options.shortest, options.practice_share, options.train_share,
+      options.distractor_share, options.values, options.queries, options.hops);
+}
+
+// The length of the samples in a sequence to train on.
+int64_t sample_length(const RecallSection& options, int64_t seq_len, int64_t sequence) {
+  const std::vector<int64_t> lengths = recall_lengths(options, seq_len);
+  const uint64_t draw =
+      random_bits({options.seed, stream_id("recall length")}, static_cast<uint64_t>(sequence));
+  return lengths[draw % lengths.size()];
+}
+
+void write_training(const RecallSection& options, int64_t seq_len, TokenFileWriter& writer) {
+  for (int64_t sequence = 0; sequence < options.train_sequences; ++sequence) {
+    const int64_t length = sample_length(options, seq_len, sequence);
+    for (int64_t i = 0; i < seq_len / length; ++i) {
+      writer.append_document(
+          make_recall_sample(options, RecallPart::train, writer.num_documents(), length).tokens);
+    }
+  }
+}
+
+void write_held_out(const RecallSection& options, int64_t seq_len, TokenFileWriter& writer) {
+  for (int64_t i = 0; i < options.validation_sequences; ++i) {
+    writer.append_document(make_recall_sample(options, RecallPart::held_out, i, seq_len).tokens);
+  }
+}
+
+}  // namespace
+
+TokenizeReport make_recall_files(const DataSection& config, int64_t seq_len, std::ostream& log) {
+  check(config, seq_len);
+  const auto tokenizer = make_tokenizer(config.tokenizer);
+  const std::string source = describe(config.recall, seq_len);
+  const TokenFileInfo info{
+      .vocab_size = tokenizer->vocab_size(),
+      .end_of_document = tokenizer->end_of_document(),
+      .tokenizer = std::string(to_string(tokenizer->type())),
+      .tokenizer_hash = tokenizer->hash(),
+      .source = source,
+      .source_hash =
+          fmt::format("{:016x}", stream_id(fmt::format("{} {}", kGeneratorVersion, source)))};
+  const auto train = open_token_output(config.train, info, log);
+  const auto validation = open_token_output(config.validation, info, log);
+
+  if (train) write_training(config.recall, seq_len, *train);
+  if (validation) write_held_out(config.recall, seq_len, *validation);
+  TokenizeReport report;
+  for (TokenFileWriter* writer : {train.get(), validation.get()}) {
+    if (writer) report.documents += writer->num_documents();
+  }
+  report.train_tokens = finish_token_output(train.get(), config.train, log);
+  report.validation_tokens = finish_token_output(validation.get(), config.validation, log);
+  return report;
+}
+
+}  // namespace switchyard
