@@ -6,6 +6,7 @@
 #include "kernels/basic/elementwise.h"
 #include "kernels/decode/gather_attention.h"
 #include "kernels/norm/rms_norm.h"
+#include "kernels/runtime/profile.h"
 #include "kernels/runtime/check.h"
 #include "layers/sequence_parallel.h"
 
@@ -61,21 +62,21 @@ Attention::Attention(const BuildContext& build, const std::string& name)
 
 void Attention::project_qkv(StepContext& ctx, ConstTensorView x, int64_t first_position,
                             Saved& saved) const {
-  const int64_t batch = ctx.batch.batch, seq_len = ctx.batch.seq_len;
+  const int64_t batch = ctx.batch.num_sequences, seq_len = ctx.batch.seq_len;
   saved.x = x;
-  saved.q = ctx.workspace.take({batch, heads_, seq_len, head_dim_}, dtype_);
-  saved.k = ctx.workspace.take({batch, kv_heads_, seq_len, head_dim_}, dtype_);
-  saved.v = ctx.workspace.take({batch, kv_heads_, seq_len, head_dim_}, dtype_);
+  saved.q = ctx.saved.take({batch, heads_, seq_len, head_dim_}, dtype_);
+  saved.k = ctx.saved.take({batch, kv_heads_, seq_len, head_dim_}, dtype_);
+  saved.v = ctx.saved.take({batch, kv_heads_, seq_len, head_dim_}, dtype_);
   if (q_norm_) {
-    saved.q_split = ctx.workspace.take(saved.q.shape(), dtype_);
-    saved.k_split = ctx.workspace.take(saved.k.shape(), dtype_);
-    saved.q_rstd = ctx.workspace.take({batch * heads_ * seq_len}, DType::f32);
-    saved.k_rstd = ctx.workspace.take({batch * kv_heads_ * seq_len}, DType::f32);
+    saved.q_split = ctx.saved.take(saved.q.shape(), dtype_);
+    saved.k_split = ctx.saved.take(saved.k.shape(), dtype_);
+    saved.q_rstd = ctx.saved.take({batch * heads_ * seq_len}, DType::f32);
+    saved.k_rstd = ctx.saved.take({batch * kv_heads_ * seq_len}, DType::f32);
   }
 
-  WorkspaceScope scope(ctx.workspace);
+  WorkspaceScope scope(ctx.scratch);
   ConstTensorView all = gather_tokens(ctx, x);
-  TensorView qkv = ctx.workspace.take({all.dim(0), qkv_.out_features()}, dtype_);
+  TensorView qkv = ctx.scratch.take({all.dim(0), qkv_.out_features()}, dtype_);
   qkv_.forward(ctx, all, qkv);
   if (!q_norm_) {
     split_qkv_forward(ctx.stream, qkv, rope_.cos, rope_.sin, first_position, saved.q, saved.k,
@@ -94,7 +95,7 @@ void Attention::project_qkv(StepContext& ctx, ConstTensorView x, int64_t first_p
 }
 
 void Attention::project_out(StepContext& ctx, ConstTensorView out, TensorView y) const {
-  WorkspaceScope scope(ctx.workspace);
+  WorkspaceScope scope(ctx.scratch);
   TensorView partial = partial_sums_for(ctx, y);
   out_.forward(ctx, out, partial);
   reduce_scatter_tokens(ctx, partial, y);
@@ -103,33 +104,35 @@ void Attention::project_out(StepContext& ctx, ConstTensorView out, TensorView y)
 }
 
 void Attention::forward(StepContext& ctx, ConstTensorView x, TensorView y, Saved& saved) const {
+  const ScopedPart part(ctx.stream, Part::attention);
   project_qkv(ctx, x, /*first_position=*/0, saved);
-  saved.out = ctx.workspace.take({ctx.tokens(), heads_ * head_dim_}, dtype_);
-  saved.lse = ctx.workspace.take({ctx.batch.batch, heads_, ctx.batch.seq_len}, DType::f32);
-  attention_forward(ctx.stream, ctx.workspace, saved.q, saved.k, saved.v, ctx.batch.document_start,
+  saved.out = ctx.saved.take({ctx.tokens(), heads_ * head_dim_}, dtype_);
+  saved.lse = ctx.saved.take({ctx.batch.num_sequences, heads_, ctx.batch.seq_len}, DType::f32);
+  attention_forward(ctx.stream, ctx.scratch, saved.q, saved.k, saved.v, ctx.batch.document_start,
                     scale_, saved.out, saved.lse);
   project_out(ctx, saved.out, y);
 }
 
 void Attention::backward(StepContext& ctx, ConstTensorView dy, const Saved& saved,
-                         TensorView dx) const {
-  WorkspaceScope scope(ctx.workspace);
-  if (out_bias_) add_bias_backward(ctx.stream, ctx.workspace, dy, out_bias_->grad);
+                         TensorView dx) {
+  const ScopedPart part(ctx.stream, Part::attention);
+  WorkspaceScope scope(ctx.scratch);
+  if (out_bias_) add_bias_backward(ctx.stream, ctx.scratch, dy, out_bias_->grad);
   ConstTensorView dy_all = gather_tokens(ctx, dy);
-  TensorView dout = ctx.workspace.take(saved.out.shape(), dtype_);
+  TensorView dout = ctx.scratch.take(saved.out.shape(), dtype_);
   out_.backward(ctx, dy_all, saved.out, dout);
 
-  TensorView dq = ctx.workspace.take(saved.q.shape(), dtype_);
-  TensorView dk = ctx.workspace.take(saved.k.shape(), dtype_);
-  TensorView dv = ctx.workspace.take(saved.v.shape(), dtype_);
-  attention_backward(ctx.stream, ctx.workspace, dout, saved.q, saved.k, saved.v, saved.out,
+  TensorView dq = ctx.scratch.take(saved.q.shape(), dtype_);
+  TensorView dk = ctx.scratch.take(saved.k.shape(), dtype_);
+  TensorView dv = ctx.scratch.take(saved.v.shape(), dtype_);
+  attention_backward(ctx.stream, ctx.scratch, dout, saved.q, saved.k, saved.v, saved.out,
                      saved.lse, ctx.batch.document_start, scale_, dq, dk, dv);
   backward_qkv(ctx, saved, dq, dk, dv, dx);
 }
 
 void Attention::backward_qkv(StepContext& ctx, const Saved& saved, TensorView dq, TensorView dk,
-                             ConstTensorView dv, TensorView dx) const {
-  TensorView dqkv = ctx.workspace.take({ctx.tokens(), qkv_.out_features()}, dtype_);
+                             ConstTensorView dv, TensorView dx) {
+  TensorView dqkv = ctx.scratch.take({ctx.tokens(), qkv_.out_features()}, dtype_);
   if (!q_norm_) {
     split_qkv_backward(ctx.stream, dq, dk, dv, rope_.cos, rope_.sin, dqkv);
   } else {
@@ -137,13 +140,13 @@ void Attention::backward_qkv(StepContext& ctx, const Saved& saved, TensorView dq
       rope_in_place(ctx.stream, rope_.cos, rope_.sin, 0, /*inverse=*/true, dq);
       rope_in_place(ctx.stream, rope_.cos, rope_.sin, 0, /*inverse=*/true, dk);
     }
-    TensorView dq_split = ctx.workspace.take(dq.shape(), dtype_);
-    TensorView dk_split = ctx.workspace.take(dk.shape(), dtype_);
+    TensorView dq_split = ctx.scratch.take(dq.shape(), dtype_);
+    TensorView dk_split = ctx.scratch.take(dk.shape(), dtype_);
     fill_zero(ctx.stream, dq_split);
     fill_zero(ctx.stream, dk_split);
-    rms_norm_backward(ctx.stream, ctx.workspace, head_rows(dq), head_rows(saved.q_split),
+    rms_norm_backward(ctx.stream, ctx.scratch, head_rows(dq), head_rows(saved.q_split),
                       q_norm_->value, saved.q_rstd, head_rows(dq_split), q_norm_->grad);
-    rms_norm_backward(ctx.stream, ctx.workspace, head_rows(dk), head_rows(saved.k_split),
+    rms_norm_backward(ctx.stream, ctx.scratch, head_rows(dk), head_rows(saved.k_split),
                       k_norm_->value, saved.k_rstd, head_rows(dk_split), k_norm_->grad);
     split_qkv_backward(ctx.stream, dq_split, dk_split, dv, {}, {}, dqkv);
   }
@@ -161,41 +164,41 @@ KvCacheLayer Attention::make_cache(int64_t batch, int64_t max_len, Device device
 // One token per sequence, at `position`, whose key and value are in the cache.
 void Attention::decode(StepContext& ctx, const Saved& saved, int64_t position, KvCacheLayer& cache,
                        TensorView out) const {
-  const int64_t batch = ctx.batch.batch;
-  const std::vector<int32_t> lengths(static_cast<size_t>(batch),
-                                     static_cast<int32_t>(position + 1));
-  const ConstTensorView on_device = ctx.on_device(view_of(std::span(lengths)));
+  const int64_t batch = ctx.batch.num_sequences;
+  const ConstTensorView on_device = ctx.on_device(
+      std::vector<int32_t>(static_cast<size_t>(batch), static_cast<int32_t>(position + 1)));
   const ConstTensorView q = saved.q.reshape({batch, heads_, head_dim_});
   SelectedKeys selected;
   if (cache.selector) {
     selected = cache.selector->select(
-        ctx.stream, ctx.workspace, q, saved.k,
+        ctx.stream, ctx.scratch, q, saved.k,
         {.k = cache.k, .v = cache.v, .lengths = on_device, .length = position + 1});
   }
   if (selected) {
-    gather_attention(ctx.stream, ctx.workspace, q, cache.k, cache.v, selected.indices,
+    gather_attention(ctx.stream, ctx.scratch, q, cache.k, cache.v, selected.indices,
                      selected.counts, scale_, out);
   } else {
-    decode_attention(ctx.stream, ctx.workspace, q, cache.k, cache.v, on_device, scale_, out);
+    decode_attention(ctx.stream, ctx.scratch, q, cache.k, cache.v, on_device, scale_, out);
   }
 }
 
 void Attention::forward_cached(StepContext& ctx, ConstTensorView x, int64_t first_position,
                                KvCacheLayer& cache, TensorView y) const {
-  const int64_t batch = ctx.batch.batch, seq_len = ctx.batch.seq_len;
+  const int64_t batch = ctx.batch.num_sequences, seq_len = ctx.batch.seq_len;
   require(first_position == 0 || seq_len == 1, "after the prefill, tokens come one at a time");
-  WorkspaceScope scope(ctx.workspace);
+  const ScopedPart part(ctx.stream, Part::attention);
+  WorkspaceScope saved_scope(ctx.saved), scope(ctx.scratch);
   Saved saved;
   project_qkv(ctx, x, first_position, saved);
   append_to_cache(ctx.stream, saved.k, first_position, cache.k);
   append_to_cache(ctx.stream, saved.v, first_position, cache.v);
 
-  TensorView out = ctx.workspace.take({ctx.tokens(), heads_ * head_dim_}, dtype_);
+  TensorView out = ctx.scratch.take({ctx.tokens(), heads_ * head_dim_}, dtype_);
   if (first_position == 0) {
-    TensorView lse = ctx.workspace.take({batch, heads_, seq_len}, DType::f32);
-    attention_forward(ctx.stream, ctx.workspace, saved.q, saved.k, saved.v,
+    TensorView lse = ctx.scratch.take({batch, heads_, seq_len}, DType::f32);
+    attention_forward(ctx.stream, ctx.scratch, saved.q, saved.k, saved.v,
                       ctx.batch.document_start, scale_, out, lse);
-    if (cache.selector) cache.selector->append(ctx.stream, ctx.workspace, saved.k, 0);
+    if (cache.selector) cache.selector->append(ctx.stream, ctx.scratch, saved.k, 0);
   } else {
     decode(ctx, saved, first_position, cache, out);
   }

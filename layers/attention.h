@@ -34,7 +34,7 @@ class Attention {
   //   x, y  [local_tokens, hidden]
   void forward(StepContext& ctx, ConstTensorView x, TensorView y, Saved& saved) const;
   //   dx    [local_tokens, hidden], overwritten
-  void backward(StepContext& ctx, ConstTensorView dy, const Saved& saved, TensorView dx) const;
+  void backward(StepContext& ctx, ConstTensorView dy, const Saved& saved, TensorView dx);
 
   // One block of new tokens at positions [first_position, first_position + batch.seq_len): writes
   // their keys and values into the cache and attends to it. first_position = 0 is the prefill, with
@@ -51,7 +51,7 @@ class Attention {
   void project_qkv(StepContext& ctx, ConstTensorView x, int64_t first_position, Saved& saved) const;
   void project_out(StepContext& ctx, ConstTensorView out, TensorView y) const;
   void backward_qkv(StepContext& ctx, const Saved& saved, TensorView dq, TensorView dk,
-                    ConstTensorView dv, TensorView dx) const;
+                    ConstTensorView dv, TensorView dx);
 
   int heads_;     // of this rank
   int kv_heads_;  // of this rank

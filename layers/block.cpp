@@ -20,74 +20,55 @@ Block::Block(const BuildContext& build, int layer, int moe_layer, const Exchange
     moe_.emplace(build, layer_name(layer) + ".moe", moe_layer, exchange);
   } else {
     dense_.emplace(build, layer_name(layer) + ".feed_forward", build.config.ffn_hidden,
-                   build.config.bias);
+                   build.config.bias, Part::dense_feed_forward);
   }
 }
 
-// The sum overwrites delta, which nothing else reads.
-void Block::normalize(StepContext& ctx, const NormLayer& norm, const ResidualStream& in,
-                      TensorView y, NormLayer::Saved& saved) const {
-  Timed timed(ctx.profiler, Phase::norms);
-  norm.forward(ctx, in.residual, in.delta, in.delta, y, saved);
-}
-
-void Block::feed_forward(StepContext& ctx, ConstTensorView x, TensorView y, Saved& saved) const {
+void Block::feed_forward(StepContext& ctx, ConstTensorView x, TensorView y, Saved& saved) {
   if (moe_) {
     moe_->forward(ctx, x, y, saved.moe);
   } else {
-    Timed timed(ctx.profiler, Phase::dense_feed_forward);
-    saved.dense = dense_->save(ctx, x);
-    dense_->forward(ctx, saved.dense, y);
+    dense_->forward(ctx, x, y, saved.dense);
   }
 }
 
-void Block::forward(StepContext& ctx, const ResidualStream& in, const ResidualStream& out,
-                    Saved& saved) const {
-  const Shape shape = in.residual.shape();
-  TensorView normed1 = ctx.workspace.take(shape, in.residual.dtype());
-  TensorView normed2 = ctx.workspace.take(shape, in.residual.dtype());
-  normalize(ctx, norm1_, in, normed1, saved.norm1);
-  const TensorView sum1 = in.delta ? in.delta : in.residual;
-  {
-    Timed timed(ctx.profiler, Phase::attention);
-    attention_.forward(ctx, normed1, out.residual, saved.attention);
-  }
+ResidualStream Block::forward(StepContext& ctx, const ResidualStream& x, const Updates& updates,
+                              Saved& saved) {
+  TensorView normed1 = ctx.saved.take(x.sum.shape(), x.sum.dtype());
+  norm1_.forward(ctx, x, normed1, saved.norm1);
+  attention_.forward(ctx, normed1, updates.attention, saved.attention);
   if (ctx.observer) ctx.observer->observe(ctx, layer_, saved.attention.q, saved.attention.k);
-  normalize(ctx, norm2_, {sum1, out.residual}, normed2, saved.norm2);
-  feed_forward(ctx, normed2, out.delta, saved);
+
+  TensorView normed2 = ctx.saved.take(x.sum.shape(), x.sum.dtype());
+  norm2_.forward(ctx, {.sum = saved.norm1.x, .update = updates.attention}, normed2, saved.norm2);
+  feed_forward(ctx, normed2, updates.feed_forward, saved);
+  return {.sum = saved.norm2.x, .update = updates.feed_forward};
 }
 
-void Block::backward(StepContext& ctx, const Saved& saved, TensorView d) const {
-  WorkspaceScope scope(ctx.workspace);
-  TensorView dnormed = ctx.workspace.take(d.shape(), d.dtype());
+void Block::backward(StepContext& ctx, const Saved& saved, TensorView d) {
+  WorkspaceScope scope(ctx.scratch);
+  TensorView dnormed = ctx.scratch.take(d.shape(), d.dtype());
   if (moe_) {
     moe_->backward(ctx, d, saved.moe, dnormed);
   } else {
-    Timed timed(ctx.profiler, Phase::dense_feed_forward);
     dense_->backward(ctx, d, saved.dense, dnormed);
   }
-  {
-    Timed timed(ctx.profiler, Phase::norms);
-    norm2_.backward(ctx, dnormed, saved.norm2, d);
-  }
-  {
-    Timed timed(ctx.profiler, Phase::attention);
-    attention_.backward(ctx, d, saved.attention, dnormed);
-  }
-  Timed timed(ctx.profiler, Phase::norms);
+  norm2_.backward(ctx, dnormed, saved.norm2, d);
+  attention_.backward(ctx, d, saved.attention, dnormed);
   norm1_.backward(ctx, dnormed, saved.norm1, d);
 }
 
-void Block::forward_cached(StepContext& ctx, const ResidualStream& in, const ResidualStream& out,
-                           int64_t first_position, KvCacheLayer& cache) const {
-  WorkspaceScope scope(ctx.workspace);
+ResidualStream Block::forward_cached(StepContext& ctx, const ResidualStream& x,
+                                     const Updates& updates, int64_t first_position,
+                                     KvCacheLayer& cache) {
+  WorkspaceScope saved_scope(ctx.saved), scope(ctx.scratch);
   Saved saved;
-  TensorView normed = ctx.workspace.take(in.residual.shape(), in.residual.dtype());
-  normalize(ctx, norm1_, in, normed, saved.norm1);
-  const TensorView sum1 = in.delta ? in.delta : in.residual;
-  attention_.forward_cached(ctx, normed, first_position, cache, out.residual);
-  normalize(ctx, norm2_, {sum1, out.residual}, normed, saved.norm2);
-  feed_forward(ctx, normed, out.delta, saved);
+  TensorView normed = ctx.scratch.take(x.sum.shape(), x.sum.dtype());
+  norm1_.forward(ctx, x, normed, saved.norm1);
+  attention_.forward_cached(ctx, normed, first_position, cache, updates.attention);
+  norm2_.forward(ctx, {.sum = saved.norm1.x, .update = updates.attention}, normed, saved.norm2);
+  feed_forward(ctx, normed, updates.feed_forward, saved);
+  return {.sum = saved.norm2.x, .update = updates.feed_forward};
 }
 
 }  // namespace switchyard

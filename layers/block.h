@@ -11,13 +11,6 @@
 
 namespace switchyard {
 
-// The residual stream between blocks, as a sum that the next norm carries out while it reads:
-// residual + delta. Both [local_tokens, hidden]; delta is empty before the first block.
-struct ResidualStream {
-  TensorView residual;
-  TensorView delta;
-};
-
 // One pre-norm decoder layer: x += attention(norm1(x)); x += feed_forward(norm2(x)).
 class Block {
  public:
@@ -27,32 +20,37 @@ class Block {
     FeedForward::Saved dense;
     MoeLayer::Saved moe;
   };
+  // Where a block writes its two updates of the residual stream. [local_tokens, hidden]
+  struct Updates {
+    TensorView attention, feed_forward;
+  };
 
   // `moe_layer` counts the MoE layers from 0; meaningless in a dense layer.
   Block(const BuildContext& build, int layer, int moe_layer, const ExchangeOptions& exchange);
 
-  // The buffers of `in.delta` and of `out` hold the two sums of the block afterwards, which the
-  // backward pass reads: they must live as long as `saved`.
-  //   in, out  [local_tokens, hidden]
-  void forward(StepContext& ctx, const ResidualStream& in, const ResidualStream& out,
-               Saved& saved) const;
-  // d is the gradient of the residual stream after the block and becomes the one before it: the
-  // stream is a sum, so residual and delta share it.
-  //   d  [local_tokens, hidden]
-  void backward(StepContext& ctx, const Saved& saved, TensorView d) const;
+  // Gives the stream behind the block, which lies in `updates`. The memory of `x.update` and of
+  // `updates` holds what the backward pass reads, and must live as long as `saved`:
+  //
+  //   memory of             holds, in this order
+  //   x.sum                 a term of the stream; only read
+  //   x.update              a term of the stream; then (norm1) the stream before the block
+  //   updates.attention     attention's update; then (norm2) the stream between, the result's `sum`
+  //   updates.feed_forward  the feed-forward's update, the result's `update`
+  ResidualStream forward(StepContext& ctx, const ResidualStream& x, const Updates& updates,
+                         Saved& saved);
+  // The stream is a sum, so its terms share their gradient.
+  //   d  [local_tokens, hidden]: of the stream behind the block; becomes that of the one before it
+  void backward(StepContext& ctx, const Saved& saved, TensorView d);
 
   // See Attention::forward_cached.
-  void forward_cached(StepContext& ctx, const ResidualStream& in, const ResidualStream& out,
-                      int64_t first_position, KvCacheLayer& cache) const;
+  ResidualStream forward_cached(StepContext& ctx, const ResidualStream& x, const Updates& updates,
+                                int64_t first_position, KvCacheLayer& cache);
 
   const Attention& attention() const { return attention_; }
   MoeLayer* moe() { return moe_ ? &*moe_ : nullptr; }
-  const MoeLayer* moe() const { return moe_ ? &*moe_ : nullptr; }
 
  private:
-  void normalize(StepContext& ctx, const NormLayer& norm, const ResidualStream& in, TensorView y,
-                 NormLayer::Saved& saved) const;
-  void feed_forward(StepContext& ctx, ConstTensorView x, TensorView y, Saved& saved) const;
+  void feed_forward(StepContext& ctx, ConstTensorView x, TensorView y, Saved& saved);
 
   int layer_;
   NormLayer norm1_;

@@ -2,6 +2,7 @@
 
 #include "kernels/basic/elementwise.h"
 #include "kernels/runtime/check.h"
+#include "kernels/runtime/profile.h"
 #include "kernels/vocabulary/embedding.h"
 #include "layers/sequence_parallel.h"
 
@@ -31,29 +32,27 @@ std::vector<int32_t> Embedding::positions_of(const StepContext& ctx, int64_t fir
 }
 
 void Embedding::forward(StepContext& ctx, int64_t first_position, TensorView y) const {
-  Timed timed(ctx.profiler, Phase::embedding);
-  WorkspaceScope scope(ctx.workspace);
+  const ScopedPart part(ctx.stream, Part::embedding);
+  WorkspaceScope scope(ctx.scratch);
   TensorView partial = partial_sums_for(ctx, y);
   embedding_forward(ctx.stream, ctx.batch.tokens.view().reshape({ctx.tokens()}), table_->value,
                     first_id_, partial);
   reduce_scatter_tokens(ctx, partial, y);
   if (positions_) {
-    const std::vector<int32_t> positions = positions_of(ctx, first_position);
-    TensorView rows = ctx.workspace.take(y.shape(), y.dtype());
-    embedding_forward(ctx.stream, ctx.on_device(view_of(std::span(positions))), positions_->value,
+    TensorView rows = ctx.scratch.take(y.shape(), y.dtype());
+    embedding_forward(ctx.stream, ctx.on_device(positions_of(ctx, first_position)), positions_->value,
                       0, rows);
     add(ctx.stream, rows, y);
   }
 }
 
-void Embedding::backward(StepContext& ctx, ConstTensorView dy) const {
-  Timed timed(ctx.profiler, Phase::embedding);
-  WorkspaceScope scope(ctx.workspace);
-  embedding_backward(ctx.stream, ctx.workspace, ctx.batch.tokens.view().reshape({ctx.tokens()}),
+void Embedding::backward(StepContext& ctx, ConstTensorView dy) {
+  const ScopedPart part(ctx.stream, Part::embedding);
+  WorkspaceScope scope(ctx.scratch);
+  embedding_backward(ctx.stream, ctx.scratch, ctx.batch.tokens.view().reshape({ctx.tokens()}),
                      gather_tokens(ctx, dy), first_id_, table_->grad);
   if (positions_) {
-    const std::vector<int32_t> positions = positions_of(ctx, 0);
-    embedding_backward(ctx.stream, ctx.workspace, ctx.on_device(view_of(std::span(positions))), dy,
+    embedding_backward(ctx.stream, ctx.scratch, ctx.on_device(positions_of(ctx, 0)), dy,
                        0, positions_->grad);
   }
 }

@@ -17,7 +17,7 @@ class Embedding {
   //   y  [local_tokens, hidden]
   void forward(StepContext& ctx, int64_t first_position, TensorView y) const;
   //   dy [local_tokens, hidden]
-  void backward(StepContext& ctx, ConstTensorView dy) const;
+  void backward(StepContext& ctx, ConstTensorView dy);
 
   // [local vocab, hidden]; also the head's where embeddings are tied
   Parameter& table() const { return *table_; }

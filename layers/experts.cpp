@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "kernels/linear/matmul.h"
+#include "kernels/runtime/profile.h"
 
 namespace switchyard {
 namespace {
@@ -29,59 +30,52 @@ Experts::Experts(const BuildContext& build, const std::string& name)
 }
 
 void Experts::activate(StepContext& ctx, const Saved& saved, TensorView act) const {
-  Timed timed(ctx.profiler, Phase::moe_activation);
-  activation_forward(ctx.stream, activation_, saved.up, saved.weights, act);
+  const ScopedPart part(ctx.stream, Part::moe_activation);
+  activation_forward(ctx.stream, activation_, saved.up, saved.rows.weights, act);
 }
 
-Experts::Saved Experts::save(StepContext& ctx, int64_t rows) const {
-  return {ctx.workspace.take({rows, width_}, dtype_), ctx.workspace.take({rows}, DType::f32),
-          ctx.workspace.take({rows, up_width_}, dtype_)};
-}
-
-Experts::Inner Experts::take_inner(StepContext& ctx, int64_t rows) const {
-  return {ctx.workspace.take({rows, ffn_hidden_}, dtype_),
-          ctx.workspace.take({rows, up_width_}, dtype_)};
-}
-
-void Experts::forward(StepContext& ctx, std::span<const int64_t> row_offsets, const Saved& saved,
-                      TensorView y) const {
-  WorkspaceScope scope(ctx.workspace);
-  TensorView act = ctx.workspace.take({saved.x.dim(0), ffn_hidden_}, dtype_);
+void Experts::forward(StepContext& ctx, const ExpertRows& x, TensorView y, Saved& saved) const {
+  WorkspaceScope scope(ctx.scratch);
+  saved = {x, ctx.saved.take({x.x.dim(0), up_width_}, dtype_)};
+  TensorView act = ctx.scratch.take({x.x.dim(0), ffn_hidden_}, dtype_);
   {
-    Timed timed(ctx.profiler, Phase::moe_expert_products);
-    grouped_linear_forward(ctx.stream, saved.x, up_->value, row_offsets, saved.up);
+    const ScopedPart part(ctx.stream, Part::moe_expert_products);
+    grouped_linear_forward(ctx.stream, x.x, up_->value, x.offsets, saved.up);
   }
   activate(ctx, saved, act);
-  Timed timed(ctx.profiler, Phase::moe_expert_products);
-  grouped_linear_forward(ctx.stream, act, down_->value, row_offsets, y);
+  const ScopedPart part(ctx.stream, Part::moe_expert_products);
+  grouped_linear_forward(ctx.stream, act, down_->value, x.offsets, y);
 }
 
-void Experts::backward_input(StepContext& ctx, ConstTensorView dy,
-                             std::span<const int64_t> row_offsets, const Saved& saved,
-                             const Inner& inner, TensorView dx, TensorView dweights) const {
-  WorkspaceScope scope(ctx.workspace);
-  TensorView dact = ctx.workspace.take(inner.act.shape(), dtype_);
+Experts::Grads Experts::backward_input(StepContext& ctx, ConstTensorView dy, const Saved& saved,
+                                       TensorView dx, TensorView dweights) const {
+  const std::span<const int64_t> offsets = saved.rows.offsets;
+  const Grads grads{dy, ctx.scratch.take(saved.up.shape(), dtype_)};
+  WorkspaceScope scope(ctx.scratch);
+  TensorView dact = ctx.scratch.take({dy.dim(0), ffn_hidden_}, dtype_);
   {
-    Timed timed(ctx.profiler, Phase::moe_expert_products);
-    grouped_linear_backward_input(ctx.stream, dy, down_->value, row_offsets, dact);
+    const ScopedPart part(ctx.stream, Part::moe_expert_products);
+    grouped_linear_backward_input(ctx.stream, dy, down_->value, offsets, dact);
   }
   {
-    Timed timed(ctx.profiler, Phase::moe_activation);
-    activation_backward(ctx.stream, activation_, dact, saved.up, saved.weights, inner.dup,
+    const ScopedPart part(ctx.stream, Part::moe_activation);
+    activation_backward(ctx.stream, activation_, dact, saved.up, saved.rows.weights, grads.dup,
                         dweights);
   }
-  Timed timed(ctx.profiler, Phase::moe_expert_products);
-  grouped_linear_backward_input(ctx.stream, inner.dup, up_->value, row_offsets, dx);
+  const ScopedPart part(ctx.stream, Part::moe_expert_products);
+  grouped_linear_backward_input(ctx.stream, grads.dup, up_->value, offsets, dx);
+  return grads;
 }
 
-// The activation is cheap: computed again rather than kept.
-void Experts::backward_weight(StepContext& ctx, ConstTensorView dy,
-                              std::span<const int64_t> row_offsets, const Saved& saved,
-                              const Inner& inner) const {
-  activate(ctx, saved, inner.act);
-  Timed timed(ctx.profiler, Phase::moe_expert_products);
-  grouped_linear_backward_weight(ctx.stream, dy, inner.act, row_offsets, down_->grad);
-  grouped_linear_backward_weight(ctx.stream, inner.dup, saved.x, row_offsets, up_->grad);
+// The activation is cheap: it is computed again rather than kept.
+void Experts::backward_weight(StepContext& ctx, const Grads& grads, const Saved& saved) {
+  const std::span<const int64_t> offsets = saved.rows.offsets;
+  WorkspaceScope scope(ctx.scratch);
+  TensorView act = ctx.scratch.take({grads.dy.dim(0), ffn_hidden_}, dtype_);
+  activate(ctx, saved, act);
+  const ScopedPart part(ctx.stream, Part::moe_expert_products);
+  grouped_linear_backward_weight(ctx.stream, grads.dy, act, offsets, down_->grad);
+  grouped_linear_backward_weight(ctx.stream, grads.dup, saved.rows.x, offsets, up_->grad);
 }
 
 }  // namespace switchyard

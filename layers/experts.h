@@ -17,45 +17,32 @@ namespace switchyard {
 class Experts {
  public:
   struct Saved {
-    TensorView x;        // [rows, width]
-    TensorView weights;  // [rows] f32
-    TensorView up;       // [rows, expert_ffn_hidden, twice where gated] before the activation
-
-    // Those of the rows of one chunk.
-    Saved of(const ExchangeChunk& chunk) const {
-      return {chunk.of_experts(x), chunk.of_experts(weights), chunk.of_experts(up)};
-    }
+    ExpertRows rows;  // what they read: x [rows, width], weights [rows] f32
+    TensorView up;    // [rows, expert_ffn_hidden, twice where gated] before the activation
   };
   // What backward_input leaves for backward_weight.
-  struct Inner {
-    TensorView act;  // [rows, expert_ffn_hidden]
-    TensorView dup;  // as Saved::up
-
-    Inner of(const ExchangeChunk& chunk) const {
-      return {chunk.of_experts(act), chunk.of_experts(dup)};
-    }
+  struct Grads {
+    ConstTensorView dy;  // [rows, width]
+    TensorView dup;      // as Saved::up
   };
 
   // BigMac's experts read and write the narrow `latent` and are inflated inside; those of the other
   // structures read and write `hidden`.
   Experts(const BuildContext& build, const std::string& name);
 
-  // Memory for `rows` expert rows, which the caller fills with x and weights.
-  Saved save(StepContext& ctx, int64_t rows) const;
-  // Rows [row_offsets[e], row_offsets[e + 1]) belong to local expert e.
-  //   y [rows, width]
-  void forward(StepContext& ctx, std::span<const int64_t> row_offsets, const Saved& saved,
-               TensorView y) const;
+  // `x` stays where it is until the backward pass.
+  //   y  [rows, width]
+  void forward(StepContext& ctx, const ExpertRows& x, TensorView y, Saved& saved) const;
 
-  // The backward pass in two halves: what the gradients of the weights cost can hide the way back
-  // of dx.
-  Inner take_inner(StepContext& ctx, int64_t rows) const;
-  //   dx [rows, width], overwritten; dweights [rows] f32, overwritten
-  void backward_input(StepContext& ctx, ConstTensorView dy, std::span<const int64_t> row_offsets,
-                      const Saved& saved, const Inner& inner, TensorView dx,
-                      TensorView dweights) const;
-  void backward_weight(StepContext& ctx, ConstTensorView dy, std::span<const int64_t> row_offsets,
-                       const Saved& saved, const Inner& inner) const;
+  // The backward pass comes in two halves, because what the weights' gradients cost can hide the
+  // way back of dx. What the first half leaves for the second lies in scratch memory that the
+  // caller releases.
+  //   dy        [rows, width], must stay as it is until the second half
+  //   dx        [rows, width], overwritten
+  //   dweights  [rows] f32, overwritten
+  Grads backward_input(StepContext& ctx, ConstTensorView dy, const Saved& saved, TensorView dx,
+                       TensorView dweights) const;
+  void backward_weight(StepContext& ctx, const Grads& grads, const Saved& saved);
 
  private:
   void activate(StepContext& ctx, const Saved& saved, TensorView act) const;

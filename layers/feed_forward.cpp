@@ -27,8 +27,9 @@ Linear make_up(const BuildContext& build, const std::string& name, int64_t ffn_h
 }  // namespace
 
 FeedForward::FeedForward(const BuildContext& build, const std::string& name, int64_t ffn_hidden,
-                         bool bias)
-    : activation_(build.config.activation),
+                         bool bias, Part part)
+    : part_(part),
+      activation_(build.config.activation),
       local_ffn_hidden_(ffn_hidden / build.dist.tp().size()),
       dtype_(build.compute_dtype),
       up_(make_up(build, name, ffn_hidden, bias)),
@@ -39,14 +40,12 @@ FeedForward::FeedForward(const BuildContext& build, const std::string& name, int
   }
 }
 
-FeedForward::Saved FeedForward::save(StepContext& ctx, ConstTensorView x) const {
-  return {x, ctx.workspace.take({ctx.tokens(), up_.out_features()}, dtype_)};
-}
-
-void FeedForward::forward(StepContext& ctx, const Saved& saved, TensorView y) const {
-  WorkspaceScope scope(ctx.workspace);
-  up_.forward(ctx, gather_tokens(ctx, saved.x), saved.up);
-  TensorView act = ctx.workspace.take({ctx.tokens(), local_ffn_hidden_}, dtype_);
+void FeedForward::forward(StepContext& ctx, ConstTensorView x, TensorView y, Saved& saved) const {
+  const ScopedPart part(ctx.stream, part_);
+  WorkspaceScope scope(ctx.scratch);
+  saved = {x, ctx.saved.take({ctx.tokens(), up_.out_features()}, dtype_)};
+  up_.forward(ctx, gather_tokens(ctx, x), saved.up);
+  TensorView act = ctx.scratch.take({ctx.tokens(), local_ffn_hidden_}, dtype_);
   activation_forward(ctx.stream, activation_, saved.up, {}, act);
   TensorView partial = partial_sums_for(ctx, y);
   down_.forward(ctx, act, partial);
@@ -55,16 +54,17 @@ void FeedForward::forward(StepContext& ctx, const Saved& saved, TensorView y) co
 }
 
 void FeedForward::backward(StepContext& ctx, ConstTensorView dy, const Saved& saved,
-                           TensorView dx) const {
-  WorkspaceScope scope(ctx.workspace);
-  if (down_bias_) add_bias_backward(ctx.stream, ctx.workspace, dy, down_bias_->grad);
+                           TensorView dx) {
+  const ScopedPart part(ctx.stream, part_);
+  WorkspaceScope scope(ctx.scratch);
+  if (down_bias_) add_bias_backward(ctx.stream, ctx.scratch, dy, down_bias_->grad);
   ConstTensorView dy_all = gather_tokens(ctx, dy);
   // The activation is cheap: computed again rather than kept.
-  TensorView act = ctx.workspace.take({ctx.tokens(), local_ffn_hidden_}, dtype_);
+  TensorView act = ctx.scratch.take({ctx.tokens(), local_ffn_hidden_}, dtype_);
   activation_forward(ctx.stream, activation_, saved.up, {}, act);
-  TensorView dact = ctx.workspace.take(act.shape(), dtype_);
+  TensorView dact = ctx.scratch.take(act.shape(), dtype_);
   down_.backward(ctx, dy_all, act, dact);
-  TensorView dup = ctx.workspace.take(saved.up.shape(), dtype_);
+  TensorView dup = ctx.scratch.take(saved.up.shape(), dtype_);
   activation_backward(ctx.stream, activation_, dact, saved.up, {}, dup, {});
 
   ConstTensorView x = gather_tokens(ctx, saved.x);

@@ -3,6 +3,7 @@
 #include <string>
 
 #include "kernels/basic/activation.h"
+#include "kernels/runtime/profile.h"
 #include "layers/build_context.h"
 #include "layers/linear.h"
 #include "layers/step_context.h"
@@ -18,17 +19,17 @@ class FeedForward {
     TensorView up;      // [tokens, local inner width, twice where gated] before the activation
   };
 
-  FeedForward(const BuildContext& build, const std::string& name, int64_t ffn_hidden, bool bias);
+  // `part`: where its time counts.
+  FeedForward(const BuildContext& build, const std::string& name, int64_t ffn_hidden, bool bias,
+              Part part);
 
-  // What the backward pass will need of x [local_tokens, hidden]. Apart from `forward`, so that the
-  // caller can take temporaries of its own after what stays.
-  Saved save(StepContext& ctx, ConstTensorView x) const;
-  //   y     [local_tokens, hidden]
-  void forward(StepContext& ctx, const Saved& saved, TensorView y) const;
+  //   x, y  [local_tokens, hidden]
+  void forward(StepContext& ctx, ConstTensorView x, TensorView y, Saved& saved) const;
   //   dx    [local_tokens, hidden], overwritten
-  void backward(StepContext& ctx, ConstTensorView dy, const Saved& saved, TensorView dx) const;
+  void backward(StepContext& ctx, ConstTensorView dy, const Saved& saved, TensorView dx);
 
  private:
+  Part part_;
   Activation activation_;
   int64_t local_ffn_hidden_;
   DType dtype_;

@@ -18,7 +18,7 @@ ConstTensorView Linear::weight() const {
   return store_->fused_value(*weights_.front(), *weights_.back());
 }
 
-TensorView Linear::weight_grad() const {
+TensorView Linear::weight_grad() {
   return store_->fused_grad(*weights_.front(), *weights_.back());
 }
 
@@ -40,7 +40,7 @@ void Linear::forward(StepContext& ctx, ConstTensorView x, TensorView y,
 }
 
 void Linear::backward(StepContext& ctx, ConstTensorView dy, ConstTensorView x, TensorView dx,
-                      Accumulate accumulate) const {
+                      Accumulate accumulate) {
   backward_weight(ctx, dy, x);
   if (dx) backward_input(ctx, dy, dx, accumulate);
 }
@@ -50,10 +50,10 @@ void Linear::backward_input(StepContext& ctx, ConstTensorView dy, TensorView dx,
   matmul(ctx.stream, dy, Transpose::no, weight(), Transpose::no, accumulate, dx);
 }
 
-void Linear::backward_weight(StepContext& ctx, ConstTensorView dy, ConstTensorView x) const {
+void Linear::backward_weight(StepContext& ctx, ConstTensorView dy, ConstTensorView x) {
   matmul(ctx.stream, dy, Transpose::yes, x, Transpose::no, Accumulate::yes, weight_grad());
   if (!biases_.empty()) {
-    add_bias_backward(ctx.stream, ctx.workspace, dy,
+    add_bias_backward(ctx.stream, ctx.scratch, dy,
                       store_->fused_grad(*biases_.front(), *biases_.back()));
   }
 }

@@ -25,17 +25,17 @@ class Linear {
   // Adds to the gradients of W and b, and writes (or adds to) dx [tokens, in]; an empty dx is not
   // computed.
   void backward(StepContext& ctx, ConstTensorView dy, ConstTensorView x, TensorView dx,
-                Accumulate accumulate = Accumulate::no) const;
+                Accumulate accumulate = Accumulate::no);
   // Its two halves, for callers that have something to do between them.
   void backward_input(StepContext& ctx, ConstTensorView dy, TensorView dx,
                       Accumulate accumulate = Accumulate::no) const;
-  void backward_weight(StepContext& ctx, ConstTensorView dy, ConstTensorView x) const;
+  void backward_weight(StepContext& ctx, ConstTensorView dy, ConstTensorView x);
 
   int64_t out_features() const;
 
  private:
   ConstTensorView weight() const;
-  TensorView weight_grad() const;
+  TensorView weight_grad();
 
   ParameterStore* store_ = nullptr;
   std::vector<Parameter*> weights_;

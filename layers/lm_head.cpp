@@ -4,6 +4,7 @@
 
 #include "kernels/basic/elementwise.h"
 #include "kernels/linear/matmul.h"
+#include "kernels/runtime/profile.h"
 #include "kernels/vocabulary/cross_entropy.h"
 #include "layers/sequence_parallel.h"
 
@@ -29,9 +30,9 @@ LmHead::LmHead(const BuildContext& build, Parameter& embedding)
                   ? &embedding
                   : &build.vocab_parallel("head.weight", build.init_std())) {}
 
-void LmHead::loss(StepContext& ctx, ConstTensorView x, TensorView dx) const {
-  Timed timed(ctx.profiler, Phase::head_and_loss);
-  WorkspaceScope scope(ctx.workspace);
+void LmHead::loss(StepContext& ctx, ConstTensorView x, TensorView dx) {
+  const ScopedPart part(ctx.stream, Part::head_and_loss);
+  WorkspaceScope scope(ctx.scratch);
   const ConstTensorView all = gather_tokens(ctx, x);
   const ConstTensorView targets = ctx.batch.targets.view().reshape({ctx.tokens()});
   const TensorView dall = dx ? partial_sums_for(ctx, dx) : TensorView();
@@ -46,21 +47,21 @@ void LmHead::loss(StepContext& ctx, ConstTensorView x, TensorView dx) const {
 
 // Adds the losses of one chunk to the statistics; its gradients are scaled as the loss is.
 void LmHead::chunk_loss(StepContext& ctx, ConstTensorView x, ConstTensorView targets,
-                        TensorView dx) const {
-  WorkspaceScope scope(ctx.workspace);
+                        TensorView dx) {
+  WorkspaceScope scope(ctx.scratch);
   Communicator& tp = ctx.dist.tp();
   const int64_t rows = x.dim(0);
-  TensorView logits = ctx.workspace.take({rows, weight_->value.dim(0)}, DType::f32);
-  TensorView row_max = ctx.workspace.take({rows}, DType::f32);
-  TensorView sums = ctx.workspace.take({2, rows}, DType::f32);  // reduced in one call
+  TensorView logits = ctx.scratch.take({rows, weight_->value.dim(0)}, DType::f32);
+  TensorView row_max = ctx.scratch.take({rows}, DType::f32);
+  TensorView sums = ctx.scratch.take({2, rows}, DType::f32);  // reduced in one call
   TensorView sum_exp = sums.rows(0, 1).reshape({rows});
   TensorView target_logit = sums.rows(1, 1).reshape({rows});
-  TensorView losses = ctx.workspace.take({rows}, DType::f32);
+  TensorView losses = ctx.scratch.take({rows}, DType::f32);
 
   matmul(ctx.stream, x, Transpose::no, weight_->value, Transpose::yes, Accumulate::no, logits);
   cross_entropy_forward(ctx.stream, logits, targets, first_id_, row_max, sum_exp, target_logit);
   if (tp.size() > 1) {
-    TensorView local_max = ctx.workspace.take({rows}, DType::f32);
+    TensorView local_max = ctx.scratch.take({rows}, DType::f32);
     copy(ctx.stream, row_max, local_max);
     tp.all_reduce(ctx.stream, row_max, ReduceOp::max);
     cross_entropy_rescale(ctx.stream, local_max, row_max, sum_exp);
@@ -73,7 +74,7 @@ void LmHead::chunk_loss(StepContext& ctx, ConstTensorView x, ConstTensorView tar
   if (!dx) return;
 
   TensorView dlogits =
-      x.dtype() == DType::f32 ? logits : ctx.workspace.take(logits.shape(), x.dtype());
+      x.dtype() == DType::f32 ? logits : ctx.scratch.take(logits.shape(), x.dtype());
   cross_entropy_backward(ctx.stream, logits, targets, first_id_, row_max, sum_exp,
                          ctx.scales.per_target, dlogits);
   matmul(ctx.stream, dlogits, Transpose::yes, x, Transpose::no, Accumulate::yes, weight_->grad);
@@ -81,13 +82,13 @@ void LmHead::chunk_loss(StepContext& ctx, ConstTensorView x, ConstTensorView tar
 }
 
 void LmHead::logits(StepContext& ctx, ConstTensorView x, TensorView logits) const {
-  WorkspaceScope scope(ctx.workspace);
+  WorkspaceScope scope(ctx.scratch);
   const int64_t rows = x.dim(0), local = weight_->value.dim(0);
   if (local == vocab_size_) {
     matmul(ctx.stream, x, Transpose::no, weight_->value, Transpose::yes, Accumulate::no, logits);
     return;
   }
-  TensorView part = ctx.workspace.take({rows, local}, DType::f32);
+  TensorView part = ctx.scratch.take({rows, local}, DType::f32);
   matmul(ctx.stream, x, Transpose::no, weight_->value, Transpose::yes, Accumulate::no, part);
   // Shards of the vocabulary may differ by a few ids, so the parts are joined by a sum with zeros.
   fill_zero(ctx.stream, logits);

@@ -16,10 +16,11 @@ class LmHead {
   // `embedding` is the weight where embeddings are tied.
   LmHead(const BuildContext& build, Parameter& embedding);
 
-  // Adds the cross-entropy to the statistics.
+  // Adds the cross-entropy to the statistics, and its gradients to the weight: logits are not kept
+  // for later.
   //   x   [local_tokens, hidden]
   //   dx  [local_tokens, hidden], overwritten; empty: no gradients
-  void loss(StepContext& ctx, ConstTensorView x, TensorView dx) const;
+  void loss(StepContext& ctx, ConstTensorView x, TensorView dx);
 
   // All logits of some rows, on every tp rank.
   //   x       [rows, hidden], the same on every tp rank
@@ -28,7 +29,7 @@ class LmHead {
 
  private:
   void chunk_loss(StepContext& ctx, ConstTensorView x, ConstTensorView targets,
-                  TensorView dx) const;
+                  TensorView dx);
 
   int64_t vocab_size_;
   int64_t chunk_tokens_;

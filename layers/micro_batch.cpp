@@ -17,7 +17,7 @@ void copy_tensor(Stream& stream, const Tensor& from, Tensor& to) {
 }  // namespace
 
 void copy_to_device(Stream& stream, const MicroBatch& batch, MicroBatch& copied) {
-  copied.batch = batch.batch;
+  copied.num_sequences = batch.num_sequences;
   copied.seq_len = batch.seq_len;
   copy_tensor(stream, batch.tokens, copied.tokens);
   copy_tensor(stream, batch.targets, copied.targets);

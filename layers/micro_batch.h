@@ -8,12 +8,12 @@ namespace switchyard {
 
 // The sequences of one forward and backward pass on one dp rank; the same on its tp ranks.
 struct MicroBatch {
-  int64_t batch = 0;
+  int64_t num_sequences = 0;
   int64_t seq_len = 0;
-  Tensor tokens;   // [batch, seq_len] i32
-  Tensor targets;  // [batch, seq_len] i32: the next token; -1: not counted
-  Tensor
-      document_start;  // [batch, seq_len] i32, see AttentionForward; without elements: causal mask
+  Tensor tokens;   // [num_sequences, seq_len] i32
+  Tensor targets;  // [num_sequences, seq_len] i32: the next token; -1: not counted
+  // [num_sequences, seq_len] i32, see AttentionForward; without elements: causal mask
+  Tensor document_start;
 };
 
 // Copies `batch` to where ops of `stream` can read it; `copied` keeps its memory from one batch to

@@ -2,6 +2,7 @@
 
 #include "kernels/norm/layer_norm.h"
 #include "kernels/norm/rms_norm.h"
+#include "kernels/runtime/profile.h"
 
 namespace switchyard {
 
@@ -14,27 +15,28 @@ NormLayer::NormLayer(const BuildContext& build, const std::string& name)
   }
 }
 
-void NormLayer::forward(StepContext& ctx, ConstTensorView x, ConstTensorView delta, TensorView sum,
-                        TensorView y, Saved& saved) const {
-  const int64_t tokens = x.dim(0);
-  saved.input = delta ? ConstTensorView(sum) : x;
-  saved.rstd = ctx.workspace.take({tokens}, DType::f32);
+void NormLayer::forward(StepContext& ctx, const ResidualStream& x, TensorView y,
+                        Saved& saved) const {
+  const ScopedPart part(ctx.stream, Part::norms);
+  const int64_t tokens = x.sum.dim(0);
+  saved.x = x.update ? x.update : x.sum;
+  saved.rstd = ctx.saved.take({tokens}, DType::f32);
   if (kind_ == Norm::rms_norm) {
-    rms_norm_forward(ctx.stream, x, delta, weight_->value, eps_, sum, y, saved.rstd);
+    rms_norm_forward(ctx.stream, x.sum, x.update, weight_->value, eps_, x.update, y, saved.rstd);
   } else {
-    saved.mean = ctx.workspace.take({tokens}, DType::f32);
-    layer_norm_forward(ctx.stream, x, delta, weight_->value, bias_->value, eps_, sum, y, saved.mean,
-                       saved.rstd);
+    saved.mean = ctx.saved.take({tokens}, DType::f32);
+    layer_norm_forward(ctx.stream, x.sum, x.update, weight_->value, bias_->value, eps_, x.update, y,
+                       saved.mean, saved.rstd);
   }
 }
 
-void NormLayer::backward(StepContext& ctx, ConstTensorView dy, const Saved& saved,
-                         TensorView dx) const {
+void NormLayer::backward(StepContext& ctx, ConstTensorView dy, const Saved& saved, TensorView dx) {
+  const ScopedPart part(ctx.stream, Part::norms);
   if (kind_ == Norm::rms_norm) {
-    rms_norm_backward(ctx.stream, ctx.workspace, dy, saved.input, weight_->value, saved.rstd, dx,
+    rms_norm_backward(ctx.stream, ctx.scratch, dy, saved.x, weight_->value, saved.rstd, dx,
                       weight_->grad);
   } else {
-    layer_norm_backward(ctx.stream, ctx.workspace, dy, saved.input, weight_->value, saved.mean,
+    layer_norm_backward(ctx.stream, ctx.scratch, dy, saved.x, weight_->value, saved.mean,
                         saved.rstd, dx, weight_->grad, bias_->grad);
   }
 }

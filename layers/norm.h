@@ -7,25 +7,32 @@
 
 namespace switchyard {
 
-// RMSNorm or LayerNorm of the residual stream, with the add that precedes it.
+// The residual stream where it has not been written out: x = sum + update. The norm that follows
+// carries the addition out while it reads. Both [local_tokens, hidden]; update is empty where the
+// stream is `sum` alone.
+struct ResidualStream {
+  TensorView sum;
+  TensorView update;
+};
+
+// RMSNorm or LayerNorm of the residual stream, with the addition that precedes it.
 class NormLayer {
  public:
   struct Saved {
-    ConstTensorView input;  // what was normalised
-    TensorView mean;        // layer_norm only
+    TensorView x;     // what was normalised
+    TensorView mean;  // layer_norm only
     TensorView rstd;
   };
 
   // The model's kind of norm, over its hidden size.
   NormLayer(const BuildContext& build, const std::string& name);
 
-  //   x, delta  [tokens, width]; delta may be empty: then x is normalised and sum stays unwritten
-  //   sum       [tokens, width] = x + delta; must outlive the backward pass
-  //   y         [tokens, width]
-  void forward(StepContext& ctx, ConstTensorView x, ConstTensorView delta, TensorView sum,
-               TensorView y, Saved& saved) const;
-  //   dx  [tokens, width]  +=
-  void backward(StepContext& ctx, ConstTensorView dy, const Saved& saved, TensorView dx) const;
+  // Normalises x.sum + x.update, and writes that sum over x.update, which nothing else needs; it
+  // becomes saved.x.
+  //   y         [tokens, hidden]
+  void forward(StepContext& ctx, const ResidualStream& x, TensorView y, Saved& saved) const;
+  //   dx  [tokens, hidden]  +=
+  void backward(StepContext& ctx, ConstTensorView dy, const Saved& saved, TensorView dx);
 
  private:
   Norm kind_;

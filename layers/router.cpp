@@ -7,6 +7,7 @@
 #include "kernels/linear/matmul.h"
 #include "kernels/moe/balance_loss.h"
 #include "kernels/runtime/host_mirror.h"
+#include "kernels/runtime/profile.h"
 
 namespace switchyard {
 namespace {
@@ -19,10 +20,10 @@ RouterOptions options_of(const RouterConfig& config) {
           .force_balanced = config.force_balanced};
 }
 
-// x itself, or an f32 copy of it from the workspace.
+// x itself, or an f32 copy of it from scratch memory.
 ConstTensorView in_f32(StepContext& ctx, ConstTensorView x) {
   if (x.dtype() == DType::f32) return x;
-  TensorView copy = ctx.workspace.take(x.shape(), DType::f32);
+  TensorView copy = ctx.scratch.take(x.shape(), DType::f32);
   cast(ctx.stream, x, copy);
   return copy;
 }
@@ -41,31 +42,31 @@ Router::Router(const BuildContext& build, const std::string& name, int moe_layer
 }
 
 void Router::forward(StepContext& ctx, ConstTensorView x, Saved& saved) const {
-  Timed timed(ctx.profiler, Phase::moe_router);
+  const ScopedPart part(ctx.stream, Part::moe_router);
   const int64_t tokens = x.dim(0);
   saved.x = x;
-  saved.logits = ctx.workspace.take({tokens, num_experts_}, DType::f32);
-  saved.scores = ctx.workspace.take({tokens, num_experts_}, DType::f32);
-  saved.lse = ctx.workspace.take({tokens}, DType::f32);
-  saved.topk_idx = ctx.workspace.take({tokens, config_.top_k}, DType::i32);
-  saved.topk_weights = ctx.workspace.take({tokens, config_.top_k}, DType::f32);
+  saved.logits = ctx.saved.take({tokens, num_experts_}, DType::f32);
+  saved.scores = ctx.saved.take({tokens, num_experts_}, DType::f32);
+  saved.lse = ctx.saved.take({tokens}, DType::f32);
+  saved.topk_idx = ctx.saved.take({tokens, config_.top_k}, DType::i32);
+  saved.topk_weights = ctx.saved.take({tokens, config_.top_k}, DType::f32);
   {
-    WorkspaceScope scope(ctx.workspace);
+    WorkspaceScope scope(ctx.scratch);
     matmul(ctx.stream, in_f32(ctx, x), Transpose::no, weight_->value, Transpose::yes,
            Accumulate::no, saved.logits);
   }
   const ConstTensorView bias = bias_ ? bias_.view() : ConstTensorView();
   const bool counts_experts = has_balance_loss() || ctx.statistics != nullptr;
-  const Shape per_sequence{ctx.batch.batch, num_experts_};
-  if (has_balance_loss()) saved.dprobs = ctx.workspace.take(per_sequence, DType::f32);
+  const Shape per_sequence{ctx.batch.num_sequences, num_experts_};
+  if (has_balance_loss()) saved.dprobs = ctx.saved.take(per_sequence, DType::f32);
   {
-    WorkspaceScope scope(ctx.workspace);
+    WorkspaceScope scope(ctx.scratch);
     TensorView counts, prob_sums;
     if (counts_experts) {
-      counts = ctx.workspace.take(per_sequence, DType::f32);
-      prob_sums = ctx.workspace.take(per_sequence, DType::f32);
+      counts = ctx.scratch.take(per_sequence, DType::f32);
+      prob_sums = ctx.scratch.take(per_sequence, DType::f32);
     }
-    router_forward(ctx.stream, ctx.workspace, options_, ctx.local_range(), saved.logits, bias,
+    router_forward(ctx.stream, ctx.scratch, options_, ctx.local_range(), saved.logits, bias,
                    saved.scores, saved.lse, saved.topk_idx, saved.topk_weights, counts, prob_sums);
     if (counts_experts) balance(ctx, counts, prob_sums, saved);
   }
@@ -75,21 +76,21 @@ void Router::forward(StepContext& ctx, ConstTensorView x, Saved& saved) const {
 
 void Router::drop(StepContext& ctx, Saved& saved) const {
   saved.dispatch_idx = saved.topk_idx;
-  if (config_.capacity_factor <= 0.0 || ctx.decoding) return;
+  if (config_.capacity_factor <= 0.0 || ctx.dropless) return;
   const Shape all{ctx.tokens(), config_.top_k};
-  TensorView dispatch_idx = ctx.workspace.take(all, DType::i32);
+  TensorView dispatch_idx = ctx.saved.take(all, DType::i32);
   saved.dispatch_idx = dispatch_idx.rows(ctx.local_range().first_token, saved.topk_idx.dim(0));
 
   // Who is dropped depends on whole sequences; sequence parallelism may have cut them.
-  WorkspaceScope scope(ctx.workspace);
-  TensorView idx = ctx.workspace.take(all, DType::i32);
-  TensorView weights = ctx.workspace.take(all, DType::f32);
+  WorkspaceScope scope(ctx.scratch);
+  TensorView idx = ctx.scratch.take(all, DType::i32);
+  TensorView weights = ctx.scratch.take(all, DType::f32);
   ctx.dist.tp().all_gather(ctx.stream, saved.topk_idx, idx);
   ctx.dist.tp().all_gather(ctx.stream, saved.topk_weights, weights);
   const double mean_load =
       static_cast<double>(ctx.batch.seq_len) * config_.top_k / static_cast<double>(num_experts_);
   const auto capacity = static_cast<int64_t>(std::ceil(config_.capacity_factor * mean_load));
-  TensorView uncounted = ctx.workspace.take({1}, DType::f64);
+  TensorView uncounted = ctx.scratch.take({1}, DType::f64);
   drop_over_capacity(ctx.stream, config_.drop_policy, capacity, ctx.batch.seq_len, num_experts_,
                      idx, weights, dispatch_idx,
                      ctx.counts_replicated() ? ctx.statistics->dropped() : uncounted);
@@ -108,9 +109,9 @@ void Router::balance(StepContext& ctx, TensorView counts, ConstTensorView prob_s
     ctx.dist.tp().all_reduce(ctx.stream, counts, ReduceOp::sum);
   } else {
     load = global_load(ctx, counts);
-    assignments = config_.top_k / static_cast<double>(ctx.scales.per_token);
+    assignments = static_cast<double>(ctx.global_tokens) * config_.top_k;
   }
-  TensorView uncounted = ctx.workspace.take({1}, DType::f64);
+  TensorView uncounted = ctx.scratch.take({1}, DType::f64);
   balance_loss(ctx.stream, load, assignments, prob_sums, ctx.scales.per_token,
                config_.aux_loss_coef, saved.dprobs,
                ctx.statistics ? ctx.statistics->aux_loss(moe_layer_) : uncounted);
@@ -118,13 +119,11 @@ void Router::balance(StepContext& ctx, TensorView counts, ConstTensorView prob_s
 
 // [1, experts]: assignments in the global batch.
 ConstTensorView Router::global_load(StepContext& ctx, ConstTensorView counts) const {
-  TensorView load = ctx.workspace.take({1, num_experts_}, DType::f32);
   if (ctx.global_counts) {
     const auto& known = (*ctx.global_counts)[static_cast<size_t>(moe_layer_)];
-    const std::vector<float> global(known.begin(), known.end());
-    copy(ctx.stream, view_of(std::span(global)).reshape(load.shape()), load);
-    return load;
+    return ctx.on_device(std::vector<float>(known.begin(), known.end())).reshape({1, num_experts_});
   }
+  TensorView load = ctx.scratch.take({1, num_experts_}, DType::f32);
   fill_zero(ctx.stream, load);
   for (int64_t s = 0; s < counts.dim(0); ++s) add(ctx.stream, counts.rows(s, 1), load);
   ctx.dist.world().all_reduce(ctx.stream, load, ReduceOp::sum);
@@ -138,10 +137,10 @@ void Router::count_z_loss(StepContext& ctx, const Saved& saved) const {
 }
 
 void Router::backward(StepContext& ctx, ConstTensorView dtopk_weights, const Saved& saved,
-                      TensorView dx) const {
-  Timed timed(ctx.profiler, Phase::moe_router);
-  WorkspaceScope scope(ctx.workspace);
-  TensorView dlogits = ctx.workspace.take(saved.logits.shape(), DType::f32);
+                      TensorView dx) {
+  const ScopedPart part(ctx.stream, Part::moe_router);
+  WorkspaceScope scope(ctx.scratch);
+  TensorView dlogits = ctx.scratch.take(saved.logits.shape(), DType::f32);
   const auto z_loss_scale = static_cast<float>(config_.z_loss_coef * ctx.scales.per_token);
   router_backward(ctx.stream, options_, ctx.local_range(), saved.logits, saved.scores, saved.lse,
                   saved.topk_idx, dtopk_weights, saved.dprobs, z_loss_scale, dlogits);
@@ -151,7 +150,7 @@ void Router::backward(StepContext& ctx, ConstTensorView dtopk_weights, const Sav
     matmul(ctx.stream, dlogits, Transpose::no, weight_->value, Transpose::no, Accumulate::yes, dx);
     return;
   }
-  TensorView dx_f32 = ctx.workspace.take(dx.shape(), DType::f32);
+  TensorView dx_f32 = ctx.scratch.take(dx.shape(), DType::f32);
   matmul(ctx.stream, dlogits, Transpose::no, weight_->value, Transpose::no, Accumulate::no, dx_f32);
   add(ctx.stream, dx_f32, dx);
 }

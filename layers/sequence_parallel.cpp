@@ -11,14 +11,14 @@ Shape all_tokens_shape(const StepContext& ctx, ConstTensorView local) {
 
 ConstTensorView gather_tokens(StepContext& ctx, ConstTensorView x_local) {
   if (ctx.dist.tp().size() == 1) return x_local;
-  TensorView x = ctx.workspace.take(all_tokens_shape(ctx, x_local), x_local.dtype());
+  TensorView x = ctx.scratch.take(all_tokens_shape(ctx, x_local), x_local.dtype());
   ctx.dist.tp().all_gather(ctx.stream, x_local, x);
   return x;
 }
 
 TensorView partial_sums_for(StepContext& ctx, TensorView y_local) {
   if (ctx.dist.tp().size() == 1) return y_local;
-  return ctx.workspace.take(all_tokens_shape(ctx, y_local), y_local.dtype());
+  return ctx.scratch.take(all_tokens_shape(ctx, y_local), y_local.dtype());
 }
 
 void reduce_scatter_tokens(StepContext& ctx, ConstTensorView partial, TensorView y_local) {

@@ -8,10 +8,10 @@ namespace switchyard {
 // a share of the tokens; column-parallel products read all of them, row-parallel ones give partial
 // sums for all of them. With tp = 1 nothing moves and nothing is copied.
 
-// x_local [local_tokens, width] -> [tokens, width], from the workspace.
+// x_local [local_tokens, width] -> [tokens, width], from the scratch memory.
 ConstTensorView gather_tokens(StepContext& ctx, ConstTensorView x_local);
 
-// Where a row-parallel product writes: [tokens, width] from the workspace, or y_local itself with
+// Where a row-parallel product writes: [tokens, width] from the scratch memory, or y_local itself with
 // tp = 1.
 TensorView partial_sums_for(StepContext& ctx, TensorView y_local);
 // y_local [local_tokens, width] = this rank's tokens of the sum over tp ranks.

@@ -6,17 +6,12 @@
 namespace switchyard {
 
 StepStatistics::StepStatistics(int num_moe_layers, int64_t num_experts, Device device)
-    : forward(device),
-      backward(device),
-      num_moe_layers_(num_moe_layers),
+    : num_moe_layers_(num_moe_layers),
       num_experts_(num_experts),
       figures_({begin_of(num_moe_layers)}, DType::f64, device) {}
 
 void StepStatistics::reset(Stream& stream) {
   fill_zero(stream, figures_);
-  traffic = {};
-  forward.take_seconds();
-  backward.take_seconds();
 }
 
 StepFigures StepStatistics::read(Stream& stream) {

@@ -3,9 +3,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "kernels/runtime/stopwatch.h"
 #include "kernels/runtime/tensor.h"
-#include "parallel/expert_exchange.h"
 
 namespace switchyard {
 
@@ -34,13 +32,10 @@ class StepStatistics {
   TensorView z_loss(int moe_layer) { return figure(begin_of(moe_layer) + 1, 1); }
   TensorView expert_counts(int moe_layer) { return figure(begin_of(moe_layer) + 2, num_experts_); }
 
-  // Back to zero, with everything below.
+  // Sets every figure to zero.
   void reset(Stream& stream);
   // Waits for the stream.
   StepFigures read(Stream& stream);
-
-  ExchangeTraffic traffic;
-  Stopwatch forward, backward;
 
  private:
   int64_t begin_of(int moe_layer) const { return 2 + moe_layer * (2 + num_experts_); }

@@ -36,16 +36,30 @@ class Transformer {
   Transformer(Stream& stream, const ModelConfig& config, const DistributedContext& dist,
               const TransformerOptions& options);
 
-  // One micro-batch, forward and backward: adds its losses to ctx.statistics and its gradients to
-  // the parameters'. Resets the workspace.
-  void forward_backward(StepContext& ctx) const;
-  // Forward only, with the losses added to ctx.statistics: evaluation, and counting passes.
-  void forward_loss(StepContext& ctx) const;
-  // The blocks alone, for what ctx.observer sees in them. Resets the workspace.
-  void forward_observed(StepContext& ctx) const;
-  // Logits of every token, on every tp rank.
+  // What the forward pass of one micro-batch leaves for its backward pass; its tensors lie in
+  // ctx.saved. Passes with workspaces of their own may be in flight at the same time.
+  struct Pass {
+    std::vector<Block::Saved> blocks;  // without recomputation
+    std::vector<TensorView> inputs;    // with it: the residual stream before each block
+    NormLayer::Saved final_norm;
+    TensorView normed;   // [local_tokens, hidden] what the head reads
+    TensorView dnormed;  // its gradient
+  };
+
+  // One micro-batch, forward: adds its losses to ctx.statistics. The head's gradients come with its
+  // loss, because logits are not kept.
+  void forward(StepContext& ctx, Pass& pass);
+  // And backward, with the context of the forward pass: adds its gradients to the parameters'.
+  void backward(StepContext& ctx, const Pass& pass);
+
+  // Without gradients, and without leaving anything in ctx.saved:
+  // the losses alone, added to ctx.statistics (evaluation, and counting passes);
+  void forward_loss(StepContext& ctx);
+  // the blocks alone, for what ctx.observer sees in them;
+  void forward_blocks(StepContext& ctx);
+  // the logits of every token, on every tp rank.
   //   logits  [tokens, vocab_size] f32
-  void forward_logits(StepContext& ctx, TensorView logits) const;
+  void forward_logits(StepContext& ctx, TensorView logits);
 
   // `batch` must be divisible by tp.
   KvCache make_cache(int64_t batch, int64_t max_len) const;
@@ -53,14 +67,14 @@ class Transformer {
   // prompt on an empty cache, one token per sequence afterwards. Collective over the tp and ep
   // groups.
   //   logits  [batch, vocab_size] f32, of each sequence's last token
-  void forward_cached(StepContext& ctx, KvCache& cache, TensorView logits) const;
+  void forward_cached(StepContext& ctx, KvCache& cache, TensorView logits);
 
   const ModelConfig& config() const { return config_; }
   DType compute_dtype() const { return options_.compute_dtype; }
   ParameterStore& parameters() { return *store_; }
   int num_moe_layers() const { return num_moe_layers_; }
-  // The time that the exchange of all layers took since the last call; see ExpertExchange.
-  double take_exchange_seconds();
+  // Of all layers since the last call.
+  ExchangeFigures take_exchange_figures();
 
   // Moves the balancing biases of all MoE layers by the counts of the step.
   void update_balancing_biases(Stream& stream, const GlobalExpertCounts& counts);
@@ -68,19 +82,18 @@ class Transformer {
   std::vector<TensorView> balancing_biases();
 
  private:
-  struct Pass;
-
-  ResidualStream take_stream(StepContext& ctx) const;
-  void forward_blocks(StepContext& ctx, Pass& pass) const;
-  void forward_blocks_without_saving(StepContext& ctx, TensorView normed) const;
+  TensorView take_stream(StepContext& ctx, Workspace& workspace) const;
+  ResidualStream embed(StepContext& ctx, int64_t first_position, TensorView to) const;
+  ResidualStream forward_block(StepContext& ctx, size_t block, const ResidualStream& x, Pass& pass);
+  ResidualStream forward_block_for_recomputation(StepContext& ctx, size_t block,
+                                                 const ResidualStream& x, TensorView attention,
+                                                 Pass& pass);
+  void forward_without_saving(StepContext& ctx, TensorView normed);
+  void backward_block(StepContext& ctx, size_t block, const Pass& pass, TensorView d);
   void finish_stage(StepContext& ctx, size_t stage) const;
-  void backward_blocks(StepContext& ctx, const Pass& pass, TensorView d) const;
-  void recompute_backward(StepContext& ctx, const Block& block, TensorView input,
-                          TensorView d) const;
-  void collect_traffic(StepContext& ctx) const;
 
   ModelConfig config_;
-  const DistributedContext& dist_;
+  int tp_;
   TransformerOptions options_;
   Device device_;
   std::unique_ptr<ParameterStore> store_;

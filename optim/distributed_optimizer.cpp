@@ -96,7 +96,7 @@ void DistributedOptimizer::start_reduction(Stream& stream, int stage) {
 }
 
 OptimizerStepResult DistributedOptimizer::step(Stream& stream, double lr) {
-  dist_.set_phase("optimizer");
+  dist_.set_phase(Phase::optimizer);
   start_reduction(stream, /*stage=*/0);
   for (Shard& shard : shards_) std::exchange(shard.reduction, nullptr)->wait(stream);
   OptimizerStepResult result{.grad_norm = global_grad_norm(stream), .skipped = false};

@@ -146,7 +146,7 @@ void DistributedContext::set_step(int64_t step) const {
   if (watchdog_) watchdog_->set_step(step);
 }
 
-void DistributedContext::set_phase(const char* phase) const {
+void DistributedContext::set_phase(Phase phase) const {
   if (watchdog_) watchdog_->set_phase(phase);
 }
 

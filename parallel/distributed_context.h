@@ -77,9 +77,9 @@ class DistributedContext {
   // Whether transfers go on while the rank computes.
   bool transfers_behind_compute() const { return uses_nccl_; }
 
-  // What the rank is doing, for the watchdog's message; `phase` must live for ever.
+  // What the rank is doing, for the watchdog's message.
   void set_step(int64_t step) const;
-  void set_phase(const char* phase) const;
+  void set_phase(Phase phase) const;
 
  private:
   ParallelLayout layout_;

@@ -101,7 +101,8 @@ void Watchdog::tell_what_waits() {
 
 std::string Watchdog::where() const {
   const int64_t step = step_;
-  return step < 0 ? std::string(phase_) : fmt::format("step {}, {}", step, phase_.load());
+  const std::string_view phase = to_string(phase_.load());
+  return step < 0 ? std::string(phase) : fmt::format("step {}, {}", step, phase);
 }
 
 // Not exit(): what it would clean up may wait for the same collective.

@@ -10,6 +10,8 @@
 #include <string>
 #include <thread>
 
+#include "parallel/phase.h"
+
 namespace switchyard {
 
 // Ends this process, with a message that names rank, step and phase, when a collective does not
@@ -32,9 +34,9 @@ class Watchdog {
   // Begins to watch: collectives may take this long.
   void start(std::chrono::seconds patience);
 
-  // What the rank is doing, for the message. `phase` must live for ever.
+  // What the rank is doing, for the message.
   void set_step(int64_t step) { step_ = step; }
-  void set_phase(const char* phase) { phase_ = phase; }
+  void set_phase(Phase phase) { phase_ = phase; }
   // "step 3, backward".
   std::string where() const;
 
@@ -78,7 +80,7 @@ class Watchdog {
 
   int rank_;
   std::atomic<int64_t> step_{-1};
-  std::atomic<const char*> phase_{"start"};
+  std::atomic<Phase> phase_{Phase::start};
   std::atomic<bool (*)()> end_requested_{nullptr};
   std::chrono::seconds patience_{0};
 

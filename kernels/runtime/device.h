@@ -42,6 +42,7 @@ struct StreamState;  // kernels/cuda/support.h
 struct EventState;
 }  // namespace cuda
 
+class Profiler;
 class Stream;
 
 // A point in a stream's work that others can wait for.
@@ -87,11 +88,17 @@ class Stream {
   // What is put into the stream from now on begins when what `event` recorded has finished.
   void wait(const Event& event);
 
+  // What takes the time of the parts of its work (kernels/runtime/profile.h), or null. It must
+  // outlive the work, or be taken away again.
+  void set_profiler(Profiler* profiler) { profiler_ = profiler; }
+  Profiler* profiler() const { return profiler_; }
+
   // CUDA devices only; for kernels/cuda/support.h.
   cuda::StreamState* cuda() const { return cuda_; }
 
  private:
   Device device_;
+  Profiler* profiler_ = nullptr;
   cuda::StreamState* cuda_ = nullptr;
 };
 

@@ -33,15 +33,15 @@ class Stopwatch {
   size_t num_stretches_ = 0;
 };
 
-// Times its scope.
-class Stretch {
+// Adds the time of its scope to a stopwatch.
+class ScopedTimer {
  public:
-  Stretch(Stopwatch& stopwatch, Stream& stream) : stopwatch_(stopwatch), stream_(stream) {
+  ScopedTimer(Stopwatch& stopwatch, Stream& stream) : stopwatch_(stopwatch), stream_(stream) {
     stopwatch_.start(stream_);
   }
-  ~Stretch() { stopwatch_.stop(stream_); }
-  Stretch(const Stretch&) = delete;
-  Stretch& operator=(const Stretch&) = delete;
+  ~ScopedTimer() { stopwatch_.stop(stream_); }
+  ScopedTimer(const ScopedTimer&) = delete;
+  ScopedTimer& operator=(const ScopedTimer&) = delete;
 
  private:
   Stopwatch& stopwatch_;

@@ -40,10 +40,9 @@ void expect_gradients(LayerBench& bench, Tensor& x, const Tensor& dx,
   }
 }
 
-// For layers with forward(ctx, x, y, saved), or save(ctx, x) and forward(ctx, saved, y), and
-// backward(ctx, dy, saved, dx).
+// For layers with forward(ctx, x, y, saved) and backward(ctx, dy, saved, dx).
 template <class Layer>
-void check_layer(LayerBench& bench, const Layer& layer, double bound = kBound,
+void check_layer(LayerBench& bench, Layer& layer, double bound = kBound,
                  const std::function<double(const StepFigures&)>& extra_loss = {},
                  float step = 1e-2f) {
   Tensor x = bench.input();
@@ -51,18 +50,13 @@ void check_layer(LayerBench& bench, const Layer& layer, double bound = kBound,
   Tensor y(x.shape(), DType::f32), dx(x.shape(), DType::f32);
   const auto forward = [&](typename Layer::Saved& saved, StepContext& ctx) {
     bench.statistics = test::statistics_for(bench.config, 1);
-    if constexpr (requires { layer.save(ctx, x); }) {
-      saved = layer.save(ctx, x);
-      layer.forward(ctx, saved, y);
-    } else {
-      layer.forward(ctx, x, y, saved);
-    }
+    layer.forward(ctx, x, y, saved);
   };
   const auto scalar = [&] {
     StepContext ctx = bench.context();
     typename Layer::Saved saved;
     forward(saved, ctx);
-    bench.workspace.reset();
+    bench.reset_workspaces();
     return test::inner_product(dy, y) +
            (extra_loss ? extra_loss(bench.statistics.read(bench.stream)) : 0.0);
   };
@@ -71,7 +65,7 @@ void check_layer(LayerBench& bench, const Layer& layer, double bound = kBound,
     typename Layer::Saved saved;
     forward(saved, ctx);
     layer.backward(ctx, dy, saved, dx);
-    bench.workspace.reset();
+    bench.reset_workspaces();
   };
   expect_gradients(bench, x, dx, scalar, backward, bound, step);
 }
@@ -82,7 +76,7 @@ TEST(LinearGradient, MatchesFiniteDifferencesWithFusedWeightsAndBiases) {
   Parameter& b = bench.build.column_parallel("b", 3, 16, 0.3f);
   Parameter& bias_a = bench.build.sharded_bias("bias_a", 5);
   Parameter& bias_b = bench.build.sharded_bias("bias_b", 3);
-  const Linear linear(bench.store, {&a, &b}, {&bias_a, &bias_b});
+  Linear linear(bench.store, {&a, &b}, {&bias_a, &bias_b});
   bench.materialize();
   Tensor x = bench.input();
   const Tensor dy = test::random_tensor({x.shape()[0], 8}, 11);
@@ -113,7 +107,7 @@ TEST_P(AttentionGradient, MatchesFiniteDifferences) {
   ModelConfig config = tiny_model(Structure::dense);
   GetParam().change(config);
   LayerBench bench(config, DType::f32, GetParam().documents);
-  const Attention attention(bench.build, "attention");
+  Attention attention(bench.build, "attention");
   bench.materialize();
 
   check_layer(bench, attention);
@@ -139,7 +133,7 @@ TEST_P(FeedForwardGradient, MatchesFiniteDifferences) {
   ModelConfig config = tiny_model(Structure::dense);
   config.activation = GetParam();
   LayerBench bench(config);
-  const FeedForward layer(bench.build, "ff", config.ffn_hidden, /*bias=*/true);
+  FeedForward layer(bench.build, "ff", config.ffn_hidden, /*bias=*/true, Part::dense_feed_forward);
   bench.materialize();
 
   // relu has a kink, and a step across it is an error of the differences: smaller steps, more
@@ -159,7 +153,7 @@ TEST_P(NormGradient, MatchesFiniteDifferences) {
   ModelConfig config = tiny_model(Structure::dense);
   config.norm = GetParam();
   LayerBench bench(config);
-  const NormLayer norm(bench.build, "norm");
+  NormLayer norm(bench.build, "norm");
   bench.materialize();
   Tensor x = bench.input();
   const Tensor dy = test::random_tensor(x.shape(), 11);
@@ -167,16 +161,16 @@ TEST_P(NormGradient, MatchesFiniteDifferences) {
   NormLayer::Saved saved;
   const auto scalar = [&] {
     StepContext ctx = bench.context();
-    norm.forward(ctx, x, {}, {}, y, saved);
-    bench.workspace.reset();
+    norm.forward(ctx, {.sum = x, .update = {}}, y, saved);
+    bench.reset_workspaces();
     return test::inner_product(dy, y);
   };
 
   expect_gradients(bench, x, dx, scalar, [&] {
     StepContext ctx = bench.context();
-    norm.forward(ctx, x, {}, {}, y, saved);
+    norm.forward(ctx, {.sum = x, .update = {}}, y, saved);
     norm.backward(ctx, dy, saved, dx);
-    bench.workspace.reset();
+    bench.reset_workspaces();
   });
 }
 
@@ -285,8 +279,8 @@ TEST_P(EmbeddingAndHeadGradient, MatchesFiniteDifferences) {
   config.tie_embeddings = GetParam().tied;
   config.position = GetParam().position;
   LayerBench bench(config);
-  const Embedding embedding(bench.build);
-  const LmHead head(bench.build, embedding.table());
+  Embedding embedding(bench.build);
+  LmHead head(bench.build, embedding.table());
   bench.materialize();
   bench.batch.targets.data<int32_t>()[3] = -1;  // a token that does not count
   Tensor y(bench.input().shape(), DType::f32), dy(y.shape(), DType::f32);
@@ -296,7 +290,7 @@ TEST_P(EmbeddingAndHeadGradient, MatchesFiniteDifferences) {
     embedding.forward(ctx, 0, y);
     head.loss(ctx, y, backward ? dy.view() : TensorView());
     if (backward) embedding.backward(ctx, dy);
-    bench.workspace.reset();
+    bench.reset_workspaces();
     return bench.statistics.read(bench.stream).loss;
   };
 

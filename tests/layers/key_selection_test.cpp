@@ -95,7 +95,7 @@ struct Bench {
   }
 
   Stream stream;
-  Workspace workspace;
+  Workspace saved, workspace;
   KeySelection selection;
   KvCacheLayer cache;
   Tensor q, lengths;
@@ -309,7 +309,7 @@ struct Decoder {
     std::vector<float> all;
     for (int64_t begin = 0; begin < config.seq_len;) {
       const int64_t columns = begin == 0 ? kPrefill : 1;
-      MicroBatch step{.batch = count,
+      MicroBatch step{.num_sequences = count,
                       .seq_len = columns,
                       .tokens = Tensor({count, columns}, DType::i32),
                       .targets = {},
@@ -319,11 +319,12 @@ struct Decoder {
                     step.tokens.data<int32_t>() + b * columns);
       }
       StepContext ctx{.stream = stream,
-                      .workspace = workspace,
+                      .saved = saved,
+                      .scratch = workspace,
                       .dist = dist,
                       .batch = step,
                       .scales = {},
-                      .decoding = true};
+                      .dropless = true};
       model.forward_cached(ctx, cache, logits);
       if (begin == 0 && attach_late) attach_selectors(stream, workspace, cache, s);
       if (begin > 0) {
@@ -337,7 +338,7 @@ struct Decoder {
 
   ModelConfig config;
   Stream stream;
-  Workspace workspace;
+  Workspace saved, workspace;
   DistributedContext dist;
   Transformer model;
 };

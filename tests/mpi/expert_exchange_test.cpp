@@ -68,13 +68,16 @@ float token_value(int rank, int64_t token, int64_t column) {
 // Experts are linear here: expert e multiplies by this.
 float factor(int64_t expert) { return 0.5f + static_cast<float>(expert); }
 
+using Transfers = std::vector<std::unique_ptr<ChunkTransfer>>;
+
 // Routing, whether rows are deduplicated, and chunks.
 class ExchangeTest : public testing::TestWithParam<std::tuple<size_t, bool, int>> {
  protected:
   ExchangeTest()
       : routing_(routings()[std::get<0>(GetParam())]),
-        exchange_(test_mpi().world(), stream_.device(), kExperts,
-                  {.deduplicate = std::get<1>(GetParam()), .chunks = std::get<2>(GetParam())}),
+        exchange_(make_expert_exchange(
+            test_mpi().world(), stream_.device(), kExperts,
+            {.deduplicate = std::get<1>(GetParam()), .chunks = std::get<2>(GetParam())})),
         routed_(routing_.of(rank())),
         tokens_(static_cast<int64_t>(routed_.size())),
         idx_({tokens_, routing_.top_k}, DType::i32),
@@ -86,110 +89,91 @@ class ExchangeTest : public testing::TestWithParam<std::tuple<size_t, bool, int>
         x_.data<float>()[t * kWidth + c] = token_value(rank(), t, c);
       }
     }
-    plan_ = exchange_.begin_plan(stream_, workspace_, idx_);
-    exchange_.finish_plan(stream_, workspace_, plan_);
+    plan_ = exchange_->begin_plan(stream_, lists_, scratch_, idx_);
+    plan_->finish(stream_, lists_, scratch_);
   }
 
-  // All chunks' rows and weights, as the experts get them. All are under way at a time.
-  struct Dispatched {
-    TensorView rows;     // [expert_rows, kWidth]
-    TensorView weights;  // [expert_rows]; empty without weights
-  };
-  Dispatched dispatch(std::vector<ChunkTransfer>& transfers, ConstTensorView weights = {}) {
-    Dispatched result{workspace_.take({plan_.expert_rows(), kWidth}, DType::f32), {}};
-    if (weights.rank() > 0) result.weights = workspace_.take({plan_.expert_rows()}, DType::f32);
-    for (ChunkTransfer& t : transfers) {
-      t.start_dispatch(stream_, t.chunk().token_rows(x_.view()), t.chunk().token_rows(weights));
-    }
-    for (ChunkTransfer& t : transfers) {
-      t.finish_dispatch(stream_, t.chunk().of_experts(result.rows),
-                        t.chunk().of_experts(result.weights));
-    }
-    return result;
+  // The rows of each chunk, as the experts get them. All chunks are under way at a time.
+  std::vector<ExpertRows> arrive(const Transfers& transfers) {
+    std::vector<ExpertRows> rows;
+    for (const auto& transfer : transfers) rows.push_back(transfer->arrive(stream_, scratch_));
+    return rows;
   }
-  Dispatched dispatch() {
-    auto transfers = new_transfers();
-    return dispatch(transfers);
-  }
-  void combine(std::vector<ChunkTransfer>& transfers, ConstTensorView y, TensorView out,
-               ConstTensorView expert_weights = {}, TensorView weights = {}) {
-    for (ChunkTransfer& t : transfers) {
-      t.start_combine(stream_, t.chunk().of_experts(y), t.chunk().of_experts(expert_weights));
-    }
-    for (ChunkTransfer& t : transfers) {
-      t.finish_combine(stream_, t.chunk().token_rows(out), t.chunk().token_rows(weights));
-    }
-  }
-  std::vector<ChunkTransfer> new_transfers() {
-    return exchange_.transfers(workspace_, plan_, kWidth, DType::f32);
+  Transfers dispatch(ConstTensorView weights = {}) {
+    return plan_->dispatch(stream_, scratch_, x_, weights);
   }
 
   int rank() { return test_mpi().rank(); }
-  int64_t first_expert() { return rank() * exchange_.num_local_experts(); }
-  // Of the expert rows of this rank.
-  int64_t expert_of(int64_t row) {
-    for (const ExchangeChunk& chunk : plan_.chunks) {
-      const int64_t within = row - chunk.first_expert_row;
-      for (size_t e = 0; e + 1 < chunk.expert_offsets.size(); ++e) {
-        if (within < chunk.expert_offsets[e + 1]) return first_expert() + static_cast<int64_t>(e);
-      }
+  int64_t num_local_experts() { return kExperts / test_mpi().world_size(); }
+  int64_t first_expert() { return rank() * num_local_experts(); }
+  int64_t expert_of(const ExpertRows& rows, int64_t row) {
+    for (size_t e = 0; e + 1 < rows.offsets.size(); ++e) {
+      if (row < rows.offsets[e + 1]) return first_expert() + static_cast<int64_t>(e);
     }
     return -1;
   }
   // Of the tokens of a rank, those of one chunk: the first and the one behind the last.
-  std::pair<size_t, size_t> tokens_of(size_t chunk, size_t tokens) const {
-    const size_t chunks = plan_.chunks.size();
+  static std::pair<size_t, size_t> tokens_of(size_t chunk, size_t chunks, size_t tokens) {
     return {tokens * chunk / chunks, tokens * (chunk + 1) / chunks};
   }
 
   NamedRouting routing_;
   Stream stream_;
-  Workspace workspace_;
-  ExpertExchange exchange_;
+  Workspace lists_, scratch_;
+  std::unique_ptr<ExpertExchange> exchange_;
   std::vector<std::vector<int32_t>> routed_;
   int64_t tokens_;
   Tensor idx_, x_;
-  ExchangePlan plan_;
+  std::unique_ptr<ExchangePlan> plan_;
 };
 
 TEST_P(ExchangeTest, RowsArriveByChunkThenExpertThenSourceRankThenToken) {
-  const TensorView rows = dispatch().rows;
+  const Transfers transfers = dispatch();
+  const std::vector<ExpertRows> arrived = arrive(transfers);
 
-  int64_t row = 0;
-  for (size_t c = 0; c < plan_.chunks.size(); ++c) {
-    ASSERT_EQ(plan_.chunks[c].first_expert_row, row);
-    for (int64_t e = 0; e < exchange_.num_local_experts(); ++e) {
-      ASSERT_EQ(plan_.chunks[c].expert_offsets[static_cast<size_t>(e)],
-                row - plan_.chunks[c].first_expert_row);
+  // With one rank there is one chunk, whatever was asked for.
+  ASSERT_EQ(arrived.size(),
+            test_mpi().world_size() == 1 ? 1u : static_cast<size_t>(std::get<2>(GetParam())));
+  for (size_t c = 0; c < arrived.size(); ++c) {
+    const ExpertRows& rows = arrived[c];
+    int64_t row = 0;
+    for (int64_t e = 0; e < num_local_experts(); ++e) {
+      ASSERT_EQ(rows.offsets[static_cast<size_t>(e)], row);
       for (int source = 0; source < test_mpi().world_size(); ++source) {
         const auto routed = routing_.of(source);
-        const auto [begin, end] = tokens_of(c, routed.size());
+        const auto [begin, end] = tokens_of(c, arrived.size(), routed.size());
         for (size_t t = begin; t < end; ++t) {
           for (const int32_t expert : routed[t]) {
             if (expert != first_expert() + e) continue;
-            ASSERT_LT(row, plan_.expert_rows());
-            EXPECT_EQ(rows.data<float>()[row * kWidth + 1],
+            ASSERT_LT(row, rows.x.dim(0));
+            EXPECT_EQ(rows.x.data<float>()[row * kWidth + 1],
                       token_value(source, static_cast<int64_t>(t), 1));
             ++row;
           }
         }
       }
     }
+    EXPECT_EQ(rows.offsets.back(), row);
+    EXPECT_EQ(rows.x.dim(0), row);
   }
-  EXPECT_EQ(row, plan_.expert_rows());
 }
 
 TEST_P(ExchangeTest, CombineSumsTheExpertsOfEachTokenAndRepeatsBitForBit) {
   const auto run = [&] {
-    auto transfers = new_transfers();
-    const TensorView rows = dispatch(transfers).rows;
-    for (int64_t r = 0; r < plan_.expert_rows(); ++r) {
-      for (int64_t c = 0; c < kWidth; ++c) {
-        rows.data<float>()[r * kWidth + c] *= factor(expert_of(r));
+    const Transfers transfers = dispatch();
+    for (const auto& transfer : transfers) {
+      const ExpertRows rows = transfer->arrive(stream_, scratch_);
+      for (int64_t r = 0; r < rows.x.dim(0); ++r) {
+        for (int64_t c = 0; c < kWidth; ++c) {
+          rows.x.data<float>()[r * kWidth + c] *= factor(expert_of(rows, r));
+        }
       }
+      transfer->leave(stream_, rows.x);
     }
     Tensor out({tokens_, kWidth}, DType::f32);
-    combine(transfers, rows, out);
+    for (const auto& transfer : transfers) {
+      transfer->finish(stream_, transfer->token_rows(out.view()));
+    }
     return out;
   };
 
@@ -207,15 +191,23 @@ TEST_P(ExchangeTest, CombineSumsTheExpertsOfEachTokenAndRepeatsBitForBit) {
 
 // The backward passes: each is the other's transpose.
 TEST_P(ExchangeTest, DispatchAndCombineAreTransposes) {
-  auto transfers = new_transfers();
-  const TensorView rows = dispatch(transfers).rows;
-  const Tensor y =
-      test::random_tensor({plan_.expert_rows(), kWidth}, 9 + static_cast<uint64_t>(rank()));
+  const Transfers transfers = dispatch();
+  const std::vector<ExpertRows> arrived = arrive(transfers);
+  std::vector<Tensor> ys;
+  double there = 0.0;
+  for (size_t c = 0; c < arrived.size(); ++c) {
+    ys.push_back(
+        test::random_tensor(arrived[c].x.shape(), 9 + 10 * c + static_cast<size_t>(rank())));
+    there += test::inner_product(arrived[c].x, ys[c]);
+  }
   Tensor back({tokens_, kWidth}, DType::f32);
 
-  combine(transfers, y.view(), back);
+  for (size_t c = 0; c < arrived.size(); ++c) transfers[c]->leave(stream_, ys[c]);
+  for (const auto& transfer : transfers) {
+    transfer->finish(stream_, transfer->token_rows(back.view()));
+  }
 
-  std::vector<double> products = {test::inner_product(rows, y), test::inner_product(x_, back)};
+  std::vector<double> products = {there, test::inner_product(x_, back)};
   test_mpi().world().all_reduce(stream_, view_of(std::span(products)), ReduceOp::sum);
   EXPECT_NEAR(products[0], products[1], 1e-4);
 }
@@ -228,14 +220,21 @@ TEST_P(ExchangeTest, WeightsFollowTheirRowsAndComeBackToTheirSlots) {
         static_cast<float>(1000 * rank() + i) + 0.01f * static_cast<float>(expert);
   }
 
-  auto transfers = new_transfers();
-  const auto [rows, there] = dispatch(transfers, weights.view());
+  const Transfers transfers = dispatch(weights.view());
+  const std::vector<ExpertRows> arrived = arrive(transfers);
+  for (size_t c = 0; c < arrived.size(); ++c) {
+    transfers[c]->leave(stream_, arrived[c].x, arrived[c].weights);
+  }
   Tensor back(weights.shape(), DType::f32), out(x_.shape(), DType::f32);
-  combine(transfers, rows, out, there, back);
+  for (const auto& transfer : transfers) {
+    transfer->finish(stream_, transfer->token_rows(out.view()), transfer->token_rows(back.view()));
+  }
 
-  for (int64_t r = 0; r < plan_.expert_rows(); ++r) {
-    const float value = there.data<float>()[r];
-    EXPECT_NEAR(value - std::floor(value), 0.01f * static_cast<float>(expert_of(r)), 2e-3);
+  for (const ExpertRows& rows : arrived) {
+    for (int64_t r = 0; r < rows.x.dim(0); ++r) {
+      const float value = rows.weights.data<float>()[r];
+      EXPECT_NEAR(value - std::floor(value), 0.01f * static_cast<float>(expert_of(rows, r)), 2e-3);
+    }
   }
   for (int64_t i = 0; i < weights.num_elements(); ++i) {
     const bool dropped = idx_.data<int32_t>()[i] < 0;
@@ -244,21 +243,22 @@ TEST_P(ExchangeTest, WeightsFollowTheirRowsAndComeBackToTheirSlots) {
 }
 
 TEST_P(ExchangeTest, CountsTheRowsThatLeaveTheRank) {
-  exchange_.take_traffic();
-  dispatch();
-  const ExchangeTraffic traffic = exchange_.take_traffic();
+  exchange_->take_figures();
+  const Transfers transfers = dispatch();
+  arrive(transfers);
+  const ExchangeFigures figures = exchange_->take_figures();
 
   int64_t rows = 0;
   for (const std::vector<int32_t>& experts : routed_) {
-    std::vector<int> ranks;
+    std::vector<int64_t> ranks;
     for (const int32_t expert : experts) {
-      if (expert >= 0) ranks.push_back(expert / exchange_.num_local_experts());
+      if (expert >= 0) ranks.push_back(expert / num_local_experts());
     }
     std::sort(ranks.begin(), ranks.end());
     if (std::get<1>(GetParam())) ranks.erase(std::unique(ranks.begin(), ranks.end()), ranks.end());
     rows += static_cast<int64_t>(ranks.size()) - std::count(ranks.begin(), ranks.end(), rank());
   }
-  EXPECT_EQ(traffic.row_bytes, rows * kWidth * 4);
+  EXPECT_EQ(figures.row_bytes, rows * kWidth * 4);
 }
 
 INSTANTIATE_TEST_SUITE_P(Routings, ExchangeTest,

@@ -103,7 +103,7 @@ Run train(Device device, const DistributedContext& dist, const ModelConfig& mode
                                               micro_batch_size, variant.documents));
     }
     run.reports.push_back(
-        step.run(batches, test::scales_of(model_config, kGlobalBatch), optimizer_config.lr));
+        step.run(batches, test::size_of(model_config, kGlobalBatch), optimizer_config.lr));
   }
   for (const Parameter& p : model.parameters().parameters()) {
     run.specs.push_back(p.spec);
@@ -154,11 +154,11 @@ void expect_equal_runs(const Run& run, const Run& reference, const Bounds& bound
   for (int i = 0; i < num_steps(); ++i) {
     const StepReport &a = run.reports[static_cast<size_t>(i)],
                      &b = reference.reports[static_cast<size_t>(i)];
-    EXPECT_NEAR(a.loss, b.loss, bounds.loss) << "step " << i;
-    EXPECT_NEAR(a.aux_loss, b.aux_loss, bounds.loss) << "step " << i;
-    EXPECT_NEAR(a.z_loss, b.z_loss, 10 * bounds.loss) << "step " << i;
-    EXPECT_NEAR(a.grad_norm, b.grad_norm, bounds.norm * b.grad_norm) << "step " << i;
-    EXPECT_EQ(a.dropped_tokens, b.dropped_tokens) << "step " << i;
+    EXPECT_NEAR(a.metrics.loss, b.metrics.loss, bounds.loss) << "step " << i;
+    EXPECT_NEAR(a.metrics.aux_loss, b.metrics.aux_loss, bounds.loss) << "step " << i;
+    EXPECT_NEAR(a.metrics.z_loss, b.metrics.z_loss, 10 * bounds.loss) << "step " << i;
+    EXPECT_NEAR(a.metrics.grad_norm, b.metrics.grad_norm, bounds.norm * b.metrics.grad_norm) << "step " << i;
+    EXPECT_EQ(a.metrics.dropped_tokens, b.metrics.dropped_tokens) << "step " << i;
     EXPECT_EQ(a.expert_counts, b.expert_counts) << "step " << i;
   }
   for (size_t p = 0; p < run.specs.size(); ++p) {
@@ -172,7 +172,7 @@ void expect_equal_runs(const Run& run, const Run& reference, const Bounds& bound
 void expect_identical_on_all_ranks(const DistributedContext& dist, const Run& run) {
   Stream stream;
   for (const StepReport& report : run.reports) {
-    double lowest = report.grad_norm, highest = report.grad_norm;
+    double lowest = report.metrics.grad_norm, highest = report.metrics.grad_norm;
     dist.world().all_reduce(stream, view_of(std::span(&lowest, 1)), ReduceOp::min);
     dist.world().all_reduce(stream, view_of(std::span(&highest, 1)), ReduceOp::max);
     EXPECT_EQ(lowest, highest);

@@ -126,21 +126,26 @@ Pass forward_backward(const RunConfig& config, const ParallelLayout& layout) {
   Stream stream;
   const DistributedContext dist(test_mpi(), layout);
   Transformer model(stream, config.model, dist, options_of(config));
-  Workspace workspace;
+  Workspace saved, scratch;
   StepStatistics statistics = test::statistics_for(config.model, model.num_moe_layers());
   const int64_t sequences = config.train.micro_batch_size;
   const MicroBatch batch =
       test::synthetic_batch(config.model, dist.dp().rank() * sequences, sequences);
-  StepContext ctx{.stream = stream,
-                  .workspace = workspace,
-                  .dist = dist,
-                  .batch = batch,
-                  .scales = test::scales_of(config.model, config.train.global_batch_size),
-                  .statistics = &statistics};
-  model.forward_backward(ctx);
+  StepContext ctx{
+      .stream = stream,
+      .saved = saved,
+      .scratch = scratch,
+      .dist = dist,
+      .batch = batch,
+      .scales = test::size_of(config.model, config.train.global_batch_size).loss_scales(),
+      .statistics = &statistics};
+  Transformer::Pass pass;
+  model.forward(ctx, pass);
+  model.backward(ctx, pass);
 
-  double sums[] = {static_cast<double>(workspace.high_water()) / layout.world_size(),
-                   static_cast<double>(statistics.traffic.row_bytes)};
+  double sums[] = {
+      static_cast<double>((saved.high_water() + scratch.high_water())) / layout.world_size(),
+      static_cast<double>(model.take_exchange_figures().row_bytes)};
   dist.world().all_reduce(stream, view_of(std::span<double>(sums)), ReduceOp::sum);
   return {.mean_peak = sums[0], .exchange_bytes = static_cast<int64_t>(sums[1])};
 }

@@ -29,7 +29,7 @@ struct Bench {
     const int64_t per_rank = kGlobalBatch / dist.layout().dp();
     std::vector<MicroBatch> batches;
     batches.push_back(test::synthetic_batch(model.config(), dist.dp().rank() * per_rank, per_rank));
-    return step.run(batches, test::scales_of(model.config(), kGlobalBatch), 1e-2);
+    return step.run(batches, test::size_of(model.config(), kGlobalBatch), 1e-2);
   }
 
   std::vector<std::vector<float>> values() {
@@ -61,7 +61,7 @@ TEST(ExchangeTrafficTest, EqualsTheFormulaWithoutDeduplication) {
     const StepReport report = bench.run();
 
     const ModelConfig& config = bench.model.config();
-    EXPECT_EQ(report.exchange_bytes, exchange_bytes_per_step(config, kGlobalBatch * config.seq_len,
+    EXPECT_EQ(report.metrics.exchange_bytes, exchange_bytes_per_step(config, kGlobalBatch * config.seq_len,
                                                              bench.dist.layout().ep(), DType::f32))
         << test::name_of(structure);
   }
@@ -71,7 +71,7 @@ TEST(ExchangeTrafficTest, OfBigMacIsTheRatioOfItsTwins) {
   Bench fine_grained(balanced(Structure::fine_grained), {.exchange = {.deduplicate = false}});
   Bench bigmac(balanced(Structure::bigmac), {.exchange = {.deduplicate = false}});
 
-  const int64_t wide = fine_grained.run().exchange_bytes, narrow = bigmac.run().exchange_bytes;
+  const int64_t wide = fine_grained.run().metrics.exchange_bytes, narrow = bigmac.run().metrics.exchange_bytes;
 
   const ModelConfig& config = bigmac.model.config();
   EXPECT_EQ(narrow * config.hidden, wide * config.latent);
@@ -82,7 +82,7 @@ TEST(ExchangeTrafficTest, DeduplicationSendsLess) {
   Bench with(balanced(Structure::fine_grained), {.exchange = {.deduplicate = true}});
   Bench without(balanced(Structure::fine_grained), {.exchange = {.deduplicate = false}});
 
-  const int64_t fewer = with.run().exchange_bytes, all = without.run().exchange_bytes;
+  const int64_t fewer = with.run().metrics.exchange_bytes, all = without.run().metrics.exchange_bytes;
 
   // Slots s and s + 1 are neighbouring experts: one rank's, unless a rank has only one.
   if (test_mpi().world_size() > 1 && test_mpi().world_size() < 8) {
@@ -109,12 +109,12 @@ TEST(NonFiniteTest, ANanOnOneRankSkipsTheStepOnAll) {
 
   const StepReport report = bench.run();
 
-  EXPECT_TRUE(report.skipped);
-  EXPECT_FALSE(std::isfinite(report.grad_norm));
+  EXPECT_TRUE(report.metrics.skipped);
+  EXPECT_FALSE(std::isfinite(report.metrics.grad_norm));
   EXPECT_EQ(bench.optimizer.num_steps(), 1);
   if (weight) *weight = poisoned;
   EXPECT_EQ(bench.values(), before);
-  EXPECT_FALSE(bench.run().skipped);
+  EXPECT_FALSE(bench.run().metrics.skipped);
 }
 
 TEST(StopSignalTest, OneRanksWishReachesAll) {
@@ -124,7 +124,7 @@ TEST(StopSignalTest, OneRanksWishReachesAll) {
   const bool mine = bench.dist.rank() == bench.dist.world().size() - 1;
 
   const StepReport report = bench.step.run(
-      batches, test::scales_of(bench.model.config(), bench.dist.world().size()), 1e-3, mine);
+      batches, test::size_of(bench.model.config(), bench.dist.world().size()), 1e-3, /*data_ms=*/0.0, mine);
 
   EXPECT_TRUE(report.stop_requested);
 }

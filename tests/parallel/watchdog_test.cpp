@@ -32,7 +32,7 @@ TEST_F(WatchdogDeathTest, ACollectiveThatBlocksForTooLongEndsTheProcessAndSaysWh
       {
         Watchdog watchdog(3);
         watchdog.set_step(7);
-        watchdog.set_phase("backward");
+        watchdog.set_phase(Phase::backward);
         watchdog.start(1s);
         const Watchdog::Blocking blocking(watchdog, "all_reduce", "ep");
         wait_and_live_on();
@@ -93,7 +93,7 @@ TEST_F(WatchdogDeathTest, AProcessThatIsToldToEndSaysWhatItWaitsFor) {
       {
         Watchdog watchdog(2);
         watchdog.set_step(5);
-        watchdog.set_phase("optimizer");
+        watchdog.set_phase(Phase::optimizer);
         watchdog.set_end_requested([] { return true; });
         watchdog.start(60s);
         const Watchdog::Blocking blocking(watchdog, "reduce_scatter", "edp");

@@ -68,7 +68,7 @@ inline std::string name_of(Structure structure) {
 inline MicroBatch synthetic_batch(const ModelConfig& config, int64_t first, int64_t count,
                                   bool documents = false) {
   MicroBatch batch;
-  batch.batch = count;
+  batch.num_sequences = count;
   batch.seq_len = config.seq_len;
   using HostTensor = switchyard::Tensor;  // batches begin in host memory
   batch.tokens = HostTensor({count, config.seq_len}, DType::i32);
@@ -94,9 +94,9 @@ inline MicroBatch synthetic_batch(const ModelConfig& config, int64_t first, int6
   return batch;
 }
 
-inline LossScales scales_of(const ModelConfig& config, int64_t sequences) {
-  const auto tokens = static_cast<float>(sequences * config.seq_len);
-  return {1.0f / tokens, 1.0f / tokens, 1.0f / static_cast<float>(sequences)};
+// Every token of a synthetic batch is a target.
+inline GlobalBatchSize size_of(const ModelConfig& config, int64_t sequences) {
+  return {.targets = sequences * config.seq_len, .tokens = sequences * config.seq_len};
 }
 
 inline StepStatistics statistics_for(const ModelConfig& config, int moe_layers) {
@@ -112,23 +112,29 @@ struct LayerBench {
         build{stream, store, config, dist, dtype} {}
 
   void materialize(uint64_t seed = 7) { store.materialize(stream, seed, 1); }
+  void reset_workspaces() {
+    saved.reset();
+    scratch.reset();
+  }
   StepContext context() {
     return {.stream = stream,
-            .workspace = workspace,
+            .saved = saved,
+            .scratch = scratch,
             .dist = dist,
             .batch = batch,
-            .scales = scales_of(config, batch.batch),
+            .scales = size_of(config, batch.num_sequences).loss_scales(),
+            .global_tokens = batch.num_sequences * batch.seq_len,
             .statistics = &statistics};
   }
   Tensor input(uint64_t seed = 3) const {
-    return random_tensor({batch.batch * batch.seq_len, config.hidden}, seed);
+    return random_tensor({batch.num_sequences * batch.seq_len, config.hidden}, seed);
   }
 
   ModelConfig config;
   Stream stream;
   DistributedContext dist;
   ParameterStore store;
-  Workspace workspace;
+  Workspace saved, scratch;
   MicroBatch batch;
   StepStatistics statistics;
   BuildContext build;

@@ -10,7 +10,6 @@
 #include "kernels/runtime/ceiling.h"
 #include "kernels/runtime/check.h"
 #include "optim/distributed_optimizer.h"
-#include "trainer/training/peak_memory.h"
 #include "trainer/training/session.h"
 #include "trainer/training/train_step.h"
 
@@ -35,7 +34,7 @@ std::vector<MicroBatch> random_batches(const RunConfig& config, const Distribute
   const Shape shape{train.micro_batch_size, config.model.seq_len};
   std::vector<MicroBatch> batches;
   for (int64_t s = 0; s < per_rank; s += train.micro_batch_size) {
-    MicroBatch batch{.batch = shape[0],
+    MicroBatch batch{.num_sequences = shape[0],
                      .seq_len = shape[1],
                      .tokens = Tensor(shape, DType::i32),
                      .targets = Tensor(shape, DType::i32),
@@ -76,18 +75,18 @@ std::string mebibytes(int64_t bytes) {
   return fmt::format("{:.2f} MiB", static_cast<double>(bytes) / 1048576.0);
 }
 
-std::string describe_phases(const StepBenchReport& r) {
-  std::string text = "\nphase                         ms   of the step\n";
-  for (int i = 0; i < kNumPhases; ++i) {
+std::string describe_parts(const StepBenchReport& r) {
+  std::string text = "\npart                          ms   of the step\n";
+  for (int i = 0; i < kNumParts; ++i) {
     const double seconds = r.profile.seconds[static_cast<size_t>(i)];
     if (seconds == 0.0) continue;
-    text += fmt::format("{:<22}{:10.1f}      {}\n", to_string(static_cast<Phase>(i)), 1e3 * seconds,
+    text += fmt::format("{:<22}{:10.1f}      {}\n", to_string(static_cast<Part>(i)), 1e3 * seconds,
                         share(seconds, r.step_seconds));
   }
   const double products =
-      r.profile[Phase::moe_expert_products] + r.profile[Phase::moe_dense_products];
-  const double others = r.profile[Phase::moe_router] + r.profile[Phase::moe_exchange] +
-                        r.profile[Phase::moe_activation];
+      r.profile[Part::moe_expert_products] + r.profile[Part::moe_dense_products];
+  const double others =
+      r.profile[Part::moe_router] + r.profile[Part::moe_exchange] + r.profile[Part::moe_activation];
   if (products > 0.0) {
     text += fmt::format("everything in the MoE layers but matrix products: {} of their time\n",
                         share(others, products + others));
@@ -110,9 +109,7 @@ StepBenchReport bench_steps(MpiRuntime& mpi, const RunConfig& config, int64_t wa
                                  session.dist);
   TrainStep step(session.stream, session.model, optimizer, session.dist);
   Communicator& world = mpi.world();
-  const auto sequences = static_cast<float>(config.train.global_batch_size);
-  const float tokens = sequences * static_cast<float>(config.model.seq_len);
-  const LossScales scales{1.0f / tokens, 1.0f / tokens, 1.0f / sequences};
+  const int64_t tokens = config.train.global_batch_size * config.model.seq_len;
 
   StepBenchReport report;
   report.threads = omp_get_max_threads();
@@ -121,16 +118,16 @@ StepBenchReport bench_steps(MpiRuntime& mpi, const RunConfig& config, int64_t wa
   Profiler profiler(session.stream);
   for (int64_t i = 0; i < warmup_steps + timed_steps; ++i) {
     const std::vector<MicroBatch> batches = random_batches(config, session.dist, i);
-    step.set_profiler(i < warmup_steps ? nullptr : &profiler);
+    session.stream.set_profiler(i < warmup_steps ? nullptr : &profiler);
     world.barrier(session.stream);
     const auto begin = Clock::now();
-    StepReport figures = step.run(batches, scales, config.optimizer.lr);
+    StepReport figures =
+        step.run(batches, {.targets = tokens, .tokens = tokens}, config.optimizer.lr);
     world.barrier(session.stream);
     const std::chrono::duration<double> elapsed = Clock::now() - begin;
     if (i >= warmup_steps) timed.push_back({elapsed.count(), std::move(figures)});
   }
-  // Memory before the ceiling, whose matrices are not the trainer's.
-  report.peak_memory_bytes = peak_memory_bytes(session.stream, world);
+  session.stream.set_profiler(nullptr);
   report.f32_ceiling = ceiling_of_all(session.stream, world, DType::f32);
   report.product_ceiling = config.run.compute_dtype == DType::f32
                                ? report.f32_ceiling
@@ -140,10 +137,7 @@ StepBenchReport bench_steps(MpiRuntime& mpi, const RunConfig& config, int64_t wa
             [](const TimedStep& a, const TimedStep& b) { return a.seconds < b.seconds; });
   const TimedStep& median = timed[timed.size() / 2];
   report.step_seconds = median.seconds;
-  report.forward_seconds = median.report.forward_seconds;
-  report.backward_seconds = median.report.backward_seconds;
-  report.optimizer_seconds = median.report.optimizer_seconds;
-  report.exchange_bytes = median.report.exchange_bytes;
+  report.metrics = median.report.metrics;
   report.profile = profiler.take();
   reduce_profile(session.stream, world, timed_steps, report.profile);
   return report;
@@ -162,14 +156,14 @@ std::string describe(const StepBenchReport& r) {
                         share(r.flops(), r.f32_ceiling));
   }
   text += fmt::format("forward {:.1f} ms, backward {:.1f} ms, optimizer {:.1f} ms\n",
-                      1e3 * r.forward_seconds, 1e3 * r.backward_seconds, 1e3 * r.optimizer_seconds);
-  text += describe_phases(r);
+                      r.metrics.forward_ms, r.metrics.backward_ms, r.metrics.optimizer_ms);
+  text += describe_parts(r);
   text += fmt::format(
       "\nexchange {} per step, all ranks; {} by the formula (balanced, without "
       "deduplication)\n",
-      mebibytes(r.exchange_bytes), mebibytes(r.plan.exchange_bytes));
-  text += fmt::format("peak memory of a rank {}, planned {}\n", mebibytes(r.peak_memory_bytes),
-                      mebibytes(r.plan.memory.total()));
+      mebibytes(r.metrics.exchange_bytes), mebibytes(r.plan.exchange_bytes));
+  text += fmt::format("peak memory of a rank {}, planned {}\n",
+                      mebibytes(r.metrics.peak_memory_bytes), mebibytes(r.plan.memory.total()));
   return text;
 }
 

@@ -4,26 +4,23 @@
 #include <string>
 #include <vector>
 
-#include "layers/profile.h"
+#include "kernels/runtime/profile.h"
 #include "parallel/distributed_context.h"
 #include "trainer/config/run_config.h"
 #include "trainer/planning/plan.h"
+#include "trainer/training/metrics.h"
 
 namespace switchyard {
 
 // The speed of whole training steps, beside what the same cores do at best in the same run.
 struct StepBenchReport {
   int threads = 1;            // of a rank
-  double step_seconds = 0.0;  // median; and the parts of the median step
-  double forward_seconds = 0.0;
-  double backward_seconds = 0.0;
-  double optimizer_seconds = 0.0;
+  double step_seconds = 0.0;  // median, by the clock
+  StepMetrics metrics;        // of the median step
   Profile profile;                // seconds per step, mean over ranks and timed steps
   double product_ceiling = 0.0;   // FLOP/s of the best square product in the compute dtype, all
                                   // ranks at once
   double f32_ceiling = 0.0;       // the same in f32
-  int64_t exchange_bytes = 0;     // of one step, all ranks
-  int64_t peak_memory_bytes = 0;  // of the rank that needed most
   Plan plan;
 
   double tokens_per_second() const;

@@ -102,7 +102,7 @@ void fill_rows(TokenFile& file, const DataLoaderConfig& config, int64_t sequence
 MicroBatch make_micro_batch(const DataLoaderConfig& config) {
   const Shape shape = {config.micro_batch_size, config.seq_len};
   MicroBatch batch;
-  batch.batch = config.micro_batch_size;
+  batch.num_sequences = config.micro_batch_size;
   batch.seq_len = config.seq_len;
   batch.tokens = Tensor(shape, DType::i32);
   batch.targets = Tensor(shape, DType::i32);

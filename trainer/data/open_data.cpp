@@ -66,12 +66,4 @@ std::unique_ptr<Tokenizer> open_tokenizer(MpiRuntime& mpi, RunConfig& config) {
   return tokenizer;
 }
 
-LossScales loss_scales(const RunConfig& config, int64_t target_tokens) {
-  const int64_t sequences = config.train.global_batch_size;
-  const auto inverse = [](int64_t n) { return 1.0f / static_cast<float>(std::max<int64_t>(n, 1)); };
-  return {.per_target = inverse(target_tokens),
-          .per_token = inverse(sequences * config.model.seq_len),
-          .per_sequence = inverse(sequences)};
-}
-
 }  // namespace switchyard

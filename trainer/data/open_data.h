@@ -38,7 +38,4 @@ OpenData open_data(MpiRuntime& mpi, RunConfig& config, NeedsTraining needs_train
 // The tokenizer alone, for generating.
 std::unique_ptr<Tokenizer> open_tokenizer(MpiRuntime& mpi, RunConfig& config);
 
-// What the losses of a global batch are divided by.
-LossScales loss_scales(const RunConfig& config, int64_t target_tokens);
-
 }  // namespace switchyard

@@ -139,13 +139,14 @@ std::vector<int64_t> missing_blocks(const DistributedContext& dist, const QueryK
 }
 
 // One block through the model; kept unless another rank does.
-void run_block(StepContext& ctx, const Transformer& model, const QueryKeySet& set, int64_t block,
+void run_block(StepContext& ctx, Transformer& model, const QueryKeySet& set, int64_t block,
                std::vector<Visible> visible, bool keep) {
   std::optional<QueryKeyWriter> writer;
   if (keep) writer.emplace(set.path_of(block), set.key, row_offsets(visible));
   Collector collector(std::move(visible), set.first_layer, writer ? &*writer : nullptr);
   ctx.observer = &collector;
-  model.forward_observed(ctx);
+  ctx.dist.set_phase(Phase::collecting_keys);
+  model.forward_blocks(ctx);
   // Rank 0 reads the blocks of others: none goes on before all are there.
   run_collectively(ctx.dist.world(), [&] {
     if (writer) writer->finish();
@@ -165,12 +166,12 @@ int64_t query_position(const QueryKeySet& set, int64_t sequence, int64_t seq_len
   return half + static_cast<int64_t>(u * static_cast<double>(seq_len - half));
 }
 
-int64_t collect_query_keys(Stream& stream, const Transformer& model, const DistributedContext& dist,
+int64_t collect_query_keys(Stream& stream, Transformer& model, const DistributedContext& dist,
                            DataLoader& loader, const QueryKeySet& set) {
   const std::vector<int64_t> missing = missing_blocks(dist, set);
   const auto count = static_cast<int64_t>(missing.size());
   const int64_t dp = dist.dp().size(), own = dist.dp().rank();
-  Workspace workspace(stream.device());
+  Workspace saved(stream.device()), scratch(stream.device());
   // Experts are exchanged among dp ranks: whoever has no block left runs one along.
   for (int64_t begin = 0; begin < count; begin += dp) {
     const bool has_own = begin + own < count;
@@ -181,13 +182,15 @@ int64_t collect_query_keys(Stream& stream, const Transformer& model, const Distr
     MicroBatch copied;
     copy_to_device(stream, batch, copied);
     StepContext ctx{.stream = stream,
-                    .workspace = workspace,
+                    .saved = saved, .scratch = scratch,
                     .dist = dist,
                     .batch = copied,
                     .scales = {},
-                    .decoding = true};
+                    .dropless = true};
     run_block(ctx, model, set, block, visible_keys(set, block, batch),
               has_own && dist.tp().rank() == 0);
+    saved.reset();
+    scratch.reset();
   }
   return count;
 }

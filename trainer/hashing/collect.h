@@ -37,7 +37,7 @@ int64_t query_position(const QueryKeySet& set, int64_t sequence, int64_t seq_len
 // in another order. In memory there is one layer of one block at a time. The loader's batches are
 // of `sequences_per_block` sequences, on one dp rank. Collective over the world. Returns how many
 // blocks were computed.
-int64_t collect_query_keys(Stream& stream, const Transformer& model, const DistributedContext& dist,
+int64_t collect_query_keys(Stream& stream, Transformer& model, const DistributedContext& dist,
                            DataLoader& loader, const QueryKeySet& set);
 
 }  // namespace switchyard

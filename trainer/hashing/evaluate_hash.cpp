@@ -16,7 +16,7 @@ using nlohmann::json;
 // Rows that fill up the last batch come last, and have no targets.
 int64_t rows_with_targets(const MicroBatch& batch) {
   const int32_t* targets = batch.targets.data<int32_t>();
-  int64_t last = batch.batch * batch.seq_len - 1;
+  int64_t last = batch.num_sequences * batch.seq_len - 1;
   while (last >= 0 && targets[last] < 0) --last;
   return last < 0 ? 0 : last / batch.seq_len + 1;
 }
@@ -84,43 +84,29 @@ class Evaluator {
 
   // Heads of all tp ranks side by side, summed over the ranks that had other sequences.
   void sum_selected() {
-    constexpr size_t kValues = 4;
     const auto all_heads = static_cast<size_t>(config_.model.num_kv_heads);
-    const size_t local_heads = all_heads / static_cast<size_t>(session_.dist.tp().size());
-    const size_t first = static_cast<size_t>(session_.dist.tp().rank()) * local_heads;
-    std::vector<double> values;
-    const auto for_each = [&](const auto& body) {
-      for (SelectionProbe::Sums& layer : result_.selected) {
-        for (auto& candidate : layer) {
-          for (auto& heads : candidate) body(heads);
+    const int tp = session_.dist.tp().size(), tp_rank = session_.dist.tp().rank();
+    const size_t first = all_heads / static_cast<size_t>(tp) * static_cast<size_t>(tp_rank);
+    RankReduction reduction(session_.dist.world());
+    for (SelectionProbe::Sums& layer : result_.selected) {
+      for (auto& candidate : layer) {
+        for (std::vector<SelectionSums>& heads : candidate) {
+          std::vector<SelectionSums> all(all_heads);
+          std::ranges::copy(heads, all.begin() + static_cast<int64_t>(first));
+          heads = std::move(all);
+          for (SelectionSums& head : heads) {
+            reduction.sum(head.queries);
+            reduction.sum(head.recall);
+            reduction.sum(head.attention_mass);
+            reduction.sum(head.output_error);
+          }
         }
       }
-    };
-    for_each([&](const std::vector<SelectionSums>& heads) {
-      const size_t begin = values.size() + first * kValues;
-      values.resize(values.size() + all_heads * kValues);
-      for (size_t h = 0; h < heads.size(); ++h) {
-        const SelectionSums& s = heads[h];
-        const double of_head[kValues] = {s.queries, s.recall, s.attention_mass, s.output_error};
-        std::copy_n(of_head, kValues, values.begin() + static_cast<int64_t>(begin + h * kValues));
-      }
-    });
-    // Sequences as well.
-    values.push_back(session_.dist.tp().rank() == 0 ? static_cast<double>(result_.sequences) : 0.0);
+    }
+    if (tp_rank != 0) result_.sequences = 0;
+    reduction.sum(result_.sequences);
     Stream stream;
-    session_.dist.world().all_reduce(stream, view_of(std::span(values)), ReduceOp::sum);
-    result_.sequences = static_cast<int64_t>(values.back());
-    const double* next = values.data();
-    for_each([&](std::vector<SelectionSums>& heads) {
-      heads.assign(all_heads, {});
-      for (SelectionSums& s : heads) {
-        s = {.queries = next[0],
-             .recall = next[1],
-             .attention_mass = next[2],
-             .output_error = next[3]};
-        next += kValues;
-      }
-    });
+    reduction.run(stream);
   }
 
   Session& session_;

@@ -235,7 +235,7 @@ void HashTraining::train_units() {
   const auto world = static_cast<size_t>(mpi_.world_size());
   for (size_t begin = 0; begin < missing.size(); begin += world) {
     log_units_before(missing[begin]);
-    session_.dist.set_phase("learning hash projections");
+    session_.dist.set_phase(Phase::learning_hash);
     const size_t own = begin + static_cast<size_t>(mpi_.rank());
     run_collectively(mpi_.world(), [&] {
       if (own >= missing.size()) return;

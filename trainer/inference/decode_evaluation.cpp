@@ -5,6 +5,7 @@
 #include <span>
 
 #include "kernels/runtime/check.h"
+#include "parallel/rank_reduction.h"
 
 namespace switchyard {
 namespace {
@@ -13,7 +14,7 @@ namespace {
 int64_t first_target(const MicroBatch& batch) {
   int64_t first = batch.seq_len;
   const int32_t* targets = batch.targets.data<int32_t>();
-  for (int64_t i = 0; i < batch.batch * batch.seq_len; ++i) {
+  for (int64_t i = 0; i < batch.num_sequences * batch.seq_len; ++i) {
     if (targets[i] >= 0) first = std::min(first, i % batch.seq_len);
   }
   return first;
@@ -70,10 +71,10 @@ DecodePlan plan_decoding(const RunConfig& config, ValidationLoader& validation, 
 
 void add_decoding(const DecodePlan& plan, ForcedDecoding& decoding, const SelectorFactory& make,
                   const MicroBatch& batch, DecodeScore& score) {
-  std::vector<std::vector<bool>> right(static_cast<size_t>(batch.batch));
+  std::vector<std::vector<bool>> right(static_cast<size_t>(batch.num_sequences));
   decoding.run(make, [&](int64_t position, ConstTensorView logits) {
     const auto vocab = static_cast<size_t>(logits.dim(1));
-    for (int64_t row = 0; row < batch.batch; ++row) {
+    for (int64_t row = 0; row < batch.num_sequences; ++row) {
       const int32_t target = batch.targets.data<int32_t>()[row * batch.seq_len + position];
       if (target < 0) continue;
       const std::span own(logits.rows(row, 1).data<float>(), vocab);
@@ -82,7 +83,7 @@ void add_decoding(const DecodePlan& plan, ForcedDecoding& decoding, const Select
       right[static_cast<size_t>(row)].push_back(is_right(batch, row, position, own));
     }
   });
-  for (int64_t row = 0; plan.recall_tasks && row < batch.batch; ++row) {
+  for (int64_t row = 0; plan.recall_tasks && row < batch.num_sequences; ++row) {
     const auto task = recall_task_of(batch.tokens.data<int32_t>()[row * batch.seq_len]);
     const std::vector<bool>& answers = right[static_cast<size_t>(row)];
     if (task && !answers.empty()) add_sample(score.recall, *task, answers);
@@ -90,32 +91,18 @@ void add_decoding(const DecodePlan& plan, ForcedDecoding& decoding, const Select
 }
 
 void sum_over_ranks(const DistributedContext& dist, std::vector<DecodeScore>& scores) {
-  std::vector<double> values;
-  for (const DecodeScore& score : scores) {
-    values.push_back(score.loss_sum);
-    values.push_back(static_cast<double>(score.targets));
-    for (const RecallScore& task : score.recall) {
-      for (const int64_t count : {task.samples, task.exact, task.answers, task.right}) {
-        values.push_back(static_cast<double>(count));
-      }
-    }
-  }
-  if (dist.tp().rank() != 0) std::ranges::fill(values, 0.0);
-  Stream stream;
-  dist.world().all_reduce(stream, view_of(std::span(values)), ReduceOp::sum);
-  auto next = values.begin();
+  RankReduction reduction(dist.world());
   for (DecodeScore& score : scores) {
-    score.loss_sum = *next++;
-    score.targets = static_cast<int64_t>(*next++);
-    for (RecallScore& task : score.recall) {
-      for (int64_t* count : {&task.samples, &task.exact, &task.answers, &task.right}) {
-        *count = static_cast<int64_t>(*next++);
-      }
-    }
+    if (dist.tp().rank() != 0) score = {};
+    reduction.sum(score.loss_sum);
+    reduction.sum(score.targets);
+    for (RecallScore& task : score.recall) add_score(reduction, task);
   }
+  Stream stream;
+  reduction.run(stream);
 }
 
-std::vector<DecodeScore> evaluate_decoding(Stream& stream, const Transformer& model,
+std::vector<DecodeScore> evaluate_decoding(Stream& stream, Transformer& model,
                                            const DistributedContext& dist,
                                            ValidationLoader& validation, const DecodePlan& plan,
                                            const std::vector<SelectorFactory>& methods) {

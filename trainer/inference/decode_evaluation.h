@@ -43,7 +43,7 @@ void sum_over_ranks(const DistributedContext& dist, std::vector<DecodeScore>& sc
 
 // The held-out sequences of the plan, decoded once with the selectors of each factory. Collective
 // over the world; throws CollectiveError on a damaged file.
-std::vector<DecodeScore> evaluate_decoding(Stream& stream, const Transformer& model,
+std::vector<DecodeScore> evaluate_decoding(Stream& stream, Transformer& model,
                                            const DistributedContext& dist,
                                            ValidationLoader& validation, const DecodePlan& plan,
                                            const std::vector<SelectorFactory>& methods);

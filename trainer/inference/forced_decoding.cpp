@@ -12,7 +12,7 @@ int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / mult
 
 }  // namespace
 
-ForcedDecoding::ForcedDecoding(Stream& stream, const Transformer& model,
+ForcedDecoding::ForcedDecoding(Stream& stream, Transformer& model,
                                const DistributedContext& dist, const MicroBatch& batch,
                                int64_t prefill)
     : stream_(stream),
@@ -20,8 +20,9 @@ ForcedDecoding::ForcedDecoding(Stream& stream, const Transformer& model,
       dist_(dist),
       batch_(batch),
       prefill_(prefill),
-      rows_(round_up(batch.batch, dist.tp().size())),
-      workspace_(stream.device()),
+      rows_(round_up(batch.num_sequences, dist.tp().size())),
+      saved_(stream.device()),
+      scratch_(stream.device()),
       cache_(model.make_cache(rows_, batch.seq_len)),
       logits_({rows_, model.config().vocab_size}, DType::f32, stream.device()) {
   require(prefill >= 1 && prefill < batch.seq_len,
@@ -31,36 +32,39 @@ ForcedDecoding::ForcedDecoding(Stream& stream, const Transformer& model,
 
 // Tokens [first, first + count) of every sequence; rows that fill up repeat the last sequence.
 void ForcedDecoding::read(int64_t first, int64_t count) {
-  MicroBatch step{.batch = rows_,
+  MicroBatch step{.num_sequences = rows_,
                   .seq_len = count,
                   .tokens = Tensor({rows_, count}, DType::i32),
                   .targets = {},
                   .document_start = {}};
   for (int64_t row = 0; row < rows_; ++row) {
-    const int64_t source = std::min(row, batch_.batch - 1) * batch_.seq_len + first;
+    const int64_t source = std::min(row, batch_.num_sequences - 1) * batch_.seq_len + first;
     std::copy_n(batch_.tokens.data<int32_t>() + source, count,
                 step.tokens.data<int32_t>() + row * count);
   }
   MicroBatch copied;
   copy_to_device(stream_, step, copied);
   StepContext ctx{.stream = stream_,
-                  .workspace = workspace_,
+                  .saved = saved_,
+                  .scratch = scratch_,
                   .dist = dist_,
                   .batch = copied,
                   .scales = {},
-                  .decoding = true};
+                  .dropless = true};
   model_.forward_cached(ctx, cache_, logits_);
+  saved_.reset();
+  scratch_.reset();
   stream_.synchronize();  // the step's tokens go
 }
 
 void ForcedDecoding::run(const SelectorFactory& make, const See& see) {
   cache_.length = prefill_;
-  attach_selectors(stream_, workspace_, cache_, make);
+  attach_selectors(stream_, scratch_, cache_, make);
   HostMirror host(logits_);
   for (int64_t position = prefill_; position < batch_.seq_len; ++position) {
     read(position, 1);
     host.download(stream_);
-    see(position, host.host().rows(0, batch_.batch));
+    see(position, host.host().rows(0, batch_.num_sequences));
   }
 }
 

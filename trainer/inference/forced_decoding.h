@@ -16,7 +16,7 @@ class ForcedDecoding {
   // Reads the first `prefill` tokens, at least one and not all. `batch`, on the host, and the
   // others must outlive it. Collective over the tp and ep groups; all of their ranks have batches
   // of the same shape.
-  ForcedDecoding(Stream& stream, const Transformer& model, const DistributedContext& dist,
+  ForcedDecoding(Stream& stream, Transformer& model, const DistributedContext& dist,
                  const MicroBatch& batch, int64_t prefill);
 
   //   logits  [batch, vocab_size] f32 on the host: of the token behind `position`
@@ -29,12 +29,12 @@ class ForcedDecoding {
   void read(int64_t first, int64_t count);
 
   Stream& stream_;
-  const Transformer& model_;
+  Transformer& model_;
   const DistributedContext& dist_;
   const MicroBatch& batch_;
   int64_t prefill_;
   int64_t rows_;  // of the batch, and as many more as tp needs
-  Workspace workspace_;
+  Workspace saved_, scratch_;
   KvCache cache_;
   Tensor logits_;  // [rows, vocab_size]
 };

@@ -12,7 +12,7 @@ namespace {
 // `columns` tokens of every sequence; token(b, t) gives them.
 template <class Token>
 MicroBatch batch_of(int64_t batch, int64_t columns, const Token& token) {
-  MicroBatch result{.batch = batch,
+  MicroBatch result{.num_sequences = batch,
                     .seq_len = columns,
                     .tokens = Tensor({batch, columns}, DType::i32),
                     .targets = {},
@@ -45,7 +45,7 @@ std::vector<int32_t> draw(Stream& stream, const DistributedContext& dist,
 
 }  // namespace
 
-std::vector<std::vector<int32_t>> generate(Stream& stream, const Transformer& model,
+std::vector<std::vector<int32_t>> generate(Stream& stream, Transformer& model,
                                            const DistributedContext& dist,
                                            const GenerationRequest& request) {
   require(!request.prompt.empty(), "there is no prompt to continue");
@@ -59,8 +59,8 @@ std::vector<std::vector<int32_t>> generate(Stream& stream, const Transformer& mo
   const int64_t max_len = std::min(context, prompt_len + request.max_tokens);
 
   KvCache cache = model.make_cache(batch, max_len);
-  Workspace workspace(stream.device());
-  if (request.selection) attach_selectors(stream, workspace, cache, *request.selection);
+  Workspace saved(stream.device()), scratch(stream.device());
+  if (request.selection) attach_selectors(stream, scratch, cache, *request.selection);
   Tensor logits({batch, model.config().vocab_size}, DType::f32, stream.device());
   HostMirror host_logits(logits);
   MicroBatch step = batch_of(batch, prompt_len, [&](int64_t, int64_t t) {
@@ -72,12 +72,14 @@ std::vector<std::vector<int32_t>> generate(Stream& stream, const Transformer& mo
   for (int64_t position = prompt_len; position < max_len; ++position) {
     copy_to_device(stream, step, copied);
     StepContext ctx{.stream = stream,
-                    .workspace = workspace,
+                    .saved = saved, .scratch = scratch,
                     .dist = dist,
                     .batch = copied,
                     .scales = {},
-                    .decoding = true};
+                    .dropless = true};
     model.forward_cached(ctx, cache, logits);
+    saved.reset();
+    scratch.reset();
     host_logits.download(stream);
     const std::vector<int32_t> next = draw(stream, dist, request, position, host_logits.host());
     for (size_t b = 0; b < next.size(); ++b) {

@@ -22,7 +22,7 @@ struct GenerationRequest {
 // Samples continuations of one prompt with a KV cache. Every rank gets the same request and returns
 // the same tokens: what is drawn depends on (seed, sample, position) and the logits alone.
 // Collective over the world.
-std::vector<std::vector<int32_t>> generate(Stream& stream, const Transformer& model,
+std::vector<std::vector<int32_t>> generate(Stream& stream, Transformer& model,
                                            const DistributedContext& dist,
                                            const GenerationRequest& request);
 

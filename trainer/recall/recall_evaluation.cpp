@@ -45,22 +45,19 @@ void score_row(std::span<const int32_t> tokens, std::span<const int32_t> targets
 
 // Over the ranks that had sequences of their own: one of each tp group.
 void add_ranks(Stream& stream, const DistributedContext& dist, RecallScores& scores) {
-  std::vector<double> counts;
-  for (const RecallScore& score : scores) {
-    for (const int64_t count : {score.samples, score.exact, score.answers, score.right}) {
-      counts.push_back(dist.tp().rank() == 0 ? static_cast<double>(count) : 0.0);
-    }
-  }
-  dist.world().all_reduce(stream, view_of(std::span(counts)), ReduceOp::sum);
-  auto next = counts.begin();
-  for (RecallScore& score : scores) {
-    for (int64_t* count : {&score.samples, &score.exact, &score.answers, &score.right}) {
-      *count = static_cast<int64_t>(*next++);
-    }
-  }
+  if (dist.tp().rank() != 0) scores = {};
+  RankReduction reduction(dist.world());
+  for (RecallScore& score : scores) add_score(reduction, score);
+  reduction.run(stream);
 }
 
 }  // namespace
+
+void add_score(RankReduction& reduction, RecallScore& score) {
+  for (int64_t* count : {&score.samples, &score.exact, &score.answers, &score.right}) {
+    reduction.sum(*count);
+  }
+}
 
 void add_sample(RecallScores& scores, RecallTask task, const std::vector<bool>& right) {
   RecallScore& score = scores[static_cast<size_t>(task)];
@@ -73,7 +70,7 @@ void add_sample(RecallScores& scores, RecallTask task, const std::vector<bool>& 
 
 void add_batch(RecallScores& scores, const MicroBatch& batch, ConstTensorView logits) {
   const auto seq_len = static_cast<size_t>(batch.seq_len);
-  for (int64_t b = 0; b < batch.batch; ++b) {
+  for (int64_t b = 0; b < batch.num_sequences; ++b) {
     score_row({batch.tokens.data<int32_t>() + b * batch.seq_len, seq_len},
               {batch.targets.data<int32_t>() + b * batch.seq_len, seq_len},
               logits.rows(b * batch.seq_len, batch.seq_len), scores);
@@ -93,11 +90,11 @@ std::string describe(const RecallScores& scores) {
   return text;
 }
 
-RecallScores evaluate_recall(Stream& stream, const Transformer& model,
+RecallScores evaluate_recall(Stream& stream, Transformer& model,
                              const DistributedContext& dist, ValidationLoader& validation,
                              int64_t max_batches) {
   RecallScores scores;
-  Workspace workspace(stream.device());
+  Workspace saved(stream.device()), scratch(stream.device());
   MicroBatch copied;
   const int64_t batches = std::min(max_batches, validation.num_batches());
   for (int64_t i = 0; i < batches; ++i) {
@@ -106,10 +103,12 @@ RecallScores evaluate_recall(Stream& stream, const Transformer& model,
     for (const MicroBatch& batch : global.micro_batches) {
       copy_to_device(stream, batch, copied);
       StepContext ctx{
-          .stream = stream, .workspace = workspace, .dist = dist, .batch = copied, .scales = {}};
+          .stream = stream, .saved = saved, .scratch = scratch, .dist = dist, .batch = copied, .scales = {}};
       Tensor logits({ctx.tokens(), model.config().vocab_size}, DType::f32, stream.device());
       HostMirror host(logits);
       model.forward_logits(ctx, logits);
+      saved.reset();
+      scratch.reset();
       host.download(stream);
       add_batch(scores, batch, host.host());
     }

@@ -7,6 +7,7 @@
 
 #include "layers/transformer.h"
 #include "parallel/distributed_context.h"
+#include "parallel/rank_reduction.h"
 #include "trainer/data/data_loader.h"
 #include "trainer/recall/recall_task.h"
 
@@ -24,6 +25,9 @@ struct RecallScore {
 
 using RecallScores = std::array<RecallScore, RecallVocabulary::kNumTasks>;  // by RecallTask
 
+// Names its counts as sums over ranks.
+void add_score(RankReduction& reduction, RecallScore& score);
+
 // Counts a sample whose answers were predicted as `right` says, in the order of the answers.
 void add_sample(RecallScores& scores, RecallTask task, const std::vector<bool>& right);
 
@@ -40,7 +44,7 @@ std::string describe(const RecallScores& scores);
 // tasks, every answer seeing those before it as they should be: what greedy decoding gives where it
 // makes no mistake, and the same on every layout. Collective over the world; throws CollectiveError
 // on a damaged file.
-RecallScores evaluate_recall(Stream& stream, const Transformer& model,
+RecallScores evaluate_recall(Stream& stream, Transformer& model,
                              const DistributedContext& dist, ValidationLoader& validation,
                              int64_t max_batches);
 

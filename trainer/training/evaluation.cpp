@@ -16,8 +16,8 @@ EvaluationResult evaluate(TrainStep& step, ValidationLoader& validation, int64_t
     // A damaged chunk shows when it is read, and perhaps on one rank only.
     run_collectively(world, [&] { batch = validation.load(i); });
     // Unscaled: the sum over all batches is divided once.
-    const StepReport report = step.evaluate(batch.micro_batches, LossScales{});
-    loss_sum += report.loss;
+    const StepReport report = step.evaluate(batch.micro_batches);
+    loss_sum += report.metrics.loss;
     result.tokens += batch.target_tokens;
     if (result.expert_counts.empty()) {
       result.expert_counts = report.expert_counts;

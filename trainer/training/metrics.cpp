@@ -1,7 +1,12 @@
 #include "trainer/training/metrics.h"
 
+#include <fmt/format.h>
+
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <type_traits>
+
+#include "kernels/runtime/check.h"
 
 namespace switchyard {
 namespace {
@@ -31,31 +36,121 @@ int64_t end_of_step(const std::filesystem::path& path, int64_t last_step) {
 
 }  // namespace
 
-std::string to_json(const StepMetrics& m) {
-  nlohmann::ordered_json record = {
-      {"step", m.step},
-      {"tokens", m.tokens},
-      {"loss", m.loss},
-      {"aux_loss", m.aux_loss},
-      {"z_loss", m.z_loss},
-      {"grad_norm", m.grad_norm},
-      {"lr", m.lr},
-      {"step_ms", m.step_ms},
-      {"forward_ms", m.forward_ms},
-      {"backward_ms", m.backward_ms},
-      {"exchange_ms", m.exchange_ms},
-      {"optimizer_ms", m.optimizer_ms},
-      {"data_ms", m.data_ms},
-      {"tokens_per_s", m.tokens_per_s},
-      {"mfu", m.mfu},
-      {"exchange_bytes", m.exchange_bytes},
-      {"max_load_ratio", m.max_load_ratio},
-      {"dropped_tokens", m.dropped_tokens},
-      {"peak_memory_bytes", m.peak_memory_bytes},
-      {"skipped", m.skipped},
+std::span<const MetricField> step_metric_fields() {
+  using M = StepMetrics;
+  static constexpr MetricField kFields[] = {
+      {"step", "", OverRanks::same, &M::step, "", "counts from 1"},
+      {"tokens", "", OverRanks::same, &M::tokens, "",
+       "target tokens since the run began, this step's included"},
+      {"loss", "nat", OverRanks::sum, &M::loss, "train/loss",
+       "cross-entropy per target token of the global batch"},
+      {"aux_loss", "", OverRanks::sum, &M::aux_loss, "router/aux_loss",
+       "balance loss, mean over the MoE layers, without its coefficient; 1.0 is balanced"},
+      {"z_loss", "", OverRanks::sum, &M::z_loss, "router/z_loss",
+       "mean over the MoE layers, without its coefficient"},
+      {"grad_norm", "", OverRanks::same, &M::grad_norm, "train/grad_norm",
+       "of the whole model, before clipping"},
+      {"lr", "", OverRanks::same, &M::lr, "train/lr", "learning rate"},
+      {"step_ms", "ms", OverRanks::same, &M::step_ms, "speed/step_ms",
+       "wall time of the whole step on rank 0"},
+      {"forward_ms", "ms", OverRanks::max, &M::forward_ms, "",
+       "of the passes; on a device by its own events, as the next three"},
+      {"backward_ms", "ms", OverRanks::max, &M::backward_ms, "", "of the passes"},
+      {"exchange_ms", "ms", OverRanks::max, &M::exchange_ms, "speed/exchange_ms",
+       "the part of the passes that they spend in the exchange's transfers, or wait for them; what "
+       "goes on behind other work is not in it"},
+      {"optimizer_ms", "ms", OverRanks::max, &M::optimizer_ms, "",
+       "the optimizer's update, with the reduction of gradients and the gathering of weights"},
+      {"data_ms", "ms", OverRanks::max, &M::data_ms, "", "reading the batch"},
+      {"tokens_per_s", "1/s", OverRanks::same, &M::tokens_per_s, "speed/tokens_per_s",
+       "of all ranks"},
+      {"mfu", "0..1", OverRanks::same, &M::mfu, "speed/mfu",
+       "model FLOP/s by the FLOP/s of the cores in use"},
+      {"exchange_bytes", "byte", OverRanks::sum, &M::exchange_bytes, "",
+       "token rows that left a rank"},
+      {"max_load_ratio", "", OverRanks::same, &M::max_load_ratio, "router/max_load_ratio",
+       "greatest load of an expert by the mean; 1.0 is balanced"},
+      {"dropped_tokens", "", OverRanks::sum, &M::dropped_tokens, "router/dropped_tokens",
+       "(token, expert) assignments over capacity"},
+      {"peak_memory_bytes", "byte", OverRanks::max, &M::peak_memory_bytes, "",
+       "of the process; on a GPU what is in use there"},
+      {"skipped", "", OverRanks::same, &M::skipped, "",
+       "true: a gradient was not finite, and nothing was updated"},
+      {"val_loss", "nat", OverRanks::same, &M::val_loss, "validation/loss",
+       "when evaluated after this step"},
+      {"expert_load", "0..1", OverRanks::same, &M::expert_load, "",
+       "when evaluated: share of the assignments per MoE layer and expert; every row sums to 1"},
   };
-  if (m.val_loss) record["val_loss"] = *m.val_loss;
-  if (!m.expert_load.empty()) record["expert_load"] = m.expert_load;
+  return kFields;
+}
+
+std::string describe_step_metrics() {
+  std::string text = "| Key | Unit | Over the ranks | Meaning |\n|---|---|---|---|\n";
+  for (const MetricField& field : step_metric_fields()) {
+    const std::string_view over_ranks = field.over_ranks == OverRanks::sum   ? "sum"
+                                        : field.over_ranks == OverRanks::max ? "greatest"
+                                                                             : "";
+    text += fmt::format("| `{}` | {} | {} | {} |\n", field.name, field.unit, over_ranks,
+                        field.meaning);
+  }
+  return text;
+}
+
+void add_metrics(RankReduction& reduction, StepMetrics& metrics) {
+  for (const MetricField& field : step_metric_fields()) {
+    if (field.over_ranks == OverRanks::same) continue;
+    std::visit(
+        [&](auto member) {
+          using Value = std::remove_reference_t<decltype(metrics.*member)>;
+          if constexpr (std::is_same_v<Value, double> || std::is_same_v<Value, int64_t>) {
+            if (field.over_ranks == OverRanks::sum) reduction.sum(metrics.*member);
+            if (field.over_ranks == OverRanks::max) reduction.max(metrics.*member);
+          } else {
+            fail("{} cannot be reduced over ranks", field.name);
+          }
+        },
+        field.member);
+  }
+}
+
+std::vector<std::pair<std::string, double>> tensorboard_scalars(const StepMetrics& metrics) {
+  std::vector<std::pair<std::string, double>> scalars;
+  for (const MetricField& field : step_metric_fields()) {
+    if (field.tensorboard_tag.empty()) continue;
+    std::visit(
+        [&](auto member) {
+          const auto& value = metrics.*member;
+          using Value = std::remove_cvref_t<decltype(value)>;
+          if constexpr (std::is_arithmetic_v<Value>) {
+            scalars.emplace_back(field.tensorboard_tag, static_cast<double>(value));
+          } else if constexpr (std::is_same_v<Value, std::optional<double>>) {
+            if (value) scalars.emplace_back(field.tensorboard_tag, *value);
+          } else {
+            fail("{} is no scalar", field.name);
+          }
+        },
+        field.member);
+  }
+  return scalars;
+}
+
+std::string to_json(const StepMetrics& metrics) {
+  nlohmann::ordered_json record;
+  for (const MetricField& field : step_metric_fields()) {
+    std::visit(
+        [&](auto member) {
+          const auto& value = metrics.*member;
+          using Value = std::remove_cvref_t<decltype(value)>;
+          if constexpr (std::is_same_v<Value, std::optional<double>>) {
+            if (value) record[std::string(field.name)] = *value;
+          } else if constexpr (std::is_arithmetic_v<Value>) {
+            record[std::string(field.name)] = value;
+          } else {
+            if (!value.empty()) record[std::string(field.name)] = value;
+          }
+        },
+        field.member);
+  }
   return record.dump();
 }
 

@@ -3,22 +3,26 @@
 #include <cstdint>
 #include <filesystem>
 #include <optional>
+#include <span>
 #include <string>
+#include <string_view>
+#include <variant>
 #include <vector>
 
+#include "parallel/rank_reduction.h"
 #include "trainer/files/append_file.h"
 
 namespace switchyard {
 
-// The figures of one optimizer step over the whole global batch: one line of metrics.jsonl, with
-// these names as keys. Times are those of the slowest rank.
+// The figures of one optimizer step over the whole global batch. What each means stands in
+// step_metric_fields, which the log, TensorBoard and docs/formats.md are made of.
 struct StepMetrics {
-  int64_t step = 0;    // counts from 1
-  int64_t tokens = 0;  // target tokens trained on since the run began, this step's included
-  double loss = 0.0;   // cross-entropy per target token
+  int64_t step = 0;
+  int64_t tokens = 0;
+  double loss = 0.0;
   double aux_loss = 0.0;
   double z_loss = 0.0;
-  double grad_norm = 0.0;  // before clipping
+  double grad_norm = 0.0;
   double lr = 0.0;
   double step_ms = 0.0;
   double forward_ms = 0.0;
@@ -27,16 +31,42 @@ struct StepMetrics {
   double optimizer_ms = 0.0;
   double data_ms = 0.0;
   double tokens_per_s = 0.0;
-  double mfu = 0.0;                // model FLOP/s by the FLOP/s of the cores in use; 0..1
-  int64_t exchange_bytes = 0;      // token rows that left a rank, summed over ranks
-  double max_load_ratio = 0.0;     // greatest load of an expert by the mean; 1.0 is balanced
-  int64_t dropped_tokens = 0;      // (token, expert) assignments over capacity
-  int64_t peak_memory_bytes = 0;   // of the rank that needed most
-  bool skipped = false;            // a gradient was not finite; nothing was updated
-  std::optional<double> val_loss;  // when evaluated after this step
-  // Share of the assignments per MoE layer and expert; every row sums to 1. Left out when empty.
-  std::vector<std::vector<double>> expert_load;
+  double mfu = 0.0;
+  int64_t exchange_bytes = 0;
+  double max_load_ratio = 0.0;
+  int64_t dropped_tokens = 0;
+  int64_t peak_memory_bytes = 0;
+  bool skipped = false;
+  std::optional<double> val_loss;
+  std::vector<std::vector<double>> expert_load;  // [MoE layers][experts]; left out when empty
 };
+
+// How the ranks' figures become one.
+enum class OverRanks { same, sum, max };
+
+struct MetricField {
+  using Member = std::variant<int64_t StepMetrics::*, double StepMetrics::*, bool StepMetrics::*,
+                              std::optional<double> StepMetrics::*,
+                              std::vector<std::vector<double>> StepMetrics::*>;
+  std::string_view name;  // the key in metrics.jsonl
+  std::string_view unit;
+  OverRanks over_ranks;  // `same`: every rank knows the whole figure, or rank 0 alone needs it
+  Member member;
+  std::string_view tensorboard_tag;  // empty: not there
+  std::string_view meaning;
+};
+
+// In the order of a line of metrics.jsonl.
+std::span<const MetricField> step_metric_fields();
+
+// The table of docs/formats.md, in Markdown.
+std::string describe_step_metrics();
+
+// Names those of a rank's figures that are sums or maxima over the ranks.
+void add_metrics(RankReduction& reduction, StepMetrics& metrics);
+
+// What TensorBoard shows: tags and values.
+std::vector<std::pair<std::string, double>> tensorboard_scalars(const StepMetrics& metrics);
 
 // One JSON object without a line break. Numbers that are not finite become null, as JSON has none.
 std::string to_json(const StepMetrics& metrics);

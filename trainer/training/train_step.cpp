@@ -3,10 +3,14 @@
 #include <algorithm>
 
 #include "kernels/runtime/check.h"
+#include "parallel/rank_reduction.h"
+#include "trainer/training/peak_memory.h"
 
 namespace switchyard {
+namespace {
 
-double StepReport::max_load_ratio() const {
+// Greatest load of an expert by the mean load, over all MoE layers.
+double max_load_ratio(const GlobalExpertCounts& expert_counts) {
   double worst = 0.0;
   for (const std::vector<double>& counts : expert_counts) {
     double total = 0.0;
@@ -18,6 +22,8 @@ double StepReport::max_load_ratio() const {
   return worst;
 }
 
+}  // namespace
+
 TrainStep::TrainStep(Stream& stream, Transformer& model, DistributedOptimizer& optimizer,
                      const DistributedContext& dist)
     : TrainStep(stream, model, dist) {
@@ -28,9 +34,12 @@ TrainStep::TrainStep(Stream& stream, Transformer& model, const DistributedContex
     : stream_(stream),
       model_(model),
       dist_(dist),
-      workspace_(stream.device()),
-      optimizer_time_(stream.device()),
-      statistics_(model.num_moe_layers(), model.config().num_experts, stream.device()) {}
+      saved_(stream.device()),
+      scratch_(stream.device()),
+      statistics_(model.num_moe_layers(), model.config().num_experts, stream.device()),
+      forward_time_(stream.device()),
+      backward_time_(stream.device()),
+      optimizer_time_(stream.device()) {}
 
 // The micro-batches where ops can read them.
 std::span<const MicroBatch> TrainStep::on_device(std::span<const MicroBatch> micro_batches) {
@@ -40,106 +49,120 @@ std::span<const MicroBatch> TrainStep::on_device(std::span<const MicroBatch> mic
   return copied_;
 }
 
-StepContext TrainStep::context(const MicroBatch& batch, const LossScales& scales) {
+StepContext TrainStep::context(const MicroBatch& batch, const GlobalBatchSize& size) {
   return {.stream = stream_,
-          .workspace = workspace_,
+          .saved = saved_,
+          .scratch = scratch_,
           .dist = dist_,
           .batch = batch,
-          .scales = scales,
-          .statistics = &statistics_,
-          .profiler = profiler_};
+          .scales = size.loss_scales(),
+          .global_tokens = size.tokens,
+          .statistics = &statistics_};
 }
 
-StepReport TrainStep::run(std::span<const MicroBatch> micro_batches, const LossScales& scales,
-                          double lr, bool stop_requested) {
+void TrainStep::reset_figures() {
+  statistics_.reset(stream_);
+  model_.take_exchange_figures();  // of passes that are not this step's
+}
+
+void TrainStep::forward_backward(StepContext& ctx) {
+  Transformer::Pass pass;
+  dist_.set_phase(Phase::forward);
+  {
+    const ScopedTimer timer(forward_time_, stream_);
+    model_.forward(ctx, pass);
+  }
+  dist_.set_phase(Phase::backward);
+  const ScopedTimer timer(backward_time_, stream_);
+  model_.backward(ctx, pass);
+  saved_.reset();
+  scratch_.reset();
+}
+
+StepReport TrainStep::run(std::span<const MicroBatch> micro_batches, const GlobalBatchSize& size,
+                          double lr, double data_ms, bool stop_requested) {
   require(optimizer_ != nullptr, "this TrainStep evaluates only");
   micro_batches = on_device(micro_batches);
   const RouterConfig& router = model_.config().router;
   GlobalExpertCounts counts;
+  // The balance loss over the global batch needs the counts of micro-batches that come later, so
+  // they all run forward once before.
   const bool count_first = micro_batches.size() > 1 && router.aux_loss_coef > 0.0 &&
                            router.balance_scope == BalanceScope::global_batch;
-  if (count_first) counts = count_experts(micro_batches, scales);
-  statistics_.reset(stream_);
+  if (count_first) {
+    dist_.set_phase(Phase::counting_experts);
+    forward_losses(micro_batches, size);
+    counts = reduce({}, /*stop_requested=*/false).expert_counts;
+  }
+  reset_figures();
   for (const MicroBatch& batch : micro_batches) {
-    StepContext ctx = context(batch, scales);
+    StepContext ctx = context(batch, size);
     if (count_first) ctx.global_counts = &counts;
     // Where transfers take the rank's own time, early ones would only add waiting for the others.
     if (&batch == &micro_batches.back() && dist_.transfers_behind_compute()) {
       ctx.gradients_are_final = [&](int stage) { optimizer_->start_reduction(stream_, stage); };
     }
-    model_.forward_backward(ctx);
+    forward_backward(ctx);
   }
 
   optimizer_time_.start(stream_);
   const OptimizerStepResult update = optimizer_->step(stream_, lr);
   optimizer_time_.stop(stream_);
 
-  StepReport report = reduce(stop_requested);
-  report.grad_norm = update.grad_norm;
-  report.skipped = update.skipped;
+  StepReport report = reduce({.data_ms = data_ms}, stop_requested);
+  report.metrics.lr = lr;
+  report.metrics.grad_norm = update.grad_norm;
+  report.metrics.skipped = update.skipped;
   if (!update.skipped) model_.update_balancing_biases(stream_, report.expert_counts);
   return report;
 }
 
-StepReport TrainStep::evaluate(std::span<const MicroBatch> micro_batches,
-                               const LossScales& scales) {
-  statistics_.reset(stream_);
-  for (const MicroBatch& batch : on_device(micro_batches)) {
-    StepContext ctx = context(batch, scales);
-    model_.forward_loss(ctx);
-  }
-  return reduce(/*stop_requested=*/false);
+StepReport TrainStep::evaluate(std::span<const MicroBatch> micro_batches) {
+  dist_.set_phase(Phase::evaluation);
+  forward_losses(on_device(micro_batches), {.targets = 1, .tokens = 1});
+  return reduce({}, /*stop_requested=*/false);
 }
 
-// The balance loss over the global batch needs the counts of micro-batches that come later, so they
-// all run forward once before.
-GlobalExpertCounts TrainStep::count_experts(std::span<const MicroBatch> micro_batches,
-                                            const LossScales& scales) {
-  statistics_.reset(stream_);
+void TrainStep::forward_losses(std::span<const MicroBatch> micro_batches,
+                               const GlobalBatchSize& size) {
+  reset_figures();
   for (const MicroBatch& batch : micro_batches) {
-    StepContext ctx = context(batch, scales);
+    StepContext ctx = context(batch, size);
     model_.forward_loss(ctx);
+    saved_.reset();
+    scratch_.reset();
   }
-  return reduce(/*stop_requested=*/false).expert_counts;
 }
 
-StepReport TrainStep::reduce(bool stop_requested) {
+// This rank's figures become those of all ranks.
+StepReport TrainStep::reduce(StepMetrics mine, bool stop_requested) {
   const StepFigures figures = statistics_.read(stream_);
-  const size_t layers = figures.moe_layers.size();
-  std::vector<double> sums = {figures.loss,
-                              static_cast<double>(statistics_.traffic.row_bytes),
-                              stop_requested ? 1.0 : 0.0,
-                              0.0,
-                              0.0,
-                              figures.dropped};
+  const ExchangeFigures exchange = model_.take_exchange_figures();
+  StepReport report{.metrics = std::move(mine), .expert_counts = {}};
+  StepMetrics& metrics = report.metrics;
+  metrics.loss = figures.loss;
+  metrics.dropped_tokens = static_cast<int64_t>(figures.dropped);
+  const auto layers = static_cast<double>(figures.moe_layers.size());
   for (const StepFigures::MoeLayer& layer : figures.moe_layers) {
-    sums[3] += layer.aux_loss / static_cast<double>(layers);
-    sums[4] += layer.z_loss / static_cast<double>(layers);
-    sums.insert(sums.end(), layer.expert_counts.begin(), layer.expert_counts.end());
+    metrics.aux_loss += layer.aux_loss / layers;
+    metrics.z_loss += layer.z_loss / layers;
+    report.expert_counts.push_back(layer.expert_counts);
   }
-  dist_.world().all_reduce(stream_, view_of(std::span(sums)), ReduceOp::sum);
-  std::vector<double> slowest = {statistics_.forward.take_seconds(),
-                                 statistics_.backward.take_seconds(),
-                                 model_.take_exchange_seconds(), optimizer_time_.take_seconds()};
-  dist_.world().all_reduce(stream_, view_of(std::span(slowest)), ReduceOp::max);
+  metrics.exchange_bytes = exchange.row_bytes;
+  metrics.forward_ms = 1e3 * forward_time_.take_seconds();
+  metrics.backward_ms = 1e3 * backward_time_.take_seconds();
+  metrics.optimizer_ms = 1e3 * optimizer_time_.take_seconds();
+  metrics.exchange_ms = 1e3 * exchange.seconds;
+  metrics.peak_memory_bytes = peak_memory_bytes(stream_.device());
 
-  StepReport report;
-  report.loss = sums[0];
-  report.exchange_bytes = static_cast<int64_t>(sums[1]);
-  report.stop_requested = sums[2] > 0.0;
-  report.aux_loss = sums[3];
-  report.z_loss = sums[4];
-  report.dropped_tokens = static_cast<int64_t>(sums[5]);
-  report.forward_seconds = slowest[0];
-  report.backward_seconds = slowest[1];
-  report.exchange_seconds = slowest[2];
-  report.optimizer_seconds = slowest[3];
-  auto counts = sums.begin() + 6;
-  for (const StepFigures::MoeLayer& layer : figures.moe_layers) {
-    const auto end = counts + static_cast<std::ptrdiff_t>(layer.expert_counts.size());
-    report.expert_counts.emplace_back(counts, end);
-    counts = end;
-  }
+  RankReduction reduction(dist_.world());
+  add_metrics(reduction, metrics);
+  for (std::vector<double>& counts : report.expert_counts) reduction.sum(counts);
+  int64_t ranks_that_stop = stop_requested ? 1 : 0;
+  reduction.sum(ranks_that_stop);
+  reduction.run(stream_);
+  report.stop_requested = ranks_that_stop > 0;
+  metrics.max_load_ratio = max_load_ratio(report.expert_counts);
   return report;
 }
 

@@ -2,33 +2,9 @@
 
 #include <fmt/core.h>
 
-#include <vector>
-
 #include "kernels/runtime/check.h"
 
 namespace switchyard {
-namespace {
-
-std::vector<TensorboardWriter::Scalar> scalars_of(const StepMetrics& m) {
-  std::vector<TensorboardWriter::Scalar> scalars = {
-      {"train/loss", m.loss},
-      {"train/grad_norm", m.grad_norm},
-      {"train/lr", m.lr},
-      {"router/aux_loss", m.aux_loss},
-      {"router/z_loss", m.z_loss},
-      {"router/max_load_ratio", m.max_load_ratio},
-      {"router/dropped_tokens", static_cast<double>(m.dropped_tokens)},
-      {"speed/tokens_per_s", m.tokens_per_s},
-      {"speed/mfu", m.mfu},
-      {"speed/step_ms", m.step_ms},
-      {"speed/exchange_ms", m.exchange_ms},
-  };
-  if (m.val_loss) scalars.emplace_back("validation/loss", *m.val_loss);
-  return scalars;
-}
-
-}  // namespace
-
 TrainingLog::TrainingLog(const std::filesystem::path& dir, bool tensorboard, int64_t last_step,
                          std::ostream& out, const ConsoleOptions& console)
     : console_(out, console), metrics_(dir / "metrics.jsonl", last_step) {
@@ -39,7 +15,7 @@ void TrainingLog::record(const StepMetrics& metrics) {
   console_.step(metrics);
   try {
     metrics_.append(metrics);
-    if (tensorboard_) tensorboard_->add_scalars(metrics.step, scalars_of(metrics));
+    if (tensorboard_) tensorboard_->add_scalars(metrics.step, tensorboard_scalars(metrics));
     failing_ = false;
   } catch (const Error& error) {
     if (!failing_) {

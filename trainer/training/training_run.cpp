@@ -13,7 +13,6 @@
 #include "trainer/planning/flops.h"
 #include "trainer/planning/plan.h"
 #include "trainer/training/evaluation.h"
-#include "trainer/training/peak_memory.h"
 
 namespace switchyard {
 namespace {
@@ -70,7 +69,7 @@ StagedTensors TrainingRun::staged_tensors() {
   return {pieces, biases};
 }
 
-void TrainingRun::tell(const std::string& text) {
+void TrainingRun::log(const std::string& text) {
   if (log_) {
     log_->message(text);
   } else if (mpi_.rank() == 0) {
@@ -85,7 +84,7 @@ void TrainingRun::resume() {
   std::string name;
   if (wish == "auto") {
     ResumeResult result = checkpoints_.resume_newest(staged.tensors());
-    for (const std::string& notice : result.notices) tell(notice);
+    for (const std::string& notice : result.notices) log(notice);
     restored = result.state;
     name = result.name;
   } else if (wish != "none") {
@@ -95,7 +94,7 @@ void TrainingRun::resume() {
   if (!restored) return;
   staged.upload(session_.stream);
   if (restored->dataset_fingerprint != state_.dataset_fingerprint) {
-    tell(
+    log(
         "the training data are not those of the checkpoint: the order of samples goes on at the "
         "same place of another order");
   }
@@ -106,7 +105,7 @@ void TrainingRun::resume() {
   optimizer_.set_num_steps(state_.optimizer_steps);
   optimizer_.publish_main_params(session_.stream);
   last_saved_step_ = state_.step;
-  tell(fmt::format("resumed from {} at step {}", name, state_.step));
+  log(fmt::format("resumed from {} at step {}", name, state_.step));
 }
 
 void TrainingRun::open_log() {
@@ -125,11 +124,11 @@ TrainingEnd TrainingRun::run() {
   resume();
   open_log();
   if (state_.step >= config_.train.max_steps) {
-    tell(fmt::format("already at step {} of {}", state_.step, config_.train.max_steps));
+    log(fmt::format("already at step {} of {}", state_.step, config_.train.max_steps));
     return TrainingEnd::finished;
   }
   ceiling_flops_ = product_ceiling(session_.stream, mpi_.world(), config_.run.compute_dtype);
-  tell(fmt::format("training {} parameters on {} ranks ({})",
+  log(fmt::format("training {} parameters on {} ranks ({})",
                    format_count(static_cast<double>(count_parameters(config_.model).total)),
                    mpi_.world_size(), to_string(session_.dist.layout())));
   while (state_.step < config_.train.max_steps) {
@@ -139,7 +138,7 @@ TrainingEnd TrainingRun::run() {
         config_.checkpoint.interval > 0 && state_.step % config_.checkpoint.interval == 0;
     if (due || report.stop_requested || state_.step == config_.train.max_steps) save();
     if (report.stop_requested && state_.step < config_.train.max_steps) {
-      tell(fmt::format("stopped by a signal after step {}; start again to go on", state_.step));
+      log(fmt::format("stopped by a signal after step {}; start again to go on", state_.step));
       return TrainingEnd::stopped;
     }
   }
@@ -149,23 +148,26 @@ TrainingEnd TrainingRun::run() {
 StepReport TrainingRun::take_step() {
   const auto begin = Clock::now();
   session_.dist.set_step(state_.step + 1);
-  session_.dist.set_phase("reading data");
+  session_.dist.set_phase(Phase::reading_data);
   GlobalBatch batch;
   // A damaged chunk shows when it is first read, and perhaps on one rank only.
   run_collectively(mpi_.world(),
                    [&] { batch = data_.train->loader.load(state_.samples_consumed); });
-  const double data_seconds = seconds_since(begin);
+  const double data_ms = 1e3 * seconds_since(begin);
+  const GlobalBatchSize size{.targets = batch.target_tokens,
+                             .tokens = config_.train.global_batch_size * config_.model.seq_len};
   const double lr = learning_rate(config_.optimizer, state_.step, config_.train.max_steps);
-  const StepReport report = step_.run(
-      batch.micro_batches, loss_scales(config_, batch.target_tokens), lr, StopSignal::received());
+  StepReport report =
+      step_.run(batch.micro_batches, size, lr, data_ms, StopSignal::received());
 
   ++state_.step;
   state_.samples_consumed += config_.train.global_batch_size;
   state_.tokens += batch.target_tokens;
   state_.optimizer_steps = optimizer_.num_steps();
-  if (report.skipped) ++state_.skipped_steps;
+  if (report.metrics.skipped) ++state_.skipped_steps;
 
-  StepMetrics metrics = metrics_of(report, lr, data_seconds, seconds_since(begin));
+  StepMetrics& metrics = report.metrics;
+  add_run_figures(metrics, seconds_since(begin));
   const bool last = state_.step == config_.train.max_steps;
   const bool evaluates =
       config_.train.eval_interval > 0 && state_.step % config_.train.eval_interval == 0;
@@ -177,32 +179,14 @@ StepReport TrainingRun::take_step() {
   return report;
 }
 
-StepMetrics TrainingRun::metrics_of(const StepReport& report, double lr, double data_seconds,
-                                    double step_seconds) {
-  StepMetrics metrics;
+void TrainingRun::add_run_figures(StepMetrics& metrics, double step_seconds) const {
   metrics.step = state_.step;
   metrics.tokens = state_.tokens;
-  metrics.loss = report.loss;
-  metrics.aux_loss = report.aux_loss;
-  metrics.z_loss = report.z_loss;
-  metrics.grad_norm = report.grad_norm;
-  metrics.lr = lr;
   metrics.step_ms = 1e3 * step_seconds;
-  metrics.forward_ms = 1e3 * report.forward_seconds;
-  metrics.backward_ms = 1e3 * report.backward_seconds;
-  metrics.exchange_ms = 1e3 * report.exchange_seconds;
-  metrics.optimizer_ms = 1e3 * report.optimizer_seconds;
-  metrics.data_ms = 1e3 * data_seconds;
   const auto step_tokens =
       static_cast<double>(config_.train.global_batch_size * config_.model.seq_len);
   metrics.tokens_per_s = step_tokens / step_seconds;
   metrics.mfu = metrics.tokens_per_s * flops_per_token_ / ceiling_flops_;
-  metrics.exchange_bytes = report.exchange_bytes;
-  metrics.max_load_ratio = report.max_load_ratio();
-  metrics.dropped_tokens = report.dropped_tokens;
-  metrics.peak_memory_bytes = peak_memory_bytes(session_.stream, mpi_.world());
-  metrics.skipped = report.skipped;
-  return metrics;
 }
 
 void TrainingRun::evaluate_into(StepMetrics& metrics) {
@@ -211,14 +195,14 @@ void TrainingRun::evaluate_into(StepMetrics& metrics) {
 }
 
 void TrainingRun::check_skipped(const StepReport& report) {
-  if (!report.skipped) {
+  if (!report.metrics.skipped) {
     skipped_in_a_row_ = 0;
     return;
   }
-  tell(
+  log(
       fmt::format("step {} skipped: the loss ({}) or a gradient is not finite on some rank; "
                   "nothing was updated",
-                  state_.step, report.loss));
+                  state_.step, report.metrics.loss));
   if (++skipped_in_a_row_ < kMaxSkippedInARow) return;
   throw CollectiveError(fmt::format(
       "{} steps in a row had no finite gradient; lower optimizer.lr or optimizer.clip and resume "
@@ -228,18 +212,18 @@ void TrainingRun::check_skipped(const StepReport& report) {
 
 void TrainingRun::save() {
   if (last_saved_step_ == state_.step) return;
-  session_.dist.set_phase("checkpoint");
+  session_.dist.set_phase(Phase::checkpoint);
   StagedTensors staged = staged_tensors();
   staged.download(session_.stream);
   const SaveResult result = checkpoints_.save(state_, staged.tensors());
   if (result.saved) last_saved_step_ = state_.step;
   if (!result.saved) {
-    tell(
+    log(
         fmt::format("no checkpoint at step {}: {}; training goes on, earlier checkpoints are "
                     "untouched",
                     state_.step, result.problem));
   } else if (!result.problem.empty()) {
-    tell(fmt::format("checkpoint at step {}: {}", state_.step, result.problem));
+    log(fmt::format("checkpoint at step {}: {}", state_.step, result.problem));
   }
 }
 

@@ -34,12 +34,11 @@ class TrainingRun {
   void resume();
   void open_log();
   StepReport take_step();
-  StepMetrics metrics_of(const StepReport& report, double lr, double data_seconds,
-                         double step_seconds);
+  void add_run_figures(StepMetrics& metrics, double step_seconds) const;
   void evaluate_into(StepMetrics& metrics);
   void check_skipped(const StepReport& report);
   void save();
-  void tell(const std::string& text);
+  void log(const std::string& text);
 
   MpiRuntime& mpi_;
   RunConfig config_;

@@ -35,8 +35,8 @@ struct Row {
 std::vector<Row> rows_of(const GlobalBatch& batch) {
   std::vector<Row> rows;
   for (const MicroBatch& micro : batch.micro_batches) {
-    EXPECT_EQ(micro.tokens.shape(), (Shape{micro.batch, micro.seq_len}));
-    for (int64_t r = 0; r < micro.batch; ++r) {
+    EXPECT_EQ(micro.tokens.shape(), (Shape{micro.num_sequences, micro.seq_len}));
+    for (int64_t r = 0; r < micro.num_sequences; ++r) {
       Row& row = rows.emplace_back();
       row.tokens = to_vector<int32_t>(micro.tokens.view().rows(r, 1));
       row.targets = to_vector<int32_t>(micro.targets.view().rows(r, 1));

@@ -126,19 +126,24 @@ Measured measure(const RunConfig& config) {
                      .seed = 3,
                      .recompute = config.parallel.recompute});
   DistributedOptimizer optimizer(stream, config.optimizer, model.parameters(), dist);
-  Workspace workspace;
+  Workspace saved, scratch;
   StepStatistics statistics = test::statistics_for(config.model, model.num_moe_layers());
   const MicroBatch batch = test::synthetic_batch(config.model, 0, config.train.micro_batch_size);
-  StepContext ctx{.stream = stream,
-                  .workspace = workspace,
-                  .dist = dist,
-                  .batch = batch,
-                  .scales = test::scales_of(config.model, config.train.global_batch_size),
-                  .statistics = &statistics};
-  model.forward_backward(ctx);
+  StepContext ctx{
+      .stream = stream,
+      .saved = saved,
+      .scratch = scratch,
+      .dist = dist,
+      .batch = batch,
+      .scales = test::size_of(config.model, config.train.global_batch_size).loss_scales(),
+      .statistics = &statistics};
+  Transformer::Pass pass;
+  model.forward(ctx, pass);
+  model.backward(ctx, pass);
 
-  Measured measured{.elements = model.parameters().num_elements(),
-                    .workspace_peak = static_cast<int64_t>(workspace.high_water())};
+  Measured measured{
+      .elements = model.parameters().num_elements(),
+      .workspace_peak = static_cast<int64_t>((saved.high_water() + scratch.high_water()))};
   for (const Parameter& p : model.parameters().parameters()) {
     measured.whole_elements += p.spec.global_shape.num_elements();
   }

@@ -23,7 +23,7 @@ const RecallScore& score_of(const RecallScores& scores, RecallTask task) {
 class AddBatchTest : public ::testing::Test {
  protected:
   AddBatchTest() {
-    batch_.batch = 2;
+    batch_.num_sequences = 2;
     batch_.seq_len = kSeqLen;
     batch_.tokens = Tensor({2, kSeqLen}, DType::i32);
     batch_.targets = Tensor({2, kSeqLen}, DType::i32);

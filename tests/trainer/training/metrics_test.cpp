@@ -14,8 +14,13 @@
 namespace switchyard {
 namespace {
 
+using ::testing::AllOf;
+using ::testing::Contains;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::Key;
+using ::testing::Not;
+using ::testing::Pair;
 
 class MetricsFileTest : public ::testing::Test {
  protected:
@@ -106,6 +111,25 @@ TEST(MetricsToJson, StaysJsonWhenTheLossIsNotFinite) {
 
   EXPECT_TRUE(record.at("loss").is_null());
   EXPECT_TRUE(record.at("grad_norm").is_null());
+}
+
+TEST(StepMetricFields, AreWhatTheDocsSay) {
+  std::ifstream file(std::filesystem::path(SWITCHYARD_SOURCE_DIR) / "docs/formats.md");
+  const std::string docs{std::istreambuf_iterator<char>(file), {}};
+
+  EXPECT_THAT(docs, HasSubstr(describe_step_metrics()));
+}
+
+TEST(TensorboardScalars, HoldTheFiguresThatHaveATag) {
+  StepMetrics metrics;
+  metrics.loss = 2.5;
+  metrics.dropped_tokens = 3;
+
+  EXPECT_THAT(tensorboard_scalars(metrics),
+              AllOf(Contains(Pair("train/loss", 2.5)), Contains(Pair("router/dropped_tokens", 3.0)),
+                    Not(Contains(Key("validation/loss")))));
+  metrics.val_loss = 4.5;
+  EXPECT_THAT(tensorboard_scalars(metrics), Contains(Pair("validation/loss", 4.5)));
 }
 
 TEST_F(MetricsFileTest, LinesCanBeReadWhileTheFileIsOpen) {

@@ -4,12 +4,13 @@
 #include <string_view>
 #include <vector>
 
+#include "kernels/runtime/device.h"
 #include "kernels/runtime/stopwatch.h"
 
 namespace switchyard {
 
-// Where the time of a training step goes. `moe_*` together are the MoE layer.
-enum class Phase {
+// The parts of a model that the work of a pass is shared out to. `moe_*` together are the MoE layer.
+enum class Part {
   embedding,
   attention,
   dense_feed_forward,
@@ -21,10 +22,10 @@ enum class Phase {
   norms,
   head_and_loss,
 };
-inline constexpr int kNumPhases = static_cast<int>(Phase::head_and_loss) + 1;
+inline constexpr int kNumParts = static_cast<int>(Part::head_and_loss) + 1;
 
-constexpr std::string_view to_string(Phase phase) {
-  constexpr std::array<std::string_view, kNumPhases> names = {"embedding",
+constexpr std::string_view to_string(Part part) {
+  constexpr std::array<std::string_view, kNumParts> names = {"embedding",
                                                               "attention",
                                                               "dense feed-forward",
                                                               "moe: router",
@@ -34,25 +35,25 @@ constexpr std::string_view to_string(Phase phase) {
                                                               "moe: activation",
                                                               "norms",
                                                               "head and loss"};
-  return names[static_cast<size_t>(phase)];
+  return names[static_cast<size_t>(part)];
 }
 
-// Seconds per phase, added up.
+// Seconds per part, added up.
 struct Profile {
-  std::array<double, kNumPhases> seconds{};
-  double& operator[](Phase phase) { return seconds[static_cast<size_t>(phase)]; }
-  double operator[](Phase phase) const { return seconds[static_cast<size_t>(phase)]; }
+  std::array<double, kNumParts> seconds{};
+  double& operator[](Part part) { return seconds[static_cast<size_t>(part)]; }
+  double operator[](Part part) const { return seconds[static_cast<size_t>(part)]; }
 };
 
-// Takes the time of the phases of a stream's work.
+// Takes the time that the parts of a stream's work need: see Stream::set_profiler.
 class Profiler {
  public:
   explicit Profiler(Stream& stream) : stream_(stream) {
-    for (int i = 0; i < kNumPhases; ++i) stopwatches_.emplace_back(stream.device());
+    for (int i = 0; i < kNumParts; ++i) stopwatches_.emplace_back(stream.device());
   }
 
-  void start(Phase phase) { stopwatches_[static_cast<size_t>(phase)].start(stream_); }
-  void stop(Phase phase) { stopwatches_[static_cast<size_t>(phase)].stop(stream_); }
+  void start(Part part) { stopwatches_[static_cast<size_t>(part)].start(stream_); }
+  void stop(Part part) { stopwatches_[static_cast<size_t>(part)].stop(stream_); }
 
   // Since the last call; waits for the stream.
   Profile take() {
@@ -68,21 +69,22 @@ class Profiler {
   std::vector<Stopwatch> stopwatches_;
 };
 
-// Adds what the stream does in the scope to a phase. A null profiler costs nothing. Not nested.
-class Timed {
+// Adds the time of what the stream does in the scope to a part, where the stream has a profiler;
+// without one it costs nothing. Scopes are not nested.
+class ScopedPart {
  public:
-  Timed(Profiler* profiler, Phase phase) : profiler_(profiler), phase_(phase) {
-    if (profiler_) profiler_->start(phase_);
+  ScopedPart(Stream& stream, Part part) : profiler_(stream.profiler()), part_(part) {
+    if (profiler_) profiler_->start(part_);
   }
-  ~Timed() {
-    if (profiler_) profiler_->stop(phase_);
+  ~ScopedPart() {
+    if (profiler_) profiler_->stop(part_);
   }
-  Timed(const Timed&) = delete;
-  Timed& operator=(const Timed&) = delete;
+  ScopedPart(const ScopedPart&) = delete;
+  ScopedPart& operator=(const ScopedPart&) = delete;
 
  private:
   Profiler* profiler_;
-  Phase phase_;
+  Part part_;
 };
 
 }  // namespace switchyard

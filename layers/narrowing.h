@@ -1,0 +1,55 @@
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "layers/build_context.h"
+#include "layers/linear.h"
+#include "layers/step_context.h"
+
+namespace switchyard {
+
+// BigMac's shared projections around the exchange: descend shrinks a token before it travels to its
+// experts, ascend grows their sum back (arXiv 2502.16927, eq. 5 and 7). In models of another
+// structure both are the identity, and rows travel at full width.
+class Narrowing {
+ public:
+  struct Saved {
+    ConstTensorView x;  // [local_tokens, hidden]
+    TensorView latent;  // [local_tokens, latent] what ascend reads; empty without BigMac
+  };
+  // Rows of all local tokens, [local_tokens, width]. `back` may be the memory of `out`: nothing
+  // comes back before everything has left.
+  struct Rows {
+    ConstTensorView out;  // what travels
+    TensorView back;      // where what comes back is written
+  };
+
+  Narrowing(const BuildContext& build, const std::string& name);
+
+  // `y` is where ascend will add or write its result.
+  //   x, y  [local_tokens, hidden]
+  Rows descend(StepContext& ctx, ConstTensorView x, TensorView y, Accumulate into_y,
+               Saved& saved) const;
+  // For the rows of some tokens; nothing is left to do where they came back to y itself.
+  //   back  [rows, width]
+  //   y     [rows, hidden]
+  void ascend(StepContext& ctx, ConstTensorView back, TensorView y, Accumulate into_y) const;
+
+  // The backward pass of ascend, whose gradient travels to the experts, and that of descend.
+  //   dy, dx  [local_tokens, hidden]
+  Rows backward_ascend(StepContext& ctx, ConstTensorView dy, TensorView dx,
+                       Accumulate into_dx) const;
+  void backward_ascend_weight(StepContext& ctx, ConstTensorView dy, const Saved& saved);
+  void backward_descend(StepContext& ctx, ConstTensorView back, const Saved& saved, TensorView dx,
+                        Accumulate into_dx);
+
+ private:
+  TensorView place_for_return(StepContext& ctx, TensorView to, Accumulate accumulate) const;
+  void join(StepContext& ctx, ConstTensorView back, TensorView to, Accumulate accumulate) const;
+
+  int64_t latent_ = 0;
+  std::optional<Linear> descend_, ascend_;  // BigMac only
+};
+
+}  // namespace switchyard

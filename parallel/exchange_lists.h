@@ -1,0 +1,41 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kernels/moe/exchange_plan.h"
+#include "kernels/runtime/device.h"
+#include "kernels/runtime/memory.h"
+
+namespace switchyard {
+
+// What both kinds of expert exchange are made of.
+
+// The lists of plan_sends for `dispatch_idx` [tokens, top_k], from the workspace.
+SendPlan take_send_plan(Workspace& workspace, ConstTensorView dispatch_idx, TensorView counts);
+
+// The lists of plan_arrivals.
+ArrivalPlan take_arrival_plan(Workspace& workspace, int64_t received_rows, int64_t assignments);
+
+// Brings the counts of a plan to the host while the device goes on with other work.
+class CountsOnHost {
+ public:
+  explicit CountsOnHost(Device device) : copied_(device) {}
+
+  // `counts` is i64, and always of the same size.
+  void start(Stream& stream, ConstTensorView counts);
+  // Waits for the copy. Valid until the next start.
+  std::span<const int64_t> wait();
+
+ private:
+  PinnedBuffer counts_;
+  Event copied_;
+};
+
+// [0, counts[0], counts[0] + counts[1], ...]
+std::vector<int64_t> offsets_of(const std::vector<int64_t>& counts);
+
+int64_t sum_of(const std::vector<int64_t>& counts);
+
+}  // namespace switchyard

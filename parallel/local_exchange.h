@@ -1,0 +1,13 @@
+#pragma once
+
+#include <memory>
+
+#include "parallel/expert_exchange.h"
+
+namespace switchyard {
+
+// The exchange of a group of one rank: nothing travels. Experts read the tokens' rows, and tokens
+// the experts', in one chunk.
+std::unique_ptr<ExpertExchange> make_local_exchange(Device device, int num_experts);
+
+}  // namespace switchyard

@@ -1,0 +1,128 @@
+// The whole model as an object: what its passes leave, and that they do not disturb each other.
+#include "layers/transformer.h"
+
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "tests/support/model_fixture.h"
+
+namespace switchyard {
+namespace {
+
+using test::tiny_model;
+
+struct PassCase {
+  std::string name;
+  Structure structure;
+  bool recompute;
+};
+
+class PassTest : public testing::TestWithParam<PassCase> {
+ protected:
+  PassTest()
+      : config_(tiny_model(GetParam().structure)),
+        model_(stream_, config_, dist_, {.seed = 5, .recompute = GetParam().recompute}),
+        statistics_(test::statistics_for(config_, model_.num_moe_layers())),
+        batches_{test::synthetic_batch(config_, 0, 2), test::synthetic_batch(config_, 2, 2)} {}
+
+  StepContext context(int pass) {
+    return {.stream = stream_,
+            .saved = saved_[pass],
+            .scratch = scratch_,
+            .dist = dist_,
+            .batch = batches_[pass],
+            .scales = test::size_of(config_, 4).loss_scales(),
+            .statistics = &statistics_};
+  }
+
+  void forward(int pass) {
+    StepContext ctx = context(pass);
+    model_.forward(ctx, passes_[pass]);
+  }
+  void backward(int pass) {
+    StepContext ctx = context(pass);
+    model_.backward(ctx, passes_[pass]);
+  }
+  void reset() {
+    model_.parameters().zero_grads(stream_);
+    statistics_.reset(stream_);
+    for (int pass : {0, 1}) {
+      passes_[pass] = {};
+      saved_[pass].reset();
+    }
+  }
+
+  std::vector<std::vector<float>> gradients() {
+    std::vector<std::vector<float>> all;
+    for (const Parameter& p : model_.parameters().parameters()) {
+      all.push_back(test::to_floats(p.grad));
+    }
+    return all;
+  }
+
+  Stream stream_;
+  DistributedContext dist_;
+  ModelConfig config_;
+  Transformer model_;
+  StepStatistics statistics_;
+  MicroBatch batches_[2];
+  Workspace saved_[2], scratch_;
+  Transformer::Pass passes_[2];
+};
+
+TEST_P(PassTest, TwoInFlightGiveTheGradientsAndLossesOfOneAfterTheOther) {
+  forward(0);
+  backward(0);
+  forward(1);
+  backward(1);
+  const auto expected = gradients();
+  const double expected_loss = statistics_.read(stream_).loss;
+  reset();
+
+  forward(0);
+  forward(1);
+  backward(0);
+  backward(1);
+
+  EXPECT_EQ(gradients(), expected);
+  EXPECT_EQ(statistics_.read(stream_).loss, expected_loss);
+}
+
+TEST_P(PassTest, LeavesNothingInScratchMemory) {
+  forward(0);
+  EXPECT_EQ(scratch_.live_bytes(), 0u);
+  EXPECT_GT(saved_[0].live_bytes(), 0u);
+  const size_t saved = saved_[0].live_bytes();
+
+  backward(0);
+
+  EXPECT_EQ(scratch_.live_bytes(), 0u);
+  EXPECT_EQ(saved_[0].live_bytes(), saved);
+}
+
+TEST_P(PassTest, WithoutGradientsLeavesNothingAtAllAndFindsTheSameLoss) {
+  forward(0);
+  const double expected = statistics_.read(stream_).loss;
+  statistics_.reset(stream_);
+  StepContext ctx = context(1);
+  MicroBatch same = test::synthetic_batch(config_, 0, 2);
+  std::swap(batches_[1], same);
+
+  model_.forward_loss(ctx);
+
+  EXPECT_EQ(statistics_.read(stream_).loss, expected);
+  EXPECT_EQ(saved_[1].live_bytes(), 0u);
+  EXPECT_EQ(scratch_.live_bytes(), 0u);
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, PassTest,
+                         testing::Values(PassCase{"dense", Structure::dense, false},
+                                         PassCase{"vanilla", Structure::vanilla, false},
+                                         PassCase{"fine_grained", Structure::fine_grained, false},
+                                         PassCase{"bigmac", Structure::bigmac, false},
+                                         PassCase{"bigmac_recomputed", Structure::bigmac, true}),
+                         [](const auto& tested) { return tested.param.name; });
+
+}  // namespace
+}  // namespace switchyard
