@@ -4,11 +4,10 @@
 
 #include "kernels/cuda/device_math.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/row_blocks.h"
 
 namespace switchyard::cuda {
 
-// A row belongs to blockDim.x threads, a power of two; a block works on blockDim.y rows.
-constexpr int kMaxRowThreads = 512;
 constexpr int kMaxRowWarps = kMaxRowThreads / kWarpSize;
 
 // The sums of kCount values over the threads of a row, on each of them; every thread of the block
