@@ -12,8 +12,6 @@
 
 namespace switchyard::cuda {
 
-// A row belongs to blockDim.x threads, a power of two; a block works on blockDim.y rows.
-constexpr int kMaxRowThreads = 512;
 // Of a row, per thread. Fewer where they suffice: the sums of a backward pass lie beside them, and
 // with more than 16 per thread the f32 and the one-by-one kernels run out of registers.
 constexpr int kRowElements = 32;

@@ -4,7 +4,6 @@
 
 #include "kernels/cuda/device_math.h"
 #include "kernels/cuda/launch.h"
-#include "kernels/cuda/row_blocks.h"
 
 namespace switchyard::cuda {
 

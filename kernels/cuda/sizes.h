@@ -7,6 +7,9 @@
 namespace switchyard::cuda {
 
 constexpr int kWarpSize = 32;
+// Of kernels whose blocks work on several rows at a time: a row belongs to blockDim.x threads, a
+// power of two up to this; a block works on blockDim.y rows.
+constexpr int kMaxRowThreads = 512;
 
 // Blocks of `block_size` that cover n elements of `per_thread` each.
 inline unsigned int num_blocks(int64_t n, int64_t block_size, int64_t per_thread = 1) {
