@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "kernels/runtime/check.h"
+#include "parallel/counting_communicator.h"
 #include "parallel/mpi_communicator.h"
 #include "parallel/nccl_communicator.h"
 #include "parallel/staged_communicator.h"
@@ -140,6 +141,18 @@ DistributedContext::DistributedContext(MpiRuntime& mpi, ParallelLayout layout, D
   dp_ = groups.make(layout.dp_group(rank), "dp");
   ep_ = groups.make(layout.ep_group(rank), "ep");
   edp_ = groups.make(layout.edp_group(rank), "edp");
+}
+
+DistributedContext::DistributedContext(ParallelLayout layout, int rank)
+    : layout_(layout),
+      world_(make_counting_communicator(rank, layout.world_size(), "world")),
+      tp_(make_counting_communicator(layout.tp_rank(rank), layout.tp(), "tp")),
+      dp_(make_counting_communicator(layout.dp_rank(rank), layout.dp(), "dp")),
+      ep_(make_counting_communicator(layout.ep_rank(rank), layout.ep(), "ep")),
+      edp_(make_counting_communicator(layout.edp_rank(rank), layout.edp(), "edp")) {}
+
+DistributedContext DistributedContext::counting(ParallelLayout layout, int rank) {
+  return {layout, rank};
 }
 
 void DistributedContext::set_step(int64_t step) const {

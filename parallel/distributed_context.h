@@ -62,6 +62,12 @@ class DistributedContext {
   // device of its own, and through host memory where ranks share one.
   DistributedContext(MpiRuntime& mpi, ParallelLayout layout, Device device = {});
 
+  // `rank` of any layout, without MPI and without the other ranks: for planning on a device that
+  // only counts. Groups know their sizes and this rank's places, and their collectives move nothing
+  // (counting_communicator.h). Costs the same for every number of ranks. A named function, so that
+  // no context of a run is made this way by mistake.
+  static DistributedContext counting(ParallelLayout layout, int rank);
+
   const ParallelLayout& layout() const { return layout_; }
   int rank() const { return world().rank(); }
 
@@ -82,6 +88,8 @@ class DistributedContext {
   void set_phase(Phase phase) const;
 
  private:
+  DistributedContext(ParallelLayout layout, int rank);
+
   ParallelLayout layout_;
   Watchdog* watchdog_ = nullptr;  // of the runtime; none without MPI
   bool uses_nccl_ = false;

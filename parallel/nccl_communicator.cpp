@@ -22,7 +22,7 @@
 namespace switchyard {
 namespace {
 
-bool is_on_host(ConstTensorView view) { return view.device().kind == DeviceKind::cpu; }
+bool is_on_host(ConstTensorView view) { return view.device().is_host(); }
 
 void check_nccl(ncclResult_t result, const char* call, const std::string& group) {
   require(result == ncclSuccess, "{} failed in group {}: {} (NCCL_DEBUG=INFO tells more)", call,

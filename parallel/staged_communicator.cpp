@@ -7,7 +7,7 @@
 namespace switchyard {
 namespace {
 
-bool is_on_host(ConstTensorView view) { return view.device().kind == DeviceKind::cpu; }
+bool is_on_host(ConstTensorView view) { return view.device().is_host(); }
 
 }  // namespace
 

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "kernels/cpu/onednn_matmul.h"
+#include "kernels/cuda/scratch.h"
 #include "kernels/decode/attend_cached.h"
 #include "kernels/inline/vector_math.h"
 #include "kernels/runtime/dispatch.h"
@@ -225,6 +226,10 @@ void require_documents(ConstTensorView document_start) {
   }
 }
 
+ThreadScratch forward_scratch(Workspace& workspace, const AttentionShape& shape) {
+  return ThreadScratch(workspace, QueryState::floats(shape.head_dim));
+}
+
 template <class T>
 void forward(const AttentionShape& shape, Workspace& workspace, ConstTensorView q,
              ConstTensorView k, ConstTensorView v, ConstTensorView document_start, float scale,
@@ -233,7 +238,7 @@ void forward(const AttentionShape& shape, Workspace& workspace, ConstTensorView 
   const int64_t head_size = seq_len * head_dim, group = shape.group();
   const int64_t blocks = (seq_len + kQueryRows - 1) / kQueryRows;
   WorkspaceScope scope(workspace);
-  const ThreadScratch scratch(workspace, QueryState::floats(head_dim));
+  const ThreadScratch scratch = forward_scratch(workspace, shape);
 // Every block of queries has its own output, so any distribution gives the same numbers; the work
 // in them differs. The longest come first.
 #pragma omp parallel for schedule(dynamic)
@@ -397,12 +402,19 @@ void backward_head(const AttentionShape& shape, const BackwardOperands& x, int64
   }
 }
 
+ThreadScratch backward_scratch(Workspace& workspace, const AttentionShape& shape, DType dtype) {
+  const auto [batch, heads, kv_heads, seq_len, head_dim] = shape;
+  return ThreadScratch(workspace, dtype == DType::f32
+                                      ? BackwardState<float>::floats(seq_len, head_dim)
+                                      : BackwardState<bfloat16>::floats(seq_len, head_dim));
+}
+
 template <class T>
 void backward(const AttentionShape& shape, Workspace& workspace, const BackwardOperands& x) {
   const auto [batch, heads, kv_heads, seq_len, head_dim] = shape;
   const int64_t head_size = seq_len * head_dim, group = shape.group();
   WorkspaceScope scope(workspace);
-  const ThreadScratch scratch(workspace, BackwardState<T>::floats(seq_len, head_dim));
+  const ThreadScratch scratch = backward_scratch(workspace, shape, dtype_of<T>());
 // One thread owns a key/value head, so that its sums over query heads and blocks keep their order.
 #pragma omp parallel for schedule(dynamic)
   for (int64_t kv_head = 0; kv_head < batch * kv_heads; ++kv_head) {
@@ -444,6 +456,16 @@ AttentionShape require_operands(ConstTensorView q, ConstTensorView k, ConstTenso
   return shape;
 }
 
+// Products of [seq_len, head_dim] with half of the scores, the diagonal included.
+void count_products(Stream& stream, const AttentionShape& shape, int products) {
+  Tally* tally = stream.tally();
+  if (tally == nullptr) return;
+  const auto keys = 0.5 * static_cast<double>(shape.seq_len + 1);
+  const auto width = static_cast<double>(shape.heads * shape.head_dim);
+  tally->attention +=
+      products * 2.0 * static_cast<double>(shape.batch * shape.seq_len) * width * keys;
+}
+
 void require_outputs(const AttentionShape& shape, DType dtype, ConstTensorView out,
                      const char* name, ConstTensorView lse) {
   require_shape(out, {shape.batch * shape.seq_len, shape.heads * shape.head_dim}, name);
@@ -464,6 +486,9 @@ void attention_forward(Stream& stream, Workspace& workspace, ConstTensorView q, 
                        TensorView out, TensorView lse) {
   const AttentionShape shape = require_operands(q, k, v, document_start, scale);
   require_outputs(shape, q.dtype(), out, "out", lse);
+  count_products(stream, shape, /*products=*/2);
+  count_scratch(
+      stream, workspace, [&] { forward_scratch(workspace, shape); }, no_scratch);
   SWITCHYARD_BODY(stream, attention_forward)
   (stream, workspace, q, k, v, document_start, scale, out, lse);
 }
@@ -478,6 +503,10 @@ void attention_backward(Stream& stream, Workspace& workspace, ConstTensorView do
   require_like(dq, q, "dq");
   require_like(dk, k, "dk");
   require_like(dv, v, "dv");
+  count_products(stream, shape, /*products=*/4);
+  count_scratch(
+      stream, workspace, [&] { backward_scratch(workspace, shape, q.dtype()); },
+      [&] { cuda::attention_backward_scratch(workspace, q); });
   SWITCHYARD_BODY(stream, attention_backward)
   (stream, workspace, dout, q, k, v, out, lse, document_start, scale, dq, dk, dv);
 }
@@ -509,6 +538,9 @@ void decode_attention(Stream& stream, Workspace& workspace, ConstTensorView q,
   require_shape(out, {batch, heads * q.dim(2)}, "out");
   require_dtype(out, q.dtype(), "out");
   require(scale > 0.0f, "scale is {}, must be positive", scale);
+  count_scratch(
+      stream, workspace, [&] { cpu::count_attend_cached(workspace, q, k_cache, {}); },
+      [&] { cuda::attend_cached_scratch(workspace, q, k_cache, {}); });
   SWITCHYARD_BODY(stream, decode_attention)
   (stream, workspace, q, k_cache, v_cache, lengths, scale, out);
 }

@@ -5,6 +5,7 @@
 #include "kernels/cuda/attention_problem.h"
 #include "kernels/cuda/device_math.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/scratch.h"
 #include "kernels/decode/attend_cached.h"
 #include "kernels/runtime/check.h"
 #include "kernels/runtime/dispatch.h"
@@ -393,7 +394,7 @@ void cuda::attention_backward(Stream& stream, Workspace& workspace, ConstTensorV
   const AttentionProblem p = problem_of(q, k, document_start, scale);
   const int64_t batch = q.dim(0), rows = batch * p.heads * p.seq_len;
   WorkspaceScope scope(workspace);
-  float* delta = workspace.take({rows}, DType::f32).data<float>();
+  float* delta = attention_backward_scratch(workspace, q).data<float>();
   dispatch_compute_dtype(q.dtype(), [&]<class T>() {
     launch(attention_delta_kernel<T>, num_blocks(rows, kThreads / kWarpSize), kThreads, 0, stream,
            p, dout.data<T>(), out.data<T>(), rows, delta);

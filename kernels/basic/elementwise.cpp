@@ -6,6 +6,7 @@
 #include <cstring>
 #include <vector>
 
+#include "kernels/cuda/scratch.h"
 #include "kernels/runtime/check.h"
 #include "kernels/runtime/dispatch.h"
 
@@ -19,7 +20,7 @@ void cast(Stream& stream, ConstTensorView x, TensorView y) {
 void copy(Stream& stream, ConstTensorView x, TensorView y) {
   require_shape(y, x.shape(), "y");
   require_dtype(y, x.dtype(), "y");
-  require(stream.device().kind == DeviceKind::cuda || x.device() == y.device(),
+  require(!stream.device().is_host() || x.device() == y.device(),
           "a stream of the cpu cannot copy from {} to {}", to_string(x.device()),
           to_string(y.device()));
   SWITCHYARD_BODY(stream, copy).with_any_device()(stream, x, y);
@@ -48,6 +49,8 @@ void add_bias_backward(Stream& stream, Workspace& workspace, ConstTensorView dy,
   require(dy.rank() == 2, "dy has shape {}, expected [rows, width]", to_string(dy.shape()));
   require_shape(dbias, {dy.dim(1)}, "dbias");
   require_dtype(dbias, DType::f32, "dbias");
+  count_scratch(stream, workspace, no_scratch,
+                [&] { cuda::add_bias_backward_scratch(workspace, dy); });
   SWITCHYARD_BODY(stream, add_bias_backward)(stream, workspace, dy, dbias);
 }
 

@@ -5,6 +5,7 @@
 #include "kernels/cuda/add_partials.h"
 #include "kernels/cuda/device_math.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/scratch.h"
 #include "kernels/runtime/check.h"
 #include "kernels/runtime/dispatch.h"
 
@@ -87,7 +88,6 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 constexpr int kBiasWarps = kThreads / kWarpSize;
-constexpr int kBiasGradientRows = 256;  // of a block
 
 // partial[blockIdx.x] = sums over the block's rows of the columns of blockIdx.y: each warp takes
 // every kBiasWarps-th row, and the warps' sums are added in their order.
@@ -230,9 +230,10 @@ void cuda::add_bias(Stream& stream, ConstTensorView bias, TensorView y) {
 void cuda::add_bias_backward(Stream& stream, Workspace& workspace, ConstTensorView dy,
                              TensorView dbias) {
   const int64_t rows = dy.dim(0), width = dy.dim(1);
-  const unsigned int blocks = num_blocks(rows, kBiasGradientRows);
   WorkspaceScope scope(workspace);
-  float* partial = workspace.take({blocks, width}, DType::f32).data<float>();
+  const TensorView sums = add_bias_backward_scratch(workspace, dy);
+  float* partial = sums.data<float>();
+  const auto blocks = static_cast<unsigned int>(sums.dim(0));
   dispatch_compute_dtype(dy.dtype(), [&]<class T>() {
     constexpr int kSize = 16 / sizeof(T);
     const T* d = dy.data<T>();

@@ -10,17 +10,24 @@
 
 namespace switchyard::cpu {
 
+constexpr int64_t kRowsPerBlock = 64;
+
+// Of accumulate_over_rows: a row of sums per block of rows.
+//   [blocks, columns] f32
+inline TensorView row_sums_scratch(Workspace& workspace, int64_t rows, int64_t columns) {
+  return workspace.take({(rows + kRowsPerBlock - 1) / kRowsPerBlock, columns}, DType::f32);
+}
+
 // Sums the gradients of per-column parameters over rows: body(row, sums) adds one row's part to
 // `columns` f32 sums. Rows go in blocks of a fixed size, one task each, and the blocks' sums are
-// added in order, so the result does not depend on the number of threads. The blocks' sums take
-// rows / kRowsPerBlock * columns floats of the workspace.
+// added in order, so the result does not depend on the number of threads.
 template <class Body>
 void accumulate_over_rows(Workspace& workspace, int64_t rows, int64_t columns, float* total,
                           const Body& body) {
-  constexpr int64_t kRowsPerBlock = 64;
-  const int64_t blocks = (rows + kRowsPerBlock - 1) / kRowsPerBlock;
   WorkspaceScope scope(workspace);
-  float* partial = workspace.take({blocks, columns}, DType::f32).data<float>();
+  const TensorView sums_of_blocks = row_sums_scratch(workspace, rows, columns);
+  float* partial = sums_of_blocks.data<float>();
+  const int64_t blocks = sums_of_blocks.dim(0);
 #pragma omp parallel for schedule(static)
   for (int64_t b = 0; b < blocks; ++b) {
     float* sums = partial + b * columns;

@@ -10,6 +10,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/sizes.h"
 #include "kernels/runtime/bfloat16.h"
 
 namespace switchyard::cuda {
@@ -63,13 +64,6 @@ __device__ inline void store_floats(T* address, const float (&values)[kCount]) {
     for (int i = 0; i < kPiece; ++i) piece.element[i] = from_float<T>(values[begin + i]);
     *reinterpret_cast<Piece*>(address + begin) = piece;
   }
-}
-
-// Whether all addresses and the row width of a kernel allow 16-byte accesses; rows of odd widths do
-// not, and take the same kernel with one element at a time.
-template <class... Pointers>
-bool allow_vectors(const Pointers*... addresses) {
-  return ((reinterpret_cast<uintptr_t>(addresses) % 16 == 0) && ...);
 }
 
 // The sum over the 32 lanes, on every lane, in the same order for every call.

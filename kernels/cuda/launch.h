@@ -10,12 +10,12 @@
 #include <tuple>
 #include <utility>
 
+#include "kernels/cuda/sizes.h"
 #include "kernels/cuda/support.h"
 #include "kernels/runtime/device.h"
 
 namespace switchyard::cuda {
 
-constexpr int kWarpSize = 32;
 // What a kernel may use of shared memory without asking first.
 constexpr size_t kOrdinarySharedBytes = 48 * 1024;
 
@@ -47,12 +47,6 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
       },
       values);
 #endif
-}
-
-// Blocks of `block_size` that cover n elements of `per_thread` each.
-inline unsigned int num_blocks(int64_t n, int64_t block_size, int64_t per_thread = 1) {
-  const int64_t per_block = block_size * per_thread;
-  return static_cast<unsigned int>((n + per_block - 1) / per_block);
 }
 
 // The block's dynamic shared memory, aligned to 128 bytes.

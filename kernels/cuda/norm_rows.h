@@ -1,7 +1,7 @@
 #pragma once
 
-// For the norms' .cu files: how the threads of a block share rows of [rows, width], sums over a
-// row, and the sums over rows that gradients of weights are.
+// For the norms' .cu files: how the threads of a block share rows of [rows, width] (row_blocks.h),
+// sums over a row, and the sums over rows that gradients of weights are.
 //
 // A row belongs to blockDim.x threads, a power of two; a block works on blockDim.y rows at a time.
 // Thread threadIdx.x of a row holds the columns
@@ -9,55 +9,19 @@
 // in registers, so that each element is read from memory once. Short rows belong to one warp or a
 // part of it, and are summed without a barrier.
 
-#include <algorithm>
-#include <bit>
+#include <cstdint>
 
 #include "kernels/cuda/add_partials.h"
+#include "kernels/cuda/row_blocks.h"
 #include "kernels/cuda/row_sums.h"
-#include "kernels/runtime/check.h"
 
 namespace switchyard::cuda {
-
-// Of a row, per thread. Fewer where they suffice: the sums of a backward pass lie beside them, and
-// with more than 16 per thread the f32 and the one-by-one kernels run out of registers.
-constexpr int kRowElements = 32;
-constexpr int kMaxRowWidth = kRowElements * kMaxRowThreads;
-// Of a block, where a row needs fewer.
-constexpr int kRowBlockThreads = 256;
 
 // 16 bytes of T, or one element where addresses or the width forbid that.
 template <class T, int kVec>
 struct alignas(kVec * sizeof(T)) Pack {
   T element[kVec];
 };
-
-// Calls body.operator()<kVec, kSteps>().
-template <class T, class Body>
-void dispatch_row(int64_t width, bool vectors_allowed, Body&& body) {
-  constexpr int kWide = 16 / sizeof(T);
-  require(width <= kMaxRowWidth, "hidden is {}: the CUDA kernels normalise rows of at most {}",
-          width, kMaxRowWidth);
-  const auto fits = [&](int per_thread) { return width <= per_thread * kMaxRowThreads; };
-  if (vectors_allowed && width % kWide == 0) {
-    if (width <= kWide * kWarpSize) return body.template operator()<kWide, 1>();
-    if (fits(kWide * 4)) return body.template operator()<kWide, 4>();
-    return body.template operator()<kWide, kRowElements / kWide>();
-  }
-  if (width <= kWarpSize) return body.template operator()<1, 1>();
-  if (fits(8)) return body.template operator()<1, 8>();
-  if (fits(16)) return body.template operator()<1, 16>();
-  return body.template operator()<1, kRowElements>();
-}
-
-// The blockDim for rows of which each thread holds `steps` pieces of `vec` elements.
-inline dim3 row_block(int64_t width, int vec, int steps) {
-  const int per_thread = vec * steps;
-  const int64_t needed = std::max<int64_t>((width + per_thread - 1) / per_thread, 1);
-  unsigned int threads = std::bit_ceil(static_cast<unsigned int>(needed));
-  // A row in one step is spread over its lanes; one in many steps fills a warp.
-  if (steps > 1) threads = std::max<unsigned int>(threads, kWarpSize);
-  return dim3(threads, std::max(kRowBlockThreads / threads, 1u));
-}
 
 // This thread's column in a step.
 template <int kVec>
@@ -96,16 +60,8 @@ constexpr bool fits_registers(int tensors, int sums) {
 
 // ---- Sums over rows ----------------------------------------------------------------------------
 
-// Blocks of a backward kernel. Each goes through many rows, so that few partial sums of [width] are
-// written; short rows need more threads to keep the memory busy.
-inline unsigned int backward_blocks(Device device, int64_t rows, dim3 block, int steps) {
-  const int per_processor = steps == 1 ? 8 : 2;
-  const int64_t resident = int64_t{per_processor} * num_multiprocessors(device);
-  return static_cast<unsigned int>(std::min<int64_t>(num_blocks(rows, block.y), resident));
-}
-
 // What store_column_sums needs, in bytes.
-inline size_t column_sums_shared(int64_t width, dim3 block) {
+inline size_t column_sums_shared(int64_t width, RowBlock block) {
   return block.y == 1 ? 0 : static_cast<size_t>(width) * block.y * sizeof(float);
 }
 

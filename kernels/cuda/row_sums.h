@@ -7,8 +7,6 @@
 
 namespace switchyard::cuda {
 
-// A row belongs to blockDim.x threads, a power of two; a block works on blockDim.y rows.
-constexpr int kMaxRowThreads = 512;
 constexpr int kMaxRowWarps = kMaxRowThreads / kWarpSize;
 
 // The sums of kCount values over the threads of a row, on each of them; every thread of the block

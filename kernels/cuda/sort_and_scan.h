@@ -4,6 +4,7 @@
 // CUDA is emulated.
 
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/scratch.h"
 #include "kernels/runtime/check.h"
 #include "kernels/runtime/memory.h"
 #include "kernels/runtime/tensor.h"
@@ -22,6 +23,11 @@
 
 namespace switchyard::cuda {
 
+// For one call of CUB: what is planned with, or what CUB asks for if that is more.
+inline TensorView take_library_scratch(Workspace& workspace, size_t planned, size_t asked) {
+  return workspace.take({static_cast<int64_t>(std::max(planned, asked))}, DType::u8);
+}
+
 // Sorts (key, value) pairs; pairs of equal keys stay in their order.
 //   keys, values                [n] i32, keys in [0, max_key]: the sort's passes are over their
 //   bits sorted_keys, sorted_values  [n] i32
@@ -29,7 +35,8 @@ inline void stable_sort_pairs(Stream& stream, Workspace& workspace, const int32_
                               const int32_t* values, int64_t n, int64_t max_key,
                               int32_t* sorted_keys, int32_t* sorted_values) {
 #ifdef SWITCHYARD_EMULATED_CUDA
-  (void)workspace;
+  const WorkspaceScope scope(workspace);
+  take_library_scratch(workspace, sort_scratch_bytes(n, max_key), 0);
   simt::enqueue(native_stream(stream), [=] {
     const simt::DeviceMemoryAccess access;
     // What a sort by fewer bits would get wrong.
@@ -55,7 +62,7 @@ inline void stable_sort_pairs(Stream& stream, Workspace& workspace, const int32_
   size_t num_bytes = 0;
   sort(nullptr, num_bytes);
   WorkspaceScope scope(workspace);
-  sort(workspace.take({static_cast<int64_t>(num_bytes)}, DType::u8).raw(), num_bytes);
+  sort(take_library_scratch(workspace, sort_scratch_bytes(n, max_key), num_bytes).raw(), num_bytes);
 #endif
 }
 
@@ -63,7 +70,8 @@ inline void stable_sort_pairs(Stream& stream, Workspace& workspace, const int32_
 inline void running_sums(Stream& stream, Workspace& workspace, const int32_t* values, int64_t n,
                          int32_t* sums) {
 #ifdef SWITCHYARD_EMULATED_CUDA
-  (void)workspace;
+  const WorkspaceScope scope(workspace);
+  take_library_scratch(workspace, scan_scratch_bytes(n), 0);
   simt::enqueue(native_stream(stream), [=] {
     const simt::DeviceMemoryAccess access;
     std::inclusive_scan(values, values + n, sums);
@@ -77,7 +85,7 @@ inline void running_sums(Stream& stream, Workspace& workspace, const int32_t* va
   size_t num_bytes = 0;
   scan(nullptr, num_bytes);
   WorkspaceScope scope(workspace);
-  scan(workspace.take({static_cast<int64_t>(num_bytes)}, DType::u8).raw(), num_bytes);
+  scan(take_library_scratch(workspace, scan_scratch_bytes(n), num_bytes).raw(), num_bytes);
 #endif
 }
 

@@ -238,6 +238,21 @@ void combine(float* partials, int64_t tasks, int64_t group, int64_t head_dim, fl
   }
 }
 
+int64_t num_tasks(int64_t keys) { return (keys + kTaskKeys - 1) / kTaskKeys; }
+
+// Of attend_cached, for lists of up to `tasks` tasks.
+struct Scratch {
+  Scratch(Workspace& workspace, ConstTensorView q, ConstTensorView k_cache, int64_t tasks) {
+    const int64_t kv_heads = k_cache.dim(1), group = q.dim(1) / kv_heads, head_dim = q.dim(2);
+    partials =
+        workspace.take({q.dim(0) * kv_heads, tasks, Partial::floats(group, head_dim)}, DType::f32);
+    of_threads = workspace.take({omp_get_max_threads(), group * (head_dim + kBlock)}, DType::f32);
+  }
+
+  TensorView partials;    // [batch * kv_heads, tasks, Partial::floats]
+  TensorView of_threads;  // [threads, group * (head_dim + kBlock)]
+};
+
 template <class T>
 void attend(Workspace& workspace, ConstTensorView q, ConstTensorView k_cache,
             ConstTensorView v_cache, ConstTensorView positions, ConstTensorView counts, float scale,
@@ -246,12 +261,10 @@ void attend(Workspace& workspace, ConstTensorView q, ConstTensorView k_cache,
   const int64_t batch = q.dim(0), group = q.dim(1) / kv_heads;
   const int64_t rows = batch * kv_heads, head_size = max_len * head_dim;
   const int32_t* count_of = counts.data<int32_t>();
-  const int64_t tasks = (*std::max_element(count_of, count_of + batch) + kTaskKeys - 1) / kTaskKeys;
-  const int64_t partial_size = Partial::floats(group, head_dim);
+  const int64_t tasks = num_tasks(*std::max_element(count_of, count_of + batch));
   WorkspaceScope scope(workspace);
-  TensorView partials = workspace.take({rows, tasks, partial_size}, DType::f32);
-  TensorView scratch =
-      workspace.take({omp_get_max_threads(), group * (head_dim + kBlock)}, DType::f32);
+  const auto [partials, scratch] = Scratch(workspace, q, k_cache, tasks);
+  const int64_t partial_size = partials.dim(2);
 #pragma omp parallel
   {
     float* mine = scratch.data<float>() + omp_get_thread_num() * scratch.dim(1);
@@ -274,13 +287,18 @@ void attend(Workspace& workspace, ConstTensorView q, ConstTensorView k_cache,
 #pragma omp for
     for (int64_t row = 0; row < rows; ++row) {
       combine(partials.data<float>() + row * tasks * partial_size,
-              (count_of[row / kv_heads] + kTaskKeys - 1) / kTaskKeys, group, head_dim, scale,
+              num_tasks(count_of[row / kv_heads]), group, head_dim, scale,
               out.data<T>() + row * group * head_dim);
     }
   }
 }
 
 }  // namespace
+
+void count_attend_cached(Workspace& workspace, ConstTensorView q, ConstTensorView k_cache,
+                         ConstTensorView positions) {
+  Scratch(workspace, q, k_cache, num_tasks(positions ? positions.dim(2) : k_cache.dim(2)));
+}
 
 void attend_cached(Stream&, Workspace& workspace, ConstTensorView q, ConstTensorView k_cache,
                    ConstTensorView v_cache, ConstTensorView positions, ConstTensorView counts,

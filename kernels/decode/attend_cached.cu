@@ -1,5 +1,6 @@
 #include "kernels/cuda/device_math.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/scratch.h"
 #include "kernels/decode/attend_cached.h"
 #include "kernels/runtime/dispatch.h"
 
@@ -10,8 +11,6 @@ using namespace cuda;  // NOLINT: the device helpers
 
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / kWarpSize;
-// Keys of one block: a list is short, and its blocks must still fill the device.
-constexpr int64_t kKeysPerSplit = 256, kListedKeysPerSplit = 64;
 // Rows that a thread has asked for before it needs the first one.
 constexpr int kInFlight = 2;
 // Query heads of a group that share a row in registers.
@@ -232,19 +231,19 @@ void cuda::attend_cached(Stream& stream, Workspace& workspace, ConstTensorView q
                          TensorView out) {
   const int64_t batch = q.dim(0), heads = q.dim(1), head_dim = q.dim(2);
   const int64_t most = positions ? positions.dim(2) : k_cache.dim(2);
-  const int64_t keys_per_split = positions ? kListedKeysPerSplit : kKeysPerSplit;
+  WorkspaceScope scope(workspace);
+  const TensorView splits = attend_cached_scratch(workspace, q, k_cache, positions);
+  float* partial = splits.data<float>();
   const Problem p{.heads = heads,
                   .kv_heads = k_cache.dim(1),
                   .max_len = k_cache.dim(2),
                   .head_dim = head_dim,
                   .stride = most,
-                  .keys_per_split = keys_per_split,
-                  .splits = (most + keys_per_split - 1) / keys_per_split,
+                  .keys_per_split = positions ? kListedKeysPerSplit : kKeysPerSplit,
+                  .splits = splits.dim(2),
                   .scale = scale,
                   .positions = positions ? positions.data<int32_t>() : nullptr,
                   .counts = counts.data<int32_t>()};
-  WorkspaceScope scope(workspace);
-  float* partial = workspace.take({batch, heads, p.splits, head_dim + 2}, DType::f32).data<float>();
   const auto record_bytes = static_cast<size_t>(head_dim + 2) * sizeof(float);
   const dim3 grid(static_cast<unsigned int>(p.splits), static_cast<unsigned int>(p.kv_heads),
                   static_cast<unsigned int>(batch));

@@ -18,6 +18,9 @@ using AttendCached = void(Stream&, Workspace&, ConstTensorView q, ConstTensorVie
 
 namespace cpu {
 AttendCached attend_cached;
+// What it takes from the workspace when as many keys are attended to as there may be.
+void count_attend_cached(Workspace&, ConstTensorView q, ConstTensorView k_cache,
+                         ConstTensorView positions);
 }  // namespace cpu
 namespace cuda {
 AttendCached attend_cached;

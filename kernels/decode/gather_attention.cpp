@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "kernels/cuda/scratch.h"
 #include "kernels/decode/attend_cached.h"
 #include "kernels/runtime/dispatch.h"
 
@@ -55,6 +56,9 @@ void gather_attention(Stream& stream, Workspace& workspace, ConstTensorView q,
   require_shape(out, {batch, heads * q.dim(2)}, "out");
   require_dtype(out, q.dtype(), "out");
   require(scale > 0.0f, "scale is {}, must be positive", scale);
+  count_scratch(
+      stream, workspace, [&] { cpu::count_attend_cached(workspace, q, k_cache, indices); },
+      [&] { cuda::attend_cached_scratch(workspace, q, k_cache, indices); });
   SWITCHYARD_BODY(stream, gather_attention)
   (stream, workspace, q, k_cache, v_cache, indices, counts, scale, out);
 }

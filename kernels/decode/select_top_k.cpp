@@ -120,14 +120,19 @@ void select_row(const Score* scores, int64_t length, int64_t count, int64_t sink
     indices[rest + i] = static_cast<int32_t>(length - recent + i);
 }
 
+// Keys of f32 scores, per thread.
+//   [threads, max_len] i32; of u16 scores [threads, 0]
+TensorView select_scratch(Workspace& workspace, ConstTensorView scores) {
+  const int64_t keys = scores.dtype() == DType::f32 ? scores.dim(2) : 0;
+  return workspace.take({omp_get_max_threads(), keys}, DType::i32);
+}
+
 template <class Score>
 void select(Workspace& workspace, ConstTensorView scores, ConstTensorView lengths,
             ConstTensorView counts, int64_t sink, int64_t recent, TensorView indices) {
   const int64_t kv_heads = scores.dim(1), max_len = scores.dim(2), stride = indices.dim(2);
   WorkspaceScope scope(workspace);
-  const bool needs_keys = scores.dtype() == DType::f32;
-  TensorView scratch =
-      workspace.take({omp_get_max_threads(), needs_keys ? max_len : 0}, DType::i32);
+  const TensorView scratch = select_scratch(workspace, scores);
 #pragma omp parallel for schedule(dynamic)
   for (int64_t row = 0; row < scores.dim(0) * kv_heads; ++row) {
     auto* mine = static_cast<uint32_t*>(scratch.raw()) + omp_get_thread_num() * scratch.dim(1);
@@ -154,6 +159,8 @@ void select_top_k(Stream& stream, Workspace& workspace, ConstTensorView scores,
   require_shape(indices, {scores.dim(0), scores.dim(1), indices.dim(2)}, "indices");
   require_dtype(indices, DType::i32, "indices");
   require(sink >= 0 && recent >= 0, "windows of {} and {} keys", sink, recent);
+  count_scratch(
+      stream, workspace, [&] { select_scratch(workspace, scores); }, no_scratch);
   SWITCHYARD_BODY(stream, select_top_k)
   (stream, workspace, scores, lengths, counts, sink, recent, indices);
 }

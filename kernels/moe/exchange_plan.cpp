@@ -4,6 +4,7 @@
 #include <numeric>
 #include <vector>
 
+#include "kernels/cuda/scratch.h"
 #include "kernels/runtime/check.h"
 #include "kernels/runtime/dispatch.h"
 
@@ -23,6 +24,8 @@ void plan_sends(Stream& stream, Workspace& workspace, ConstTensorView dispatch_i
   require_shape(plan.token_members, {slots}, "token_members");
   require_shape(plan.assignment_of_slot, {slots}, "assignment_of_slot");
   require_shape(plan.assignments, {slots, 2}, "assignments");
+  count_scratch(stream, workspace, no_scratch,
+                [&] { cuda::count_plan_sends(workspace, tokens, slots, plan.counts.dim(0)); });
   SWITCHYARD_BODY(stream, plan_sends)
   (stream, workspace, dispatch_idx, local_experts, deduplicate, plan);
 }
@@ -37,6 +40,10 @@ void plan_arrivals(Stream& stream, Workspace& workspace, ConstTensorView assignm
   require_shape(plan.expert_source, {count}, "expert_source");
   require_shape(plan.received_offsets, {rank_rows.back() + 1}, "received_offsets");
   require_shape(plan.expert_row_of_assignment, {count}, "expert_row_of_assignment");
+  count_scratch(stream, workspace, no_scratch, [&] {
+    cuda::count_plan_arrivals(workspace, count, std::ssize(rank_rows) - 1,
+                              std::ssize(expert_offsets) - 1);
+  });
   SWITCHYARD_BODY(stream, plan_arrivals)
   (stream, workspace, assignments, rank_rows, rank_assignments, expert_offsets, plan);
 }

@@ -1,6 +1,7 @@
 #include "kernels/moe/exchange_plan.h"
 
 #include "kernels/basic/elementwise.h"
+#include "kernels/cuda/scratch.h"
 #include "kernels/cuda/sort_and_scan.h"
 
 namespace switchyard {
@@ -156,15 +157,9 @@ __global__ void place_arrivals_kernel(Arrivals a, const int32_t* sorted, int64_t
   if (i == 0 || a.row_of(i - 1) != row) received_offsets[row] = static_cast<int32_t>(i);
 }
 
-int32_t* take_i32(Workspace& workspace, int64_t n) {
-  return workspace.take({n}, DType::i32).data<int32_t>();
-}
-
-const int64_t* copy_to_device(Stream& stream, Workspace& workspace,
-                              std::span<const int64_t> values) {
-  const ConstTensorView host = view_of(values);
-  const TensorView on_device = workspace.take(host.shape(), DType::i64);
-  cuda::copy(stream, host, on_device);
+const int64_t* copy_to_device(Stream& stream, std::span<const int64_t> values,
+                              TensorView on_device) {
+  cuda::copy(stream, view_of(values), on_device);
   return on_device.data<int64_t>();
 }
 
@@ -174,9 +169,12 @@ void cuda::plan_sends(Stream& stream, Workspace& workspace, ConstTensorView disp
                       int64_t local_experts, bool deduplicate, const SendPlan& plan) {
   const int64_t tokens = dispatch_idx.dim(0), slots = dispatch_idx.num_elements();
   WorkspaceScope scope(workspace);
-  int32_t *ranks = take_i32(workspace, slots), *numbers = take_i32(workspace, slots);
-  int32_t *sorted_ranks = take_i32(workspace, slots), *sorted_slots = take_i32(workspace, slots);
-  int32_t* rows = take_i32(workspace, slots);
+  const SendsScratch scratch(workspace, slots);
+  const SortedPairs& pairs = scratch.by_rank;
+  auto *ranks = pairs.keys.data<int32_t>(), *numbers = pairs.values.data<int32_t>();
+  auto* sorted_ranks = pairs.sorted_keys.data<int32_t>();
+  auto* sorted_slots = pairs.sorted_values.data<int32_t>();
+  auto* rows = scratch.rows.data<int32_t>();
   const Sends sends{.dispatch_idx = dispatch_idx.data<int32_t>(),
                     .slots = slots,
                     .top_k = static_cast<int32_t>(dispatch_idx.dim(1)),
@@ -213,15 +211,19 @@ void cuda::plan_arrivals(Stream& stream, Workspace& workspace, ConstTensorView a
                          std::span<const int64_t> rank_rows,
                          std::span<const int64_t> rank_assignments,
                          std::span<const int64_t> expert_offsets, const ArrivalPlan& plan) {
-  const int64_t count = assignments.dim(0);
+  const int64_t count = assignments.dim(0), ranks = std::ssize(rank_rows) - 1;
   WorkspaceScope scope(workspace);
-  int32_t *experts = take_i32(workspace, count), *numbers = take_i32(workspace, count);
-  int32_t *sorted_experts = take_i32(workspace, count), *sorted = take_i32(workspace, count);
-  const Arrivals arrivals{.assignments = reinterpret_cast<const int2*>(assignments.data<int32_t>()),
-                          .count = count,
-                          .ranks = static_cast<int64_t>(rank_rows.size()) - 1,
-                          .rank_rows = copy_to_device(stream, workspace, rank_rows),
-                          .rank_assignments = copy_to_device(stream, workspace, rank_assignments)};
+  const ArrivalsScratch scratch(workspace, count, ranks);
+  const SortedPairs& pairs = scratch.by_expert;
+  auto *experts = pairs.keys.data<int32_t>(), *numbers = pairs.values.data<int32_t>();
+  auto* sorted_experts = pairs.sorted_keys.data<int32_t>();
+  auto* sorted = pairs.sorted_values.data<int32_t>();
+  const Arrivals arrivals{
+      .assignments = reinterpret_cast<const int2*>(assignments.data<int32_t>()),
+      .count = count,
+      .ranks = ranks,
+      .rank_rows = copy_to_device(stream, rank_rows, scratch.rank_rows),
+      .rank_assignments = copy_to_device(stream, rank_assignments, scratch.rank_assignments)};
   launch(arrival_keys_kernel, num_blocks(count, kThreads), kThreads, 0, stream, arrivals, experts,
          numbers);
   stable_sort_pairs(stream, workspace, experts, numbers, count,

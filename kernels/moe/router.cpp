@@ -6,6 +6,7 @@
 #include <numeric>
 #include <vector>
 
+#include "kernels/cuda/scratch.h"
 #include "kernels/runtime/check.h"
 #include "kernels/runtime/dispatch.h"
 
@@ -46,6 +47,10 @@ void router_forward(Stream& stream, Workspace& workspace, const RouterOptions& o
             "{} tokens from the {}th are more than {} sequences of {}", tokens, range.first_token,
             counts.dim(0), range.seq_len);
     require_shape(prob_sums, counts.shape(), "prob_sums");
+  }
+  if (counts) {
+    count_scratch(stream, workspace, no_scratch,
+                  [&] { cuda::router_forward_scratch(workspace, range.seq_len, counts); });
   }
   SWITCHYARD_BODY(stream, router_forward)
   (stream, workspace, options, range, logits, bias, scores, lse, topk_idx, topk_weights, counts,

@@ -4,6 +4,7 @@
 
 #include "kernels/cuda/device_math.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/scratch.h"
 #include "kernels/runtime/check.h"
 
 namespace switchyard {
@@ -190,8 +191,7 @@ __device__ void add_probabilities(RouterScore kind, const float (&score)[kPerLan
   for (int i = 0; i < kPerLane; ++i) sums[i] += score[i] * scale;
 }
 
-// Tokens of one block, which a sequence has together.
-constexpr int64_t kTokensPerChunk = 32;
+constexpr int64_t kTokensPerChunk = kRouterTokensPerChunk;
 
 // Block (chunk, sequence): its tokens go to the warps in turn. With statistics, probabilities are
 // summed per warp and then over the warps in their order; counts are integers, whose order does not
@@ -415,12 +415,13 @@ void cuda::router_forward(Stream& stream, Workspace& workspace, const RouterOpti
              0, stream, forward, one_sequence, nullptr);
     });
   }
-  const unsigned int chunks = num_blocks(range.seq_len, kTokensPerChunk);
+  WorkspaceScope scope(workspace);
+  const TensorView statistics = router_forward_scratch(workspace, range.seq_len, counts);
+  auto* partial = statistics.data<double>();
+  const auto chunks = static_cast<unsigned int>(statistics.dim(1));
   const auto sequences = static_cast<unsigned int>(counts.dim(0));
   const size_t shared_bytes =
       static_cast<size_t>(experts) * (kWarps * sizeof(double) + sizeof(int));
-  WorkspaceScope scope(workspace);
-  auto* partial = workspace.take({sequences, chunks, 2, experts}, DType::f64).data<double>();
   dispatch_experts(experts, [&]<int kPerLane>() {
     launch(router_forward_kernel<kPerLane, true>, dim3(chunks, sequences), kThreads, shared_bytes,
            stream, forward, range, partial);

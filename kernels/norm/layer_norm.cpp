@@ -4,10 +4,20 @@
 #include <cmath>
 
 #include "kernels/cpu/row_sums.h"
+#include "kernels/cuda/scratch.h"
 #include "kernels/runtime/check.h"
 #include "kernels/runtime/dispatch.h"
 
 namespace switchyard {
+namespace {
+
+// Sums of both gradients; those of blocks of rows come on top.
+//   [2 hidden] f32
+TensorView backward_scratch(Workspace& workspace, int64_t hidden) {
+  return workspace.take({2 * hidden}, DType::f32);
+}
+
+}  // namespace
 
 void layer_norm_forward(Stream& stream, ConstTensorView x, ConstTensorView delta,
                         ConstTensorView weight, ConstTensorView bias, float eps, TensorView sum,
@@ -43,6 +53,17 @@ void layer_norm_backward(Stream& stream, Workspace& workspace, ConstTensorView d
   require_dtype(dx, x.dtype(), "dx");
   require_shape(dweight, weight.shape(), "dweight");
   require_shape(dbias, weight.shape(), "dbias");
+  const int64_t hidden = x.dim(1);
+  count_scratch(
+      stream, workspace,
+      [&] {
+        backward_scratch(workspace, hidden);
+        cpu::row_sums_scratch(workspace, x.dim(0), 2 * hidden);
+      },
+      [&] {
+        cuda::norm_backward_scratch(workspace, stream.device(), x,
+                                    cuda::norm_backward_vectors(dy, x, weight, dx), 2 * hidden);
+      });
   SWITCHYARD_BODY(stream, layer_norm_backward)
   (stream, workspace, dy, x, weight, mean, rstd, dx, dweight, dbias);
 }
@@ -134,7 +155,7 @@ void layer_norm_backward(Stream&, Workspace& workspace, ConstTensorView dy, Cons
   dispatch_compute_dtype(x.dtype(), [&]<class T>() {
     const int64_t hidden = x.dim(1);
     WorkspaceScope scope(workspace);
-    float* sums = workspace.take({2 * hidden}, DType::f32).data<float>();
+    float* sums = backward_scratch(workspace, hidden).data<float>();
     std::fill_n(sums, 2 * hidden, 0.0f);
     const auto add_row = [&](int64_t t, float* partial) {
       const int64_t at = t * hidden;

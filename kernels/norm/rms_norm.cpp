@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "kernels/cpu/row_sums.h"
+#include "kernels/cuda/scratch.h"
 #include "kernels/runtime/check.h"
 #include "kernels/runtime/dispatch.h"
 
@@ -36,6 +37,12 @@ void rms_norm_backward(Stream& stream, Workspace& workspace, ConstTensorView dy,
   require_shape(dx, x.shape(), "dx");
   require_dtype(dx, x.dtype(), "dx");
   require_shape(dweight, weight.shape(), "dweight");
+  count_scratch(
+      stream, workspace, [&] { cpu::row_sums_scratch(workspace, x.dim(0), x.dim(1)); },
+      [&] {
+        cuda::norm_backward_scratch(workspace, stream.device(), x,
+                                    cuda::norm_backward_vectors(dy, x, weight, dx), x.dim(1));
+      });
   SWITCHYARD_BODY(stream, rms_norm_backward)(stream, workspace, dy, x, weight, rstd, dx, dweight);
 }
 

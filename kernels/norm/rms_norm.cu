@@ -1,6 +1,7 @@
 #include "kernels/norm/rms_norm.h"
 
 #include "kernels/cuda/norm_rows.h"
+#include "kernels/cuda/scratch.h"
 #include "kernels/runtime/dispatch.h"
 
 namespace switchyard {
@@ -121,10 +122,10 @@ void cuda::rms_norm_forward(Stream& stream, ConstTensorView x, ConstTensorView d
       allow_vectors(x.raw(), delta.raw(), weight.raw(), delta ? sum.raw() : nullptr, y.raw());
   dispatch_compute_dtype(x.dtype(), [&]<class T>() {
     dispatch_row<T>(hidden, vectors, [&]<int kVec, int kSteps>() {
-      const dim3 block = row_block(hidden, kVec, kSteps);
-      launch(forward_kernel<T, kVec, kSteps>, num_blocks(tokens, block.y), block, 0, stream,
-             x.data<T>(), delta ? delta.data<T>() : nullptr, weight.data<float>(), eps, tokens,
-             static_cast<int>(hidden), delta ? sum.data<T>() : nullptr, y.data<T>(),
+      const RowBlock block = row_block(hidden, kVec, kSteps);
+      launch(forward_kernel<T, kVec, kSteps>, num_blocks(tokens, block.y), dim3(block.x, block.y),
+             0, stream, x.data<T>(), delta ? delta.data<T>() : nullptr, weight.data<float>(), eps,
+             tokens, static_cast<int>(hidden), delta ? sum.data<T>() : nullptr, y.data<T>(),
              rstd.data<float>());
     });
   });
@@ -134,17 +135,18 @@ void cuda::rms_norm_backward(Stream& stream, Workspace& workspace, ConstTensorVi
                              ConstTensorView x, ConstTensorView weight, ConstTensorView rstd,
                              TensorView dx, TensorView dweight) {
   const int64_t tokens = x.dim(0), hidden = x.dim(1);
-  const bool vectors = allow_vectors(dy.raw(), x.raw(), weight.raw(), dx.raw());
+  const bool vectors = norm_backward_vectors(dy, x, weight, dx);
+  WorkspaceScope scope(workspace);
+  const TensorView partial = norm_backward_scratch(workspace, stream.device(), x, vectors, hidden);
+  const auto blocks = static_cast<unsigned int>(partial.dim(0));
   dispatch_compute_dtype(x.dtype(), [&]<class T>() {
     dispatch_row<T>(hidden, vectors, [&]<int kVec, int kSteps>() {
-      const dim3 block = row_block(hidden, kVec, kSteps);
-      const unsigned int blocks = backward_blocks(stream.device(), tokens, block, kSteps);
-      WorkspaceScope scope(workspace);
-      float* partial = workspace.take({blocks, hidden}, DType::f32).data<float>();
-      launch(backward_kernel<T, kVec, kSteps>, blocks, block, column_sums_shared(hidden, block),
-             stream, dy.data<T>(), x.data<T>(), weight.data<float>(), rstd.data<float>(), tokens,
-             static_cast<int>(hidden), dx.data<T>(), partial);
-      add_partials(stream, partial, blocks, hidden, dweight.data<float>(), nullptr);
+      const RowBlock block = row_block(hidden, kVec, kSteps);
+      launch(backward_kernel<T, kVec, kSteps>, blocks, dim3(block.x, block.y),
+             column_sums_shared(hidden, block), stream, dy.data<T>(), x.data<T>(),
+             weight.data<float>(), rstd.data<float>(), tokens, static_cast<int>(hidden),
+             dx.data<T>(), partial.data<float>());
+      add_partials(stream, partial.data<float>(), blocks, hidden, dweight.data<float>(), nullptr);
     });
   });
 }

@@ -11,8 +11,17 @@
 
 namespace switchyard {
 
+namespace {
+
+// For planning on a machine without a CUDA device: as many as an H100 or H200 has.
+constexpr int kUsualMultiprocessors = 132;
+
+}  // namespace
+
 std::string to_string(Device device) {
-  return device.kind == DeviceKind::cpu ? "cpu" : fmt::format("cuda:{}", device.index);
+  const std::string name =
+      device.kind == DeviceKind::cpu ? "cpu" : fmt::format("cuda:{}", device.index);
+  return device.counts_only ? name + " (counted only)" : name;
 }
 
 #ifdef SWITCHYARD_WITH_CUDA
@@ -31,19 +40,24 @@ int parse_index(std::string_view text, std::string_view digits) {
 int num_devices(DeviceKind kind) { return kind == DeviceKind::cpu ? 1 : cuda::num_devices(); }
 
 void check_device(Device device) {
-  if (device.kind == DeviceKind::cuda) cuda::check_device(device);
+  if (device.runs_cuda()) cuda::check_device(device);
 }
 
 void make_current(Device device) {
-  if (device.kind == DeviceKind::cuda) cuda::make_current(device);
+  if (device.runs_cuda()) cuda::make_current(device);
 }
 
 std::string physical_name(Device device) {
-  return device.kind == DeviceKind::cuda ? cuda::physical_name(device) : to_string(device);
+  return device.runs_cuda() ? cuda::physical_name(device) : to_string(device);
 }
 
 void synchronize(Device device) {
-  if (device.kind == DeviceKind::cuda) cuda::synchronize(device);
+  if (device.runs_cuda()) cuda::synchronize(device);
+}
+
+int num_multiprocessors(Device device) {
+  const bool is_there = device.runs_cuda() || device.index < num_devices(DeviceKind::cuda);
+  return is_there ? cuda::num_multiprocessors(device) : kUsualMultiprocessors;
 }
 
 Device parse_device(std::string_view text) {
@@ -55,7 +69,7 @@ Device parse_device(std::string_view text) {
 }
 
 Stream::Stream(Device device) : device_(device) {
-  if (device.kind == DeviceKind::cuda) cuda_ = cuda::make_stream_state(device);
+  if (device.runs_cuda()) cuda_ = cuda::make_stream_state(device);
 }
 
 Stream::~Stream() { cuda::destroy(cuda_); }
@@ -71,7 +85,7 @@ void Stream::wait(const Event& event) {
 }
 
 Event::Event(Device device, Timing timing) : device_(device) {
-  if (device.kind == DeviceKind::cuda) {
+  if (device.runs_cuda()) {
     cuda_ = cuda::make_event_state(device, timing == Timing::on);
   }
 }
@@ -91,6 +105,7 @@ void Event::synchronize() {
 bool Event::has_finished() { return cuda_ == nullptr || cuda::has_finished(*cuda_); }
 
 double Event::seconds_since(Event& begin) {
+  if (device_.counts_only) return 0.0;
   require(cuda_ != nullptr && begin.cuda_ != nullptr, "events of the CPU know no time");
   return cuda::seconds_between(*begin.cuda_, *cuda_);
 }
@@ -102,6 +117,7 @@ void check_device(Device) {}
 void make_current(Device) {}
 std::string physical_name(Device device) { return to_string(device); }
 void synchronize(Device) {}
+int num_multiprocessors(Device) { return kUsualMultiprocessors; }
 
 Device parse_device(std::string_view text) {
   if (text == "cpu") return {};
@@ -120,7 +136,10 @@ Event::~Event() = default;
 void Event::record(Stream&) {}
 void Event::synchronize() {}
 bool Event::has_finished() { return true; }
-double Event::seconds_since(Event&) { fail("events of the CPU know no time"); }
+double Event::seconds_since(Event&) {
+  require(device_.counts_only, "events of the CPU know no time");
+  return 0.0;
+}
 
 #endif
 

@@ -11,9 +11,26 @@ enum class DeviceKind { cpu, cuda };
 struct Device {
   DeviceKind kind = DeviceKind::cpu;
   int index = 0;
+  // A device that only counts stands in for one of its kind in planning: the program runs on it
+  // unchanged, and costs neither memory nor work. What holds there:
+  //   - Tensors, buffers and workspaces have sizes and addresses, and own no memory; a workspace
+  //     counts as that of a real device would. Addresses must not be read or written: doing so
+  //     faults.
+  //   - Ops check shapes and dtypes as ever, take from the workspace what their bodies for this
+  //     kind would, add their floating point operations to the stream's Tally, and do nothing else.
+  //   - Streams, events and stopwatches do nothing; a copy to or from such a device does nothing.
+  bool counts_only = false;
+
+  // Whether the host reads its memory directly.
+  bool is_host() const { return kind == DeviceKind::cpu && !counts_only; }
+  // Whether CUDA does its work.
+  bool runs_cuda() const { return kind == DeviceKind::cuda && !counts_only; }
 
   bool operator==(const Device&) const = default;
 };
+
+// A device that counts for `kind`; no such device needs to be there.
+constexpr Device counting_device(DeviceKind kind) { return {kind, 0, /*counts_only=*/true}; }
 
 std::string to_string(Device device);
 
@@ -27,6 +44,11 @@ int num_devices(DeviceKind kind);
 
 // Throws Error that says what is missing, unless the device can be used.
 void check_device(Device device);
+
+// How many multiprocessors a CUDA device has: kernels size their grids, and so their scratch, by
+// it. A device that only counts has those of the device of its index, or of an H200 where there is
+// none.
+int num_multiprocessors(Device device);
 
 // Makes a CUDA device the calling thread's; kernels can be launched on streams of that device only.
 void make_current(Device device);
@@ -62,13 +84,22 @@ class Event {
   void synchronize();
   bool has_finished();
   // From what `begin` recorded to what this one did; waits for both. Events of CUDA devices with
-  // timing only.
+  // timing only; 0 on a device that only counts.
   double seconds_since(Event& begin);
 
  private:
   friend class Stream;
   Device device_;
   cuda::EventState* cuda_ = nullptr;  // CUDA devices only
+};
+
+// Floating point operations of matrix products: a multiplication and an addition are two.
+struct Tally {
+  double products = 0.0;
+  // Attention's products of queries, keys and values (in the backward pass of gradients too, but
+  // not those that make the probabilities anew). A token sees (seq_len + 1) / 2 keys in the mean:
+  // the causal mask is counted, documents are not.
+  double attention = 0.0;
 };
 
 // An ordered queue of work on one device; the first argument of every op. Ops on the CPU have
@@ -93,6 +124,10 @@ class Stream {
   void set_profiler(Profiler* profiler) { profiler_ = profiler; }
   Profiler* profiler() const { return profiler_; }
 
+  // What the ops put into the stream have added up to; the caller may set it back to zero. Null
+  // unless the device only counts.
+  Tally* tally() { return device_.counts_only ? &tally_ : nullptr; }
+
   // CUDA devices only; for kernels/cuda/support.h.
   cuda::StreamState* cuda() const { return cuda_; }
 
@@ -100,6 +135,7 @@ class Stream {
   Device device_;
   Profiler* profiler_ = nullptr;
   cuda::StreamState* cuda_ = nullptr;
+  Tally tally_;
 };
 
 }  // namespace switchyard

@@ -5,10 +5,11 @@
 
 #include "kernels/runtime/check.h"
 #include "kernels/runtime/device.h"
+#include "kernels/runtime/memory.h"
 #include "kernels/runtime/tensor.h"
 
 // Calls the body of op `name` for the device of `stream`, cpu::name or cuda::name, after checking
-// that every tensor is there.
+// that every tensor is there. On a device that only counts, that check is all.
 #ifdef SWITCHYARD_WITH_CUDA
 #define SWITCHYARD_BODY(stream, name) \
   (::switchyard::CheckedBody{         \
@@ -38,17 +39,29 @@ struct CheckedBody {
   CheckedBody with_any_device() const { return {body, name, true}; }
 
   template <class... Args>
-  auto operator()(Stream& stream, Args&&... args) const {
+  void operator()(Stream& stream, Args&&... args) const {
+    if (!across_devices) (require_on_device(args, stream.device(), name), ...);
+    if (stream.device().counts_only) return;
 #ifndef SWITCHYARD_WITH_CUDA
     require(stream.device().kind == DeviceKind::cpu, "{} has no body for {} in this build", name,
             to_string(stream.device()));
 #endif
-    if (!across_devices) (require_on_device(args, stream.device(), name), ...);
-    return body(stream, std::forward<Args>(args)...);
+    body(stream, std::forward<Args>(args)...);
   }
 };
 template <class Body>
 CheckedBody(Body*, const char*) -> CheckedBody<Body>;
+
+// For ops with scratch. On a device that only counts: takes from the workspace what the body for the
+// device's kind takes at a time, and gives it back. `of_cpu` and `of_cuda` call the function that
+// the body itself takes its scratch with, so that the two cannot differ.
+template <class OfCpu, class OfCuda>
+void count_scratch(Stream& stream, Workspace& workspace, OfCpu&& of_cpu, OfCuda&& of_cuda) {
+  if (!stream.device().counts_only) return;
+  const WorkspaceScope scope(workspace);
+  stream.device().kind == DeviceKind::cpu ? of_cpu() : of_cuda();
+}
+inline void no_scratch() {}
 
 // Calls body.operator()<T>() with T = float or bfloat16.
 template <class Body>

@@ -6,12 +6,12 @@
 namespace switchyard {
 
 // A tensor's values where the host can reach them: the tensor itself on the CPU, else a copy that
-// is moved when asked for.
+// is moved when asked for. Those of a device that only counts are zero, or what the host wrote.
 class HostMirror {
  public:
   // The tensor must outlive it.
   explicit HostMirror(TensorView tensor) : tensor_(tensor) {
-    if (tensor.device().kind != DeviceKind::cpu) copy_ = Tensor(tensor.shape(), tensor.dtype());
+    if (!tensor.device().is_host()) copy_ = Tensor(tensor.shape(), tensor.dtype());
   }
 
   TensorView host() { return copy_ ? copy_.view() : tensor_; }

@@ -33,6 +33,16 @@ constexpr size_t kGuardBytes = 0;
 
 bool managed_memory = false;
 
+// Where the buffers of a device that only counts seem to lie: no processor maps addresses like this
+// one, so that whoever follows it is caught at once. There is room for 2^59 bytes behind it.
+constexpr uintptr_t kCountedAddress = uintptr_t{1} << 60;
+// The one chunk of a workspace that only counts: more than anyone asks for.
+constexpr size_t kCountedChunk = size_t{1} << 59;
+
+void* counted_address() {
+  return reinterpret_cast<void*>(kCountedAddress);  // NOLINT: never followed
+}
+
 // Large buffers ask for huge pages: a first touch of 2 MiB costs one page fault and not 512, and
 // lookups of addresses hit more often. A refusal costs nothing.
 constexpr size_t kHugePage = size_t{2} << 20;
@@ -66,6 +76,7 @@ MemoryFigures memory_of_host() {
 }  // namespace
 
 MemoryFigures memory_of(Device device) {
+  if (device.counts_only) return {};
 #ifdef SWITCHYARD_WITH_CUDA
   if (device.kind == DeviceKind::cuda) return cuda::memory_of(device);
 #endif
@@ -102,7 +113,9 @@ void Buffer::Free::operator()(void* address) const {
 Buffer::Buffer(size_t num_bytes, Device device, const char* purpose)
     : num_bytes_(num_bytes), device_(device) {
   if (num_bytes == 0) return;
-  if (device.kind == DeviceKind::cuda) {
+  if (device.counts_only) {
+    data_ = counted_address();
+  } else if (device.kind == DeviceKind::cuda) {
     // CUDA aligns to 256 bytes.
     data_ = cuda::allocate(num_bytes, device, managed_memory, purpose);
     allocation_ = {data_, Free{DeviceKind::cuda}};
@@ -132,7 +145,12 @@ void Buffer::Free::operator()(void* address) const { std::free(address); }
 
 Buffer::Buffer(size_t num_bytes, Device device, const char* purpose)
     : num_bytes_(num_bytes), device_(device) {
-  if (num_bytes > 0) allocate_on_cpu(purpose);
+  if (num_bytes == 0) return;
+  if (device.counts_only) {
+    data_ = counted_address();
+  } else {
+    allocate_on_cpu(purpose);
+  }
 }
 
 #endif
@@ -147,7 +165,9 @@ void Buffer::allocate_on_cpu(const char* purpose) {
 
 // The host cannot write guard bands into a device's memory.
 Workspace::Workspace(Device device)
-    : device_(device), guard_bytes_(device.kind == DeviceKind::cpu ? kGuardBytes : 0) {}
+    : device_(device), guard_bytes_(device.is_host() ? kGuardBytes : 0) {
+  if (device.counts_only) chunks_.emplace_back(kCountedChunk, device);
+}
 
 std::byte* Workspace::bump(size_t num_bytes) {
   while (chunk_ < chunks_.size() && offset_ + num_bytes > chunks_[chunk_].num_bytes()) {

@@ -48,7 +48,8 @@ class OutOfMemory : public Error {
 // tests, which read and write tensors element by element. Slower; off unless asked for.
 void use_managed_memory(bool on);
 
-// Owns bytes on a device, aligned to 64 and zero-filled. Move-only.
+// Owns bytes on a device, aligned to 64 and zero-filled. Move-only. Of a device that only counts: a
+// size, and an address that nobody may read or write.
 class Buffer {
  public:
   Buffer() = default;
@@ -95,7 +96,7 @@ class PinnedBuffer {
 // release. Memory is kept for the next micro-batch. It grows by chunks, because routing decides
 // how many rows arrive; `reset` merges the chunks. Contents are undefined when taken; builds with
 // SWITCHYARD_DEBUG_MEMORY fill released memory with NaN and check guard bands around every tensor
-// (on the CPU).
+// (on the CPU). On a device that only counts it knows how much is in use, and holds nothing.
 class Workspace {
  public:
   struct Mark {

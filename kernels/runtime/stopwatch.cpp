@@ -3,7 +3,8 @@
 namespace switchyard {
 
 void Stopwatch::start(Stream& stream) {
-  if (device_.kind == DeviceKind::cpu) {
+  if (device_.counts_only) return;
+  if (device_.is_host()) {
     begin_ = Clock::now();
     return;
   }
@@ -14,7 +15,8 @@ void Stopwatch::start(Stream& stream) {
 }
 
 void Stopwatch::stop(Stream& stream) {
-  if (device_.kind == DeviceKind::cpu) {
+  if (device_.counts_only) return;
+  if (device_.is_host()) {
     seconds_ += std::chrono::duration<double>(Clock::now() - begin_).count();
     return;
   }

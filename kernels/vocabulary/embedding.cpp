@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/cuda/scratch.h"
 #include "kernels/runtime/check.h"
 #include "kernels/runtime/dispatch.h"
 
@@ -25,6 +26,9 @@ void embedding_backward(Stream& stream, Workspace& workspace, ConstTensorView id
   require_dtype(ids, DType::i32, "ids");
   require_dtype(dtable, DType::f32, "dtable");
   require_shape(dout, {ids.num_elements(), dtable.dim(1)}, "dout");
+  count_scratch(stream, workspace, no_scratch, [&] {
+    cuda::count_embedding_backward(workspace, ids.num_elements(), dtable.dim(0));
+  });
   SWITCHYARD_BODY(stream, embedding_backward)(stream, workspace, ids, dout, first_row, dtable);
 }
 

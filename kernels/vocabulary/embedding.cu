@@ -1,6 +1,7 @@
 #include "kernels/vocabulary/embedding.h"
 
 #include "kernels/cuda/device_math.h"
+#include "kernels/cuda/scratch.h"
 #include "kernels/cuda/sort_and_scan.h"
 #include "kernels/runtime/check.h"
 #include "kernels/runtime/dispatch.h"
@@ -105,8 +106,10 @@ void cuda::embedding_backward(Stream& stream, Workspace& workspace, ConstTensorV
                               ConstTensorView dout, int64_t first_row, TensorView dtable) {
   const int64_t tokens = ids.num_elements(), rows = dtable.dim(0), hidden = dtable.dim(1);
   WorkspaceScope scope(workspace);
-  const auto take = [&] { return workspace.take({tokens}, DType::i32).data<int32_t>(); };
-  int32_t *keys = take(), *positions = take(), *sorted_keys = take(), *sorted = take();
+  const SortedPairs scratch = embedding_backward_scratch(workspace, tokens);
+  auto *keys = scratch.keys.data<int32_t>(), *positions = scratch.values.data<int32_t>();
+  auto* sorted_keys = scratch.sorted_keys.data<int32_t>();
+  auto* sorted = scratch.sorted_values.data<int32_t>();
   launch(keys_kernel, num_blocks(tokens, kThreads), kThreads, 0, stream, ids.data<int32_t>(),
          first_row, rows, tokens, keys, positions);
   stable_sort_pairs(stream, workspace, keys, positions, tokens, /*max_key=*/rows, sorted_keys,

@@ -1,0 +1,63 @@
+#pragma once
+
+// How the norms' kernels share rows of [rows, width] out to threads and blocks, as the host decides
+// it; for their .cu files and for planning.
+
+#include <algorithm>
+#include <bit>
+#include <cstdint>
+
+#include "kernels/cuda/sizes.h"
+#include "kernels/runtime/check.h"
+
+namespace switchyard::cuda {
+
+// Of a row, per thread. Fewer where they suffice: the sums of a backward pass lie beside them, and
+// with more than 16 per thread the f32 and the one-by-one kernels run out of registers.
+constexpr int kRowElements = 32;
+constexpr int kMaxRowWidth = kRowElements * kMaxRowThreads;
+// Of a block, where a row needs fewer.
+constexpr int kRowBlockThreads = 256;
+
+// Calls body.operator()<kVec, kSteps>().
+template <class T, class Body>
+void dispatch_row(int64_t width, bool vectors_allowed, Body&& body) {
+  constexpr int kWide = 16 / sizeof(T);
+  require(width <= kMaxRowWidth, "hidden is {}: the CUDA kernels normalise rows of at most {}",
+          width, kMaxRowWidth);
+  const auto fits = [&](int per_thread) { return width <= per_thread * kMaxRowThreads; };
+  if (vectors_allowed && width % kWide == 0) {
+    if (width <= kWide * kWarpSize) return body.template operator()<kWide, 1>();
+    if (fits(kWide * 4)) return body.template operator()<kWide, 4>();
+    return body.template operator()<kWide, kRowElements / kWide>();
+  }
+  if (width <= kWarpSize) return body.template operator()<1, 1>();
+  if (fits(8)) return body.template operator()<1, 8>();
+  if (fits(16)) return body.template operator()<1, 16>();
+  return body.template operator()<1, kRowElements>();
+}
+
+// A block: `x` threads for a row, `y` rows.
+struct RowBlock {
+  unsigned int x, y;
+};
+
+// The block for rows of which each thread holds `steps` pieces of `vec` elements.
+inline RowBlock row_block(int64_t width, int vec, int steps) {
+  const int per_thread = vec * steps;
+  const int64_t needed = std::max<int64_t>((width + per_thread - 1) / per_thread, 1);
+  unsigned int threads = std::bit_ceil(static_cast<unsigned int>(needed));
+  // A row in one step is spread over its lanes; one in many steps fills a warp.
+  if (steps > 1) threads = std::max<unsigned int>(threads, kWarpSize);
+  return {threads, std::max(kRowBlockThreads / threads, 1u)};
+}
+
+// Blocks of a backward kernel. Each goes through many rows, so that few partial sums of [width] are
+// written; short rows need more threads to keep the memory busy.
+inline unsigned int backward_blocks(int multiprocessors, int64_t rows, RowBlock block, int steps) {
+  const int per_processor = steps == 1 ? 8 : 2;
+  const int64_t resident = int64_t{per_processor} * multiprocessors;
+  return static_cast<unsigned int>(std::min<int64_t>(num_blocks(rows, block.y), resident));
+}
+
+}  // namespace switchyard::cuda

@@ -1,0 +1,108 @@
+#include "kernels/cuda/scratch.h"
+
+#include <bit>
+
+#include "kernels/cuda/row_blocks.h"
+#include "kernels/cuda/sizes.h"
+#include "kernels/runtime/dispatch.h"
+
+namespace switchyard::cuda {
+namespace {
+
+int64_t num_pieces(int64_t n, int64_t piece) { return (n + piece - 1) / piece; }
+
+// What a library takes for the time of one call.
+void count_call(Workspace& workspace, size_t num_bytes) {
+  const WorkspaceScope scope(workspace);
+  workspace.take({static_cast<int64_t>(num_bytes)}, DType::u8);
+}
+
+}  // namespace
+
+// A radix sort makes a pass over each 8 bits of the keys. With more than one it needs room for the
+// pairs; its blocks, each of 4096 pairs or more, have 256 counters of four bytes each.
+size_t sort_scratch_bytes(int64_t n, int64_t max_key) {
+  constexpr size_t kFixed = size_t{64} << 10;
+  const auto count = static_cast<size_t>(n);
+  const bool many_passes = std::bit_width(static_cast<uint64_t>(max_key)) > 8;
+  return kFixed + count / 4 + (many_passes ? 2 * sizeof(int32_t) * count : 0);
+}
+
+// A scan's blocks, each of 128 values or more, tell each other of 8 bytes.
+size_t scan_scratch_bytes(int64_t n) { return (size_t{4} << 10) + static_cast<size_t>(n) / 16; }
+
+TensorView attention_backward_scratch(Workspace& workspace, ConstTensorView q) {
+  return workspace.take({q.dim(0) * q.dim(1) * q.dim(2)}, DType::f32);
+}
+
+TensorView attend_cached_scratch(Workspace& workspace, ConstTensorView q, ConstTensorView k_cache,
+                                 ConstTensorView positions) {
+  const int64_t splits = positions ? num_pieces(positions.dim(2), kListedKeysPerSplit)
+                                   : num_pieces(k_cache.dim(2), kKeysPerSplit);
+  return workspace.take({q.dim(0), q.dim(1), splits, q.dim(2) + 2}, DType::f32);
+}
+
+bool norm_backward_vectors(ConstTensorView dy, ConstTensorView x, ConstTensorView weight,
+                           ConstTensorView dx) {
+  return allow_vectors(dy.raw(), x.raw(), weight.raw(), dx.raw());
+}
+
+TensorView norm_backward_scratch(Workspace& workspace, Device device, ConstTensorView x,
+                                 bool vectors, int64_t columns) {
+  const int64_t tokens = x.dim(0), hidden = x.dim(1);
+  int64_t blocks = 0;
+  dispatch_compute_dtype(x.dtype(), [&]<class T>() {
+    dispatch_row<T>(hidden, vectors, [&]<int kVec, int kSteps>() {
+      blocks = backward_blocks(switchyard::num_multiprocessors(device), tokens,
+                               row_block(hidden, kVec, kSteps), kSteps);
+    });
+  });
+  return workspace.take({blocks, columns}, DType::f32);
+}
+
+TensorView add_bias_backward_scratch(Workspace& workspace, ConstTensorView dy) {
+  return workspace.take({num_pieces(dy.dim(0), kBiasGradientRows), dy.dim(1)}, DType::f32);
+}
+
+TensorView router_forward_scratch(Workspace& workspace, int64_t seq_len, ConstTensorView counts) {
+  const int64_t chunks = num_pieces(seq_len, kRouterTokensPerChunk);
+  return workspace.take({counts.dim(0), chunks, 2, counts.dim(1)}, DType::f64);
+}
+
+SortedPairs::SortedPairs(Workspace& workspace, int64_t n)
+    : keys(workspace.take({n}, DType::i32)),
+      values(workspace.take({n}, DType::i32)),
+      sorted_keys(workspace.take({n}, DType::i32)),
+      sorted_values(workspace.take({n}, DType::i32)) {}
+
+SortedPairs embedding_backward_scratch(Workspace& workspace, int64_t tokens) {
+  return SortedPairs(workspace, tokens);
+}
+
+void count_embedding_backward(Workspace& workspace, int64_t tokens, int64_t rows) {
+  embedding_backward_scratch(workspace, tokens);
+  count_call(workspace, sort_scratch_bytes(tokens, /*max_key=*/rows));
+}
+
+SendsScratch::SendsScratch(Workspace& workspace, int64_t slots)
+    : by_rank(workspace, slots), rows(workspace.take({slots}, DType::i32)) {}
+
+void count_plan_sends(Workspace& workspace, int64_t tokens, int64_t slots, int64_t ranks) {
+  const SendsScratch scratch(workspace, slots);
+  count_call(workspace, sort_scratch_bytes(slots, /*max_key=*/ranks));
+  count_call(workspace, scan_scratch_bytes(slots));
+  count_call(workspace, scan_scratch_bytes(tokens + 1));
+}
+
+ArrivalsScratch::ArrivalsScratch(Workspace& workspace, int64_t assignments, int64_t ranks)
+    : by_expert(workspace, assignments),
+      rank_rows(workspace.take({ranks + 1}, DType::i64)),
+      rank_assignments(workspace.take({ranks + 1}, DType::i64)) {}
+
+void count_plan_arrivals(Workspace& workspace, int64_t assignments, int64_t ranks,
+                         int64_t local_experts) {
+  const ArrivalsScratch scratch(workspace, assignments, ranks);
+  count_call(workspace, sort_scratch_bytes(assignments, /*max_key=*/local_experts - 1));
+}
+
+}  // namespace switchyard::cuda

@@ -1,0 +1,460 @@
+// What a device that only counts promises (Device::counts_only): workspaces are used as on a real
+// device of the kind, ops check and do nothing, and products are added up.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <deque>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "kernels/attention/attention.h"
+#include "kernels/attention/rope.h"
+#include "kernels/basic/activation.h"
+#include "kernels/basic/combine_parts.h"
+#include "kernels/basic/elementwise.h"
+#include "kernels/basic/random.h"
+#include "kernels/decode/gather_attention.h"
+#include "kernels/decode/select_top_k.h"
+#include "kernels/linear/matmul.h"
+#include "kernels/linear/matmul_with_bias.h"
+#include "kernels/moe/balance_loss.h"
+#include "kernels/moe/exchange_plan.h"
+#include "kernels/moe/permute.h"
+#include "kernels/moe/router.h"
+#include "kernels/norm/layer_norm.h"
+#include "kernels/norm/rms_norm.h"
+#include "kernels/optimizer/optimizer_step.h"
+#include "kernels/runtime/host_mirror.h"
+#include "kernels/runtime/stopwatch.h"
+#include "kernels/vocabulary/cross_entropy.h"
+#include "kernels/vocabulary/embedding.h"
+#include "tests/support/error_of.h"
+#include "tests/support/test_device.h"
+
+namespace switchyard {
+namespace {
+
+using test::error_of;
+using testing::HasSubstr;
+
+constexpr DType kF32 = DType::f32, kBf16 = DType::bf16, kI32 = DType::i32, kF64 = DType::f64;
+
+// A device with what ops work with.
+struct Bench {
+  explicit Bench(Device on) : device(on), stream(on), workspace(on) {}
+
+  TensorView tensor(const Shape& shape, DType dtype) {
+    return tensors.emplace_back(shape, dtype, device);
+  }
+  TensorView f32(const Shape& shape) { return tensor(shape, kF32); }
+  TensorView i32(const Shape& shape) { return tensor(shape, kI32); }
+  TensorView filled(const Shape& shape, int32_t value) {
+    const TensorView values = i32(shape);
+    HostMirror mirror(values);
+    std::fill_n(mirror.host().data<int32_t>(), values.num_elements(), value);
+    mirror.upload(stream);
+    return values;
+  }
+
+  Device device;
+  Stream stream;
+  switchyard::Workspace workspace;
+  std::deque<switchyard::Tensor> tensors;
+};
+
+Device counted() { return counting_device(test::device().kind); }
+
+// ---- Scratch -----------------------------------------------------------------------------------
+
+struct ScratchCase {
+  std::string name;
+  std::function<void(Bench&)> run;
+};
+
+void attend(Bench& b, DType dtype, int64_t batch, int64_t heads, int64_t kv_heads, int64_t seq_len,
+            int64_t head_dim, bool backward) {
+  const Shape of_q{batch, heads, seq_len, head_dim}, of_k{batch, kv_heads, seq_len, head_dim};
+  const Shape of_out{batch * seq_len, heads * head_dim};
+  const TensorView q = b.tensor(of_q, dtype), k = b.tensor(of_k, dtype), v = b.tensor(of_k, dtype);
+  const TensorView out = b.tensor(of_out, dtype), lse = b.f32({batch, heads, seq_len});
+  if (!backward) return attention_forward(b.stream, b.workspace, q, k, v, {}, 0.5f, out, lse);
+  attention_backward(b.stream, b.workspace, b.tensor(of_out, dtype), q, k, v, out, lse, {}, 0.5f,
+                     b.tensor(of_q, dtype), b.tensor(of_k, dtype), b.tensor(of_k, dtype));
+}
+
+std::vector<ScratchCase> attention_cases() {
+  std::vector<ScratchCase> cases;
+  for (const DType dtype : {kF32, kBf16}) {
+    for (const int64_t seq_len : {1, 33, 160}) {
+      for (const bool backward : {false, true}) {
+        cases.push_back({fmt::format("attention_{}_{}_{}", backward ? "backward" : "forward",
+                                     to_string(dtype), seq_len),
+                         [=](Bench& b) { attend(b, dtype, 2, 4, 2, seq_len, 64, backward); }});
+      }
+    }
+  }
+  return cases;
+}
+
+// Every sequence as long as its cache: what is counted is the most that a step may take.
+std::vector<ScratchCase> decode_cases() {
+  std::vector<ScratchCase> cases;
+  for (const int max_len : {1, 70, 1500}) {
+    cases.push_back({fmt::format("decode_attention_{}", max_len), [=](Bench& b) {
+                       const TensorView cache = b.f32({2, 2, max_len, 32});
+                       decode_attention(b.stream, b.workspace, b.f32({2, 4, 32}), cache, cache,
+                                        b.filled({2}, max_len), 1.0f, b.f32({2, 128}));
+                     }});
+    cases.push_back({fmt::format("gather_attention_{}", max_len), [=](Bench& b) {
+                       const TensorView cache = b.f32({2, 2, max_len, 32});
+                       const int64_t most = (max_len + 1) / 2;
+                       gather_attention(b.stream, b.workspace, b.f32({2, 4, 32}), cache, cache,
+                                        b.i32({2, 2, most}),
+                                        b.filled({2}, static_cast<int32_t>(most)), 1.0f,
+                                        b.f32({2, 128}));
+                     }});
+    for (const DType dtype : {kF32, DType::u16}) {
+      cases.push_back({fmt::format("select_top_k_{}_{}", to_string(dtype), max_len), [=](Bench& b) {
+                         select_top_k(b.stream, b.workspace, b.tensor({2, 2, max_len}, dtype),
+                                      b.filled({2}, max_len), b.filled({2}, 1), 0, 0,
+                                      b.i32({2, 2, 1}));
+                       }});
+    }
+  }
+  return cases;
+}
+
+// Widths for every way that a CUDA kernel has to share a row out, and rows around the CPU's blocks.
+std::vector<ScratchCase> norm_cases() {
+  std::vector<ScratchCase> cases;
+  for (const DType dtype : {kF32, kBf16}) {
+    for (const int64_t rows : {1, 64, 65, 1100}) {
+      for (const int64_t hidden : {8, 33, 512, 1030, 4100}) {
+        if (rows > 65 && hidden > 33) continue;
+        const std::string shape = fmt::format("{}_{}_{}", to_string(dtype), rows, hidden);
+        cases.push_back({"rms_norm_backward_" + shape, [=](Bench& b) {
+                           const Shape x{rows, hidden};
+                           rms_norm_backward(b.stream, b.workspace, b.tensor(x, dtype),
+                                             b.tensor(x, dtype), b.f32({hidden}), b.f32({rows}),
+                                             b.tensor(x, dtype), b.f32({hidden}));
+                         }});
+        cases.push_back({"layer_norm_backward_" + shape, [=](Bench& b) {
+                           const Shape x{rows, hidden};
+                           layer_norm_backward(b.stream, b.workspace, b.tensor(x, dtype),
+                                               b.tensor(x, dtype), b.f32({hidden}), b.f32({rows}),
+                                               b.f32({rows}), b.tensor(x, dtype), b.f32({hidden}),
+                                               b.f32({hidden}));
+                         }});
+        cases.push_back({"add_bias_backward_" + shape, [=](Bench& b) {
+                           add_bias_backward(b.stream, b.workspace, b.tensor({rows, hidden}, dtype),
+                                             b.f32({hidden}));
+                         }});
+      }
+    }
+  }
+  return cases;
+}
+
+void plan_sending(Bench& b, int64_t tokens, int64_t top_k, int64_t ranks) {
+  const int64_t slots = tokens * top_k;
+  plan_sends(b.stream, b.workspace, b.i32({tokens, top_k}), /*local_experts=*/2,
+             /*deduplicate=*/true,
+             {.counts = b.tensor({ranks, 3}, DType::i64),
+              .source = b.i32({slots}),
+              .token_offsets = b.i32({tokens + 1}),
+              .token_members = b.i32({slots}),
+              .assignment_of_slot = b.i32({slots}),
+              .assignments = b.i32({slots, 2})});
+}
+
+// All for the first expert, and from one row of the first rank.
+void plan_arriving(Bench& b, int64_t count, size_t ranks) {
+  std::vector<int64_t> rows(ranks + 1, 1), assignments(ranks + 1, count);
+  rows[0] = assignments[0] = 0;
+  plan_arrivals(b.stream, b.workspace, b.i32({count, 2}), rows, assignments,
+                std::vector<int64_t>{0, count, count},
+                {.expert_source = b.i32({count}),
+                 .received_offsets = b.i32({2}),
+                 .expert_row_of_assignment = b.i32({count})});
+}
+
+void route(Bench& b, int64_t sequences, int64_t seq_len, int64_t experts, bool counting) {
+  const int64_t tokens = sequences * seq_len;
+  const Shape of_sequences{sequences, experts};
+  router_forward(b.stream, b.workspace, {.top_k = 2}, {.first_token = 0, .seq_len = seq_len},
+                 b.f32({tokens, experts}), {}, b.f32({tokens, experts}), b.f32({tokens}),
+                 b.i32({tokens, 2}), b.f32({tokens, 2}),
+                 counting ? b.f32(of_sequences) : TensorView(),
+                 counting ? b.f32(of_sequences) : TensorView());
+}
+
+std::vector<ScratchCase> moe_and_embedding_cases() {
+  std::vector<ScratchCase> cases;
+  for (const int64_t n : {1, 33, 257}) {
+    cases.push_back({fmt::format("plan_sends_{}", n), [=](Bench& b) { plan_sending(b, n, 3, 4); }});
+    cases.push_back(
+        {fmt::format("plan_sends_to_many_{}", n), [=](Bench& b) { plan_sending(b, n, 3, 300); }});
+    cases.push_back(
+        {fmt::format("plan_arrivals_{}", n), [=](Bench& b) { plan_arriving(b, n, 4); }});
+    cases.push_back(
+        {fmt::format("router_forward_{}", n), [=](Bench& b) { route(b, 2, n, 8, false); }});
+    cases.push_back(
+        {fmt::format("router_forward_counts_{}", n), [=](Bench& b) { route(b, 2, n, 8, true); }});
+    for (const int64_t rows : {5, 700}) {
+      cases.push_back({fmt::format("embedding_backward_{}_of_{}", n, rows), [=](Bench& b) {
+                         embedding_backward(b.stream, b.workspace, b.i32({n}), b.f32({n, 16}), 0,
+                                            b.f32({rows, 16}));
+                       }});
+    }
+  }
+  return cases;
+}
+
+class CountedScratchTest : public testing::TestWithParam<ScratchCase> {};
+
+TEST_P(CountedScratchTest, IsWhatTheBodyTakes) {
+  Bench real(test::device()), counting(counted());
+  for (Bench* bench : {&real, &counting}) bench->workspace.take({100}, kF32);
+
+  GetParam().run(real);
+  real.stream.synchronize();
+  GetParam().run(counting);
+
+  EXPECT_EQ(counting.workspace.high_water(), real.workspace.high_water());
+  EXPECT_EQ(counting.workspace.live_bytes(), real.workspace.live_bytes());
+}
+
+std::string name_of(const testing::TestParamInfo<ScratchCase>& info) { return info.param.name; }
+
+INSTANTIATE_TEST_SUITE_P(Attention, CountedScratchTest, testing::ValuesIn(attention_cases()),
+                         name_of);
+INSTANTIATE_TEST_SUITE_P(Decode, CountedScratchTest, testing::ValuesIn(decode_cases()), name_of);
+INSTANTIATE_TEST_SUITE_P(Norm, CountedScratchTest, testing::ValuesIn(norm_cases()), name_of);
+INSTANTIATE_TEST_SUITE_P(MoeAndEmbedding, CountedScratchTest,
+                         testing::ValuesIn(moe_and_embedding_cases()), name_of);
+
+// ---- Memory ------------------------------------------------------------------------------------
+
+class CountingTest : public testing::Test {
+ protected:
+  Bench bench_{counted()};
+};
+
+TEST_F(CountingTest, TensorsOfAnySizeCostNothingAndAreThere) {
+  // 2 PiB each: more than fits an address space.
+  switchyard::Tensor weights({int64_t{1} << 25, int64_t{1} << 24}, kF32, counted());
+  const switchyard::Tensor more({int64_t{1} << 49}, kF32, counted());
+
+  EXPECT_TRUE(weights);
+  EXPECT_TRUE(more);
+  EXPECT_EQ(weights.view().num_bytes(), size_t{1} << 51);
+  EXPECT_TRUE(weights.view().rows(1 << 24, 3).reshape({3 << 24}));
+  EXPECT_FALSE(switchyard::Tensor({0}, kF32, counted()));
+}
+
+TEST_F(CountingTest, AWorkspaceCountsAsThatOfTheDevice) {
+  switchyard::Workspace real(test::device());
+  const auto use = [](switchyard::Workspace& workspace) {
+    std::vector<size_t> figures;
+    const auto note = [&] {
+      figures.push_back(workspace.live_bytes());
+      figures.push_back(workspace.high_water());
+    };
+    for (const int64_t n : {1, 63, 64, 65, 0, 3 << 20}) {
+      workspace.take({n}, kBf16);
+      note();
+    }
+    const auto mark = workspace.mark();
+    workspace.take({1000, 1000}, kF32);
+    note();
+    workspace.release(mark);
+    note();
+    workspace.reset();
+    workspace.take({7}, DType::u8);
+    note();
+    return figures;
+  };
+
+  EXPECT_EQ(use(bench_.workspace), use(real));
+}
+
+TEST_F(CountingTest, TensorsOfAWorkspaceDoNotOverlap) {
+  const TensorView a = bench_.workspace.take({10}, kF32), b = bench_.workspace.take({10}, kF32);
+
+  EXPECT_EQ(static_cast<std::byte*>(b.raw()) - static_cast<std::byte*>(a.raw()), 64);
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(a.raw()) % 64, 0u);
+}
+
+TEST_F(CountingTest, AMirrorHoldsWhatTheHostWrote) {
+  const TensorView tensor = bench_.f32({3});
+  HostMirror mirror(tensor);
+  EXPECT_EQ(mirror.host().data<float>()[1], 0.0f);
+
+  mirror.host().data<float>()[1] = 5.0f;
+  mirror.upload(bench_.stream);
+  mirror.download(bench_.stream);
+
+  EXPECT_EQ(mirror.host().data<float>()[1], 5.0f);
+}
+
+TEST_F(CountingTest, CopiesBetweenItAndTheHostDoNothing) {
+  std::vector<float> values = {1.0f, 2.0f};
+  const TensorView host = view_of(std::span(values));
+
+  copy(bench_.stream, host, bench_.f32({2}));
+  copy(bench_.stream, bench_.f32({2}), host);
+
+  EXPECT_EQ(values, (std::vector<float>{1.0f, 2.0f}));
+}
+
+TEST_F(CountingTest, StreamsEventsAndStopwatchesDoNothing) {
+  Event begin(counted(), Event::Timing::on), end(counted(), Event::Timing::on);
+  Stopwatch stopwatch(counted());
+
+  begin.record(bench_.stream);
+  { const Stretch timed(stopwatch, bench_.stream); }
+  end.record(bench_.stream);
+  bench_.stream.wait(end);
+  end.synchronize();
+  bench_.stream.synchronize();
+  synchronize(counted());
+
+  EXPECT_TRUE(end.has_finished());
+  EXPECT_EQ(end.seconds_since(begin), 0.0);
+  EXPECT_EQ(stopwatch.take_seconds(), 0.0);
+}
+
+TEST_F(CountingTest, ItsNameSaysSo) {
+  EXPECT_EQ(to_string(counting_device(DeviceKind::cpu)), "cpu (counted only)");
+  EXPECT_EQ(to_string(counting_device(DeviceKind::cuda)), "cuda:0 (counted only)");
+  EXPECT_NE(counted(), test::device());
+}
+
+// ---- Ops ---------------------------------------------------------------------------------------
+
+TEST_F(CountingTest, OpsRefuseWrongShapesAndTensorsOfOtherDevices) {
+  const TensorView a = bench_.f32({4, 8}), b = bench_.f32({8, 4});
+  switchyard::Tensor real({4, 8}, kF32, test::device());
+
+  EXPECT_THAT(error_of([&] {
+                rms_norm_forward(bench_.stream, a, {}, bench_.f32({7}), 1e-5f, {}, a,
+                                 bench_.f32({4}));
+              }),
+              HasSubstr("weight has shape [7], expected [8]"));
+  EXPECT_THAT(error_of([&] { add(bench_.stream, b, a); }), HasSubstr("y has shape"));
+  EXPECT_THAT(error_of([&] { add(bench_.stream, real, a); }),
+              HasSubstr("is on " + to_string(test::device()) + ", the stream on"));
+}
+
+TEST_F(CountingTest, ElementwiseOpsAcceptItsTensors) {
+  Stream& s = bench_.stream;
+  const TensorView x = bench_.f32({4, 8}), y = bench_.f32({4, 8}),
+                   narrow = bench_.tensor({4, 8}, kBf16);
+  const TensorView total = bench_.tensor({1}, kF64);
+
+  cast(s, x, narrow);
+  copy(s, x, y);
+  add(s, x, y);
+  fill_zero(s, y);
+  scale(s, 2.0f, y);
+  add_bias(s, bench_.f32({8}), y);
+  add_sum(s, x, 1.0, total);
+  add_sum_of_squares(s, x, 1.0, total);
+  add_column_sums(s, x, bench_.tensor({8}, kF64));
+  activation_forward(s, Activation::swiglu, bench_.f32({4, 16}), bench_.f32({4}), y);
+  activation_backward(s, Activation::swiglu, y, bench_.f32({4, 16}), bench_.f32({4}),
+                      bench_.f32({4, 16}), bench_.f32({4}));
+  const std::vector<ConstTensorView> parts = {x, y};
+  combine_parts(s, parts, ReduceOp::sum, y);
+  init_normal(s, {1, 2}, 1.0f, {4, 8}, {0, 0}, y);
+}
+
+TEST_F(CountingTest, OpsOfATrainingStepAcceptItsTensors) {
+  Stream& s = bench_.stream;
+  const TensorView x = bench_.f32({4, 8}), y = bench_.f32({4, 8}), of_rows = bench_.f32({4});
+  const RopeTable rope = make_rope_table(s, 2, 4, 10000.0);
+  const TensorView qkv = bench_.f32({4, 16}), q = bench_.f32({2, 2, 2, 4}),
+                   k = bench_.f32({2, 1, 2, 4});
+
+  embedding_forward(s, bench_.i32({4}), bench_.f32({10, 8}), 0, x);
+  rms_norm_forward(s, x, y, bench_.f32({8}), 1e-5f, x, y, of_rows);
+  layer_norm_forward(s, x, y, bench_.f32({8}), bench_.f32({8}), 1e-5f, x, y, of_rows, of_rows);
+  split_qkv_forward(s, qkv, rope.cos, rope.sin, 0, q, k, k);
+  split_qkv_backward(s, q, k, k, rope.cos, rope.sin, qkv);
+  rope_in_place(s, rope.cos, rope.sin, 0, false, q);
+  cross_entropy_forward(s, x, bench_.i32({4}), 0, of_rows, of_rows, of_rows);
+  cross_entropy_rescale(s, of_rows, of_rows, of_rows);
+  cross_entropy_losses(s, bench_.i32({4}), of_rows, of_rows, of_rows, of_rows);
+  cross_entropy_backward(s, x, bench_.i32({4}), 0, of_rows, of_rows, 1.0f, y);
+  adamw_step(s, {.lr = 1e-3f}, 1.0f, x, x, y, y, bench_.tensor({4, 8}, kBf16));
+  sgd_step(s, {.lr = 1e-3f}, 1.0f, x, x, y, {});
+}
+
+TEST_F(CountingTest, OpsOfMixturesAcceptItsTensors) {
+  Stream& s = bench_.stream;
+  const TensorView x = bench_.f32({4, 8}), of_experts = bench_.f32({2, 6});
+  const TensorView idx = bench_.i32({4, 2}), weights = bench_.f32({4, 2});
+  const TensorView logits = bench_.f32({4, 6}), of_rows = bench_.f32({4});
+
+  router_backward(s, {.top_k = 2}, {.first_token = 0, .seq_len = 2}, logits, logits, of_rows, idx,
+                  weights, of_experts, 0.0f, logits);
+  drop_over_capacity(s, DropPolicy::lowest_weight, 1, 2, 6, idx, weights, bench_.i32({4, 2}),
+                     bench_.tensor({1}, kF64));
+  balance_loss(s, of_experts, 4.0, of_experts, 0.25, 0.1, of_experts, bench_.tensor({1}, kF64));
+  gather_rows(s, x, bench_.i32({5}), bench_.f32({5, 8}));
+  sum_rows(s, bench_.f32({5, 8}), bench_.i32({5}), bench_.i32({5}), x);
+  gather_values(s, of_rows, bench_.i32({5}), bench_.f32({5}));
+  scatter_values(s, bench_.f32({5}), bench_.i32({5}), of_rows);
+}
+
+// ---- Floating point operations -----------------------------------------------------------------
+
+TEST_F(CountingTest, ProductsAddUpTwoOperationsPerMultiplication) {
+  const TensorView a = bench_.f32({3, 5}), b = bench_.f32({7, 5}), c = bench_.f32({3, 7});
+
+  matmul(bench_.stream, a, Transpose::no, b, Transpose::yes, Accumulate::no, c);
+  EXPECT_EQ(bench_.stream.tally()->products, 2.0 * 3 * 7 * 5);
+  matmul(bench_.stream, c, Transpose::yes, a, Transpose::no, Accumulate::yes, b);
+  EXPECT_EQ(bench_.stream.tally()->products, 4.0 * 3 * 7 * 5);
+  matmul_with_bias(bench_.stream, a, Transpose::no, b, Transpose::yes, bench_.f32({7}), c);
+
+  EXPECT_EQ(bench_.stream.tally()->products, 6.0 * 3 * 7 * 5);
+  EXPECT_EQ(bench_.stream.tally()->attention, 0.0);
+}
+
+TEST_F(CountingTest, GroupedProductsCountTheRowsOfEveryExpert) {
+  const std::vector<int64_t> row_offsets = {0, 4, 4, 10};
+  const TensorView x = bench_.f32({10, 5}), y = bench_.f32({10, 7}), weight = bench_.f32({3, 7, 5});
+
+  grouped_linear_forward(bench_.stream, x, weight, row_offsets, y);
+  EXPECT_EQ(bench_.stream.tally()->products, 2.0 * 10 * 7 * 5);
+  grouped_linear_backward_input(bench_.stream, y, weight, row_offsets, x);
+  EXPECT_EQ(bench_.stream.tally()->products, 4.0 * 10 * 7 * 5);
+  grouped_linear_backward_weight(bench_.stream, y, x, row_offsets, weight);
+
+  EXPECT_EQ(bench_.stream.tally()->products, 6.0 * 10 * 7 * 5);
+}
+
+// Of 4 tokens, token t sees t + 1: 10 pairs of each of 2 sequences and 6 heads.
+TEST_F(CountingTest, AttentionCountsTheCausalHalfOfItsProducts) {
+  const double of_one_product = 2.0 * 2 * 6 * 10 * 16;
+
+  attend(bench_, kF32, /*batch=*/2, /*heads=*/6, /*kv_heads=*/3, /*seq_len=*/4, /*head_dim=*/16,
+         /*backward=*/false);
+  EXPECT_EQ(bench_.stream.tally()->attention, 2 * of_one_product);
+  *bench_.stream.tally() = {};
+  attend(bench_, kF32, 2, 6, 3, 4, 16, /*backward=*/true);
+
+  EXPECT_EQ(bench_.stream.tally()->attention, 4 * of_one_product);
+  EXPECT_EQ(bench_.stream.tally()->products, 0.0);
+}
+
+TEST(TallyTest, OnlyDevicesThatCountHaveOne) {
+  test::Stream stream;
+
+  EXPECT_EQ(stream.tally(), nullptr);
+}
+
+}  // namespace
+}  // namespace switchyard
