@@ -6,8 +6,8 @@
 #include "kernels/basic/elementwise.h"
 #include "kernels/decode/gather_attention.h"
 #include "kernels/norm/rms_norm.h"
-#include "kernels/runtime/profile.h"
 #include "kernels/runtime/check.h"
+#include "kernels/runtime/profile.h"
 #include "layers/sequence_parallel.h"
 
 namespace switchyard {
@@ -113,8 +113,7 @@ void Attention::forward(StepContext& ctx, ConstTensorView x, TensorView y, Saved
   project_out(ctx, saved.out, y);
 }
 
-void Attention::backward(StepContext& ctx, ConstTensorView dy, const Saved& saved,
-                         TensorView dx) {
+void Attention::backward(StepContext& ctx, ConstTensorView dy, const Saved& saved, TensorView dx) {
   const ScopedPart part(ctx.stream, Part::attention);
   WorkspaceScope scope(ctx.scratch);
   if (out_bias_) add_bias_backward(ctx.stream, ctx.scratch, dy, out_bias_->grad);
@@ -125,8 +124,8 @@ void Attention::backward(StepContext& ctx, ConstTensorView dy, const Saved& save
   TensorView dq = ctx.scratch.take(saved.q.shape(), dtype_);
   TensorView dk = ctx.scratch.take(saved.k.shape(), dtype_);
   TensorView dv = ctx.scratch.take(saved.v.shape(), dtype_);
-  attention_backward(ctx.stream, ctx.scratch, dout, saved.q, saved.k, saved.v, saved.out,
-                     saved.lse, ctx.batch.document_start, scale_, dq, dk, dv);
+  attention_backward(ctx.stream, ctx.scratch, dout, saved.q, saved.k, saved.v, saved.out, saved.lse,
+                     ctx.batch.document_start, scale_, dq, dk, dv);
   backward_qkv(ctx, saved, dq, dk, dv, dx);
 }
 
@@ -196,8 +195,8 @@ void Attention::forward_cached(StepContext& ctx, ConstTensorView x, int64_t firs
   TensorView out = ctx.scratch.take({ctx.tokens(), heads_ * head_dim_}, dtype_);
   if (first_position == 0) {
     TensorView lse = ctx.scratch.take({batch, heads_, seq_len}, DType::f32);
-    attention_forward(ctx.stream, ctx.scratch, saved.q, saved.k, saved.v,
-                      ctx.batch.document_start, scale_, out, lse);
+    attention_forward(ctx.stream, ctx.scratch, saved.q, saved.k, saved.v, ctx.batch.document_start,
+                      scale_, out, lse);
     if (cache.selector) cache.selector->append(ctx.stream, ctx.scratch, saved.k, 0);
   } else {
     decode(ctx, saved, first_position, cache, out);

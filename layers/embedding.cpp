@@ -40,8 +40,8 @@ void Embedding::forward(StepContext& ctx, int64_t first_position, TensorView y) 
   reduce_scatter_tokens(ctx, partial, y);
   if (positions_) {
     TensorView rows = ctx.scratch.take(y.shape(), y.dtype());
-    embedding_forward(ctx.stream, ctx.on_device(positions_of(ctx, first_position)), positions_->value,
-                      0, rows);
+    embedding_forward(ctx.stream, ctx.on_device(positions_of(ctx, first_position)),
+                      positions_->value, 0, rows);
     add(ctx.stream, rows, y);
   }
 }
@@ -52,8 +52,8 @@ void Embedding::backward(StepContext& ctx, ConstTensorView dy) {
   embedding_backward(ctx.stream, ctx.scratch, ctx.batch.tokens.view().reshape({ctx.tokens()}),
                      gather_tokens(ctx, dy), first_id_, table_->grad);
   if (positions_) {
-    embedding_backward(ctx.stream, ctx.scratch, ctx.on_device(positions_of(ctx, 0)), dy,
-                       0, positions_->grad);
+    embedding_backward(ctx.stream, ctx.scratch, ctx.on_device(positions_of(ctx, 0)), dy, 0,
+                       positions_->grad);
   }
 }
 

@@ -18,9 +18,7 @@ ConstTensorView Linear::weight() const {
   return store_->fused_value(*weights_.front(), *weights_.back());
 }
 
-TensorView Linear::weight_grad() {
-  return store_->fused_grad(*weights_.front(), *weights_.back());
-}
+TensorView Linear::weight_grad() { return store_->fused_grad(*weights_.front(), *weights_.back()); }
 
 int64_t Linear::out_features() const { return weight().dim(0); }
 

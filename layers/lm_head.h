@@ -28,8 +28,7 @@ class LmHead {
   void logits(StepContext& ctx, ConstTensorView x, TensorView logits) const;
 
  private:
-  void chunk_loss(StepContext& ctx, ConstTensorView x, ConstTensorView targets,
-                  TensorView dx);
+  void chunk_loss(StepContext& ctx, ConstTensorView x, ConstTensorView targets, TensorView dx);
 
   int64_t vocab_size_;
   int64_t chunk_tokens_;

@@ -13,7 +13,7 @@ MoeLayer::MoeLayer(const BuildContext& build, const std::string& name, int moe_l
   if (c.num_shared_experts > 0) {
     // Side by side, the shared experts are one feed-forward of their joint width.
     shared_.emplace(build, name + ".shared", c.num_shared_experts * c.shared_expert_ffn_hidden,
-                    /*bias=*/false, Part::moe_dense_products);
+                    /*bias=*/false, Part::moe_shared_experts);
   }
 }
 
@@ -24,8 +24,7 @@ void MoeLayer::forward(StepContext& ctx, ConstTensorView x, TensorView y, Saved&
   router_.forward(ctx, x, saved.router);
 
   // The device descends while the host waits for the plan's counts.
-  saved.plan =
-      exchange_->begin_plan(ctx.stream, ctx.saved, ctx.scratch, saved.router.dispatch_idx);
+  saved.plan = exchange_->begin_plan(ctx.stream, ctx.saved, ctx.scratch, saved.router.dispatch_idx);
   const Narrowing::Rows rows = narrowing_.descend(ctx, x, y, into_shared(), saved.narrowing);
   saved.plan->finish(ctx.stream, ctx.saved, ctx.scratch);
 
@@ -64,8 +63,7 @@ void MoeLayer::backward(StepContext& ctx, ConstTensorView dy, const Saved& saved
   if (shared_) shared_->backward(ctx, dy, saved.shared, dx);
   backward_experts(ctx, chunks, saved);
 
-  const TensorView dtopk_weights =
-      ctx.scratch.take(saved.router.topk_weights.shape(), DType::f32);
+  const TensorView dtopk_weights = ctx.scratch.take(saved.router.topk_weights.shape(), DType::f32);
   for (const auto& chunk : chunks) {
     chunk->finish(ctx.stream, chunk->token_rows(drows.back), chunk->token_rows(dtopk_weights));
   }

@@ -21,9 +21,9 @@ Narrowing::Narrowing(const BuildContext& build, const std::string& name) {
   descend_ =
       Linear(build.store, {&build.replicated_weight(name + ".descend.weight", {latent_, c.hidden},
                                                     unit_gain(c.hidden))});
-  ascend_ =
-      Linear(build.store, {&build.replicated_weight(name + ".ascend.weight", {c.hidden, latent_},
-                                                    unit_gain(latent_))});
+  ascend_ = Linear(
+      build.store,
+      {&build.replicated_weight(name + ".ascend.weight", {c.hidden, latent_}, unit_gain(latent_))});
 }
 
 // Without BigMac: `to` itself, unless it holds what the rows are added to.
@@ -41,7 +41,7 @@ Narrowing::Rows Narrowing::descend(StepContext& ctx, ConstTensorView x, TensorVi
                                    Accumulate into_y, Saved& saved) const {
   saved.x = x;
   if (!descend_) return {x, place_for_return(ctx, y, into_y)};
-  const ScopedPart part(ctx.stream, Part::moe_dense_products);
+  const ScopedPart part(ctx.stream, Part::moe_narrowing);
   saved.latent = ctx.saved.take({x.dim(0), latent_}, x.dtype());
   descend_->forward(ctx, x, saved.latent);
   return {saved.latent, saved.latent};
@@ -50,14 +50,14 @@ Narrowing::Rows Narrowing::descend(StepContext& ctx, ConstTensorView x, TensorVi
 void Narrowing::ascend(StepContext& ctx, ConstTensorView back, TensorView y,
                        Accumulate into_y) const {
   if (!ascend_) return join(ctx, back, y, into_y);
-  const ScopedPart part(ctx.stream, Part::moe_dense_products);
+  const ScopedPart part(ctx.stream, Part::moe_narrowing);
   ascend_->forward(ctx, back, y, into_y);
 }
 
 Narrowing::Rows Narrowing::backward_ascend(StepContext& ctx, ConstTensorView dy, TensorView dx,
                                            Accumulate into_dx) const {
   if (!ascend_) return {dy, place_for_return(ctx, dx, into_dx)};
-  const ScopedPart part(ctx.stream, Part::moe_dense_products);
+  const ScopedPart part(ctx.stream, Part::moe_narrowing);
   const TensorView dlatent = ctx.scratch.take({dy.dim(0), latent_}, dy.dtype());
   ascend_->backward_input(ctx, dy, dlatent);
   return {dlatent, dlatent};
@@ -65,14 +65,14 @@ Narrowing::Rows Narrowing::backward_ascend(StepContext& ctx, ConstTensorView dy,
 
 void Narrowing::backward_ascend_weight(StepContext& ctx, ConstTensorView dy, const Saved& saved) {
   if (!ascend_) return;
-  const ScopedPart part(ctx.stream, Part::moe_dense_products);
+  const ScopedPart part(ctx.stream, Part::moe_narrowing);
   ascend_->backward_weight(ctx, dy, saved.latent);
 }
 
 void Narrowing::backward_descend(StepContext& ctx, ConstTensorView back, const Saved& saved,
                                  TensorView dx, Accumulate into_dx) {
   if (!descend_) return join(ctx, back, dx, into_dx);
-  const ScopedPart part(ctx.stream, Part::moe_dense_products);
+  const ScopedPart part(ctx.stream, Part::moe_narrowing);
   descend_->backward(ctx, back, saved.x, dx, into_dx);
 }
 

@@ -98,6 +98,7 @@ class ParameterStore {
   std::deque<Parameter>& parameters() { return parameters_; }
   const std::deque<Parameter>& parameters() const { return parameters_; }
   std::vector<FlatBuffer>& buffers() { return buffers_; }
+  const std::vector<FlatBuffer>& buffers() const { return buffers_; }
   int64_t num_elements() const;  // of this rank
 
   // [sum of rows, ...] over parameters that were added one after the other, `first` to `last`.

@@ -31,8 +31,7 @@ class Router {
   void forward(StepContext& ctx, ConstTensorView x, Saved& saved) const;
   //   dtopk_weights  [local_tokens, top_k] f32
   //   dx             [local_tokens, hidden]  +=
-  void backward(StepContext& ctx, ConstTensorView dtopk_weights, const Saved& saved,
-                TensorView dx);
+  void backward(StepContext& ctx, ConstTensorView dtopk_weights, const Saved& saved, TensorView dx);
 
   // Loss-free balancing (Wang et al. 2024, algorithm 1): moves each expert's bias by the update
   // rate towards the mean load.

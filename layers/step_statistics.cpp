@@ -10,9 +10,7 @@ StepStatistics::StepStatistics(int num_moe_layers, int64_t num_experts, Device d
       num_experts_(num_experts),
       figures_({begin_of(num_moe_layers)}, DType::f64, device) {}
 
-void StepStatistics::reset(Stream& stream) {
-  fill_zero(stream, figures_);
-}
+void StepStatistics::reset(Stream& stream) { fill_zero(stream, figures_); }
 
 StepFigures StepStatistics::read(Stream& stream) {
   HostMirror mirror(figures_);

@@ -1,5 +1,7 @@
 #include "layers/transformer.h"
 
+#include <algorithm>
+
 #include "kernels/basic/elementwise.h"
 #include "kernels/moe/permute.h"
 #include "kernels/runtime/check.h"
@@ -51,8 +53,7 @@ ResidualStream Transformer::forward_block(StepContext& ctx, size_t block, const 
 ResidualStream Transformer::forward_block_for_recomputation(StepContext& ctx, size_t block,
                                                             const ResidualStream& x,
                                                             TensorView attention, Pass& pass) {
-  const Block::Updates updates{.attention = attention,
-                               .feed_forward = take_stream(ctx, ctx.saved)};
+  const Block::Updates updates{.attention = attention, .feed_forward = take_stream(ctx, ctx.saved)};
   WorkspaceScope scope(ctx.saved);
   Block::Saved saved;
   const ResidualStream y = blocks_[block].forward(ctx, x, updates, saved);
@@ -193,6 +194,7 @@ ExchangeFigures Transformer::take_exchange_figures() {
     total.row_bytes += figures.row_bytes;
     total.metadata_bytes += figures.metadata_bytes;
     total.seconds += figures.seconds;
+    total.buffer_bytes = std::max(total.buffer_bytes, figures.buffer_bytes);
   }
   return total;
 }

@@ -155,6 +155,24 @@ void DistributedOptimizer::update_run(Stream& stream, Shard& shard, int64_t begi
   }
 }
 
+int64_t DistributedOptimizer::main_params_bytes() const {
+  int64_t bytes = 0;
+  for (const Shard& shard : shards_) {
+    if (shard.bf16_main_params) bytes += shard.size * static_cast<int64_t>(sizeof(float));
+  }
+  return bytes;
+}
+
+int64_t DistributedOptimizer::state_bytes() const {
+  int64_t elements = 0;
+  for (const Shard& shard : shards_) elements += shard.size * state_tensors_per_parameter();
+  return elements * static_cast<int64_t>(sizeof(float));
+}
+
+int DistributedOptimizer::state_tensors_per_parameter() const {
+  return config_.type == OptimizerType::adamw ? 2 : 1;
+}
+
 std::vector<ShardPiece> DistributedOptimizer::pieces() {
   std::vector<ShardPiece> pieces;
   for (Shard& shard : shards_) {

@@ -53,6 +53,12 @@ class DistributedOptimizer {
   int64_t num_steps() const { return num_steps_; }
   void set_num_steps(int64_t steps) { num_steps_ = steps; }
 
+  // Bytes on this rank of the f32 main weights, apart from values that are f32 themselves, and of
+  // the optimizer state; and how many tensors of state a parameter has.
+  int64_t main_params_bytes() const;
+  int64_t state_bytes() const;
+  int state_tensors_per_parameter() const;
+
   std::vector<ShardPiece> pieces();
   // Rounds the main weights into the parameters of all ranks. After a checkpoint was loaded into
   // the pieces. Collective.

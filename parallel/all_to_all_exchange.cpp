@@ -89,10 +89,10 @@ class AllToAllTransfer final : public ChunkTransfer {
 
   ExpertRows arrive(Stream& stream, Workspace& memory) override {
     const ScopedPart part(stream, Part::moe_exchange);
-    ExpertRows rows{.x = memory.take({chunk_.expert_rows(), received_rows_.dim(1)},
-                                     received_rows_.dtype()),
-                    .weights = {},
-                    .offsets = chunk_.expert_offsets};
+    ExpertRows rows{
+        .x = memory.take({chunk_.expert_rows(), received_rows_.dim(1)}, received_rows_.dtype()),
+        .weights = {},
+        .offsets = chunk_.expert_offsets};
     wait(stream);
     gather_rows(stream, received_rows_, chunk_.arrivals.expert_source, rows.x);
     if (has_weights_) {
@@ -123,8 +123,7 @@ class AllToAllTransfer final : public ChunkTransfer {
   void finish(Stream& stream, TensorView out, TensorView weights) override {
     const ScopedPart part(stream, Part::moe_exchange);
     require(out.rank() == 2 && out.dim(0) == chunk_.tokens,
-            "combine: out has shape {}, the plan {} tokens", to_string(out.shape()),
-            chunk_.tokens);
+            "combine: out has shape {}, the plan {} tokens", to_string(out.shape()), chunk_.tokens);
     wait(stream);
     sum_rows(stream, token_rows_, chunk_.sends.token_offsets, chunk_.sends.token_members, out);
     if (weights.rank() == 0) return;
@@ -164,8 +163,10 @@ class AllToAllTransfer final : public ChunkTransfer {
 
 class AllToAllPlan final : public ExchangePlan {
  public:
-  AllToAllPlan(AllToAllExchange& exchange, std::vector<ExchangeChunk> chunks)
-      : exchange_(exchange), chunks_(std::move(chunks)) {}
+  //   balanced  [chunks, ranks, 1 + num_local_experts] on a device that only counts, else empty
+  AllToAllPlan(AllToAllExchange& exchange, std::vector<ExchangeChunk> chunks,
+               std::vector<int64_t> balanced)
+      : exchange_(exchange), chunks_(std::move(chunks)), balanced_(std::move(balanced)) {}
 
   void finish(Stream& stream, Workspace& lists, Workspace& scratch) override {
     const ScopedPart part(stream, Part::moe_exchange);
@@ -189,10 +190,12 @@ class AllToAllPlan final : public ExchangePlan {
             "dispatch: x has shape {}, the plan {} tokens", to_string(x.shape()),
             last.first_token + last.tokens);
     std::vector<std::unique_ptr<AllToAllTransfer>> transfers;
+    const size_t before = scratch.live_bytes();
     for (const ExchangeChunk& chunk : chunks_) {
-      transfers.push_back(std::make_unique<AllToAllTransfer>(exchange_, chunk, scratch, x.dim(1),
-                                                             x.dtype()));
+      transfers.push_back(
+          std::make_unique<AllToAllTransfer>(exchange_, chunk, scratch, x.dim(1), x.dtype()));
     }
+    exchange_.count_buffers(scratch.live_bytes() - before);
     for (const auto& transfer : transfers) {
       transfer->start(stream, transfer->token_rows(x),
                       weights.rank() > 0 ? transfer->token_rows(weights) : ConstTensorView());
@@ -202,9 +205,9 @@ class AllToAllPlan final : public ExchangePlan {
 
  private:
   // What each rank sends in every chunk, told to the ranks that receive it.
-  void exchange_counts(Stream& stream) {
+  //   sent, result  [chunks, ranks, 1 + num_local_experts]
+  std::vector<int64_t> received_counts(Stream& stream, std::span<const int64_t> sent) {
     const auto ranks = static_cast<size_t>(exchange_.ep().size());
-    const std::span<const int64_t> sent = exchange_.counts().wait();
     const std::vector<int64_t> by_rank = swap_leading(sent, chunks_.size(), ranks);
     std::vector<int64_t> received(sent.size());
     const std::vector<int64_t> each(ranks, static_cast<int64_t>(sent.size() / ranks));
@@ -214,8 +217,22 @@ class AllToAllPlan final : public ExchangePlan {
                                   view_of(std::span(received)), each);
     }
     exchange_.count_metadata(each, sizeof(int64_t));
-    received = swap_leading(received, ranks, chunks_.size());
+    // Balanced routing is the same on every rank: each sends what this one sends itself.
+    if (!balanced_.empty()) {
+      const size_t of_rank = sent.size() / ranks;
+      const auto* own = by_rank.data() + static_cast<size_t>(exchange_.ep().rank()) * of_rank;
+      for (size_t rank = 0; rank < ranks; ++rank) {
+        std::copy_n(own, of_rank, received.begin() + static_cast<std::ptrdiff_t>(rank * of_rank));
+      }
+    }
+    return swap_leading(received, ranks, chunks_.size());
+  }
 
+  void exchange_counts(Stream& stream) {
+    const auto ranks = static_cast<size_t>(exchange_.ep().size());
+    const std::span<const int64_t> sent =
+        balanced_.empty() ? exchange_.counts().wait() : std::span<const int64_t>(balanced_);
+    const std::vector<int64_t> received = received_counts(stream, sent);
     const size_t of_chunk = sent.size() / chunks_.size();
     for (size_t c = 0; c < chunks_.size(); ++c) {
       const ChunkCounts leaves(sent.subspan(c * of_chunk, of_chunk), ranks);
@@ -255,6 +272,7 @@ class AllToAllPlan final : public ExchangePlan {
 
   AllToAllExchange& exchange_;
   std::vector<ExchangeChunk> chunks_;  // the tokens one after the other
+  std::vector<int64_t> balanced_;
 };
 
 }  // namespace
@@ -263,8 +281,7 @@ AllToAllExchange::AllToAllExchange(Communicator& ep, Device device, int num_expe
                                    const ExchangeOptions& options)
     : ep_(ep),
       num_local_experts_(num_experts / ep.size()),
-      deduplicate_(options.deduplicate),
-      chunks_(options.chunks),
+      options_(options),
       counts_(device),
       stopwatch_(device) {}
 
@@ -273,22 +290,36 @@ std::unique_ptr<ExchangePlan> AllToAllExchange::begin_plan(Stream& stream, Works
                                                            ConstTensorView dispatch_idx) {
   const ScopedPart part(stream, Part::moe_exchange);
   const int64_t tokens = dispatch_idx.dim(0), row_size = 1 + num_local_experts_;
-  const TensorView counts = lists.take({chunks_, ep_.size(), row_size}, DType::i64);
-  std::vector<ExchangeChunk> chunks(static_cast<size_t>(chunks_));
-  for (int64_t c = 0; c < chunks_; ++c) {
+  const int64_t num_chunks = options_.chunks;
+  const TensorView counts = lists.take({num_chunks, ep_.size(), row_size}, DType::i64);
+  std::vector<ExchangeChunk> chunks(static_cast<size_t>(num_chunks));
+  std::vector<int64_t> balanced;
+  for (int64_t c = 0; c < num_chunks; ++c) {
     ExchangeChunk& chunk = chunks[static_cast<size_t>(c)];
-    chunk.first_token = tokens * c / chunks_;
-    chunk.tokens = tokens * (c + 1) / chunks_ - chunk.first_token;
+    chunk.first_token = tokens * c / num_chunks;
+    chunk.tokens = tokens * (c + 1) / num_chunks - chunk.first_token;
     const ConstTensorView idx = dispatch_idx.rows(chunk.first_token, chunk.tokens);
     chunk.sends = take_send_plan(lists, idx, counts.rows(c, 1).reshape({ep_.size(), row_size}));
-    plan_sends(stream, scratch, idx, num_local_experts_, deduplicate_, chunk.sends);
+    plan_sends(stream, scratch, idx, num_local_experts_, options_.deduplicate, chunk.sends);
+    if (!stream.device().counts_only) continue;
+    const BalancedRouting routing{.num_experts = num_local_experts_ * ep_.size(),
+                                  .ranks = ep_.size(),
+                                  .top_k = idx.dim(1),
+                                  .deduplicate = options_.deduplicate,
+                                  .kept_share = options_.counted_share};
+    const std::vector<int64_t> of_chunk = routing.counts(chunk.tokens);
+    balanced.insert(balanced.end(), of_chunk.begin(), of_chunk.end());
   }
   counts_.start(stream, counts);
-  return std::make_unique<AllToAllPlan>(*this, std::move(chunks));
+  return std::make_unique<AllToAllPlan>(*this, std::move(chunks), std::move(balanced));
 }
 
 int64_t AllToAllExchange::to_others(const std::vector<int64_t>& counts) const {
   return sum_of(counts) - counts[static_cast<size_t>(ep_.rank())];
+}
+
+void AllToAllExchange::count_buffers(size_t bytes) {
+  figures_.buffer_bytes = std::max(figures_.buffer_bytes, static_cast<int64_t>(bytes));
 }
 
 void AllToAllExchange::count_rows(const std::vector<int64_t>& sent, int64_t bytes) {

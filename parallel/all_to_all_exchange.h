@@ -39,6 +39,7 @@ class AllToAllExchange final : public ExpertExchange {
   Communicator& ep() { return ep_; }
   Stopwatch& stopwatch() { return stopwatch_; }
   CountsOnHost& counts() { return counts_; }
+  void count_buffers(size_t bytes);
   // Counts what leaves this rank: entries per ep rank of `sent` times `bytes` each.
   void count_rows(const std::vector<int64_t>& sent, int64_t bytes);
   void count_metadata(const std::vector<int64_t>& sent, int64_t bytes);
@@ -48,8 +49,7 @@ class AllToAllExchange final : public ExpertExchange {
 
   Communicator& ep_;
   int64_t num_local_experts_;
-  bool deduplicate_;
-  int64_t chunks_;
+  ExchangeOptions options_;
   CountsOnHost counts_;
   Stopwatch stopwatch_;
   ExchangeFigures figures_;

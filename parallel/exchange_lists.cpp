@@ -1,10 +1,47 @@
 #include "parallel/exchange_lists.h"
 
+#include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include "kernels/basic/elementwise.h"
 
 namespace switchyard {
+namespace {
+
+// The mean number of ranks that a token's experts lie on, if every choice of top_k experts is as
+// likely: a rank is missed by all of them with the hypergeometric probability.
+double mean_ranks_per_token(int64_t num_experts, int64_t top_k, int64_t ranks) {
+  const int64_t local = num_experts / ranks;
+  double missed = 1.0;
+  for (int64_t i = 0; i < top_k; ++i) {
+    missed *= static_cast<double>(std::max<int64_t>(0, num_experts - local - i)) /
+              static_cast<double>(num_experts - i);
+  }
+  return static_cast<double>(ranks) * (1.0 - missed);
+}
+
+}  // namespace
+
+std::vector<int64_t> BalancedRouting::counts(int64_t tokens) const {
+  const int64_t assignments = std::llround(static_cast<double>(tokens * top_k) * kept_share);
+  const double rows_per_assignment =
+      deduplicate ? mean_ranks_per_token(num_experts, top_k, ranks) / static_cast<double>(top_k)
+                  : 1.0;
+  const int64_t local_experts = num_experts / ranks;
+  std::vector<int64_t> counts;
+  for (int64_t rank = 0; rank < ranks; ++rank) {
+    const size_t rows = counts.size();
+    counts.push_back(0);
+    int64_t to_rank = 0;
+    for (int64_t e = rank * local_experts; e < (rank + 1) * local_experts; ++e) {
+      counts.push_back(assignments * (e + 1) / num_experts - assignments * e / num_experts);
+      to_rank += counts.back();
+    }
+    counts[rows] = std::llround(static_cast<double>(to_rank) * rows_per_assignment);
+  }
+  return counts;
+}
 
 SendPlan take_send_plan(Workspace& workspace, ConstTensorView dispatch_idx, TensorView counts) {
   const int64_t tokens = dispatch_idx.dim(0), slots = dispatch_idx.num_elements();

@@ -33,6 +33,18 @@ class CountsOnHost {
   Event copied_;
 };
 
+// What plan_sends would count on a device that only counts: balanced routing.
+struct BalancedRouting {
+  int64_t num_experts;
+  int64_t ranks;
+  int64_t top_k;
+  bool deduplicate;
+  double kept_share;  // of the assignments
+
+  //   result  [ranks, 1 + local experts], see SendPlan::counts
+  std::vector<int64_t> counts(int64_t tokens) const;
+};
+
 // [0, counts[0], counts[0] + counts[1], ...]
 std::vector<int64_t> offsets_of(const std::vector<int64_t>& counts);
 

@@ -12,7 +12,7 @@ std::unique_ptr<ExpertExchange> make_expert_exchange(Communicator& ep, Device de
   require(num_experts % ep.size() == 0,
           "parallel.ep = {} does not divide model.num_experts = {}; choose a divisor", ep.size(),
           num_experts);
-  if (ep.size() == 1) return make_local_exchange(device, num_experts);
+  if (ep.size() == 1) return make_local_exchange(device, num_experts, options.counted_share);
   return std::make_unique<AllToAllExchange>(ep, device, num_experts, options);
 }
 

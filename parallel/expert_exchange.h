@@ -17,11 +17,15 @@ struct ExchangeFigures {
   int64_t metadata_bytes = 0;  // counts, row indices, router weights and their gradients that left
   double seconds = 0.0;        // that the stream spent in collectives, or waiting for those that
                                // went on behind other work
+  int64_t buffer_bytes = 0;    // the most that lay in scratch memory for one dispatch and combine
 };
 
 struct ExchangeOptions {
   bool deduplicate = true;  // a token that goes to several experts of one rank travels once
   int chunks = 1;           // in how many parts a micro-batch's tokens travel
+  // On a device that only counts nothing is routed. Every expert then gets as many assignments, of
+  // which this share is kept, and a token's experts lie on as many ranks as a random choice.
+  double counted_share = 1.0;
 };
 
 // Rows at the rank of their experts, in the order of expert, then source rank, then token.

@@ -12,12 +12,12 @@ namespace {
 
 // In the order of expert, then token.
 struct LocalLists {
-  std::vector<int64_t> expert_offsets;     // [num_experts + 1], on the host
-  TensorView token_of_expert_row;          // [rows] i32
-  TensorView expert_rows_offsets;          // [tokens + 1] i32, with
-  TensorView expert_rows;                  // [rows] i32: the expert rows of each token
-  TensorView assignment_of_slot;           // [tokens * top_k] i32, -1: dropped
-  TensorView expert_row_of_assignment;     // [rows] i32
+  std::vector<int64_t> expert_offsets;  // [num_experts + 1], on the host
+  TensorView token_of_expert_row;       // [rows] i32
+  TensorView expert_rows_offsets;       // [tokens + 1] i32, with
+  TensorView expert_rows;               // [rows] i32: the expert rows of each token
+  TensorView assignment_of_slot;        // [tokens * top_k] i32, -1: dropped
+  TensorView expert_row_of_assignment;  // [rows] i32
 
   int64_t num_tokens() const { return expert_rows_offsets.dim(0) - 1; }
   int64_t num_rows() const { return expert_offsets.back(); }
@@ -76,7 +76,8 @@ class LocalTransfer final : public ChunkTransfer {
 
 class LocalPlan final : public ExchangePlan {
  public:
-  LocalPlan(CountsOnHost& counts, SendPlan sends) : counts_(counts), sends_(std::move(sends)) {}
+  LocalPlan(CountsOnHost& counts, SendPlan sends, std::vector<int64_t> balanced)
+      : counts_(counts), sends_(std::move(sends)), balanced_(std::move(balanced)) {}
 
   void finish(Stream& stream, Workspace& lists, Workspace& scratch) override;
 
@@ -97,6 +98,7 @@ class LocalPlan final : public ExchangePlan {
  private:
   CountsOnHost& counts_;
   SendPlan sends_;
+  std::vector<int64_t> balanced_;  // on a device that only counts: what is counted
   LocalLists lists_;
 };
 
@@ -104,7 +106,8 @@ void LocalPlan::finish(Stream& stream, Workspace& lists, Workspace& scratch) {
   const ScopedPart part(stream, Part::moe_exchange);
   // One rank: its number of rows, then the assignments of each expert. Nothing is deduplicated, so
   // each assignment has a row.
-  const std::span<const int64_t> counts = counts_.wait();
+  const std::span<const int64_t> counts =
+      balanced_.empty() ? counts_.wait() : std::span<const int64_t>(balanced_);
   const int64_t rows = counts[0];
   lists_.expert_offsets = offsets_of({counts.begin() + 1, counts.end()});
   const ArrivalPlan arrivals = take_arrival_plan(lists, rows, rows);
@@ -126,29 +129,39 @@ void LocalPlan::finish(Stream& stream, Workspace& lists, Workspace& scratch) {
 
 class LocalExchange final : public ExpertExchange {
  public:
-  LocalExchange(Device device, int num_experts) : num_experts_(num_experts), counts_(device) {}
+  LocalExchange(Device device, int num_experts, double counted_share)
+      : num_experts_(num_experts), counted_share_(counted_share), counts_(device) {}
 
   std::unique_ptr<ExchangePlan> begin_plan(Stream& stream, Workspace& lists, Workspace& scratch,
                                            ConstTensorView dispatch_idx) override {
     const ScopedPart part(stream, Part::moe_exchange);
-    const SendPlan sends = take_send_plan(lists, dispatch_idx,
-                                          lists.take({1, 1 + num_experts_}, DType::i64));
+    const SendPlan sends =
+        take_send_plan(lists, dispatch_idx, lists.take({1, 1 + num_experts_}, DType::i64));
     plan_sends(stream, scratch, dispatch_idx, num_experts_, /*deduplicate=*/false, sends);
     counts_.start(stream, sends.counts);
-    return std::make_unique<LocalPlan>(counts_, sends);
+    const BalancedRouting routing{.num_experts = num_experts_,
+                                  .ranks = 1,
+                                  .top_k = dispatch_idx.dim(1),
+                                  .deduplicate = false,
+                                  .kept_share = counted_share_};
+    return std::make_unique<LocalPlan>(
+        counts_, sends,
+        stream.device().counts_only ? routing.counts(dispatch_idx.dim(0)) : std::vector<int64_t>());
   }
 
   ExchangeFigures take_figures() override { return {}; }
 
  private:
   int64_t num_experts_;
+  double counted_share_;
   CountsOnHost counts_;
 };
 
 }  // namespace
 
-std::unique_ptr<ExpertExchange> make_local_exchange(Device device, int num_experts) {
-  return std::make_unique<LocalExchange>(device, num_experts);
+std::unique_ptr<ExpertExchange> make_local_exchange(Device device, int num_experts,
+                                                    double counted_share) {
+  return std::make_unique<LocalExchange>(device, num_experts, counted_share);
 }
 
 }  // namespace switchyard

@@ -8,6 +8,8 @@ namespace switchyard {
 
 // The exchange of a group of one rank: nothing travels. Experts read the tokens' rows, and tokens
 // the experts', in one chunk.
-std::unique_ptr<ExpertExchange> make_local_exchange(Device device, int num_experts);
+//   counted_share  see ExchangeOptions
+std::unique_ptr<ExpertExchange> make_local_exchange(Device device, int num_experts,
+                                                    double counted_share);
 
 }  // namespace switchyard

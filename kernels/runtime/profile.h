@@ -2,6 +2,7 @@
 
 #include <array>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "kernels/runtime/device.h"
@@ -16,8 +17,9 @@ enum class Part {
   dense_feed_forward,
   moe_router,
   moe_expert_products,  // the grouped matrix products
-  moe_dense_products,   // descend, ascend and shared experts
-  moe_exchange,         // plan, permutation and transfer
+  moe_shared_experts,
+  moe_narrowing,  // BigMac's descend and ascend
+  moe_exchange,   // plan, permutation and transfer
   moe_activation,
   norms,
   head_and_loss,
@@ -26,23 +28,26 @@ inline constexpr int kNumParts = static_cast<int>(Part::head_and_loss) + 1;
 
 constexpr std::string_view to_string(Part part) {
   constexpr std::array<std::string_view, kNumParts> names = {"embedding",
-                                                              "attention",
-                                                              "dense feed-forward",
-                                                              "moe: router",
-                                                              "moe: expert products",
-                                                              "moe: dense products",
-                                                              "moe: exchange",
-                                                              "moe: activation",
-                                                              "norms",
-                                                              "head and loss"};
+                                                             "attention",
+                                                             "dense feed-forward",
+                                                             "moe: router",
+                                                             "moe: expert products",
+                                                             "moe: shared experts",
+                                                             "moe: descend and ascend",
+                                                             "moe: exchange",
+                                                             "moe: activation",
+                                                             "norms",
+                                                             "head and loss"};
   return names[static_cast<size_t>(part)];
 }
 
-// Seconds per part, added up.
+// What each part has added up to.
 struct Profile {
   std::array<double, kNumParts> seconds{};
-  double& operator[](Part part) { return seconds[static_cast<size_t>(part)]; }
-  double operator[](Part part) const { return seconds[static_cast<size_t>(part)]; }
+  std::array<Tally, kNumParts> tallies{};  // on a device that only counts
+
+  double seconds_of(Part part) const { return seconds[static_cast<size_t>(part)]; }
+  const Tally& tally_of(Part part) const { return tallies[static_cast<size_t>(part)]; }
 };
 
 // Takes the time that the parts of a stream's work need: see Stream::set_profiler.
@@ -52,12 +57,22 @@ class Profiler {
     for (int i = 0; i < kNumParts; ++i) stopwatches_.emplace_back(stream.device());
   }
 
-  void start(Part part) { stopwatches_[static_cast<size_t>(part)].start(stream_); }
-  void stop(Part part) { stopwatches_[static_cast<size_t>(part)].stop(stream_); }
+  void start(Part part) {
+    if (const Tally* tally = stream_.tally()) before_ = *tally;
+    stopwatches_[static_cast<size_t>(part)].start(stream_);
+  }
+  void stop(Part part) {
+    stopwatches_[static_cast<size_t>(part)].stop(stream_);
+    if (const Tally* tally = stream_.tally()) {
+      Tally& of_part = tallies_[static_cast<size_t>(part)];
+      of_part.products += tally->products - before_.products;
+      of_part.attention += tally->attention - before_.attention;
+    }
+  }
 
   // Since the last call; waits for the stream.
   Profile take() {
-    Profile profile;
+    Profile profile{.seconds = {}, .tallies = std::exchange(tallies_, {})};
     for (size_t i = 0; i < stopwatches_.size(); ++i) {
       profile.seconds[i] = stopwatches_[i].take_seconds();
     }
@@ -67,6 +82,8 @@ class Profiler {
  private:
   Stream& stream_;
   std::vector<Stopwatch> stopwatches_;
+  std::array<Tally, kNumParts> tallies_{};
+  Tally before_;  // the part that is under way
 };
 
 // Adds the time of what the stream does in the scope to a part, where the stream has a profiler;

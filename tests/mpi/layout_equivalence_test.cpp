@@ -157,7 +157,8 @@ void expect_equal_runs(const Run& run, const Run& reference, const Bounds& bound
     EXPECT_NEAR(a.metrics.loss, b.metrics.loss, bounds.loss) << "step " << i;
     EXPECT_NEAR(a.metrics.aux_loss, b.metrics.aux_loss, bounds.loss) << "step " << i;
     EXPECT_NEAR(a.metrics.z_loss, b.metrics.z_loss, 10 * bounds.loss) << "step " << i;
-    EXPECT_NEAR(a.metrics.grad_norm, b.metrics.grad_norm, bounds.norm * b.metrics.grad_norm) << "step " << i;
+    EXPECT_NEAR(a.metrics.grad_norm, b.metrics.grad_norm, bounds.norm * b.metrics.grad_norm)
+        << "step " << i;
     EXPECT_EQ(a.metrics.dropped_tokens, b.metrics.dropped_tokens) << "step " << i;
     EXPECT_EQ(a.expert_counts, b.expert_counts) << "step " << i;
   }

@@ -61,8 +61,9 @@ TEST(ExchangeTrafficTest, EqualsTheFormulaWithoutDeduplication) {
     const StepReport report = bench.run();
 
     const ModelConfig& config = bench.model.config();
-    EXPECT_EQ(report.metrics.exchange_bytes, exchange_bytes_per_step(config, kGlobalBatch * config.seq_len,
-                                                             bench.dist.layout().ep(), DType::f32))
+    EXPECT_EQ(report.metrics.exchange_bytes,
+              exchange_bytes_per_step(config, kGlobalBatch * config.seq_len,
+                                      bench.dist.layout().ep(), DType::f32))
         << test::name_of(structure);
   }
 }
@@ -71,7 +72,8 @@ TEST(ExchangeTrafficTest, OfBigMacIsTheRatioOfItsTwins) {
   Bench fine_grained(balanced(Structure::fine_grained), {.exchange = {.deduplicate = false}});
   Bench bigmac(balanced(Structure::bigmac), {.exchange = {.deduplicate = false}});
 
-  const int64_t wide = fine_grained.run().metrics.exchange_bytes, narrow = bigmac.run().metrics.exchange_bytes;
+  const int64_t wide = fine_grained.run().metrics.exchange_bytes,
+                narrow = bigmac.run().metrics.exchange_bytes;
 
   const ModelConfig& config = bigmac.model.config();
   EXPECT_EQ(narrow * config.hidden, wide * config.latent);
@@ -82,7 +84,8 @@ TEST(ExchangeTrafficTest, DeduplicationSendsLess) {
   Bench with(balanced(Structure::fine_grained), {.exchange = {.deduplicate = true}});
   Bench without(balanced(Structure::fine_grained), {.exchange = {.deduplicate = false}});
 
-  const int64_t fewer = with.run().metrics.exchange_bytes, all = without.run().metrics.exchange_bytes;
+  const int64_t fewer = with.run().metrics.exchange_bytes,
+                all = without.run().metrics.exchange_bytes;
 
   // Slots s and s + 1 are neighbouring experts: one rank's, unless a rank has only one.
   if (test_mpi().world_size() > 1 && test_mpi().world_size() < 8) {
@@ -123,8 +126,9 @@ TEST(StopSignalTest, OneRanksWishReachesAll) {
   batches.push_back(test::synthetic_batch(bench.model.config(), bench.dist.rank(), 1));
   const bool mine = bench.dist.rank() == bench.dist.world().size() - 1;
 
-  const StepReport report = bench.step.run(
-      batches, test::size_of(bench.model.config(), bench.dist.world().size()), 1e-3, /*data_ms=*/0.0, mine);
+  const StepReport report =
+      bench.step.run(batches, test::size_of(bench.model.config(), bench.dist.world().size()), 1e-3,
+                     /*data_ms=*/0.0, mine);
 
   EXPECT_TRUE(report.stop_requested);
 }

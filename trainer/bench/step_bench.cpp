@@ -83,10 +83,11 @@ std::string describe_parts(const StepBenchReport& r) {
     text += fmt::format("{:<22}{:10.1f}      {}\n", to_string(static_cast<Part>(i)), 1e3 * seconds,
                         share(seconds, r.step_seconds));
   }
-  const double products =
-      r.profile[Part::moe_expert_products] + r.profile[Part::moe_dense_products];
-  const double others =
-      r.profile[Part::moe_router] + r.profile[Part::moe_exchange] + r.profile[Part::moe_activation];
+  const auto seconds_of = [&](Part part) { return r.profile.seconds_of(part); };
+  const double products = seconds_of(Part::moe_expert_products) +
+                          seconds_of(Part::moe_shared_experts) + seconds_of(Part::moe_narrowing);
+  const double others = seconds_of(Part::moe_router) + seconds_of(Part::moe_exchange) +
+                        seconds_of(Part::moe_activation);
   if (products > 0.0) {
     text += fmt::format("everything in the MoE layers but matrix products: {} of their time\n",
                         share(others, products + others));

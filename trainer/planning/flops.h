@@ -5,8 +5,9 @@
 namespace switchyard {
 
 // Floating-point operations of one token's forward pass, a multiply and an add counted as two,
-// matrix products only. Attention is counted as causal: a token of a sequence sees (seq_len + 1) /
-// 2 keys in the mean. Embeddings, norms and activations are not counted; neither is recomputation.
+// matrix products only: what a forward pass adds up on a device that only counts. Attention is
+// counted as causal: a token of a sequence sees (seq_len + 1) / 2 keys in the mean. Embeddings,
+// norms and activations are not counted; neither is recomputation, nor what a capacity drops.
 struct ForwardFlops {
   double attention_projections = 0.0;
   double attention_scores = 0.0;  // q k^T and its product with v

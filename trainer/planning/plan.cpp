@@ -1,8 +1,8 @@
 #include "trainer/planning/plan.h"
 
 #include <fmt/format.h>
-#include <omp.h>
 
+#include "trainer/planning/counted_rank.h"
 #include "trainer/planning/paper_arithmetic.h"
 
 namespace switchyard {
@@ -14,81 +14,31 @@ int64_t moe_layers_of(const ModelConfig& model) {
   return layers;
 }
 
-int64_t up_factor(const ModelConfig& model) { return is_gated(model.activation) ? 2 : 1; }
-
-int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
-
-// Elements of one rank's flat buffers (see ParameterStore), without the gaps behind parameters whose
-// size is no multiple of 16 bytes. In f32 training the two dtypes of a group share buffers. A group
-// counts as one buffer here: that its buckets are padded each adds less than a part in a thousand on
-// a thousand ranks.
-struct BufferSizes {
-  int64_t sharded = 0;         // split over tp; in the compute dtype
-  int64_t sharded_f32 = 0;     // split over tp; f32 always
-  int64_t replicated = 0;      // in the compute dtype
-  int64_t replicated_f32 = 0;  // f32 always
-  int64_t expert = 0;          // split over ep; in the compute dtype
-};
-
-BufferSizes buffer_sizes(const ModelConfig& m, const ParallelLayout& layout) {
-  const int64_t h = m.hidden, q = m.num_heads * m.head_dim, kv = m.num_kv_heads * m.head_dim;
-  const int64_t moe = moe_layers_of(m), dense = m.num_layers - moe, up = up_factor(m);
-  const int64_t norm_width = m.norm == Norm::layer_norm ? 2 * h : h;
-  const int64_t tp = layout.tp(), local_vocab = (m.vocab_size + tp - 1) / tp;
-  const int64_t shared_ffn = m.num_shared_experts * m.shared_expert_ffn_hidden;
-  BufferSizes sizes;
-  sizes.sharded = (m.tie_embeddings ? 1 : 2) * local_vocab * h +
-                  (m.num_layers * (2 * q + 2 * kv) * h + dense * (up + 1) * h * m.ffn_hidden +
-                   moe * (up + 1) * h * shared_ffn) /
-                      tp;
-  sizes.replicated_f32 = (2 * m.num_layers + 1) * norm_width + moe * m.num_experts * h;
-  if (m.qk_norm) sizes.replicated_f32 += m.num_layers * 2 * m.head_dim;
-  if (m.bias) {
-    sizes.sharded_f32 = (m.num_layers * (q + 2 * kv) + dense * up * m.ffn_hidden) / tp;
-    sizes.replicated_f32 += (m.num_layers + dense) * h;
-  }
-  if (m.position == Position::learned) sizes.replicated = m.seq_len * h;
-  if (m.structure == Structure::bigmac) sizes.replicated += moe * 2 * m.latent * h;
-  sizes.expert =
-      moe * m.num_experts * (up + 1) * m.exchange_width() * m.expert_ffn_hidden / layout.ep();
-  return sizes;
+// Where a parameter is counted, by the name that its layer gives it.
+int64_t ParameterCounts::*part_of(const std::string& name) {
+  const auto has = [&](const char* part) { return name.find(part) != std::string::npos; };
+  if (has("norm")) return &ParameterCounts::norms;
+  if (has(".attention.")) return &ParameterCounts::attention;
+  if (has(".feed_forward.")) return &ParameterCounts::dense_feed_forward;
+  if (has(".moe.router.")) return &ParameterCounts::routers;
+  if (has(".moe.experts.")) return &ParameterCounts::routed_experts;
+  if (has(".moe.shared.")) return &ParameterCounts::shared_experts;
+  if (has(".moe.")) return &ParameterCounts::descend_ascend;
+  return &ParameterCounts::embeddings;
 }
 
 // Values, gradients, main weights and moments as ParameterStore and DistributedOptimizer (ZeRO-1)
 // hold them: each buffer padded for an even split, gradients whole, optimizer state by shares.
-class StatePlan {
- public:
-  StatePlan(const RunConfig& config, const ParallelLayout& layout)
-      : config_(config), world_size_(layout.world_size()) {
-    const BufferSizes sizes = buffer_sizes(config.model, layout);
-    group(sizes.sharded, sizes.sharded_f32, layout.dp());
-    group(sizes.replicated, sizes.replicated_f32, layout.world_size());
-    group(sizes.expert, 0, layout.edp());
+MemoryPlan state_of(CountedRank& rank) {
+  MemoryPlan memory;
+  for (const FlatBuffer& buffer : rank.parameters().buffers()) {
+    memory.parameters += static_cast<int64_t>(buffer.values.view().num_bytes());
+    memory.gradients += static_cast<int64_t>(buffer.grads.view().num_bytes());
   }
-  const MemoryPlan& memory() const { return memory_; }
-
- private:
-  void group(int64_t elements, int64_t elements_f32, int64_t ranks) {
-    if (config_.run.compute_dtype == DType::f32) {
-      buffer(elements + elements_f32, DType::f32, ranks);
-    } else {
-      buffer(elements, config_.run.compute_dtype, ranks);
-      buffer(elements_f32, DType::f32, ranks);
-    }
-  }
-  void buffer(int64_t elements, DType dtype, int64_t ranks) {
-    const int64_t padded = round_up(elements, int64_t{16} * world_size_);
-    const int64_t moments = config_.optimizer.type == OptimizerType::adamw ? 2 : 1;
-    memory_.parameters += padded * static_cast<int64_t>(size_of(dtype));
-    memory_.gradients += padded * 4;
-    if (dtype != DType::f32) memory_.main_weights += padded / ranks * 4;
-    memory_.optimizer_state += padded / ranks * moments * 4;
-  }
-
-  const RunConfig& config_;
-  int world_size_;
-  MemoryPlan memory_;
-};
+  memory.main_weights = rank.optimizer().main_params_bytes();
+  memory.optimizer_state = rank.optimizer().state_bytes();
+  return memory;
+}
 
 // Libraries, communicators, thread stacks and token chunks; measured, nearly the same for all
 // models.
@@ -138,32 +88,22 @@ int64_t MemoryPlan::on_device(DeviceKind kind) const {
   return kind == DeviceKind::cpu ? total() : total() - program + kProgramBytesOnDevice;
 }
 
-ParameterCounts count_parameters(const ModelConfig& m) {
-  const int64_t h = m.hidden, q = m.num_heads * m.head_dim, kv = m.num_kv_heads * m.head_dim;
-  const int64_t moe = moe_layers_of(m), dense = m.num_layers - moe, up = up_factor(m);
-  ParameterCounts p;
-  p.embeddings = (m.tie_embeddings ? 1 : 2) * m.vocab_size * h +
-                 (m.position == Position::learned ? m.seq_len * h : 0);
-  p.attention = m.num_layers * (2 * q * h + 2 * kv * h);
-  if (m.bias) p.attention += m.num_layers * (q + 2 * kv + h);
-  p.dense_feed_forward =
-      dense * ((up + 1) * h * m.ffn_hidden + (m.bias ? up * m.ffn_hidden + h : 0));
-  p.routers = moe * m.num_experts * h;
-  const int64_t expert = (up + 1) * m.exchange_width() * m.expert_ffn_hidden;
-  p.routed_experts = moe * m.num_experts * expert;
-  p.shared_experts = moe * m.num_shared_experts * (up + 1) * h * m.shared_expert_ffn_hidden;
-  if (m.structure == Structure::bigmac) p.descend_ascend = moe * 2 * m.latent * h;
-  p.norms = (2 * m.num_layers + 1) * (m.norm == Norm::layer_norm ? 2 * h : h) +
-            (m.qk_norm ? m.num_layers * 2 * m.head_dim : 0);
-  p.total = p.embeddings + p.attention + p.dense_feed_forward + p.routers + p.routed_experts +
-            p.shared_experts + p.descend_ascend + p.norms;
-  p.active = p.total - moe * (m.num_experts - m.router.top_k) * expert;
-  return p;
-}
-
-int64_t count_parameters_of_rank(const ModelConfig& model, const ParallelLayout& layout) {
-  const BufferSizes s = buffer_sizes(model, layout);
-  return s.sharded + s.sharded_f32 + s.replicated + s.replicated_f32 + s.expert;
+ParameterCounts count_parameters(const ModelConfig& model) {
+  RunConfig config;
+  config.model = model;
+  CountedRank whole(config, ParallelLayout(1, 1, 1));
+  ParameterCounts counts;
+  for (const Parameter& p : whole.parameters().parameters()) {
+    const int64_t elements = p.spec.global_shape.num_elements();
+    counts.*part_of(p.spec.name) += elements;
+    counts.total += elements;
+  }
+  counts.active = counts.total;
+  if (model.num_experts > 0) {
+    counts.active -=
+        counts.routed_experts / model.num_experts * (model.num_experts - model.router.top_k);
+  }
+  return counts;
 }
 
 int64_t exchange_bytes_per_step(const ModelConfig& model, int64_t tokens, int ep, DType dtype) {
@@ -175,9 +115,11 @@ Plan make_plan(const RunConfig& config, const ParallelLayout& layout) {
   Plan plan;
   plan.layout = layout;
   plan.parameters = count_parameters(config.model);
-  plan.parameters_of_rank = count_parameters_of_rank(config.model, layout);
-  plan.memory = StatePlan(config, layout).memory();
-  plan.memory.activations = plan_activations(config, layout, omp_get_max_threads());
+  // Rank 0 holds most: where tp does not divide the vocabulary, the last one holds less.
+  CountedRank rank(config, layout, /*rank=*/0);
+  plan.parameters_of_rank = rank.parameters().num_elements();
+  plan.memory = state_of(rank);
+  plan.memory.activations = rank.train_micro_batch();
   plan.memory.program = kProgramBytes;
   plan.forward_flops = forward_flops_per_token(config.model);
   plan.tokens_per_step = config.train.global_batch_size * config.model.seq_len;
@@ -187,8 +129,9 @@ Plan make_plan(const RunConfig& config, const ParallelLayout& layout) {
       config.train.global_batch_size / (config.train.micro_batch_size * layout.dp());
   plan.exchange_bytes = exchange_bytes_per_step(config.model, plan.tokens_per_step, layout.ep(),
                                                 config.run.compute_dtype);
-  const int64_t per_parameter = config.optimizer.type == OptimizerType::adamw ? 12 : 8;
-  plan.checkpoint_bytes = plan.parameters.total * per_parameter;
+  const auto f32 = static_cast<int64_t>(size_of(DType::f32));
+  plan.checkpoint_bytes =
+      plan.parameters.total * f32 * (1 + rank.optimizer().state_tensors_per_parameter());
   return plan;
 }
 

@@ -6,7 +6,7 @@
 #include "kernels/runtime/device.h"
 #include "parallel/parallel_layout.h"
 #include "trainer/config/run_config.h"
-#include "trainer/planning/activation_plan.h"
+#include "trainer/planning/counted_rank.h"
 #include "trainer/planning/flops.h"
 
 namespace switchyard {
@@ -40,8 +40,7 @@ struct MemoryPlan {
   int64_t on_device(DeviceKind kind) const;
 };
 
-// What a configuration will need on `layout`, by arithmetic alone. Routing is taken as balanced,
-// and a rank to have as many OpenMP threads as this process.
+// What a configuration will need on `layout`; see CountedRank.
 struct Plan {
   ParallelLayout layout{1, 1, 1};
   ParameterCounts parameters;
@@ -59,8 +58,6 @@ struct Plan {
 Plan make_plan(const RunConfig& config, const ParallelLayout& layout);
 
 ParameterCounts count_parameters(const ModelConfig& model);
-// Of the rank that holds most: where tp does not divide the vocabulary, the last one holds less.
-int64_t count_parameters_of_rank(const ModelConfig& model, const ParallelLayout& layout);
 
 // Bytes of token rows that leave a rank in one step, summed over ranks, without deduplication and
 // with balanced routing: BigMac's Table 3, for any width and dtype:

@@ -90,8 +90,8 @@ std::string describe_step_metrics() {
     const std::string_view over_ranks = field.over_ranks == OverRanks::sum   ? "sum"
                                         : field.over_ranks == OverRanks::max ? "greatest"
                                                                              : "";
-    text += fmt::format("| `{}` | {} | {} | {} |\n", field.name, field.unit, over_ranks,
-                        field.meaning);
+    text +=
+        fmt::format("| `{}` | {} | {} | {} |\n", field.name, field.unit, over_ranks, field.meaning);
   }
   return text;
 }

@@ -21,11 +21,4 @@ Device choose_device(MpiRuntime& mpi, const std::string& name) {
   return device;
 }
 
-ExchangeOptions exchange_options(const RunConfig& config, const DistributedContext& dist) {
-  constexpr int kChunksBehindCompute = 4;
-  int chunks = config.parallel.exchange_chunks;
-  if (chunks == 0) chunks = dist.transfers_behind_compute() ? kChunksBehindCompute : 1;
-  return {.deduplicate = config.parallel.deduplicate, .chunks = chunks};
-}
-
 }  // namespace switchyard

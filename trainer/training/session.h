@@ -4,6 +4,7 @@
 
 #include "layers/transformer.h"
 #include "parallel/distributed_context.h"
+#include "trainer/config/model_options.h"
 #include "trainer/config/run_config.h"
 
 namespace switchyard {
@@ -11,10 +12,6 @@ namespace switchyard {
 // The device of this rank. "cuda" gives each rank of a machine a GPU of its own, "cuda:N" the same
 // one to all. Throws CollectiveError where there are too few; collective over the world.
 Device choose_device(MpiRuntime& mpi, const std::string& name);
-
-// How tokens travel to their experts, with the number of chunks chosen where the configuration does
-// not say.
-ExchangeOptions exchange_options(const RunConfig& config, const DistributedContext& dist);
 
 // This rank's part of a model, and the groups it works in. What train, eval, generate and bench
 // start from.
@@ -25,10 +22,7 @@ struct Session {
         dist(mpi, ParallelLayout(mpi.world_size(), config.parallel.tp, config.parallel.ep),
              stream.device()),
         model(stream, config.model, dist,
-              {.compute_dtype = config.run.compute_dtype,
-               .seed = config.run.seed,
-               .exchange = exchange_options(config, dist),
-               .recompute = config.parallel.recompute}) {
+              transformer_options(config, dist.transfers_behind_compute())) {
     if (mpi.world_size() > 1) {
       mpi.watchdog().start(std::chrono::seconds(config.run.collective_timeout));
     }

@@ -94,8 +94,7 @@ void TrainingRun::resume() {
   if (!restored) return;
   staged.upload(session_.stream);
   if (restored->dataset_fingerprint != state_.dataset_fingerprint) {
-    log(
-        "the training data are not those of the checkpoint: the order of samples goes on at the "
+    log("the training data are not those of the checkpoint: the order of samples goes on at the "
         "same place of another order");
   }
   const TrainingState fresh = state_;
@@ -129,8 +128,8 @@ TrainingEnd TrainingRun::run() {
   }
   ceiling_flops_ = product_ceiling(session_.stream, mpi_.world(), config_.run.compute_dtype);
   log(fmt::format("training {} parameters on {} ranks ({})",
-                   format_count(static_cast<double>(count_parameters(config_.model).total)),
-                   mpi_.world_size(), to_string(session_.dist.layout())));
+                  format_count(static_cast<double>(count_parameters(config_.model).total)),
+                  mpi_.world_size(), to_string(session_.dist.layout())));
   while (state_.step < config_.train.max_steps) {
     const StepReport report = take_step();
     check_skipped(report);
@@ -157,8 +156,7 @@ StepReport TrainingRun::take_step() {
   const GlobalBatchSize size{.targets = batch.target_tokens,
                              .tokens = config_.train.global_batch_size * config_.model.seq_len};
   const double lr = learning_rate(config_.optimizer, state_.step, config_.train.max_steps);
-  StepReport report =
-      step_.run(batch.micro_batches, size, lr, data_ms, StopSignal::received());
+  StepReport report = step_.run(batch.micro_batches, size, lr, data_ms, StopSignal::received());
 
   ++state_.step;
   state_.samples_consumed += config_.train.global_batch_size;
