@@ -9,7 +9,7 @@
 #include "trainer/commands/exit_codes.h"
 #include "trainer/commands/newest_model.h"
 #include "trainer/data/open_data.h"
-#include "trainer/files/file_io.h"
+#include "trainer/files/durable_file.h"
 #include "trainer/hashing/evaluate_hash.h"
 #include "trainer/hashing/load_selection.h"
 
@@ -68,16 +68,11 @@ std::vector<HashCandidate> load_candidates(MpiRuntime& mpi, const RunConfig& con
   return candidates;
 }
 
-// Rank 0 writes; nothing has the name before it is whole.
+// Rank 0 writes.
 fs::path write_json(MpiRuntime& mpi, const RunConfig& config, const json& content) {
   const fs::path path = fs::path(config.run.dir) / "hash" / "evaluation.json";
   run_collectively(mpi.world(), [&] {
-    if (mpi.rank() != 0) return;
-    fs::create_directories(path.parent_path());
-    fs::path unfinished = path;
-    unfinished += ".tmp";
-    write_text(unfinished, content.dump(1) + "\n");
-    fs::rename(unfinished, path);
+    if (mpi.rank() == 0) write_durably(path, content.dump(1) + "\n");
   });
   return path;
 }

@@ -1,10 +1,6 @@
 #include "trainer/data/token_file.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <cstring>
 #include <functional>
 #include <system_error>
@@ -13,7 +9,6 @@
 #include "kernels/runtime/check.h"
 #include "trainer/files/crc32c.h"
 #include "trainer/files/hdf5.h"
-#include "trainer/files/whole_file.h"
 
 namespace switchyard {
 namespace {
@@ -33,21 +28,23 @@ uint32_t checksum(const std::vector<T>& values) {
 
 }  // namespace
 
-TokenFile::TokenFile(std::filesystem::path path) : path_(std::move(path)) {
-  require(std::filesystem::exists(path_),
-          "token file {} does not exist; make it with `switchyard tokenize`", path_.string());
+namespace {
+
+const std::filesystem::path& existing(const std::filesystem::path& path) {
+  require(std::filesystem::exists(path),
+          "token file {} does not exist; make it with `switchyard tokenize`", path.string());
+  return path;
+}
+
+}  // namespace
+
+TokenFile::TokenFile(std::filesystem::path path) : path_(std::move(path)), bytes_(existing(path_)) {
   try {
     load_header();
   } catch (const Error& error) {
     fail("token file {} cannot be used ({}); {}", path_.string(), error.what(), kRemedy);
   }
   intact_.resize(chunk_checksums_.size());
-  descriptor_ = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC);
-  require(descriptor_ >= 0, "cannot open {}: {}", path_.string(), std::strerror(errno));
-}
-
-TokenFile::~TokenFile() {
-  if (descriptor_ >= 0) ::close(descriptor_);
 }
 
 void TokenFile::load_header() {
@@ -104,15 +101,10 @@ int64_t TokenFile::chunk_size(int64_t chunk) const {
 }
 
 void TokenFile::read_bytes(int64_t first_token, std::span<std::byte> bytes) const {
-  int64_t offset = tokens_offset_ + first_token * token_bytes_;
-  while (!bytes.empty()) {
-    const ssize_t count = ::pread(descriptor_, bytes.data(), bytes.size(), offset);
-    if (count < 0 && errno == EINTR) continue;
-    require(count >= 0, "cannot read {}: {}", path_.string(), std::strerror(errno));
-    require(count > 0, "token file {} was cut off at byte {} while in use; {}", path_.string(),
-            offset, kRemedy);
-    bytes = bytes.subspan(static_cast<size_t>(count));
-    offset += count;
+  try {
+    bytes_.read(tokens_offset_ + first_token * token_bytes_, bytes);
+  } catch (const Error& error) {
+    fail("token file {} cannot be read ({}); {}", path_.string(), error.what(), kRemedy);
   }
 }
 
@@ -190,23 +182,19 @@ void require_tokenizer(const TokenFile& file, const Tokenizer& tokenizer) {
 }
 
 TokenFileWriter::TokenFileWriter(std::filesystem::path path, TokenFileInfo info)
-    : path_(std::move(path)),
-      unfinished_path_(path_.string() + ".tmp"),
-      spool_path_(path_.string() + ".spool.tmp"),
+    : unfinished_(path),
+      spool_path_(path.string() + ".spool.tmp"),
       info_(std::move(info)),
-      token_bytes_(bytes_per_token(info_.vocab_size)) {
+      token_bytes_(bytes_per_token(info_.vocab_size)),
+      spool_(spool_path_) {
   require(info_.end_of_document >= 0 && info_.end_of_document < info_.vocab_size,
           "the end-of-document token {} is outside the vocabulary of {}", info_.end_of_document,
           info_.vocab_size);
-  make_parent_folder(path_);
-  spool_.open(spool_path_, std::ios::binary | std::ios::trunc);
-  require(spool_.is_open(), "cannot open {}: {}", spool_path_.string(), std::strerror(errno));
 }
 
 TokenFileWriter::~TokenFileWriter() {
   std::error_code ignored;
   std::filesystem::remove(spool_path_, ignored);
-  std::filesystem::remove(unfinished_path_, ignored);
 }
 
 void TokenFileWriter::append_document(std::span<const int32_t> tokens) {
@@ -226,23 +214,20 @@ void TokenFileWriter::append_token(int32_t token) {
 
 void TokenFileWriter::flush_chunk() {
   chunk_checksums_.push_back(checksum(chunk_));
-  spool_.write(reinterpret_cast<const char*>(chunk_.data()),
-               static_cast<std::streamsize>(chunk_.size()));
-  require(spool_.good(), "cannot write {}: {}", spool_path_.string(), std::strerror(errno));
+  spool_.write(chunk_);
   chunk_.clear();
 }
 
 void TokenFileWriter::finish() {
-  require(num_documents() > 0, "token file {} would have no document", path_.string());
+  require(num_documents() > 0, "token file {} would have no document", unfinished_.path().string());
   if (!chunk_.empty()) flush_chunk();
   spool_.close();
-  require(!spool_.fail(), "cannot write {}: {}", spool_path_.string(), std::strerror(errno));
   write_file();
-  rename_durably(unfinished_path_, path_);
+  unfinished_.publish();
 }
 
 void TokenFileWriter::write_file() {
-  auto file = hdf5::File::create(unfinished_path_);
+  auto file = hdf5::File::create(unfinished_.path());
   file.set_string("format", kFormat);
   file.set_int("version", kVersion);
   file.set_int("vocab_size", info_.vocab_size);
@@ -270,12 +255,11 @@ void TokenFileWriter::write_file() {
 
 void TokenFileWriter::copy_tokens(
     const std::function<void(std::span<const std::byte>, int64_t first)>& write) {
-  std::ifstream spool(spool_path_, std::ios::binary);
+  const InputFile spool(spool_path_);
   for (int64_t first = 0; first < num_tokens(); first += kChunkTokens) {
     const int64_t count = std::min(kChunkTokens, num_tokens() - first);
     chunk_.resize(static_cast<size_t>(count * token_bytes_));
-    spool.read(reinterpret_cast<char*>(chunk_.data()), static_cast<std::streamsize>(chunk_.size()));
-    require(spool.good(), "cannot read back {}", spool_path_.string());
+    spool.read(first * token_bytes_, chunk_);
     write(chunk_, first);
   }
 }

@@ -3,13 +3,14 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
 #include <functional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "trainer/data/tokenizer.h"
+#include "trainer/files/durable_file.h"
+#include "trainer/files/file_io.h"
 
 namespace switchyard {
 
@@ -36,9 +37,6 @@ class TokenFile {
   // Throws Error, with the remedy, if the file is missing, damaged, of another format version, or
   // not a token file.
   explicit TokenFile(std::filesystem::path path);
-  ~TokenFile();
-  TokenFile(const TokenFile&) = delete;
-  TokenFile& operator=(const TokenFile&) = delete;
 
   // tokens = those at positions [begin, begin + tokens.size()). Throws Error naming the damaged
   // chunk, or the position of a token outside the vocabulary.
@@ -66,6 +64,7 @@ class TokenFile {
   void widen(std::span<const std::byte> bytes, std::span<int32_t> tokens) const;
 
   std::filesystem::path path_;
+  InputFile bytes_;
   TokenFileInfo info_;
   int64_t num_tokens_ = 0;
   int64_t chunk_tokens_ = 0;
@@ -75,7 +74,6 @@ class TokenFile {
   std::vector<uint32_t> chunk_checksums_;
   std::vector<bool> intact_;       // by chunk: has been checked
   std::vector<std::byte> buffer_;  // one chunk
-  int descriptor_ = -1;
 };
 
 // Throws Error unless the tokens of the file are those of this tokenizer.
@@ -106,13 +104,14 @@ class TokenFileWriter {
   void write_file();
   void copy_tokens(const std::function<void(std::span<const std::byte>, int64_t first)>& write);
 
-  std::filesystem::path path_, unfinished_path_, spool_path_;
+  UnfinishedFile unfinished_;
+  std::filesystem::path spool_path_;
   TokenFileInfo info_;
   int64_t token_bytes_;
   std::vector<int64_t> document_offsets_ = {0};
   std::vector<uint32_t> chunk_checksums_;
   std::vector<std::byte> chunk_;
-  std::ofstream spool_;
+  OutputFile spool_;
 };
 
 }  // namespace switchyard

@@ -10,7 +10,8 @@
 
 #include "kernels/basic/random.h"
 #include "kernels/runtime/check.h"
-#include "trainer/files/whole_file.h"
+#include "trainer/files/durable_file.h"
+#include "trainer/files/file_io.h"
 #include "trainer/recall/recall_task.h"
 
 namespace switchyard {
@@ -109,7 +110,7 @@ class SentencePieceTokenizer final : public Tokenizer {
  public:
   explicit SentencePieceTokenizer(const TokenizerSection& config) {
     const std::string& path = config.model;
-    const std::string bytes = read_whole_file(path);
+    const std::string bytes = read_file(path);
     const auto status = processor_.LoadFromSerializedProto(bytes);
     require(status.ok() && processor_.GetPieceSize() > 0,
             "{} is not a SentencePiece model, or damaged: {}", path, status.ToString());
@@ -255,7 +256,7 @@ void train_sentencepiece(const LineSource& next_line, int64_t vocab_size,
   lines.rethrow();
   require(status.ok(), "SentencePiece cannot train {} pieces for {}: {}", vocab_size,
           model.string(), status.ToString());
-  write_whole_file(model, serialized);
+  write_durably(model, serialized);
 }
 
 std::string_view to_string(TokenizerType type) {

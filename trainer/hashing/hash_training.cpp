@@ -312,7 +312,6 @@ void HashTraining::publish() {
       std::copy_n(result->weight.data<float>(), result->weight.num_elements(),
                   stack.view().rows(unit.kv_head, 1).data<float>());
     }
-    if (path.has_parent_path()) fs::create_directories(path.parent_path());
     save_hash_weights(path, weights);
     fs::remove_all(folder() / "heads");
     if (!config_.hash.training.keep_query_keys) fs::remove_all(folder() / "query_keys");

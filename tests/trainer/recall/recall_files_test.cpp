@@ -11,7 +11,7 @@
 #include "tests/support/test_tensors.h"
 #include "trainer/data/data_loader.h"
 #include "trainer/data/token_file.h"
-#include "trainer/files/whole_file.h"
+#include "trainer/files/file_io.h"
 #include "trainer/recall/recall_task.h"
 
 namespace switchyard {
@@ -87,23 +87,23 @@ TEST_F(RecallFilesTest, EveryHeldOutSequenceIsTheSampleOfItsNumber) {
 
 TEST_F(RecallFilesTest, TheSameOptionsGiveTheSameBytes) {
   make();
-  const std::string train = read_whole_file(config_.train);
+  const std::string train = read_file(config_.train);
   std::filesystem::remove(config_.train);
 
   EXPECT_EQ(make().validation_tokens, 0);
 
-  EXPECT_EQ(read_whole_file(config_.train), train);
+  EXPECT_EQ(read_file(config_.train), train);
   EXPECT_THAT(log_.str(), HasSubstr("up to date: " + config_.validation));
 }
 
 TEST_F(RecallFilesTest, OtherOptionsReplaceTheFiles) {
   make();
-  const std::string train = read_whole_file(config_.train);
+  const std::string train = read_file(config_.train);
 
   config_.recall.seed = 2;
   EXPECT_EQ(make().train_tokens, 60 * kSeqLen);
 
-  EXPECT_NE(read_whole_file(config_.train), train);
+  EXPECT_NE(read_file(config_.train), train);
 }
 
 TEST_F(RecallFilesTest, LoadersGiveTheAnswersAndCountThemOnEveryRank) {
