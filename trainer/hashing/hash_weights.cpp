@@ -5,6 +5,7 @@
 #include <span>
 
 #include "kernels/runtime/check.h"
+#include "trainer/config/run_paths.h"
 #include "trainer/files/crc32c.h"
 #include "trainer/files/durable_file.h"
 #include "trainer/files/hdf5.h"
@@ -92,6 +93,12 @@ HashWeights read_weights(const hdf5::File& file) {
 }
 
 }  // namespace
+
+fs::path hash_weights_path(const RunConfig& config, int bits) {
+  const RunPaths paths(config.run.dir);
+  if (bits != config.hash.bits) return paths.hash_weights(bits);
+  return config.hash.weights.empty() ? paths.hash_weights() : fs::path(config.hash.weights);
+}
 
 void save_hash_weights(const fs::path& path, const HashWeights& weights) {
   write_durably(path, [&](const fs::path& unfinished) {
