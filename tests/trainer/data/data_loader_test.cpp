@@ -234,6 +234,37 @@ TEST_F(DataLoaderTest, MaskedTargetsOfTheGlobalBatchAreKnownToEveryRank) {
   }
 }
 
+// More tokens than the loader counts at once, and sequences that do not divide that number.
+TEST_F(DataLoaderTest, MaskedTargetsOfALongFileAreCounted) {
+  constexpr int64_t kLength = (1 << 20) + 5000;
+  TokenFileWriter writer(path_, {.vocab_size = 300,
+                                 .end_of_document = kEndOfDocument,
+                                 .tokenizer = "byte",
+                                 .tokenizer_hash = "",
+                                 .source = "",
+                                 .source_hash = "",
+                                 .loss_mask = true});
+  std::vector<uint8_t> mask;
+  for (int64_t p = 0; p <= kLength; ++p) mask.push_back(counts(p));
+  writer.append_document(std::vector<int32_t>(kLength, 1), mask);
+  writer.finish();
+  file_.emplace(path_);
+  auto long_sequences = config(AttentionMask::causal);
+  long_sequences.seq_len = 1000;
+
+  ValidationLoader loader(*file_, long_sequences);
+  int64_t announced = 0;
+  for (int64_t i = 0; i < loader.num_batches(); ++i) {
+    const GlobalBatch batch = loader.load(i);
+    int64_t counted = 0;
+    for (const Row& row : rows_of(batch)) counted += row.num_targets();
+    EXPECT_EQ(batch.target_tokens, counted) << i;
+    announced += counted;
+  }
+
+  EXPECT_EQ(announced, std::count(mask.begin() + 1, mask.end(), 1));
+}
+
 // 50 sequences and batches of 16: batch 3 is the last two of one epoch and 14 of the next.
 TEST_F(DataLoaderTest, ABatchGoesOnInTheNextEpoch) {
   write({50 * kSeqLen});
