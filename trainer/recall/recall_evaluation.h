@@ -15,8 +15,8 @@ namespace switchyard {
 // The answers of the recall tasks, for configurations whose tokenizer is theirs; else null.
 const AnswerKey* recall_answers(const RunConfig& config);
 
-// Counts the samples of a micro-batch, each by the task that it begins with. Rows without one, which
-// fill up a last batch, count nothing.
+// Counts the samples of a micro-batch, each by the task that it begins with. Rows without one,
+// which fill up a last batch, count nothing.
 //   batch   of a loader of recall files: no sample reaches over the end of a row
 //   logits  [tokens, vocab_size] f32, on the host
 //   scores  by RecallTask
