@@ -6,7 +6,8 @@ Errors (exit code 1):
   - a file above parallel/ includes a CUDA, NCCL or MPI header
   - a header without #pragma once, or with a `using namespace`
   - a .cpp or .cu file whose own header is not its first include
-Notes (exit code 0): functions longer than a screen.
+  - a room of trainer/ includes one that does not stand before it
+  - a file longer than 500 lines, or a function longer than a screen (70)
 """
 
 import argparse
@@ -19,7 +20,20 @@ MAY_USE_DEVICE_LIBRARIES = {"kernels", "parallel"}
 DEVICE_HEADER = re.compile(r"^(cuda|cublas|cooperative_groups|nccl|nvml|mpi\b|mpi\.h|mpi-ext)")
 INCLUDE = re.compile(r'^\s*#\s*include\s+(?:"([^"]+)"|<([^>]+)>)')
 SUFFIXES = {".h", ".cuh", ".cpp", ".cu"}
+# The rooms of trainer/, from the bottom: each includes those of earlier rungs and itself. main.cpp
+# stands above all.
+ROOMS = [["files"], ["config"], ["data", "checkpoint", "planning"], ["interop"], ["training"],
+         ["inference"], ["recall", "hashing"], ["bench"], ["commands"]]
+RUNG = {room: rung for rung, rooms in enumerate(ROOMS) for room in rooms}
+ROOM_ORDER = " <- ".join(", ".join(rooms) for rooms in ROOMS)
 SCREEN = 70
+LONGEST_FILE = 500
+# Too long as they are; each goes from this list when it is split.
+STILL_TOO_LONG = {
+    "kernels/attention/attention.cpp",
+    "kernels/attention/attention_tensor_core.cu",
+    "trainer/config/schema.cpp",
+}
 # Opens a top-level block that is not a function.
 NOT_A_FUNCTION = re.compile(
     r"^(namespace|class|struct|enum|union|extern|constexpr|const|static_assert|#)")
@@ -46,6 +60,25 @@ def check_includes(path, lines):
             yield number, f"{layer}/ may not include {included}: {' <- '.join(LAYERS)}"
         if layer not in MAY_USE_DEVICE_LIBRARIES and DEVICE_HEADER.match(included):
             yield number, f"{included} stays inside kernels/ and parallel/"
+
+
+def room_of(path):
+    """The room of a file of trainer/ ("trainer/data/corpus.h"); none for what stands above all."""
+    parts = path.split("/")
+    return parts[1] if len(parts) > 2 and parts[0] == "trainer" else None
+
+
+def check_rooms(path, lines):
+    room = room_of(path.as_posix())
+    if room is not None and room not in RUNG:
+        yield 1, f"trainer/{room}/ has no place in the order of rooms: {ROOM_ORDER}"
+        return
+    for number, included in includes_of(lines):
+        target = room_of(included)
+        if room is None or target in (None, room):
+            continue
+        if target not in RUNG or RUNG[target] >= RUNG[room]:
+            yield number, f"trainer/{room}/ may not include {included}: {ROOM_ORDER}"
 
 
 def check_header(lines):
@@ -79,9 +112,19 @@ def long_functions(lines):
             begin = None
 
 
+def check_length(path, lines):
+    if path.as_posix() in STILL_TOO_LONG:
+        return
+    length = len(lines) - 1  # behind the last line break
+    if length > LONGEST_FILE:
+        yield LONGEST_FILE + 1, f"{length} lines, more than {LONGEST_FILE}: split the file"
+    for number, length in long_functions(lines):
+        yield number, f"{length} lines, more than a screen ({SCREEN}): a name is missing"
+
+
 def check_tree(root):
-    """Returns (errors, notes), lists of `file:line: message`."""
-    errors, notes = [], []
+    """Returns errors, a list of `file:line: message`."""
+    errors = []
     for layer in LAYERS:
         for file in sorted((root / layer).rglob("*")):
             if file.suffix not in SUFFIXES:
@@ -89,25 +132,21 @@ def check_tree(root):
             path = file.relative_to(root)
             lines = strip_comments(file.read_text(encoding="utf-8")).split("\n")
             found = list(check_includes(path, lines))
+            found += check_rooms(path, lines)
+            found += check_length(path, lines)
             if file.suffix in (".h", ".cuh"):
                 found += check_header(lines)
             else:
                 found += check_own_header_first(root, path, lines)
             errors += [f"{path}:{number}: {message}" for number, message in found]
-            notes += [
-                f"{path}:{number}: {length} lines, more than a screen ({SCREEN})"
-                for number, length in long_functions(lines)
-            ]
-    return errors, notes
+    return errors
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("root", type=pathlib.Path, nargs="?",
                         default=pathlib.Path(__file__).resolve().parent.parent)
-    errors, notes = check_tree(parser.parse_args().root)
-    for note in notes:
-        print("note:", note)
+    errors = check_tree(parser.parse_args().root)
     for error in errors:
         print("error:", error, file=sys.stderr)
     return 1 if errors else 0

@@ -15,6 +15,7 @@
 #include "trainer/commands/shared_config.h"
 #include "trainer/config/config_error.h"
 #include "trainer/config/config_reader.h"
+#include "trainer/recall/recall_task.h"
 
 namespace switchyard {
 namespace {
@@ -89,7 +90,9 @@ class CommandLine {
 
   int run(MpiRuntime& mpi, UsesLayout uses_layout, const ConfigCommand& body) const {
     const LoadedConfig loaded = load_shared_config(mpi, arguments_.path, arguments_.overrides);
-    if (uses_layout == UsesLayout::yes) validate_config(loaded, planned_ranks(mpi));
+    if (uses_layout == UsesLayout::yes) {
+      validate_config(loaded, planned_ranks(mpi), recall_problems(loaded.config));
+    }
     if (arguments_.print_config) {
       if (mpi.rank() == 0) fmt::print("{}", describe_config(loaded));
       return kExitDone;

@@ -8,11 +8,13 @@
 
 namespace switchyard {
 
-uint64_t stream_id(std::string_view name) {
+uint64_t hash64(std::string_view text) {
   uint64_t hash = 0xcbf29ce484222325u;
-  for (const char c : name) hash = (hash ^ static_cast<uint8_t>(c)) * 0x100000001b3u;
+  for (const char c : text) hash = (hash ^ static_cast<uint8_t>(c)) * 0x100000001b3u;
   return hash;
 }
+
+uint64_t stream_id(std::string_view name) { return hash64(name); }
 
 uint64_t random_bits(RandomKey key, uint64_t index) {
   const auto words = draw_words(key, index);

@@ -14,7 +14,9 @@ struct RandomKey {
   uint64_t stream = 0;  // which tensor or purpose; see stream_id
 };
 
-// FNV-1a of a name.
+// FNV-1a: for fingerprints, and to split texts by what they are.
+uint64_t hash64(std::string_view text);
+// The stream of a tensor or purpose of that name.
 uint64_t stream_id(std::string_view name);
 
 // A uniform double in (0, 1), and 64 random bits, for element `index`.

@@ -115,7 +115,7 @@ class HashTrainingTest : public testing::Test {
   Files files_of(const RunConfig& config) const {
     Files files;
     run_collectively(test_mpi().world(), [&] {
-      files = {test::read_file(hash_weights_path(config)),
+      files = {test::read_file(hash_weights_path(config, config.hash.bits)),
                test::read_file(fs::path(config.run.dir) / "hash" / "metrics.jsonl")};
     });
     return files;
@@ -130,7 +130,7 @@ TEST_F(HashTrainingTest, AnyNumberOfRanksLearnsTheSameBits) {
   const Files all = files_of(config_);
 
   // Every rank on its own, as a world of one.
-  const HashWeights weights = load_hash_weights(hash_weights_path(config_));
+  const HashWeights weights = load_hash_weights(hash_weights_path(config_, config_.hash.bits));
   const fs::path own = folder_.path() / std::to_string(test_mpi().rank());
   const QueryKeySet set{.folder = own,
                         .name = "train",
@@ -174,7 +174,7 @@ TEST_F(HashTrainingTest, AnyNumberOfRanksLearnsTheSameBits) {
 TEST_F(HashTrainingTest, ChangesTheProjectionsAndLowersTheLoss) {
   train(config_);
 
-  const HashWeights learned = load_hash_weights(hash_weights_path(config_));
+  const HashWeights learned = load_hash_weights(hash_weights_path(config_, config_.hash.bits));
   const HashWeights random = random_hash_weights(11, HashInit::orthogonal, config_.model, 32, 1);
   EXPECT_EQ(learned.checkpoint_fingerprint, kFingerprint);
   EXPECT_FALSE(learned.has_layer(0));
@@ -196,7 +196,7 @@ TEST_F(HashTrainingTest, WhatAKilledTrainingLeftIsTakenUpBitForBit) {
   run_collectively(test_mpi().world(), [&] {
     if (test_mpi().rank() != 0) return;
     const fs::path hash = fs::path(config_.run.dir) / "hash";
-    fs::remove(hash_weights_path(config_));
+    fs::remove(hash_weights_path(config_, config_.hash.bits));
     fs::remove(hash / "query_keys" / "train_000001.h5");
     test::write_file(hash / "query_keys" / "train_000002.h5", "torn");
     test::write_file(hash / "metrics.jsonl", "{\"layer\": 1, \"torn");
@@ -211,15 +211,15 @@ TEST_F(HashTrainingTest, WhatAKilledTrainingLeftIsTakenUpBitForBit) {
 
 TEST_F(HashTrainingTest, FinishedWeightsAreLearnedAgainForOtherSettingsOnly) {
   train(config_);
-  const auto written = fs::last_write_time(hash_weights_path(config_));
+  const auto written = fs::last_write_time(hash_weights_path(config_, config_.hash.bits));
   wait_for_all();
   train(config_);
-  EXPECT_EQ(fs::last_write_time(hash_weights_path(config_)), written);
+  EXPECT_EQ(fs::last_write_time(hash_weights_path(config_, config_.hash.bits)), written);
   wait_for_all();
 
   train(config_, "another checkpoint");
 
-  EXPECT_EQ(load_hash_weights(hash_weights_path(config_)).checkpoint_fingerprint,
+  EXPECT_EQ(load_hash_weights(hash_weights_path(config_, config_.hash.bits)).checkpoint_fingerprint,
             "another checkpoint");
 }
 

@@ -44,7 +44,7 @@ class RecallEvaluationTest : public ::testing::Test {
   }
 
   // The scores of a model that has learned some of the samples by heart.
-  RecallScores scores_on(const DistributedContext& dist) {
+  AnswerScores scores_on(const DistributedContext& dist) {
     Stream stream;
     Transformer model(stream, model_config(), dist, {});
     DistributedOptimizer optimizer(stream, {}, model.parameters(), dist);
@@ -54,7 +54,6 @@ class RecallEvaluationTest : public ::testing::Test {
                                    .vocab_size = model_config().vocab_size,
                                    .micro_batch_size = 1,
                                    .global_batch_size = kGlobalBatch,
-                                   .answers_only = true,
                                    .dp_rank = dist.dp().rank(),
                                    .dp = dist.dp().size()});
     for (int i = 0; i < 15; ++i) {
@@ -70,13 +69,13 @@ class RecallEvaluationTest : public ::testing::Test {
 };
 
 TEST_F(RecallEvaluationTest, EveryLayoutGivesTheScoresOfOneRank) {
-  const RecallScores expected = scores_on(DistributedContext());
+  const AnswerScores expected = scores_on(DistributedContext());
   const int world = test_mpi().world_size();
 
   int64_t right = 0;
   for (int tp = 1; tp <= std::min(world, 4); tp *= 2) {
     const DistributedContext dist(test_mpi(), ParallelLayout(world, tp, world));
-    const RecallScores scores = scores_on(dist);
+    const AnswerScores scores = scores_on(dist);
 
     for (size_t task = 0; task < scores.size(); ++task) {
       const bool is_held_out = task != static_cast<size_t>(RecallTask::practice);

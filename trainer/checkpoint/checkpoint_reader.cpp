@@ -18,7 +18,7 @@ constexpr int64_t kWindowElements = 1 << 20;
 
 Manifest read_manifest(const std::filesystem::path& folder) {
   const std::filesystem::path path = folder / kManifestName;
-  return parse_manifest(read_text(path), path.string());
+  return parse_manifest(read_file(path), path.string());
 }
 
 std::string display_name(const std::string& kind, const std::string& name) {

@@ -3,10 +3,10 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <stdio.h>
-#include <deque>
 
 #include <algorithm>
 #include <charconv>
+#include <deque>
 #include <set>
 #include <utility>
 
@@ -15,7 +15,7 @@
 #include "trainer/checkpoint/checkpoint_reader.h"
 #include "trainer/checkpoint/gather_text.h"
 #include "trainer/checkpoint/shard.h"
-#include "trainer/files/file_io.h"
+#include "trainer/files/durable_file.h"
 
 namespace switchyard {
 namespace {
@@ -205,14 +205,14 @@ void Checkpoints::write_manifest(const fs::path& temporary, const TrainingState&
   for (const std::string& shard : shards) manifest.shards.push_back(parse_stored_file(shard));
   manifest.model_fingerprint = model_fingerprint(tensors_of(manifest.shards));
   manifest.model_file = write_model_file(temporary / kModelFileName, manifest);
-  write_text(temporary / kManifestName, to_text(manifest));
-  sync_directory(temporary);
+  // Flushes the names of the shards, too.
+  write_durably(temporary / kManifestName, to_text(manifest));
 }
 
 void Checkpoints::publish(const fs::path& temporary, int64_t step) const {
   enter(SaveStage::publish);
   exchange_or_rename(temporary, folder_of(step));
-  sync_directory(folder_);
+  sync_folder(folder_);
 }
 
 void Checkpoints::link_and_prune(int64_t step) const {
@@ -221,7 +221,7 @@ void Checkpoints::link_and_prune(int64_t step) const {
   fs::remove(link);
   fs::create_symlink(step_name(step), link);
   fs::rename(link, folder_ / kLatest);
-  sync_directory(folder_);
+  sync_folder(folder_);
 
   enter(SaveStage::prune);
   set_aside_later_than(step);

@@ -198,7 +198,7 @@ std::map<TensorKey, Shape> tensors_of(const std::vector<StoredFile>& shards) {
 
 std::string checkpoint_fingerprint(const Manifest& manifest) {
   // The manifest has the checksum of every file.
-  return fmt::format("{:016x}", stream_id(to_text(manifest)));
+  return fmt::format("{:016x}", hash64(to_text(manifest)));
 }
 
 std::string model_fingerprint(const std::map<TensorKey, Shape>& tensors) {

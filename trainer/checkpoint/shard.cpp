@@ -1,10 +1,13 @@
 #include "trainer/checkpoint/shard.h"
 
+#include <algorithm>
 #include <array>
 
 #include "kernels/runtime/check.h"
 #include "trainer/files/crc32c.h"
-#include "trainer/files/hdf5_image.h"
+#include "trainer/files/durable_file.h"
+#include "trainer/files/file_io.h"
+#include "trainer/files/hdf5.h"
 
 namespace switchyard {
 namespace {
@@ -20,21 +23,44 @@ std::vector<int64_t> to_vector(const Shape& shape) {
   return {shape.dims().begin(), shape.dims().end()};
 }
 
-StoredPiece store(Hdf5Image& image, const TensorPiece& piece) {
+StoredPiece store(hdf5::File& file, const TensorPiece& piece) {
   const PieceGeometry& geometry = piece.geometry;
   check_geometry(geometry, piece.name);
   require(static_cast<int64_t>(piece.data.size()) == geometry.num_elements(),
           "{}: {} values for {} elements", piece.name, piece.data.size(), geometry.num_elements());
   StoredPiece stored{piece.kind, piece.name, geometry, 0, crc32c(std::as_bytes(piece.data))};
-  hdf5::Dataset dataset = image.file().create_dataset(
-      dataset_path(piece.kind, piece.name), hdf5::Element::f32, {geometry.num_elements()});
+  hdf5::Dataset dataset = file.create_dataset(dataset_path(piece.kind, piece.name),
+                                              hdf5::Element::f32, {geometry.num_elements()});
   dataset.set_ints("shape", geometry.global_shape.dims());
   dataset.set_ints("offset", geometry.offset.dims());
   dataset.set_ints("extent", geometry.extent.dims());
   dataset.set_ints("range", std::array{geometry.begin, geometry.end});
   dataset.set_int("crc32c", stored.crc32c);
-  stored.address = image.set_elements(dataset, piece.data);
+  dataset.write(std::span<const float>(piece.data));
+  stored.address = dataset.file_offset();
   return stored;
+}
+
+// The size of a closed file, and the checksum that it must have: of the elements from their
+// checksums in memory, so that a fault on their way to the disk shows, and of HDF5's description
+// around them, which has checksums of its own, from the file.
+void add_size_and_checksum(const std::filesystem::path& path, StoredFile& stored) {
+  const InputFile file(path);
+  std::vector<StoredPiece> pieces = stored.pieces;
+  std::ranges::sort(pieces, {}, &StoredPiece::address);
+  stored.bytes = file.size();
+  int64_t end = 0;
+  const auto add = [&](uint32_t crc, int64_t bytes) {
+    stored.crc32c = combine_crc32c(stored.crc32c, crc, bytes);
+    end += bytes;
+  };
+  for (const StoredPiece& piece : pieces) {
+    const int64_t bytes = piece.geometry.num_elements() * static_cast<int64_t>(sizeof(float));
+    if (bytes == 0) continue;
+    add(file.checksum(end, piece.address - end), piece.address - end);
+    add(piece.crc32c, bytes);
+  }
+  add(file.checksum(end, stored.bytes - end), stored.bytes - end);
 }
 
 // The elements, which are the bulk, and an ample share for their description.
@@ -74,16 +100,13 @@ std::map<TensorKey, std::vector<hdf5::VirtualSource>> sources_of(
 std::string shard_name(int rank) { return fmt::format("shard_{:05d}.h5", rank); }
 
 StoredFile write_shard(const std::filesystem::path& path, std::span<const TensorPiece> pieces) {
-  OutputFile file(path);
-  file.reserve(bytes_to_reserve(pieces));
-  Hdf5Image image;
-  image.file().set_int("format_version", kCheckpointVersion);
+  hdf5::File file = hdf5::File::create(path, bytes_to_reserve(pieces));
+  file.set_int("format_version", kCheckpointVersion);
   StoredFile stored{.name = path.filename().string(), .bytes = 0, .crc32c = 0, .pieces = {}};
-  for (const TensorPiece& piece : pieces) stored.pieces.push_back(store(image, piece));
-  image.write(file);
-  file.finish();
-  stored.bytes = file.size();
-  stored.crc32c = file.crc32c();
+  for (const TensorPiece& piece : pieces) stored.pieces.push_back(store(file, piece));
+  file.close();
+  sync_file(path);
+  add_size_and_checksum(path, stored);
   return stored;
 }
 
@@ -93,22 +116,19 @@ StoredFile write_model_file(const std::filesystem::path& path, const Manifest& m
   for (const auto& [key, parts] : sources) {
     bytes += kDatasetOverhead * static_cast<int64_t>(1 + parts.size());
   }
-  OutputFile file(path);
-  file.reserve(bytes);
-  Hdf5Image image;
-  image.file().set_int("format_version", kCheckpointVersion);
-  image.file().set_int("step", manifest.state.step);
-  image.file().set_string("config", manifest.state.config);
+  hdf5::File file = hdf5::File::create(path, bytes);
+  file.set_int("format_version", kCheckpointVersion);
+  file.set_int("step", manifest.state.step);
+  file.set_string("config", manifest.state.config);
   for (const auto& [key, shape] : tensors_of(manifest.shards)) {
-    image.file().create_virtual_dataset(dataset_path(key.first, key.second), hdf5::Element::f32,
-                                        to_vector(shape), sources.at(key));
+    file.create_virtual_dataset(dataset_path(key.first, key.second), hdf5::Element::f32,
+                                to_vector(shape), sources.at(key));
   }
-  image.write(file);
-  file.finish();
-  return {.name = path.filename().string(),
-          .bytes = file.size(),
-          .crc32c = file.crc32c(),
-          .pieces = {}};
+  file.close();
+  sync_file(path);
+  StoredFile stored{.name = path.filename().string(), .bytes = 0, .crc32c = 0, .pieces = {}};
+  add_size_and_checksum(path, stored);
+  return stored;
 }
 
 }  // namespace switchyard

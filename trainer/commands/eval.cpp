@@ -23,7 +23,8 @@ int eval_decoding(MpiRuntime& mpi, const RunConfig& config, Session& session,
   const KeySelectionConfig& keys = config.decode.keys;
   const KeySelection selection =
       load_key_selection(mpi, config, keys, config.hash.bits, session, model.fingerprint);
-  const DecodePlan plan = plan_decoding(config, validation, validation.num_batches(), mpi.world());
+  const DecodePlan plan = plan_decoding(config, validation, validation.num_batches(),
+                                        recall_answers(config), mpi.world());
   const auto dense = [](int, const KvCacheLayer&) { return std::unique_ptr<KeySelector>(); };
   const auto chosen = [&](int layer, const KvCacheLayer& cache) {
     return make_key_selector(selection, layer, cache);
@@ -38,7 +39,7 @@ int eval_decoding(MpiRuntime& mpi, const RunConfig& config, Session& session,
     fmt::print("{}: held-out loss {:.4f}, perplexity {:.2f}, over {} tokens of {}\n",
                i == 0 ? "dense" : name, scores[i].loss(), scores[i].perplexity(), scores[i].targets,
                config.data.validation);
-    if (plan.recall_tasks) fmt::print("{}", describe(scores[i].recall));
+    if (plan.answers) fmt::print("{}", describe(scores[i].answers, *plan.answers));
   }
   return kExitDone;
 }
@@ -66,11 +67,12 @@ int eval_command(MpiRuntime& mpi, const LoadedConfig& loaded) {
                loaded_model.description, result.loss, std::exp(result.loss), result.tokens,
                config.data.validation);
   }
-  if (config.data.tokenizer.type != TokenizerType::recall) return kExitDone;
-  const RecallScores scores =
+  const AnswerKey* answers = recall_answers(config);
+  if (!answers) return kExitDone;
+  const AnswerScores scores =
       evaluate_recall(session.stream, session.model, session.dist, data.validation->loader,
                       data.validation->loader.num_batches());
-  if (mpi.rank() == 0) fmt::print("{}", describe(scores));
+  if (mpi.rank() == 0) fmt::print("{}", describe(scores, *answers));
   return kExitDone;
 }
 

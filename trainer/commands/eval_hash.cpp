@@ -8,10 +8,12 @@
 #include "trainer/commands/commands.h"
 #include "trainer/commands/exit_codes.h"
 #include "trainer/commands/newest_model.h"
+#include "trainer/config/run_paths.h"
 #include "trainer/data/open_data.h"
-#include "trainer/files/file_io.h"
+#include "trainer/files/durable_file.h"
 #include "trainer/hashing/evaluate_hash.h"
 #include "trainer/hashing/load_selection.h"
+#include "trainer/recall/recall_evaluation.h"
 
 namespace switchyard {
 namespace {
@@ -68,44 +70,49 @@ std::vector<HashCandidate> load_candidates(MpiRuntime& mpi, const RunConfig& con
   return candidates;
 }
 
-// Rank 0 writes; nothing has the name before it is whole.
+// Rank 0 writes.
 fs::path write_json(MpiRuntime& mpi, const RunConfig& config, const json& content) {
-  const fs::path path = fs::path(config.run.dir) / "hash" / "evaluation.json";
+  const fs::path path = RunPaths(config.run.dir).hash_evaluation();
   run_collectively(mpi.world(), [&] {
-    if (mpi.rank() != 0) return;
-    fs::create_directories(path.parent_path());
-    fs::path unfinished = path;
-    unfinished += ".tmp";
-    write_text(unfinished, content.dump(1) + "\n");
-    fs::rename(unfinished, path);
+    if (mpi.rank() == 0) write_durably(path, content.dump(1) + "\n");
   });
   return path;
 }
 
-std::string name_of(const json& result) {
-  std::string name = result["method"];
-  if (result.contains("bits")) name += fmt::format(" {}", result["bits"].get<int>());
-  if (result.value("key_norm", false)) name += " norm";
-  return name;
+std::string name_of(const HashCandidate& candidate) {
+  const KeySelectionConfig& keys = candidate.selection.config;
+  if (!is_hashed(keys.attention)) return std::string(to_string(keys.attention));
+  return fmt::format("{} {}{}", to_string(keys.attention), candidate.bits,
+                     keys.key_norm ? " norm" : "");
 }
 
-void print_table(const json& evaluation) {
-  const json& dense = evaluation["dense"];
+// Answers that are right, in percent: the mean over the tasks.
+std::string answers_of(const DecodeScore& score) {
+  double sum = 0.0;
+  int tasks = 0;
+  for (const AnswerScore& task : score.answers) {
+    if (task.samples == 0) continue;
+    sum += task.right_share();
+    ++tasks;
+  }
+  return tasks > 0 ? fmt::format("{:.2f}%", 100.0 * sum / tasks) : "-";
+}
+
+void print_table(const HashEvaluation& evaluation, const std::vector<HashCandidate>& candidates,
+                 const RunConfig& config) {
   fmt::print("{:<20}{:>8}{:>9}{:>9}{:>9}{:>12}{:>10}\n", "method", "budget", "recall", "mass",
              "error", "perplexity", "answers");
-  const auto answers = [](const json& of) {
-    if (!of.contains("tasks")) return std::string("-");
-    double sum = 0.0;
-    for (const json& task : of["tasks"]) sum += task["answers"].get<double>();
-    return fmt::format("{:.2f}%", 100.0 * sum / static_cast<double>(of["tasks"].size()));
-  };
   fmt::print("{:<20}{:>8}{:>9}{:>9}{:>9}{:>12.4f}{:>10}\n", "dense", "all", "-", "-", "-",
-             dense["perplexity"].get<double>(), answers(dense));
-  for (const json& result : evaluation["results"]) {
-    fmt::print("{:<20}{:>8}{:>9.4f}{:>9.4f}{:>9.4f}{:>12.4f}{:>10}\n", name_of(result),
-               result["budget_tokens"].get<int64_t>(), result["recall"].get<double>(),
-               result["attention_mass"].get<double>(), result["output_error"].get<double>(),
-               result["perplexity"].get<double>(), answers(result));
+             evaluation.dense.perplexity(), answers_of(evaluation.dense));
+  const std::vector<double>& budgets = config.hash.evaluation.budgets;
+  for (size_t c = 0; c < candidates.size(); ++c) {
+    for (size_t b = 0; b < budgets.size(); ++b) {
+      const SelectionSums mean = mean_of(evaluation.selected_by(c, b));
+      const DecodeScore& decoded = evaluation.decoded[c][b];
+      fmt::print("{:<20}{:>8}{:>9.4f}{:>9.4f}{:>9.4f}{:>12.4f}{:>10}\n", name_of(candidates[c]),
+                 budget_tokens(budgets[b], config.model.seq_len), mean.recall, mean.attention_mass,
+                 mean.output_error, decoded.perplexity(), answers_of(decoded));
+    }
   }
 }
 
@@ -124,17 +131,18 @@ int eval_hash_command(MpiRuntime& mpi, const LoadedConfig& loaded) {
   Session session(mpi, config);
   const LoadedModel model = load_newest_model(mpi, config, session);
   std::vector<HashCandidate> candidates = load_candidates(mpi, config, session, model.fingerprint);
+  const auto log = [](const std::string& line) {
+    fmt::print("{}\n", line);
+    std::fflush(stdout);
+  };
   const HashEvaluation evaluation = evaluate_hash(session, config, data.validation->loader,
-                                                  candidates, [](const std::string& line) {
-                                                    fmt::print("{}\n", line);
-                                                    std::fflush(stdout);
-                                                  });
-  const json content = to_json(evaluation, candidates, config, model.description);
-  const fs::path path = write_json(mpi, config, content);
+                                                  recall_answers(config), candidates, log);
+  const fs::path path =
+      write_json(mpi, config, to_json(evaluation, candidates, config, model.description));
   if (mpi.rank() != 0) return kExitDone;
   fmt::print("{}, over {} decoded tokens of {}\n", model.description, evaluation.dense.targets,
              config.data.validation);
-  print_table(content);
+  print_table(evaluation, candidates, config);
   fmt::print("{}\n", path.string());
   return kExitDone;
 }

@@ -18,7 +18,8 @@ namespace {
 void inspect_token_file(const std::string& path, bool verify) {
   TokenFile file(path);
   const TokenFileInfo& info = file.info();
-  fmt::print("{}: {} tokens in {} documents\n", path, file.num_tokens(), file.num_documents());
+  fmt::print("{}: {} tokens in {} documents{}\n", path, file.num_tokens(), file.num_documents(),
+             info.loss_mask ? ", with a loss mask" : "");
   fmt::print("vocabulary {}, end of document {}, tokenizer {} {}, source {}\n", info.vocab_size,
              info.end_of_document, info.tokenizer, info.tokenizer_hash, info.source);
   if (!verify) return;

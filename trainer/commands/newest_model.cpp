@@ -7,21 +7,21 @@
 #include "kernels/runtime/check.h"
 #include "trainer/checkpoint/checkpoint_reader.h"
 #include "trainer/checkpoint/checkpoints.h"
+#include "trainer/config/run_paths.h"
 
 namespace switchyard {
 
 LoadedModel load_newest_model(MpiRuntime& mpi, const RunConfig& config, Session& session) {
   namespace fs = std::filesystem;
-  const Checkpoints checkpoints(fs::path(config.run.dir) / "checkpoints", config.checkpoint.keep,
-                                session.dist);
+  const fs::path run_checkpoints = RunPaths(config.run.dir).checkpoints();
+  const Checkpoints checkpoints(run_checkpoints, config.checkpoint.keep, session.dist);
   fs::path folder = config.checkpoint.resume;
   run_collectively(mpi.world(), [&] {
     if (config.checkpoint.resume != "auto" && config.checkpoint.resume != "none") return;
     const std::vector<int64_t> steps = checkpoints.steps();
     require(!steps.empty(),
-            "{}/checkpoints holds no checkpoint; train first, or name one with "
-            "checkpoint.resume=PATH",
-            config.run.dir);
+            "{} holds no checkpoint; train first, or name one with checkpoint.resume=PATH",
+            run_checkpoints.string());
     folder = checkpoints.folder_of(steps.back());
   });
   const std::vector<TensorView> biases = session.model.balancing_biases();

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <map>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -25,9 +26,17 @@ LoadedConfig load_config(const std::string& path, const std::vector<std::string>
 // in checkpoints.
 LoadedConfig parse_config(const std::string& yaml, const std::string& name);
 
+// What is wrong with the value of a key, with the remedy.
+struct ConfigProblem {
+  std::string key;
+  std::string text;
+};
+
 // Throws ConfigError with every combination of values that cannot work, for `world_size` ranks;
 // each line names the key and the remedy.
-void validate_config(const LoadedConfig& loaded, int world_size);
+//   others  what rooms above have found wrong with values that they alone understand
+void validate_config(const LoadedConfig& loaded, int world_size,
+                     std::span<const ConfigProblem> others = {});
 
 // Every value as YAML that reads back equal.
 std::string to_yaml(const RunConfig& config);

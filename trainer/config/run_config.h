@@ -9,24 +9,17 @@
 #include "layers/model_config.h"
 #include "optim/optimizer_config.h"
 #include "trainer/config/hash_config.h"
+#include "trainer/config/recall_config.h"
 
 namespace switchyard {
 
 enum class TokenizerType { byte, sentencepiece, recall };
 enum class AttentionMask { causal, document };
-enum class RecallTask {
-  single,
-  multi_key,
-  multi_value,
-  multi_query,
-  variable_tracking,
-  practice,  // for training alone
-};
 
 // One experiment, as the YAML file describes it with every default filled in. One struct per
 // section of the file; the names are the keys.
 struct RunSection {
-  std::string dir;  // where everything of a run goes
+  std::string dir;  // where everything of a run goes; see RunPaths
   uint64_t seed = 1234;
   std::string device = "cpu";
   DType compute_dtype = DType::f32;  // f32 or bf16
@@ -46,26 +39,6 @@ struct TokenizerSection {
   TokenizerType type = TokenizerType::byte;
   std::string model;       // sentencepiece: the .model file
   int64_t vocab_size = 0;  // sentencepiece: pieces to train in `tokenize`
-};
-
-// tokenizer.type recall: what `tokenize` makes up instead of reading text; see recall_task.h.
-struct RecallSection {
-  uint64_t seed = 1;
-  // Sample i has task i modulo their number.
-  std::vector<RecallTask> tasks = {RecallTask::single, RecallTask::multi_key,
-                                   RecallTask::multi_value, RecallTask::multi_query,
-                                   RecallTask::variable_tracking};
-  int64_t train_sequences = 0;
-  int64_t validation_sequences = 0;
-  // Sequences to train on hold one sample, or two of half the length, four ..., each as often, but
-  // none shorter than this; 0: always one.
-  int64_t shortest = 0;
-  double practice_share = 0.5;      // of the samples to train on: task practice instead
-  double train_share = 0.9;         // of such a sample: questions and what they ask about, at most
-  double distractor_share = 0.375;  // multi_key: of a sample: needles
-  int64_t values = 4;               // multi_value: of a key
-  int64_t queries = 4;              // multi_query: keys that a held-out sample asks for
-  int64_t hops = 4;                 // variable_tracking: assignments from variable to variable
 };
 
 struct DataSection {
@@ -124,7 +97,7 @@ struct HashEvaluationConfig {
 struct HashSection {
   int bits = 128;        // of a code, a multiple of 32
   int dense_layers = 2;  // leading layers without codes, whose attention stays exact
-  std::string weights;   // empty: hash/hash_weights.h5 in run.dir
+  std::string weights;   // empty: see hash_weights_path
   HashTrainingConfig training;
   HashEvaluationConfig evaluation;
 };

@@ -1,10 +1,11 @@
 #include <fmt/format.h>
 
+#include <span>
+
 #include "kernels/runtime/check.h"
 #include "kernels/runtime/device.h"
 #include "trainer/config/config_error.h"
 #include "trainer/config/config_reader.h"
-#include "trainer/recall/recall_task.h"
 
 namespace switchyard {
 namespace {
@@ -15,15 +16,15 @@ class Checks {
   Checks(const LoadedConfig& loaded, int world_size)
       : loaded_(loaded), config_(loaded.config), world_size_(world_size) {}
 
-  std::vector<std::string> run() {
+  std::vector<std::string> run(std::span<const ConfigProblem> others) {
     sizes();
     layout();
     model();
     if (config_.model.structure != Structure::dense) experts();
     batches();
-    if (config_.data.tokenizer.type == TokenizerType::recall) recall();
     hash();
     decode();
+    for (const ConfigProblem& other : others) expect(false, other.key, "{}", other.text);
     return std::move(problems_);
   }
 
@@ -147,17 +148,6 @@ class Checks {
            t.micro_batch_size, config_.model.seq_len, config_.parallel.tp);
   }
 
-  void recall() {
-    if (config_.model.seq_len <= 0) return;
-    for (const RecallProblem& problem : check_recall(config_.data.recall, config_.model.seq_len)) {
-      expect(false, "data.recall." + problem.key, "{}", problem.text);
-    }
-    const bool several = recall_lengths(config_.data.recall, config_.model.seq_len).size() > 1;
-    expect(!several || config_.data.mask == AttentionMask::document, "data.mask",
-           "samples share sequences (data.recall.shortest = {}): set it to document",
-           config_.data.recall.shortest);
-  }
-
   void hash() {
     const HashSection& h = config_.hash;
     expect(h.bits % 32 == 0, "hash.bits", "{} is not a multiple of 32, the bits of a word", h.bits);
@@ -189,8 +179,9 @@ class Checks {
 
 }  // namespace
 
-void validate_config(const LoadedConfig& loaded, int world_size) {
-  std::vector<std::string> problems = Checks(loaded, world_size).run();
+void validate_config(const LoadedConfig& loaded, int world_size,
+                     std::span<const ConfigProblem> others) {
+  std::vector<std::string> problems = Checks(loaded, world_size).run(others);
   if (!problems.empty()) throw ConfigError(std::move(problems));
 }
 

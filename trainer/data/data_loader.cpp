@@ -1,11 +1,9 @@
 #include "trainer/data/data_loader.h"
 
 #include <algorithm>
-#include <functional>
 #include <span>
 
 #include "kernels/runtime/check.h"
-#include "trainer/recall/recall_task.h"
 
 namespace switchyard {
 namespace {
@@ -38,67 +36,6 @@ int64_t documents_ending(const TokenFile& file, int64_t begin, int64_t count) {
          std::ranges::upper_bound(offsets, begin);
 }
 
-// Tokens of the sequence that have a next token; none for a sequence after the last.
-int64_t valid_tokens(const TokenFile& file, int64_t seq_len, int64_t sequence) {
-  return std::clamp<int64_t>(file.num_tokens() - 1 - sequence * seq_len, 0, seq_len);
-}
-
-// The tokens of a sequence, and one more.
-void read_sequence(TokenFile& file, const DataLoaderConfig& config, int64_t sequence,
-                   std::vector<int32_t>& read) {
-  const int64_t valid = valid_tokens(file, config.seq_len, sequence);
-  read.resize(valid > 0 ? static_cast<size_t>(valid) + 1 : 0);
-  if (valid > 0) file.read(sequence * config.seq_len, read);
-}
-
-int64_t count_answers(TokenFile& file, const DataLoaderConfig& config, int64_t sequence) {
-  std::vector<int32_t> tokens, targets;
-  read_sequence(file, config, sequence, tokens);
-  if (tokens.empty()) return 0;
-  targets.assign(tokens.begin() + 1, tokens.end());
-  tokens.pop_back();
-  keep_answers(tokens, targets);
-  return std::ranges::count_if(targets, [](int32_t target) { return target >= 0; });
-}
-
-int64_t count_targets(TokenFile& file, const DataLoaderConfig& config, int64_t sequence) {
-  if (config.answers_only) return count_answers(file, config, sequence);
-  const int64_t valid = valid_tokens(file, config.seq_len, sequence);
-  if (config.mask == AttentionMask::causal || valid == 0) return valid;
-  return valid - documents_ending(file, sequence * config.seq_len, valid);
-}
-
-// The rows of one sequence in a micro-batch, each [seq_len].
-struct Rows {
-  std::span<int32_t> tokens, targets, document_start;
-};
-
-void mark_documents(const TokenFile& file, int64_t begin, const Rows& rows) {
-  const auto offsets = file.document_offsets();
-  // Positions past the end, which are not counted, belong to the last document.
-  auto end = std::ranges::upper_bound(offsets, begin);
-  for (size_t t = 0; t < rows.tokens.size(); ++t) {
-    const int64_t position = begin + static_cast<int64_t>(t);
-    if (position == *end && end + 1 != offsets.end()) ++end;
-    rows.document_start[t] = static_cast<int32_t>(std::max<int64_t>(*(end - 1) - begin, 0));
-    if (position + 1 == *end) rows.targets[t] = -1;
-  }
-}
-
-void fill_rows(TokenFile& file, const DataLoaderConfig& config, int64_t sequence,
-               std::vector<int32_t>& read, const Rows& rows) {
-  std::ranges::fill(rows.tokens, file.info().end_of_document);
-  std::ranges::fill(rows.targets, -1);
-  read_sequence(file, config, sequence, read);
-  if (read.empty()) return;
-  std::copy(read.begin(), read.end() - 1, rows.tokens.begin());
-  std::copy(read.begin() + 1, read.end(), rows.targets.begin());
-  if (config.mask == AttentionMask::document) {
-    mark_documents(file, sequence * config.seq_len, rows);
-  }
-  if (config.answers_only) keep_answers(rows.tokens, rows.targets);
-}
-
 MicroBatch make_micro_batch(const DataLoaderConfig& config) {
   const Shape shape = {config.micro_batch_size, config.seq_len};
   MicroBatch batch;
@@ -110,59 +47,135 @@ MicroBatch make_micro_batch(const DataLoaderConfig& config) {
   return batch;
 }
 
-Rows rows_of(MicroBatch& batch, int64_t row) {
-  const auto row_of = [&](Tensor& tensor) -> std::span<int32_t> {
+// Positions of the file whose mask is read at once, to count.
+constexpr int64_t kCountedAtOnce = 1 << 20;
+
+}  // namespace
+
+// The rows of one sequence in a micro-batch, each [seq_len].
+struct SequenceReader::Rows {
+  Rows(MicroBatch& batch, int64_t row)
+      : tokens(row_of(batch, batch.tokens, row)),
+        targets(row_of(batch, batch.targets, row)),
+        document_start(row_of(batch, batch.document_start, row)) {}
+
+  static std::span<int32_t> row_of(const MicroBatch& batch, Tensor& tensor, int64_t row) {
     if (!tensor.view()) return {};
     return {tensor.data<int32_t>() + row * batch.seq_len, static_cast<size_t>(batch.seq_len)};
-  };
-  return {row_of(batch.tokens), row_of(batch.targets), row_of(batch.document_start)};
+  }
+
+  std::span<int32_t> tokens, targets, document_start;
+};
+
+SequenceReader::SequenceReader(TokenFile& file, const DataLoaderConfig& config)
+    : file_(file), config_(checked(config, file)) {
+  if (file.info().loss_mask) masked_targets_ = count_masked_targets();
 }
 
-// The batch whose sample number i is the sequence `sequence_at(i)`.
-GlobalBatch load_batch(TokenFile& file, const DataLoaderConfig& config,
-                       const std::function<int64_t(int64_t)>& sequence_at) {
-  GlobalBatch result;
-  for (int64_t i = 0; i < config.global_batch_size; ++i) {
-    result.target_tokens += count_targets(file, config, sequence_at(i));
+std::vector<int32_t> SequenceReader::count_masked_targets() {
+  const int64_t positions = file_.num_tokens() - 1;  // that have a next token
+  const auto offsets = file_.document_offsets();
+  std::vector<int32_t> counts(
+      static_cast<size_t>((positions + config_.seq_len - 1) / config_.seq_len));
+  for (int64_t begin = 0; begin < positions; begin += kCountedAtOnce) {
+    // Of the targets of the positions [begin, begin + count).
+    const int64_t count = std::min(kCountedAtOnce, positions - begin);
+    mask_.resize(static_cast<size_t>(count));
+    file_.read_loss_mask(begin + 1, mask_);
+    if (config_.mask == AttentionMask::document) {
+      auto document = std::ranges::upper_bound(offsets, begin);
+      for (; document != offsets.end() && *document <= begin + count; ++document) {
+        mask_[static_cast<size_t>(*document - begin - 1)] = 0;
+      }
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      counts[static_cast<size_t>((begin + i) / config_.seq_len)] += mask_[static_cast<size_t>(i)];
+    }
   }
-  const int64_t samples_per_rank = config.global_batch_size / config.dp;
-  const int64_t first = config.dp_rank * samples_per_rank;
-  std::vector<int32_t> read;
-  for (int64_t done = 0; done < samples_per_rank; done += config.micro_batch_size) {
-    MicroBatch& batch = result.micro_batches.emplace_back(make_micro_batch(config));
-    for (int64_t row = 0; row < config.micro_batch_size; ++row) {
-      fill_rows(file, config, sequence_at(first + done + row), read, rows_of(batch, row));
+  return counts;
+}
+
+// Tokens of the sequence that have a next token; none for a sequence after the last.
+int64_t SequenceReader::valid_tokens(int64_t sequence) const {
+  return std::clamp<int64_t>(file_.num_tokens() - 1 - sequence * config_.seq_len, 0,
+                             config_.seq_len);
+}
+
+int64_t SequenceReader::num_targets(int64_t sequence) const {
+  const int64_t valid = valid_tokens(sequence);
+  if (valid == 0) return 0;
+  if (!masked_targets_.empty()) return masked_targets_[static_cast<size_t>(sequence)];
+  if (config_.mask == AttentionMask::causal) return valid;
+  return valid - documents_ending(file_, sequence * config_.seq_len, valid);
+}
+
+void SequenceReader::mark_documents(int64_t begin, const Rows& rows) const {
+  const auto offsets = file_.document_offsets();
+  // Positions past the end, which are not counted, belong to the last document.
+  auto end = std::ranges::upper_bound(offsets, begin);
+  for (size_t t = 0; t < rows.tokens.size(); ++t) {
+    const int64_t position = begin + static_cast<int64_t>(t);
+    if (position == *end && end + 1 != offsets.end()) ++end;
+    rows.document_start[t] = static_cast<int32_t>(std::max<int64_t>(*(end - 1) - begin, 0));
+    if (position + 1 == *end) rows.targets[t] = -1;
+  }
+}
+
+void SequenceReader::apply_loss_mask(int64_t begin, const Rows& rows) {
+  mask_.resize(read_.size() - 1);
+  file_.read_loss_mask(begin + 1, mask_);
+  for (size_t t = 0; t < mask_.size(); ++t) {
+    if (mask_[t] == 0) rows.targets[t] = -1;
+  }
+}
+
+void SequenceReader::fill(int64_t sequence, const Rows& rows) {
+  std::ranges::fill(rows.tokens, file_.info().end_of_document);
+  std::ranges::fill(rows.targets, -1);
+  const int64_t valid = valid_tokens(sequence), begin = sequence * config_.seq_len;
+  if (valid == 0) return;
+  read_.resize(static_cast<size_t>(valid) + 1);
+  file_.read(begin, read_);
+  std::copy(read_.begin(), read_.end() - 1, rows.tokens.begin());
+  std::copy(read_.begin() + 1, read_.end(), rows.targets.begin());
+  if (config_.mask == AttentionMask::document) mark_documents(begin, rows);
+  if (file_.info().loss_mask) apply_loss_mask(begin, rows);
+}
+
+GlobalBatch SequenceReader::load(const std::function<int64_t(int64_t)>& sequence_at) {
+  GlobalBatch result;
+  for (int64_t i = 0; i < config_.global_batch_size; ++i) {
+    result.target_tokens += num_targets(sequence_at(i));
+  }
+  const int64_t samples_per_rank = config_.global_batch_size / config_.dp;
+  const int64_t first = config_.dp_rank * samples_per_rank;
+  for (int64_t done = 0; done < samples_per_rank; done += config_.micro_batch_size) {
+    MicroBatch& batch = result.micro_batches.emplace_back(make_micro_batch(config_));
+    for (int64_t row = 0; row < config_.micro_batch_size; ++row) {
+      fill(sequence_at(first + done + row), Rows(batch, row));
     }
   }
   return result;
 }
 
-}  // namespace
-
 DataLoader::DataLoader(TokenFile& file, const DataLoaderConfig& config)
-    : file_(file),
-      config_(checked(config, file)),
+    : sequences_(file, config),
       sampler_(file.fingerprint(), config.seed, whole_sequences(file, config.seq_len)) {}
 
 GlobalBatch DataLoader::load(int64_t samples_consumed) {
-  return load_batch(file_, config_,
-                    [&](int64_t i) { return sampler_.sequence_at(samples_consumed + i); });
+  return sequences_.load([&](int64_t i) { return sampler_.sequence_at(samples_consumed + i); });
 }
 
 ValidationLoader::ValidationLoader(TokenFile& file, const DataLoaderConfig& config)
-    : file_(file), config_(checked(config, file)) {
+    : sequences_(file, config), global_batch_size_(config.global_batch_size) {
   require(file.num_tokens() > 1, "token file {} has no target to evaluate on",
           file.path().string());
-}
-
-int64_t ValidationLoader::num_batches() const {
-  const int64_t tokens_per_batch = config_.global_batch_size * config_.seq_len;
-  return (file_.num_tokens() - 1 + tokens_per_batch - 1) / tokens_per_batch;
+  const int64_t tokens_per_batch = config.global_batch_size * config.seq_len;
+  num_batches_ = (file.num_tokens() - 1 + tokens_per_batch - 1) / tokens_per_batch;
 }
 
 GlobalBatch ValidationLoader::load(int64_t index) {
-  return load_batch(file_, config_,
-                    [&](int64_t i) { return index * config_.global_batch_size + i; });
+  return sequences_.load([&](int64_t i) { return index * global_batch_size_ + i; });
 }
 
 }  // namespace switchyard

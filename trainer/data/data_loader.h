@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "layers/micro_batch.h"
@@ -16,7 +17,6 @@ struct DataLoaderConfig {
   int64_t micro_batch_size = 1;   // sequences per dp rank and forward pass
   int64_t global_batch_size = 1;  // sequences of all dp ranks
   AttentionMask mask = AttentionMask::causal;
-  bool answers_only = false;  // of recall tasks: all other targets are not counted
   uint64_t seed = 0;
   int dp_rank = 0;
   int dp = 1;
@@ -29,16 +29,44 @@ struct GlobalBatch {
 };
 
 // Sequence s is tokens [s seq_len, (s + 1) seq_len) of the file; the target of each is the next
-// token, except that with mask document the last token of a document has none: what follows it
-// belongs to another. With answers_only no target but the answers of recall tasks is left.
+// token, which for the last is the first of the next sequence. A token is no target (-1) where the
+// file's loss mask says so, wherever sequences are cut; and with mask document, the first token of
+// a document never is: what precedes it belongs to another.
 // document_start is filled with mask document only.
+
+// The sequences of a file as rows of micro-batches.
+class SequenceReader {
+ public:
+  // Throws Error unless dp * micro_batch_size divides global_batch_size and the file fits the
+  // vocabulary. A loss mask is read once, to count. Keeps a reference to the file.
+  SequenceReader(TokenFile& file, const DataLoaderConfig& config);
+
+  // This rank's share of the batch whose sample i is the sequence `sequence_at(i)`; sequences after
+  // the last have no targets.
+  GlobalBatch load(const std::function<int64_t(int64_t)>& sequence_at);
+
+ private:
+  struct Rows;
+
+  std::vector<int32_t> count_masked_targets();
+  int64_t valid_tokens(int64_t sequence) const;
+  int64_t num_targets(int64_t sequence) const;
+  void fill(int64_t sequence, const Rows& rows);
+  void mark_documents(int64_t begin, const Rows& rows) const;
+  void apply_loss_mask(int64_t begin, const Rows& rows);
+
+  TokenFile& file_;
+  DataLoaderConfig config_;
+  std::vector<int32_t> masked_targets_;  // by sequence; empty for a file without loss mask
+  std::vector<int32_t> read_;
+  std::vector<uint8_t> mask_;
+};
 
 // Batches to train on, in the order of Sampler, over as many epochs as are asked for. What does not
 // fill a sequence at the end of the file is left out.
 class DataLoader {
  public:
-  // Throws Error unless dp * micro_batch_size divides global_batch_size, the file fits the
-  // vocabulary and has a whole sequence. Keeps a reference to the file.
+  // As SequenceReader; the file has a whole sequence.
   DataLoader(TokenFile& file, const DataLoaderConfig& config);
 
   // The batch of the samples [samples_consumed, samples_consumed + global_batch_size). A pure
@@ -48,8 +76,7 @@ class DataLoader {
   int64_t samples_per_epoch() const { return sampler_.samples_per_epoch(); }
 
  private:
-  TokenFile& file_;
-  DataLoaderConfig config_;
+  SequenceReader sequences_;
   Sampler sampler_;
 };
 
@@ -57,15 +84,16 @@ class DataLoader {
 // positions that are not counted.
 class ValidationLoader {
  public:
-  // As DataLoader; the file needs two tokens at least.
+  // As SequenceReader; the file needs two tokens at least.
   ValidationLoader(TokenFile& file, const DataLoaderConfig& config);
 
-  int64_t num_batches() const;
+  int64_t num_batches() const { return num_batches_; }
   GlobalBatch load(int64_t index);
 
  private:
-  TokenFile& file_;
-  DataLoaderConfig config_;
+  SequenceReader sequences_;
+  int64_t global_batch_size_;
+  int64_t num_batches_;
 };
 
 }  // namespace switchyard

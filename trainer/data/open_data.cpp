@@ -22,7 +22,6 @@ DataLoaderConfig loader_config(const MpiRuntime& mpi, const RunConfig& config) {
           .micro_batch_size = config.train.micro_batch_size,
           .global_batch_size = config.train.global_batch_size,
           .mask = config.data.mask,
-          .answers_only = config.data.tokenizer.type == TokenizerType::recall,
           .seed = config.run.seed,
           .dp_rank = layout.dp_rank(mpi.rank()),
           .dp = layout.dp()};

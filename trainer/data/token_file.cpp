@@ -1,24 +1,18 @@
 #include "trainer/data/token_file.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <cstring>
 #include <functional>
-#include <system_error>
 
 #include "kernels/basic/random.h"
 #include "kernels/runtime/check.h"
 #include "trainer/files/crc32c.h"
 #include "trainer/files/hdf5.h"
-#include "trainer/files/whole_file.h"
 
 namespace switchyard {
 namespace {
 
-constexpr int64_t kVersion = 1;
+constexpr int64_t kVersion = 1, kVersionWithMask = 2;
 constexpr const char* kFormat = "switchyard.tokens";
 constexpr const char* kRemedy = "make it again with `switchyard tokenize`";
 // 128 or 256 KiB: enough to read at full speed, little enough to check at a sample's first touch.
@@ -26,60 +20,90 @@ constexpr int64_t kChunkTokens = 65536;
 
 int64_t bytes_per_token(int64_t vocab_size) { return vocab_size <= 65536 ? 2 : 4; }
 
+hdf5::Element element_of_tokens(int64_t token_bytes) {
+  return token_bytes == 2 ? hdf5::Element::u16 : hdf5::Element::u32;
+}
+
 template <class T>
 uint32_t checksum(const std::vector<T>& values) {
   return crc32c(std::as_bytes(std::span(values)));
 }
 
+const std::filesystem::path& existing(const std::filesystem::path& path) {
+  require(std::filesystem::exists(path),
+          "token file {} does not exist; make it with `switchyard tokenize`", path.string());
+  return path;
+}
+
+// Calls `read`, and says of its errors which file is damaged and what to do.
+template <class Read>
+void or_damaged(const std::filesystem::path& path, const Read& read) {
+  try {
+    read();
+  } catch (const Error& error) {
+    fail("token file {} is damaged: {}; {}", path.string(), error.what(), kRemedy);
+  }
+}
+
+void check_mask(int64_t first, std::span<const std::byte> bytes) {
+  const auto wrong = std::ranges::find_if(bytes, [](std::byte b) { return b > std::byte{1}; });
+  require(wrong == bytes.end(), "the loss mask at position {} is neither 0 nor 1",
+          first + (wrong - bytes.begin()));
+}
+
 }  // namespace
 
-TokenFile::TokenFile(std::filesystem::path path) : path_(std::move(path)) {
-  require(std::filesystem::exists(path_),
-          "token file {} does not exist; make it with `switchyard tokenize`", path_.string());
+TokenFile::TokenFile(std::filesystem::path path) : path_(std::move(path)), bytes_(existing(path_)) {
   try {
     load_header();
   } catch (const Error& error) {
     fail("token file {} cannot be used ({}); {}", path_.string(), error.what(), kRemedy);
   }
-  intact_.resize(chunk_checksums_.size());
-  descriptor_ = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC);
-  require(descriptor_ >= 0, "cannot open {}: {}", path_.string(), std::strerror(errno));
 }
 
-TokenFile::~TokenFile() {
-  if (descriptor_ >= 0) ::close(descriptor_);
-}
-
-void TokenFile::load_header() {
-  const auto file = hdf5::File::open(path_);
+void TokenFile::read_attributes(const hdf5::File& file) {
   require(file.has_attribute("format") && file.get_string("format") == kFormat,
           "it is not a token file");
-  require(file.get_int("version") == kVersion, "its format version is {}, this program reads {}",
-          file.get_int("version"), kVersion);
+  const int64_t version = file.get_int("version");
+  require(version == kVersion || version == kVersionWithMask,
+          "its format version is {}, this program reads {} and {}", version, kVersion,
+          kVersionWithMask);
   info_ = {.vocab_size = file.get_int("vocab_size"),
            .end_of_document = static_cast<int32_t>(file.get_int("end_of_document")),
            .tokenizer = file.get_string("tokenizer"),
            .tokenizer_hash = file.get_string("tokenizer_hash"),
            .source = file.get_string("source"),
-           .source_hash = file.get_string("source_hash")};
-  chunk_tokens_ = file.get_int("chunk_tokens");
+           .source_hash = file.get_string("source_hash"),
+           .loss_mask = version == kVersionWithMask};
+  require(info_.loss_mask == file.contains("loss_mask"),
+          "its format version is {}, and it has {} loss mask", version,
+          info_.loss_mask ? "no" : "a");
+}
+
+void TokenFile::load_header() {
+  const auto file = hdf5::File::open(path_);
+  read_attributes(file);
   token_bytes_ = bytes_per_token(info_.vocab_size);
+  const int64_t chunk_tokens = file.get_int("chunk_tokens");
 
   const hdf5::Dataset tokens = file.dataset("tokens");
-  const auto element = token_bytes_ == 2 ? hdf5::Element::u16 : hdf5::Element::u32;
+  const auto element = element_of_tokens(token_bytes_);
   require(tokens.element() == element && tokens.shape().size() == 1,
           "its tokens are not a list of {}", hdf5::to_string(element));
-  num_tokens_ = tokens.num_elements();
-  tokens_offset_ = tokens.file_offset();
+  tokens_.emplace(
+      bytes_, "tokens", tokens, chunk_tokens, file.dataset("chunk_checksums").read_all<uint32_t>(),
+      [this](int64_t first, std::span<const std::byte> bytes) { check_vocabulary(first, bytes); });
 
   const hdf5::Dataset offsets = file.dataset("document_offsets");
   document_offsets_ = offsets.read_all<int64_t>();
   check_offsets(static_cast<uint32_t>(offsets.get_int("crc32c")));
-  chunk_checksums_ = file.dataset("chunk_checksums").read_all<uint32_t>();
-  require(chunk_tokens_ > 0 && static_cast<int64_t>(chunk_checksums_.size()) ==
-                                   (num_tokens_ + chunk_tokens_ - 1) / chunk_tokens_,
-          "it has {} checksums for {} tokens in chunks of {}", chunk_checksums_.size(), num_tokens_,
-          chunk_tokens_);
+
+  if (!info_.loss_mask) return;
+  const hdf5::Dataset mask = file.dataset("loss_mask");
+  require(mask.element() == hdf5::Element::u8 && mask.shape() == tokens.shape(),
+          "its loss mask is not a list of {} u8", num_tokens());
+  loss_mask_.emplace(bytes_, "the loss mask of tokens", mask, chunk_tokens,
+                     file.dataset("loss_mask_checksums").read_all<uint32_t>(), check_mask);
 }
 
 void TokenFile::check_offsets(uint32_t stored_checksum) const {
@@ -88,57 +112,25 @@ void TokenFile::check_offsets(uint32_t stored_checksum) const {
           checksum(document_offsets_), stored_checksum);
   // Increasing: every document has its end-of-document token.
   require(document_offsets_.size() > 1 && document_offsets_.front() == 0 &&
-              document_offsets_.back() == num_tokens_ &&
+              document_offsets_.back() == num_tokens() &&
               std::ranges::adjacent_find(document_offsets_, std::greater_equal<>()) ==
                   document_offsets_.end(),
-          "its document offsets do not divide its {} tokens", num_tokens_);
+          "its document offsets do not divide its {} tokens", num_tokens());
 }
 
 uint64_t TokenFile::fingerprint() const {
-  return stream_id(fmt::format("{} {} {:08x} {:08x}", info_.tokenizer_hash, num_tokens_,
-                               checksum(document_offsets_), checksum(chunk_checksums_)));
+  return hash64(fmt::format("{} {} {:08x} {:08x}", info_.tokenizer_hash, num_tokens(),
+                            checksum(document_offsets_), checksum(tokens_->checksums())));
 }
 
-int64_t TokenFile::chunk_size(int64_t chunk) const {
-  return std::min(chunk_tokens_, num_tokens_ - chunk * chunk_tokens_);
-}
-
-void TokenFile::read_bytes(int64_t first_token, std::span<std::byte> bytes) const {
-  int64_t offset = tokens_offset_ + first_token * token_bytes_;
-  while (!bytes.empty()) {
-    const ssize_t count = ::pread(descriptor_, bytes.data(), bytes.size(), offset);
-    if (count < 0 && errno == EINTR) continue;
-    require(count >= 0, "cannot read {}: {}", path_.string(), std::strerror(errno));
-    require(count > 0, "token file {} was cut off at byte {} while in use; {}", path_.string(),
-            offset, kRemedy);
-    bytes = bytes.subspan(static_cast<size_t>(count));
-    offset += count;
-  }
-}
-
-std::span<const std::byte> TokenFile::check_chunk(int64_t chunk) {
-  buffer_.resize(static_cast<size_t>(chunk_size(chunk) * token_bytes_));
-  read_bytes(chunk * chunk_tokens_, buffer_);
-  const uint32_t expected = chunk_checksums_[static_cast<size_t>(chunk)];
-  require(crc32c(buffer_) == expected,
-          "token file {} is damaged: chunk {} (tokens {} to {}) has checksum {:08x} instead of "
-          "{:08x}; {}",
-          path_.string(), chunk, chunk * chunk_tokens_,
-          chunk * chunk_tokens_ + chunk_size(chunk) - 1, crc32c(buffer_), expected, kRemedy);
-  check_vocabulary(chunk, buffer_);
-  intact_[static_cast<size_t>(chunk)] = true;
-  return buffer_;
-}
-
-void TokenFile::check_vocabulary(int64_t chunk, std::span<const std::byte> bytes) const {
+void TokenFile::check_vocabulary(int64_t first, std::span<const std::byte> bytes) const {
   std::vector<int32_t> tokens(bytes.size() / static_cast<size_t>(token_bytes_));
   widen(bytes, tokens);
   const auto outside = std::ranges::find_if(
       tokens, [this](int32_t token) { return token < 0 || token >= info_.vocab_size; });
   if (outside == tokens.end()) return;
-  fail("token file {}: the token {} at position {} is outside its vocabulary of {}; {}",
-       path_.string(), static_cast<uint32_t>(*outside),
-       chunk * chunk_tokens_ + (outside - tokens.begin()), info_.vocab_size, kRemedy);
+  fail("the token {} at position {} is outside its vocabulary of {}",
+       static_cast<uint32_t>(*outside), first + (outside - tokens.begin()), info_.vocab_size);
 }
 
 void TokenFile::widen(std::span<const std::byte> bytes, std::span<int32_t> tokens) const {
@@ -153,32 +145,30 @@ void TokenFile::widen(std::span<const std::byte> bytes, std::span<int32_t> token
   }
 }
 
+void TokenFile::check_range(int64_t begin, size_t count) const {
+  const int64_t end = begin + static_cast<int64_t>(count);
+  require(begin >= 0 && end <= num_tokens(), "token file {}: tokens {} to {} of {} were asked for",
+          path_.string(), begin, end, num_tokens());
+}
+
 void TokenFile::read(int64_t begin, std::span<int32_t> tokens) {
-  require(begin >= 0 && begin + static_cast<int64_t>(tokens.size()) <= num_tokens_,
-          "token file {}: tokens {} to {} of {} were asked for", path_.string(), begin,
-          begin + static_cast<int64_t>(tokens.size()), num_tokens_);
-  while (!tokens.empty()) {
-    const int64_t chunk = begin / chunk_tokens_, in_chunk = begin % chunk_tokens_;
-    const auto count = std::min(static_cast<int64_t>(tokens.size()), chunk_size(chunk) - in_chunk);
-    const auto num_bytes = static_cast<size_t>(count * token_bytes_);
-    std::span<const std::byte> bytes;
-    if (intact_[static_cast<size_t>(chunk)]) {
-      buffer_.resize(num_bytes);
-      read_bytes(begin, buffer_);
-      bytes = buffer_;
-    } else {
-      bytes = check_chunk(chunk).subspan(static_cast<size_t>(in_chunk * token_bytes_), num_bytes);
-    }
-    widen(bytes, tokens.first(static_cast<size_t>(count)));
-    tokens = tokens.subspan(static_cast<size_t>(count));
-    begin += count;
-  }
+  check_range(begin, tokens.size());
+  narrow_.resize(tokens.size() * static_cast<size_t>(token_bytes_));
+  or_damaged(path_, [&] { tokens_->read(begin, narrow_); });
+  widen(narrow_, tokens);
+}
+
+void TokenFile::read_loss_mask(int64_t begin, std::span<uint8_t> mask) {
+  require(loss_mask_.has_value(), "token file {} has no loss mask", path_.string());
+  check_range(begin, mask.size());
+  or_damaged(path_, [&] { loss_mask_->read(begin, std::as_writable_bytes(mask)); });
 }
 
 void TokenFile::verify() {
-  for (int64_t chunk = 0; chunk < static_cast<int64_t>(intact_.size()); ++chunk) {
-    if (!intact_[static_cast<size_t>(chunk)]) check_chunk(chunk);
-  }
+  or_damaged(path_, [&] {
+    tokens_->verify();
+    if (loss_mask_) loss_mask_->verify();
+  });
 }
 
 void require_tokenizer(const TokenFile& file, const Tokenizer& tokenizer) {
@@ -187,31 +177,34 @@ void require_tokenizer(const TokenFile& file, const Tokenizer& tokenizer) {
           "{}",
           file.path().string(), file.info().tokenizer, file.info().tokenizer_hash,
           to_string(tokenizer.type()), tokenizer.hash(), kRemedy);
+  // Without it every token of the haystack would count.
+  require(tokenizer.type() != TokenizerType::recall || file.info().loss_mask,
+          "token file {} does not say which tokens are answers: an earlier version made it; {}",
+          file.path().string(), kRemedy);
 }
 
-TokenFileWriter::TokenFileWriter(std::filesystem::path path, TokenFileInfo info)
-    : path_(std::move(path)),
-      unfinished_path_(path_.string() + ".tmp"),
-      spool_path_(path_.string() + ".spool.tmp"),
+TokenFileWriter::TokenFileWriter(const std::filesystem::path& path, TokenFileInfo info)
+    : unfinished_(path),
       info_(std::move(info)),
-      token_bytes_(bytes_per_token(info_.vocab_size)) {
+      token_bytes_(bytes_per_token(info_.vocab_size)),
+      tokens_(path.string() + ".spool.tmp", token_bytes_, kChunkTokens) {
   require(info_.end_of_document >= 0 && info_.end_of_document < info_.vocab_size,
           "the end-of-document token {} is outside the vocabulary of {}", info_.end_of_document,
           info_.vocab_size);
-  make_parent_folder(path_);
-  spool_.open(spool_path_, std::ios::binary | std::ios::trunc);
-  require(spool_.is_open(), "cannot open {}: {}", spool_path_.string(), std::strerror(errno));
+  if (info_.loss_mask) loss_mask_.emplace(path.string() + ".mask.tmp", 1, kChunkTokens);
 }
 
-TokenFileWriter::~TokenFileWriter() {
-  std::error_code ignored;
-  std::filesystem::remove(spool_path_, ignored);
-  std::filesystem::remove(unfinished_path_, ignored);
-}
-
-void TokenFileWriter::append_document(std::span<const int32_t> tokens) {
+void TokenFileWriter::append_document(std::span<const int32_t> tokens,
+                                      std::span<const uint8_t> loss_mask) {
+  require(loss_mask.size() == (info_.loss_mask ? tokens.size() + 1 : 0),
+          "a loss mask of {} for a document of {} tokens and its end", loss_mask.size(),
+          tokens.size());
   for (const int32_t token : tokens) append_token(token);
   append_token(info_.end_of_document);
+  for (const uint8_t& counts : loss_mask) {
+    require(counts <= 1, "a loss mask holds 0 and 1, not {}", counts);
+    loss_mask_->append(std::as_bytes(std::span(&counts, 1)));
+  }
   document_offsets_.push_back(num_tokens() + static_cast<int64_t>(tokens.size()) + 1);
 }
 
@@ -219,32 +212,18 @@ void TokenFileWriter::append_token(int32_t token) {
   require(token >= 0 && token < info_.vocab_size, "the token {} is outside the vocabulary of {}",
           token, info_.vocab_size);
   // Little-endian, so the low bytes come first.
-  const auto* bytes = reinterpret_cast<const std::byte*>(&token);
-  chunk_.insert(chunk_.end(), bytes, bytes + token_bytes_);
-  if (static_cast<int64_t>(chunk_.size()) == kChunkTokens * token_bytes_) flush_chunk();
-}
-
-void TokenFileWriter::flush_chunk() {
-  chunk_checksums_.push_back(checksum(chunk_));
-  spool_.write(reinterpret_cast<const char*>(chunk_.data()),
-               static_cast<std::streamsize>(chunk_.size()));
-  require(spool_.good(), "cannot write {}: {}", spool_path_.string(), std::strerror(errno));
-  chunk_.clear();
+  tokens_.append(std::as_bytes(std::span(&token, 1)).first(static_cast<size_t>(token_bytes_)));
 }
 
 void TokenFileWriter::finish() {
-  require(num_documents() > 0, "token file {} would have no document", path_.string());
-  if (!chunk_.empty()) flush_chunk();
-  spool_.close();
-  require(!spool_.fail(), "cannot write {}: {}", spool_path_.string(), std::strerror(errno));
+  require(num_documents() > 0, "token file {} would have no document", unfinished_.path().string());
   write_file();
-  rename_durably(unfinished_path_, path_);
+  unfinished_.publish();
 }
 
-void TokenFileWriter::write_file() {
-  auto file = hdf5::File::create(unfinished_path_);
+void TokenFileWriter::write_attributes(hdf5::File& file) const {
   file.set_string("format", kFormat);
-  file.set_int("version", kVersion);
+  file.set_int("version", info_.loss_mask ? kVersionWithMask : kVersion);
   file.set_int("vocab_size", info_.vocab_size);
   file.set_int("end_of_document", info_.end_of_document);
   file.set_string("tokenizer", info_.tokenizer);
@@ -252,32 +231,29 @@ void TokenFileWriter::write_file() {
   file.set_string("source", info_.source);
   file.set_string("source_hash", info_.source_hash);
   file.set_int("chunk_tokens", kChunkTokens);
-
-  const auto element = token_bytes_ == 2 ? hdf5::Element::u16 : hdf5::Element::u32;
-  hdf5::Dataset tokens = file.create_dataset("tokens", element, {num_tokens()});
-  copy_tokens([&](std::span<const std::byte> bytes, int64_t first) {
-    tokens.write_bytes(bytes, {{first}, {static_cast<int64_t>(bytes.size()) / token_bytes_}});
-  });
-  hdf5::Dataset offsets = file.create_dataset("document_offsets", hdf5::Element::i64,
-                                              {static_cast<int64_t>(document_offsets_.size())});
-  offsets.write<int64_t>(document_offsets_);
-  offsets.set_int("crc32c", checksum(document_offsets_));
-  file.create_dataset("chunk_checksums", hdf5::Element::u32,
-                      {static_cast<int64_t>(chunk_checksums_.size())})
-      .write<uint32_t>(chunk_checksums_);
-  file.close();
 }
 
-void TokenFileWriter::copy_tokens(
-    const std::function<void(std::span<const std::byte>, int64_t first)>& write) {
-  std::ifstream spool(spool_path_, std::ios::binary);
-  for (int64_t first = 0; first < num_tokens(); first += kChunkTokens) {
-    const int64_t count = std::min(kChunkTokens, num_tokens() - first);
-    chunk_.resize(static_cast<size_t>(count * token_bytes_));
-    spool.read(reinterpret_cast<char*>(chunk_.data()), static_cast<std::streamsize>(chunk_.size()));
-    require(spool.good(), "cannot read back {}", spool_path_.string());
-    write(chunk_, first);
+void TokenFileWriter::write_file() {
+  auto file = hdf5::File::create(unfinished_.path());
+  write_attributes(file);
+  const auto write_checksums = [&](const char* name, const std::vector<uint32_t>& checksums) {
+    file.create_dataset(name, hdf5::Element::u32, {std::ssize(checksums)})
+        .write<uint32_t>(checksums);
+  };
+  hdf5::Dataset tokens =
+      file.create_dataset("tokens", element_of_tokens(token_bytes_), {num_tokens()});
+  tokens_.move_to(tokens);
+  hdf5::Dataset offsets =
+      file.create_dataset("document_offsets", hdf5::Element::i64, {std::ssize(document_offsets_)});
+  offsets.write<int64_t>(document_offsets_);
+  offsets.set_int("crc32c", checksum(document_offsets_));
+  write_checksums("chunk_checksums", tokens_.checksums());
+  if (loss_mask_) {
+    hdf5::Dataset mask = file.create_dataset("loss_mask", hdf5::Element::u8, {num_tokens()});
+    loss_mask_->move_to(mask);
+    write_checksums("loss_mask_checksums", loss_mask_->checksums());
   }
+  file.close();
 }
 
 }  // namespace switchyard

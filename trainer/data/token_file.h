@@ -3,13 +3,15 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
-#include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "trainer/data/chunked_elements.h"
 #include "trainer/data/tokenizer.h"
+#include "trainer/files/durable_file.h"
+#include "trainer/files/file_io.h"
 
 namespace switchyard {
 
@@ -17,18 +19,23 @@ namespace switchyard {
 struct TokenFileInfo {
   int64_t vocab_size = 0;
   int32_t end_of_document = 0;
-  std::string tokenizer;       // byte or sentencepiece
+  std::string tokenizer;       // byte, sentencepiece or recall
   std::string tokenizer_hash;  // Tokenizer::hash
   std::string source;          // where the text came from
   std::string source_hash;     // of all that decides the tokens
+  bool loss_mask = false;      // it says of each token whether it counts as a target
 };
 
 // Documents as tokens, one after the other, each ended by the end-of-document token. HDF5:
-//   /tokens            [tokens] u16, or u32 for more than 65,536 pieces; contiguous
-//   /document_offsets  [documents + 1] i64: where each document begins, and the end;
-//                      attribute crc32c
-//   /chunk_checksums   [ceil(tokens / chunk_tokens)] u32: CRC32C of the bytes of each chunk
-//   attributes         format, version, chunk_tokens, and the fields of TokenFileInfo
+//   /tokens               [tokens] u16, or u32 for more than 65,536 pieces; contiguous
+//   /document_offsets     [documents + 1] i64: where each document begins, and the end;
+//                         attribute crc32c
+//   /chunk_checksums      [ceil(tokens / chunk_tokens)] u32: CRC32C of the bytes of each chunk
+//   /loss_mask            [tokens] u8: 1 if the token counts as a target, else 0; may be absent
+//   /loss_mask_checksums  as /chunk_checksums
+//   attributes            format, version, chunk_tokens, and the fields of TokenFileInfo
+// Without a mask every token counts. Files with one have version 2, so that programs that do not
+// know masks refuse them instead of training on every token; files without have version 1.
 // Reads are checked: a chunk against its checksum and the vocabulary when it is first touched.
 // For one thread at a time.
 class TokenFile {
@@ -36,63 +43,60 @@ class TokenFile {
   // Throws Error, with the remedy, if the file is missing, damaged, of another format version, or
   // not a token file.
   explicit TokenFile(std::filesystem::path path);
-  ~TokenFile();
   TokenFile(const TokenFile&) = delete;
   TokenFile& operator=(const TokenFile&) = delete;
 
   // tokens = those at positions [begin, begin + tokens.size()). Throws Error naming the damaged
   // chunk, or the position of a token outside the vocabulary.
   void read(int64_t begin, std::span<int32_t> tokens);
+  // The same of the mask, which the file must have.
+  void read_loss_mask(int64_t begin, std::span<uint8_t> mask);
 
   // Touches every chunk.
   void verify();
 
   const std::filesystem::path& path() const { return path_; }
   const TokenFileInfo& info() const { return info_; }
-  int64_t num_tokens() const { return num_tokens_; }
+  int64_t num_tokens() const { return tokens_->size(); }
   int64_t num_documents() const { return static_cast<int64_t>(document_offsets_.size()) - 1; }
   // Increasing from 0 to num_tokens.
   std::span<const int64_t> document_offsets() const { return document_offsets_; }
-  // Differs between files with other tokens, offsets or tokenizers.
+  // Differs between files with other tokens, offsets or tokenizers. The mask has no part in it:
+  // the order of samples, which follows from it, is one of tokens.
   uint64_t fingerprint() const;
 
  private:
   void load_header();
+  void read_attributes(const hdf5::File& file);
   void check_offsets(uint32_t stored_checksum) const;
-  void read_bytes(int64_t first_token, std::span<std::byte> bytes) const;
-  std::span<const std::byte> check_chunk(int64_t chunk);
-  void check_vocabulary(int64_t chunk, std::span<const std::byte> bytes) const;
-  int64_t chunk_size(int64_t chunk) const;
+  void check_range(int64_t begin, size_t count) const;
+  void check_vocabulary(int64_t first, std::span<const std::byte> bytes) const;
   void widen(std::span<const std::byte> bytes, std::span<int32_t> tokens) const;
 
   std::filesystem::path path_;
+  InputFile bytes_;
   TokenFileInfo info_;
-  int64_t num_tokens_ = 0;
-  int64_t chunk_tokens_ = 0;
-  int64_t token_bytes_ = 0;    // 2 or 4
-  int64_t tokens_offset_ = 0;  // of the first token in the file
+  int64_t token_bytes_ = 0;  // 2 or 4
   std::vector<int64_t> document_offsets_;
-  std::vector<uint32_t> chunk_checksums_;
-  std::vector<bool> intact_;       // by chunk: has been checked
-  std::vector<std::byte> buffer_;  // one chunk
-  int descriptor_ = -1;
+  std::optional<ChunkedElements> tokens_, loss_mask_;
+  std::vector<std::byte> narrow_;  // tokens as they are in the file
 };
 
 // Throws Error unless the tokens of the file are those of this tokenizer.
 void require_tokenizer(const TokenFile& file, const Tokenizer& tokenizer);
 
 // Writes a token file. The file has its name only when it is whole: `finish` renames it; without
-// that, nothing stays. Tokens are kept beside it on disk meanwhile, because a contiguous dataset
-// must know its size when it is made.
+// that, nothing stays.
 class TokenFileWriter {
  public:
-  TokenFileWriter(std::filesystem::path path, TokenFileInfo info);
-  ~TokenFileWriter();
+  TokenFileWriter(const std::filesystem::path& path, TokenFileInfo info);
   TokenFileWriter(const TokenFileWriter&) = delete;
   TokenFileWriter& operator=(const TokenFileWriter&) = delete;
 
   // Adds the end-of-document token.
-  void append_document(std::span<const int32_t> tokens);
+  //   loss_mask  [tokens + 1] 0 or 1: of the tokens, and of the end of the document; empty for a
+  //              file without mask
+  void append_document(std::span<const int32_t> tokens, std::span<const uint8_t> loss_mask = {});
 
   // Throws if there was no document.
   void finish();
@@ -102,17 +106,15 @@ class TokenFileWriter {
 
  private:
   void append_token(int32_t token);
-  void flush_chunk();
+  void write_attributes(hdf5::File& file) const;
   void write_file();
-  void copy_tokens(const std::function<void(std::span<const std::byte>, int64_t first)>& write);
 
-  std::filesystem::path path_, unfinished_path_, spool_path_;
+  UnfinishedFile unfinished_;
   TokenFileInfo info_;
   int64_t token_bytes_;
   std::vector<int64_t> document_offsets_ = {0};
-  std::vector<uint32_t> chunk_checksums_;
-  std::vector<std::byte> chunk_;
-  std::ofstream spool_;
+  ElementSpool tokens_;
+  std::optional<ElementSpool> loss_mask_;
 };
 
 }  // namespace switchyard

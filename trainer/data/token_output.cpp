@@ -15,7 +15,8 @@ std::unique_ptr<TokenFileWriter> open_token_output(const std::string& path,
     try {
       TokenFile file(path);
       if (file.info().source_hash == info.source_hash &&
-          file.info().tokenizer_hash == info.tokenizer_hash) {
+          file.info().tokenizer_hash == info.tokenizer_hash &&
+          file.info().loss_mask == info.loss_mask) {
         file.verify();
         fmt::print(log, "up to date: {}\n", path);
         return nullptr;

@@ -13,7 +13,7 @@ namespace switchyard {
 // each thing done.
 
 // One token file to be made: nothing if `path` is empty, or the file there is intact and has the
-// hashes of `info`. What else is there will be replaced.
+// hashes of `info`, and a loss mask if `info` has one. What else is there will be replaced.
 std::unique_ptr<TokenFileWriter> open_token_output(const std::string& path,
                                                    const TokenFileInfo& info, std::ostream& log);
 

@@ -32,7 +32,7 @@ class Split {
 
   bool by_document() const { return by_document_; }
   bool is_held_out(const std::string& text) const {
-    return random_uniform({stream_id(text), stream_id("held out")}, 0) < share_;
+    return random_uniform({hash64(text), stream_id("held out")}, 0) < share_;
   }
   // Unless by_document: where the held-out end of a document begins.
   size_t tail_begin(const std::string& text) const;
@@ -57,12 +57,12 @@ Split::Split(const Corpus& corpus, double share) : share_(share) {
     ++documents_;
     text_bytes_ += static_cast<int64_t>(text->size());
     if (is_held_out(*text)) held_out_bytes += static_cast<double>(text->size());
-    hash_ = random_bits({hash_, stream_id(*text)}, text->size());
+    hash_ = random_bits({hash_, hash64(*text)}, text->size());
   }
   require(documents_ > 0, "data.text has no text but empty files");
   const double wanted = share * static_cast<double>(text_bytes_);
   by_document_ = held_out_bytes >= wanted / 2 && held_out_bytes <= wanted * 2;
-  hash_ = random_bits({hash_, stream_id(fmt::format("{} {}", share, by_document_))}, 0);
+  hash_ = random_bits({hash_, hash64(fmt::format("{} {}", share, by_document_))}, 0);
 }
 
 // After a line end if one is near, else between two characters.

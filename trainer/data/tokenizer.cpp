@@ -6,17 +6,17 @@
 
 #include <algorithm>
 #include <exception>
-#include <sstream>
 
 #include "kernels/basic/random.h"
 #include "kernels/runtime/check.h"
-#include "trainer/files/whole_file.h"
-#include "trainer/recall/recall_task.h"
+#include "trainer/data/recall_tokenizer.h"
+#include "trainer/files/durable_file.h"
+#include "trainer/files/file_io.h"
 
 namespace switchyard {
 namespace {
 
-std::string hash_of(std::string_view bytes) { return fmt::format("{:016x}", stream_id(bytes)); }
+std::string hash_of(std::string_view bytes) { return fmt::format("{:016x}", hash64(bytes)); }
 
 class ByteTokenizer final : public Tokenizer {
  public:
@@ -50,40 +50,6 @@ class ByteTokenizer final : public Tokenizer {
   std::string hash_ = hash_of("byte");
 };
 
-// Words of the recall tasks, with white space between.
-class RecallTokenizer final : public Tokenizer {
- public:
-  std::vector<int32_t> encode(std::string_view text) const override {
-    std::vector<int32_t> tokens;
-    std::istringstream words{std::string(text)};
-    for (std::string word; words >> word;) {
-      const auto token = recall_token(word);
-      require(token.has_value() && *token != RecallVocabulary::kEndOfDocument,
-              "'{}' is no word of the recall tasks (set, ask, {}, f0, k0, v0 ...)", word,
-              to_string(RecallTask::single));
-      tokens.push_back(*token);
-    }
-    return tokens;
-  }
-
-  std::string decode(std::span<const int32_t> tokens) const override {
-    std::vector<std::string> words;
-    for (const int32_t token : tokens) {
-      const std::string word = recall_word(token);
-      if (token != RecallVocabulary::kEndOfDocument) words.push_back(word);
-    }
-    return fmt::format("{}", fmt::join(words, " "));
-  }
-
-  TokenizerType type() const override { return TokenizerType::recall; }
-  int64_t vocab_size() const override { return RecallVocabulary::kSize; }
-  int32_t end_of_document() const override { return RecallVocabulary::kEndOfDocument; }
-  const std::string& hash() const override { return hash_; }
-
- private:
-  std::string hash_ = hash_of("recall 1");
-};
-
 // Where a text can be cut without a change of its tokens, if the model passes `allows_cuts`. Not
 // between a space and a character that may be, or may become, SentencePiece's mark for a space.
 bool is_cut(std::string_view text, size_t position) {
@@ -109,7 +75,7 @@ class SentencePieceTokenizer final : public Tokenizer {
  public:
   explicit SentencePieceTokenizer(const TokenizerSection& config) {
     const std::string& path = config.model;
-    const std::string bytes = read_whole_file(path);
+    const std::string bytes = read_file(path);
     const auto status = processor_.LoadFromSerializedProto(bytes);
     require(status.ok() && processor_.GetPieceSize() > 0,
             "{} is not a SentencePiece model, or damaged: {}", path, status.ToString());
@@ -222,7 +188,7 @@ class LineIterator final : public sentencepiece::SentenceIterator {
 
 std::unique_ptr<Tokenizer> make_tokenizer(const TokenizerSection& config) {
   if (config.type == TokenizerType::byte) return std::make_unique<ByteTokenizer>();
-  if (config.type == TokenizerType::recall) return std::make_unique<RecallTokenizer>();
+  if (config.type == TokenizerType::recall) return make_recall_tokenizer();
   require(!config.model.empty(), "data.tokenizer.model must name a SentencePiece model");
   return std::make_unique<SentencePieceTokenizer>(config);
 }
@@ -255,7 +221,7 @@ void train_sentencepiece(const LineSource& next_line, int64_t vocab_size,
   lines.rethrow();
   require(status.ok(), "SentencePiece cannot train {} pieces for {}: {}", vocab_size,
           model.string(), status.ToString());
-  write_whole_file(model, serialized);
+  write_durably(model, serialized);
 }
 
 std::string_view to_string(TokenizerType type) {

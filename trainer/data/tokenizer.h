@@ -32,10 +32,9 @@ class Tokenizer {
   virtual const std::string& hash() const = 0;
 };
 
-// byte: one token per byte, 256 ends a document. recall: see recall_task.h; texts are its words, and
-// others throw. sentencepiece: reads `config.model`; throws if it
-// is missing, damaged, has no end-of-sentence piece, or has not `config.vocab_size` pieces (0:
-// any).
+// byte: one token per byte, 256 ends a document. recall: see recall_tokenizer.h. sentencepiece:
+// reads `config.model`; throws if it is missing, damaged, has no end-of-sentence piece, or has not
+// `config.vocab_size` pieces (0: any).
 std::unique_ptr<Tokenizer> make_tokenizer(const TokenizerSection& config);
 
 // The next line of text to learn from, of any length; none at the end.

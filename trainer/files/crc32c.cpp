@@ -1,5 +1,7 @@
 #include "trainer/files/crc32c.h"
 
+#include <array>
+
 #ifdef __SSE4_2__
 #include <nmmintrin.h>
 
@@ -9,6 +11,34 @@
 #endif
 
 namespace switchyard {
+namespace {
+
+// A linear map of remainders over GF(2): column i is what bit i becomes.
+using BitMatrix = std::array<uint32_t, 32>;
+
+uint32_t times(const BitMatrix& matrix, uint32_t remainder) {
+  uint32_t product = 0;
+  for (const uint32_t column : matrix) {
+    if (remainder & 1u) product ^= column;
+    remainder >>= 1;
+  }
+  return product;
+}
+
+BitMatrix squared(const BitMatrix& matrix) {
+  BitMatrix square{};
+  for (size_t i = 0; i < matrix.size(); ++i) square[i] = times(matrix, matrix[i]);
+  return square;
+}
+
+// What one more zero bit does to a remainder; the polynomial with its bits in the data's order.
+BitMatrix append_zero_bit() {
+  BitMatrix matrix{0x82F63B78u};
+  for (size_t i = 1; i < matrix.size(); ++i) matrix[i] = 1u << (i - 1);
+  return matrix;
+}
+
+}  // namespace
 
 #ifdef __SSE4_2__
 
@@ -39,5 +69,15 @@ uint32_t crc32c(std::span<const std::byte> bytes, uint32_t seed) {
 }
 
 #endif
+
+// As many zero bits as the second run has, by repeated squaring (as zlib's crc32_combine).
+uint32_t combine_crc32c(uint32_t first, uint32_t second, int64_t second_bytes) {
+  BitMatrix append = append_zero_bit();
+  for (auto bits = static_cast<uint64_t>(second_bytes) * 8; bits > 0; bits >>= 1) {
+    if (bits & 1u) first = times(append, first);
+    append = squared(append);
+  }
+  return first ^ second;
+}
 
 }  // namespace switchyard

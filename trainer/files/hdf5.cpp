@@ -1,12 +1,9 @@
 #include "trainer/files/hdf5.h"
 
-#include <fcntl.h>
 #include <hdf5.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <bit>
-#include <cerrno>
 #include <cstring>
 #include <functional>
 #include <numeric>
@@ -143,15 +140,6 @@ Handle dataset_properties(const std::string& where) {
 
 std::string name_in(const std::filesystem::path& path, const std::string& object) {
   return fmt::format("{}: /{}", path.string(), object);
-}
-
-void sync_to_disk(const std::filesystem::path& path) {
-  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  require(descriptor >= 0, "cannot open {}: {}", path.string(), std::strerror(errno));
-  const int status = ::fsync(descriptor);
-  const int error = errno;
-  ::close(descriptor);
-  require(status == 0, "{}: cannot flush to disk: {}", path.string(), std::strerror(error));
 }
 
 Element element_of_type(hid_t type, const std::string& where) {
@@ -376,13 +364,14 @@ File::File(Handle file, Handle root, std::filesystem::path path, std::unique_ptr
       file_(std::move(file)),
       path_(std::move(path)) {}
 
-File File::create(const std::filesystem::path& path) {
+File File::create(const std::filesystem::path& path, int64_t reserved_bytes) {
   start_library();
   const std::string where = path.string();
   auto write_error = std::make_unique<int>(0);
   const Handle access = access_properties(where);
   const Handle creation = make_properties(H5P_FILE_CREATE, where);
-  check_status(use_write_driver(access.id(), write_error.get()), where, "set up writing");
+  check_status(use_write_driver(access.id(), reserved_bytes, write_error.get()), where,
+               "set up writing");
   check_status(H5Pset_obj_track_times(creation.id(), false), where, "leave times out");
   const hid_t id = H5Fcreate(path.c_str(), H5F_ACC_TRUNC, creation.id(), access.id());
   check_writes(*write_error, where);
@@ -486,7 +475,6 @@ void File::close() {
   check_status(H5Fflush(file_.id(), H5F_SCOPE_GLOBAL), where_, "write the file");
   if (!file_.reset()) fail("{}: cannot close the file: {}", where_, hdf5_reason());
   check_writes(*write_error_, where_);
-  sync_to_disk(path_);
 }
 
 }  // namespace switchyard::hdf5

@@ -166,7 +166,8 @@ class File : public Object {
  public:
   // A new file; one of that name is replaced. HDF5's metadata are checksummed (format of 1.10) and
   // without times: the same calls give the same bytes.
-  static File create(const std::filesystem::path& path);
+  //   reserved_bytes  claimed on the disk at once, so that a full disk throws here
+  static File create(const std::filesystem::path& path, int64_t reserved_bytes = 0);
   // To read. A damaged or truncated file throws.
   static File open(const std::filesystem::path& path);
   File(File&&) = default;
@@ -186,8 +187,8 @@ class File : public Object {
   // All datasets, with their groups, sorted.
   std::vector<std::string> dataset_names() const;
 
-  // What was written is on the disk when this returns; throws if it is not. Without this call the
-  // destructor closes the file and says nothing of errors.
+  // The system has all of the file when this returns; throws if not. See write_durably for the
+  // disk. Without this call the destructor closes the file and says nothing of errors.
   void close();
 
   const std::filesystem::path& path() const { return path_; }

@@ -6,15 +6,19 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cstring>
+#include <cstddef>
 #include <iterator>
 #include <limits>
+#include <span>
+
+#include "trainer/files/transfer.h"
 
 namespace switchyard::hdf5 {
 namespace {
 
 // What a property list says to the driver; HDF5 copies it by its bytes.
 struct DriverInfo {
+  int64_t reserved_bytes;
   int* write_error;
 };
 
@@ -23,12 +27,25 @@ struct DriverFile {
   H5FD_t header;
   int descriptor;
   haddr_t end_of_space;  // what HDF5 has given out
-  haddr_t end_of_file;
+  haddr_t end_of_file;   // of what was written
+  haddr_t size;          // with what is reserved
   int* write_error;
 };
 
 DriverFile* file_of(H5FD_t* file) { return reinterpret_cast<DriverFile*>(file); }
 const DriverFile* file_of(const H5FD_t* file) { return reinterpret_cast<const DriverFile*>(file); }
+
+// Returns errno, or 0.
+int reserve(int descriptor, int64_t bytes) {
+  if (bytes == 0) return 0;
+  if (::ftruncate(descriptor, bytes) != 0) return errno;
+  int status = 0;
+  do {
+    status = ::fallocate(descriptor, 0, 0, bytes);
+  } while (status != 0 && errno == EINTR);
+  // Some file systems cannot claim room in advance; there the writes find out.
+  return status == 0 || errno == EOPNOTSUPP || errno == ENOSYS ? 0 : errno;
+}
 
 H5FD_t* open_file(const char* name, unsigned, hid_t access, haddr_t) {
   const auto* info = static_cast<const DriverInfo*>(H5Pget_driver_info(access));
@@ -38,8 +55,14 @@ H5FD_t* open_file(const char* name, unsigned, hid_t access, haddr_t) {
     *info->write_error = errno;
     return nullptr;
   }
+  if (const int error = reserve(descriptor, info->reserved_bytes); error != 0) {
+    *info->write_error = error;
+    ::close(descriptor);
+    return nullptr;
+  }
   auto* file = new DriverFile{};
   file->descriptor = descriptor;
+  file->size = static_cast<haddr_t>(info->reserved_bytes);
   file->write_error = info->write_error;
   return &file->header;
 }
@@ -67,50 +90,33 @@ herr_t set_end_of_space(H5FD_t* file, H5FD_mem_t, haddr_t address) {
 }
 
 herr_t read_file(H5FD_t* header, H5FD_mem_t, hid_t, haddr_t address, size_t size, void* buffer) {
-  auto* bytes = static_cast<char*>(buffer);
-  while (size > 0) {
-    const ssize_t count =
-        ::pread(file_of(header)->descriptor, bytes, size, static_cast<off_t>(address));
-    if (count < 0 && errno == EINTR) continue;
-    if (count < 0) return -1;
-    if (count == 0) {
-      std::memset(bytes, 0, size);  // past the end, as HDF5's own driver
-      return 0;
-    }
-    bytes += count;
-    address += static_cast<haddr_t>(count);
-    size -= static_cast<size_t>(count);
-  }
+  const std::span bytes(static_cast<std::byte*>(buffer), size);
+  const ReadResult result =
+      read_fully(file_of(header)->descriptor, static_cast<int64_t>(address), bytes);
+  if (result.error != 0) return -1;
+  std::ranges::fill(bytes.subspan(result.bytes), std::byte{0});  // as HDF5's own driver
   return 0;
 }
 
 herr_t write_file(H5FD_t* header, H5FD_mem_t, hid_t, haddr_t address, size_t size,
                   const void* buffer) {
   DriverFile* file = file_of(header);
-  const auto* bytes = static_cast<const char*>(buffer);
-  while (size > 0 && *file->write_error == 0) {
-    const ssize_t count = ::pwrite(file->descriptor, bytes, size, static_cast<off_t>(address));
-    if (count < 0 && errno == EINTR) continue;
-    if (count <= 0) {
-      *file->write_error = count < 0 ? errno : ENOSPC;
-      break;
-    }
-    bytes += count;
-    address += static_cast<haddr_t>(count);
-    size -= static_cast<size_t>(count);
+  if (*file->write_error == 0) {
+    *file->write_error = write_fully(file->descriptor, static_cast<int64_t>(address),
+                                     {static_cast<const std::byte*>(buffer), size});
   }
   file->end_of_file = std::max(file->end_of_file, address + size);
+  file->size = std::max(file->size, file->end_of_file);
   return 0;
 }
 
 herr_t truncate_file(H5FD_t* header, hid_t, hbool_t) {
   DriverFile* file = file_of(header);
-  if (file->end_of_file == file->end_of_space) return 0;
-  if (::ftruncate(file->descriptor, static_cast<off_t>(file->end_of_space)) != 0 &&
-      *file->write_error == 0) {
-    *file->write_error = errno;
+  if (file->size != file->end_of_space) {
+    const int status = ::ftruncate(file->descriptor, static_cast<off_t>(file->end_of_space));
+    if (status != 0 && *file->write_error == 0) *file->write_error = errno;
   }
-  file->end_of_file = file->end_of_space;
+  file->size = file->end_of_file = file->end_of_space;
   return 0;
 }
 
@@ -137,10 +143,10 @@ hid_t register_driver() {
 
 }  // namespace
 
-int use_write_driver(int64_t access, int* write_error) {
+int use_write_driver(int64_t access, int64_t reserved_bytes, int* write_error) {
   static const hid_t driver = register_driver();
   if (driver < 0) return -1;
-  const DriverInfo info{write_error};
+  const DriverInfo info{reserved_bytes, write_error};
   return H5Pset_driver(access, driver, &info);
 }
 

@@ -23,10 +23,13 @@ int64_t rows_with_targets(const MicroBatch& batch) {
 
 class Evaluator {
  public:
-  Evaluator(Session& session, const RunConfig& config, std::vector<HashCandidate>& candidates)
+  Evaluator(Session& session, const RunConfig& config, const DecodePlan& plan,
+            std::vector<HashCandidate>& candidates)
       : session_(session), config_(config), candidates_(candidates) {
     const size_t budgets = config.hash.evaluation.budgets.size();
-    result_.decoded.assign(candidates.size(), std::vector<DecodeScore>(budgets));
+    result_.plan = plan;
+    result_.dense = plan.no_score();
+    result_.decoded.assign(candidates.size(), std::vector<DecodeScore>(budgets, plan.no_score()));
     result_.selected.resize(static_cast<size_t>(config.model.num_layers));
     const auto heads = static_cast<size_t>(config.model.num_kv_heads / session.dist.tp().size());
     for (int layer = config.hash.dense_layers; layer < config.model.num_layers; ++layer) {
@@ -36,8 +39,8 @@ class Evaluator {
     }
   }
 
-  void add_batch(const DecodePlan& plan, const MicroBatch& batch) {
-    result_.plan = plan;
+  void add_batch(const MicroBatch& batch) {
+    const DecodePlan& plan = result_.plan;
     const int64_t rows = rows_with_targets(batch);
     result_.sequences += rows;
     ForcedDecoding decoding(session_.stream, session_.model, session_.dist, batch, plan.prefill);
@@ -115,38 +118,42 @@ class Evaluator {
   HashEvaluation result_;
 };
 
-// Means over heads and layers are means over queries: every head has as many.
-json mean_of(const std::vector<SelectionSums>& all) {
-  SelectionSums sums;
-  for (const SelectionSums& one : all) {
-    sums.queries += one.queries;
-    sums.recall += one.recall;
-    sums.attention_mass += one.attention_mass;
-    sums.output_error += one.output_error;
-  }
-  const double n = std::max(sums.queries, 1.0);
-  return {{"recall", sums.recall / n},
-          {"attention_mass", sums.attention_mass / n},
-          {"output_error", sums.output_error / n}};
+void add(SelectionSums& sums, const SelectionSums& other) {
+  sums.queries += other.queries;
+  sums.recall += other.recall;
+  sums.attention_mass += other.attention_mass;
+  sums.output_error += other.output_error;
 }
 
-json layer_of(int layer, const std::vector<SelectionSums>& heads) {
-  json result = mean_of(heads);
+json means_json(const SelectionSums& sums) {
+  const SelectionSums mean = mean_of(sums);
+  return {{"recall", mean.recall},
+          {"attention_mass", mean.attention_mass},
+          {"output_error", mean.output_error}};
+}
+
+json layer_json(size_t layer, const std::vector<SelectionSums>& heads) {
+  SelectionSums all;
+  json of_heads = json::array();
+  for (const SelectionSums& head : heads) {
+    add(all, head);
+    of_heads.push_back(means_json(head));
+  }
+  json result = means_json(all);
   result["layer"] = layer;
-  result["heads"] = json::array();
-  for (const SelectionSums& head : heads) result["heads"].push_back(mean_of({head}));
+  result["heads"] = std::move(of_heads);
   return result;
 }
 
-json decoded_json(const DecodeScore& score) {
+json decoded_json(const DecodePlan& plan, const DecodeScore& score) {
   json result = {{"loss", score.loss()}, {"perplexity", score.perplexity()}};
-  for (size_t task = 0; task < score.recall.size(); ++task) {
-    const RecallScore& recall = score.recall[task];
-    if (recall.samples == 0) continue;
-    result["tasks"][std::string(to_string(static_cast<RecallTask>(task)))] = {
-        {"samples", recall.samples},
-        {"exact", recall.exact_share()},
-        {"answers", recall.right_share()}};
+  for (size_t task = 0; task < score.answers.size(); ++task) {
+    const AnswerScore& answers = score.answers[task];
+    if (answers.samples == 0) continue;
+    result["tasks"][std::string(plan.answers->task_name(static_cast<int>(task)))] = {
+        {"samples", answers.samples},
+        {"exact", answers.exact_share()},
+        {"answers", answers.right_share()}};
   }
   return result;
 }
@@ -177,20 +184,39 @@ json candidate_json(const HashCandidate& candidate) {
 
 }  // namespace
 
+// Means over heads and layers are means over queries: every head has as many.
+SelectionSums HashEvaluation::selected_by(size_t candidate, size_t budget) const {
+  SelectionSums sums;
+  for (const SelectionProbe::Sums& layer : selected) {
+    if (layer.empty()) continue;
+    for (const SelectionSums& head : layer[candidate][budget]) add(sums, head);
+  }
+  return sums;
+}
+
+SelectionSums mean_of(const SelectionSums& sums) {
+  const double n = std::max(sums.queries, 1.0);
+  return {.queries = sums.queries,
+          .recall = sums.recall / n,
+          .attention_mass = sums.attention_mass / n,
+          .output_error = sums.output_error / n};
+}
+
 HashEvaluation evaluate_hash(Session& session, const RunConfig& config,
-                             ValidationLoader& validation, std::vector<HashCandidate>& candidates,
+                             ValidationLoader& validation, const AnswerKey* answers,
+                             std::vector<HashCandidate>& candidates,
                              const std::function<void(const std::string&)>& log) {
   const int64_t per_batch = config.train.global_batch_size;
   const int64_t wanted = config.hash.evaluation.sequences;
   const DecodePlan plan =
       plan_decoding(config, validation,
                     wanted > 0 ? (wanted + per_batch - 1) / per_batch : validation.num_batches(),
-                    session.dist.world());
-  Evaluator evaluator(session, config, candidates);
+                    answers, session.dist.world());
+  Evaluator evaluator(session, config, plan, candidates);
   for (int64_t i = 0; i < plan.batches; ++i) {
     GlobalBatch global;
     run_collectively(session.dist.world(), [&] { global = validation.load(i); });
-    for (const MicroBatch& batch : global.micro_batches) evaluator.add_batch(plan, batch);
+    for (const MicroBatch& batch : global.micro_batches) evaluator.add_batch(batch);
     if (session.dist.rank() == 0) log(fmt::format("batch {} of {}", i + 1, plan.batches));
   }
   return evaluator.finish();
@@ -205,16 +231,13 @@ json to_json(const HashEvaluation& evaluation, const std::vector<HashCandidate>&
       json one = candidate_json(candidates[c]);
       one["budget"] = config.hash.evaluation.budgets[b];
       one["budget_tokens"] = budget_tokens(config.hash.evaluation.budgets[b], seq_len);
-      one.update(decoded_json(evaluation.decoded[c][b]));
-      std::vector<SelectionSums> all;
+      one.update(decoded_json(evaluation.plan, evaluation.decoded[c][b]));
       one["layers"] = json::array();
       for (size_t layer = 0; layer < evaluation.selected.size(); ++layer) {
         if (evaluation.selected[layer].empty()) continue;
-        const std::vector<SelectionSums>& heads = evaluation.selected[layer][c][b];
-        one["layers"].push_back(layer_of(static_cast<int>(layer), heads));
-        all.insert(all.end(), heads.begin(), heads.end());
+        one["layers"].push_back(layer_json(layer, evaluation.selected[layer][c][b]));
       }
-      one.update(mean_of(all));
+      one.update(means_json(evaluation.selected_by(c, b)));
       results.push_back(std::move(one));
     }
   }
@@ -226,7 +249,7 @@ json to_json(const HashEvaluation& evaluation, const std::vector<HashCandidate>&
           {"prefill", evaluation.plan.prefill},
           {"sequences", evaluation.sequences},
           {"decoded_targets", evaluation.dense.targets},
-          {"dense", decoded_json(evaluation.dense)},
+          {"dense", decoded_json(evaluation.plan, evaluation.dense)},
           {"results", std::move(results)}};
 }
 

@@ -28,15 +28,23 @@ struct HashEvaluation {
   // [layer][candidate][budget][key/value head of the model], over the queries of the decoded tokens
   // as dense decoding meets them; nothing for layers that stay dense
   std::vector<SelectionProbe::Sums> selected;
+
+  // Of all hashed layers and heads.
+  SelectionSums selected_by(size_t candidate, size_t budget) const;
 };
+
+// Means over queries.
+SelectionSums mean_of(const SelectionSums& sums);
 
 // Decodes held-out sequences with full attention, each query of it put to all candidates; then
 // again with every candidate within every budget. Ranks of different dp have different sequences,
 // those of one tp group different heads. The same on every layout up to rounding.
-//   log  called on rank 0 with a line per batch
+//   answers  of the held-out samples; may be null, and outlives the result
+//   log      called on rank 0 with a line per batch
 // Collective over the world; throws CollectiveError on a damaged file.
 HashEvaluation evaluate_hash(Session& session, const RunConfig& config,
-                             ValidationLoader& validation, std::vector<HashCandidate>& candidates,
+                             ValidationLoader& validation, const AnswerKey* answers,
+                             std::vector<HashCandidate>& candidates,
                              const std::function<void(const std::string&)>& log);
 
 // As run.dir/hash/evaluation.json has it, see docs/formats.md.

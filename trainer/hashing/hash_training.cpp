@@ -24,7 +24,7 @@ using Json = nlohmann::ordered_json;
 constexpr int64_t kEnoughPairs = 1 << 17;
 constexpr int64_t kFewestSequences = 11;
 
-std::string hex(std::string_view text) { return fmt::format("{:016x}", stream_id(text)); }
+std::string hex(std::string_view text) { return fmt::format("{:016x}", hash64(text)); }
 
 // The values that decide the projections, as YAML.
 std::string settings_of(const RunConfig& config) {
@@ -62,23 +62,11 @@ Json to_json(const HashQuality& learned, const HashQuality& random) {
 
 }  // namespace
 
-fs::path hash_weights_path(const RunConfig& config) {
-  if (!config.hash.weights.empty()) return config.hash.weights;
-  return fs::path(config.run.dir) / "hash" / "hash_weights.h5";
-}
-
-struct HashTraining::Tokens {
-  Tokens(const std::string& path, const DataLoaderConfig& loader_config)
-      : file(path), loader(file, loader_config) {}
-
-  TokenFile file;
-  DataLoader loader;
-};
-
 HashTraining::HashTraining(MpiRuntime& mpi, const RunConfig& config, Session& session,
                            std::string checkpoint_fingerprint)
     : mpi_(mpi),
       config_(config),
+      paths_(config.run.dir),
       session_(session),
       fingerprint_(std::move(checkpoint_fingerprint)) {
   const HashTrainingConfig& training = config_.hash.training;
@@ -103,10 +91,6 @@ HashTraining::HashTraining(MpiRuntime& mpi, const RunConfig& config, Session& se
     for (int head = 0; head < model.num_kv_heads; ++head) units_.push_back({layer, head});
   }
 }
-
-HashTraining::~HashTraining() = default;
-
-fs::path HashTraining::folder() const { return fs::path(config_.run.dir) / "hash"; }
 
 std::unique_ptr<HashTraining::Tokens> HashTraining::open_tokens(const std::string& path) const {
   require(!path.empty(), "data.train is missing: the token file to learn from");
@@ -136,7 +120,7 @@ int64_t HashTraining::num_training_sequences(const Tokens& tokens) const {
 QueryKeySet HashTraining::make_set(const std::string& name, const Tokens& tokens,
                                    int64_t num_sequences) const {
   const ParallelLayout& layout = session_.dist.layout();
-  QueryKeySet set{.folder = folder() / "query_keys",
+  QueryKeySet set{.folder = paths_.query_keys(),
                   .name = name,
                   .key = {},
                   .seed = config_.run.seed,
@@ -167,7 +151,7 @@ bool HashTraining::is_finished() const {
   uint8_t finished = 0;
   if (is_first_rank()) {
     try {
-      const HashWeights weights = load_hash_weights(hash_weights_path(config_));
+      const HashWeights weights = load_hash_weights(hash_weights_path(config_, config_.hash.bits));
       finished = weights.checkpoint_fingerprint == fingerprint_ && weights.settings == settings_;
     } catch (const Error&) {
       // None, or none that can be used: learned now.
@@ -183,17 +167,17 @@ void HashTraining::run() {
     tell(
         fmt::format("{} is of this checkpoint and these settings already; remove it to learn it "
                     "again",
-                    hash_weights_path(config_).string()));
+                    hash_weights_path(config_, config_.hash.bits).string()));
     return;
   }
   run_collectively(mpi_.world(), [&] {
-    if (is_first_rank()) fs::create_directories(folder() / "heads");
+    if (is_first_rank()) fs::create_directories(paths_.hash_heads());
   });
   collect(training_, *training_tokens_);
   if (held_out_) collect(*held_out_, *held_out_tokens_);
   run_collectively(mpi_.world(), [&] { total_pairs_ = count_pairs(training_); });
   run_collectively(mpi_.world(), [&] {
-    if (is_first_rank()) metrics_.emplace(folder() / "metrics.jsonl", 0);
+    if (is_first_rank()) metrics_.emplace(paths_.hash_metrics(), 0);
   });
   train_units();
   publish();
@@ -207,7 +191,7 @@ void HashTraining::collect(const QueryKeySet& set, Tokens& tokens) {
 }
 
 fs::path HashTraining::head_path(const Unit& unit) const {
-  return folder() / "heads" / fmt::format("layer_{:03d}_head_{:03d}.h5", unit.layer, unit.kv_head);
+  return paths_.hash_heads() / fmt::format("layer_{:03d}_head_{:03d}.h5", unit.layer, unit.kv_head);
 }
 
 // Of those that no earlier training finished; rank 0 looks.
@@ -292,7 +276,7 @@ void HashTraining::log_unit(const Unit& unit, const HeadResult& result) {
 }
 
 void HashTraining::publish() {
-  const fs::path path = hash_weights_path(config_);
+  const fs::path path = hash_weights_path(config_, config_.hash.bits);
   run_collectively(mpi_.world(), [&] {
     if (!is_first_rank()) return;
     const ModelConfig& model = config_.model;
@@ -312,10 +296,9 @@ void HashTraining::publish() {
       std::copy_n(result->weight.data<float>(), result->weight.num_elements(),
                   stack.view().rows(unit.kv_head, 1).data<float>());
     }
-    if (path.has_parent_path()) fs::create_directories(path.parent_path());
     save_hash_weights(path, weights);
-    fs::remove_all(folder() / "heads");
-    if (!config_.hash.training.keep_query_keys) fs::remove_all(folder() / "query_keys");
+    fs::remove_all(paths_.hash_heads());
+    if (!config_.hash.training.keep_query_keys) fs::remove_all(paths_.query_keys());
   });
   tell(fmt::format("wrote {}", path.string()));
 }

@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "trainer/config/run_paths.h"
+#include "trainer/data/open_data.h"
 #include "trainer/files/append_file.h"
 #include "trainer/hashing/collect.h"
 #include "trainer/hashing/head_training.h"
@@ -14,23 +16,18 @@
 
 namespace switchyard {
 
-// Where the projections of a run are: hash.weights, or hash/hash_weights.h5 in run.dir.
-std::filesystem::path hash_weights_path(const RunConfig& config);
-
-// `train-hash`: learns the projections of a frozen model and writes hash_weights.h5. Everything
-// lies in run.dir/hash:
-//   query_keys/    what the model's passes left; removed in the end unless keep_query_keys
-//   heads/         finished heads; removed in the end
-//   metrics.jsonl  losses per head and epoch, and what codes find on held-out text
+// `train-hash`: learns the projections of a frozen model and writes hash_weights_path. By RunPaths:
+//   query_keys    what the model's passes left; removed in the end unless keep_query_keys
+//   hash_heads    finished heads; removed in the end
+//   hash_metrics  losses per head and epoch, and what codes find on held-out text
 // All three are taken up again where a killed training left them, if they are of the same
-// checkpoint and settings. An earlier hash_weights.h5 stays until the new one is whole.
+// checkpoint and settings. An earlier file of projections stays until the new one is whole.
 class HashTraining {
  public:
   // `config` has been validated and the session's model loaded. Collective over the world, as all
   // of it; throws CollectiveError for what is missing or does not fit.
   HashTraining(MpiRuntime& mpi, const RunConfig& config, Session& session,
                std::string checkpoint_fingerprint);
-  ~HashTraining();
 
   void run();
 
@@ -38,10 +35,9 @@ class HashTraining {
   struct Unit {
     int layer, kv_head;
   };
-  struct Tokens;  // a token file and its loader
+  using Tokens = OpenTokens<DataLoader>;
 
   bool is_first_rank() const { return mpi_.rank() == 0; }
-  std::filesystem::path folder() const;
   std::unique_ptr<Tokens> open_tokens(const std::string& path) const;
   QueryKeySet make_set(const std::string& name, const Tokens& tokens, int64_t num_sequences) const;
   int64_t num_training_sequences(const Tokens& tokens) const;
@@ -59,6 +55,7 @@ class HashTraining {
 
   MpiRuntime& mpi_;
   const RunConfig& config_;
+  RunPaths paths_;
   Session& session_;
   std::string fingerprint_;
   std::unique_ptr<Tokens> training_tokens_, held_out_tokens_;

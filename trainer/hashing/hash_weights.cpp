@@ -5,9 +5,10 @@
 #include <span>
 
 #include "kernels/runtime/check.h"
+#include "trainer/config/run_paths.h"
 #include "trainer/files/crc32c.h"
-#include "trainer/files/file_io.h"
-#include "trainer/files/hdf5_image.h"
+#include "trainer/files/durable_file.h"
+#include "trainer/files/hdf5.h"
 
 namespace switchyard {
 namespace {
@@ -93,24 +94,24 @@ HashWeights read_weights(const hdf5::File& file) {
 
 }  // namespace
 
+fs::path hash_weights_path(const RunConfig& config, int bits) {
+  const RunPaths paths(config.run.dir);
+  if (bits != config.hash.bits) return paths.hash_weights(bits);
+  return config.hash.weights.empty() ? paths.hash_weights() : fs::path(config.hash.weights);
+}
+
 void save_hash_weights(const fs::path& path, const HashWeights& weights) {
-  fs::path unfinished = path;
-  unfinished += ".tmp";
-  OutputFile out(unfinished);
-  Hdf5Image image;
-  describe(image.file(), weights);
-  for (int layer = 0; layer < weights.num_layers; ++layer) {
-    if (!weights.has_layer(layer)) continue;
-    const Tensor& stack = weights.layers[static_cast<size_t>(layer)];
-    const hdf5::Dataset dataset =
-        image.file().create_dataset(dataset_name(layer), hdf5::Element::f32,
-                                    {weights.num_kv_heads, weights.head_dim, weights.bits});
-    image.set_elements(dataset, values_of(stack));
-  }
-  image.write(out);
-  out.finish();
-  fs::rename(unfinished, path);
-  sync_directory(path.has_parent_path() ? path.parent_path() : fs::path("."));
+  write_durably(path, [&](const fs::path& unfinished) {
+    hdf5::File file = hdf5::File::create(unfinished);
+    describe(file, weights);
+    for (int layer = 0; layer < weights.num_layers; ++layer) {
+      if (!weights.has_layer(layer)) continue;
+      file.create_dataset(dataset_name(layer), hdf5::Element::f32,
+                          {weights.num_kv_heads, weights.head_dim, weights.bits})
+          .write(values_of(weights.layers[static_cast<size_t>(layer)]));
+    }
+    file.close();
+  });
 }
 
 HashWeights load_hash_weights(const fs::path& path) {

@@ -7,6 +7,7 @@
 
 #include "kernels/runtime/tensor.h"
 #include "layers/model_config.h"
+#include "trainer/config/run_config.h"
 
 namespace switchyard {
 
@@ -29,6 +30,10 @@ struct HashWeights {
     return layer >= 0 && layer < num_layers && layers[static_cast<size_t>(layer)];
   }
 };
+
+// Where the projections of a run are: those of hash.bits in hash.weights, or where it is empty in
+// run.dir, where train-hash leaves them; those of another number of bits beside them in run.dir.
+std::filesystem::path hash_weights_path(const RunConfig& config, int bits);
 
 // hash_weights.h5, see docs/formats.md. The file has its name only when it is whole and on the
 // disk: an earlier one stays as it is until then. Throws Error.

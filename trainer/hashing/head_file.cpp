@@ -5,7 +5,7 @@
 
 #include "kernels/runtime/check.h"
 #include "trainer/files/crc32c.h"
-#include "trainer/files/file_io.h"
+#include "trainer/files/durable_file.h"
 #include "trainer/files/hdf5.h"
 
 namespace switchyard {
@@ -89,18 +89,16 @@ HeadResult read_result(const hdf5::File& file) {
 }  // namespace
 
 void save_head(const fs::path& path, const std::string& key, const HeadResult& result) {
-  fs::path unfinished = path;
-  unfinished += ".tmp";
-  hdf5::File file = hdf5::File::create(unfinished);
-  file.set_string("key", key);
-  const Tensor& weight = result.weight;
-  write<float>(file, "weight", {weight.shape()[0], weight.shape()[1]},
-               {weight.data<float>(), static_cast<size_t>(weight.num_elements())});
-  write<double>(file, "losses", {std::ssize(result.losses), kLossFields}, flatten(result.losses));
-  if (result.learned && result.random) write_quality(file, *result.learned, *result.random);
-  file.close();
-  fs::rename(unfinished, path);
-  sync_directory(path.parent_path());
+  write_durably(path, [&](const fs::path& unfinished) {
+    hdf5::File file = hdf5::File::create(unfinished);
+    file.set_string("key", key);
+    const Tensor& weight = result.weight;
+    write<float>(file, "weight", {weight.shape()[0], weight.shape()[1]},
+                 {weight.data<float>(), static_cast<size_t>(weight.num_elements())});
+    write<double>(file, "losses", {std::ssize(result.losses), kLossFields}, flatten(result.losses));
+    if (result.learned && result.random) write_quality(file, *result.learned, *result.random);
+    file.close();
+  });
 }
 
 std::optional<HeadResult> load_head(const fs::path& path, const std::string& key) {

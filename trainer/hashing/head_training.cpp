@@ -3,10 +3,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <optional>
 #include <span>
+#include <utility>
 
 #include "kernels/basic/elementwise.h"
 #include "kernels/optimizer/optimizer_step.h"
+#include "kernels/runtime/check.h"
 #include "trainer/hashing/labels.h"
 #include "trainer/hashing/random_projection.h"
 #include "trainer/hashing/scores.h"
@@ -14,68 +17,78 @@
 namespace switchyard {
 namespace {
 
-// Labels of every query head with the keys of its sequence.
-//   result  [group, keys]
-Tensor labels_of(const HeadQueryKeys& head, int64_t sequence, const HashTrainingConfig& config) {
-  const int64_t group = head.q.shape()[0], sequences = head.q.shape()[1];
-  const int64_t head_dim = head.q.shape()[2];
-  const int64_t first = head.row_offsets[static_cast<size_t>(sequence)];
-  const int64_t keys = head.row_offsets[static_cast<size_t>(sequence) + 1] - first;
-  Tensor labels({group, keys}, DType::f32);
-  std::vector<float> scores(static_cast<size_t>(keys));
-  for (int64_t g = 0; g < group; ++g) {
-    const float* q = head.q.data<float>() + (g * sequences + sequence) * head_dim;
-    score_keys({q, static_cast<size_t>(head_dim)}, head.k.data<float>() + first * head_dim, scores);
-    label_keys(scores, config, {labels.data<float>() + g * keys, scores.size()});
-  }
-  return labels;
-}
-
-// Puts pairs of one sequence after the other.
+// Puts the pairs of one block behind those of the blocks before.
 class PairList {
  public:
-  PairList(int64_t group, int64_t head_dim)
-      : head_dim_(head_dim), q_(static_cast<size_t>(group)), labels_(static_cast<size_t>(group)) {}
+  PairList(const HeadTask& task, int64_t group, int64_t head_dim)
+      : pairs_{.q = Tensor({group, task.training.num_sequences, head_dim}, DType::f32),
+               .k = Tensor({task.total_pairs, head_dim}, DType::f32),
+               .labels = Tensor({group, task.total_pairs}, DType::f32),
+               .row_offsets = {0}} {}
 
-  void begin_sequence(const HeadQueryKeys& head, int64_t sequence) {
-    const int64_t sequences = head.q.shape()[1];
-    for (size_t g = 0; g < q_.size(); ++g) {
-      const float* q =
-          head.q.data<float>() + (static_cast<int64_t>(g) * sequences + sequence) * head_dim_;
-      q_[g].insert(q_[g].end(), q, q + head_dim_);
+  void add(const HeadQueryKeys& head, const HashTrainingConfig& config) {
+    const int64_t group = pairs_.group(), head_dim = pairs_.k.shape()[1];
+    const int64_t sequences = head.q.shape()[1], first = num_sequences();
+    const int64_t first_row = pairs_.row_offsets.back(), rows = head.row_offsets.back();
+    require(first + sequences <= pairs_.sequences() && first_row + rows <= pairs_.rows(),
+            "the collected blocks hold more queries and keys than before");
+    for (int64_t g = 0; g < group; ++g) {
+      std::copy_n(head.q.data<float>() + g * sequences * head_dim, sequences * head_dim,
+                  pairs_.q.data<float>() + (g * pairs_.sequences() + first) * head_dim);
+    }
+    std::copy_n(head.k.data<float>(), rows * head_dim,
+                pairs_.k.data<float>() + first_row * head_dim);
+    for (int64_t s = 0; s < sequences; ++s) {
+      pairs_.row_offsets.push_back(first_row + head.row_offsets[static_cast<size_t>(s) + 1]);
+      label_last(config);
     }
   }
-  void add_key(const float* key, const Tensor& labels, int64_t place) {
-    k_.insert(k_.end(), key, key + head_dim_);
-    for (size_t g = 0; g < labels_.size(); ++g) {
-      const int64_t keys = labels.shape()[1];
-      labels_[g].push_back(labels.data<float>()[static_cast<int64_t>(g) * keys + place]);
-    }
-  }
-  void end_sequence() { offsets_.push_back(static_cast<int64_t>(k_.size()) / head_dim_); }
 
   HashPairs take() {
-    const auto group = static_cast<int64_t>(q_.size());
-    const int64_t rows = offsets_.back(), sequences = std::ssize(offsets_) - 1;
-    HashPairs pairs{.q = Tensor({group, sequences, head_dim_}, DType::f32),
-                    .k = Tensor({rows, head_dim_}, DType::f32),
-                    .labels = Tensor({group, rows}, DType::f32),
-                    .row_offsets = offsets_};
-    std::copy(k_.begin(), k_.end(), pairs.k.data<float>());
-    for (size_t g = 0; g < q_.size(); ++g) {
-      const auto row = static_cast<int64_t>(g);
-      std::copy(q_[g].begin(), q_[g].end(), pairs.q.data<float>() + row * sequences * head_dim_);
-      std::copy(labels_[g].begin(), labels_[g].end(), pairs.labels.data<float>() + row * rows);
-    }
-    return pairs;
+    require(num_sequences() == pairs_.sequences() && pairs_.row_offsets.back() == pairs_.rows(),
+            "the collected blocks hold fewer queries and keys than before");
+    return std::move(pairs_);
   }
 
  private:
-  int64_t head_dim_;
-  std::vector<std::vector<float>> q_, labels_;  // per query head
-  std::vector<float> k_;
-  std::vector<int64_t> offsets_ = {0};
+  int64_t num_sequences() const { return std::ssize(pairs_.row_offsets) - 1; }
+
+  // Every query head's query of the last sequence with its keys.
+  void label_last(const HashTrainingConfig& config) {
+    const int64_t sequence = num_sequences() - 1, head_dim = pairs_.k.shape()[1];
+    const int64_t first = pairs_.row_offsets[static_cast<size_t>(sequence)];
+    const auto keys = static_cast<size_t>(pairs_.row_offsets.back() - first);
+    std::vector<float> scores(keys);
+    for (int64_t g = 0; g < pairs_.group(); ++g) {
+      const float* q = pairs_.q.data<float>() + (g * pairs_.sequences() + sequence) * head_dim;
+      score_keys({q, static_cast<size_t>(head_dim)}, pairs_.k.data<float>() + first * head_dim,
+                 scores);
+      label_keys(scores, config, {pairs_.labels.data<float>() + g * pairs_.rows() + first, keys});
+    }
+  }
+
+  HashPairs pairs_;
 };
+
+// These rows of all pairs.
+HashPairs rows_of(const HashPairs& all, std::span<const int64_t> rows,
+                  std::vector<int64_t> row_offsets) {
+  const int64_t count = std::ssize(rows), head_dim = all.k.shape()[1];
+  HashPairs pairs{.q = Tensor(all.q.shape(), DType::f32),
+                  .k = Tensor({count, head_dim}, DType::f32),
+                  .labels = Tensor({all.group(), count}, DType::f32),
+                  .row_offsets = std::move(row_offsets)};
+  std::copy_n(all.q.data<float>(), all.q.num_elements(), pairs.q.data<float>());
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t row = rows[static_cast<size_t>(i)];
+    std::copy_n(all.k.data<float>() + row * head_dim, head_dim,
+                pairs.k.data<float>() + i * head_dim);
+    for (int64_t g = 0; g < all.group(); ++g) {
+      pairs.labels.data<float>()[g * count + i] = all.labels.data<float>()[g * all.rows() + row];
+    }
+  }
+  return pairs;
+}
 
 HashQuality measure(const QueryKeySet& set, int layer, int kv_head, ConstTensorView weight) {
   HashQuality quality;
@@ -95,36 +108,40 @@ int64_t count_pairs(const QueryKeySet& set) {
   return total;
 }
 
-HashPairs draw_pairs(const HeadTask& task, const HashTrainingConfig& config, int epoch) {
-  const double share =
-      static_cast<double>(config.pairs_per_epoch) / static_cast<double>(task.total_pairs);
-  const RandomKey key{task.training.seed,
-                      stream_id(fmt::format("hash.layers.{}.epochs.{}", task.layer, epoch))};
+HashPairs read_pairs(const HeadTask& task, const HashTrainingConfig& config) {
   std::optional<PairList> list;
-  uint64_t row = 0;  // among all of the set
   for (int64_t block = 0; block < task.training.num_blocks(); ++block) {
     const HeadQueryKeys head =
         QueryKeyFile(task.training.path_of(block)).read(task.layer, task.kv_head);
-    const int64_t head_dim = head.k.shape()[2];
-    if (!list) list.emplace(head.q.shape()[0], head_dim);
-    for (int64_t s = 0; s + 1 < std::ssize(head.row_offsets); ++s) {
-      const Tensor labels = labels_of(head, s, config);
-      const int64_t first = head.row_offsets[static_cast<size_t>(s)], keys = labels.shape()[1];
-      list->begin_sequence(head, s);
-      for (int64_t i = 0; i < keys; ++i, ++row) {
-        if (i + 1 < keys && random_uniform(key, row) >= share) continue;
-        list->add_key(head.k.data<float>() + (first + i) * head_dim, labels, i);
-      }
-      list->end_sequence();
-    }
+    if (!list) list.emplace(task, head.q.shape()[0], head.k.shape()[2]);
+    list->add(head, config);
   }
   return list->take();
 }
 
+HashPairs draw_pairs(const HashPairs& all, const HeadTask& task, const HashTrainingConfig& config,
+                     int epoch) {
+  const double share =
+      static_cast<double>(config.pairs_per_epoch) / static_cast<double>(task.total_pairs);
+  const RandomKey key{task.training.seed,
+                      stream_id(fmt::format("hash.layers.{}.epochs.{}", task.layer, epoch))};
+  std::vector<int64_t> rows, row_offsets = {0};
+  for (size_t s = 0; s + 1 < all.row_offsets.size(); ++s) {
+    const int64_t own_key = all.row_offsets[s + 1] - 1;
+    for (int64_t row = all.row_offsets[s]; row <= own_key; ++row) {
+      const bool drawn = random_uniform(key, static_cast<uint64_t>(row)) < share;
+      if (drawn || row == own_key) rows.push_back(row);
+    }
+    row_offsets.push_back(std::ssize(rows));
+  }
+  return rows_of(all, rows, std::move(row_offsets));
+}
+
 HeadResult train_head(const HeadTask& task, const HashTrainingConfig& config) {
   const RandomKey key = projection_key(task.training.seed, task.layer, task.kv_head);
-  HashPairs pairs = draw_pairs(task, config, 0);
-  const int64_t head_dim = pairs.k.shape()[1];
+  const HashPairs all = read_pairs(task, config);
+  const bool draws_anew = config.pairs_per_epoch < task.total_pairs;
+  const int64_t head_dim = all.k.shape()[1];
   HeadResult result{.weight = random_projection(config.init, key, head_dim, task.bits),
                     .losses = {},
                     .learned = {},
@@ -134,15 +151,15 @@ HeadResult train_head(const HeadTask& task, const HashTrainingConfig& config) {
   const SgdOptions sgd{.lr = static_cast<float>(config.lr),
                        .momentum = static_cast<float>(config.momentum),
                        .weight_decay = static_cast<float>(config.weight_decay)};
-  const bool draws_anew = config.pairs_per_epoch < task.total_pairs;
   // Epochs learn from different pairs: their losses are compared on the same ones, which none of
   // them learns from.
-  const HashPairs fixed_pairs = draw_pairs(task, config, draws_anew ? config.epochs : 0);
-  const HashObjective measured(fixed_pairs, config);
+  HashPairs fixed, drawn;
+  if (draws_anew) fixed = draw_pairs(all, task, config, config.epochs);
+  const HashObjective measured(draws_anew ? fixed : all, config);
   result.losses.push_back(measured.gradient(result.weight, gradient));
   for (int epoch = 0; epoch < config.epochs; ++epoch) {
-    if (epoch > 0 && draws_anew) pairs = draw_pairs(task, config, epoch);
-    const HashObjective objective(pairs, config);
+    if (draws_anew) drawn = draw_pairs(all, task, config, epoch);
+    const HashObjective objective(draws_anew ? drawn : all, config);
     for (int iteration = 0; iteration < config.iterations; ++iteration) {
       objective.gradient(result.weight, gradient);
       sgd_step(stream, sgd, /*grad_scale=*/1.0f, gradient.view().reshape({gradient.num_elements()}),

@@ -31,13 +31,17 @@ struct HeadResult {
 // How many pairs the set's blocks hold, per query head. Not collective.
 int64_t count_pairs(const QueryKeySet& set);
 
-// Pairs of an epoch: all of them, or a share that gives about config.pairs_per_epoch, each pair
-// with the same probability. A function of the set's seed, the layer and the epoch; the same for
-// all heads of a layer, so that they need not be read together. Every sequence keeps its query's
-// own key.
-HashPairs draw_pairs(const HeadTask& task, const HashTrainingConfig& config, int epoch);
+// All pairs of a head with their labels, read from the disk.
+HashPairs read_pairs(const HeadTask& task, const HashTrainingConfig& config);
 
-// Trains and measures one head; a function of its arguments and the collected files alone.
+// Pairs of an epoch: all of them, or a share that gives about config.pairs_per_epoch, each pair
+// with the same probability. A function of the set's seed, the layer and the epoch, the same for
+// all heads of a layer. Every sequence keeps its query's own key, which is its last.
+HashPairs draw_pairs(const HashPairs& all, const HeadTask& task, const HashTrainingConfig& config,
+                     int epoch);
+
+// Trains and measures one head; a function of its arguments and the collected files alone. Holds
+// all pairs of the head in memory, with those of an epoch.
 HeadResult train_head(const HeadTask& task, const HashTrainingConfig& config);
 
 }  // namespace switchyard

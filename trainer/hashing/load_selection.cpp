@@ -2,9 +2,10 @@
 
 #include <fmt/format.h>
 
+#include <filesystem>
+
 #include "kernels/basic/elementwise.h"
 #include "kernels/runtime/check.h"
-#include "trainer/hashing/hash_training.h"
 #include "trainer/hashing/random_projection.h"
 
 namespace switchyard {
@@ -25,11 +26,6 @@ HashWeights learned_weights(const RunConfig& config, int bits, const std::string
 }
 
 }  // namespace
-
-fs::path hash_weights_path(const RunConfig& config, int bits) {
-  if (bits == config.hash.bits) return hash_weights_path(config);
-  return fs::path(config.run.dir) / "hash" / fmt::format("hash_weights_{}.h5", bits);
-}
 
 std::vector<Tensor> local_hash_weights(Stream& stream, const DistributedContext& dist,
                                        const HashWeights& weights) {

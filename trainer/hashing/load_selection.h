@@ -1,6 +1,5 @@
 #pragma once
 
-#include <filesystem>
 #include <string>
 #include <vector>
 
@@ -10,10 +9,6 @@
 #include "trainer/training/session.h"
 
 namespace switchyard {
-
-// Where the projections of so many bits are: of hash.bits where train-hash leaves them, of others
-// hash/hash_weights_BITS.h5 in run.dir.
-std::filesystem::path hash_weights_path(const RunConfig& config, int bits);
 
 // The projections of this rank's key/value heads, on the device.
 std::vector<Tensor> local_hash_weights(Stream& stream, const DistributedContext& dist,

@@ -7,7 +7,6 @@
 
 #include "kernels/runtime/check.h"
 #include "trainer/files/crc32c.h"
-#include "trainer/files/file_io.h"
 
 namespace switchyard {
 namespace {
@@ -20,11 +19,6 @@ constexpr char kChecksums[] = "crc32c_of_heads";
 std::string query_name(int layer) { return fmt::format("layers.{}/q", layer); }
 std::string key_name(int layer) { return fmt::format("layers.{}/k", layer); }
 
-fs::path with_suffix(fs::path path, const char* suffix) {
-  path += suffix;
-  return path;
-}
-
 std::span<const float> values_of(ConstTensorView x) {
   return {x.data<float>(), static_cast<size_t>(x.num_elements())};
 }
@@ -35,9 +29,7 @@ int64_t checksum(ConstTensorView x) { return crc32c(std::as_bytes(values_of(x)))
 
 QueryKeyWriter::QueryKeyWriter(fs::path path, const std::string& key,
                                std::vector<int64_t> row_offsets)
-    : path_(std::move(path)),
-      unfinished_(with_suffix(path_, ".tmp")),
-      file_(hdf5::File::create(unfinished_)) {
+    : unfinished_(std::move(path)), file_(hdf5::File::create(unfinished_.path())) {
   file_.set_string("key", key);
   const auto count = static_cast<int64_t>(row_offsets.size());
   file_.create_dataset(kOffsets, hdf5::Element::i64, {count})
@@ -60,8 +52,7 @@ void QueryKeyWriter::write(const std::string& name, ConstTensorView x) {
 
 void QueryKeyWriter::finish() {
   file_.close();
-  fs::rename(unfinished_, path_);
-  sync_directory(path_.parent_path());
+  unfinished_.publish();
 }
 
 QueryKeyFile::QueryKeyFile(const fs::path& path) : file_(hdf5::File::open(path)) {}

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/runtime/tensor.h"
+#include "trainer/files/durable_file.h"
 #include "trainer/files/hdf5.h"
 
 namespace switchyard {
@@ -34,8 +35,8 @@ class QueryKeyWriter {
  private:
   void write(const std::string& name, ConstTensorView x);
 
-  std::filesystem::path path_, unfinished_;
-  hdf5::File file_;
+  UnfinishedFile unfinished_;
+  hdf5::File file_;  // closed before what was not finished is removed
 };
 
 // One key/value head of a block.

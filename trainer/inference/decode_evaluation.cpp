@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <span>
 
 #include "kernels/runtime/check.h"
@@ -28,29 +29,31 @@ double cross_entropy(std::span<const float> logits, int32_t target) {
   return std::log(sum) + greatest - logits[static_cast<size_t>(target)];
 }
 
-// Whether the likeliest token is right at a position of `row` that has a target.
-bool is_right(const MicroBatch& batch, int64_t row, int64_t position,
-              std::span<const float> logits) {
-  const auto seq_len = static_cast<size_t>(batch.seq_len);
-  const std::span targets(batch.targets.data<int32_t>() + row * batch.seq_len, seq_len);
-  const auto token = static_cast<int32_t>(std::ranges::max_element(logits) - logits.begin());
-  const auto task = recall_task_of(batch.tokens.data<int32_t>()[row * batch.seq_len]);
-  if (!task) return token == targets[static_cast<size_t>(position)];
-  return is_right_answer(*task, targets, position, token);
+std::span<const int32_t> targets_of(const MicroBatch& batch, int64_t row) {
+  return {batch.targets.data<int32_t>() + row * batch.seq_len, static_cast<size_t>(batch.seq_len)};
+}
+
+std::optional<int> task_of(const AnswerKey& answers, const MicroBatch& batch, int64_t row) {
+  return answers.task_of(batch.tokens.data<int32_t>()[row * batch.seq_len]);
 }
 
 }  // namespace
 
 double DecodeScore::perplexity() const { return std::exp(loss()); }
 
+DecodeScore DecodePlan::no_score() const {
+  const int tasks = answers ? answers->num_tasks() : 0;
+  return {.loss_sum = 0.0, .targets = 0, .answers = AnswerScores(static_cast<size_t>(tasks))};
+}
+
 DecodePlan plan_decoding(const RunConfig& config, ValidationLoader& validation, int64_t batches,
-                         Communicator& world) {
+                         const AnswerKey* answers, Communicator& world) {
   constexpr int64_t kTokens = 64;
   const int64_t seq_len = config.model.seq_len, wanted = config.decode.eval_tokens;
   DecodePlan plan{.batches = std::min(batches, validation.num_batches()),
                   .prefill = seq_len - (wanted > 0 ? wanted : std::min(kTokens, seq_len / 2)),
-                  .recall_tasks = config.data.tokenizer.type == TokenizerType::recall};
-  if (!plan.recall_tasks) return plan;
+                  .answers = answers};
+  if (!answers) return plan;
   plan.prefill = seq_len - std::max<int64_t>(wanted, 1);
   for (int64_t i = 0; i < plan.batches; ++i) {
     GlobalBatch global;
@@ -71,32 +74,45 @@ DecodePlan plan_decoding(const RunConfig& config, ValidationLoader& validation, 
 
 void add_decoding(const DecodePlan& plan, ForcedDecoding& decoding, const SelectorFactory& make,
                   const MicroBatch& batch, DecodeScore& score) {
-  std::vector<std::vector<bool>> right(static_cast<size_t>(batch.num_sequences));
+  std::vector<std::optional<int>> tasks(static_cast<size_t>(batch.num_sequences));
+  for (int64_t row = 0; plan.answers && row < batch.num_sequences; ++row) {
+    tasks[static_cast<size_t>(row)] = task_of(*plan.answers, batch, row);
+  }
+  std::vector<std::vector<bool>> right(tasks.size());
   decoding.run(make, [&](int64_t position, ConstTensorView logits) {
     const auto vocab = static_cast<size_t>(logits.dim(1));
     for (int64_t row = 0; row < batch.num_sequences; ++row) {
-      const int32_t target = batch.targets.data<int32_t>()[row * batch.seq_len + position];
+      const std::span targets = targets_of(batch, row);
+      const int32_t target = targets[static_cast<size_t>(position)];
       if (target < 0) continue;
       const std::span own(logits.rows(row, 1).data<float>(), vocab);
       score.loss_sum += cross_entropy(own, target);
       ++score.targets;
-      right[static_cast<size_t>(row)].push_back(is_right(batch, row, position, own));
+      const std::optional<int> task = tasks[static_cast<size_t>(row)];
+      if (!task) continue;
+      const auto likeliest = static_cast<int32_t>(std::ranges::max_element(own) - own.begin());
+      right[static_cast<size_t>(row)].push_back(
+          plan.answers->is_right(*task, targets, position, likeliest));
     }
   });
-  for (int64_t row = 0; plan.recall_tasks && row < batch.num_sequences; ++row) {
-    const auto task = recall_task_of(batch.tokens.data<int32_t>()[row * batch.seq_len]);
-    const std::vector<bool>& answers = right[static_cast<size_t>(row)];
-    if (task && !answers.empty()) add_sample(score.recall, *task, answers);
+  for (size_t row = 0; row < tasks.size(); ++row) {
+    if (!right[row].empty()) {
+      add_sample(score.answers[static_cast<size_t>(*tasks[row])], right[row]);
+    }
   }
 }
 
 void sum_over_ranks(const DistributedContext& dist, std::vector<DecodeScore>& scores) {
   RankReduction reduction(dist.world());
   for (DecodeScore& score : scores) {
-    if (dist.tp().rank() != 0) score = {};
+    if (dist.tp().rank() != 0) {
+      score.loss_sum = 0.0;
+      score.targets = 0;
+      score.answers.assign(score.answers.size(), {});
+    }
     reduction.sum(score.loss_sum);
     reduction.sum(score.targets);
-    for (RecallScore& task : score.recall) add_score(reduction, task);
+    add_scores(reduction, score.answers);
   }
   Stream stream;
   reduction.run(stream);
@@ -106,7 +122,7 @@ std::vector<DecodeScore> evaluate_decoding(Stream& stream, Transformer& model,
                                            const DistributedContext& dist,
                                            ValidationLoader& validation, const DecodePlan& plan,
                                            const std::vector<SelectorFactory>& methods) {
-  std::vector<DecodeScore> scores(methods.size());
+  std::vector<DecodeScore> scores(methods.size(), plan.no_score());
   for (int64_t i = 0; i < plan.batches; ++i) {
     GlobalBatch global;
     run_collectively(dist.world(), [&] { global = validation.load(i); });

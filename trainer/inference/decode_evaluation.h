@@ -5,8 +5,8 @@
 
 #include "trainer/config/run_config.h"
 #include "trainer/data/data_loader.h"
+#include "trainer/inference/answer_key.h"
 #include "trainer/inference/forced_decoding.h"
-#include "trainer/recall/recall_evaluation.h"
 
 namespace switchyard {
 
@@ -14,7 +14,7 @@ namespace switchyard {
 struct DecodeScore {
   double loss_sum = 0.0;  // cross-entropy
   int64_t targets = 0;
-  RecallScores recall;  // of recall tasks; else without samples
+  AnswerScores answers;  // empty without a key
 
   double loss() const { return targets > 0 ? loss_sum / static_cast<double>(targets) : 0.0; }
   double perplexity() const;
@@ -22,16 +22,20 @@ struct DecodeScore {
 
 // Which tokens of a held-out file are decoded.
 struct DecodePlan {
-  int64_t batches = 0;        // global ones, from the start of the file
-  int64_t prefill = 0;        // tokens of each sequence that are read at once, before the others
-  bool recall_tasks = false;  // each sequence is one sample
+  int64_t batches = 0;  // global ones, from the start of the file
+  int64_t prefill = 0;  // tokens of each sequence that are read at once, before the others
+  const AnswerKey* answers = nullptr;  // optional; with it each sequence is one sample
+
+  // Without anything decoded.
+  DecodeScore no_score() const;
 };
 
-// All but the last decode.eval_tokens of each sequence are read at once; of recall tasks at most
+// All but the last decode.eval_tokens of each sequence are read at once; with an answer key at most
 // those before the last token that asks for the first answer of any sample, so that every answer is
 // decoded. The same on every layout. Collective over the world.
+//   answers  may be null; outlives the plan
 DecodePlan plan_decoding(const RunConfig& config, ValidationLoader& validation, int64_t batches,
-                         Communicator& world);
+                         const AnswerKey* answers, Communicator& world);
 
 // Decodes one batch with the selectors and adds what its targets say. Collective as ForcedDecoding.
 void add_decoding(const DecodePlan& plan, ForcedDecoding& decoding, const SelectorFactory& make,

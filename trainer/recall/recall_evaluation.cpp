@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -27,7 +28,7 @@ size_t end_of_document(std::span<const int32_t> tokens, size_t begin) {
 //   tokens, targets  [seq_len] of one row
 //   logits           [seq_len, vocab_size]
 void score_row(std::span<const int32_t> tokens, std::span<const int32_t> targets,
-               ConstTensorView logits, RecallScores& scores) {
+               ConstTensorView logits, AnswerScores& scores) {
   const auto vocab = static_cast<size_t>(logits.dim(1));
   for (size_t begin = 0, end = 0; begin < tokens.size(); begin = end) {
     const auto task = recall_task_of(tokens[begin]);
@@ -39,36 +40,42 @@ void score_row(std::span<const int32_t> tokens, std::span<const int32_t> targets
       const int32_t token = likeliest({logits.data<float>() + t * vocab, vocab});
       right.push_back(is_right_answer(*task, targets, static_cast<int64_t>(t), token));
     }
-    add_sample(scores, *task, right);
+    add_sample(scores[static_cast<size_t>(*task)], right);
   }
 }
 
 // Over the ranks that had sequences of their own: one of each tp group.
-void add_ranks(Stream& stream, const DistributedContext& dist, RecallScores& scores) {
-  if (dist.tp().rank() != 0) scores = {};
+void add_ranks(Stream& stream, const DistributedContext& dist, AnswerScores& scores) {
+  if (dist.tp().rank() != 0) scores.assign(scores.size(), {});
   RankReduction reduction(dist.world());
-  for (RecallScore& score : scores) add_score(reduction, score);
+  add_scores(reduction, scores);
   reduction.run(stream);
 }
 
+class RecallAnswers final : public AnswerKey {
+ public:
+  int num_tasks() const override { return RecallVocabulary::kNumTasks; }
+  std::string_view task_name(int task) const override {
+    return to_string(static_cast<RecallTask>(task));
+  }
+  std::optional<int> task_of(int32_t first_token) const override {
+    const auto task = recall_task_of(first_token);
+    return task ? std::optional(static_cast<int>(*task)) : std::nullopt;
+  }
+  bool is_right(int task, std::span<const int32_t> targets, int64_t position,
+                int32_t token) const override {
+    return is_right_answer(static_cast<RecallTask>(task), targets, position, token);
+  }
+};
+
 }  // namespace
 
-void add_score(RankReduction& reduction, RecallScore& score) {
-  for (int64_t* count : {&score.samples, &score.exact, &score.answers, &score.right}) {
-    reduction.sum(*count);
-  }
+const AnswerKey* recall_answers(const RunConfig& config) {
+  static const RecallAnswers answers;
+  return config.data.tokenizer.type == TokenizerType::recall ? &answers : nullptr;
 }
 
-void add_sample(RecallScores& scores, RecallTask task, const std::vector<bool>& right) {
-  RecallScore& score = scores[static_cast<size_t>(task)];
-  const auto count = std::ranges::count(right, true);
-  ++score.samples;
-  score.exact += count == std::ssize(right);
-  score.answers += std::ssize(right);
-  score.right += count;
-}
-
-void add_batch(RecallScores& scores, const MicroBatch& batch, ConstTensorView logits) {
+void add_batch(AnswerScores& scores, const MicroBatch& batch, ConstTensorView logits) {
   const auto seq_len = static_cast<size_t>(batch.seq_len);
   for (int64_t b = 0; b < batch.num_sequences; ++b) {
     score_row({batch.tokens.data<int32_t>() + b * batch.seq_len, seq_len},
@@ -77,23 +84,22 @@ void add_batch(RecallScores& scores, const MicroBatch& batch, ConstTensorView lo
   }
 }
 
-std::string describe(const RecallScores& scores) {
+std::string describe(const AnswerScores& scores, const AnswerKey& answers) {
   std::string text =
       fmt::format("{:<20}{:>10}{:>10}{:>10}\n", "task", "samples", "exact", "answers");
   for (size_t task = 0; task < scores.size(); ++task) {
-    const RecallScore& score = scores[task];
+    const AnswerScore& score = scores[task];
     if (score.samples == 0) continue;
     text +=
-        fmt::format("{:<20}{:>10}{:>9.2f}%{:>9.2f}%\n", to_string(static_cast<RecallTask>(task)),
+        fmt::format("{:<20}{:>10}{:>9.2f}%{:>9.2f}%\n", answers.task_name(static_cast<int>(task)),
                     score.samples, 100.0 * score.exact_share(), 100.0 * score.right_share());
   }
   return text;
 }
 
-RecallScores evaluate_recall(Stream& stream, Transformer& model,
-                             const DistributedContext& dist, ValidationLoader& validation,
-                             int64_t max_batches) {
-  RecallScores scores;
+AnswerScores evaluate_recall(Stream& stream, Transformer& model, const DistributedContext& dist,
+                             ValidationLoader& validation, int64_t max_batches) {
+  AnswerScores scores(RecallVocabulary::kNumTasks);
   Workspace saved(stream.device()), scratch(stream.device());
   MicroBatch copied;
   const int64_t batches = std::min(max_batches, validation.num_batches());

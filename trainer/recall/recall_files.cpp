@@ -28,8 +28,8 @@ void check(const DataSection& config, int64_t seq_len) {
           "data.recall.train_sequences is missing: how much to train on");
   require(config.validation.empty() || config.recall.validation_sequences > 0,
           "data.validation names a file, and data.recall.validation_sequences is 0");
-  for (const RecallProblem& problem : check_recall(config.recall, seq_len)) {
-    fail("data.recall.{}: {}", problem.key, problem.text);
+  for (const ConfigProblem& problem : check_recall(config.recall, seq_len)) {
+    fail("{}: {}", problem.key, problem.text);
   }
 }
 
@@ -53,19 +53,28 @@ int64_t sample_length(const RecallSection& options, int64_t seq_len, int64_t seq
   return lengths[draw % lengths.size()];
 }
 
+// The answers count as targets, nothing else does.
+void append(const RecallSample& sample, TokenFileWriter& writer) {
+  std::vector<uint8_t> loss_mask(sample.tokens.size() + 1, 0);
+  for (const RecallAnswer& answer : sample.answers) {
+    loss_mask[static_cast<size_t>(answer.position)] = 1;
+  }
+  writer.append_document(sample.tokens, loss_mask);
+}
+
 void write_training(const RecallSection& options, int64_t seq_len, TokenFileWriter& writer) {
   for (int64_t sequence = 0; sequence < options.train_sequences; ++sequence) {
     const int64_t length = sample_length(options, seq_len, sequence);
     for (int64_t i = 0; i < seq_len / length; ++i) {
-      writer.append_document(
-          make_recall_sample(options, RecallPart::train, writer.num_documents(), length).tokens);
+      append(make_recall_sample(options, RecallPart::train, writer.num_documents(), length),
+             writer);
     }
   }
 }
 
 void write_held_out(const RecallSection& options, int64_t seq_len, TokenFileWriter& writer) {
   for (int64_t i = 0; i < options.validation_sequences; ++i) {
-    writer.append_document(make_recall_sample(options, RecallPart::held_out, i, seq_len).tokens);
+    append(make_recall_sample(options, RecallPart::held_out, i, seq_len), writer);
   }
 }
 
@@ -75,14 +84,14 @@ TokenizeReport make_recall_files(const DataSection& config, int64_t seq_len, std
   check(config, seq_len);
   const auto tokenizer = make_tokenizer(config.tokenizer);
   const std::string source = describe(config.recall, seq_len);
-  const TokenFileInfo info{
-      .vocab_size = tokenizer->vocab_size(),
-      .end_of_document = tokenizer->end_of_document(),
-      .tokenizer = std::string(to_string(tokenizer->type())),
-      .tokenizer_hash = tokenizer->hash(),
-      .source = source,
-      .source_hash =
-          fmt::format("{:016x}", stream_id(fmt::format("{} {}", kGeneratorVersion, source)))};
+  const TokenFileInfo info{.vocab_size = tokenizer->vocab_size(),
+                           .end_of_document = tokenizer->end_of_document(),
+                           .tokenizer = std::string(to_string(tokenizer->type())),
+                           .tokenizer_hash = tokenizer->hash(),
+                           .source = source,
+                           .source_hash = fmt::format(
+                               "{:016x}", hash64(fmt::format("{} {}", kGeneratorVersion, source))),
+                           .loss_mask = true};
   const auto train = open_token_output(config.train, info, log);
   const auto validation = open_token_output(config.validation, info, log);
 

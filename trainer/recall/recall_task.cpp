@@ -3,9 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <cassert>
-#include <charconv>
 #include <numeric>
 
 #include "kernels/basic/random.h"
@@ -25,17 +23,6 @@ constexpr int64_t kTaskAndEnd = 2;          // the first and the last token of a
 // Of the vocabulary, in one sample where they must differ: enough remain to choose from.
 constexpr int64_t kMostKeys = V::kNumKeys / 4 * 3;
 constexpr int64_t kMostValues = V::kNumValues / 4 * 3;
-
-constexpr std::array<std::string_view, V::kNumTasks> kTaskNames = {
-    "single", "multi_key", "multi_value", "multi_query", "variable_tracking", "practice"};
-
-struct WordKind {
-  char letter;
-  int32_t first, count;
-};
-constexpr std::array<WordKind, 3> kWordKinds = {{{'f', V::kFirstFiller, V::kNumFillers},
-                                                 {'k', V::kFirstKey, V::kNumKeys},
-                                                 {'v', V::kFirstValue, V::kNumValues}}};
 
 // One random number after the other, of one sample.
 class Draws {
@@ -239,8 +226,8 @@ class SampleMaker {
 
   int64_t practice_room() const { return share_of(options_.train_share, length_) - kTaskAndEnd; }
 
-  // A path through words of any kind, its steps scattered over the haystack; and walks along it from
-  // anywhere, as many as there is room for.
+  // A path through words of any kind, its steps scattered over the haystack; and walks along it
+  // from anywhere, as many as there is room for.
   void ask_for_walks() {
     int64_t room = practice_room();
     const int64_t most = std::min(room / (kNeedleTokens + kWalkTokens), kMostKeys);
@@ -344,42 +331,6 @@ std::optional<std::string> misfit(const RecallSection& options, RecallTask task,
 
 }  // namespace
 
-std::string_view to_string(RecallTask task) { return kTaskNames[static_cast<size_t>(task)]; }
-
-std::optional<RecallTask> recall_task_of(int32_t first_token) {
-  const int32_t number = first_token - V::kFirstTask;
-  if (number < 0 || number >= V::kNumTasks) return std::nullopt;
-  return static_cast<RecallTask>(number);
-}
-
-std::string recall_word(int32_t token) {
-  require(token >= 0 && token < V::kSize, "token {} is outside the vocabulary of {}", token,
-          V::kSize);
-  if (token == V::kEndOfDocument) return "end";
-  if (token == V::kSet) return "set";
-  if (token == V::kAsk) return "ask";
-  if (const auto task = recall_task_of(token)) return std::string(to_string(*task));
-  const auto kind = std::ranges::find_if(
-      kWordKinds, [&](const WordKind& k) { return token < k.first + k.count; });
-  return fmt::format("{}{}", kind->letter, token - kind->first);
-}
-
-std::optional<int32_t> recall_token(std::string_view word) {
-  for (int32_t marker = 0; marker < V::kFirstFiller; ++marker) {
-    if (recall_word(marker) == word) return marker;
-  }
-  for (const WordKind& kind : kWordKinds) {
-    if (word.empty() || word.front() != kind.letter) continue;
-    int32_t number = 0;
-    const char* end = word.data() + word.size();
-    const auto [rest, error] = std::from_chars(word.data() + 1, end, number);
-    if (error == std::errc() && rest == end && number >= 0 && number < kind.count) {
-      return kind.first + number;
-    }
-  }
-  return std::nullopt;
-}
-
 bool is_held_out_needle(int32_t first, int32_t second) {
   const auto pair = static_cast<uint64_t>(first) << 32 | static_cast<uint64_t>(second);
   return random_uniform({0, stream_id("held-out needle")}, pair) < kHeldOutShare;
@@ -402,35 +353,38 @@ std::vector<int64_t> recall_lengths(const RecallSection& options, int64_t seq_le
   return lengths;
 }
 
-std::vector<RecallProblem> check_recall(const RecallSection& options, int64_t seq_len) {
-  std::vector<RecallProblem> problems;
-  if (options.tasks.empty()) problems.push_back({"tasks", "is empty; name at least one task"});
+std::vector<ConfigProblem> check_recall(const RecallSection& options, int64_t seq_len) {
+  std::vector<ConfigProblem> problems;
+  if (options.tasks.empty())
+    problems.push_back({"data.recall.tasks", "is empty; name at least one task"});
   if (options.shortest > seq_len) {
-    problems.push_back({"shortest", fmt::format("{} is more than model.seq_len = {}; choose less",
-                                                options.shortest, seq_len)});
+    problems.push_back(
+        {"data.recall.shortest", fmt::format("{} is more than model.seq_len = {}; choose less",
+                                             options.shortest, seq_len)});
   }
   const int64_t shortest = recall_lengths(options, seq_len).back();
   for (const RecallTask task : options.tasks) {
     if (const auto problem = misfit(options, task, shortest)) {
-      problems.push_back({shortest < seq_len ? "shortest" : "tasks", *problem});
+      problems.push_back(
+          {shortest < seq_len ? "data.recall.shortest" : "data.recall.tasks", *problem});
     }
   }
   return problems;
 }
 
-void keep_answers(std::span<const int32_t> tokens, std::span<int32_t> targets) {
-  int64_t words_of_question = 0;
-  bool asked = false;
-  for (size_t t = 0; t < tokens.size(); ++t) {
-    if (V::is_marker(tokens[t])) {
-      asked = tokens[t] == V::kAsk;
-      words_of_question = 0;
-    } else {
-      ++words_of_question;
-    }
-    const bool answers = asked && words_of_question > 0 && !V::is_marker(targets[t]);
-    if (!answers) targets[t] = -1;
+std::vector<ConfigProblem> recall_problems(const RunConfig& config) {
+  const RecallSection& options = config.data.recall;
+  const int64_t seq_len = config.model.seq_len;
+  if (config.data.tokenizer.type != TokenizerType::recall || seq_len <= 0) return {};
+  std::vector<ConfigProblem> problems = check_recall(options, seq_len);
+  const bool several = recall_lengths(options, seq_len).size() > 1;
+  if (several && config.data.mask != AttentionMask::document) {
+    problems.push_back(
+        {"data.mask",
+         fmt::format("samples share sequences (data.recall.shortest = {}): set it to document",
+                     options.shortest)});
   }
+  return problems;
 }
 
 bool is_right_answer(RecallTask task, std::span<const int32_t> targets, int64_t position,

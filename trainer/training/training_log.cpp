@@ -3,12 +3,13 @@
 #include <fmt/core.h>
 
 #include "kernels/runtime/check.h"
+#include "trainer/config/run_paths.h"
 
 namespace switchyard {
 TrainingLog::TrainingLog(const std::filesystem::path& dir, bool tensorboard, int64_t last_step,
                          std::ostream& out, const ConsoleOptions& console)
-    : console_(out, console), metrics_(dir / "metrics.jsonl", last_step) {
-  if (tensorboard) tensorboard_.emplace(dir / "tensorboard", last_step);
+    : console_(out, console), metrics_(RunPaths(dir).metrics(), last_step) {
+  if (tensorboard) tensorboard_.emplace(RunPaths(dir).tensorboard(), last_step);
 }
 
 void TrainingLog::record(const StepMetrics& metrics) {

@@ -9,6 +9,7 @@
 #include "tests/support/checkpoint_fixture.h"
 #include "trainer/checkpoint/checkpoint_reader.h"
 #include "trainer/checkpoint/shard.h"
+#include "trainer/files/durable_file.h"
 #include "trainer/files/hdf5.h"
 
 namespace switchyard {
@@ -49,7 +50,7 @@ void write_checkpoint(const fs::path& folder, std::vector<FakeRank>& ranks) {
   }
   manifest.model_fingerprint = model_fingerprint(tensors_of(manifest.shards));
   manifest.model_file = write_model_file(folder / kModelFileName, manifest);
-  write_text(folder / kManifestName, to_text(manifest));
+  write_durably(folder / kManifestName, to_text(manifest));
 }
 
 void read_checkpoint(const fs::path& folder, std::vector<FakeRank>& ranks) {
@@ -172,7 +173,7 @@ TEST(Reshard, AHoleInTheCheckpointIsNamed) {
   write_checkpoint(folder.path(), ranks);
   Manifest manifest = CheckpointReader(folder.path()).manifest();
   manifest.shards.pop_back();
-  write_text(folder.path() / kManifestName, to_text(manifest));
+  write_durably(folder.path() / kManifestName, to_text(manifest));
   std::vector<FakeRank> one = make_ranks({1, 1, 1});
 
   const std::string error = test::error_of([&] { read_checkpoint(folder.path(), one); });

@@ -7,6 +7,7 @@
 #include "tests/support/temporary_folder.h"
 #include "trainer/config/config_error.h"
 #include "trainer/config/config_reader.h"
+#include "trainer/recall/recall_task.h"
 
 namespace switchyard {
 namespace {
@@ -40,7 +41,7 @@ Lines problems_with(const std::vector<std::string>& overrides, int world_size = 
   test::write_file(path, kMoeYaml);
   const LoadedConfig loaded = load_config(path.string(), overrides);
   try {
-    validate_config(loaded, world_size);
+    validate_config(loaded, world_size, recall_problems(loaded.config));
   } catch (const ConfigError& error) {
     return error.lines();
   }

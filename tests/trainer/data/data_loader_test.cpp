@@ -50,18 +50,27 @@ std::vector<Row> rows_of(const GlobalBatch& batch) {
 
 class DataLoaderTest : public ::testing::Test {
  protected:
+  // Whether the token at a position counts, in files with a loss mask; ends of documents, too.
+  static uint8_t counts(int64_t position) { return position % 7 < 3 || position % 11 == 0; }
+
   // Tokens count up from 1, so that each says where it stands; 0 ends a document.
-  void write(const std::vector<int64_t>& lengths) {
+  void write(const std::vector<int64_t>& lengths, bool loss_mask = false) {
     TokenFileWriter writer(path_, {.vocab_size = 60000,
                                    .end_of_document = kEndOfDocument,
                                    .tokenizer = "byte",
                                    .tokenizer_hash = "",
                                    .source = "",
-                                   .source_hash = ""});
+                                   .source_hash = "",
+                                   .loss_mask = loss_mask});
+    masked_ = loss_mask;
     for (const int64_t length : lengths) {
       std::vector<int32_t> tokens(static_cast<size_t>(length));
       std::iota(tokens.begin(), tokens.end(), static_cast<int32_t>(writer.num_tokens()) + 1);
-      writer.append_document(tokens);
+      std::vector<uint8_t> mask;
+      for (int64_t i = 0; loss_mask && i <= length; ++i) {
+        mask.push_back(counts(writer.num_tokens() + i));
+      }
+      writer.append_document(tokens, mask);
     }
     writer.finish();
     file_.emplace(path_);
@@ -69,13 +78,13 @@ class DataLoaderTest : public ::testing::Test {
     file_->read(0, all_);
   }
 
-  void write_random_documents(int count, int64_t max_length) {
+  void write_random_documents(int count, int64_t max_length, bool loss_mask = false) {
     std::minstd_rand engine(5);
     std::vector<int64_t> lengths;
     for (int i = 0; i < count; ++i) {
       lengths.push_back(static_cast<int64_t>(engine()) % (max_length + 1));
     }
-    write(lengths);
+    write(lengths, loss_mask);
   }
 
   // What a sequence must be, from the definition.
@@ -93,7 +102,8 @@ class DataLoaderTest : public ::testing::Test {
       const int32_t token = has_target ? all_[static_cast<size_t>(p)] : kEndOfDocument;
       const bool ends = token == kEndOfDocument && mask == AttentionMask::document;
       row.tokens.push_back(token);
-      row.targets.push_back(has_target && !ends ? all_[static_cast<size_t>(p) + 1] : -1);
+      const bool counted = !masked_ || counts(p + 1) != 0;
+      row.targets.push_back(has_target && !ends && counted ? all_[static_cast<size_t>(p) + 1] : -1);
       if (mask == AttentionMask::document) {
         row.document_start.push_back(
             static_cast<int32_t>(std::max<int64_t>(document_begin - sequence * kSeqLen, 0)));
@@ -129,6 +139,7 @@ class DataLoaderTest : public ::testing::Test {
   std::filesystem::path path_ = folder_.path() / "train.h5";
   std::optional<TokenFile> file_;
   std::vector<int32_t> all_;
+  bool masked_ = false;
 };
 
 TEST_F(DataLoaderTest, OneEpochIsEverySequenceOnce) {
@@ -183,6 +194,75 @@ TEST_F(DataLoaderTest, EveryRankKnowsTheTargetsOfTheGlobalBatch) {
       }
     }
   }
+}
+
+TEST_F(DataLoaderTest, ALossMaskLeavesItsTargetsWhereverSequencesAreCut) {
+  write_random_documents(40, 60, /*loss_mask=*/true);
+  for (const auto mask : {AttentionMask::causal, AttentionMask::document}) {
+    ValidationLoader loader(*file_, config(mask));
+    int64_t sequence = 0, counted = 0, announced = 0;
+    for (int64_t i = 0; i < loader.num_batches(); ++i) {
+      const GlobalBatch batch = loader.load(i);
+      announced += batch.target_tokens;
+      for (const Row& row : rows_of(batch)) {
+        if (sequence * kSeqLen + 1 < std::ssize(all_)) {
+          EXPECT_EQ(row, expected_row(sequence, mask)) << sequence;
+        }
+        counted += row.num_targets();
+        ++sequence;
+      }
+    }
+
+    EXPECT_EQ(announced, counted);
+    EXPECT_GT(counted, 0);
+  }
+}
+
+TEST_F(DataLoaderTest, MaskedTargetsOfTheGlobalBatchAreKnownToEveryRank) {
+  write_random_documents(60, 20, /*loss_mask=*/true);
+
+  for (const auto mask : {AttentionMask::causal, AttentionMask::document}) {
+    for (const int64_t consumed : {0, 7, 40}) {
+      int64_t counted = 0;
+      for (const Row& row : rows_on(config(mask), 4, 2, consumed)) counted += row.num_targets();
+      auto of_rank = config(mask);
+      of_rank.dp = 4;
+      for (of_rank.dp_rank = 0; of_rank.dp_rank < 4; ++of_rank.dp_rank) {
+        EXPECT_EQ(DataLoader(*file_, of_rank).load(consumed).target_tokens, counted);
+      }
+    }
+  }
+}
+
+// More tokens than the loader counts at once, and sequences that do not divide that number.
+TEST_F(DataLoaderTest, MaskedTargetsOfALongFileAreCounted) {
+  constexpr int64_t kLength = (1 << 20) + 5000;
+  TokenFileWriter writer(path_, {.vocab_size = 300,
+                                 .end_of_document = kEndOfDocument,
+                                 .tokenizer = "byte",
+                                 .tokenizer_hash = "",
+                                 .source = "",
+                                 .source_hash = "",
+                                 .loss_mask = true});
+  std::vector<uint8_t> mask;
+  for (int64_t p = 0; p <= kLength; ++p) mask.push_back(counts(p));
+  writer.append_document(std::vector<int32_t>(kLength, 1), mask);
+  writer.finish();
+  file_.emplace(path_);
+  auto long_sequences = config(AttentionMask::causal);
+  long_sequences.seq_len = 1000;
+
+  ValidationLoader loader(*file_, long_sequences);
+  int64_t announced = 0;
+  for (int64_t i = 0; i < loader.num_batches(); ++i) {
+    const GlobalBatch batch = loader.load(i);
+    int64_t counted = 0;
+    for (const Row& row : rows_of(batch)) counted += row.num_targets();
+    EXPECT_EQ(batch.target_tokens, counted) << i;
+    announced += counted;
+  }
+
+  EXPECT_EQ(announced, std::count(mask.begin() + 1, mask.end(), 1));
 }
 
 // 50 sequences and batches of 16: batch 3 is the last two of one epoch and 14 of the next.

@@ -124,6 +124,95 @@ TEST_F(TokenFileTest, AttributesComeBack) {
   EXPECT_EQ(read.source_hash, "fedcba9876543210");
 }
 
+// Tokens counting up, of which every third is a target.
+class MaskedTokenFileTest : public TokenFileTest {
+ protected:
+  MaskedTokenFileTest() {
+    TokenFileInfo masked = info(60000);
+    masked.loss_mask = true;
+    TokenFileWriter writer(path_, masked);
+    for (const int32_t length : {5, 70000, 0, 3}) {
+      std::vector<int32_t> tokens;
+      std::vector<uint8_t> mask;
+      for (int32_t i = 0; i <= length; ++i) {
+        if (i < length) tokens.push_back(i % 50000 + 1);
+        mask.push_back(mask_.size() % 3 == 0 ? 1 : 0);
+        mask_.push_back(mask.back());
+      }
+      writer.append_document(tokens, mask);
+    }
+    writer.finish();
+  }
+
+  std::vector<uint8_t> mask_;
+};
+
+TEST_F(MaskedTokenFileTest, TheMaskComesBackAcrossChunks) {
+  TokenFile file(path_);
+  ASSERT_TRUE(file.info().loss_mask);
+
+  for (const int64_t begin : {0, 65530, 65536, 69990, 65530}) {
+    std::vector<uint8_t> slice(11);
+    file.read_loss_mask(begin, slice);
+    EXPECT_TRUE(std::equal(slice.begin(), slice.end(), mask_.begin() + begin)) << begin;
+  }
+  std::vector<uint8_t> all(mask_.size());
+  file.read_loss_mask(0, all);
+  EXPECT_EQ(all, mask_);
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder_.path()), {}), 1);
+}
+
+// What programs that know nothing of masks look at: they refuse the file by its version.
+TEST_F(MaskedTokenFileTest, HasAVersionOfItsOwnAndTheFingerprintOfItsTokens) {
+  EXPECT_EQ(hdf5::File::open(path_).get_int("version"), 2);
+  const TokenFile masked(path_);
+  TokenFileWriter plain(folder_.path() / "plain.h5", info(60000));
+  for (const int32_t length : {5, 70000, 0, 3}) {
+    std::vector<int32_t> tokens;
+    for (int32_t i = 0; i < length; ++i) tokens.push_back(i % 50000 + 1);
+    plain.append_document(tokens);
+  }
+  plain.finish();
+
+  const TokenFile file(folder_.path() / "plain.h5");
+
+  EXPECT_EQ(hdf5::File::open(file.path()).get_int("version"), 1);
+  EXPECT_EQ(file.fingerprint(), masked.fingerprint());
+  EXPECT_FALSE(file.info().loss_mask);
+}
+
+TEST_F(MaskedTokenFileTest, ADamagedMaskNamesItsChunk) {
+  flip(static_cast<size_t>(hdf5::File::open(path_).dataset("loss_mask").file_offset()) + 65540, 0);
+  TokenFile file(path_);
+  std::vector<uint8_t> slice(10);
+
+  file.read_loss_mask(0, slice);
+  EXPECT_THAT(error_of([&] { file.read_loss_mask(69000, slice); }),
+              AllOf(HasSubstr("train.h5 is damaged"), HasSubstr("chunk 1 (the loss mask"),
+                    HasSubstr("switchyard tokenize")));
+  EXPECT_THAT(error_of([&] { file.verify(); }), HasSubstr("chunk 1 (the loss mask"));
+}
+
+TEST_F(TokenFileTest, TheWriterRefusesMasksThatDoNotFit) {
+  TokenFileInfo masked = info(1000);
+  masked.loss_mask = true;
+  TokenFileWriter writer(path_, masked), plain(folder_.path() / "plain.h5", info(1000));
+  const std::vector<int32_t> tokens = {1, 2};
+
+  EXPECT_THROW(writer.append_document(tokens), Error);
+  EXPECT_THROW(writer.append_document(tokens, std::vector<uint8_t>{1, 1}), Error);
+  EXPECT_THROW(writer.append_document(tokens, std::vector<uint8_t>{1, 2, 0}), Error);
+  EXPECT_THROW(plain.append_document(tokens, std::vector<uint8_t>{1, 1, 0}), Error);
+}
+
+TEST_F(TokenFileTest, AFileWithoutMaskHasNoneToRead) {
+  write({5});
+  TokenFile file(path_);
+  std::vector<uint8_t> slice(2);
+
+  EXPECT_THAT(error_of([&] { file.read_loss_mask(0, slice); }), HasSubstr("has no loss mask"));
+}
+
 TEST_F(TokenFileTest, TheSameDocumentsGiveTheSameBytes) {
   write({1000, 3});
   const std::string first = test::read_file(path_);
@@ -291,10 +380,17 @@ TEST_F(ForeignTokenFileTest, ATokenOutsideTheVocabularyIsNamedWithItsPosition) {
 }
 
 TEST_F(ForeignTokenFileTest, AnotherVersionIsRefused) {
+  write_foreign(3, 10, {1, 0}, {0, 2});
+
+  EXPECT_THAT(error_of([&] { TokenFile file(path_); }),
+              AllOf(HasSubstr("format version is 3"), HasSubstr("reads 1 and 2")));
+}
+
+TEST_F(ForeignTokenFileTest, TheVersionOfMaskedFilesWithoutMaskIsRefused) {
   write_foreign(2, 10, {1, 0}, {0, 2});
 
   EXPECT_THAT(error_of([&] { TokenFile file(path_); }),
-              AllOf(HasSubstr("format version is 2"), HasSubstr("reads 1")));
+              HasSubstr("format version is 2, and it has no loss mask"));
 }
 
 TEST_F(ForeignTokenFileTest, OffsetsThatDoNotDivideTheTokensAreRefused) {

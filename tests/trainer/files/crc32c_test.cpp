@@ -53,5 +53,18 @@ TEST(Crc32c, OfPartsIsThatOfTheWhole) {
   }
 }
 
+TEST(Crc32c, OfTwoRunsComesFromTheirChecksumsAlone) {
+  std::vector<std::byte> bytes;
+  for (int i = 0; i < 70000; ++i) bytes.push_back(static_cast<std::byte>(i * 37 + i / 256));
+  const std::span all(bytes);
+
+  for (const size_t cut : {size_t{0}, size_t{1}, size_t{33}, size_t{65536}, bytes.size()}) {
+    const std::span second = all.subspan(cut);
+    EXPECT_EQ(combine_crc32c(crc32c(all.first(cut)), crc32c(second), std::ssize(second)),
+              crc32c(all))
+        << "cut at " << cut;
+  }
+}
+
 }  // namespace
 }  // namespace switchyard

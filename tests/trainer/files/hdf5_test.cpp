@@ -112,6 +112,18 @@ TEST_F(Hdf5Test, TheSameCallsGiveTheSameBytes) {
   EXPECT_TRUE(test::read_file(folder_.path() / "a.h5") == test::read_file(folder_.path() / "b.h5"));
 }
 
+TEST_F(Hdf5Test, RoomThatWasClaimedAndNotNeededIsGivenBack) {
+  for (const int64_t reserved : {0, 100, 1 << 20}) {
+    File file = File::create(folder_.path() / fmt::format("{}.h5", reserved), reserved);
+    file.create_dataset("x", Element::u8, {5000}).write<uint8_t>(std::vector<uint8_t>(5000, 1));
+    file.close();
+  }
+
+  const std::string plain = test::read_file(folder_.path() / "0.h5");
+  EXPECT_TRUE(test::read_file(folder_.path() / "100.h5") == plain);
+  EXPECT_TRUE(test::read_file(folder_.path() / "1048576.h5") == plain);
+}
+
 TEST_F(Hdf5Test, TheFileOffsetPointsAtTheElements) {
   File file = File::create(path_);
   const auto values = counting<uint16_t>(257);
@@ -190,11 +202,12 @@ TEST_F(Hdf5Test, AFullDiskIsAnErrorAndLaterFilesAreWritten) {
   const rlimit kept = limit;
   const auto handler = std::signal(SIGXFSZ, SIG_IGN);
 
-  for (const rlim_t room : {0, 10, 300, 2000, 5000, 40000, 50000, 80001}) {
+  // With room that is claimed at the start, and without.
+  for (const rlim_t room : {0, 10, 300, 2000, 5000, 40000, 50000, 80001, 99999}) {
     limit.rlim_cur = room;
     setrlimit(RLIMIT_FSIZE, &limit);
     const std::string error = error_of([&] {
-      File file = File::create(path_);
+      File file = File::create(path_, room == 99999 ? 100000 : 0);
       file.set_string("text", std::string(1000, 'x'));
       for (const char* name : {"x", "y"}) {
         file.create_dataset(name, Element::u8, {40000})

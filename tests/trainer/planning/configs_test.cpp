@@ -9,6 +9,7 @@
 
 #include "trainer/config/config_reader.h"
 #include "trainer/planning/plan.h"
+#include "trainer/recall/recall_task.h"
 
 namespace switchyard {
 namespace {
@@ -46,7 +47,7 @@ TEST_P(EveryConfigTest, IsReadAcceptedAndPlanned) {
   const ParallelSection& parallel = loaded.config.parallel;
   const int ranks = std::lcm(parallel.tp, parallel.ep);
 
-  validate_config(loaded, ranks);
+  validate_config(loaded, ranks, recall_problems(loaded.config));
   const Plan plan = make_plan(loaded.config, ParallelLayout(ranks, parallel.tp, parallel.ep));
 
   EXPECT_GT(plan.parameters.total, 0);

@@ -15,7 +15,7 @@ using ::testing::Not;
 
 constexpr int64_t kSeqLen = 128;
 
-const RecallScore& score_of(const RecallScores& scores, RecallTask task) {
+const AnswerScore& score_of(const AnswerScores& scores, RecallTask task) {
   return scores[static_cast<size_t>(task)];
 }
 
@@ -59,18 +59,18 @@ class AddBatchTest : public ::testing::Test {
 
   MicroBatch batch_;
   Tensor logits_{{2 * kSeqLen, V::kSize}, DType::f32};
-  RecallScores scores_{};
+  AnswerScores scores_{AnswerScores(V::kNumTasks)};
 };
 
 TEST_F(AddBatchTest, CountsSamplesAndAnswersByTask) {
   add_batch(scores_, batch_, logits_);
 
-  const RecallScore& values = score_of(scores_, RecallTask::multi_value);
+  const AnswerScore& values = score_of(scores_, RecallTask::multi_value);
   EXPECT_EQ(values.samples, 1);
   EXPECT_EQ(values.exact, 1);
   EXPECT_EQ(values.answers, 4);
   EXPECT_EQ(values.right, 4);
-  const RecallScore& variables = score_of(scores_, RecallTask::variable_tracking);
+  const AnswerScore& variables = score_of(scores_, RecallTask::variable_tracking);
   EXPECT_EQ(variables.exact, 1);
   EXPECT_EQ(variables.answers, 5);
   for (const RecallTask task :
@@ -102,11 +102,28 @@ TEST_F(AddBatchTest, TheTableHasTheTasksThatWereAsked) {
   spoil(answers(64).front());
   add_batch(scores_, batch_, logits_);
 
-  const std::string table = describe(scores_);
+  RunConfig config;
+  config.data.tokenizer.type = TokenizerType::recall;
+  const std::string table = describe(scores_, *recall_answers(config));
 
   EXPECT_THAT(table, HasSubstr("multi_value                  1   100.00%   100.00%"));
   EXPECT_THAT(table, HasSubstr("variable_tracking            1     0.00%    80.00%"));
   EXPECT_THAT(table, Not(HasSubstr("multi_query")));
+}
+
+TEST(RecallAnswersTest, BelongToTheTokenizerOfTheTasks) {
+  RunConfig config;
+  EXPECT_EQ(recall_answers(config), nullptr);
+  config.data.tokenizer.type = TokenizerType::recall;
+
+  const AnswerKey& answers = *recall_answers(config);
+
+  EXPECT_EQ(answers.task_of(V::kFirstTask + 2), 2);
+  EXPECT_EQ(answers.task_name(2), "multi_value");
+  EXPECT_FALSE(answers.task_of(V::kEndOfDocument).has_value());
+  const std::vector<int32_t> targets = {V::kFirstValue, V::kFirstValue + 1};
+  EXPECT_TRUE(answers.is_right(2, targets, 0, V::kFirstValue + 1));
+  EXPECT_FALSE(answers.is_right(0, targets, 0, V::kFirstValue + 1));
 }
 
 }  // namespace

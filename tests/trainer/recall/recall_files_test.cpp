@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <set>
 #include <sstream>
 
@@ -11,7 +12,7 @@
 #include "tests/support/test_tensors.h"
 #include "trainer/data/data_loader.h"
 #include "trainer/data/token_file.h"
-#include "trainer/files/whole_file.h"
+#include "trainer/files/file_io.h"
 #include "trainer/recall/recall_task.h"
 
 namespace switchyard {
@@ -45,7 +46,6 @@ class RecallFilesTest : public ::testing::Test {
             .micro_batch_size = 1,
             .global_batch_size = global_batch_size,
             .mask = AttentionMask::document,
-            .answers_only = true,
             .seed = 3};
   }
 
@@ -87,23 +87,68 @@ TEST_F(RecallFilesTest, EveryHeldOutSequenceIsTheSampleOfItsNumber) {
 
 TEST_F(RecallFilesTest, TheSameOptionsGiveTheSameBytes) {
   make();
-  const std::string train = read_whole_file(config_.train);
+  const std::string train = read_file(config_.train);
   std::filesystem::remove(config_.train);
 
   EXPECT_EQ(make().validation_tokens, 0);
 
-  EXPECT_EQ(read_whole_file(config_.train), train);
+  EXPECT_EQ(read_file(config_.train), train);
   EXPECT_THAT(log_.str(), HasSubstr("up to date: " + config_.validation));
 }
 
 TEST_F(RecallFilesTest, OtherOptionsReplaceTheFiles) {
   make();
-  const std::string train = read_whole_file(config_.train);
+  const std::string train = read_file(config_.train);
 
   config_.recall.seed = 2;
   EXPECT_EQ(make().train_tokens, 60 * kSeqLen);
 
-  EXPECT_NE(read_whole_file(config_.train), train);
+  EXPECT_NE(read_file(config_.train), train);
+}
+
+// The rule that tells answers from the tokens alone: the words behind the one that a question asks
+// for, up to the next marker.
+std::vector<uint8_t> answers_by_rule(const std::vector<int32_t>& tokens) {
+  std::vector<uint8_t> answers;
+  bool asked = false;
+  int64_t words = 0;
+  for (const int32_t token : tokens) {
+    const bool marker = RecallVocabulary::is_marker(token);
+    if (marker) asked = token == RecallVocabulary::kAsk;
+    words = marker ? 0 : words + 1;
+    answers.push_back(asked && words > 1 ? 1 : 0);
+  }
+  return answers;
+}
+
+TEST_F(RecallFilesTest, TheLossMaskMarksTheAnswersAndNothingElse) {
+  make();
+  for (const std::string& path : {config_.train, config_.validation}) {
+    TokenFile file(path);
+    std::vector<int32_t> tokens(static_cast<size_t>(file.num_tokens()));
+    std::vector<uint8_t> mask(tokens.size());
+    file.read(0, tokens);
+
+    file.read_loss_mask(0, mask);
+
+    EXPECT_EQ(mask, answers_by_rule(tokens)) << path;
+    EXPECT_GT(std::ranges::count(mask, 1), 0) << path;
+  }
+}
+
+TEST_F(RecallFilesTest, AFileWithoutMaskIsMadeAgainAndNotTrainedOn) {
+  make();
+  TokenFileInfo info = TokenFile(config_.train).info();
+  info.loss_mask = false;
+  TokenFileWriter earlier(config_.train, info);
+  earlier.append_document(std::vector<int32_t>(20, RecallVocabulary::kSet));
+  earlier.finish();
+
+  EXPECT_THAT(error_of([&] {
+                require_tokenizer(TokenFile(config_.train), *make_tokenizer(config_.tokenizer));
+              }),
+              HasSubstr("does not say which tokens are answers"));
+  EXPECT_EQ(make().train_tokens, 60 * kSeqLen);
 }
 
 TEST_F(RecallFilesTest, LoadersGiveTheAnswersAndCountThemOnEveryRank) {

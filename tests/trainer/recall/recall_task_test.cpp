@@ -392,33 +392,6 @@ TEST(RecallVocabularyTest, KnowsNoOtherWords) {
   EXPECT_THAT(error_of([] { recall_word(V::kSize); }), HasSubstr("outside the vocabulary"));
 }
 
-TEST(KeepAnswersTest, KeepsThoseOfEveryTask) {
-  for (const RecallTask task : kTasks) {
-    for (const RecallPart part : kParts) {
-      const RecallSample sample = make(task, part, 4, 256);
-      Words targets(sample.tokens.begin() + 1, sample.tokens.end());
-      targets.push_back(V::kEndOfDocument);
-
-      keep_answers(sample.tokens, targets);
-
-      Words expected(sample.tokens.size(), -1);
-      for (const RecallAnswer& answer : sample.answers) {
-        expected[static_cast<size_t>(answer.position) - 1] = answer.token;
-      }
-      EXPECT_EQ(targets, expected) << to_string(task);
-    }
-  }
-}
-
-TEST(KeepAnswersTest, CountsNoTargetThatWasNotCounted) {
-  const Words tokens = {V::kAsk, V::kFirstKey, V::kFirstValue, V::kFirstValue + 1};
-  Words targets = {V::kFirstKey, -1, V::kFirstValue + 1, -1};
-
-  keep_answers(tokens, targets);
-
-  EXPECT_EQ(targets, (Words{-1, -1, V::kFirstValue + 1, -1}));
-}
-
 TEST(IsRightAnswerTest, OnlyValuesOfAKeyMayComeInAnyOrder) {
   const int32_t a = V::kFirstValue, b = a + 1, c = a + 2;
   const Words targets = {-1, a, b, -1, -1, c, -1};
@@ -455,18 +428,18 @@ TEST(CheckRecallTest, NamesTheOptionThatIsWrong) {
 
   options.shortest = 512;
   ASSERT_EQ(check_recall(options, 256).size(), 1u);
-  EXPECT_EQ(check_recall(options, 256).front().key, "shortest");
+  EXPECT_EQ(check_recall(options, 256).front().key, "data.recall.shortest");
 
   options.shortest = 16;
-  for (const RecallProblem& problem : check_recall(options, 256)) {
-    EXPECT_EQ(problem.key, "shortest");
+  for (const ConfigProblem& problem : check_recall(options, 256)) {
+    EXPECT_EQ(problem.key, "data.recall.shortest");
     EXPECT_THAT(problem.text, HasSubstr("does not fit 16"));
   }
   EXPECT_EQ(check_recall(options, 256).size(), 3u);  // multi_value, multi_query, variable_tracking
 
   options = {};
   options.tasks.clear();
-  EXPECT_EQ(check_recall(options, 256).front().key, "tasks");
+  EXPECT_EQ(check_recall(options, 256).front().key, "data.recall.tasks");
 }
 
 }  // namespace

@@ -1,0 +1,44 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "trainer/config/recall_config.h"
+#include "trainer/data/tokenizer.h"
+
+namespace switchyard {
+
+// The vocabulary of the recall tasks (see trainer/recall/recall_task.h), the same for all sizes of
+// tasks: markers, then three kinds of words.
+struct RecallVocabulary {
+  static constexpr int32_t kEndOfDocument = 0;
+  static constexpr int32_t kSet = 1;
+  static constexpr int32_t kAsk = 2;
+  static constexpr int32_t kFirstTask = 3;  // a document begins with its task
+  static constexpr int32_t kNumTasks = 6;
+
+  static constexpr int32_t kFirstFiller = kFirstTask + kNumTasks;
+  static constexpr int32_t kNumFillers = 23;
+  static constexpr int32_t kFirstKey = kFirstFiller + kNumFillers;
+  static constexpr int32_t kNumKeys = 64;
+  static constexpr int32_t kFirstValue = kFirstKey + kNumKeys;
+  static constexpr int32_t kNumValues = 64;
+  static constexpr int32_t kSize = kFirstValue + kNumValues;
+
+  static bool is_marker(int32_t token) { return token < kFirstFiller; }
+};
+
+// The task of the document that begins with this token, if it does.
+std::optional<RecallTask> recall_task_of(int32_t first_token);
+
+// Of tokens that are in the vocabulary: "set", "k17", "v3", ... Text is these, with spaces between.
+std::string recall_word(int32_t token);
+std::optional<int32_t> recall_token(std::string_view word);
+
+// Texts are words with white space between; `encode` throws for any other.
+std::unique_ptr<Tokenizer> make_recall_tokenizer();
+
+}  // namespace switchyard

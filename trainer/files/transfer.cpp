@@ -1,0 +1,34 @@
+#include "trainer/files/transfer.h"
+
+#include <unistd.h>
+
+#include <cerrno>
+
+namespace switchyard {
+
+ReadResult read_fully(int descriptor, int64_t offset, std::span<std::byte> bytes) {
+  size_t done = 0;
+  while (done < bytes.size()) {
+    const ssize_t count = ::pread(descriptor, bytes.data() + done, bytes.size() - done,
+                                  offset + static_cast<off_t>(done));
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) return {done, errno};
+    if (count == 0) break;
+    done += static_cast<size_t>(count);
+  }
+  return {done, 0};
+}
+
+int write_fully(int descriptor, int64_t offset, std::span<const std::byte> bytes) {
+  while (!bytes.empty()) {
+    const ssize_t count = ::pwrite(descriptor, bytes.data(), bytes.size(), offset);
+    if (count < 0 && errno == EINTR) continue;
+    // A file takes no byte, without saying why, only when there is no room.
+    if (count <= 0) return count < 0 ? errno : ENOSPC;
+    bytes = bytes.subspan(static_cast<size_t>(count));
+    offset += count;
+  }
+  return 0;
+}
+
+}  // namespace switchyard
