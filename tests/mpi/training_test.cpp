@@ -63,7 +63,7 @@ TEST(ExchangeTrafficTest, EqualsTheFormulaWithoutDeduplication) {
     const ModelConfig& config = bench.model.config();
     EXPECT_EQ(report.exchange_bytes, exchange_bytes_per_step(config, kGlobalBatch * config.seq_len,
                                                              bench.dist.layout().ep(), DType::f32))
-        << test::name_of(structure);
+        << to_string(structure);
   }
 }
 

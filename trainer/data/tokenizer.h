@@ -32,8 +32,8 @@ class Tokenizer {
   virtual const std::string& hash() const = 0;
 };
 
-// byte: one token per byte, 256 ends a document. recall: see recall_task.h; texts are its words, and
-// others throw. sentencepiece: reads `config.model`; throws if it
+// byte: one token per byte, 256 ends a document. recall: see recall_task.h; texts are its words,
+// and others throw. sentencepiece: reads `config.model`; throws if it
 // is missing, damaged, has no end-of-sentence piece, or has not `config.vocab_size` pieces (0:
 // any).
 std::unique_ptr<Tokenizer> make_tokenizer(const TokenizerSection& config);
@@ -48,7 +48,5 @@ using LineSource = std::function<std::optional<std::string>()>;
 // Throws with the library's reason, such as too little text for so many pieces.
 void train_sentencepiece(const LineSource& next_line, int64_t vocab_size,
                          const std::filesystem::path& model);
-
-std::string_view to_string(TokenizerType type);
 
 }  // namespace switchyard
