@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "kernels/runtime/integers.h"
 #include "kernels/runtime/memory.h"
 #include "kernels/runtime/tensor.h"
 
@@ -18,7 +19,7 @@ template <class Body>
 void accumulate_over_rows(Workspace& workspace, int64_t rows, int64_t columns, float* total,
                           const Body& body) {
   constexpr int64_t kRowsPerBlock = 64;
-  const int64_t blocks = (rows + kRowsPerBlock - 1) / kRowsPerBlock;
+  const int64_t blocks = ceil_div(rows, kRowsPerBlock);
   WorkspaceScope scope(workspace);
   float* partial = workspace.take({blocks, columns}, DType::f32).data<float>();
 #pragma omp parallel for schedule(static)

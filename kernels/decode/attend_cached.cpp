@@ -8,6 +8,7 @@
 #include "kernels/cpu/simd.h"
 #include "kernels/inline/vector_math.h"
 #include "kernels/runtime/dispatch.h"
+#include "kernels/runtime/integers.h"
 
 namespace switchyard::cpu {
 namespace {
@@ -246,7 +247,7 @@ void attend(Workspace& workspace, ConstTensorView q, ConstTensorView k_cache,
   const int64_t batch = q.dim(0), group = q.dim(1) / kv_heads;
   const int64_t rows = batch * kv_heads, head_size = max_len * head_dim;
   const int32_t* count_of = counts.data<int32_t>();
-  const int64_t tasks = (*std::max_element(count_of, count_of + batch) + kTaskKeys - 1) / kTaskKeys;
+  const int64_t tasks = ceil_div<int64_t>(*std::max_element(count_of, count_of + batch), kTaskKeys);
   const int64_t partial_size = Partial::floats(group, head_dim);
   WorkspaceScope scope(workspace);
   TensorView partials = workspace.take({rows, tasks, partial_size}, DType::f32);
@@ -274,7 +275,7 @@ void attend(Workspace& workspace, ConstTensorView q, ConstTensorView k_cache,
 #pragma omp for
     for (int64_t row = 0; row < rows; ++row) {
       combine(partials.data<float>() + row * tasks * partial_size,
-              (count_of[row / kv_heads] + kTaskKeys - 1) / kTaskKeys, group, head_dim, scale,
+              ceil_div<int64_t>(count_of[row / kv_heads], kTaskKeys), group, head_dim, scale,
               out.data<T>() + row * group * head_dim);
     }
   }

@@ -4,14 +4,9 @@
 
 #include "kernels/runtime/check.h"
 #include "kernels/runtime/host_mirror.h"
+#include "kernels/runtime/integers.h"
 
 namespace switchyard {
-namespace {
-
-int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
-
-}  // namespace
-
 ForcedDecoding::ForcedDecoding(Stream& stream, const Transformer& model,
                                const DistributedContext& dist, const MicroBatch& batch,
                                int64_t prefill)

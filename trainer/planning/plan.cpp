@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <omp.h>
 
+#include "kernels/runtime/integers.h"
 #include "trainer/planning/paper_arithmetic.h"
 
 namespace switchyard {
@@ -16,12 +17,10 @@ int64_t moe_layers_of(const ModelConfig& model) {
 
 int64_t up_factor(const ModelConfig& model) { return is_gated(model.activation) ? 2 : 1; }
 
-int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
-
-// Elements of one rank's flat buffers (see ParameterStore), without the gaps behind parameters whose
-// size is no multiple of 16 bytes. In f32 training the two dtypes of a group share buffers. A group
-// counts as one buffer here: that its buckets are padded each adds less than a part in a thousand on
-// a thousand ranks.
+// Elements of one rank's flat buffers (see ParameterStore), without the gaps behind parameters
+// whose size is no multiple of 16 bytes. In f32 training the two dtypes of a group share buffers. A
+// group counts as one buffer here: that its buckets are padded each adds less than a part in a
+// thousand on a thousand ranks.
 struct BufferSizes {
   int64_t sharded = 0;         // split over tp; in the compute dtype
   int64_t sharded_f32 = 0;     // split over tp; f32 always
@@ -34,7 +33,7 @@ BufferSizes buffer_sizes(const ModelConfig& m, const ParallelLayout& layout) {
   const int64_t h = m.hidden, q = m.num_heads * m.head_dim, kv = m.num_kv_heads * m.head_dim;
   const int64_t moe = moe_layers_of(m), dense = m.num_layers - moe, up = up_factor(m);
   const int64_t norm_width = m.norm == Norm::layer_norm ? 2 * h : h;
-  const int64_t tp = layout.tp(), local_vocab = (m.vocab_size + tp - 1) / tp;
+  const int64_t tp = layout.tp(), local_vocab = ceil_div(m.vocab_size, tp);
   const int64_t shared_ffn = m.num_shared_experts * m.shared_expert_ffn_hidden;
   BufferSizes sizes;
   sizes.sharded = (m.tie_embeddings ? 1 : 2) * local_vocab * h +
