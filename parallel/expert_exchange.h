@@ -22,8 +22,8 @@ struct ExchangeOptions {
   int chunks = 1;           // in how many parts a micro-batch's tokens travel
 };
 
-// How the assignments of some neighbouring tokens of a micro-batch travel through one MoE layer. The
-// tensors live in the workspace that the plan was given.
+// How the assignments of some neighbouring tokens of a micro-batch travel through one MoE layer.
+// The tensors live in the workspace that the plan was given.
 struct ExchangeChunk {
   int64_t first_token = 0, tokens = 0;  // rows that this rank sends from
   int64_t first_expert_row = 0;         // of the chunk, among the expert rows of all chunks
@@ -67,11 +67,11 @@ class ChunkTransfer;
 
 // Moves rows between the ranks that hold tokens and the ranks that hold experts (dispatch), and
 // sums the experts' results back (combine). The two are each other's transpose, so each is the
-// other's backward pass. Expert e lives on ep rank e / (num_experts / ep). The tokens are split into
-// `chunks` that travel one by one, so that the transfer of one hides behind the experts of another;
-// within a chunk, expert rows are in the order of expert, then source rank, then token. A token with
-// several experts on one rank travels once if `deduplicate`, and its partial results are summed
-// there before they return. Every call is collective over the ep group.
+// other's backward pass. Expert e lives on ep rank e / (num_experts / ep). The tokens are split
+// into `chunks` that travel one by one, so that the transfer of one hides behind the experts of
+// another; within a chunk, expert rows are in the order of expert, then source rank, then token. A
+// token with several experts on one rank travels once if `deduplicate`, and its partial results are
+// summed there before they return. Every call is collective over the ep group.
 class ExpertExchange {
  public:
   // Throws Error unless ep divides num_experts.

@@ -198,7 +198,8 @@ class Walk {
     gathered();
   }
 
-  // As kernels/attention/attention.cpp: a block of scores, its queries, their sums, and f32 copies for bf16.
+  // As kernels/attention/attention.cpp: a block of scores, its queries, their sums, and f32 copies
+  // for bf16.
   void attention_forward_scratch() {
     Ledger::Scope scope(ledger_);
     const int64_t queries = kQueryRows * (2 * m_.head_dim + 2 + kKeyRows);

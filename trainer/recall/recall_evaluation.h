@@ -27,8 +27,8 @@ using RecallScores = std::array<RecallScore, RecallVocabulary::kNumTasks>;  // b
 // Counts a sample whose answers were predicted as `right` says, in the order of the answers.
 void add_sample(RecallScores& scores, RecallTask task, const std::vector<bool>& right);
 
-// Counts the samples of a micro-batch, each by the task that it begins with. Rows without one, which
-// fill up a last batch, count nothing.
+// Counts the samples of a micro-batch, each by the task that it begins with. Rows without one,
+// which fill up a last batch, count nothing.
 //   batch   a loader's, with answers_only: no sample reaches over the end of a row
 //   logits  [tokens, vocab_size] f32, on the host
 void add_batch(RecallScores& scores, const MicroBatch& batch, ConstTensorView logits);

@@ -239,8 +239,8 @@ class SampleMaker {
 
   int64_t practice_room() const { return share_of(options_.train_share, length_) - kTaskAndEnd; }
 
-  // A path through words of any kind, its steps scattered over the haystack; and walks along it from
-  // anywhere, as many as there is room for.
+  // A path through words of any kind, its steps scattered over the haystack; and walks along it
+  // from anywhere, as many as there is room for.
   void ask_for_walks() {
     int64_t room = practice_room();
     const int64_t most = std::min(room / (kNeedleTokens + kWalkTokens), kMostKeys);

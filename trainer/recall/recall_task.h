@@ -28,8 +28,8 @@ namespace switchyard {
 //
 // An answer is found where its question's word stood before, by what stands behind it: a head that
 // looks one token back and, above it, one that looks for its result (an induction head, Olsson et
-// al. 2022). Few answers to long samples teach that slowly, so a share of the samples to train on is
-// `practice` in it, with many: either echoes, "ask a b a b ...", or walks along a path that the
+// al. 2022). Few answers to long samples teach that slowly, so a share of the samples to train on
+// is `practice` in it, with many: either echoes, "ask a b a b ...", or walks along a path that the
 // haystack gives step by step, "ask" from anywhere on it.
 
 // The vocabulary, the same for all sizes of tasks: markers, then three kinds of words.
@@ -81,9 +81,9 @@ struct RecallSample {
 };
 
 // Sample `index` of a part, of `length` tokens with the end of the document. Held-out samples have
-// one question (multi_query: options.queries); those to train on have as many as options.train_share
-// admits, or in half of the samples any number from one to that. A pure function of its arguments.
-// Throws Error if the sample does not fit.
+// one question (multi_query: options.queries); those to train on have as many as
+// options.train_share admits, or in half of the samples any number from one to that. A pure
+// function of its arguments. Throws Error if the sample does not fit.
 RecallSample make_recall_sample(const RecallSection& options, RecallPart part, int64_t index,
                                 int64_t length);
 
