@@ -1,5 +1,6 @@
 # Tests of the source tree itself.
 add_test(NAME layering COMMAND ${SYSTEM_PYTHON} ${CMAKE_SOURCE_DIR}/scripts/check_layering.py)
+add_test(NAME format COMMAND ${SYSTEM_PYTHON} ${CMAKE_SOURCE_DIR}/scripts/check_format.py)
 file(GLOB script_tests CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/scripts/*_test.py)
 foreach(test ${script_tests})
   cmake_path(GET test STEM name)
