@@ -48,14 +48,14 @@ void ForcedDecoding::read(int64_t first, int64_t count) {
   stream_.synchronize();  // the step's tokens go
 }
 
-void ForcedDecoding::run(const SelectorFactory& make, const See& see) {
+void ForcedDecoding::run(const SelectorFactory& make, const OnLogits& on_logits) {
   cache_.length = prefill_;
   attach_selectors(stream_, workspace_, cache_, make);
   HostMirror host(logits_);
   for (int64_t position = prefill_; position < batch_.seq_len; ++position) {
     read(position, 1);
     host.download(stream_);
-    see(position, host.host().rows(0, batch_.batch));
+    on_logits(position, host.host().rows(0, batch_.batch));
   }
 }
 
