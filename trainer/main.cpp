@@ -217,7 +217,8 @@ void print_errors(const MpiRuntime& mpi, const std::vector<std::string>& lines) 
   std::fflush(stderr);
 }
 
-// Rank 0 has printed its errors before any rank ends: mpirun kills the others when the first one fails.
+// Rank 0 has printed its errors before any rank ends: mpirun kills the others when the first one
+// fails.
 int end_together(MpiRuntime& mpi, int exit_code) {
   Stream stream;
   mpi.world().barrier(stream);

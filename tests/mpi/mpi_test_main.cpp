@@ -13,9 +13,9 @@ namespace {
 
 MpiRuntime* runtime = nullptr;
 
-// Prints failures with their rank. A rank that leaves a test by an exception or a failed ASSERT goes
-// on to the next test while the others may wait for it in a collective: it ends them all. After a
-// failed EXPECT the rank is still in step with the others.
+// Prints failures with their rank. A rank that leaves a test by an exception or a failed ASSERT
+// would go on to the next test while the others may wait for it in a collective: it ends them all.
+// After a failed EXPECT the rank is still in step with the others.
 class FailureListener : public testing::EmptyTestEventListener {
  public:
   void OnTestPartResult(const testing::TestPartResult& result) override {

@@ -184,12 +184,13 @@ TEST_P(PlanOnLayoutsTest, FreeRoutingWithDeduplicationStaysWithinTenPercent) {
               0.1 * pass.mean_peak);
 }
 
-INSTANTIATE_TEST_SUITE_P(Layouts, PlanOnLayoutsTest, ::testing::ValuesIn(cases()),
-                         [](const auto& tested) {
-                           const auto& [layout, structure, dtype] = tested.param;
-                           return fmt::format("{}_tp{}_ep{}_of{}_{}", to_string(structure),
-                                              layout.tp, layout.ep, layout.world, to_string(dtype));
-                         });
+std::string name_of(const ::testing::TestParamInfo<Case>& tested) {
+  const auto& [layout, structure, dtype] = tested.param;
+  return fmt::format("{}_tp{}_ep{}_of{}_{}", to_string(structure), layout.tp, layout.ep,
+                     layout.world, to_string(dtype));
+}
+
+INSTANTIATE_TEST_SUITE_P(Layouts, PlanOnLayoutsTest, ::testing::ValuesIn(cases()), name_of);
 
 }  // namespace
 }  // namespace switchyard
