@@ -22,7 +22,7 @@ class FailingRank(unittest.TestCase):
                            OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
         job = subprocess.run(
             [MPIEXEC, "--oversubscribe", "--mca", "mpi_yield_when_idle", "1", "-n", "3",
-             FAILING_RANK, f"--gtest_filter=FailingRank.{name}:{AFTERWARDS}"],
+             FAILING_RANK, "--gtest_color=no", f"--gtest_filter=FailingRank.{name}:{AFTERWARDS}"],
             env=environment, capture_output=True, text=True, timeout=SECONDS_TO_END, check=False)
         return job.returncode, job.stdout + job.stderr
 
