@@ -1,5 +1,8 @@
 #include "trainer/config/schema.h"
 
+#include <algorithm>
+#include <iterator>
+
 #include "trainer/config/field_types.h"
 
 namespace switchyard {
