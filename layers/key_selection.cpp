@@ -277,26 +277,6 @@ Tensor filled_part(Stream& stream, ConstTensorView cache, int64_t length) {
 
 }  // namespace
 
-std::string_view to_string(AttentionMethod method) {
-  switch (method) {
-    case AttentionMethod::dense:
-      return "dense";
-    case AttentionMethod::hata:
-      return "hata";
-    case AttentionMethod::exact_topk:
-      return "exact_topk";
-    case AttentionMethod::random_hash:
-      return "random_hash";
-    case AttentionMethod::quest:
-      return "quest";
-    case AttentionMethod::loki:
-      return "loki";
-    case AttentionMethod::streaming:
-      return "streaming";
-  }
-  return "?";
-}
-
 int64_t budget_tokens(double budget, int64_t length) {
   require(budget > 0.0, "a budget of {} keys is none", budget);
   if (budget >= 1.0)

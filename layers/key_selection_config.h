@@ -1,7 +1,8 @@
 #pragma once
 
 #include <cstdint>
-#include <string_view>
+
+#include "kernels/runtime/enum_names.h"
 
 namespace switchyard {
 
@@ -17,8 +18,7 @@ enum class AttentionMethod {
   loki,         // <q, k> along the leading principal axes of the keys (arXiv 2406.02542)
   streaming,    // the first keys and the newest ones (StreamingLLM, arXiv 2309.17453)
 };
-
-std::string_view to_string(AttentionMethod method);
+SWITCHYARD_ENUM_NAMES(AttentionMethod, dense, hata, exact_topk, random_hash, quest, loki, streaming)
 
 struct KeySelectionConfig {
   AttentionMethod attention = AttentionMethod::dense;

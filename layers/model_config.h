@@ -4,13 +4,21 @@
 
 #include "kernels/basic/activation.h"
 #include "kernels/moe/router.h"
+#include "kernels/runtime/enum_names.h"
 
 namespace switchyard {
 
 enum class Structure { dense, vanilla, fine_grained, bigmac };
+SWITCHYARD_ENUM_NAMES(Structure, dense, vanilla, fine_grained, bigmac)
+
 enum class Position { rope, learned };
+SWITCHYARD_ENUM_NAMES(Position, rope, learned)
+
 enum class Norm { rms_norm, layer_norm };
+SWITCHYARD_ENUM_NAMES(Norm, rms_norm, layer_norm)
+
 enum class BalanceScope { sequence, global_batch };
+SWITCHYARD_ENUM_NAMES(BalanceScope, sequence, global_batch)
 
 struct RouterConfig {
   RouterScore score = RouterScore::softmax;

@@ -2,12 +2,17 @@
 
 #include <cstdint>
 
+#include "kernels/runtime/enum_names.h"
+
 namespace switchyard {
 
 enum class OptimizerType { adamw, sgd };
+SWITCHYARD_ENUM_NAMES(OptimizerType, adamw, sgd)
+
 // constant, cosine: after the warm-up. wsd (warm-up, stable, decay): constant, then a linear fall
 // to min_lr over the last decay_steps.
 enum class ScheduleType { constant, cosine, wsd };
+SWITCHYARD_ENUM_NAMES(ScheduleType, constant, cosine, wsd)
 
 struct ScheduleConfig {
   ScheduleType type = ScheduleType::cosine;

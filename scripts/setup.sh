@@ -11,7 +11,7 @@ packages=(
   libdnnl-dev libhdf5-openmpi-dev hdf5-tools libyaml-cpp-dev
   libsentencepiece-dev libprotobuf-dev protobuf-compiler
   libfmt-dev libcli11-dev nlohmann-json3-dev librandom123-dev libboost-dev libboost-context-dev
-  libgtest-dev libgmock-dev libbenchmark-dev zlib1g-dev
+  libgtest-dev libgmock-dev libbenchmark-dev zlib1g-dev clang-format-14
   python3 python3-numpy python3-matplotlib
 )
 

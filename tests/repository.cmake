@@ -1,7 +1,6 @@
 # Tests of the source tree itself.
-# The distribution's Python: a newer one that comes first in PATH lacks the packages of setup.sh.
-find_program(SYSTEM_PYTHON python3 PATHS /usr/bin NO_DEFAULT_PATH REQUIRED)
 add_test(NAME layering COMMAND ${SYSTEM_PYTHON} ${CMAKE_SOURCE_DIR}/scripts/check_layering.py)
+add_test(NAME format COMMAND ${SYSTEM_PYTHON} ${CMAKE_SOURCE_DIR}/scripts/check_format.py)
 file(GLOB script_tests CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/scripts/*_test.py)
 foreach(test ${script_tests})
   cmake_path(GET test STEM name)
@@ -30,7 +29,10 @@ target_link_libraries(standalone_headers PRIVATE
 add_test(NAME end_to_end
          COMMAND ${SYSTEM_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/end_to_end/cli_test.py
                  $<TARGET_FILE:switchyard> ${MPIEXEC_EXECUTABLE})
-set_tests_properties(end_to_end PROPERTIES TIMEOUT 900 PROCESSORS 2)
+add_test(NAME end_to_end_hash
+         COMMAND ${SYSTEM_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/end_to_end/hash_test.py
+                 $<TARGET_FILE:switchyard> ${MPIEXEC_EXECUTABLE})
+set_tests_properties(end_to_end end_to_end_hash PROPERTIES TIMEOUT 900 PROCESSORS 2)
 add_test(NAME failures
          COMMAND ${SYSTEM_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/end_to_end/failure_test.py
                  $<TARGET_FILE:switchyard> ${MPIEXEC_EXECUTABLE} cpu)

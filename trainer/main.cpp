@@ -213,14 +213,15 @@ class CommandLine {
   bool verify_ = false;
 };
 
-void speak(const MpiRuntime& mpi, const std::vector<std::string>& lines) {
+void print_errors(const MpiRuntime& mpi, const std::vector<std::string>& lines) {
   if (mpi.rank() != 0) return;
   std::fflush(stdout);
   for (const std::string& line : lines) fmt::print(stderr, "switchyard: {}\n", line);
   std::fflush(stderr);
 }
 
-// Rank 0 has spoken before any rank ends: mpirun kills the others when the first one fails.
+// Rank 0 has printed its errors before any rank ends: mpirun kills the others when the first one
+// fails.
 int end_together(MpiRuntime& mpi, int exit_code) {
   Stream stream;
   mpi.world().barrier(stream);
@@ -235,10 +236,10 @@ int run(MpiRuntime& mpi, int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return end_together(mpi, command_line.report(error, mpi.rank() == 0));
   } catch (const ConfigError& error) {
-    speak(mpi, error.lines());
+    print_errors(mpi, error.lines());
     return end_together(mpi, kExitBadInput);
   } catch (const CollectiveError& error) {
-    speak(mpi, {error.what()});
+    print_errors(mpi, {error.what()});
     return end_together(mpi, kExitFailed);
   }
 }

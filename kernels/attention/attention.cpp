@@ -14,6 +14,7 @@
 #include "kernels/decode/attend_cached.h"
 #include "kernels/inline/vector_math.h"
 #include "kernels/runtime/dispatch.h"
+#include "kernels/runtime/integers.h"
 
 namespace switchyard {
 namespace {
@@ -129,9 +130,8 @@ Range clip(Range range, int64_t first, int64_t count) {
 // which is all that a loop over exp(score) must visit.
 Range mask_row(Range visible, int64_t count, float* scores) {
   if (visible.begin == visible.end) visible = {0, 0};
-  const Range widened = {
-      visible.begin / kVectorFloats * kVectorFloats,
-      std::min((visible.end + kVectorFloats - 1) / kVectorFloats * kVectorFloats, count)};
+  const Range widened = {visible.begin / kVectorFloats * kVectorFloats,
+                         std::min(round_up(visible.end, kVectorFloats), count)};
   std::fill(scores, scores + widened.begin, 0.0f);
   std::fill(scores + widened.begin, scores + visible.begin, -kInfinity);
   std::fill(scores + visible.end, scores + widened.end, -kInfinity);
@@ -236,7 +236,7 @@ void forward(const AttentionShape& shape, Workspace& workspace, ConstTensorView 
              TensorView out, TensorView lse) {
   const auto [batch, heads, kv_heads, seq_len, head_dim] = shape;
   const int64_t head_size = seq_len * head_dim, group = shape.group();
-  const int64_t blocks = (seq_len + kQueryRows - 1) / kQueryRows;
+  const int64_t blocks = ceil_div(seq_len, kQueryRows);
   WorkspaceScope scope(workspace);
   const ThreadScratch scratch = forward_scratch(workspace, shape);
 // Every block of queries has its own output, so any distribution gives the same numbers; the work

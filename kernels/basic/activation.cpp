@@ -8,22 +8,6 @@
 
 namespace switchyard {
 
-std::string_view to_string(Activation activation) {
-  switch (activation) {
-    case Activation::swiglu:
-      return "swiglu";
-    case Activation::gelu:
-      return "gelu";
-    case Activation::relu:
-      return "relu";
-    case Activation::relu2:
-      return "relu2";
-    case Activation::silu:
-      return "silu";
-  }
-  return "?";
-}
-
 namespace {
 
 void check_operands(Activation activation, ConstTensorView in, ConstTensorView row_scale,

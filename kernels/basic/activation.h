@@ -1,7 +1,6 @@
 #pragma once
 
-#include <string_view>
-
+#include "kernels/runtime/enum_names.h"
 #include "kernels/runtime/tensor.h"
 
 namespace switchyard {
@@ -10,9 +9,9 @@ namespace switchyard {
 // relu2 is the square of relu (So et al. 2021). swiglu (Shazeer 2020) is the gated one: its input
 // has two halves, out = silu(gate) * up.
 enum class Activation { swiglu, gelu, relu, relu2, silu };
+SWITCHYARD_ENUM_NAMES(Activation, swiglu, gelu, relu, relu2, silu)
 
 constexpr bool is_gated(Activation activation) { return activation == Activation::swiglu; }
-std::string_view to_string(Activation activation);
 
 //   in         [rows, ffn], or [rows, 2 * ffn] with the gate half first where gated
 //   row_scale  [rows] f32, multiplies each row of out (the router weight); may be empty

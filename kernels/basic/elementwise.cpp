@@ -9,6 +9,7 @@
 #include "kernels/cuda/scratch.h"
 #include "kernels/runtime/check.h"
 #include "kernels/runtime/dispatch.h"
+#include "kernels/runtime/integers.h"
 
 namespace switchyard {
 
@@ -84,7 +85,7 @@ constexpr int64_t kChunk = int64_t{1} << 15;
 
 template <class Term>
 double chunked_sum(int64_t n, const Term& term) {
-  const int64_t chunks = (n + kChunk - 1) / kChunk;
+  const int64_t chunks = ceil_div(n, kChunk);
   std::vector<double> partial(static_cast<size_t>(chunks));
 #pragma omp parallel for schedule(static)
   for (int64_t c = 0; c < chunks; ++c) {

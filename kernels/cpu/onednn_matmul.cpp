@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "kernels/runtime/check.h"
+#include "kernels/runtime/integers.h"
 
 namespace switchyard {
 namespace {
@@ -17,8 +18,6 @@ constexpr int64_t kMaxRows = 256;
 constexpr int64_t kMaxCols = 512;
 constexpr int64_t kMaxDepth = 256;
 constexpr int64_t kVectorFloats = 16;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 MatrixOperand at(const MatrixOperand& x, DType dtype, int64_t op_row, int64_t op_col) {
   if (x.transpose == Transpose::yes) std::swap(op_row, op_col);
@@ -171,7 +170,7 @@ ProductBlocks::ProductBlocks(int64_t m, int64_t n)
     : row_blocks_(ceil_div(m, kMaxRows)), col_blocks_(ceil_div(n, kMaxCols)) {
   // Even parts: 257 rows are cut into 129 and 128, not into 256 and 1.
   rows_ = ceil_div(m, std::max<int64_t>(row_blocks_, 1));
-  cols_ = ceil_div(ceil_div(n, std::max<int64_t>(col_blocks_, 1)), kVectorFloats) * kVectorFloats;
+  cols_ = round_up(ceil_div(n, std::max<int64_t>(col_blocks_, 1)), kVectorFloats);
 }
 
 MatrixProduct ProductBlocks::block(const MatrixProduct& product, int64_t index) const {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "kernels/runtime/integers.h"
 #include "kernels/runtime/memory.h"
 #include "kernels/runtime/tensor.h"
 

@@ -8,6 +8,7 @@
 #include "kernels/cpu/simd.h"
 #include "kernels/inline/vector_math.h"
 #include "kernels/runtime/dispatch.h"
+#include "kernels/runtime/integers.h"
 
 namespace switchyard::cpu {
 namespace {

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "kernels/runtime/dispatch.h"
+#include "kernels/runtime/integers.h"
 
 namespace switchyard {
 namespace {
@@ -69,7 +70,7 @@ void require_lengths(ConstTensorView lengths, int64_t max_len) {
 // body(row, begin, count) for pieces of every (sequence, kv head).
 template <class Body>
 void for_each_piece(ConstTensorView lengths, int64_t kv_heads, int64_t max_len, const Body& body) {
-  const int64_t pieces = (max_len + kPiece - 1) / kPiece;
+  const int64_t pieces = ceil_div(max_len, kPiece);
 #pragma omp parallel for schedule(dynamic)
   for (int64_t i = 0; i < lengths.dim(0) * kv_heads * pieces; ++i) {
     const int64_t row = i / pieces, begin = i % pieces * kPiece;

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kernels/runtime/dispatch.h"
+#include "kernels/runtime/integers.h"
 
 namespace switchyard {
 namespace {
@@ -69,7 +70,7 @@ void encode_keys(ConstTensorView k, ConstTensorView weight, int64_t first_positi
                  TensorView codes, TensorView norms) {
   const int64_t kv_heads = k.dim(1), seq_len = k.dim(2), head_dim = k.dim(3);
   const int64_t bits = weight.dim(2), words = bits / kWordBits, max_len = codes.dim(2);
-  const int64_t pieces = (seq_len + kPieceRows - 1) / kPieceRows;
+  const int64_t pieces = ceil_div(seq_len, kPieceRows);
 #pragma omp parallel for
   for (int64_t i = 0; i < k.dim(0) * kv_heads * pieces; ++i) {
     const int64_t head = i / pieces, first = i % pieces * kPieceRows;

@@ -1,12 +1,16 @@
 #pragma once
 
+#include "kernels/runtime/enum_names.h"
 #include "kernels/runtime/memory.h"
 #include "kernels/runtime/tensor.h"
 
 namespace switchyard {
 
 enum class RouterScore { softmax, sigmoid };
+SWITCHYARD_ENUM_NAMES(RouterScore, softmax, sigmoid)
+
 enum class DropPolicy { lowest_weight, latest_position };
+SWITCHYARD_ENUM_NAMES(DropPolicy, lowest_weight, latest_position)
 
 struct RouterOptions {
   RouterScore score = RouterScore::softmax;

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "kernels/runtime/check.h"
+#include "kernels/runtime/integers.h"
 #include "kernels/runtime/tensor.h"
 
 #ifdef SWITCHYARD_WITH_CUDA
@@ -50,15 +51,14 @@ constexpr size_t kHugePage = size_t{2} << 20;
 void ask_for_huge_pages(void* address, size_t num_bytes) {
   if (num_bytes < 4 * kHugePage) return;
   const auto begin = reinterpret_cast<uintptr_t>(address);
-  const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage;
+  const uintptr_t first = round_up(begin, kHugePage);
   const uintptr_t last = (begin + num_bytes) / kHugePage * kHugePage;
   madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 }
 
-size_t round_up(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
-
 void* allocate_pages(size_t num_bytes) {
-  void* address = std::aligned_alloc(kAlignment, std::max(round_up(num_bytes), kAlignment));
+  void* address =
+      std::aligned_alloc(kAlignment, std::max(round_up(num_bytes, kAlignment), kAlignment));
   if (address == nullptr) throw OutOfMemory("a buffer of the host", num_bytes, Device{});
   return address;
 }
@@ -160,7 +160,8 @@ void Buffer::allocate_on_cpu(const char* purpose) {
   allocation_.reset(std::calloc(num_bytes_ + kAlignment, 1));
   if (allocation_ == nullptr) throw OutOfMemory(purpose, num_bytes_, device_);
   ask_for_huge_pages(allocation_.get(), num_bytes_);
-  data_ = reinterpret_cast<void*>(round_up(reinterpret_cast<uintptr_t>(allocation_.get())));
+  data_ =
+      reinterpret_cast<void*>(round_up(reinterpret_cast<uintptr_t>(allocation_.get()), kAlignment));
 }
 
 // The host cannot write guard bands into a device's memory.
@@ -186,7 +187,7 @@ std::byte* Workspace::bump(size_t num_bytes) {
 // A quarter of what is in use at a time: few chunks, and little over-allocation. Where that much is
 // not to be had, what is needed may be.
 void Workspace::grow(size_t num_bytes) {
-  const size_t generous = std::max({num_bytes, kFirstChunk, round_up(live_bytes_ / 4)});
+  const size_t generous = std::max({num_bytes, kFirstChunk, round_up(live_bytes_ / 4, kAlignment)});
   try {
     chunks_.emplace_back(generous, device_);
   } catch (const OutOfMemory&) {
@@ -195,8 +196,8 @@ void Workspace::grow(size_t num_bytes) {
 }
 
 TensorView Workspace::take(const Shape& shape, DType dtype) {
-  const size_t payload =
-      std::max(round_up(static_cast<size_t>(shape.num_elements()) * size_of(dtype)), kAlignment);
+  const size_t payload = std::max(
+      round_up(static_cast<size_t>(shape.num_elements()) * size_of(dtype), kAlignment), kAlignment);
   std::byte* address = nullptr;
   try {
     address = bump(payload + 2 * guard_bytes_);

@@ -25,26 +25,6 @@ size_t size_of(DType dtype) {
   fail("unknown dtype {}", static_cast<int>(dtype));
 }
 
-std::string_view to_string(DType dtype) {
-  switch (dtype) {
-    case DType::f32:
-      return "f32";
-    case DType::bf16:
-      return "bf16";
-    case DType::f64:
-      return "f64";
-    case DType::i32:
-      return "i32";
-    case DType::i64:
-      return "i64";
-    case DType::u16:
-      return "u16";
-    case DType::u8:
-      return "u8";
-  }
-  fail("unknown dtype {}", static_cast<int>(dtype));
-}
-
 Shape::Shape(std::initializer_list<int64_t> dims)
     : Shape(std::span<const int64_t>(dims.begin(), dims.size())) {}
 

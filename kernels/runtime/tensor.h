@@ -10,15 +10,16 @@
 
 #include "kernels/runtime/bfloat16.h"
 #include "kernels/runtime/device.h"
+#include "kernels/runtime/enum_names.h"
 #include "kernels/runtime/memory.h"
 
 namespace switchyard {
 
 // f64 and i64 serve host-side reductions (norms, counts); ops compute in f32 and bf16.
 enum class DType : uint8_t { f32, bf16, f64, i32, i64, u16, u8 };
+SWITCHYARD_ENUM_NAMES(DType, f32, bf16, f64, i32, i64, u16, u8)
 
 size_t size_of(DType dtype);
-std::string_view to_string(DType dtype);
 
 template <class T>
 constexpr DType dtype_of();

@@ -17,10 +17,10 @@ import tempfile
 import time
 import unittest
 
-SWITCHYARD, MPIEXEC = (os.path.abspath(path) for path in sys.argv[1:3])
+import program
+from program import CONFIGS, MPI_FLAGS, MPIEXEC, SWITCHYARD
+
 ON_CUDA = sys.argv[3] == "cuda"
-CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
-MPI_FLAGS = ["--oversubscribe", "--mca", "mpi_yield_when_idle", "1"]
 # That a job may take until it has ended.
 SECONDS_TO_END = 60
 # Emulation takes its time: little of everything.
@@ -49,33 +49,29 @@ class Failure(unittest.TestCase):
 
     @staticmethod
     def environment(**more):
-        return {**os.environ, "OMP_NUM_THREADS": "1", "OMPI_ALLOW_RUN_AS_ROOT": "1",
-                "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "SWITCHYARD_EMULATED_DEVICES": "2", **more}
+        return program.environment(**{"SWITCHYARD_EMULATED_DEVICES": "2", **more})
 
     def run_program(self, *command, **environment):
         """Exit code and output of a command that must end by itself."""
-        result = subprocess.run(list(map(str, command)), cwd=self.folder, text=True,
-                                env=self.environment(**environment), capture_output=True,
-                                errors="replace", timeout=300, check=False)
-        return result.returncode, result.stdout + result.stderr
+        return program.run(command, self.folder, timeout=300,
+                           env=self.environment(**environment))
 
     def start(self, *overrides):
         """Two ranks that would train for ever, in their third step or later; and rank 1's process."""
         run = self.folder / "runs" / self.id()
         metrics = run / "metrics.jsonl"
         metrics.unlink(missing_ok=True)
-        job = subprocess.Popen(
-            [MPIEXEC, *MPI_FLAGS, "-n", "2", SWITCHYARD, "train", "configs/tiny_bigmac.yaml",
-             f"run.dir={run}", "train.max_steps=1000000", *SMALL, *overrides],
-            cwd=self.folder, env=self.environment(), text=True, errors="replace",
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        self.addCleanup(job.kill)
+        job = program.start(
+            [*program.command(2, "train", "configs/tiny_bigmac.yaml"), f"run.dir={run}",
+             "train.max_steps=1000000", *SMALL, *overrides],
+            self.folder, env=self.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        self.addCleanup(program.kill, job)
         deadline = time.time() + 300
         while time.time() < deadline and job.poll() is None:
             if metrics.exists() and metrics.read_text().count("\n") >= 2:
                 return job, self.process_of_rank(job.pid, 1)
             time.sleep(0.05)
-        job.kill()
+        program.kill(job)
         self.fail(f"no steps were trained:\n{job.communicate()[0]}")
 
     @staticmethod

@@ -70,8 +70,10 @@ TEST_P(RopeAgreementTest, Joins) {
   expect_close(dqkv, cpu_dqkv);
 }
 
-TEST_P(RopeAgreementTest, RotatesInPlace) {
-  if (head_dim() % 2 != 0) return;  // such heads are never rotated
+// Heads of an odd width are never rotated.
+class RotationAgreementTest : public RopeAgreementTest {};
+
+TEST_P(RotationAgreementTest, RotatesInPlace) {
   for (const bool inverse : {false, true}) {
     Tensor x = heads(kHeads, 1), cpu_x = heads(kHeads, 1);
 
@@ -86,6 +88,10 @@ INSTANTIATE_TEST_SUITE_P(Widths, RopeAgreementTest,
                          testing::Combine(testing::Values(2, 6, 16, 40, 64, 128),
                                           testing::Values(DType::f32, DType::bf16),
                                           testing::Bool()));
+INSTANTIATE_TEST_SUITE_P(Widths, RotationAgreementTest,
+                         testing::Combine(testing::Values(2, 6, 16, 40, 64, 128),
+                                          testing::Values(DType::f32, DType::bf16),
+                                          testing::Values(true)));
 // Without a rotation a head may have any width.
 INSTANTIATE_TEST_SUITE_P(OddWidths, RopeAgreementTest,
                          testing::Combine(testing::Values(1, 33),

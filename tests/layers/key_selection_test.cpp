@@ -404,7 +404,8 @@ TEST_P(DecodingTest, Bf16DecodesFiniteLogitsNearF32) {
   Decoder wide(config()), narrow(config(), DType::bf16);
   const KeySelection selection = wide.selection(method(), 1000.0);
 
-  EXPECT_LT(largest_difference(narrow.decode(selection), wide.decode(selection)), 0.5);
+  // Of logits up to 2.4; with other keys they differ by as much.
+  EXPECT_LT(largest_difference(narrow.decode(selection), wide.decode(selection)), 0.1);
 }
 
 INSTANTIATE_TEST_SUITE_P(All, DecodingTest,

@@ -7,9 +7,12 @@
 #include <cstring>
 #include <memory>
 #include <numeric>
+#include <string>
+#include <vector>
 
 #include "kernels/basic/elementwise.h"
 #include "kernels/runtime/check.h"
+#include "kernels/runtime/enum_names.h"
 #include "mpi/mpi_test.h"
 #include "parallel/distributed_context.h"
 #include "parallel/nccl_communicator.h"
@@ -23,6 +26,7 @@ using test::test_mpi;
 
 // nccl_self: NCCL's group of one rank, the only one that ranks who share a device can have.
 enum class Kind { self, world, neighbours, apart, nccl_self };
+SWITCHYARD_ENUM_NAMES(Kind, self, world, neighbours, apart, nccl_self)
 
 constexpr DType kAllDTypes[] = {DType::f32, DType::bf16, DType::f64, DType::i32,
                                 DType::i64, DType::u16,  DType::u8};
@@ -40,17 +44,13 @@ class CommunicatorTest : public testing::TestWithParam<Kind> {
             ParallelLayout(test_mpi().world_size(), test_mpi().world_size() >= 2 ? 2 : 1, /*ep=*/1),
             test::device()),
         alone_(make_self_communicator("alone")) {
-    if (test::device().kind == DeviceKind::cuda && !nccl_version().empty()) {
+    if (GetParam() == Kind::nccl_self) {
       nccl_alone_ = make_nccl_communicator(make_self_communicator("alone"), test::device(),
                                            test_mpi().watchdog());
     }
     for (int64_t i = 0; i < kPeriod; ++i) {
       values_.push_back(1000.0 * std::sin(static_cast<double>(i)));
     }
-  }
-
-  void SetUp() override {
-    if (GetParam() == Kind::nccl_self && !nccl_alone_) GTEST_SKIP() << "needs a device and NCCL";
   }
 
   Communicator& group() {
@@ -436,95 +436,15 @@ TEST_P(CommunicatorTest, RefusesShapesCountsAndDtypesThatDoNotFit) {
   EXPECT_THROW(group().all_to_all_v(stream_, doubles, ones, many.view().rows(0, n), ones), Error);
 }
 
-std::string name_of(const testing::TestParamInfo<Kind>& tested) {
-  constexpr const char* kNames[] = {"Self", "World", "Neighbours", "Apart", "NcclSelf"};
-  return kNames[static_cast<int>(tested.param)];
+std::vector<Kind> kinds() {
+  std::vector<Kind> kinds = {Kind::self, Kind::world, Kind::neighbours, Kind::apart};
+  const bool on_cuda = parse_device(test::device_name()).kind == DeviceKind::cuda;
+  if (on_cuda && !nccl_version().empty()) kinds.push_back(Kind::nccl_self);
+  return kinds;
 }
 
-INSTANTIATE_TEST_SUITE_P(Groups, CommunicatorTest,
-                         testing::Values(Kind::self, Kind::world, Kind::neighbours, Kind::apart,
-                                         Kind::nccl_self),
-                         name_of);
-
-TEST(DistributedContextTest, GroupsHaveTheSizesAndRanksOfEveryLayout) {
-  const int world = test_mpi().world_size();
-  for (int tp = 1; tp <= world; tp *= 2) {
-    for (int ep = 1; ep <= world; ep *= 2) {
-      const ParallelLayout layout(world, tp, ep);
-      const DistributedContext dist(test_mpi(), layout);
-      const int rank = dist.rank();
-
-      EXPECT_EQ(rank, test_mpi().rank());
-      EXPECT_EQ(dist.tp().size(), layout.tp());
-      EXPECT_EQ(dist.tp().rank(), layout.tp_rank(rank));
-      EXPECT_EQ(dist.dp().size(), layout.dp());
-      EXPECT_EQ(dist.dp().rank(), layout.dp_rank(rank));
-      EXPECT_EQ(dist.ep().size(), layout.ep());
-      EXPECT_EQ(dist.ep().rank(), layout.ep_rank(rank));
-      EXPECT_EQ(dist.edp().size(), layout.edp());
-      EXPECT_EQ(dist.edp().rank(), layout.edp_rank(rank));
-    }
-  }
-}
-
-TEST(DistributedContextTest, GroupsHoldTheRanksOfTheLayout) {
-  const int world = test_mpi().world_size();
-  const ParallelLayout layout(world, world >= 2 ? 2 : 1, world >= 4 ? 4 : 1);
-  const DistributedContext dist(test_mpi(), layout);
-  Stream stream;
-  const auto members = [&](Communicator& group) {
-    int32_t mine = dist.rank();
-    std::vector<int32_t> all(static_cast<size_t>(group.size()));
-    group.all_gather(stream, view_of(std::span(&mine, 1)), view_of(std::span(all)));
-    return all;
-  };
-
-  EXPECT_EQ(members(dist.tp()), layout.tp_group(dist.rank()));
-  EXPECT_EQ(members(dist.dp()), layout.dp_group(dist.rank()));
-  EXPECT_EQ(members(dist.ep()), layout.ep_group(dist.rank()));
-  EXPECT_EQ(members(dist.edp()), layout.edp_group(dist.rank()));
-}
-
-TEST(DistributedContextTest, RefusesALayoutOfAnotherWorld) {
-  EXPECT_THROW(DistributedContext(test_mpi(), ParallelLayout(2 * test_mpi().world_size(), 1, 1)),
-               Error);
-}
-
-// What run_collectively throws for a body, empty when nothing.
-std::string message_of(Communicator& group, const std::function<void()>& body) {
-  try {
-    run_collectively(group, body);
-  } catch (const CollectiveError& error) {
-    return error.what();
-  }
-  return "";
-}
-
-TEST(RunCollectivelyTest, TheLowestFailingRankSpeaksForAll) {
-  Communicator& world = test_mpi().world();
-  for (int first = 0; first < world.size(); ++first) {
-    const std::string message = message_of(world, [&] {
-      if (world.rank() >= first) throw Error("rank " + std::to_string(world.rank()) + " lost it");
-    });
-
-    const std::string own = "rank " + std::to_string(first);
-    EXPECT_EQ(message, (world.size() > 1 ? own + ": " : "") + own + " lost it");
-  }
-}
-
-TEST(RunCollectivelyTest, AnErrorWithoutAMessageIsAnErrorToo) {
-  EXPECT_NE(message_of(test_mpi().world(), [] { throw std::runtime_error(""); }), "");
-}
-
-TEST(RunCollectivelyTest, GoesOnAfterSuccessAndAfterFailure) {
-  Communicator& world = test_mpi().world();
-  int runs = 0;
-
-  message_of(world, [&] { require(world.rank() != world.size() - 1, "the last rank fails"); });
-  EXPECT_NO_THROW(run_collectively(world, [&] { ++runs; }));
-
-  EXPECT_EQ(runs, 1);
-}
+INSTANTIATE_TEST_SUITE_P(Groups, CommunicatorTest, testing::ValuesIn(kinds()),
+                         [](const auto& tested) { return std::string(to_string(tested.param)); });
 
 }  // namespace
 }  // namespace switchyard

@@ -1,6 +1,7 @@
 // ZeRO-1 on every layout against one rank, and against plain arithmetic on the whole.
 #include "optim/distributed_optimizer.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <array>
@@ -315,7 +316,7 @@ TEST_P(LayoutsTest, ShardsMoveFromAnyLayoutToAnotherAndTrainingGoesOn) {
 
 std::string name_of(const testing::TestParamInfo<std::tuple<OptimizerType, DType>>& tested) {
   const auto [type, dtype] = tested.param;
-  return (type == OptimizerType::adamw ? "adamw_" : "sgd_") + std::string(to_string(dtype));
+  return fmt::format("{}_{}", to_string(type), to_string(dtype));
 }
 
 INSTANTIATE_TEST_SUITE_P(Optimizers, LayoutsTest,

@@ -4,7 +4,8 @@
 
 namespace switchyard::test {
 
-// The one MPI runtime of the test process. Every rank runs every test, in the same order.
+// The one MPI runtime of the test process, which is there before suites are instantiated. Every
+// rank runs every test, in the same order. A rank that throws or fails an ASSERT ends all of them.
 MpiRuntime& test_mpi();
 
 }  // namespace switchyard::test

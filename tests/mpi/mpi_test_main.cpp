@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 
-#include <memory>
+#include <cstdio>
+#include <cstdlib>
 #include <string>
 
 #include "mpi/mpi_test.h"
@@ -12,18 +13,20 @@ namespace {
 
 MpiRuntime* runtime = nullptr;
 
-// Ranks other than 0 speak only when they have something to say.
-class OnlyFailures : public testing::EmptyTestEventListener {
+// Prints failures with their rank. A rank that leaves a test by an exception or a failed ASSERT
+// would go on to the next test while the others may wait for it in a collective: it ends them all.
+// After a failed EXPECT the rank is still in step with the others.
+class FailureListener : public testing::EmptyTestEventListener {
  public:
-  explicit OnlyFailures(int rank) : rank_(rank) {}
   void OnTestPartResult(const testing::TestPartResult& result) override {
     if (!result.failed()) return;
-    fprintf(stderr, "[rank %d] %s:%d\n%s\n", rank_, result.file_name() ? result.file_name() : "?",
-            result.line_number(), result.message());
+    std::fprintf(stderr, "[rank %d] %s:%d\n%s\n", runtime->rank(),
+                 result.file_name() ? result.file_name() : "?", result.line_number(),
+                 result.message());
+    if (!result.fatally_failed() || runtime->world_size() == 1) return;
+    std::fflush(nullptr);
+    MpiRuntime::abort(EXIT_FAILURE);
   }
-
- private:
-  int rank_;
 };
 
 }  // namespace
@@ -33,15 +36,15 @@ MpiRuntime& test_mpi() { return *runtime; }
 }  // namespace switchyard::test
 
 int main(int argc, char** argv) {
-  testing::InitGoogleTest(&argc, argv);
   switchyard::MpiRuntime mpi(&argc, &argv);
   switchyard::test::runtime = &mpi;
+  testing::InitGoogleTest(&argc,
+                          argv);  // suites that depend on the number of ranks ask for it here
   const std::string device = switchyard::test::device_name();
   if (device != "cpu") switchyard::test::chosen_device() = switchyard::choose_device(mpi, device);
   auto& listeners = testing::UnitTest::GetInstance()->listeners();
-  if (mpi.rank() != 0) {
-    delete listeners.Release(listeners.default_result_printer());
-    listeners.Append(new switchyard::test::OnlyFailures(mpi.rank()));
-  }
+  // Ranks other than 0 print nothing but failures.
+  if (mpi.rank() != 0) delete listeners.Release(listeners.default_result_printer());
+  listeners.Append(new switchyard::test::FailureListener);
   return RUN_ALL_TESTS();
 }

@@ -1,6 +1,7 @@
 // The plan of every rank against what the rank has, on layouts that split everything there is.
 #include "trainer/planning/plan.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <omp.h>
 
@@ -43,13 +44,27 @@ RunConfig config_of(Structure structure, DType dtype, bool deduplicate) {
   return config;
 }
 
-class PlanOnLayoutsTest : public ::testing::TestWithParam<std::tuple<Layout, Structure, DType>> {
- protected:
-  void SetUp() override {
-    const auto [layout, structure, dtype] = GetParam();
-    if (layout.world != test_mpi().world_size()) GTEST_SKIP() << "another number of ranks";
-    if (structure == Structure::dense && layout.ep > 1) GTEST_SKIP() << "no experts to split";
+using Case = std::tuple<Layout, Structure, DType>;
+
+// Those of as many ranks as there are.
+std::vector<Case> cases() {
+  std::vector<Case> cases;
+  for (const Layout& layout : kLayouts) {
+    if (layout.world != test_mpi().world_size()) continue;
+    for (const Structure structure :
+         {Structure::dense, Structure::vanilla, Structure::fine_grained, Structure::bigmac}) {
+      if (structure == Structure::dense && layout.ep > 1)
+        continue;  // there are no experts to split
+      for (const DType dtype : {DType::f32, DType::bf16}) {
+        cases.emplace_back(layout, structure, dtype);
+      }
+    }
   }
+  return cases;
+}
+
+class PlanOnLayoutsTest : public ::testing::TestWithParam<Case> {
+ protected:
   ParallelLayout layout() const {
     const Layout& l = std::get<0>(GetParam());
     return ParallelLayout(l.world, l.tp, l.ep);
@@ -174,19 +189,13 @@ TEST_P(PlanOnLayoutsTest, FreeRoutingWithDeduplicationStaysWithinTenPercent) {
               0.1 * pass.mean_peak);
 }
 
-INSTANTIATE_TEST_SUITE_P(Layouts, PlanOnLayoutsTest,
-                         ::testing::Combine(::testing::ValuesIn(kLayouts),
-                                            ::testing::Values(Structure::dense, Structure::vanilla,
-                                                              Structure::fine_grained,
-                                                              Structure::bigmac),
-                                            ::testing::Values(DType::f32, DType::bf16)),
-                         [](const auto& tested) {
-                           const Layout& l = std::get<0>(tested.param);
-                           return test::name_of(std::get<1>(tested.param)) + "_tp" +
-                                  std::to_string(l.tp) + "_ep" + std::to_string(l.ep) + "_of" +
-                                  std::to_string(l.world) +
-                                  (std::get<2>(tested.param) == DType::bf16 ? "_bf16" : "_f32");
-                         });
+std::string name_of(const ::testing::TestParamInfo<Case>& tested) {
+  const auto& [layout, structure, dtype] = tested.param;
+  return fmt::format("{}_tp{}_ep{}_of{}_{}", to_string(structure), layout.tp, layout.ep,
+                     layout.world, to_string(dtype));
+}
+
+INSTANTIATE_TEST_SUITE_P(Layouts, PlanOnLayoutsTest, ::testing::ValuesIn(cases()), name_of);
 
 }  // namespace
 }  // namespace switchyard

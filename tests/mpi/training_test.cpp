@@ -64,7 +64,7 @@ TEST(ExchangeTrafficTest, EqualsTheFormulaWithoutDeduplication) {
     EXPECT_EQ(report.metrics.exchange_bytes,
               exchange_bytes_per_step(config, kGlobalBatch * config.seq_len,
                                       bench.dist.layout().ep(), DType::f32))
-        << test::name_of(structure);
+        << to_string(structure);
   }
 }
 

@@ -49,20 +49,6 @@ inline ModelConfig tiny_model(Structure structure) {
   return config;
 }
 
-inline std::string name_of(Structure structure) {
-  switch (structure) {
-    case Structure::dense:
-      return "dense";
-    case Structure::vanilla:
-      return "vanilla";
-    case Structure::fine_grained:
-      return "fine_grained";
-    case Structure::bigmac:
-      return "bigmac";
-  }
-  return "?";
-}
-
 // Sequences [first, first + count) of an endless text of pseudo-random tokens: a function of the
 // sequence number alone, so that every layout can be given the same global batch.
 inline MicroBatch synthetic_batch(const ModelConfig& config, int64_t first, int64_t count,

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "kernels/runtime/check.h"
+#include "kernels/runtime/integers.h"
 
 namespace switchyard {
 namespace {
@@ -37,7 +38,7 @@ class SlabCutter {
   // [begin, end) counts the elements of the sub-box that index_[0..dim) selects.
   void descend(int dim, int64_t begin, int64_t end) {
     const int64_t inner = inner_elements(piece_.extent, dim);
-    const int64_t first_whole = (begin + inner - 1) / inner, end_whole = end / inner;
+    const int64_t first_whole = ceil_div(begin, inner), end_whole = end / inner;
     if (begin / inner == (end - 1) / inner && end - begin < inner) {
       index_[static_cast<size_t>(dim)] = begin / inner;
       descend(dim + 1, begin % inner, begin % inner + end - begin);

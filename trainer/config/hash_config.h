@@ -3,10 +3,13 @@
 #include <cstdint>
 #include <string>
 
+#include "kernels/runtime/enum_names.h"
+
 namespace switchyard {
 
 // How a projection begins; see random_projection.
 enum class HashInit { orthogonal, gaussian };
+SWITCHYARD_ENUM_NAMES(HashInit, orthogonal, gaussian)
 
 // How `train-hash` learns projections (HATA, arXiv 2506.02572, section 3.1 and table 11). Defaults
 // are the paper's; docs/hata.md says where the published code differs.

@@ -1,8 +1,9 @@
 #pragma once
 
 #include <cstdint>
-#include <string_view>
 #include <vector>
+
+#include "kernels/runtime/enum_names.h"
 
 namespace switchyard {
 
@@ -16,7 +17,8 @@ enum class RecallTask {
   variable_tracking,
   practice,  // for training alone
 };
-std::string_view to_string(RecallTask task);
+SWITCHYARD_ENUM_NAMES(RecallTask, single, multi_key, multi_value, multi_query, variable_tracking,
+                      practice)
 
 // What `tokenize` makes up.
 struct RecallSection {

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/runtime/enum_names.h"
 #include "kernels/runtime/tensor.h"
 #include "layers/key_selection_config.h"
 #include "layers/model_config.h"
@@ -14,7 +15,10 @@
 namespace switchyard {
 
 enum class TokenizerType { byte, sentencepiece, recall };
+SWITCHYARD_ENUM_NAMES(TokenizerType, byte, sentencepiece, recall)
+
 enum class AttentionMask { causal, document };
+SWITCHYARD_ENUM_NAMES(AttentionMask, causal, document)
 
 // One experiment, as the YAML file describes it with every default filled in. One struct per
 // section of the file; the names are the keys.
@@ -30,7 +34,8 @@ struct ParallelSection {
   int tp = 1;
   int ep = 1;
   bool deduplicate = true;  // a token that goes to several experts of one rank travels once
-  // Parts of a micro-batch whose transfers hide behind each other's experts; 0: chosen for the device
+  // Parts of a micro-batch whose transfers hide behind each other's experts; 0: chosen for the
+  // device
   int exchange_chunks = 0;
   bool recompute = false;  // keep only block inputs; run each block again in the backward pass
 };

@@ -4,6 +4,7 @@
 
 #include "kernels/runtime/check.h"
 #include "kernels/runtime/device.h"
+#include "kernels/runtime/integers.h"
 #include "trainer/config/config_error.h"
 #include "trainer/config/config_reader.h"
 
@@ -101,7 +102,7 @@ class Checks {
            "{} is more than model.num_layers = {}; choose fewer", m.first_dense_layers,
            m.num_layers);
     // Runs of ceil(vocab / tp) ids: the last rank must get one, too.
-    const int64_t run = (m.vocab_size + tp - 1) / tp;
+    const int64_t run = ceil_div(m.vocab_size, tp);
     expect(m.vocab_size == 0 || (tp - 1) * run < m.vocab_size, "model.vocab_size",
            "{} ids in runs of {} leave nothing for the last of parallel.tp = {} ranks; choose a "
            "multiple",

@@ -224,16 +224,4 @@ void train_sentencepiece(const LineSource& next_line, int64_t vocab_size,
   write_durably(model, serialized);
 }
 
-std::string_view to_string(TokenizerType type) {
-  switch (type) {
-    case TokenizerType::byte:
-      return "byte";
-    case TokenizerType::sentencepiece:
-      return "sentencepiece";
-    case TokenizerType::recall:
-      return "recall";
-  }
-  return "?";
-}
-
 }  // namespace switchyard

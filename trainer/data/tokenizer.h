@@ -48,6 +48,4 @@ using LineSource = std::function<std::optional<std::string>()>;
 void train_sentencepiece(const LineSource& next_line, int64_t vocab_size,
                          const std::filesystem::path& model);
 
-std::string_view to_string(TokenizerType type);
-
 }  // namespace switchyard

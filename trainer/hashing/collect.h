@@ -5,6 +5,7 @@
 #include <string>
 
 #include "kernels/basic/random.h"
+#include "kernels/runtime/integers.h"
 #include "layers/transformer.h"
 #include "parallel/distributed_context.h"
 #include "trainer/data/data_loader.h"
@@ -22,9 +23,7 @@ struct QueryKeySet {
   int64_t sequences_per_block = 1;
   int first_layer = 0;  // earlier layers are not kept
 
-  int64_t num_blocks() const {
-    return (num_sequences + sequences_per_block - 1) / sequences_per_block;
-  }
+  int64_t num_blocks() const { return ceil_div(num_sequences, sequences_per_block); }
   std::filesystem::path path_of(int64_t block) const;
 };
 

@@ -7,6 +7,7 @@
 #include <span>
 
 #include "kernels/runtime/check.h"
+#include "kernels/runtime/integers.h"
 
 namespace switchyard {
 namespace {
@@ -208,10 +209,9 @@ HashEvaluation evaluate_hash(Session& session, const RunConfig& config,
                              const std::function<void(const std::string&)>& log) {
   const int64_t per_batch = config.train.global_batch_size;
   const int64_t wanted = config.hash.evaluation.sequences;
-  const DecodePlan plan =
-      plan_decoding(config, validation,
-                    wanted > 0 ? (wanted + per_batch - 1) / per_batch : validation.num_batches(),
-                    answers, session.dist.world());
+  const DecodePlan plan = plan_decoding(
+      config, validation, wanted > 0 ? ceil_div(wanted, per_batch) : validation.num_batches(),
+      answers, session.dist.world());
   Evaluator evaluator(session, config, plan, candidates);
   for (int64_t i = 0; i < plan.batches; ++i) {
     GlobalBatch global;

@@ -164,7 +164,7 @@ bool HashTraining::is_finished() const {
 
 void HashTraining::run() {
   if (is_finished()) {
-    tell(
+    print_line(
         fmt::format("{} is of this checkpoint and these settings already; remove it to learn it "
                     "again",
                     hash_weights_path(config_, config_.hash.bits).string()));
@@ -186,8 +186,8 @@ void HashTraining::run() {
 void HashTraining::collect(const QueryKeySet& set, Tokens& tokens) {
   const int64_t computed =
       collect_query_keys(session_.stream, session_.model, session_.dist, tokens.loader, set);
-  tell(fmt::format("{}: queries and keys of {} sequences, {} of {} passes run now", set.name,
-                   set.num_sequences, computed, set.num_blocks()));
+  print_line(fmt::format("{}: queries and keys of {} sequences, {} of {} passes run now", set.name,
+                         set.num_sequences, computed, set.num_blocks()));
 }
 
 fs::path HashTraining::head_path(const Unit& unit) const {
@@ -214,8 +214,9 @@ std::vector<size_t> HashTraining::missing_units() const {
 
 void HashTraining::train_units() {
   const std::vector<size_t> missing = missing_units();
-  tell(fmt::format("learning {} bits for {} heads from {} pairs each, {} heads are done already",
-                   config_.hash.bits, units_.size(), total_pairs_, units_.size() - missing.size()));
+  print_line(
+      fmt::format("learning {} bits for {} heads from {} pairs each, {} heads are done already",
+                  config_.hash.bits, units_.size(), total_pairs_, units_.size() - missing.size()));
   const auto world = static_cast<size_t>(mpi_.world_size());
   for (size_t begin = 0; begin < missing.size(); begin += world) {
     log_units_before(missing[begin]);
@@ -272,7 +273,7 @@ void HashTraining::log_unit(const Unit& unit, const HeadResult& result) {
                           result.learned->attention_mass[b], result.random->attention_mass[b]);
     }
   }
-  tell(line);
+  print_line(line);
 }
 
 void HashTraining::publish() {
@@ -300,10 +301,10 @@ void HashTraining::publish() {
     fs::remove_all(paths_.hash_heads());
     if (!config_.hash.training.keep_query_keys) fs::remove_all(paths_.query_keys());
   });
-  tell(fmt::format("wrote {}", path.string()));
+  print_line(fmt::format("wrote {}", path.string()));
 }
 
-void HashTraining::tell(const std::string& text) const {
+void HashTraining::print_line(const std::string& text) const {
   if (is_first_rank()) std::cout << text << std::endl;
 }
 

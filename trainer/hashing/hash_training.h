@@ -51,7 +51,7 @@ class HashTraining {
   void log_units_before(size_t end);
   void log_unit(const Unit& unit, const HeadResult& result);
   void publish();
-  void tell(const std::string& text) const;
+  void print_line(const std::string& text) const;
 
   MpiRuntime& mpi_;
   const RunConfig& config_;

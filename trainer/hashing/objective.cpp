@@ -8,6 +8,7 @@
 #include "kernels/cpu/onednn_matmul.h"
 #include "kernels/inline/vector_math.h"
 #include "kernels/linear/matmul.h"
+#include "trainer/hashing/scores.h"
 
 namespace switchyard {
 namespace {
@@ -36,12 +37,6 @@ void soft_sign(float sigma, std::span<float> z) {
   float* values = z.data();
 #pragma omp simd
   for (int64_t i = 0; i < count; ++i) values[i] = 2.0f * fast_sigmoid(sigma * values[i]) - 1.0f;
-}
-
-double dot(std::span<const float> a, std::span<const float> b) {
-  double sum = 0.0;
-  for (size_t i = 0; i < a.size(); ++i) sum += double{a[i]} * b[i];
-  return sum;
 }
 
 }  // namespace

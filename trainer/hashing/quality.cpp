@@ -30,7 +30,7 @@ class CodeSelection {
   }
 
   // Of one query: distances to the keys [first, first + keys), from which `choose` chooses.
-  void see(int64_t sequence, int64_t first, int64_t keys) {
+  void measure_distances(int64_t sequence, int64_t first, int64_t keys) {
     const int64_t group = q_codes_.shape()[1], sequences = q_codes_.shape()[2];
     Tensor query({1, group, words_}, DType::i32);
     for (int64_t g = 0; g < group; ++g) {
@@ -141,7 +141,7 @@ void add_quality(ConstTensorView weight, const HeadQueryKeys& head, HashQuality&
           head.k.data<float>() + first * head_dim,
           {scores.data<float>() + g * keys, static_cast<size_t>(keys)});
     }
-    selection.see(s, first, keys);
+    selection.measure_distances(s, first, keys);
     add_selections(selection, truth_of(scores, head_dim), result);
   }
 }

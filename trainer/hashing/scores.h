@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 
@@ -16,6 +17,13 @@ inline void score_keys(std::span<const float> q, const float* k, std::span<float
     score = sum;
     k += head_dim;
   }
+}
+
+// <a, b>, summed in double.
+inline double dot(std::span<const float> a, std::span<const float> b) {
+  double sum = 0.0;
+  for (size_t i = 0; i < a.size(); ++i) sum += double{a[i]} * b[i];
+  return sum;
 }
 
 }  // namespace switchyard

@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <span>
 #include <utility>
 
 #include "kernels/basic/elementwise.h"
+#include "trainer/hashing/scores.h"
 
 namespace switchyard {
 namespace {
@@ -24,12 +26,6 @@ std::vector<int32_t> host_indices(Stream& stream, ConstTensorView x) {
   copy(stream, x, host);
   stream.synchronize();
   return {host.data<int32_t>(), host.data<int32_t>() + host.num_elements()};
-}
-
-double dot(const float* a, const float* b, int64_t n) {
-  double sum = 0.0;
-  for (int64_t i = 0; i < n; ++i) sum += static_cast<double>(a[i]) * b[i];
-  return sum;
 }
 
 std::vector<double> softmax(std::vector<double> scores) {
@@ -68,12 +64,15 @@ void add(SelectionSums& sums, const SelectionSums& one) {
 
 AttentionReference::AttentionReference(const GroupAttention& rows) : rows_(rows) {
   const double scale = 1.0 / std::sqrt(static_cast<double>(rows.head_dim));
+  const auto row_of = [&](const std::vector<float>& from, int64_t row) {
+    return std::span(from).subspan(static_cast<size_t>(row * rows.head_dim),
+                                   static_cast<size_t>(rows.head_dim));
+  };
   std::vector<double> summed(static_cast<size_t>(rows.length));
   for (int64_t g = 0; g < rows.group; ++g) {
     std::vector<double> scores(static_cast<size_t>(rows.length));
     for (int64_t p = 0; p < rows.length; ++p) {
-      const double product =
-          dot(rows.q.data() + g * rows.head_dim, rows.k.data() + p * rows.head_dim, rows.head_dim);
+      const double product = dot(row_of(rows.q, g), row_of(rows.k, p));
       summed[static_cast<size_t>(p)] += product;
       scores[static_cast<size_t>(p)] = scale * product;
     }

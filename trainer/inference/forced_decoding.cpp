@@ -4,14 +4,9 @@
 
 #include "kernels/runtime/check.h"
 #include "kernels/runtime/host_mirror.h"
+#include "kernels/runtime/integers.h"
 
 namespace switchyard {
-namespace {
-
-int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
-
-}  // namespace
-
 ForcedDecoding::ForcedDecoding(Stream& stream, Transformer& model,
                                const DistributedContext& dist, const MicroBatch& batch,
                                int64_t prefill)
@@ -57,14 +52,14 @@ void ForcedDecoding::read(int64_t first, int64_t count) {
   stream_.synchronize();  // the step's tokens go
 }
 
-void ForcedDecoding::run(const SelectorFactory& make, const See& see) {
+void ForcedDecoding::run(const SelectorFactory& make, const OnLogits& on_logits) {
   cache_.length = prefill_;
   attach_selectors(stream_, scratch_, cache_, make);
   HostMirror host(logits_);
   for (int64_t position = prefill_; position < batch_.seq_len; ++position) {
     read(position, 1);
     host.download(stream_);
-    see(position, host.host().rows(0, batch_.num_sequences));
+    on_logits(position, host.host().rows(0, batch_.num_sequences));
   }
 }
 

@@ -20,10 +20,10 @@ class ForcedDecoding {
                  const MicroBatch& batch, int64_t prefill);
 
   //   logits  [batch, vocab_size] f32 on the host: of the token behind `position`
-  using See = std::function<void(int64_t position, ConstTensorView logits)>;
+  using OnLogits = std::function<void(int64_t position, ConstTensorView logits)>;
   // Decodes the rest with the selectors that `make` makes; may be called again, with others.
-  // `see` is called for the positions from `prefill` on. Collective as the constructor.
-  void run(const SelectorFactory& make, const See& see);
+  // `on_logits` is called for the positions from `prefill` on. Collective as the constructor.
+  void run(const SelectorFactory& make, const OnLogits& on_logits);
 
  private:
   void read(int64_t first, int64_t count);

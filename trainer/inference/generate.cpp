@@ -5,6 +5,7 @@
 #include "kernels/basic/random.h"
 #include "kernels/runtime/check.h"
 #include "kernels/runtime/host_mirror.h"
+#include "kernels/runtime/integers.h"
 
 namespace switchyard {
 namespace {
@@ -55,7 +56,7 @@ std::vector<std::vector<int32_t>> generate(Stream& stream, Transformer& model,
           context);
   // Sequences are shared out over tp.
   const int64_t tp = dist.tp().size();
-  const int64_t batch = (request.num_samples + tp - 1) / tp * tp;
+  const int64_t batch = round_up(request.num_samples, tp);
   const int64_t max_len = std::min(context, prompt_len + request.max_tokens);
 
   KvCache cache = model.make_cache(batch, max_len);

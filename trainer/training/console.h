@@ -49,8 +49,8 @@ std::string format_step(const StepMetrics& metrics, int64_t max_steps, double to
 std::string format_duration(double seconds);
 // "950", "12.3k", "4.56M"
 std::string format_count(double count);
-// Whether a person watches standard output. mpirun gives its ranks a terminal of their own even where
-// its own output goes to a file, so the parent's is looked at too.
+// Whether a person watches standard output. mpirun gives its ranks a terminal of their own even
+// where its own output goes to a file, so the parent's is looked at too.
 bool is_watched();
 // The columns of the terminal behind standard output, 80 if there is none.
 int terminal_columns();

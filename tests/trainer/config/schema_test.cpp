@@ -2,7 +2,6 @@
 
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <set>
 #include <string>
 #include <vector>
@@ -40,18 +39,6 @@ TEST(ConfigSchemaTest, EveryKeyIsStoredAndPrinted) {
 
   for (const ConfigField& field : config_schema()) {
     EXPECT_NE(field.print(config), field.print(defaults)) << field.key;
-  }
-}
-
-TEST(ConfigSchemaTest, NoTwoKeysShareAMember) {
-  for (const ConfigField& field : config_schema()) {
-    RunConfig config;
-    ASSERT_FALSE(field.parse(config, other_value(field))) << field.key;
-
-    const auto changed = std::count_if(
-        config_schema().begin(), config_schema().end(),
-        [&](const ConfigField& f) { return f.print(config) != f.print(RunConfig{}); });
-    EXPECT_EQ(changed, 1) << field.key;
   }
 }
 

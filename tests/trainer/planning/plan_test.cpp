@@ -17,7 +17,6 @@
 namespace switchyard {
 namespace {
 
-using test::name_of;
 using test::tiny_model;
 
 constexpr Structure kStructures[] = {Structure::dense, Structure::vanilla, Structure::fine_grained,
@@ -176,7 +175,7 @@ TEST_P(PlanTest, AgreesWithTheModelItself) {
 
 std::string name_of_case(const ::testing::TestParamInfo<PlanTest::ParamType>& tested) {
   const auto [structure, variant, size] = tested.param;
-  return name_of(structure) + "_" + kVariants[variant].name;
+  return std::string(to_string(structure)) + "_" + kVariants[variant].name;
 }
 
 INSTANTIATE_TEST_SUITE_P(Tiny, PlanTest,

@@ -354,8 +354,8 @@ TEST_F(PracticeTest, SamplesTooShortForItHaveATask) {
   EXPECT_EQ(make_recall_sample(options, RecallPart::train, 0, 13).task, RecallTask::practice);
 }
 
-// As many as the largest task can take after each word: a value begins one chain, a key may be in it
-// anywhere (data.recall.hops of 8), or have 8 values.
+// As many as the largest task can take after each word: a value begins one chain, a key may be in
+// it anywhere (data.recall.hops of 8), or have 8 values.
 TEST(RecallVocabularyTest, EveryWordHasHeldOutNeedles) {
   const auto held_out = [](int32_t first, int32_t begin, int32_t count) {
     int number = 0;

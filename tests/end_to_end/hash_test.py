@@ -1,0 +1,285 @@
+#!/usr/bin/env python3
+"""Hash codes as a user meets them: learning them, decoding with them, measuring them.
+
+usage: hash_test.py PATH_TO_SWITCHYARD PATH_TO_MPIEXEC [unittest options]
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import unittest
+
+from program import BAD_INPUT, DONE, FAILED, Program, kill
+
+
+class HashTraining(Program):
+    SETTINGS = ["hash.dense_layers=1", "hash.bits=32", "hash.training.sigma=1",
+                "hash.training.balance_weight=0", "hash.training.num_sequences=24",
+                "hash.training.held_out_sequences=8"]
+
+    def setUp(self):
+        super().setUp()
+        self.train(0)
+        self.hash = self.folder / "runs" / "tiny_bigmac" / "hash"
+
+    def train_hash(self, ranks, *overrides, code=DONE):
+        return self.run_program(ranks, "train-hash", "configs/tiny_bigmac.yaml", *self.SETTINGS,
+                                *overrides, code=code)
+
+    def records(self):
+        lines = (self.hash / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    def losses(self, kv_head):
+        return [r["loss"] for r in self.records() if "loss" in r and r["kv_head"] == kv_head]
+
+    def held_out(self):
+        return [r["held_out"] for r in self.records() if "held_out" in r]
+
+    def test_a_killed_one_goes_on_bit_for_bit_and_leaves_the_old_weights(self):
+        self.train_hash(0)
+        straight = (self.hash / "hash_weights.h5").read_bytes()
+        straight_metrics = (self.hash / "metrics.jsonl").read_text()
+        shutil.rmtree(self.hash)
+        self.train_hash(0, "hash.training.epochs=1")  # what is there before
+        old = (self.hash / "hash_weights.h5").read_bytes()
+
+        # Killed when one of the two heads is done.
+        job = self.start_program(0, "train-hash", "configs/tiny_bigmac.yaml", *self.SETTINGS,
+                                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.wait_for(job, lambda: list(self.hash.glob("heads/*.h5")))
+        kill(job)
+        self.assertEqual((self.hash / "hash_weights.h5").read_bytes(), old)
+        output = self.train_hash(0)
+
+        self.assertRegex(output, r"train: .* 0 of \d+ passes run now")
+        self.assertRegex(output, r"[12] heads are done already")
+        self.assertEqual((self.hash / "hash_weights.h5").read_bytes(), straight)
+        self.assertEqual((self.hash / "metrics.jsonl").read_text(), straight_metrics)
+        self.assertEqual([path.name for path in sorted(self.hash.iterdir())],
+                         ["hash_weights.h5", "metrics.jsonl"])
+
+    def test_any_number_of_ranks_learns_the_same_bits(self):
+        files = []
+        for ranks in (0, 2, 4):
+            self.train_hash(ranks)
+            files.append((self.hash / "hash_weights.h5").read_bytes())
+            shutil.rmtree(self.hash)
+        self.assertEqual(files[0], files[1])
+        self.assertEqual(files[0], files[2])
+
+    def test_every_layout_learns_and_logs_what_it_found(self):
+        for layout in (["parallel.tp=2"], ["parallel.ep=2"], ["parallel.tp=2", "parallel.ep=4"]):
+            with self.subTest(layout):
+                self.train_hash(4 if len(layout) == 2 else 2, *layout)
+                losses = self.losses(kv_head=1)
+                self.assertEqual(len(losses), 16)
+                self.assertLess(losses[-1], losses[0])
+                last = [r["orthogonality"] for r in self.records() if r.get("epoch") == 15]
+                # 32 bits of heads of width 8: sqrt(24) is the least.
+                self.assertLess(max(last), 1.02 * 24 ** 0.5)
+                self.assertEqual(len(self.held_out()), 2)
+                shutil.rmtree(self.hash)
+
+    def test_other_precisions_masks_and_starts_learn_too(self):
+        self.train_hash(2, "parallel.ep=2")
+        in_f32 = self.held_out()
+        self.assertEqual(len(in_f32), 2)
+        shutil.rmtree(self.hash)
+        for overrides in (["run.compute_dtype=bf16"], ["data.mask=document"],
+                          ["hash.training.init=gaussian"]):
+            with self.subTest(overrides):
+                self.train_hash(2, "parallel.ep=2", *overrides)
+                losses = self.losses(kv_head=1)
+                self.assertLess(losses[-1], losses[0])
+                # The best keys do not depend on what is learned, nor much on the precision.
+                for found, expected in zip(self.held_out(), in_f32, strict=True):
+                    self.assertEqual(found["queries"], 8)
+                    for mass, best in zip(found["attention_mass"], found["attention_mass_best"]):
+                        self.assertLessEqual(mass, best)
+                    for mass, other in zip(found["attention_mass_best"],
+                                           expected["attention_mass_best"]):
+                        self.assertAlmostEqual(mass, other, delta=0.01 * other)
+                output = self.run_program(2, "eval", "configs/tiny_bigmac.yaml", *self.SETTINGS,
+                                          "parallel.ep=2", "decode.attention=hata",
+                                          "decode.eval_tokens=4", *overrides)
+                self.assertIn("hata: held-out loss", output)
+                shutil.rmtree(self.hash)
+
+    def test_losses_of_epochs_are_of_the_same_pairs(self):
+        # Steps too small for f32: whatever pairs an epoch draws, the loss stays.
+        self.train_hash(0, "hash.training.lr=1e-12", "hash.training.pairs_per_epoch=256")
+        losses = self.losses(kv_head=0)
+        self.assertEqual(len(losses), 16)
+        self.assertEqual(len(set(losses)), 1, losses)
+
+    def test_finished_weights_are_left_alone(self):
+        self.train_hash(0)
+        before = (self.hash / "hash_weights.h5").stat().st_mtime_ns
+        self.assertIn("already", self.train_hash(2))
+        self.assertEqual((self.hash / "hash_weights.h5").stat().st_mtime_ns, before)
+
+    def test_damaged_weights_and_those_of_another_checkpoint_are_learned_again(self):
+        self.train_hash(0)
+        weights = self.hash / "hash_weights.h5"
+        intact = weights.read_bytes()
+        for damaged in (intact[:-1], intact[:len(intact) // 2], b"",
+                        intact.replace(intact[-64:-32], bytes(32))):
+            weights.write_bytes(damaged)
+            self.train_hash(0)
+            self.assertEqual(weights.read_bytes(), intact)
+        output = self.train_hash(0, "checkpoint.resume=runs/tiny_bigmac/checkpoints/step_00000010")
+        self.assertIn("wrote", output)
+        self.assertNotEqual(weights.read_bytes(), intact)
+
+    def test_what_cannot_be_learned_is_said_once(self):
+        for override, message in [("hash.bits=48", "is not a multiple of 32"),
+                                  ("hash.training.seq_len=65", "is more than model.seq_len = 64")]:
+            output = self.train_hash(2, override, code=BAD_INPUT)
+            self.assertEqual(output.count(message), 1, output)
+        output = self.train_hash(2, "hash.dense_layers=2", code=FAILED)
+        self.assertEqual(output.count("leaves none of the 2 layers"), 1, output)
+
+
+class Decoding(Program):
+    """Ways to choose keys, of a model that is there, with hash weights of 32 bits."""
+    METHODS = ["hata", "exact_topk", "random_hash", "quest", "loki", "streaming"]
+    # Small weights would learn in these few steps to do without attention: then it would not matter
+    # which keys a method chooses.
+    SETTINGS = ["model.init_std=0.2", "hash.dense_layers=1", "hash.bits=32", "decode.budget=6",
+                "decode.quest_page=2", "decode.loki_channels=4"]
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.prepare("train", "configs/tiny_bigmac.yaml", *cls.SETTINGS)
+        cls.prepare("train-hash", "configs/tiny_bigmac.yaml", *cls.SETTINGS,
+                    "hash.training.epochs=1", "hash.training.pairs_per_epoch=256")
+
+    def setUp(self):
+        super().setUp()
+        self.hash = self.folder / "runs" / "tiny_bigmac" / "hash"
+
+    def generate(self, ranks, *overrides, code=DONE):
+        return self.run_program(ranks, "generate", "configs/tiny_bigmac.yaml", *self.SETTINGS,
+                                *overrides, "--prompt", "f", "--max-tokens", "40",
+                                "--temperature", "0", code=code)
+
+    def test_every_method_generates_the_same_text_on_every_layout(self):
+        texts = set()
+        for method in self.METHODS:
+            with self.subTest(method):
+                text = self.generate(0, f"decode.attention={method}")
+                self.assertTrue(text.startswith("f"))
+                self.assertEqual(self.generate(2, f"decode.attention={method}", "parallel.tp=2"),
+                                 text)
+                texts.add(text)
+        self.assertGreater(len(texts), 1)  # what a method chooses makes a difference
+
+    def test_a_budget_of_everything_generates_what_dense_decoding_does(self):
+        dense = self.generate(0)
+        for method in self.METHODS:
+            with self.subTest(method):
+                self.assertEqual(self.generate(0, f"decode.attention={method}",
+                                               "decode.budget=1000"), dense)
+
+    def test_eval_decodes_dense_and_with_the_method(self):
+        arguments = ["configs/tiny_bigmac.yaml", *self.SETTINGS, "decode.attention=hata",
+                     "decode.eval_tokens=4"]
+        output = self.run_program(2, "eval", *arguments, "parallel.ep=2")
+        losses = {line.split(":")[0]: float(line.split("held-out loss ")[1].split(",")[0])
+                  for line in output.splitlines() if "held-out loss" in line}
+        self.assertEqual(self.run_program(0, "eval", *arguments), output)
+
+        # eval-hash decodes the same tokens, by another command.
+        self.run_program(0, "eval-hash", *arguments, "hash.evaluation.methods=[hata]",
+                         "hash.evaluation.budgets=[6]", "hash.evaluation.key_norm=false",
+                         "hash.evaluation.sequences=0")
+        measured = json.loads((self.hash / "evaluation.json").read_text())
+        self.assertEqual(set(losses), {"dense", "hata"})
+        self.assertAlmostEqual(losses["dense"], measured["dense"]["loss"], delta=1e-4)
+        self.assertAlmostEqual(losses["hata"], measured["results"][0]["loss"], delta=1e-4)
+        self.assertNotAlmostEqual(losses["hata"], losses["dense"], delta=1e-3)
+
+    def test_eval_hash_measures_all_methods_alike_on_every_layout(self):
+        arguments = ["eval-hash", "configs/tiny_bigmac.yaml", *self.SETTINGS,
+                     "hash.evaluation.budgets=[4, 0.25, 64]", "hash.evaluation.sequences=8",
+                     "decode.eval_tokens=4"]
+        evaluations = []
+        for ranks, layout in [(0, []), (4, ["parallel.tp=2", "parallel.ep=4"])]:
+            self.run_program(ranks, *arguments, *layout)
+            evaluations.append(json.loads((self.hash / "evaluation.json").read_text()))
+        alone, split = evaluations
+        self.assertEqual(alone["decoded_targets"], split["decoded_targets"])
+        self.assertEqual(len(alone["results"]), 3 * (len(self.METHODS) + 1))  # and the key norm
+        for one, other in zip(alone["results"], split["results"]):
+            self.assertEqual(one["method"], other["method"])
+            for key in ["recall", "attention_mass", "output_error", "loss"]:
+                # Where a product is zero but for rounding, a layout may choose another key: one of
+                # 4 for each of the 32 tokens and 2 heads.
+                self.assertAlmostEqual(one[key], other[key], delta=1.01 / (4 * 32 * 2))
+            self.assertEqual([len(layer["heads"]) for layer in one["layers"]], [2])
+        of = {(r["method"], r["budget"]): r for r in alone["results"]}
+        self.assertEqual(of["exact_topk", 4]["recall"], 1.0)
+        for method in self.METHODS:
+            self.assertAlmostEqual(of[method, 64]["attention_mass"], 1.0, places=5)
+            self.assertAlmostEqual(of[method, 64]["loss"], alone["dense"]["loss"], places=4)
+            self.assertLessEqual(of[method, 4]["attention_mass"],
+                                 of["exact_topk", 4]["attention_mass"] + 1e-9)
+
+    def expect_refusal(self, message, *overrides):
+        for name in ["generate", "eval"]:
+            output = self.run_program(2, name, "configs/tiny_bigmac.yaml", *self.SETTINGS,
+                                      "parallel.ep=2", "decode.attention=hata", *overrides,
+                                      code=FAILED)
+            self.assertRegex(output, message)
+            self.assertEqual(output.count("switchyard: "), 1, output)
+
+    def test_weights_that_do_not_fit_are_refused_by_name(self):
+        self.expect_refusal(r"32 bits, but hash.bits is 64", "hash.bits=64")
+        self.expect_refusal(r"no weights for layer 0, which hash.dense_layers = 0",
+                            "hash.dense_layers=0")
+        self.expect_refusal(r"learned on the checkpoint .*, but the model is",
+                            "checkpoint.resume=runs/tiny_bigmac/checkpoints/step_00000010")
+
+    def test_damaged_weights_are_refused_with_the_remedy(self):
+        weights = self.hash / "hash_weights.h5"
+        content = weights.read_bytes()
+        weights.write_bytes(content[:len(content) // 2])
+        self.expect_refusal(r"hash_weights\.h5")
+        altered = bytearray(content)
+        altered[-9] ^= 16
+        weights.write_bytes(altered)
+        self.expect_refusal(r"hash_weights\.h5")
+        weights.unlink()
+        self.expect_refusal(r"is not there: run `switchyard train-hash` with hash.bits=32")
+
+    def test_inspect_tells_what_weights_are_of(self):
+        output = self.run_program(0, "inspect", "runs/tiny_bigmac/hash/hash_weights.h5")
+        self.assertIn("32 bits for 2 key/value heads of width 8", output)
+        self.assertIn("layer 0: dense\nlayer 1: [2, 8, 32]\n", output)
+        self.assertIn("hash.training.epochs: 1\n", output)
+
+    def test_bench_decode_takes_its_own_options(self):
+        output = self.run_program(0, "bench", "decode", "--lengths", "64,128", "--batch", "1",
+                                  "--repetitions", "1", "--prefill-tokens", "16", "--json",
+                                  "bench.json")
+        self.assertIn("MHA 32/32, bf16, batch 1", output)
+        figures = json.loads((self.folder / "bench.json").read_text())
+        self.assertEqual({case["tokens"] for case in figures["decode"]}, {64, 128})
+        self.assertIn("config is required", self.run_program(0, "bench", code=BAD_INPUT))
+
+    def test_options_that_cannot_work_are_named(self):
+        for override, message in [("decode.budget=0", "decode.budget: 0 keys are none"),
+                                  ("decode.attention=hatta", "expected one of dense | hata"),
+                                  ("decode.eval_tokens=64", "leaves none of the model.seq_len"),
+                                  ("hash.evaluation.budgets=[0.1, 0]", "0 keys are none"),
+                                  ("hash.evaluation.methods=[dense]", "expected some of hata")]:
+            output = self.run_program(2, "eval", "configs/tiny_bigmac.yaml", override,
+                                      code=BAD_INPUT)
+            self.assertIn(message, output)
+
+
+if __name__ == "__main__":
+    unittest.main(argv=[sys.argv[0], *sys.argv[3:]])

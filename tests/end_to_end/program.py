@@ -1,0 +1,141 @@
+"""What the tests of the program share: a folder to work in, and jobs that are started and ended.
+
+The first two arguments of such a test are the paths of switchyard and of mpiexec.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+SWITCHYARD, MPIEXEC = (os.path.abspath(path) for path in sys.argv[1:3])
+CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
+MPI_FLAGS = ["--oversubscribe", "--mca", "mpi_yield_when_idle", "1"]
+DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
+
+
+def environment(**more):
+    return {**os.environ, "OMP_NUM_THREADS": "1", "OMPI_ALLOW_RUN_AS_ROOT": "1",
+            "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", **more}
+
+
+def command(ranks, *arguments):
+    program = [SWITCHYARD, *map(str, arguments)]
+    return program if ranks == 0 else [MPIEXEC, *MPI_FLAGS, "-n", str(ranks), *program]
+
+
+def start(job, folder, **options):
+    """A job in a session of its own, by which `kill` finds all of its processes."""
+    return subprocess.Popen(list(map(str, job)), cwd=folder, text=True, errors="replace",
+                            start_new_session=True, **{"env": environment(), **options})
+
+
+def processes_of(job):
+    """Those of its session that live. Process groups would not do: every rank has one of its own."""
+    pids = []
+    for path in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, _, session = (path / "stat").read_text().rsplit(")", 1)[1].split()[:4]
+        except (FileNotFoundError, ProcessLookupError):  # it has just ended
+            continue
+        if int(session) == job.pid and state != "Z":
+            pids.append(int(path.name))
+    return pids
+
+
+def kill(job):
+    """Ends the job, ranks included, and returns when none of them is left."""
+    while pids := processes_of(job):
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.001)
+    job.wait()
+
+
+def run(job, folder, timeout, **options):
+    """Exit code and output of a job that must end by itself."""
+    process = start(job, folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+    try:
+        output = process.communicate(timeout=timeout)[0]
+    finally:
+        kill(process)
+    return process.returncode, output
+
+
+def write_text(folder):
+    """Words of a small language, so that there is something to learn."""
+    rng = random.Random(3)
+    words = ["".join(rng.choices("abcdefghij", k=rng.randint(2, 6))) for _ in range(60)]
+    folder.mkdir()
+    for i in range(24):
+        text = " ".join(rng.choice(words) for _ in range(300))
+        (folder / f"document_{i:02}.txt").write_text(text + "\n")
+
+
+class Program(unittest.TestCase):
+    """A folder with token files; every test has a copy."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.template = pathlib.Path(tempfile.mkdtemp())
+        write_text(cls.template / "text")
+        shutil.copytree(CONFIGS, cls.template / "configs")
+        cls.prepare("tokenize", "configs/tiny_bigmac.yaml", 'data.text=["text"]')
+
+    @classmethod
+    def prepare(cls, *arguments):
+        """What every test finds in its copy."""
+        code, output = run(command(0, *arguments), cls.template, timeout=120)
+        if code != DONE:
+            raise RuntimeError(output)
+
+    @classmethod
+    def tearDownClass(cls):
+        shutil.rmtree(cls.template)
+
+    def setUp(self):
+        self.folder = pathlib.Path(tempfile.mkdtemp())
+        shutil.copytree(self.template, self.folder, dirs_exist_ok=True)
+
+    def tearDown(self):
+        shutil.rmtree(self.folder)
+
+    def run_program(self, ranks, *arguments, code=DONE):
+        returned, output = run(command(ranks, *arguments), self.folder, timeout=120)
+        self.assertEqual(returned, code, output)
+        return output
+
+    def start_program(self, ranks, *arguments, **options):
+        job = start(command(ranks, *arguments), self.folder, **options)
+        self.addCleanup(kill, job)
+        return job
+
+    def wait_for(self, job, condition, interval=0.002):
+        """Until the condition holds, which must be before the job ends."""
+        deadline = time.time() + 60
+        while not condition() and job.poll() is None and time.time() < deadline:
+            time.sleep(interval)
+        self.assertTrue(condition())
+
+    def train(self, ranks, *overrides, config="tiny_bigmac", code=DONE):
+        return self.run_program(ranks, "train", f"configs/{config}.yaml", *overrides, code=code)
+
+    def metrics(self, run="tiny_bigmac"):
+        lines = (self.folder / "runs" / run / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    def checkpoint(self, step, run="tiny_bigmac"):
+        return self.folder / "runs" / run / "checkpoints" / f"step_{step:08}"
+
+    def shards(self, step, run="tiny_bigmac"):
+        return {path.name: path.read_bytes() for path in sorted(self.checkpoint(step, run).iterdir())
+                if path.name.startswith("shard")}

@@ -1,0 +1,236 @@
+#pragma once
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <optional>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "kernels/runtime/enum_names.h"
+#include "trainer/config/schema.h"
+
+// The types that values of the configuration have: one function per type makes the ConfigField of
+// a key. `lowest` and `highest` are the limits of what the key takes.
+namespace switchyard::field_types {
+
+// Rows and tokens are numbered by 32-bit integers; and products of two sizes fit 64 bits.
+inline constexpr int64_t kLargestCount = std::numeric_limits<int32_t>::max();
+inline constexpr int64_t kNoLimit = std::numeric_limits<int64_t>::max();
+
+// A key of the file, and the member of a RunConfig that holds its value.
+template <class Member>
+struct Key {
+  std::string name;
+  Member member;  // returns a reference to the member of a given RunConfig
+
+  using Value = std::remove_cvref_t<std::invoke_result_t<Member, RunConfig&>>;
+};
+
+#define SWITCHYARD_MEMBER(path) \
+  [](auto& config) -> auto& { return config.path; }
+// The key that is spelled as its member.
+#define SWITCHYARD_KEY(path) \
+  Key { #path, SWITCHYARD_MEMBER(path) }
+
+// What is wrong with a text, if anything.
+using Problem = std::optional<std::string>;
+
+// Integers are also read as people write them: 1e6 is a million.
+Problem parse_integer(const std::string& text, int64_t lowest, int64_t highest, int64_t* value);
+Problem parse_real(const std::string& text, double lowest, double highest, double* value);
+Problem parse_boolean(const std::string& text, bool* value);
+Problem parse_text(const std::string& text, std::string* value);
+
+// As YAML's double-quoted text, which folds line breaks that are not escaped.
+std::string quoted(const std::string& text);
+
+// "a | b"
+template <NamedEnum E>
+std::string alternatives(const std::vector<E>& values) {
+  std::string text;
+  for (const E value : values)
+    text += fmt::format("{}{}", text.empty() ? "" : " | ", to_string(value));
+  return text;
+}
+
+inline constexpr auto print_plainly = [](const auto& value) { return fmt::format("{}", value); };
+inline constexpr auto print_name = [](auto value) { return std::string(to_string(value)); };
+
+template <class Print>
+auto print_list(Print print_item) {
+  return [=](const auto& list) {
+    std::vector<std::string> items;
+    for (const auto& item : list) items.push_back(print_item(item));
+    return fmt::format("[{}]", fmt::join(items, ", "));
+  };
+}
+
+// A parser of one scalar: lists are a mistake that all of them name alike.
+template <class Parse>
+auto scalar(std::string type, Parse parse) {
+  return [=](const ConfigValue& value, auto* target) -> Problem {
+    if (value.is_list) return fmt::format("expected {}, not a list", type);
+    return parse(value.items.front(), target);
+  };
+}
+
+// The same for what YAML itself tells from text: quotes make text of it.
+template <class Parse>
+auto plain_scalar(std::string type, Parse parse) {
+  return [=](const ConfigValue& value, auto* target) -> Problem {
+    if (value.is_quoted) {
+      return fmt::format("expected {}, not the text \"{}\"", type, value.items.front());
+    }
+    return scalar(type, parse)(value, target);
+  };
+}
+
+// A parser of a list, whose first wrong item is the problem; a lone scalar is a list, too.
+template <class Parse>
+auto list_of(Parse parse) {
+  return [=](const ConfigValue& value, auto* list) -> Problem {
+    list->clear();
+    for (const std::string& item : value.items) {
+      if (Problem problem = parse(item, &list->emplace_back())) return problem;
+    }
+    return {};
+  };
+}
+
+template <class Member, class Parse, class Print>
+ConfigField make_field(Key<Member> key, std::string type, std::string help, Parse parse,
+                       Print print) {
+  const auto member = key.member;
+  return {
+      std::move(key.name), std::move(type), std::move(help),
+      [=](RunConfig& config, const ConfigValue& value) { return parse(value, &member(config)); },
+      [=](const RunConfig& config) { return print(member(config)); }};
+}
+
+template <class Member>
+ConfigField integer(Key<Member> key, int64_t lowest, int64_t highest, std::string help) {
+  const auto parse = [=](const std::string& text, auto* target) -> Problem {
+    int64_t value = 0;
+    if (Problem problem = parse_integer(text, lowest, highest, &value)) return problem;
+    *target = static_cast<typename Key<Member>::Value>(value);
+    return {};
+  };
+  std::string type = highest >= kLargestCount ? fmt::format("integer, at least {}", lowest)
+                                              : fmt::format("integer, {} to {}", lowest, highest);
+  return make_field(std::move(key), std::move(type), std::move(help),
+                    plain_scalar("an integer", parse), print_plainly);
+}
+
+template <class Member>
+ConfigField count(Key<Member> key, int64_t lowest, std::string help) {
+  return integer(std::move(key), lowest, kLargestCount, std::move(help));
+}
+
+template <class Member>
+ConfigField count_list(Key<Member> key, int64_t lowest, std::string help) {
+  const auto parse = [=](const std::string& item, int64_t* number) {
+    return parse_integer(item, lowest, kLargestCount, number);
+  };
+  return make_field(std::move(key), fmt::format("list of integers, each at least {}", lowest),
+                    std::move(help), list_of(parse), print_list(print_plainly));
+}
+
+template <class Member>
+ConfigField real(Key<Member> key, double lowest, double highest, std::string help) {
+  const auto parse = [=](const std::string& text, double* value) {
+    return parse_real(text, lowest, highest, value);
+  };
+  return make_field(std::move(key), fmt::format("number, {} to {}", lowest, highest),
+                    std::move(help), plain_scalar("a number", parse), print_plainly);
+}
+
+template <class Member>
+ConfigField real_list(Key<Member> key, double lowest, double highest, std::string help) {
+  const auto parse = [=](const std::string& item, double* number) {
+    return parse_real(item, lowest, highest, number);
+  };
+  return make_field(std::move(key), fmt::format("list of numbers, each {} to {}", lowest, highest),
+                    std::move(help), list_of(parse), print_list(print_plainly));
+}
+
+template <class Member>
+ConfigField boolean(Key<Member> key, std::string help) {
+  return make_field(std::move(key), "true | false", std::move(help),
+                    plain_scalar("true or false", parse_boolean), print_plainly);
+}
+
+template <class Member>
+ConfigField text(Key<Member> key, std::string help) {
+  return make_field(std::move(key), "text", std::move(help), scalar("text", parse_text), quoted);
+}
+
+template <class Member>
+ConfigField text_list(Key<Member> key, std::string help) {
+  return make_field(std::move(key), "list of text", std::move(help), list_of(parse_text),
+                    print_list(quoted));
+}
+
+template <NamedEnum E>
+std::vector<E> all_values() {
+  std::vector<E> values;
+  for (const auto& [value, name] : names_of(E{})) values.push_back(value);
+  return values;
+}
+
+template <NamedEnum E>
+std::vector<E> all_but(E left_out) {
+  std::vector<E> values = all_values<E>();
+  std::erase(values, left_out);
+  return values;
+}
+
+// One of `allowed`.
+template <class Member, class E = typename Key<Member>::Value>
+ConfigField choice(Key<Member> key, const std::vector<E>& allowed, std::string help) {
+  const std::string type = alternatives(allowed);
+  const auto parse = [=](const std::string& text, E* chosen) -> Problem {
+    const auto value = value_of<E>(text);
+    if (!value || std::ranges::find(allowed, *value) == allowed.end()) {
+      return fmt::format("expected one of {}, not '{}'", type, text);
+    }
+    *chosen = *value;
+    return {};
+  };
+  return make_field(std::move(key), type, std::move(help), scalar("one of " + type, parse),
+                    print_name);
+}
+
+template <class Member>
+ConfigField choice(Key<Member> key, std::string help) {
+  return choice(std::move(key), all_values<typename Key<Member>::Value>(), std::move(help));
+}
+
+// Some of `allowed`, none of them twice.
+template <class Member, class E = typename Key<Member>::Value::value_type>
+ConfigField choice_list(Key<Member> key, const std::vector<E>& allowed, std::string help) {
+  const std::string type = alternatives(allowed);
+  const auto parse = [=](const ConfigValue& value, std::vector<E>* chosen) -> Problem {
+    chosen->clear();
+    for (const std::string& item : value.items) {
+      const auto found = value_of<E>(item);
+      if (!found || std::ranges::find(allowed, *found) == allowed.end()) {
+        return fmt::format("expected some of {}, not '{}'", type, item);
+      }
+      if (std::ranges::find(*chosen, *found) != chosen->end()) {
+        return fmt::format("{} is given twice", item);
+      }
+      chosen->push_back(*found);
+    }
+    return {};
+  };
+  return make_field(std::move(key), "list of " + type, std::move(help), parse,
+                    print_list(print_name));
+}
+
+}  // namespace switchyard::field_types
