@@ -481,10 +481,11 @@ void add_recall(std::vector<ConfigField>& fields) {
 }
 
 void add_optimizer(std::vector<ConfigField>& fields) {
-  fields.push_back(
-      choice("optimizer.type", SWITCHYARD_MEMBER(optimizer.type),
-             Names<OptimizerType>{{"adamw", OptimizerType::adamw}, {"sgd", OptimizerType::sgd}},
-             "update rule"));
+  fields.push_back(choice("optimizer.type", SWITCHYARD_MEMBER(optimizer.type),
+                          Names<OptimizerType>{{"adamw", OptimizerType::adamw},
+                                               {"sgd", OptimizerType::sgd},
+                                               {"muon", OptimizerType::muon}},
+                          "update rule; muon: for hidden matrices, and adamw for everything else"));
   fields.push_back(
       real("optimizer.lr", SWITCHYARD_MEMBER(optimizer.lr), 0.0, 1e3, "largest learning rate"));
   fields.push_back(choice("optimizer.schedule.type", SWITCHYARD_MEMBER(optimizer.schedule.type),
@@ -507,12 +508,19 @@ void add_optimizer(std::vector<ConfigField>& fields) {
   fields.push_back(real("optimizer.weight_decay", SWITCHYARD_MEMBER(optimizer.weight_decay), 0.0,
                         1e3, "not applied to norms and biases"));
   fields.push_back(
-      real("optimizer.beta1", SWITCHYARD_MEMBER(optimizer.beta1), 0.0, 0.999999, "adamw"));
+      real("optimizer.beta1", SWITCHYARD_MEMBER(optimizer.beta1), 0.0, 0.999999, "adamw, muon"));
   fields.push_back(
-      real("optimizer.beta2", SWITCHYARD_MEMBER(optimizer.beta2), 0.0, 0.999999, "adamw"));
-  fields.push_back(real("optimizer.eps", SWITCHYARD_MEMBER(optimizer.eps), 0.0, 1.0, "adamw"));
+      real("optimizer.beta2", SWITCHYARD_MEMBER(optimizer.beta2), 0.0, 0.999999, "adamw, muon"));
+  fields.push_back(
+      real("optimizer.eps", SWITCHYARD_MEMBER(optimizer.eps), 0.0, 1.0, "adamw, muon"));
   fields.push_back(
       real("optimizer.momentum", SWITCHYARD_MEMBER(optimizer.momentum), 0.0, 0.999999, "sgd"));
+  fields.push_back(real("optimizer.muon.momentum", SWITCHYARD_MEMBER(optimizer.muon.momentum), 0.0,
+                        0.999999, "muon: of hidden matrices"));
+  fields.push_back(boolean("optimizer.muon.nesterov", SWITCHYARD_MEMBER(optimizer.muon.nesterov),
+                           "muon: look ahead by the momentum"));
+  fields.push_back(integer("optimizer.muon.ns_steps", SWITCHYARD_MEMBER(optimizer.muon.ns_steps), 1,
+                           20, "muon: steps of the Newton-Schulz iteration"));
 }
 
 void add_train_and_output(std::vector<ConfigField>& fields) {

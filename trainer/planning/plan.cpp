@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <omp.h>
 
+#include "optim/update_rule.h"
 #include "trainer/planning/paper_arithmetic.h"
 
 namespace switchyard {
@@ -18,16 +19,27 @@ int64_t up_factor(const ModelConfig& model) { return is_gated(model.activation) 
 
 int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-// Elements of one rank's flat buffers (see ParameterStore), without the gaps behind parameters whose
-// size is no multiple of 16 bytes. In f32 training the two dtypes of a group share buffers. A group
-// counts as one buffer here: that its buckets are padded each adds less than a part in a thousand on
-// a thousand ranks.
+// Elements of a flat buffer, and how many of them are hidden matrices' (ParameterSpec::hidden_matrices).
+struct BufferSize {
+  int64_t elements = 0;
+  int64_t hidden = 0;
+};
+
+// One rank's flat buffers (see ParameterStore), without the gaps behind parameters whose size is no
+// multiple of 16 bytes. In f32 training the two dtypes of a group share buffers. A group counts as
+// one buffer here: that its buckets are padded each adds less than a part in a thousand on a thousand
+// ranks.
 struct BufferSizes {
-  int64_t sharded = 0;         // split over tp; in the compute dtype
-  int64_t sharded_f32 = 0;     // split over tp; f32 always
-  int64_t replicated = 0;      // in the compute dtype
-  int64_t replicated_f32 = 0;  // f32 always
-  int64_t expert = 0;          // split over ep; in the compute dtype
+  BufferSize sharded;         // split over tp; in the compute dtype
+  BufferSize sharded_f32;     // split over tp; f32 always
+  BufferSize replicated;      // in the compute dtype
+  BufferSize replicated_f32;  // f32 always
+  BufferSize expert;          // split over ep; in the compute dtype
+
+  int64_t num_elements() const {
+    return sharded.elements + sharded_f32.elements + replicated.elements + replicated_f32.elements +
+           expert.elements;
+  }
 };
 
 BufferSizes buffer_sizes(const ModelConfig& m, const ParallelLayout& layout) {
@@ -37,58 +49,86 @@ BufferSizes buffer_sizes(const ModelConfig& m, const ParallelLayout& layout) {
   const int64_t tp = layout.tp(), local_vocab = (m.vocab_size + tp - 1) / tp;
   const int64_t shared_ffn = m.num_shared_experts * m.shared_expert_ffn_hidden;
   BufferSizes sizes;
-  sizes.sharded = (m.tie_embeddings ? 1 : 2) * local_vocab * h +
-                  (m.num_layers * (2 * q + 2 * kv) * h + dense * (up + 1) * h * m.ffn_hidden +
-                   moe * (up + 1) * h * shared_ffn) /
-                      tp;
-  sizes.replicated_f32 = (2 * m.num_layers + 1) * norm_width + moe * m.num_experts * h;
-  if (m.qk_norm) sizes.replicated_f32 += m.num_layers * 2 * m.head_dim;
+  sizes.sharded.hidden = (m.num_layers * (2 * q + 2 * kv) * h +
+                          dense * (up + 1) * h * m.ffn_hidden + moe * (up + 1) * h * shared_ffn) /
+                         tp;
+  sizes.sharded.elements = (m.tie_embeddings ? 1 : 2) * local_vocab * h + sizes.sharded.hidden;
+  const int64_t routers = moe * m.num_experts * h;
+  sizes.replicated_f32 = {(2 * m.num_layers + 1) * norm_width + routers, routers};
+  if (m.qk_norm) sizes.replicated_f32.elements += m.num_layers * 2 * m.head_dim;
   if (m.bias) {
-    sizes.sharded_f32 = (m.num_layers * (q + 2 * kv) + dense * up * m.ffn_hidden) / tp;
-    sizes.replicated_f32 += (m.num_layers + dense) * h;
+    sizes.sharded_f32.elements = (m.num_layers * (q + 2 * kv) + dense * up * m.ffn_hidden) / tp;
+    sizes.replicated_f32.elements += (m.num_layers + dense) * h;
   }
-  if (m.position == Position::learned) sizes.replicated = m.seq_len * h;
-  if (m.structure == Structure::bigmac) sizes.replicated += moe * 2 * m.latent * h;
-  sizes.expert =
+  if (m.structure == Structure::bigmac) sizes.replicated.hidden = moe * 2 * m.latent * h;
+  sizes.replicated.elements = sizes.replicated.hidden;
+  if (m.position == Position::learned) sizes.replicated.elements += m.seq_len * h;
+  sizes.expert.hidden =
       moe * m.num_experts * (up + 1) * m.exchange_width() * m.expert_ffn_hidden / layout.ep();
+  sizes.expert.elements = sizes.expert.hidden;
   return sizes;
 }
 
+// f32 elements of optimizer state for `size` and the padding behind it, which goes to the rule of the
+// last parameter.
+int64_t state_elements(const UpdateRules& rules, const BufferSize& size, int64_t padding) {
+  const auto kept = [&](int hidden_matrices) {
+    return std::ssize(rules.of(hidden_matrices).state_names());
+  };
+  const bool all_hidden = size.hidden == size.elements;
+  return size.hidden * kept(1) + (size.elements - size.hidden) * kept(0) +
+         padding * kept(all_hidden ? 1 : 0);
+}
+
 // Values, gradients, main weights and moments as ParameterStore and DistributedOptimizer (ZeRO-1)
-// hold them: each buffer padded for an even split, gradients whole, optimizer state by shares.
+// hold them: each buffer padded for an even split, gradients whole, optimizer state by shares. Where
+// hidden matrices follow a rule of their own, ranks whose shares hold more of them keep another
+// amount of state; the plan's is the mean over the ranks.
 class StatePlan {
  public:
   StatePlan(const RunConfig& config, const ParallelLayout& layout)
-      : config_(config), world_size_(layout.world_size()) {
+      : config_(config), rules_(make_update_rules(config.optimizer)), layout_(layout) {
     const BufferSizes sizes = buffer_sizes(config.model, layout);
     group(sizes.sharded, sizes.sharded_f32, layout.dp());
-    group(sizes.replicated, sizes.replicated_f32, layout.world_size());
-    group(sizes.expert, 0, layout.edp());
+    group(sizes.replicated, sizes.replicated_f32, layout.dp() * layout.tp());
+    group(sizes.expert, {}, layout.edp());
   }
   const MemoryPlan& memory() const { return memory_; }
 
  private:
-  void group(int64_t elements, int64_t elements_f32, int64_t ranks) {
+  void group(const BufferSize& size, const BufferSize& size_f32, int64_t ranks) {
     if (config_.run.compute_dtype == DType::f32) {
-      buffer(elements + elements_f32, DType::f32, ranks);
+      buffer({size.elements + size_f32.elements, size.hidden + size_f32.hidden}, DType::f32, ranks);
     } else {
-      buffer(elements, config_.run.compute_dtype, ranks);
-      buffer(elements_f32, DType::f32, ranks);
+      buffer(size, config_.run.compute_dtype, ranks);
+      buffer(size_f32, DType::f32, ranks);
     }
   }
-  void buffer(int64_t elements, DType dtype, int64_t ranks) {
-    const int64_t padded = round_up(elements, int64_t{16} * world_size_);
-    const int64_t moments = config_.optimizer.type == OptimizerType::adamw ? 2 : 1;
+  void buffer(const BufferSize& size, DType dtype, int64_t ranks) {
+    const int64_t padded = round_up(size.elements, int64_t{16} * layout_.world_size());
     memory_.parameters += padded * static_cast<int64_t>(size_of(dtype));
     memory_.gradients += padded * 4;
     if (dtype != DType::f32) memory_.main_weights += padded / ranks * 4;
-    memory_.optimizer_state += padded / ranks * moments * 4;
+    memory_.optimizer_state += state_elements(rules_, size, padded - size.elements) * 4 / ranks;
   }
 
   const RunConfig& config_;
-  int world_size_;
+  UpdateRules rules_;
+  ParallelLayout layout_;
   MemoryPlan memory_;
 };
+
+// Main weights and optimizer state of the whole model, f32.
+int64_t checkpoint_bytes(const RunConfig& config) {
+  const UpdateRules rules = make_update_rules(config.optimizer);
+  const BufferSizes whole = buffer_sizes(config.model, ParallelLayout(1, 1, 1));
+  int64_t elements = whole.num_elements();
+  for (const BufferSize& size :
+       {whole.sharded, whole.sharded_f32, whole.replicated, whole.replicated_f32, whole.expert}) {
+    elements += state_elements(rules, size, /*padding=*/0);
+  }
+  return elements * 4;
+}
 
 // Libraries, communicators, thread stacks and token chunks; measured, nearly the same for all
 // models.
@@ -162,8 +202,7 @@ ParameterCounts count_parameters(const ModelConfig& m) {
 }
 
 int64_t count_parameters_of_rank(const ModelConfig& model, const ParallelLayout& layout) {
-  const BufferSizes s = buffer_sizes(model, layout);
-  return s.sharded + s.sharded_f32 + s.replicated + s.replicated_f32 + s.expert;
+  return buffer_sizes(model, layout).num_elements();
 }
 
 int64_t exchange_bytes_per_step(const ModelConfig& model, int64_t tokens, int ep, DType dtype) {
@@ -187,8 +226,7 @@ Plan make_plan(const RunConfig& config, const ParallelLayout& layout) {
       config.train.global_batch_size / (config.train.micro_batch_size * layout.dp());
   plan.exchange_bytes = exchange_bytes_per_step(config.model, plan.tokens_per_step, layout.ep(),
                                                 config.run.compute_dtype);
-  const int64_t per_parameter = config.optimizer.type == OptimizerType::adamw ? 12 : 8;
-  plan.checkpoint_bytes = plan.parameters.total * per_parameter;
+  plan.checkpoint_bytes = checkpoint_bytes(config);
   return plan;
 }
 

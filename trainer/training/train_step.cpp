@@ -71,7 +71,7 @@ StepReport TrainStep::run(std::span<const MicroBatch> micro_batches, const LossS
   }
 
   optimizer_time_.start(stream_);
-  const OptimizerStepResult update = optimizer_->step(stream_, lr);
+  const OptimizerStepResult update = optimizer_->step(stream_, workspace_, lr);
   optimizer_time_.stop(stream_);
 
   StepReport report = reduce(stop_requested);
