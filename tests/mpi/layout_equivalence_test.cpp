@@ -263,8 +263,10 @@ TEST(LayoutVariantTest, MuonInGptStyleWithTiedEmbeddingsAndBuckets) {
   model.bias = true;
   model.tie_embeddings = true;
   model.first_dense_layers = 1;
+  OptimizerConfig config = muon();
+  config.eps = 1e-2;  // AdamW moves the bias of the keys, whose gradient is rounding errors alone
   for (const int64_t bucket_elements : {int64_t{1}, int64_t{700}}) {
-    compare_layouts(model, muon(), 1, kAdamBounds,
+    compare_layouts(model, config, 1, kAdamBounds,
                     {.options = {.bucket_elements = bucket_elements}});
   }
 }

@@ -117,6 +117,33 @@ TEST_P(PlanOnLayoutsTest, StateIsWhatTheOptimizerShares) {
   EXPECT_EQ(plan.memory.main_weights, 4 * bf16_shares);
 }
 
+// Shares of hidden matrices differ from rank to rank; what the plan gives for a rank is the mean.
+TEST_P(PlanOnLayoutsTest, StateOfMuonIsTheMeanOverTheRanks) {
+  Stream stream;
+  RunConfig config = this->config();
+  config.optimizer.type = OptimizerType::muon;
+  const DistributedContext dist(test_mpi(), layout());
+  Transformer model(stream, config.model, dist, options_of(config));
+  DistributedOptimizer optimizer(stream, config.optimizer, model.parameters(), dist);
+  const Plan plan = make_plan(config, layout());
+
+  int64_t bytes[] = {0, 0};  // of state, and of what padding may add to it, on all ranks
+  for (const ShardPiece& piece : optimizer.pieces()) {
+    for (const NamedState& state : piece.state) {
+      bytes[0] += static_cast<int64_t>(state.values.num_bytes());
+    }
+  }
+  dist.world().all_reduce(stream, view_of(std::span(bytes).first(1)), ReduceOp::sum);
+  for (const FlatBuffer& buffer : model.parameters().buffers()) {
+    const int64_t padding = buffer.grads.num_elements() - buffer.num_elements;
+    bytes[1] += 2 * 4 * padding * layout().world_size() / copies_of(buffer.group, layout());
+  }
+
+  const int64_t planned = plan.memory.optimizer_state * layout().world_size();
+  EXPECT_GE(planned, bytes[0]);
+  EXPECT_LE(planned, bytes[0] + bytes[1]);
+}
+
 struct Pass {
   double mean_peak = 0.0;      // of the ranks' workspaces
   int64_t exchange_bytes = 0;  // of all ranks
