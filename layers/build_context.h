@@ -9,8 +9,8 @@
 namespace switchyard {
 
 // What a layer's constructor needs to declare its parameters. Weights of linear maps between hidden
-// states are hidden matrices (ParameterSpec::hidden_matrices), each as the model defines it: q, k and
-// v are three, and so are gate, up and down.
+// states are hidden matrices (ParameterSpec::hidden_matrices), each as the model defines it: q, k
+// and v are three, and so are gate, up and down.
 struct BuildContext {
   Stream& stream;
   ParameterStore& store;
@@ -24,8 +24,8 @@ struct BuildContext {
   Parameter& row_parallel(const std::string& name, int64_t out, int64_t in, float std) const;
   // A bias whose elements are split over tp.
   Parameter& sharded_bias(const std::string& name, int64_t width) const;
-  // The same on every tp rank, in the compute dtype: descend and ascend, and positions, which are an
-  // embedding and hold no hidden matrix.
+  // The same on every tp rank, in the compute dtype: descend and ascend, and positions, which are
+  // an embedding and hold no hidden matrix.
   Parameter& replicated_weight(const std::string& name, Shape shape, float std,
                                int hidden_matrices = 1) const;
   // The same on every tp rank and always f32: the router's weight (with decay; a hidden matrix, as

@@ -19,8 +19,7 @@ DistributedOptimizer::DistributedOptimizer(Stream& stream, const OptimizerConfig
     shards_.emplace_back(stream, rules_, buffer, copies_of(buffer.group));
   }
   if (!rules_.matrices) return;
-  // Splitting over tp spreads a matrix over ranks whose shards of replicated parameters are parts of
-  // one whole, so one group serves both kinds.
+  // Together the copies of what tp splits are on the ranks that hold copies of what is replicated.
   add_matrix_update(stream, copies_of(ParameterGroup::replicated), /*experts=*/false);
   add_matrix_update(stream, copies_of(ParameterGroup::expert), /*experts=*/true);
 }

@@ -32,8 +32,9 @@ class DistributedOptimizer {
   DistributedOptimizer& operator=(const DistributedOptimizer&) = delete;
 
   // Starts to sum those gradients over their ranks whose flat buffers hold nothing of stages before
-  // `stage` (ParameterStore::begin_stage), where that has not been started: behind what the backward
-  // pass still has to do. They must be final and stay as they are until the step. Collective.
+  // `stage` (ParameterStore::begin_stage), where that has not been started: behind what the
+  // backward pass still has to do. They must be final and stay as they are until the step.
+  // Collective.
   void start_reduction(Stream& stream, int stage);
 
   // One update from the gradients in the store, which are zero afterwards. The workspace is left as

@@ -124,7 +124,7 @@ void MatrixExchange::make_rounds(int64_t elements_per_rank) {
   if (!matrices.empty()) rounds_.push_back(make_round(std::move(matrices)));
 }
 
-// Each matrix, the dearest first, goes to the rank that has least to do so far.
+// Each matrix, the most costly first, goes to the rank that has least to do so far.
 MatrixExchange::Round MatrixExchange::make_round(std::vector<int> matrices) const {
   const auto num_ranks = static_cast<size_t>(group_.size());
   Round round{.matrices = std::move(matrices),

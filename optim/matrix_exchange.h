@@ -24,14 +24,15 @@ struct MatrixPart {
 };
 
 // Puts matrices together that lie in parts on the ranks of a group, lets each be transformed by one
-// rank, and brings the results back to where the elements came from. Matrices are shared out so that
-// ranks have equal work, in rounds: the dearest first, so that those of a round are of a kind.
+// rank, and brings the results back to where the elements came from. Matrices are shared out so
+// that ranks have equal work, in rounds: the most costly come first, so that those of a round are
+// alike.
 //
-// Every element leaves its rank once and comes back once, 8 bytes in all, but for matrices that the
-// rank transforms itself; nothing is sent twice and no rank receives what it does not transform. A
-// round takes at most elements_per_rank (or a matrix, where that is more) on the average rank, and a
-// rank's memory is what it sends in a round, what it receives, one matrix (two where columns are
-// split), and what the transformation takes.
+// Per run of all rounds every element leaves the rank that owns it once and comes back once, 8 bytes
+// in all; it stays where it is if that rank transforms the matrix itself. No rank receives what it
+// does not transform. A round has elements_per_rank elements on the average rank, or a matrix where
+// that is more. A rank's memory is what it sends in a round, what it receives, one matrix (two where
+// columns are split), and what the transformation takes.
 class MatrixExchange {
  public:
   static constexpr int64_t kElementsPerRank = int64_t{4} << 20;  // 16 MiB

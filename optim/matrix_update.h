@@ -15,8 +15,8 @@ struct OwnedParameter {
   OptimizerShard* shard;
 };
 
-// Updates the hidden matrices of some parameters by a rule that takes them whole, though ZeRO-1 cuts
-// flat buffers anywhere and tp splits matrices by rows or columns: see MatrixExchange for what
+// Updates the hidden matrices of some parameters by a rule that takes them whole, though ZeRO-1
+// cuts flat buffers anywhere and tp splits matrices by rows or columns. MatrixExchange says what
 // travels and what memory it takes.
 class MatrixUpdate {
  public:

@@ -30,8 +30,8 @@ struct ShardPiece {
   std::vector<NamedState> state;  // [end - begin] f32 each
 };
 
-// One rank's share of a flat buffer under ZeRO-1, and what the update rules keep of it. Places in it
-// count from its first element.
+// One rank's share of a flat buffer under ZeRO-1, and what the update rules keep of it. Places in
+// it count from its first element.
 class OptimizerShard {
  public:
   // Neighbours that follow one rule and agree about weight decay. The last of a shard takes the
@@ -61,8 +61,8 @@ class OptimizerShard {
   // The same for a range within the elements of one parameter.
   OwnedRun owned(int64_t begin, int64_t end);
 
-  // What this rank owns of the elements [begin, end) of the flat buffer, as a range of the shard; of
-  // length zero where that is nothing.
+  // What this rank owns of the elements [begin, end) of the flat buffer, as a range of the shard;
+  // of length zero where that is nothing.
   struct Range {
     int64_t begin, end;
   };

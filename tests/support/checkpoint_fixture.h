@@ -28,17 +28,17 @@ struct FakeTensor {
   std::vector<std::string> state = {kExpAvg, kExpAvgSq};
 };
 
-// One of each way in which a model's tensors are split; 37 does not divide by any tp. Hidden matrices
-// of experts follow another update rule than the rest.
+// One of each way in which a model's tensors are split; 37 does not divide by any tp. Attention's
+// output follows another update rule than the rest.
 inline std::vector<FakeTensor> fake_model() {
   const std::vector<std::string> muon = {kMuonMomentum};
   return {{"embedding.weight", {37, 8}, ParameterGroup::sharded, 0},
           {"layers.0.attention.q.weight", {16, 8}, ParameterGroup::sharded, 0},
-          {"layers.0.attention.o.weight", {8, 16}, ParameterGroup::sharded, 1},
+          {"layers.0.attention.o.weight", {8, 16}, ParameterGroup::sharded, 1, muon},
           {"layers.0.norm.weight", {33}, ParameterGroup::replicated, 0},
           {"layers.0.moe.router.weight", {8, 8}, ParameterGroup::replicated, 0},
-          {"layers.0.moe.experts.up.weight", {8, 11, 8}, ParameterGroup::expert, 0, muon},
-          {"layers.0.moe.experts.down.weight", {8, 8, 11}, ParameterGroup::expert, 0, muon}};
+          {"layers.0.moe.experts.up.weight", {8, 11, 8}, ParameterGroup::expert, 0},
+          {"layers.0.moe.experts.down.weight", {8, 8, 11}, ParameterGroup::expert, 0}};
 }
 
 // Any bits at all, the not-a-numbers too: checkpoints move bits, not numbers.

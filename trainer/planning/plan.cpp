@@ -19,7 +19,7 @@ int64_t up_factor(const ModelConfig& model) { return is_gated(model.activation) 
 
 int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-// Elements of a flat buffer, and how many of them are hidden matrices' (ParameterSpec::hidden_matrices).
+// Elements of a flat buffer, and how many of them belong to hidden matrices (see ParameterSpec).
 struct BufferSize {
   int64_t elements = 0;
   int64_t hidden = 0;
@@ -27,8 +27,8 @@ struct BufferSize {
 
 // One rank's flat buffers (see ParameterStore), without the gaps behind parameters whose size is no
 // multiple of 16 bytes. In f32 training the two dtypes of a group share buffers. A group counts as
-// one buffer here: that its buckets are padded each adds less than a part in a thousand on a thousand
-// ranks.
+// one buffer here: that its buckets are padded each adds less than a part in a thousand on a
+// thousand ranks.
 struct BufferSizes {
   BufferSize sharded;         // split over tp; in the compute dtype
   BufferSize sharded_f32;     // split over tp; f32 always
@@ -69,8 +69,8 @@ BufferSizes buffer_sizes(const ModelConfig& m, const ParallelLayout& layout) {
   return sizes;
 }
 
-// f32 elements of optimizer state for `size` and the padding behind it, which goes to the rule of the
-// last parameter.
+// f32 elements of optimizer state for `size` and the padding behind it, which goes to the rule of
+// the last parameter.
 int64_t state_elements(const UpdateRules& rules, const BufferSize& size, int64_t padding) {
   const auto kept = [&](int hidden_matrices) {
     return std::ssize(rules.of(hidden_matrices).state_names());
@@ -81,9 +81,9 @@ int64_t state_elements(const UpdateRules& rules, const BufferSize& size, int64_t
 }
 
 // Values, gradients, main weights and moments as ParameterStore and DistributedOptimizer (ZeRO-1)
-// hold them: each buffer padded for an even split, gradients whole, optimizer state by shares. Where
-// hidden matrices follow a rule of their own, ranks whose shares hold more of them keep another
-// amount of state; the plan's is the mean over the ranks.
+// hold them: each buffer padded for an even split, gradients whole, optimizer state by shares.
+// Where hidden matrices follow a rule of their own, ranks whose shares hold more of them keep
+// another amount of state; the plan's is the mean over the ranks.
 class StatePlan {
  public:
   StatePlan(const RunConfig& config, const ParallelLayout& layout)
