@@ -26,6 +26,7 @@ Parameter& BuildContext::column_parallel(const std::string& name, int64_t out, i
                     .group = ParameterGroup::sharded,
                     .dtype = compute_dtype,
                     .decay = true,
+                    .hidden_matrices = 1,
                     .init = Init::normal(std)});
 }
 
@@ -39,6 +40,7 @@ Parameter& BuildContext::row_parallel(const std::string& name, int64_t out, int6
                     .group = ParameterGroup::sharded,
                     .dtype = compute_dtype,
                     .decay = true,
+                    .hidden_matrices = 1,
                     .init = Init::normal(std)});
 }
 
@@ -54,7 +56,8 @@ Parameter& BuildContext::sharded_bias(const std::string& name, int64_t width) co
                     .init = Init::zeros()});
 }
 
-Parameter& BuildContext::replicated_weight(const std::string& name, Shape shape, float std) const {
+Parameter& BuildContext::replicated_weight(const std::string& name, Shape shape, float std,
+                                           int hidden_matrices) const {
   return store.add({.name = name,
                     .global_shape = shape,
                     .offset = {0, 0},
@@ -62,6 +65,7 @@ Parameter& BuildContext::replicated_weight(const std::string& name, Shape shape,
                     .group = ParameterGroup::replicated,
                     .dtype = compute_dtype,
                     .decay = true,
+                    .hidden_matrices = hidden_matrices,
                     .init = Init::normal(std)});
 }
 
@@ -73,6 +77,7 @@ Parameter& BuildContext::router_weight(const std::string& name, Shape shape, flo
                     .group = ParameterGroup::replicated,
                     .dtype = DType::f32,
                     .decay = true,
+                    .hidden_matrices = 1,
                     .init = Init::normal(std)});
 }
 
@@ -88,8 +93,8 @@ Parameter& BuildContext::replicated_vector(const std::string& name, int64_t widt
                     .init = init});
 }
 
-Parameter& BuildContext::expert_weight(const std::string& name, int64_t out, int64_t in,
-                                       float std) const {
+Parameter& BuildContext::expert_weight(const std::string& name, int64_t out, int64_t in, float std,
+                                       int hidden_matrices) const {
   const int64_t local = share_of(config.num_experts, dist.ep().size(), name);
   return store.add({.name = name,
                     .global_shape = {config.num_experts, out, in},
@@ -98,6 +103,7 @@ Parameter& BuildContext::expert_weight(const std::string& name, int64_t out, int
                     .group = ParameterGroup::expert,
                     .dtype = compute_dtype,
                     .decay = true,
+                    .hidden_matrices = hidden_matrices,
                     .init = Init::normal(std)});
 }
 

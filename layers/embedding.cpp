@@ -14,7 +14,7 @@ Embedding::Embedding(const BuildContext& build)
       table_(&build.vocab_parallel("embedding.weight", build.init_std())) {
   if (build.config.position == Position::learned) {
     positions_ = &build.replicated_weight("positions.weight", {build.config.seq_len, hidden_},
-                                          build.init_std());
+                                          build.init_std(), /*hidden_matrices=*/0);
   }
 }
 

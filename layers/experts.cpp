@@ -24,7 +24,8 @@ Experts::Experts(const BuildContext& build, const std::string& name)
       dtype_(build.compute_dtype) {
   const float gain = width_gain(build.config);
   up_ = &build.expert_weight(name + (is_gated(activation_) ? ".gate_up.weight" : ".up.weight"),
-                             up_width_, width_, build.init_std() * gain);
+                             up_width_, width_, build.init_std() * gain,
+                             is_gated(activation_) ? 2 : 1);
   down_ = &build.expert_weight(name + ".down.weight", width_, ffn_hidden_,
                                build.residual_init_std() / gain);
 }

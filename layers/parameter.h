@@ -38,6 +38,12 @@ struct ParameterSpec {
   ParameterGroup group = ParameterGroup::replicated;
   DType dtype = DType::f32;  // of the values; gradients are f32
   bool decay = true;         // whether weight decay applies
+  // How many hidden matrices the last two dimensions hold, one above the other with equally many
+  // rows: two where a gate stands above up. A third dimension in front counts such stacks
+  // (experts). An update rule of whole matrices (Muon) takes them one by one. 0: none, as in
+  // vectors, and as in embeddings and the head, which Jordan et al. 2024 and Moonlight
+  // (section 2.2) leave to AdamW.
+  int hidden_matrices = 0;
   Init init;
 };
 

@@ -6,8 +6,9 @@
 
 namespace switchyard {
 
-enum class OptimizerType { adamw, sgd };
-SWITCHYARD_ENUM_NAMES(OptimizerType, adamw, sgd)
+// muon: for hidden matrices, and adamw for everything else.
+enum class OptimizerType { adamw, sgd, muon };
+SWITCHYARD_ENUM_NAMES(OptimizerType, adamw, sgd, muon)
 
 // constant, cosine: after the warm-up. wsd (warm-up, stable, decay): constant, then a linear fall
 // to min_lr over the last decay_steps.
@@ -22,6 +23,13 @@ struct ScheduleConfig {
   double min_lr = 0.0;
 };
 
+// Liu et al. 2025, section 2.2.
+struct MuonConfig {
+  double momentum = 0.95;
+  bool nesterov = true;
+  int ns_steps = 5;  // of the Newton-Schulz iteration
+};
+
 struct OptimizerConfig {
   OptimizerType type = OptimizerType::adamw;
   double lr = 3e-4;
@@ -32,6 +40,7 @@ struct OptimizerConfig {
   double beta2 = 0.95;
   double eps = 1e-8;
   double momentum = 0.0;  // sgd
+  MuonConfig muon;
 };
 
 }  // namespace switchyard

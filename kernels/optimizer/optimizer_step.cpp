@@ -42,6 +42,14 @@ void sgd_step(Stream& stream, const SgdOptions& options, float grad_scale, Const
   (stream, options, grad_scale, grad, main_params, momentum_buffer, params);
 }
 
+void momentum_step(Stream& stream, const MomentumOptions& options, float grad_scale,
+                   ConstTensorView grad, TensorView momentum_buffer, TensorView direction) {
+  check_flat(momentum_buffer, grad, "momentum_buffer");
+  check_flat(direction, grad, "direction");
+  SWITCHYARD_BODY(stream, momentum_step)
+  (stream, options, grad_scale, grad, momentum_buffer, direction);
+}
+
 namespace cpu {
 
 void adamw_step(Stream&, const AdamWOptions& o, float grad_scale, ConstTensorView grad,
@@ -77,6 +85,19 @@ void sgd_step(Stream&, const SgdOptions& o, float grad_scale, ConstTensorView gr
     m[i] = o.momentum * m[i] + (g[i] * grad_scale + o.weight_decay * p[i]);
     p[i] -= o.lr * m[i];
     if (rounded) rounded[i] = p[i];
+  }
+}
+
+void momentum_step(Stream&, const MomentumOptions& o, float grad_scale, ConstTensorView grad,
+                   TensorView momentum_buffer, TensorView direction) {
+  const int64_t n = grad.num_elements();
+  const float* g = grad.data<float>();
+  float *m = momentum_buffer.data<float>(), *out = direction.data<float>();
+#pragma omp parallel for simd schedule(static)
+  for (int64_t i = 0; i < n; ++i) {
+    const float scaled = g[i] * grad_scale;
+    m[i] = o.momentum * m[i] + scaled;
+    out[i] = o.nesterov ? scaled + o.momentum * m[i] : m[i];
   }
 }
 

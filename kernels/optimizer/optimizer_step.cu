@@ -34,9 +34,21 @@ struct Sgd {
   }
 };
 
+// What it writes takes the place of the parameters.
+struct Momentum {
+  float grad_scale, momentum;
+  bool nesterov;
+
+  __device__ void operator()(float grad, float& direction, float& m, float&) const {
+    const float scaled = grad * grad_scale;
+    m = momentum * m + scaled;
+    direction = nesterov ? scaled + momentum * m : m;
+  }
+};
+
 struct Flat {
   const float* grad;
-  float *params, *m, *v;  // v null with SGD
+  float *params, *m, *v;  // v null but with AdamW
   bfloat16* rounded;      // null in f32 training
 };
 
@@ -104,6 +116,15 @@ void cuda::sgd_step(Stream& stream, const SgdOptions& o, float grad_scale, Const
   step(stream,
        {grad.data<float>(), main_params.data<float>(), momentum_buffer.data<float>(), nullptr,
         params ? params.data<bfloat16>() : nullptr},
+       grad.num_elements(), update);
+}
+
+void cuda::momentum_step(Stream& stream, const MomentumOptions& o, float grad_scale,
+                         ConstTensorView grad, TensorView momentum_buffer, TensorView direction) {
+  const Momentum update{.grad_scale = grad_scale, .momentum = o.momentum, .nesterov = o.nesterov};
+  step(stream,
+       {grad.data<float>(), direction.data<float>(), momentum_buffer.data<float>(), nullptr,
+        nullptr},
        grad.num_elements(), update);
 }
 

@@ -35,16 +35,33 @@ struct SgdOptions {
 using SgdStep = void(Stream&, const SgdOptions&, float grad_scale, ConstTensorView grad,
                      TensorView main_params, TensorView momentum_buffer, TensorView params);
 
+struct MomentumOptions {
+  float momentum = 0.0f;
+  bool nesterov = false;
+};
+
+// The momentum of Muon (Liu et al. 2025, equation 1 and its footnote), g the gradient times
+// grad_scale:
+//   m = momentum * m + g;  direction = g + momentum * m with nesterov, else m
+//   grad             [n] f32
+//   momentum_buffer  [n] f32, updated
+//   direction        [n] f32, written
+using MomentumStep = void(Stream&, const MomentumOptions&, float grad_scale, ConstTensorView grad,
+                          TensorView momentum_buffer, TensorView direction);
+
 AdamWStep adamw_step;
 SgdStep sgd_step;
+MomentumStep momentum_step;
 
 namespace cpu {
 AdamWStep adamw_step;
 SgdStep sgd_step;
+MomentumStep momentum_step;
 }  // namespace cpu
 namespace cuda {
 AdamWStep adamw_step;
 SgdStep sgd_step;
+MomentumStep momentum_step;
 }  // namespace cuda
 
 }  // namespace switchyard

@@ -83,6 +83,24 @@ TEST_P(OptimizerStepTest, SgdFollowsItsEquations) {
   expect_rounded(params, rounded);
 }
 
+TEST_P(OptimizerStepTest, MomentumFollowsItsEquations) {
+  for (const bool nesterov : {false, true}) {
+    const MomentumOptions o{.momentum = 0.95f, .nesterov = nesterov};
+    Tensor grad = random(1), direction = random(2), m = random(3);
+    const auto g0 = to_floats(part(grad)), m0 = to_floats(part(m)), outside = to_floats(direction);
+
+    momentum_step(stream_, o, 2.0f, part(grad), part(m), part(direction));
+
+    const auto d1 = to_floats(part(direction)), m1 = to_floats(part(m));
+    for (size_t i = 0; i < d1.size(); ++i) {
+      const double momentum = 0.95 * m0[i] + 2.0 * g0[i];
+      ASSERT_NEAR(m1[i], momentum, 2e-6);
+      ASSERT_NEAR(d1[i], nesterov ? 2.0 * g0[i] + 0.95 * momentum : momentum, 4e-6);
+    }
+    EXPECT_EQ(to_floats(direction).back(), outside.back());
+  }
+}
+
 TEST_P(OptimizerStepTest, NeighboursOfTheRangeStayAsTheyAre) {
   Tensor grad = random(1), params = random(2), m = random(3), v = positive(4);
   const auto before = to_floats(params);

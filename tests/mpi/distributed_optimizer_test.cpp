@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <limits>
@@ -13,6 +14,8 @@
 #include "kernels/basic/random.h"
 #include "kernels/runtime/check.h"
 #include "mpi/mpi_test.h"
+#include "optim/adamw.h"
+#include "optim/muon.h"
 #include "tests/support/test_tensors.h"
 
 namespace switchyard {
@@ -60,18 +63,20 @@ struct Model {
         int64_t bucket_elements = ParameterStore::kBucketElements)
       : dist(context), store(bucket_elements) {
     const Communicator &tp = dist.tp(), &ep = dist.ep();
-    add("column", {16, 6}, ParameterGroup::sharded, 0, &tp, dtype);
-    add("row", {5, 16}, ParameterGroup::sharded, 1, &tp, dtype);
-    add("bias", {16}, ParameterGroup::sharded, 0, &tp, DType::f32);
-    add("experts", {8, 3, 5}, ParameterGroup::expert, 0, &ep, dtype);
-    add("shared", {7, 37}, ParameterGroup::replicated, 0, nullptr, dtype);
-    add("norm", {33}, ParameterGroup::replicated, 0, nullptr, DType::f32);
+    add("table", {24, 6}, ParameterGroup::sharded, 0, &tp, dtype, /*hidden_matrices=*/0);
+    add("column", {16, 6}, ParameterGroup::sharded, 0, &tp, dtype, 1);
+    add("row", {5, 16}, ParameterGroup::sharded, 1, &tp, dtype, 1);
+    add("bias", {16}, ParameterGroup::sharded, 0, &tp, DType::f32, 0);
+    add("experts", {8, 3, 5}, ParameterGroup::expert, 0, &ep, dtype, 1);
+    add("gated_experts", {8, 6, 5}, ParameterGroup::expert, 0, &ep, dtype, 2);
+    add("shared", {7, 37}, ParameterGroup::replicated, 0, nullptr, dtype, 1);
+    add("norm", {33}, ParameterGroup::replicated, 0, nullptr, DType::f32, 0);
     store.materialize(stream, /*seed=*/5, dist.world().size());
     optimizer = std::make_unique<DistributedOptimizer>(stream, config, store, dist);
   }
 
   void add(const std::string& name, Shape shape, ParameterGroup group, int split_dim,
-           const Communicator* split, DType dtype) {
+           const Communicator* split, DType dtype, int hidden_matrices) {
     std::array<int64_t, 3> offset{}, extent{};
     for (int d = 0; d < shape.rank(); ++d) extent[static_cast<size_t>(d)] = shape[d];
     if (split != nullptr) {
@@ -88,6 +93,7 @@ struct Model {
                .group = group,
                .dtype = dtype,
                .decay = shape.rank() > 1,
+               .hidden_matrices = hidden_matrices,
                .init = Init::normal(1.0f)});
   }
 
@@ -111,7 +117,7 @@ struct Model {
 
   OptimizerStepResult step(int number) {
     add_gradients(number);
-    return optimizer->step(stream, kLr);
+    return optimizer->step(stream, workspace, kLr);
   }
 
   Parameter& parameter(const std::string& name) {
@@ -122,6 +128,7 @@ struct Model {
   }
 
   Stream stream;
+  Workspace workspace;
   const DistributedContext& dist;
   ParameterStore store;
   std::unique_ptr<DistributedOptimizer> optimizer;
@@ -152,8 +159,11 @@ void expect_same_values(const Model& model, const Model& reference) {
   }
 }
 
-// What a checkpoint holds: whole tensors of main weights, exp_avg and exp_avg_sq.
-using Saved = std::map<std::string, std::array<std::vector<float>, 3>>;
+// What a checkpoint holds: whole tensors of main weights and of all kinds of state; those that a
+// parameter's update rule does not keep stay zero.
+constexpr const char* kStates[] = {kExpAvg, kExpAvgSq, kMuonMomentum};
+constexpr size_t kKinds = 1 + std::size(kStates);
+using Saved = std::map<std::string, std::array<std::vector<float>, kKinds>>;
 
 template <class Body>
 void for_each_in_piece(const ShardPiece& piece, const Body& body) {
@@ -168,8 +178,14 @@ std::span<float> span_of(TensorView view) {
   return {view.data<float>(), static_cast<size_t>(view.num_elements())};
 }
 
-std::array<std::span<float>, 3> spans_of(const ShardPiece& piece) {
-  return {span_of(piece.main_params), span_of(piece.exp_avg), span_of(piece.exp_avg_sq)};
+std::array<std::span<float>, kKinds> spans_of(const ShardPiece& piece) {
+  std::array<std::span<float>, kKinds> spans{span_of(piece.main_params)};
+  for (const NamedState& state : piece.state) {
+    const auto* kind = std::ranges::find(kStates, state.name);
+    EXPECT_NE(kind, std::end(kStates)) << state.name;
+    spans[static_cast<size_t>(1 + kind - std::begin(kStates))] = span_of(state.values);
+  }
+  return spans;
 }
 
 // Joins the pieces of all ranks; every element must be in exactly one.
@@ -184,7 +200,7 @@ Saved save(Model& model) {
   for (const ShardPiece& piece : model.optimizer->pieces()) {
     for_each_in_piece(piece, [&](size_t i, size_t at) {
       ++covered[piece.name][at];
-      for (size_t k = 0; k < 3; ++k) {
+      for (size_t k = 0; k < kKinds; ++k) {
         if (!spans_of(piece)[k].empty()) saved[piece.name][k][at] = spans_of(piece)[k][i];
       }
     });
@@ -204,7 +220,7 @@ Saved save(Model& model) {
 void load(Model& model, const Saved& saved, int64_t num_steps) {
   for (const ShardPiece& piece : model.optimizer->pieces()) {
     for_each_in_piece(piece, [&](size_t i, size_t at) {
-      for (size_t k = 0; k < 3; ++k) {
+      for (size_t k = 0; k < kKinds; ++k) {
         if (!spans_of(piece)[k].empty()) spans_of(piece)[k][i] = saved.at(piece.name)[k][at];
       }
     });
@@ -237,10 +253,24 @@ OptimizerConfig sgd(double clip, double momentum = 0.9) {
   return config;
 }
 
+OptimizerConfig muon() {
+  OptimizerConfig config = adamw();
+  config.type = OptimizerType::muon;
+  return config;
+}
+
 class LayoutsTest : public testing::TestWithParam<std::tuple<OptimizerType, DType>> {
  protected:
   OptimizerConfig config() const {
-    return std::get<0>(GetParam()) == OptimizerType::adamw ? adamw() : sgd(1.0);
+    switch (std::get<0>(GetParam())) {
+      case OptimizerType::adamw:
+        return adamw();
+      case OptimizerType::sgd:
+        return sgd(1.0);
+      case OptimizerType::muon:
+        return muon();
+    }
+    fail("unknown optimizer type");
   }
   DType dtype() const { return std::get<1>(GetParam()); }
 
@@ -281,7 +311,8 @@ TEST_P(LayoutsTest, BucketsReducedStageByStageGiveTheBitsOfOneRank) {
           model.add_gradient(model.store.parameters()[static_cast<size_t>(stage - 1)], step);
           model.optimizer->start_reduction(model.stream, stage);
         }
-        const OptimizerStepResult result = model.optimizer->step(model.stream, kLr);
+        const OptimizerStepResult result =
+            model.optimizer->step(model.stream, model.workspace, kLr);
 
         EXPECT_EQ(result.grad_norm, reference.step(step).grad_norm);
         expect_same_values(model, reference);
@@ -320,7 +351,8 @@ std::string name_of(const testing::TestParamInfo<std::tuple<OptimizerType, DType
 }
 
 INSTANTIATE_TEST_SUITE_P(Optimizers, LayoutsTest,
-                         testing::Combine(testing::Values(OptimizerType::adamw, OptimizerType::sgd),
+                         testing::Combine(testing::Values(OptimizerType::adamw, OptimizerType::sgd,
+                                                          OptimizerType::muon),
                                           testing::Values(DType::f32, DType::bf16)),
                          name_of);
 
@@ -342,7 +374,7 @@ TEST(ClippingTest, TheNormOfSpreadExpertGradientsIsThatOfTheWhole) {
           static_cast<float>(expert_of(i)) / static_cast<float>(dist.edp().size());
     }
 
-    const OptimizerStepResult result = model.optimizer->step(model.stream, kLr);
+    const OptimizerStepResult result = model.optimizer->step(model.stream, model.workspace, kLr);
 
     EXPECT_DOUBLE_EQ(result.grad_norm, norm);
     const auto after = test::to_floats(experts.value);
@@ -388,7 +420,7 @@ TEST(SkipTest, ANonFiniteGradientOnAnyRankChangesNothingAnywhere) {
         model.parameter(name).grad.data<float>()[0] = holder == 0 ? kNan : -kInfinity;
       }
 
-      const OptimizerStepResult result = model.optimizer->step(model.stream, kLr);
+      const OptimizerStepResult result = model.optimizer->step(model.stream, model.workspace, kLr);
 
       EXPECT_TRUE(result.skipped);
       EXPECT_FALSE(std::isfinite(result.grad_norm));

@@ -56,6 +56,12 @@ OptimizerConfig adamw() {
   return config;
 }
 
+OptimizerConfig muon() {
+  OptimizerConfig config = adamw();
+  config.type = OptimizerType::muon;
+  return config;
+}
+
 // Ties between equal scores must stay ties: what reaches the router's weights is not applied.
 OptimizerConfig frozen_router_sgd() {
   OptimizerConfig config = sgd();
@@ -218,6 +224,10 @@ TEST_P(LayoutTest, AdamWGivesTheResultOfOneRank) {
   compare_layouts(model(), adamw(), accumulation(), kAdamBounds);
 }
 
+TEST_P(LayoutTest, MuonGivesTheResultOfOneRank) {
+  compare_layouts(model(), muon(), accumulation(), kAdamBounds);
+}
+
 INSTANTIATE_TEST_SUITE_P(Structures, LayoutTest,
                          testing::Combine(testing::Values(Structure::dense, Structure::vanilla,
                                                           Structure::fine_grained,
@@ -244,6 +254,23 @@ TEST(LayoutVariantTest, GlobalBatchBalanceWithAccumulation) {
   model.router.balance_scope = BalanceScope::global_batch;
   model.router.aux_loss_coef = 1.0;
   compare_layouts(model, sgd(), 4, kSgdBounds);
+}
+
+// Hidden matrices, embeddings, norms and biases of every kind side by side, in buckets that end
+// elsewhere on the rank with the shorter part of the vocabulary.
+TEST(LayoutVariantTest, MuonInGptStyleWithTiedEmbeddingsAndBuckets) {
+  ModelConfig model = test::tiny_model(Structure::fine_grained);
+  model.position = Position::learned;
+  model.norm = Norm::layer_norm;
+  model.bias = true;
+  model.tie_embeddings = true;
+  model.first_dense_layers = 1;
+  OptimizerConfig config = muon();
+  config.eps = 1e-2;  // AdamW moves the bias of the keys, whose gradient is rounding errors alone
+  for (const int64_t bucket_elements : {int64_t{1}, int64_t{700}}) {
+    compare_layouts(model, config, 1, kAdamBounds,
+                    {.options = {.bucket_elements = bucket_elements}});
+  }
 }
 
 TEST(LayoutVariantTest, CapacityDropsTheSameTokens) {

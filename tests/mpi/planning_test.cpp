@@ -132,6 +132,21 @@ TEST_P(PlanOnLayoutsTest, StateIsWhatTheOptimizerShares) {
   EXPECT_EQ(plan.memory.main_weights, 4 * bf16_shares);
 }
 
+// Shares of hidden matrices, and with them the state of Muon, differ from rank to rank.
+TEST_P(PlanOnLayoutsTest, StateOfMuonIsCountedForEveryRank) {
+  Stream stream;
+  RunConfig config = this->config();
+  config.optimizer.type = OptimizerType::muon;
+  const DistributedContext dist(test_mpi(), layout());
+  Transformer model(stream, config.model, dist, options_of(config));
+  const DistributedOptimizer optimizer(stream, config.optimizer, model.parameters(), dist);
+
+  const CountedRank counted(config, layout(), test_mpi().rank());
+
+  EXPECT_EQ(counted.optimizer().state_bytes(), optimizer.state_bytes());
+  EXPECT_EQ(counted.optimizer().main_params_bytes(), optimizer.main_params_bytes());
+}
+
 struct Pass {
   double mean_peak = 0.0;      // of the ranks' workspaces
   int64_t exchange_bytes = 0;  // of all ranks

@@ -3,10 +3,15 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <string>
+#include <utility>
+#include <vector>
 
+#include "tests/support/newton_schulz_reference.h"
 #include "tests/support/test_tensors.h"
 
 namespace switchyard {
@@ -17,7 +22,8 @@ constexpr double kLr = 1e-2;
 // A matrix with weight decay, and a norm without, in one flat buffer when both are f32: [rows, 7]
 // and [rows].
 struct Model {
-  Model(const OptimizerConfig& config, int64_t rows, DType dtype = DType::f32) {
+  Model(const OptimizerConfig& config, int64_t rows, DType dtype = DType::f32,
+        int hidden_matrices = 0) {
     weight = &store.add({.name = "weight",
                          .global_shape = {rows, 7},
                          .offset = {0, 0},
@@ -25,6 +31,7 @@ struct Model {
                          .group = ParameterGroup::replicated,
                          .dtype = dtype,
                          .decay = true,
+                         .hidden_matrices = hidden_matrices,
                          .init = Init::normal(1.0f)});
     norm = &store.add({.name = "norm",
                        .global_shape = {rows},
@@ -50,7 +57,7 @@ struct Model {
   }
   OptimizerStepResult step(int number) {
     fill_gradients(number);
-    return optimizer->step(stream, kLr);
+    return optimizer->step(stream, workspace, kLr);
   }
 
   double gradient_norm(int step) const {
@@ -64,6 +71,7 @@ struct Model {
   }
 
   Stream stream;
+  Workspace workspace;
   DistributedContext dist;
   ParameterStore store;
   Parameter *weight, *norm;
@@ -152,6 +160,162 @@ TEST(DistributedOptimizerTest, SgdFollowsTheFormulaAndSparesNormsFromDecay) {
          [&](Element& e, int, double g, double weight_decay) { e.sgd(config, g, weight_decay); });
 }
 
+OptimizerConfig muon() {
+  OptimizerConfig config = adamw();
+  config.type = OptimizerType::muon;
+  return config;
+}
+
+// Liu et al. 2025, equations 1, 2 and 4, of one matrix. Jordan's Nesterov momentum.
+class MuonReference {
+ public:
+  MuonReference(const OptimizerConfig& config, test::Matrix weight)
+      : config_(config), weight_(std::move(weight)), momentum_(weight_.values.size()) {}
+
+  void step(const std::vector<double>& g) {
+    test::Matrix direction{weight_.rows, weight_.columns, g};
+    for (size_t i = 0; i < g.size(); ++i) {
+      momentum_[i] = config_.muon.momentum * momentum_[i] + g[i];
+      direction.values[i] = momentum_[i];
+      if (config_.muon.nesterov) direction.values[i] = g[i] + config_.muon.momentum * momentum_[i];
+    }
+    direction = test::newton_schulz_reference(std::move(direction), config_.muon.ns_steps);
+    const double scale =
+        0.2 * std::sqrt(static_cast<double>(std::max(weight_.rows, weight_.columns)));
+    for (size_t i = 0; i < g.size(); ++i) {
+      double& w = weight_.values[i];
+      w -= kLr * (scale * direction.values[i] + config_.weight_decay * w);
+    }
+  }
+  const test::Matrix& weight() const { return weight_; }
+
+ private:
+  OptimizerConfig config_;
+  test::Matrix weight_;
+  std::vector<double> momentum_;
+};
+
+TEST(MuonTest, HiddenMatricesFollowTheFormulaAndNormsFollowAdamW) {
+  for (const bool nesterov : {false, true}) {
+    for (const int64_t rows : {1, 7, 33, 257}) {
+      OptimizerConfig config = muon();
+      config.muon.nesterov = nesterov;
+      Model model(config, rows, DType::f32, /*hidden_matrices=*/1);
+      std::vector<Element> norm = elements_of(*model.norm);
+      const auto values = test::to_floats(model.weight->value);
+      MuonReference reference(config, {rows, 7, {values.begin(), values.end()}});
+      for (int step = 1; step <= 3; ++step) {
+        model.step(step);
+
+        const double scale = std::min(1.0, config.clip / model.gradient_norm(step));
+        std::vector<double> g(values.size());
+        for (size_t i = 0; i < g.size(); ++i) {
+          g[i] = scale * Model::gradient(step, static_cast<int64_t>(i));
+          if (i < norm.size()) norm[i].adamw(config, step, g[i], 0.0);
+        }
+        reference.step(g);
+      }
+      const auto updated = test::to_floats(model.weight->value);
+      for (size_t i = 0; i < updated.size(); ++i) {
+        ASSERT_NEAR(updated[i], reference.weight().values[i], 2e-5) << rows << " rows, " << i;
+      }
+      expect_near(*model.norm, norm, 5e-6);
+    }
+  }
+}
+
+// What a rule does not need is not kept.
+TEST(MuonTest, HiddenMatricesKeepTheirMomentumAndTheRestKeepsTwoMoments) {
+  Model model(muon(), 33, DType::f32, /*hidden_matrices=*/1);
+
+  const auto names_of = [](const ShardPiece& piece) {
+    std::vector<std::string> names;
+    for (const NamedState& state : piece.state) names.push_back(state.name);
+    return names;
+  };
+  for (const ShardPiece& piece : model.optimizer->pieces()) {
+    const bool hidden = piece.name == "weight";
+    EXPECT_EQ(names_of(piece), hidden ? std::vector<std::string>{"muon_momentum"}
+                                      : (std::vector<std::string>{"exp_avg", "exp_avg_sq"}));
+    for (const NamedState& state : piece.state) {
+      EXPECT_EQ(state.values.num_elements(), piece.end - piece.begin);
+    }
+  }
+}
+
+// Two experts, each with a gate above up: four matrices of one parameter.
+struct ExpertModel {
+  explicit ExpertModel(const OptimizerConfig& config) {
+    weight = &store.add({.name = "gate_up",
+                         .global_shape = {2, 2 * kRows, kColumns},
+                         .offset = {0, 0, 0},
+                         .extent = {2, 2 * kRows, kColumns},
+                         .group = ParameterGroup::expert,
+                         .dtype = DType::f32,
+                         .decay = true,
+                         .hidden_matrices = 2,
+                         .init = Init::normal(1.0f)});
+    store.materialize(stream, /*seed=*/3, /*world_size=*/1);
+    optimizer = std::make_unique<DistributedOptimizer>(stream, config, store, dist);
+  }
+
+  // Weights after a step; the gradient of matrix `changed` is another one than usual.
+  std::vector<float> step(int changed) {
+    for (int64_t i = 0; i < weight->grad.num_elements(); ++i) {
+      const auto shift = i / kElements == changed ? 0.5 : 0.0;
+      weight->grad.data<float>()[i] = static_cast<float>(Model::gradient(1, i) + shift);
+    }
+    optimizer->step(stream, workspace, kLr);
+    return test::to_floats(weight->value);
+  }
+
+  static constexpr int64_t kRows = 5, kColumns = 9, kElements = kRows * kColumns;
+  Stream stream;
+  Workspace workspace;
+  DistributedContext dist;
+  ParameterStore store;
+  Parameter* weight;
+  std::unique_ptr<DistributedOptimizer> optimizer;
+};
+
+TEST(MuonTest, TheGradientOfOneMatrixReachesNoOther) {
+  OptimizerConfig config = muon();
+  config.clip = 0.0;  // the norm is everybody's
+  const std::vector<float> usual = ExpertModel(config).step(/*changed=*/-1);
+  for (int changed = 0; changed < 4; ++changed) {
+    const std::vector<float> values = ExpertModel(config).step(changed);
+
+    for (int matrix = 0; matrix < 4; ++matrix) {
+      const auto begin = matrix * ExpertModel::kElements;
+      const bool same =
+          std::equal(values.begin() + begin, values.begin() + begin + ExpertModel::kElements,
+                     usual.begin() + begin);
+      EXPECT_EQ(same, matrix != changed) << "matrix " << matrix << " of " << changed;
+    }
+  }
+}
+
+// Whatever the shape, entries of an update have the root mean square of AdamW's, about 0.2.
+TEST(MuonTest, UpdatesOfEveryShapeHaveTheSameRootMeanSquare) {
+  for (const int64_t rows : {7, 28, 257}) {
+    OptimizerConfig config = muon();
+    config.weight_decay = 0.0;
+    Model model(config, rows, DType::f32, /*hidden_matrices=*/1);
+    const auto before = test::to_floats(model.weight->value);
+    const auto noise = test::random_tensor({rows, 7}, 11);
+    std::copy_n(noise.data<float>(), rows * 7, model.weight->grad.data<float>());
+
+    model.optimizer->step(model.stream, model.workspace, kLr);
+
+    const auto after = test::to_floats(model.weight->value);
+    double squares = 0.0;
+    for (size_t i = 0; i < before.size(); ++i) squares += std::pow(after[i] - before[i], 2);
+    const double rms = std::sqrt(squares / static_cast<double>(before.size())) / kLr;
+    EXPECT_GT(rms, 0.2 * 0.67) << rows;
+    EXPECT_LT(rms, 0.2 * 1.21) << rows;
+  }
+}
+
 TEST(DistributedOptimizerTest, GradientsAreZeroAfterAStepAndAfterASkippedOne) {
   Model model(adamw(), 33);
   const std::vector<float> zeros(33, 0.0f);
@@ -161,7 +325,7 @@ TEST(DistributedOptimizerTest, GradientsAreZeroAfterAStepAndAfterASkippedOne) {
 
   model.fill_gradients(2);
   model.weight->grad.data<float>()[0] = std::numeric_limits<float>::infinity();
-  EXPECT_TRUE(model.optimizer->step(model.stream, kLr).skipped);
+  EXPECT_TRUE(model.optimizer->step(model.stream, model.workspace, kLr).skipped);
   EXPECT_EQ(test::to_floats(model.norm->grad), zeros);
 }
 
@@ -174,7 +338,7 @@ TEST(DistributedOptimizerTest, LargeFiniteGradientsAreClippedNotSkipped) {
   const float before = model.norm->value.data<float>()[0];
   model.norm->grad.data<float>()[0] = 1e30f;
 
-  const OptimizerStepResult result = model.optimizer->step(model.stream, kLr);
+  const OptimizerStepResult result = model.optimizer->step(model.stream, model.workspace, kLr);
 
   EXPECT_FALSE(result.skipped);
   EXPECT_NEAR(result.grad_norm, 1e30, 1e24);
@@ -185,7 +349,7 @@ TEST(DistributedOptimizerTest, WithoutGradientsOnlyDecayMovesWeights) {
   Model model(adamw(), 33);
   const auto before = test::to_floats(model.weight->value);
 
-  const OptimizerStepResult result = model.optimizer->step(model.stream, kLr);
+  const OptimizerStepResult result = model.optimizer->step(model.stream, model.workspace, kLr);
 
   EXPECT_EQ(result.grad_norm, 0.0);
   const auto after = test::to_floats(model.weight->value);
@@ -222,7 +386,7 @@ TEST(DistributedOptimizerTest, SmallUpdatesAddUpInTheMainWeights) {
 
   for (int i = 0; i < 200; ++i) {
     model.weight->grad.data<float>()[0] = 0.1f;
-    model.optimizer->step(model.stream, kLr);
+    model.optimizer->step(model.stream, model.workspace, kLr);
   }
 
   EXPECT_NEAR(static_cast<float>(model.weight->value.data<bfloat16>()[0]), before - 0.2f,

@@ -10,6 +10,8 @@
 
 #include "kernels/runtime/check.h"
 #include "layers/parameter.h"
+#include "optim/adamw.h"
+#include "optim/muon.h"
 #include "parallel/parallel_layout.h"
 #include "tests/support/error_of.h"
 #include "tests/support/temporary_folder.h"
@@ -22,13 +24,17 @@ struct FakeTensor {
   Shape shape;
   ParameterGroup group;
   int split_dim;  // over tp (sharded) or ep (expert)
+  // Kinds of optimizer state.
+  std::vector<std::string> state = {kExpAvg, kExpAvgSq};
 };
 
-// One of each way in which a model's tensors are split; 37 does not divide by any tp.
+// One of each way in which a model's tensors are split; 37 does not divide by any tp. Attention's
+// output follows another update rule than the rest.
 inline std::vector<FakeTensor> fake_model() {
+  const std::vector<std::string> muon = {kMuonMomentum};
   return {{"embedding.weight", {37, 8}, ParameterGroup::sharded, 0},
           {"layers.0.attention.q.weight", {16, 8}, ParameterGroup::sharded, 0},
-          {"layers.0.attention.o.weight", {8, 16}, ParameterGroup::sharded, 1},
+          {"layers.0.attention.o.weight", {8, 16}, ParameterGroup::sharded, 1, muon},
           {"layers.0.norm.weight", {33}, ParameterGroup::replicated, 0},
           {"layers.0.moe.router.weight", {8, 8}, ParameterGroup::replicated, 0},
           {"layers.0.moe.experts.up.weight", {8, 11, 8}, ParameterGroup::expert, 0},
@@ -48,10 +54,9 @@ inline float fake_value(const std::string& kind, const std::string& name, int64_
 // What one rank of a layout owns: boxes by tp and ep, ranges by ZeRO, as the optimizer makes them.
 class FakeRank {
  public:
-  FakeRank(const ParallelLayout& layout, int rank, std::vector<FakeTensor> model = fake_model(),
-           bool adam = true)
+  FakeRank(const ParallelLayout& layout, int rank, std::vector<FakeTensor> model = fake_model())
       : layout_(layout), rank_(rank) {
-    for (const ParameterGroup group : kParameterGroups) add_group(model, group, adam);
+    for (const ParameterGroup group : kParameterGroups) add_group(model, group);
     bias_ = Piece{kBalancingBias, "moe_layers.0", whole_tensor({8}), std::vector<float>(8)};
   }
 
@@ -91,7 +96,7 @@ class FakeRank {
     return {piece.kind, piece.name, piece.geometry, piece.data};
   }
 
-  void add_group(const std::vector<FakeTensor>& model, ParameterGroup group, bool adam) {
+  void add_group(const std::vector<FakeTensor>& model, ParameterGroup group) {
     std::vector<std::pair<const FakeTensor*, PieceGeometry>> boxes;
     int64_t elements = 0;
     for (const FakeTensor& tensor : model) {
@@ -110,10 +115,9 @@ class FakeRank {
       flat += size;
       if (geometry.begin == geometry.end) continue;
       const auto count = static_cast<size_t>(geometry.num_elements());
-      for (const char* kind : {kWeights, kExpAvg, kExpAvgSq}) {
-        if (adam || kind != std::string(kExpAvgSq)) {
-          pieces_.push_back({kind, tensor->name, geometry, std::vector<float>(count)});
-        }
+      pieces_.push_back({kWeights, tensor->name, geometry, std::vector<float>(count)});
+      for (const std::string& kind : tensor->state) {
+        pieces_.push_back({kind, tensor->name, geometry, std::vector<float>(count)});
       }
     }
   }

@@ -9,12 +9,11 @@ StagedTensors::StagedTensors(std::span<const ShardPiece> shards,
   for (const ShardPiece& shard : shards) {
     const PieceGeometry geometry{shard.global_shape, shard.offset, shard.extent, shard.begin,
                                  shard.end};
-    const auto add = [&](const char* kind, TensorView values) {
-      if (values) tensors_.owned.push_back({kind, shard.name, geometry, stage(values)});
+    const auto add = [&](const std::string& kind, TensorView values) {
+      tensors_.owned.push_back({kind, shard.name, geometry, stage(values)});
     };
     add(kWeights, shard.main_params);
-    add(kExpAvg, shard.exp_avg);
-    add(kExpAvgSq, shard.exp_avg_sq);
+    for (const NamedState& state : shard.state) add(state.name, state.values);
   }
   for (size_t layer = 0; layer < biases.size(); ++layer) {
     if (!biases[layer]) continue;

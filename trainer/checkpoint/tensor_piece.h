@@ -12,10 +12,9 @@
 
 namespace switchyard {
 
-// The kinds of tensors in a checkpoint: groups of its HDF5 files.
+// The kinds of tensors in a checkpoint: groups of its HDF5 files. Those of the optimizer's state are
+// the names that its update rules give them (UpdateRule::state_names).
 inline constexpr char kWeights[] = "weights";               // f32 main weights
-inline constexpr char kExpAvg[] = "exp_avg";                // the momentum with sgd
-inline constexpr char kExpAvgSq[] = "exp_avg_sq";           // not with sgd
 inline constexpr char kBalancingBias[] = "balancing_bias";  // of the routers, one per MoE layer
 
 // Part of a tensor, in memory: saved from, or loaded into, `data`.

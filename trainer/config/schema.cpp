@@ -152,7 +152,8 @@ std::vector<ConfigField> recall_fields() {
 
 std::vector<ConfigField> optimizer_fields() {
   return {
-      choice(SWITCHYARD_KEY(optimizer.type), "update rule"),
+      choice(SWITCHYARD_KEY(optimizer.type),
+             "update rule; muon: for hidden matrices, and adamw for everything else"),
       real(SWITCHYARD_KEY(optimizer.lr), 0.0, 1e3, "largest learning rate"),
       choice(SWITCHYARD_KEY(optimizer.schedule.type),
              "course of the learning rate after the warm-up; wsd: constant, then a straight fall"),
@@ -164,10 +165,14 @@ std::vector<ConfigField> optimizer_fields() {
       real(SWITCHYARD_KEY(optimizer.clip), 0.0, 1e9,
            "largest global gradient norm; 0: never clipped"),
       real(SWITCHYARD_KEY(optimizer.weight_decay), 0.0, 1e3, "not applied to norms and biases"),
-      real(SWITCHYARD_KEY(optimizer.beta1), 0.0, 0.999999, "adamw"),
-      real(SWITCHYARD_KEY(optimizer.beta2), 0.0, 0.999999, "adamw"),
-      real(SWITCHYARD_KEY(optimizer.eps), 0.0, 1.0, "adamw"),
+      real(SWITCHYARD_KEY(optimizer.beta1), 0.0, 0.999999, "adamw, muon"),
+      real(SWITCHYARD_KEY(optimizer.beta2), 0.0, 0.999999, "adamw, muon"),
+      real(SWITCHYARD_KEY(optimizer.eps), 0.0, 1.0, "adamw, muon"),
       real(SWITCHYARD_KEY(optimizer.momentum), 0.0, 0.999999, "sgd"),
+      real(SWITCHYARD_KEY(optimizer.muon.momentum), 0.0, 0.999999, "muon: of hidden matrices"),
+      boolean(SWITCHYARD_KEY(optimizer.muon.nesterov), "muon: look ahead by the momentum"),
+      integer(SWITCHYARD_KEY(optimizer.muon.ns_steps), 1, 20,
+              "muon: steps of the Newton-Schulz iteration"),
   };
 }
 

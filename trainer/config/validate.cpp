@@ -23,6 +23,7 @@ class Checks {
     model();
     if (config_.model.structure != Structure::dense) experts();
     batches();
+    optimizer();
     hash();
     decode();
     for (const ConfigProblem& other : others) expect(false, other.key, "{}", other.text);
@@ -147,6 +148,23 @@ class Checks {
            "the {} * {} tokens of a micro-batch are not divisible by parallel.tp = {}, which "
            "splits them between blocks; choose a multiple for it or for model.seq_len",
            t.micro_batch_size, config_.model.seq_len, config_.parallel.tp);
+  }
+
+  // Each update rule has keys of its own, which mean nothing to the others.
+  void optimizer() {
+    const OptimizerConfig& o = config_.optimizer;
+    if (o.type == OptimizerType::muon) {
+      expect(o.momentum == 0.0, "optimizer.momentum",
+             "is the momentum of sgd; with muon set optimizer.muon.momentum");
+      return;
+    }
+    const auto only_with_muon = [&](bool is_default, const std::string& key) {
+      expect(is_default, key, "has no effect without optimizer.type: muon; take it out");
+    };
+    const MuonConfig standard;
+    only_with_muon(o.muon.momentum == standard.momentum, "optimizer.muon.momentum");
+    only_with_muon(o.muon.nesterov == standard.nesterov, "optimizer.muon.nesterov");
+    only_with_muon(o.muon.ns_steps == standard.ns_steps, "optimizer.muon.ns_steps");
   }
 
   void hash() {

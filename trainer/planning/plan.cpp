@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "optim/update_rule.h"
 #include "trainer/planning/counted_rank.h"
 #include "trainer/planning/paper_arithmetic.h"
 
@@ -38,6 +39,18 @@ MemoryPlan state_of(CountedRank& rank) {
   memory.main_weights = rank.optimizer().main_params_bytes();
   memory.optimizer_state = rank.optimizer().state_bytes();
   return memory;
+}
+
+// Main weights and optimizer state of the whole model, f32.
+int64_t checkpoint_bytes(const RunConfig& config) {
+  const UpdateRules rules = make_update_rules(config.optimizer);
+  CountedRank whole(config, ParallelLayout(1, 1, 1));
+  int64_t elements = 0;
+  for (const Parameter& p : whole.parameters().parameters()) {
+    const UpdateRule& rule = rules.of(p.spec.hidden_matrices);
+    elements += p.spec.global_shape.num_elements() * (1 + std::ssize(rule.state_names()));
+  }
+  return elements * static_cast<int64_t>(sizeof(float));
 }
 
 // Libraries, communicators, thread stacks and token chunks; measured, nearly the same for all
@@ -129,9 +142,7 @@ Plan make_plan(const RunConfig& config, const ParallelLayout& layout) {
       config.train.global_batch_size / (config.train.micro_batch_size * layout.dp());
   plan.exchange_bytes = exchange_bytes_per_step(config.model, plan.tokens_per_step, layout.ep(),
                                                 config.run.compute_dtype);
-  const auto f32 = static_cast<int64_t>(size_of(DType::f32));
-  plan.checkpoint_bytes =
-      plan.parameters.total * f32 * (1 + rank.optimizer().state_tensors_per_parameter());
+  plan.checkpoint_bytes = checkpoint_bytes(config);
   return plan;
 }
 

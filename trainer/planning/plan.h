@@ -29,7 +29,7 @@ struct MemoryPlan {
   int64_t parameters = 0;
   int64_t gradients = 0;        // f32
   int64_t main_weights = 0;     // f32, this rank's share; in f32 training they are the parameters
-  int64_t optimizer_state = 0;  // f32 moments, this rank's share
+  int64_t optimizer_state = 0;  // f32, this rank's share
   ActivationPlan activations;   // of one micro-batch
   int64_t program = 0;          // libraries, communication, data
 

@@ -106,7 +106,7 @@ StepReport TrainStep::run(std::span<const MicroBatch> micro_batches, const Globa
   }
 
   optimizer_time_.start(stream_);
-  const OptimizerStepResult update = optimizer_->step(stream_, lr);
+  const OptimizerStepResult update = optimizer_->step(stream_, scratch_, lr);
   optimizer_time_.stop(stream_);
 
   StepReport report = reduce({.data_ms = data_ms}, stop_requested);

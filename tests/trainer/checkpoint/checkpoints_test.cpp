@@ -388,7 +388,9 @@ TEST_F(CheckpointsTest, ATensorThatTheModelLacksIsNamed) {
 }
 
 TEST_F(CheckpointsTest, ATensorThatTheCheckpointLacksIsNamed) {
-  FakeRank sgd(kOneRank, 0, test::fake_model(), /*adam=*/false);
+  auto model = test::fake_model();
+  for (test::FakeTensor& tensor : model) tensor.state = {kExpAvg};
+  FakeRank sgd(kOneRank, 0, model);
   Checkpoints(run, 2, dist).save(fake_state(7), sgd.tensors());
   FakeRank adam(kOneRank, 0);
 

@@ -129,7 +129,9 @@ TEST(Reshard, TheModelFileShowsWholeTensorsToAnyReader) {
     EXPECT_EQ(file.get_int("step"), 5);
     EXPECT_EQ(file.get_string("config"), test::fake_state(5).config);
     for (const auto& tensor : test::fake_model()) {
-      for (const std::string kind : {kWeights, kExpAvg, kExpAvgSq}) {
+      std::vector<std::string> kinds = tensor.state;
+      kinds.push_back(kWeights);
+      for (const std::string& kind : kinds) {
         const hdf5::Dataset dataset = file.dataset(kind + "/" + tensor.name);
         const auto dims = tensor.shape.dims();
         EXPECT_EQ(dataset.shape(), std::vector<int64_t>(dims.begin(), dims.end()));
@@ -179,7 +181,7 @@ TEST(Reshard, AHoleInTheCheckpointIsNamed) {
   const std::string error = test::error_of([&] { read_checkpoint(folder.path(), one); });
 
   EXPECT_THAT(error,
-              testing::ContainsRegex("holds (no|[0-9]+ of [0-9]+ elements of) (weights|exp)"));
+              testing::ContainsRegex("holds (no|[0-9]+ of [0-9]+ elements of) (weights|exp|muon)"));
 }
 
 // Rows of a column-parallel weight are apart in the file: more than one window of reading.

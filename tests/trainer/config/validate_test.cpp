@@ -226,6 +226,17 @@ TEST(ValidateConfigTest, TheLargestSizesOverflowNothing) {
       ::testing::Gt(0u));
 }
 
+TEST(ValidateConfigTest, KeysOfAnUpdateRuleBelongToThatRule) {
+  EXPECT_THAT(problems_with({"optimizer.muon.momentum=0.9", "optimizer.muon.nesterov=false",
+                             "optimizer.muon.ns_steps=6"}),
+              ElementsAre(names("optimizer.muon.momentum", "without optimizer.type: muon"),
+                          names("optimizer.muon.nesterov", "without optimizer.type: muon"),
+                          names("optimizer.muon.ns_steps", "without optimizer.type: muon")));
+  EXPECT_THAT(problems_with({"optimizer.type=muon", "optimizer.momentum=0.9"}),
+              ElementsAre(names("optimizer.momentum", "set optimizer.muon.momentum")));
+  EXPECT_THAT(problems_with({"optimizer.type=muon", "optimizer.muon.momentum=0.9"}), ElementsAre());
+}
+
 TEST(ValidateConfigTest, RecallSamplesMustFitTheContext) {
   EXPECT_THAT(problems_with({"data.tokenizer.type=recall", "model.seq_len=64"}), ElementsAre());
   EXPECT_THAT(problems_with({"data.tokenizer.type=recall", "data.recall.tasks=[multi_value]"}),

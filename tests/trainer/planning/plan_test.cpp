@@ -236,6 +236,43 @@ TEST(PlanTermsTest, SgdKeepsOneMoment) {
   EXPECT_EQ(sgd.checkpoint_bytes, 8 * sgd.parameters.total);
 }
 
+// Moments and momentum are what the rule of each parameter keeps of it.
+TEST(PlanTermsTest, StateAndCheckpointsAreWhatTheUpdateRulesKeep) {
+  for (const Structure structure : kStructures) {
+    for (const Variant& variant : kVariants) {
+      for (const OptimizerType type :
+           {OptimizerType::adamw, OptimizerType::sgd, OptimizerType::muon}) {
+        SCOPED_TRACE(testing::Message()
+                     << name_of(structure) << ' ' << variant.name << ' ' << static_cast<int>(type));
+        RunConfig config = run_of(model_of(structure, Size::mid));
+        variant.change(config);
+        config.optimizer.type = type;
+        Stream stream;
+        DistributedContext dist;
+        Transformer model(stream, config.model, dist,
+                          {.compute_dtype = config.run.compute_dtype, .seed = 3});
+        DistributedOptimizer optimizer(stream, config.optimizer, model.parameters(), dist);
+        int64_t weights = 0, state = 0, padding = 0;
+        for (const ShardPiece& piece : optimizer.pieces()) {
+          weights += static_cast<int64_t>(piece.main_params.num_bytes());
+          for (const NamedState& kept : piece.state) {
+            state += static_cast<int64_t>(kept.values.num_bytes());
+          }
+        }
+        for (const FlatBuffer& buffer : model.parameters().buffers()) {
+          padding += buffer.grads.num_elements() - buffer.num_elements;
+        }
+
+        const Plan plan = make_plan(config, ParallelLayout(1, 1, 1));
+
+        EXPECT_EQ(plan.checkpoint_bytes, weights + state);
+        EXPECT_GE(plan.memory.optimizer_state, state);
+        EXPECT_LE(plan.memory.optimizer_state, state + 2 * 4 * padding);
+      }
+    }
+  }
+}
+
 TEST(PlanTermsTest, TheTotalIsTheSumOfItsTerms) {
   RunConfig config = run_of(mid_size_model(Structure::bigmac));
   config.run.compute_dtype = DType::bf16;

@@ -1,0 +1,74 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/runtime/tensor.h"
+#include "layers/parameter.h"
+#include "optim/optimizer_config.h"
+
+namespace switchyard {
+
+// What an update is told beside its tensors, the same on every rank.
+struct UpdateStep {
+  double lr = 0.0;
+  double grad_scale = 1.0;  // gradients are multiplied by it on the way in (clipping)
+  int64_t number = 1;       // counts from 1
+};
+
+// A run of neighbours in a flat buffer that this rank owns, of parameters that follow one rule and
+// agree about weight decay.
+struct OwnedRun {
+  ConstTensorView grad;           // [n] f32
+  TensorView main_params;         // [n] f32
+  TensorView params;              // [n] bf16: the rounded copy; empty in f32 training
+  std::vector<TensorView> state;  // [n] f32 each, in the order of state_names
+  bool decay = true;              // whether weight decay applies
+};
+
+// How parameters follow their gradients. A rule is an ElementRule or a MatrixRule.
+class UpdateRule {
+ public:
+  virtual ~UpdateRule() = default;
+
+  // What it keeps between steps: a tensor per name, f32, zero at first, with an element for each of
+  // the parameter. The names are also kinds of tensors in checkpoints.
+  virtual std::vector<std::string> state_names() const = 0;
+};
+
+// The update of an element depends on that element alone.
+class ElementRule : public UpdateRule {
+ public:
+  virtual void update(Stream&, const UpdateStep&, const OwnedRun&) const = 0;
+};
+
+// The update of an element depends on its whole matrix, through what `transform` makes of it. All
+// else is element-wise, and done by the ranks that own the elements.
+class MatrixRule : public UpdateRule {
+ public:
+  // Brings the state up to date and writes what is to be transformed.
+  //   direction  [n] f32
+  virtual void prepare(Stream&, const UpdateStep&, const OwnedRun&, TensorView direction) const = 0;
+  //   matrix  [rows, columns] f32, replaced
+  virtual void transform(Stream&, Workspace&, TensorView matrix) const = 0;
+  // Updates the parameters.
+  //   matrix     shape of the whole
+  //   direction  [n] f32, transformed; may be overwritten
+  virtual void apply(Stream&, const UpdateStep&, const OwnedRun&, const Shape& matrix,
+                     TensorView direction) const = 0;
+};
+
+// The rules of a configuration, and which parameter follows which.
+struct UpdateRules {
+  std::unique_ptr<ElementRule> elements;
+  std::unique_ptr<MatrixRule> matrices;  // null: hidden matrices follow `elements`, too
+
+  // hidden_matrices  of the parameter (ParameterSpec::hidden_matrices)
+  const UpdateRule& of(int hidden_matrices) const;
+};
+
+UpdateRules make_update_rules(const OptimizerConfig& config);
+
+}  // namespace switchyard
