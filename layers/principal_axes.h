@@ -6,12 +6,12 @@
 
 namespace switchyard {
 
-// Principal component analysis of few dimensions, in double, by Jacobi's rotations.
+// Principal component analysis of few dimensions, in double.
 //   rows    [n, dim] row-major, n at least 1
-//   result  [dim, count] row-major: as its columns the orthonormal eigenvectors of the covariance
-//   of
+//   result  [dim, count] row-major: as its columns the orthonormal eigenvectors of the covariance of
 //           the rows, those of the greatest eigenvalues first; each one's element of greatest
 //           magnitude is positive
+// Throws Error where `rows` are no rows of dim values, or more than dim axes are asked for.
 std::vector<double> principal_axes(std::span<const float> rows, int64_t dim, int64_t count);
 
 }  // namespace switchyard

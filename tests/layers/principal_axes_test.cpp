@@ -91,6 +91,20 @@ TEST(PrincipalAxes, FewerAreTheFirstOnes) {
   }
 }
 
+TEST(PrincipalAxes, TheGreatestElementOfEachIsPositive) {
+  constexpr size_t kDim = 31;
+  const std::vector<double> axes = principal_axes(stretched_rows(200, kDim), kDim, kDim);
+
+  for (size_t axis = 0; axis < kDim; ++axis) {
+    double greatest = 0.0;
+    for (size_t i = 0; i < kDim; ++i) {
+      const double element = axes[i * kDim + axis];
+      if (std::abs(element) > std::abs(greatest)) greatest = element;
+    }
+    EXPECT_GT(greatest, 0.0) << "axis " << axis;
+  }
+}
+
 TEST(PrincipalAxes, OfOneRowAreStillOrthonormal) {
   const std::vector<float> row = {1.0f, 2.0f, 3.0f};
 
