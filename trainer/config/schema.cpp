@@ -607,25 +607,16 @@ void add_hash(std::vector<ConfigField>& fields) {
                            "other settings"));
 }
 
-const Names<AttentionMethod>& attention_methods() {
-  static const Names<AttentionMethod> names = [] {
-    Names<AttentionMethod> all;
-    for (const AttentionMethod method :
-         {AttentionMethod::dense, AttentionMethod::hata, AttentionMethod::exact_topk,
-          AttentionMethod::random_hash, AttentionMethod::quest, AttentionMethod::loki,
-          AttentionMethod::streaming}) {
-      all.emplace_back(to_string(method), method);
-    }
-    return all;
-  }();
+Names<DecodeMethod> names_of(const std::vector<DecodeMethod>& methods) {
+  Names<DecodeMethod> names;
+  for (const DecodeMethod method : methods) names.emplace_back(to_string(method), method);
   return names;
 }
 
 void add_hash_evaluation(std::vector<ConfigField>& fields) {
   fields.push_back(choice_list(
       "hash.evaluation.methods", SWITCHYARD_MEMBER(hash.evaluation.methods),
-      Names<AttentionMethod>(attention_methods().begin() + 1, attention_methods().end()),
-      "eval-hash: what is measured beside dense decoding"));
+      names_of(choosing_methods()), "eval-hash: what is measured beside dense decoding"));
   fields.push_back(real_list("hash.evaluation.budgets", SWITCHYARD_MEMBER(hash.evaluation.budgets),
                              0.0, 1e9, "each as decode.budget"));
   fields.push_back(count_list("hash.evaluation.bits", SWITCHYARD_MEMBER(hash.evaluation.bits), 32,
@@ -639,8 +630,10 @@ void add_hash_evaluation(std::vector<ConfigField>& fields) {
 }
 
 void add_decode(std::vector<ConfigField>& fields) {
-  fields.push_back(choice("decode.attention", SWITCHYARD_MEMBER(decode.keys.attention),
-                          attention_methods(),
+  std::vector<DecodeMethod> methods = choosing_methods();
+  methods.insert(methods.begin(), DecodeMethod::dense);
+  fields.push_back(choice("decode.attention", SWITCHYARD_MEMBER(decode.keys.method),
+                          names_of(methods),
                           "generate, eval: how a new token chooses the keys that it attends to"));
   fields.push_back(real("decode.budget", SWITCHYARD_MEMBER(decode.keys.budget), 0.0, 1e9,
                         "how many keys: from 1 their number, below 1 their share of the context"));

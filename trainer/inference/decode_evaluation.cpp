@@ -68,10 +68,10 @@ DecodePlan plan_decoding(const RunConfig& config, ValidationLoader& validation, 
   return plan;
 }
 
-void add_decoding(const DecodePlan& plan, ForcedDecoding& decoding, const SelectorFactory& make,
-                  const MicroBatch& batch, DecodeScore& score) {
+void add_decoding(const DecodePlan& plan, ForcedDecoding& decoding,
+                  const SelectorFactory& selectors, const MicroBatch& batch, DecodeScore& score) {
   std::vector<std::vector<bool>> right(static_cast<size_t>(batch.batch));
-  decoding.run(make, [&](int64_t position, ConstTensorView logits) {
+  decoding.run(selectors, [&](int64_t position, ConstTensorView logits) {
     const auto vocab = static_cast<size_t>(logits.dim(1));
     for (int64_t row = 0; row < batch.batch; ++row) {
       const int32_t target = batch.targets.data<int32_t>()[row * batch.seq_len + position];

@@ -53,9 +53,9 @@ void ForcedDecoding::read(int64_t first, int64_t count) {
   stream_.synchronize();  // the step's tokens go
 }
 
-void ForcedDecoding::run(const SelectorFactory& make, const See& see) {
+void ForcedDecoding::run(const SelectorFactory& selectors, const See& see) {
   cache_.length = prefill_;
-  attach_selectors(stream_, workspace_, cache_, make);
+  attach_selectors(stream_, workspace_, cache_, selectors);
   HostMirror host(logits_);
   for (int64_t position = prefill_; position < batch_.seq_len; ++position) {
     read(position, 1);

@@ -1,4 +1,4 @@
-#include "layers/principal_axes.h"
+#include "layers/decoding/principal_axes.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
