@@ -5,6 +5,7 @@
 #include <cmath>
 #include <vector>
 
+#include "layers/decoding/decode_setup.h"
 #include "tests/support/test_tensors.h"
 
 namespace switchyard {
