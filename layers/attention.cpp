@@ -157,7 +157,7 @@ void Attention::backward_qkv(StepContext& ctx, const Saved& saved, TensorView dq
 
 KvCacheLayer Attention::make_cache(int64_t batch, int64_t max_len, Device device) const {
   return {Tensor({batch, kv_heads_, max_len, head_dim_}, dtype_, device),
-          Tensor({batch, kv_heads_, max_len, head_dim_}, dtype_, device), nullptr};
+          Tensor({batch, kv_heads_, max_len, head_dim_}, dtype_, device)};
 }
 
 // One token per sequence, at `position`, whose key and value are in the cache.
@@ -171,7 +171,8 @@ void Attention::decode(StepContext& ctx, const Saved& saved, int64_t position, K
   if (cache.selector) {
     selected = cache.selector->select(
         ctx.stream, ctx.scratch, q, saved.k,
-        {.k = cache.k, .v = cache.v, .lengths = on_device, .length = position + 1});
+        {.k = cache.k, .v = cache.v, .lengths = on_device, .length = position + 1},
+        budget_tokens(cache.budget, position + 1));
   }
   if (selected) {
     gather_attention(ctx.stream, ctx.scratch, q, cache.k, cache.v, selected.indices,

@@ -1,21 +1,14 @@
 #pragma once
 
-#include <memory>
 #include <string>
 
 #include "kernels/attention/rope.h"
 #include "layers/build_context.h"
-#include "layers/key_selector.h"
+#include "layers/decoding/kv_cache.h"
 #include "layers/linear.h"
 #include "layers/step_context.h"
 
 namespace switchyard {
-
-// Keys and values of one layer for decoding.
-struct KvCacheLayer {
-  Tensor k, v;  // [batch, local kv heads, max_len, head_dim], compute dtype
-  std::unique_ptr<KeySelector> selector;  // null: new queries attend to all keys
-};
 
 // Causal self-attention with grouped queries. Heads are split over tp.
 class Attention {

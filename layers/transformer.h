@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "layers/block.h"
+#include "layers/decoding/kv_cache.h"
 #include "layers/embedding.h"
 #include "layers/lm_head.h"
 #include "layers/model_config.h"
@@ -20,13 +21,6 @@ struct TransformerOptions {
   ExchangeOptions exchange = {};
   bool recompute = false;  // keep only block inputs, and run each block again in the backward pass
   int64_t bucket_elements = ParameterStore::kBucketElements;
-};
-
-// Keys and values of all layers. Every sequence of the batch has the same length.
-struct KvCache {
-  std::vector<KvCacheLayer> layers;
-  int64_t length = 0;  // positions that are filled
-  int64_t max_len = 0;
 };
 
 // A decoder-only language model of any structure, and this rank's share of its parameters.

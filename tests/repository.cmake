@@ -7,6 +7,14 @@ foreach(test ${script_tests})
   add_test(NAME scripts_${name} COMMAND ${SYSTEM_PYTHON} ${test})
 endforeach()
 
+# scripts/reference_model.py, the specification, beside the program, for every kind of model.
+add_executable(write_case ${CMAKE_CURRENT_SOURCE_DIR}/witness/write_case.cpp)
+target_link_libraries(write_case PRIVATE switchyard_trainer switchyard_test_support)
+add_test(NAME reference_model
+         COMMAND ${SYSTEM_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/witness/reference_model_test.py
+                 $<TARGET_FILE:write_case>)
+set_tests_properties(reference_model PROPERTIES TIMEOUT 300 ENVIRONMENT OMP_NUM_THREADS=1)
+
 # Every header compiles on its own: one translation unit each, unoptimised, never linked.
 file(GLOB_RECURSE headers RELATIVE ${CMAKE_SOURCE_DIR} CONFIGURE_DEPENDS
   ${CMAKE_SOURCE_DIR}/kernels/*.h ${CMAKE_SOURCE_DIR}/parallel/*.h ${CMAKE_SOURCE_DIR}/layers/*.h

@@ -5,12 +5,12 @@
 #include <cmath>
 #include <vector>
 
-#include "layers/key_selection.h"
+#include "layers/decoding/decode_setup.h"
 #include "layers/transformer.h"
 #include "mpi/mpi_test.h"
 #include "tests/support/model_fixture.h"
 #include "tests/support/test_device.h"
-#include "trainer/hashing/load_selection.h"
+#include "trainer/hashing/load_decode_setup.h"
 #include "trainer/hashing/random_projection.h"
 #include "trainer/inference/decode_evaluation.h"
 #include "trainer/inference/generate.h"
@@ -20,10 +20,11 @@ namespace {
 
 using test::test_mpi;
 
-constexpr AttentionMethod kMethods[] = {AttentionMethod::dense,      AttentionMethod::hata,
-                                        AttentionMethod::exact_topk, AttentionMethod::random_hash,
-                                        AttentionMethod::quest,      AttentionMethod::loki,
-                                        AttentionMethod::streaming};
+std::vector<DecodeMethod> all_methods() {
+  std::vector<DecodeMethod> methods = choosing_methods();
+  methods.insert(methods.begin(), DecodeMethod::dense);
+  return methods;
+}
 
 ModelConfig decoding_model() {
   ModelConfig config = test::tiny_model(Structure::bigmac);
@@ -42,9 +43,9 @@ struct Decoder {
         dist(mpi, ParallelLayout(mpi.world_size(), tp, ep), stream.device()),
         model(stream, config, dist, {.seed = 5}) {}
 
-  KeySelection selection(AttentionMethod method) {
-    KeySelectionConfig keys;
-    keys.attention = method;
+  DecodeSetup setup(DecodeMethod method) {
+    DecodeConfig keys;
+    keys.method = method;
     keys.budget = 9.0;
     keys.page_size = 4;
     keys.channels = 4;
@@ -54,22 +55,19 @@ struct Decoder {
                 stream, dist, random_hash_weights(1, HashInit::orthogonal, config, 32, 1))};
   }
 
-  std::vector<std::vector<int32_t>> generate_with(const KeySelection& selection) {
+  std::vector<std::vector<int32_t>> generate_with(const DecodeSetup& setup) {
     GenerationRequest request{.prompt = {}, .max_tokens = 12, .num_samples = 4, .seed = 8};
     for (int32_t i = 0; i < 23; ++i) request.prompt.push_back((7 * i + 3) % 37);
-    request.selection = &selection;
+    request.setup = &setup;
     return generate(stream, model, dist, request);
   }
 
   // The logits of forced decoding, of every position behind the prefill.
-  std::vector<float> decode(const KeySelection& selection) {
+  std::vector<float> decode(const DecodeSetup& setup) {
     const MicroBatch batch = test::synthetic_batch(config, 0, 3);  // not a multiple of tp
     ForcedDecoding decoding(stream, model, dist, batch, 30);
     std::vector<float> all;
-    const auto make = [&](int layer, const KvCacheLayer& cache) {
-      return make_key_selector(selection, layer, cache);
-    };
-    decoding.run(make, [&](int64_t, ConstTensorView logits) {
+    decoding.run(selectors_of(setup), [&](int64_t, ConstTensorView logits) {
       const std::vector<float> values = test::to_floats(logits);
       all.insert(all.end(), values.begin(), values.end());
     });
@@ -86,8 +84,8 @@ int tp_of_world() { return std::min(test_mpi().world_size(), 4); }
 
 TEST(DecodeLayouts, TensorParallelGeneratesTheTokensOfOneRank) {
   Decoder alone(test_mpi(), 1, 1), split(test_mpi(), tp_of_world(), test_mpi().world_size());
-  for (const AttentionMethod method : kMethods) {
-    const KeySelection whole = alone.selection(method), part = split.selection(method);
+  for (const DecodeMethod method : all_methods()) {
+    const DecodeSetup whole = alone.setup(method), part = split.setup(method);
 
     EXPECT_EQ(split.generate_with(part), alone.generate_with(whole)) << to_string(method);
   }
@@ -95,8 +93,8 @@ TEST(DecodeLayouts, TensorParallelGeneratesTheTokensOfOneRank) {
 
 TEST(DecodeLayouts, TensorParallelDecodesTheLogitsOfOneRank) {
   Decoder alone(test_mpi(), 1, 1), split(test_mpi(), tp_of_world(), test_mpi().world_size());
-  for (const AttentionMethod method : kMethods) {
-    const KeySelection whole = alone.selection(method), part = split.selection(method);
+  for (const DecodeMethod method : all_methods()) {
+    const DecodeSetup whole = alone.setup(method), part = split.setup(method);
 
     const std::vector<float> expected = alone.decode(whole), actual = split.decode(part);
 
@@ -107,15 +105,12 @@ TEST(DecodeLayouts, TensorParallelDecodesTheLogitsOfOneRank) {
 TEST(DecodeLayouts, DecodingAgainForgetsWhatWasDecodedBefore) {
   Decoder decoder(test_mpi(), 1, test_mpi().world_size());
   const MicroBatch batch = test::synthetic_batch(decoder.config, 0, 2);
-  for (const AttentionMethod method : kMethods) {
-    const KeySelection selection = decoder.selection(method);
-    const auto make = [&](int layer, const KvCacheLayer& cache) {
-      return make_key_selector(selection, layer, cache);
-    };
+  for (const DecodeMethod method : all_methods()) {
+    const DecodeSetup setup = decoder.setup(method);
     ForcedDecoding decoding(decoder.stream, decoder.model, decoder.dist, batch, 21);
     std::vector<float> runs[2];
     for (std::vector<float>& run : runs) {
-      decoding.run(make, [&](int64_t, ConstTensorView logits) {
+      decoding.run(selectors_of(setup), [&](int64_t, ConstTensorView logits) {
         const std::vector<float> values = test::to_floats(logits);
         run.insert(run.end(), values.begin(), values.end());
       });

@@ -9,6 +9,7 @@ switchyard_add_mpi_test(distributed_optimizer_test 1 2 4 8)
 switchyard_add_mpi_test(expert_exchange_test 1 2 4 8)
 switchyard_add_mpi_test(hash_training_test 1 2 4)
 switchyard_add_mpi_test(decode_test 1 2 4)
+switchyard_add_mpi_test(cached_logits_test 1 2)
 switchyard_add_mpi_test(recall_evaluation_test 1 2 4)
 
 # What becomes of a job when a rank fails in one of these tests.

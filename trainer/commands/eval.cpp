@@ -9,7 +9,7 @@
 #include "trainer/commands/exit_codes.h"
 #include "trainer/commands/newest_model.h"
 #include "trainer/data/open_data.h"
-#include "trainer/hashing/load_selection.h"
+#include "trainer/hashing/load_decode_setup.h"
 #include "trainer/inference/decode_evaluation.h"
 #include "trainer/recall/recall_evaluation.h"
 #include "trainer/training/evaluation.h"
@@ -20,21 +20,19 @@ namespace {
 // Dense decoding beside the method of decode.attention, over the same tokens.
 int eval_decoding(MpiRuntime& mpi, const RunConfig& config, Session& session,
                   const LoadedModel& model, ValidationLoader& validation) {
-  const KeySelectionConfig& keys = config.decode.keys;
-  const KeySelection selection =
-      load_key_selection(mpi, config, keys, config.hash.bits, session, model.fingerprint);
+  const DecodeConfig& keys = config.decode.keys;
+  const DecodeSetup setup =
+      load_decode_setup(mpi, config, keys, config.hash.bits, session, model.fingerprint);
   const DecodePlan plan = plan_decoding(config, validation, validation.num_batches(),
                                         recall_answers(config), mpi.world());
-  const auto dense = [](int, const KvCacheLayer&) { return std::unique_ptr<KeySelector>(); };
-  const auto chosen = [&](int layer, const KvCacheLayer& cache) {
-    return make_key_selector(selection, layer, cache);
-  };
-  const std::vector<DecodeScore> scores = evaluate_decoding(
-      session.stream, session.model, session.dist, validation, plan, {dense, chosen});
+  const DecodeSetup dense{};
+  const std::vector<DecodeScore> scores =
+      evaluate_decoding(session.stream, session.model, session.dist, validation, plan,
+                        {selectors_of(dense), selectors_of(setup)});
   if (mpi.rank() != 0) return kExitDone;
   fmt::print("{}\nlast {} of {} tokens of each held-out sequence, decoded one by one\n",
              model.description, config.model.seq_len - plan.prefill, config.model.seq_len);
-  const std::string name(to_string(keys.attention));
+  const std::string name(to_string(keys.method));
   for (size_t i = 0; i < scores.size(); ++i) {
     fmt::print("{}: held-out loss {:.4f}, perplexity {:.2f}, over {} tokens of {}\n",
                i == 0 ? "dense" : name, scores[i].loss(), scores[i].perplexity(), scores[i].targets,
@@ -55,7 +53,7 @@ int eval_command(MpiRuntime& mpi, const LoadedConfig& loaded) {
   });
   Session session(mpi, config);
   const LoadedModel loaded_model = load_newest_model(mpi, config, session);
-  if (config.decode.keys.attention != AttentionMethod::dense) {
+  if (config.decode.keys.method != DecodeMethod::dense) {
     return eval_decoding(mpi, config, session, loaded_model, data.validation->loader);
   }
   TrainStep step(session.stream, session.model, session.dist);

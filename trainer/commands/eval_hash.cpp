@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "kernels/runtime/check.h"
+#include "layers/decoding/decode_methods.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/exit_codes.h"
 #include "trainer/commands/newest_model.h"
@@ -12,7 +13,7 @@
 #include "trainer/data/open_data.h"
 #include "trainer/files/durable_file.h"
 #include "trainer/hashing/evaluate_hash.h"
-#include "trainer/hashing/load_selection.h"
+#include "trainer/hashing/load_decode_setup.h"
 #include "trainer/recall/recall_evaluation.h"
 
 namespace switchyard {
@@ -20,10 +21,6 @@ namespace {
 
 namespace fs = std::filesystem;
 using nlohmann::json;
-
-bool is_hashed(AttentionMethod method) {
-  return method == AttentionMethod::hata || method == AttentionMethod::random_hash;
-}
 
 // What hash.evaluation.bits names, or all bits that have learned weights; rank 0 looks.
 std::vector<int64_t> bits_to_measure(MpiRuntime& mpi, const RunConfig& config) {
@@ -50,21 +47,22 @@ std::vector<int64_t> bits_to_measure(MpiRuntime& mpi, const RunConfig& config) {
 std::vector<HashCandidate> load_candidates(MpiRuntime& mpi, const RunConfig& config,
                                            Session& session, const std::string& fingerprint) {
   std::vector<HashCandidate> candidates;
-  const auto add = [&](AttentionMethod method, int bits, bool key_norm) {
-    KeySelectionConfig keys = config.decode.keys;
-    keys.attention = method;
+  const auto add = [&](DecodeMethod method, int bits, bool key_norm) {
+    DecodeConfig keys = config.decode.keys;
+    keys.method = method;
     keys.key_norm = key_norm;
-    candidates.push_back({load_key_selection(mpi, config, keys, bits, session, fingerprint), bits});
+    candidates.push_back({load_decode_setup(mpi, config, keys, bits, session, fingerprint), bits});
   };
-  for (const AttentionMethod method : config.hash.evaluation.methods) {
-    if (!is_hashed(method)) {
+  for (const DecodeMethod method : config.hash.evaluation.methods) {
+    const HashProjections projections = row_of(method).projections;
+    if (projections == HashProjections::none) {
       add(method, 0, false);
       continue;
     }
     for (const int64_t bits : bits_to_measure(mpi, config)) {
       add(method, static_cast<int>(bits), false);
-      const bool with_norm = config.hash.evaluation.key_norm && method == AttentionMethod::hata;
-      if (with_norm) add(method, static_cast<int>(bits), true);
+      const bool learned = projections == HashProjections::learned;
+      if (learned && config.hash.evaluation.key_norm) add(method, static_cast<int>(bits), true);
     }
   }
   return candidates;
@@ -80,9 +78,11 @@ fs::path write_json(MpiRuntime& mpi, const RunConfig& config, const json& conten
 }
 
 std::string name_of(const HashCandidate& candidate) {
-  const KeySelectionConfig& keys = candidate.selection.config;
-  if (!is_hashed(keys.attention)) return std::string(to_string(keys.attention));
-  return fmt::format("{} {}{}", to_string(keys.attention), candidate.bits,
+  const DecodeConfig& keys = candidate.setup.config;
+  if (row_of(keys.method).projections == HashProjections::none) {
+    return std::string(to_string(keys.method));
+  }
+  return fmt::format("{} {}{}", to_string(keys.method), candidate.bits,
                      keys.key_norm ? " norm" : "");
 }
 
@@ -130,7 +130,8 @@ int eval_hash_command(MpiRuntime& mpi, const LoadedConfig& loaded) {
   });
   Session session(mpi, config);
   const LoadedModel model = load_newest_model(mpi, config, session);
-  std::vector<HashCandidate> candidates = load_candidates(mpi, config, session, model.fingerprint);
+  const std::vector<HashCandidate> candidates =
+      load_candidates(mpi, config, session, model.fingerprint);
   const auto log = [](const std::string& line) {
     fmt::print("{}\n", line);
     std::fflush(stdout);

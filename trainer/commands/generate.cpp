@@ -7,7 +7,7 @@
 #include "trainer/commands/exit_codes.h"
 #include "trainer/commands/newest_model.h"
 #include "trainer/data/open_data.h"
-#include "trainer/hashing/load_selection.h"
+#include "trainer/hashing/load_decode_setup.h"
 
 namespace switchyard {
 
@@ -16,8 +16,8 @@ int generate_command(MpiRuntime& mpi, const LoadedConfig& loaded, const Generate
   const std::unique_ptr<Tokenizer> tokenizer = open_tokenizer(mpi, config);
   Session session(mpi, config);
   const LoadedModel model = load_newest_model(mpi, config, session);
-  const KeySelection selection = load_key_selection(mpi, config, config.decode.keys,
-                                                    config.hash.bits, session, model.fingerprint);
+  const DecodeSetup setup = load_decode_setup(mpi, config, config.decode.keys, config.hash.bits,
+                                              session, model.fingerprint);
 
   GenerationRequest request{.prompt = {},
                             .max_tokens = options.max_tokens,
@@ -25,7 +25,7 @@ int generate_command(MpiRuntime& mpi, const LoadedConfig& loaded, const Generate
                             .end_token = tokenizer->end_of_document(),
                             .sampling = options.sampling,
                             .seed = config.run.seed,
-                            .selection = &selection};
+                            .setup = &setup};
   std::vector<std::vector<int32_t>> samples;
   run_collectively(mpi.world(), [&] {
     request.prompt = tokenizer->encode(options.prompt);

@@ -6,7 +6,7 @@
 
 #include "kernels/runtime/enum_names.h"
 #include "kernels/runtime/tensor.h"
-#include "layers/key_selection_config.h"
+#include "layers/decoding/decode_config.h"
 #include "layers/model_config.h"
 #include "optim/optimizer_config.h"
 #include "trainer/config/hash_config.h"
@@ -80,7 +80,7 @@ struct LogSection {
 
 // How `generate`, `eval` and `eval-hash` decode. Layers that stay dense: hash.dense_layers.
 struct DecodeSection {
-  KeySelectionConfig keys;
+  DecodeConfig keys;
   // eval, eval-hash: of each held-out sequence the last tokens, which are decoded one by one; 0:
   // the lesser of 64 and half of it
   int64_t eval_tokens = 0;
@@ -88,9 +88,7 @@ struct DecodeSection {
 
 // What `eval-hash` measures, beside dense decoding.
 struct HashEvaluationConfig {
-  std::vector<AttentionMethod> methods = {AttentionMethod::hata,        AttentionMethod::exact_topk,
-                                          AttentionMethod::random_hash, AttentionMethod::quest,
-                                          AttentionMethod::loki,        AttentionMethod::streaming};
+  std::vector<DecodeMethod> methods = choosing_methods();
   // From 0.4 % to 25 %, the paper's 1.56 % and 3.13 % among them.
   std::vector<double> budgets = {0.00390625, 0.0078125, 0.015625, 0.03125, 0.0625, 0.125, 0.25};
   std::vector<int64_t> bits;  // of the hash methods; empty: those whose weights are there

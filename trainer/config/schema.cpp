@@ -252,7 +252,7 @@ std::vector<ConfigField> hash_fields() {
 
 std::vector<ConfigField> hash_evaluation_fields() {
   return {
-      choice_list(SWITCHYARD_KEY(hash.evaluation.methods), all_but(AttentionMethod::dense),
+      choice_list(SWITCHYARD_KEY(hash.evaluation.methods), all_but(DecodeMethod::dense),
                   "eval-hash: what is measured beside dense decoding"),
       real_list(SWITCHYARD_KEY(hash.evaluation.budgets), 0.0, 1e9, "each as decode.budget"),
       count_list(
@@ -270,7 +270,7 @@ std::vector<ConfigField> hash_evaluation_fields() {
 
 std::vector<ConfigField> decode_fields() {
   return {
-      choice(SWITCHYARD_DECODE_KEY(attention),
+      choice(Key{"decode.attention", SWITCHYARD_MEMBER(decode.keys.method)},
              "generate, eval: how a new token chooses the keys that it attends to"),
       real(SWITCHYARD_DECODE_KEY(budget), 0.0, 1e9,
            "how many keys: from 1 their number, below 1 their share of the context"),

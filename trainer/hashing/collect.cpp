@@ -7,8 +7,8 @@
 #include <span>
 #include <vector>
 
-#include "kernels/basic/elementwise.h"
 #include "kernels/runtime/check.h"
+#include "kernels/runtime/host_f32.h"
 #include "layers/attention_observer.h"
 #include "trainer/hashing/query_keys.h"
 
@@ -38,30 +38,6 @@ std::vector<Visible> visible_keys(const QueryKeySet& set, int64_t block, const M
   return result;
 }
 
-// A tensor's values as f32 in host memory.
-class HostFloats {
- public:
-  HostFloats(Stream& stream, ConstTensorView x) : values_(x) {
-    if (x.dtype() != DType::f32) {
-      widened_ = Tensor(x.shape(), DType::f32, x.device());
-      cast(stream, values_, widened_);
-      values_ = widened_.view();
-    }
-    if (x.device().kind != DeviceKind::cpu) {
-      copied_ = Tensor(x.shape(), DType::f32);
-      copy(stream, values_, copied_);
-      stream.synchronize();
-      values_ = copied_.view();
-    }
-  }
-
-  ConstTensorView view() const { return values_; }
-
- private:
-  Tensor widened_, copied_;
-  ConstTensorView values_;
-};
-
 // Takes the rows that a block keeps out of each layer, brings the heads of a tp group together, and
 // lets one rank of the group write them.
 class Collector final : public AttentionObserver {
@@ -72,9 +48,8 @@ class Collector final : public AttentionObserver {
 
   void observe(StepContext& ctx, int layer, ConstTensorView q, ConstTensorView k) override {
     if (layer < first_layer_) return;
-    const Tensor queries =
-        gather_heads(ctx, take(HostFloats(ctx.stream, q).view(), /*keys=*/false));
-    const Tensor keys = gather_heads(ctx, take(HostFloats(ctx.stream, k).view(), /*keys=*/true));
+    const Tensor queries = gather_heads(ctx, take(host_f32(ctx.stream, q).view, /*keys=*/false));
+    const Tensor keys = gather_heads(ctx, take(host_f32(ctx.stream, k).view, /*keys=*/true));
     if (writer_) writer_->write_layer(layer, queries, keys);
   }
 

@@ -5,9 +5,11 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 #include <span>
+#include <variant>
 
 #include "kernels/runtime/check.h"
 #include "kernels/runtime/integers.h"
+#include "layers/decoding/decode_methods.h"
 
 namespace switchyard {
 namespace {
@@ -25,7 +27,7 @@ int64_t rows_with_targets(const MicroBatch& batch) {
 class Evaluator {
  public:
   Evaluator(Session& session, const RunConfig& config, const DecodePlan& plan,
-            std::vector<HashCandidate>& candidates)
+            const std::vector<HashCandidate>& candidates)
       : session_(session), config_(config), candidates_(candidates) {
     const size_t budgets = config.hash.evaluation.budgets.size();
     result_.plan = plan;
@@ -45,17 +47,14 @@ class Evaluator {
     const int64_t rows = rows_with_targets(batch);
     result_.sequences += rows;
     ForcedDecoding decoding(session_.stream, session_.model, session_.dist, batch, plan.prefill);
-    const auto probe = [&](int layer, const KvCacheLayer& cache) {
+    const SelectorFactory probe{.make = [&](int layer, const KvCacheLayer& cache) {
       return make_probe(layer, cache, rows);
-    };
+    }};
     add_decoding(plan, decoding, probe, batch, result_.dense);
     for (size_t c = 0; c < candidates_.size(); ++c) {
       for (size_t b = 0; b < budgets().size(); ++b) {
-        candidates_[c].selection.config.budget = budgets()[b];
-        const auto make = [&](int layer, const KvCacheLayer& cache) {
-          return make_key_selector(candidates_[c].selection, layer, cache);
-        };
-        add_decoding(plan, decoding, make, batch, result_.decoded[c][b]);
+        add_decoding(plan, decoding, selectors_of(candidates_[c].setup, budgets()[b]), batch,
+                     result_.decoded[c][b]);
       }
     }
   }
@@ -78,9 +77,9 @@ class Evaluator {
 
   std::unique_ptr<KeySelector> make_probe(int layer, const KvCacheLayer& cache, int64_t rows) {
     if (layer < config_.hash.dense_layers) return nullptr;
-    std::vector<SelectionProbe::Candidate> all;
-    for (HashCandidate& candidate : candidates_) {
-      all.push_back({&candidate.selection, make_key_selector(candidate.selection, layer, cache)});
+    std::vector<std::unique_ptr<KeySelector>> all;
+    for (const HashCandidate& candidate : candidates_) {
+      all.push_back(make_key_selector(candidate.setup, layer, cache));
     }
     return std::make_unique<SelectionProbe>(std::move(all), budgets(), rows,
                                             result_.selected[static_cast<size_t>(layer)]);
@@ -115,7 +114,7 @@ class Evaluator {
 
   Session& session_;
   const RunConfig& config_;
-  std::vector<HashCandidate>& candidates_;
+  const std::vector<HashCandidate>& candidates_;
   HashEvaluation result_;
 };
 
@@ -160,25 +159,12 @@ json decoded_json(const DecodePlan& plan, const DecodeScore& score) {
 }
 
 json candidate_json(const HashCandidate& candidate) {
-  const KeySelectionConfig& keys = candidate.selection.config;
-  json result = {{"method", to_string(keys.attention)}};
-  switch (keys.attention) {
-    case AttentionMethod::hata:
-    case AttentionMethod::random_hash:
-      result["bits"] = candidate.bits;
-      result["key_norm"] = keys.key_norm;
-      break;
-    case AttentionMethod::quest:
-      result["page"] = keys.page_size;
-      break;
-    case AttentionMethod::loki:
-      result["channels"] = keys.channels;
-      break;
-    case AttentionMethod::streaming:
-      result["sink"] = keys.streaming_sink;
-      break;
-    default:
-      break;
+  const DecodeConfig& keys = candidate.setup.config;
+  const DecodeMethodRow& row = row_of(keys.method);
+  json result = {{"method", row.name}};
+  if (row.projections != HashProjections::none) result["bits"] = candidate.bits;
+  for (const auto& [name, value] : row.settings(keys)) {
+    std::visit([&, key = std::string(name)](auto setting) { result[key] = setting; }, value);
   }
   return result;
 }
@@ -205,7 +191,7 @@ SelectionSums mean_of(const SelectionSums& sums) {
 
 HashEvaluation evaluate_hash(Session& session, const RunConfig& config,
                              ValidationLoader& validation, const AnswerKey* answers,
-                             std::vector<HashCandidate>& candidates,
+                             const std::vector<HashCandidate>& candidates,
                              const std::function<void(const std::string&)>& log) {
   const int64_t per_batch = config.train.global_batch_size;
   const int64_t wanted = config.hash.evaluation.sequences;

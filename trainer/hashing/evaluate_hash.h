@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "layers/key_selection.h"
+#include "layers/decoding/decode_setup.h"
 #include "trainer/config/run_config.h"
 #include "trainer/hashing/selection_probe.h"
 #include "trainer/inference/decode_evaluation.h"
@@ -16,7 +16,7 @@ namespace switchyard {
 
 // One way to decode, measured within each of the budgets.
 struct HashCandidate {
-  KeySelection selection;
+  DecodeSetup setup;
   int bits = 0;  // of the hash methods
 };
 
@@ -44,7 +44,7 @@ SelectionSums mean_of(const SelectionSums& sums);
 // Collective over the world; throws CollectiveError on a damaged file.
 HashEvaluation evaluate_hash(Session& session, const RunConfig& config,
                              ValidationLoader& validation, const AnswerKey* answers,
-                             std::vector<HashCandidate>& candidates,
+                             const std::vector<HashCandidate>& candidates,
                              const std::function<void(const std::string&)>& log);
 
 // As run.dir/hash/evaluation.json has it, see docs/formats.md.

@@ -2,55 +2,32 @@
 
 #include <fmt/format.h>
 
+#include <Eigen/QR>
 #include <algorithm>
-#include <cmath>
-#include <vector>
 
 #include "kernels/runtime/check.h"
 
 namespace switchyard {
 namespace {
 
-// [rows, columns], row-major, in double.
-struct Matrix {
-  int64_t rows, columns;
-  std::vector<double> values;
+using RowMajor = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
-  double& at(int64_t row, int64_t column) {
-    return values[static_cast<size_t>(row * columns + column)];
-  }
-};
-
-Matrix gaussian(RandomKey key, int64_t rows, int64_t columns) {
+// [rows, columns] of N(0, 1)
+Eigen::MatrixXd gaussian(RandomKey key, int64_t rows, int64_t columns) {
   Tensor drawn({rows, columns}, DType::f32);
   Stream stream;
   init_normal(stream, key, 1.0f, drawn.shape(), {0, 0}, drawn);
-  const float* values = drawn.data<float>();
-  return {rows, columns, {values, values + drawn.num_elements()}};
-}
-
-// Adds to vector `to` the multiple of vector `from` that `factor` says; vectors are rows.
-void add_row(Matrix& m, int64_t from, double factor, int64_t to) {
-  for (int64_t c = 0; c < m.columns; ++c) m.at(to, c) += factor * m.at(from, c);
-}
-
-double dot_rows(Matrix& m, int64_t a, int64_t b) {
-  double sum = 0.0;
-  for (int64_t c = 0; c < m.columns; ++c) sum += m.at(a, c) * m.at(b, c);
-  return sum;
+  return Eigen::Map<const RowMajor>(drawn.data<float>(), rows, columns).cast<double>();
 }
 
 // The Q of the QR decomposition whose R has a positive diagonal, which alone is unique and makes Q
-// of a Gaussian matrix uniformly distributed (Mezzadri 2007); in place, by rows. Gram-Schmidt run
-// twice per vector is orthogonal to rounding ("twice is enough", Giraud et al. 2005).
-void orthonormalize_rows(Matrix& m) {
-  for (int64_t row = 0; row < m.rows; ++row) {
-    for (int pass = 0; pass < 2; ++pass) {
-      for (int64_t done = 0; done < row; ++done) add_row(m, done, -dot_rows(m, done, row), row);
-    }
-    const double length = std::sqrt(dot_rows(m, row, row));
-    for (int64_t c = 0; c < m.columns; ++c) m.at(row, c) /= length;
-  }
+// of a Gaussian matrix uniformly distributed (Mezzadri 2007).
+//   m, result  [rows, columns], rows >= columns
+Eigen::MatrixXd orthonormal_columns(const Eigen::MatrixXd& m) {
+  const Eigen::HouseholderQR<Eigen::MatrixXd> qr(m);
+  const Eigen::VectorXd signs =
+      qr.matrixQR().diagonal().unaryExpr([](double r) { return r < 0.0 ? -1.0 : 1.0; });
+  return qr.householderQ() * Eigen::MatrixXd::Identity(m.rows(), m.cols()) * signs.asDiagonal();
 }
 
 }  // namespace
@@ -58,14 +35,16 @@ void orthonormalize_rows(Matrix& m) {
 Tensor random_projection(HashInit init, RandomKey key, int64_t head_dim, int bits) {
   // The shorter side's vectors are the orthonormal ones: columns of W, or its rows.
   const bool by_columns = bits <= head_dim;
-  Matrix m = gaussian(key, std::min<int64_t>(bits, head_dim), std::max<int64_t>(bits, head_dim));
-  if (init == HashInit::orthogonal) orthonormalize_rows(m);
+  Eigen::MatrixXd vectors =
+      gaussian(key, std::min<int64_t>(bits, head_dim), std::max<int64_t>(bits, head_dim))
+          .transpose();
+  if (init == HashInit::orthogonal) vectors = orthonormal_columns(vectors);
   Tensor weight({head_dim, bits}, DType::f32);
-  float* out = weight.data<float>();
-  for (int64_t d = 0; d < head_dim; ++d) {
-    for (int64_t b = 0; b < bits; ++b) {
-      out[d * bits + b] = static_cast<float>(by_columns ? m.at(b, d) : m.at(d, b));
-    }
+  Eigen::Map<RowMajor> w(weight.data<float>(), head_dim, bits);
+  if (by_columns) {
+    w = vectors.cast<float>();
+  } else {
+    w = vectors.transpose().cast<float>();
   }
   return weight;
 }

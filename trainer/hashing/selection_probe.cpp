@@ -7,19 +7,11 @@
 #include <utility>
 
 #include "kernels/basic/elementwise.h"
+#include "kernels/runtime/host_f32.h"
 #include "trainer/hashing/scores.h"
 
 namespace switchyard {
 namespace {
-
-// f32 values on the host, of any device and compute dtype.
-std::vector<float> host_floats(Stream& stream, ConstTensorView x) {
-  Tensor widened(x.shape(), DType::f32, x.device()), host(x.shape(), DType::f32);
-  cast(stream, x, widened);
-  copy(stream, widened, host);
-  stream.synchronize();
-  return {host.data<float>(), host.data<float>() + host.num_elements()};
-}
 
 std::vector<int32_t> host_indices(Stream& stream, ConstTensorView x) {
   Tensor host(x.shape(), DType::i32);
@@ -37,11 +29,10 @@ std::vector<double> softmax(std::vector<double> scores) {
 }
 
 // The rows of (sequence, kv head) number `row` out of what all of them have.
-GroupAttention rows_of(const std::vector<float>& q, const std::vector<float>& k,
-                       const std::vector<float>& v, int64_t row, int64_t group, int64_t length,
-                       const Shape& cache) {
+GroupAttention rows_of(std::span<const float> q, std::span<const float> k, std::span<const float> v,
+                       int64_t row, int64_t group, int64_t length, const Shape& cache) {
   const int64_t max_len = cache[2], head_dim = cache[3];
-  const auto part = [&](const std::vector<float>& from, int64_t stride, int64_t count) {
+  const auto part = [&](std::span<const float> from, int64_t stride, int64_t count) {
     const auto begin = from.begin() + row * stride * head_dim;
     return std::vector<float>(begin, begin + count * head_dim);
   };
@@ -128,14 +119,14 @@ SelectionSums AttentionReference::compare(const std::vector<int32_t>& indices,
   return result;
 }
 
-SelectionProbe::SelectionProbe(std::vector<Candidate> candidates, std::vector<double> budgets,
-                               int64_t rows, Sums& sums)
+SelectionProbe::SelectionProbe(std::vector<std::unique_ptr<KeySelector>> candidates,
+                               std::vector<double> budgets, int64_t rows, Sums& sums)
     : candidates_(std::move(candidates)), budgets_(std::move(budgets)), rows_(rows), sums_(sums) {}
 
 void SelectionProbe::append(Stream& stream, Workspace& workspace, ConstTensorView k,
                             int64_t first_position) {
-  for (const Candidate& candidate : candidates_) {
-    candidate.selector->append(stream, workspace, k, first_position);
+  for (const auto& candidate : candidates_) {
+    candidate->append(stream, workspace, k, first_position);
   }
 }
 
@@ -159,8 +150,8 @@ std::vector<std::vector<SelectionProbe::Choice>> SelectionProbe::choose(Stream& 
   for (size_t c = 0; c < candidates_.size(); ++c) {
     for (const double budget : budgets_) {
       WorkspaceScope scope(workspace);
-      candidates_[c].selection->config.budget = budget;
-      const SelectedKeys chosen = candidates_[c].selector->select(stream, workspace, q, k, cache);
+      const SelectedKeys chosen = candidates_[c]->select(stream, workspace, q, k, cache,
+                                                         budget_tokens(budget, cache.length));
       choices[c].push_back({.indices = host_indices(stream, chosen.indices),
                             .counts = host_indices(stream, chosen.counts),
                             .stride = chosen.indices.dim(2)});
@@ -170,17 +161,17 @@ std::vector<std::vector<SelectionProbe::Choice>> SelectionProbe::choose(Stream& 
 }
 
 SelectedKeys SelectionProbe::select(Stream& stream, Workspace& workspace, ConstTensorView q,
-                                    ConstTensorView k, const CachedKeys& cache) {
+                                    ConstTensorView k, const CachedKeys& cache, int64_t) {
   const int64_t kv_heads = cache.k.dim(1), group = q.dim(1) / kv_heads;
   const std::vector<std::vector<Choice>> choices = choose(stream, workspace, q, k, cache);
-  const std::vector<float> queries = host_floats(stream, q), keys = host_floats(stream, cache.k),
-                           values = host_floats(stream, cache.v);
+  const HostF32 queries = host_f32(stream, q), keys = host_f32(stream, cache.k),
+                values = host_f32(stream, cache.v);
   // By heads, whose sums are apart; sequences in their order, so that threads change no bit.
 #pragma omp parallel for schedule(dynamic)
   for (int64_t head = 0; head < kv_heads; ++head) {
     for (int64_t row = head; row < rows_ * kv_heads; row += kv_heads) {
-      const GroupAttention rows =
-          rows_of(queries, keys, values, row, group, cache.length, cache.k.shape());
+      const GroupAttention rows = rows_of(queries.values(), keys.values(), values.values(), row,
+                                          group, cache.length, cache.k.shape());
       const AttentionReference reference(rows);
       for (size_t c = 0; c < choices.size(); ++c) {
         for (size_t b = 0; b < budgets_.size(); ++b) {

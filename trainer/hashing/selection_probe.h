@@ -4,7 +4,7 @@
 #include <memory>
 #include <vector>
 
-#include "layers/key_selection.h"
+#include "layers/decoding/key_selector.h"
 
 namespace switchyard {
 
@@ -20,21 +20,17 @@ struct SelectionSums {
 // query is put to all of them, and then attends to all keys.
 class SelectionProbe final : public KeySelector {
  public:
-  struct Candidate {
-    KeySelection* selection;  // its budget is set to each of `budgets` in turn
-    std::unique_ptr<KeySelector> selector;
-  };
-
   // Adds to sums[candidate][budget][key/value head] the values of the first `rows` sequences of the
-  // batch. `sums` must outlive it.
+  // batch. Each of `budgets` as budget_tokens takes it. `sums` must outlive it.
   using Sums = std::vector<std::vector<std::vector<SelectionSums>>>;
-  SelectionProbe(std::vector<Candidate> candidates, std::vector<double> budgets, int64_t rows,
-                 Sums& sums);
+  SelectionProbe(std::vector<std::unique_ptr<KeySelector>> candidates, std::vector<double> budgets,
+                 int64_t rows, Sums& sums);
 
   void append(Stream& stream, Workspace& workspace, ConstTensorView k,
               int64_t first_position) override;
+  // Always empty: all keys, whatever the budget.
   SelectedKeys select(Stream& stream, Workspace& workspace, ConstTensorView q, ConstTensorView k,
-                      const CachedKeys& cache) override;
+                      const CachedKeys& cache, int64_t budget) override;
 
  private:
   struct Choice;
@@ -42,7 +38,7 @@ class SelectionProbe final : public KeySelector {
   std::vector<std::vector<Choice>> choose(Stream& stream, Workspace& workspace, ConstTensorView q,
                                           ConstTensorView k, const CachedKeys& cache);
 
-  std::vector<Candidate> candidates_;
+  std::vector<std::unique_ptr<KeySelector>> candidates_;
   std::vector<double> budgets_;
   int64_t rows_;
   Sums& sums_;

@@ -72,14 +72,14 @@ DecodePlan plan_decoding(const RunConfig& config, ValidationLoader& validation, 
   return plan;
 }
 
-void add_decoding(const DecodePlan& plan, ForcedDecoding& decoding, const SelectorFactory& make,
-                  const MicroBatch& batch, DecodeScore& score) {
+void add_decoding(const DecodePlan& plan, ForcedDecoding& decoding,
+                  const SelectorFactory& selectors, const MicroBatch& batch, DecodeScore& score) {
   std::vector<std::optional<int>> tasks(static_cast<size_t>(batch.num_sequences));
   for (int64_t row = 0; plan.answers && row < batch.num_sequences; ++row) {
     tasks[static_cast<size_t>(row)] = task_of(*plan.answers, batch, row);
   }
   std::vector<std::vector<bool>> right(tasks.size());
-  decoding.run(make, [&](int64_t position, ConstTensorView logits) {
+  decoding.run(selectors, [&](int64_t position, ConstTensorView logits) {
     const auto vocab = static_cast<size_t>(logits.dim(1));
     for (int64_t row = 0; row < batch.num_sequences; ++row) {
       const std::span targets = targets_of(batch, row);

@@ -38,8 +38,8 @@ DecodePlan plan_decoding(const RunConfig& config, ValidationLoader& validation, 
                          const AnswerKey* answers, Communicator& world);
 
 // Decodes one batch with the selectors and adds what its targets say. Collective as ForcedDecoding.
-void add_decoding(const DecodePlan& plan, ForcedDecoding& decoding, const SelectorFactory& make,
-                  const MicroBatch& batch, DecodeScore& score);
+void add_decoding(const DecodePlan& plan, ForcedDecoding& decoding,
+                  const SelectorFactory& selectors, const MicroBatch& batch, DecodeScore& score);
 
 // The scores of all ranks, on all ranks; tp ranks have the same sequences. Collective over the
 // world.

@@ -52,9 +52,9 @@ void ForcedDecoding::read(int64_t first, int64_t count) {
   stream_.synchronize();  // the step's tokens go
 }
 
-void ForcedDecoding::run(const SelectorFactory& make, const OnLogits& on_logits) {
+void ForcedDecoding::run(const SelectorFactory& selectors, const OnLogits& on_logits) {
   cache_.length = prefill_;
-  attach_selectors(stream_, scratch_, cache_, make);
+  attach_selectors(stream_, scratch_, cache_, selectors);
   HostMirror host(logits_);
   for (int64_t position = prefill_; position < batch_.seq_len; ++position) {
     read(position, 1);

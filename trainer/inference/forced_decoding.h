@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <functional>
 
-#include "layers/key_selection.h"
+#include "layers/decoding/decode_setup.h"
 #include "layers/transformer.h"
 
 namespace switchyard {
@@ -21,9 +21,9 @@ class ForcedDecoding {
 
   //   logits  [batch, vocab_size] f32 on the host: of the token behind `position`
   using OnLogits = std::function<void(int64_t position, ConstTensorView logits)>;
-  // Decodes the rest with the selectors that `make` makes; may be called again, with others.
-  // `on_logits` is called for the positions from `prefill` on. Collective as the constructor.
-  void run(const SelectorFactory& make, const OnLogits& on_logits);
+  // Decodes the rest with `selectors`; may be called again, with others. `on_logits` is called for
+  // the positions from `prefill` on. Collective as the constructor.
+  void run(const SelectorFactory& selectors, const OnLogits& on_logits);
 
  private:
   void read(int64_t first, int64_t count);

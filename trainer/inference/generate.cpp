@@ -61,7 +61,7 @@ std::vector<std::vector<int32_t>> generate(Stream& stream, Transformer& model,
 
   KvCache cache = model.make_cache(batch, max_len);
   Workspace saved(stream.device()), scratch(stream.device());
-  if (request.selection) attach_selectors(stream, scratch, cache, *request.selection);
+  if (request.setup) attach_selectors(stream, scratch, cache, selectors_of(*request.setup));
   Tensor logits({batch, model.config().vocab_size}, DType::f32, stream.device());
   HostMirror host_logits(logits);
   MicroBatch step = batch_of(batch, prompt_len, [&](int64_t, int64_t t) {

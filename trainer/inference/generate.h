@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "layers/key_selection.h"
+#include "layers/decoding/decode_setup.h"
 #include "layers/transformer.h"
 #include "trainer/inference/sampling.h"
 
@@ -16,7 +16,7 @@ struct GenerationRequest {
   int32_t end_token = -1;  // a sample ends with it; -1: none
   SamplingOptions sampling = {};
   uint64_t seed = 0;
-  const KeySelection* selection = nullptr;  // null: new tokens attend to all keys
+  const DecodeSetup* setup = nullptr;  // null: new tokens attend to all keys
 };
 
 // Samples continuations of one prompt with a KV cache. Every rank gets the same request and returns

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <vector>
 
+#include "layers/decoding/decode_setup.h"
 #include "tests/support/test_tensors.h"
 
 namespace switchyard {
@@ -82,20 +83,21 @@ TEST(SelectionProbe, MeasuresEveryCandidateAndBudgetAndLeavesDecodingDense) {
   const Tensor q = random_tensor({kBatch, 2 * kKvHeads, kDim}, 3);
   const Tensor k = random_tensor({kBatch, kKvHeads, 1, kDim}, 4);
   const Tensor lengths = test::make_tensor<int32_t>({kBatch}, {kLength, kLength, kLength});
-  KeySelection exact{.config = {}, .dense_layers = 0, .hash_weights = {}}, streaming = {};
-  exact.config.attention = AttentionMethod::exact_topk;
-  streaming.config.attention = AttentionMethod::streaming;
+  DecodeSetup exact{.config = {}, .dense_layers = 0, .hash_weights = {}}, streaming = {};
+  exact.config.method = DecodeMethod::exact_topk;
+  streaming.config.method = DecodeMethod::streaming;
   streaming.dense_layers = 0;
   const std::vector<double> budgets = {6.0, 0.5, 40.0};
   SelectionProbe::Sums sums(
       2, std::vector<std::vector<SelectionSums>>(3, std::vector<SelectionSums>(kKvHeads)));
-  std::vector<SelectionProbe::Candidate> candidates;
-  candidates.push_back({&exact, make_key_selector(exact, 0, cache)});
-  candidates.push_back({&streaming, make_key_selector(streaming, 0, cache)});
+  std::vector<std::unique_ptr<KeySelector>> candidates;
+  candidates.push_back(make_key_selector(exact, 0, cache));
+  candidates.push_back(make_key_selector(streaming, 0, cache));
   SelectionProbe probe(std::move(candidates), budgets, /*rows=*/2, sums);
 
   const SelectedKeys selected = probe.select(
-      stream, workspace, q, k, {.k = cache.k, .v = cache.v, .lengths = lengths, .length = kLength});
+      stream, workspace, q, k, {.k = cache.k, .v = cache.v, .lengths = lengths, .length = kLength},
+      /*budget=*/kLength);
 
   EXPECT_FALSE(selected);
   for (size_t head = 0; head < kKvHeads; ++head) {

@@ -1,84 +1,143 @@
 #include "trainer/inference/sampling.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <limits>
 #include <vector>
 
+#include "kernels/basic/random.h"
 #include "kernels/runtime/check.h"
 
 namespace switchyard {
 namespace {
 
-// Logits of these probabilities.
-std::vector<float> logits_of(const std::vector<double>& probs) {
+// Every token is drawn where `uniform` lies in one interval of its probability's length. Of kGrid
+// evenly spaced points an interval of length p holds kGrid * p to within one: so these counts have a
+// bound that holds always, not just likely.
+constexpr int kGrid = 10000;
+
+std::vector<int> counts_over_grid(const std::vector<float>& logits,
+                                  const SamplingOptions& options) {
+  std::vector<int> counts(logits.size());
+  for (int i = 0; i < kGrid; ++i) {
+    const int32_t token = sample_token(logits, options, (i + 0.5) / kGrid);
+    ++counts.at(static_cast<size_t>(token));
+  }
+  return counts;
+}
+
+void expect_probabilities(const std::vector<float>& logits, const SamplingOptions& options,
+                          const std::vector<double>& probabilities) {
+  const std::vector<int> counts = counts_over_grid(logits, options);
+  for (size_t token = 0; token < counts.size(); ++token) {
+    const double expected = kGrid * probabilities[token];
+    if (expected == 0.0) {
+      EXPECT_EQ(counts[token], 0) << "token " << token;
+    } else {
+      EXPECT_LE(std::abs(counts[token] - expected), 1.0) << "token " << token;
+    }
+  }
+}
+
+std::vector<float> logits_of(const std::vector<double>& probabilities) {
   std::vector<float> logits;
-  for (const double p : probs) logits.push_back(static_cast<float>(std::log(p)) + 3.0f);
+  for (const double p : probabilities) logits.push_back(static_cast<float>(std::log(p)) + 3.0f);
   return logits;
 }
 
-// How often each token is drawn, by uniform numbers that lie evenly in [0, 1).
-std::vector<double> shares(const std::vector<float>& logits, const SamplingOptions& options) {
-  constexpr int kDraws = 1000;
-  std::vector<double> shares(logits.size());
+TEST(Sampling, TemperatureZeroTakesTheLikeliestToken) {
+  expect_probabilities({0.1f, 0.3f, 0.2f}, {.temperature = 0.0}, {0.0, 1.0, 0.0});
+}
+
+TEST(Sampling, TemperatureZeroTakesTheLowestOfTies) {
+  expect_probabilities({0.1f, 0.3f, 0.3f, 0.3f}, {.temperature = 0.0}, {0.0, 1.0, 0.0, 0.0});
+}
+
+TEST(Sampling, DrawsTheProbabilitiesOfTheSoftmax) {
+  const std::vector<double> probabilities = {0.05, 0.5, 0.15, 0.3};
+
+  expect_probabilities(logits_of(probabilities), {}, probabilities);
+}
+
+TEST(Sampling, TemperatureDividesTheLogits) {
+  const std::vector<float> logits = {1.0f, -0.5f, 2.0f, 0.0f};
+  for (const double temperature : {0.25, 0.5, 2.0, 8.0}) {
+    std::vector<double> probabilities;
+    double sum = 0.0;
+    for (const float logit : logits) {
+      probabilities.push_back(std::exp(logit / temperature));
+      sum += probabilities.back();
+    }
+    for (double& p : probabilities) p /= sum;
+
+    expect_probabilities(logits, {.temperature = temperature}, probabilities);
+  }
+}
+
+TEST(Sampling, TopPKeepsTheFewestLikeliestTokensThatReachIt) {
+  const std::vector<float> logits = logits_of({0.05, 0.5, 0.15, 0.3});
+
+  expect_probabilities(logits, {.top_p = 0.01}, {0.0, 1.0, 0.0, 0.0});
+  expect_probabilities(logits, {.top_p = 0.49}, {0.0, 1.0, 0.0, 0.0});
+  expect_probabilities(logits, {.top_p = 0.51}, {0.0, 0.625, 0.0, 0.375});
+  expect_probabilities(logits, {.top_p = 0.79}, {0.0, 0.625, 0.0, 0.375});
+  expect_probabilities(logits, {.top_p = 0.81}, {0.0, 0.5 / 0.95, 0.15 / 0.95, 0.3 / 0.95});
+  expect_probabilities(logits, {.top_p = 0.96}, {0.05, 0.5, 0.15, 0.3});
+}
+
+TEST(Sampling, TopPCountsProbabilitiesAfterTheTemperature) {
+  // At temperature 0.5 the squares: 0.25, 0.09, 0.0225 and 0.0025 of 0.365.
+  const std::vector<float> logits = logits_of({0.05, 0.5, 0.15, 0.3});
+
+  expect_probabilities(logits, {.temperature = 0.5, .top_p = 0.68}, {0.0, 1.0, 0.0, 0.0});
+  expect_probabilities(logits, {.temperature = 0.5, .top_p = 0.69},
+                       {0.0, 0.25 / 0.34, 0.0, 0.09 / 0.34});
+}
+
+TEST(Sampling, OfTiesAtTheEdgeTopPKeepsTheLowerToken) {
+  expect_probabilities(logits_of({0.2, 0.4, 0.2, 0.2}), {.top_p = 0.5},
+                       {1.0 / 3.0, 2.0 / 3.0, 0.0, 0.0});
+}
+
+TEST(Sampling, EndsOfTheUnitIntervalStayAmongTheKeptTokens) {
+  const std::vector<float> logits = logits_of({0.05, 0.5, 0.15, 0.3});
+  const double first = std::numeric_limits<double>::min(), last = std::nextafter(1.0, 0.0);
+
+  EXPECT_EQ(sample_token(logits, {}, first), 1);
+  EXPECT_EQ(sample_token(logits, {}, last), 0);
+  EXPECT_EQ(sample_token(logits, {.top_p = 0.6}, last), 3);
+}
+
+TEST(Sampling, GreatLogitsAndImpossibleTokensAreNoTrouble) {
+  const float none = -std::numeric_limits<float>::infinity();
+
+  expect_probabilities({90000.0f, none, 90000.0f, -90000.0f}, {}, {0.5, 0.0, 0.5, 0.0});
+}
+
+TEST(Sampling, RandomNumbersOfASeedDrawTheProbabilities) {
+  constexpr int kDraws = 100000;
+  const std::vector<double> probabilities = {0.05, 0.5, 0.15, 0.3};
+  const std::vector<float> logits = logits_of(probabilities);
+  std::vector<int> counts(4);
   for (int i = 0; i < kDraws; ++i) {
-    const int32_t token = sample_token(logits, options, (i + 0.5) / kDraws);
-    shares.at(static_cast<size_t>(token)) += 1.0 / kDraws;
+    const double uniform =
+        random_uniform({/*seed=*/3, stream_id("sample")}, static_cast<uint64_t>(i));
+    ++counts.at(static_cast<size_t>(sample_token(logits, {}, uniform)));
   }
-  return shares;
-}
 
-void expect_shares(const std::vector<double>& actual, const std::vector<double>& expected) {
-  ASSERT_EQ(actual.size(), expected.size());
-  for (size_t i = 0; i < expected.size(); ++i) {
-    EXPECT_NEAR(actual[i], expected[i], 0.0015) << "token " << i;  // a draw and a half
-  }
-}
-
-const std::vector<double> kProbs = {0.1, 0.4, 0.2, 0.3};
-
-TEST(SamplingTest, TemperatureOneDrawsByTheSoftmax) {
-  expect_shares(shares(logits_of(kProbs), {.temperature = 1.0, .top_p = 1.0}), kProbs);
-}
-
-TEST(SamplingTest, TemperatureDividesTheLogits) {
-  // The square roots of the probabilities, and their squares, which add up to 0.3.
-  const double roots = std::sqrt(0.1) + std::sqrt(0.4) + std::sqrt(0.2) + std::sqrt(0.3);
-  expect_shares(shares(logits_of(kProbs), {.temperature = 2.0, .top_p = 1.0}),
-                {std::sqrt(0.1) / roots, std::sqrt(0.4) / roots, std::sqrt(0.2) / roots,
-                 std::sqrt(0.3) / roots});
-  expect_shares(shares(logits_of(kProbs), {.temperature = 0.5, .top_p = 1.0}),
-                {0.01 / 0.3, 0.16 / 0.3, 0.04 / 0.3, 0.09 / 0.3});
-}
-
-TEST(SamplingTest, TemperatureZeroTakesTheLikeliestAndOfEqualOnesTheFirst) {
-  const SamplingOptions greedy{.temperature = 0.0, .top_p = 1.0};
-
-  for (const double uniform : {0.0, 0.5, 0.999}) {
-    EXPECT_EQ(sample_token(logits_of(kProbs), greedy, uniform), 1);
-    EXPECT_EQ(sample_token(std::vector<float>{1.0f, 2.0f, 2.0f, 0.0f}, greedy, uniform), 1);
+  // A count is binomial. Five standard deviations are left by one seed in two million.
+  for (size_t token = 0; token < 4; ++token) {
+    const double p = probabilities[token], deviation = std::sqrt(kDraws * p * (1.0 - p));
+    EXPECT_NEAR(counts[token], kDraws * p, 5.0 * deviation) << "token " << token;
   }
 }
 
-TEST(SamplingTest, TopPKeepsTheFewestTokensThatReachIt) {
-  // 0.4 alone is too little for 0.65, with 0.3 it is enough.
-  expect_shares(shares(logits_of(kProbs), {.temperature = 1.0, .top_p = 0.65}),
-                {0.0, 0.4 / 0.7, 0.0, 0.3 / 0.7});
-  expect_shares(shares(logits_of(kProbs), {.temperature = 1.0, .top_p = 0.35}),
-                {0.0, 1.0, 0.0, 0.0});
+TEST(Sampling, RejectsNoLogits) {
+  EXPECT_THAT([] { sample_token({}, {}, 0.5); },
+              testing::ThrowsMessage<Error>(testing::HasSubstr("no logits")));
 }
-
-TEST(SamplingTest, TopPOfNothingStillKeepsTheLikeliest) {
-  expect_shares(shares(logits_of(kProbs), {.temperature = 1.0, .top_p = 0.0}),
-                {0.0, 1.0, 0.0, 0.0});
-}
-
-TEST(SamplingTest, HugeLogitsAreNoOverflow) {
-  expect_shares(shares({1e30f, -1e30f, 1e30f}, {.temperature = 0.7, .top_p = 1.0}),
-                {0.5, 0.0, 0.5});
-}
-
-TEST(SamplingTest, NoLogitsAreAnError) { EXPECT_THROW(sample_token({}, {}, 0.5), Error); }
 
 }  // namespace
 }  // namespace switchyard

@@ -23,6 +23,10 @@ struct SelectedKeys {
   explicit operator bool() const { return static_cast<bool>(indices); }
 };
 
+// Of `length` keys: min(budget, length) if it is at least 1, else floor(budget * length) and at
+// least one. Throws unless the budget is positive.
+int64_t budget_tokens(double budget, int64_t length);
+
 // A way to choose among the cached keys of one layer, with what it keeps beside them. Serves this
 // rank's heads alone and communicates nothing.
 class KeySelector {
@@ -36,11 +40,12 @@ class KeySelector {
                       int64_t first_position) = 0;
 
   // One new query per sequence, and its key, which is in the cache already: takes the key, as
-  // `append`, and chooses.
-  //   q  [batch, heads, head_dim]
-  //   k  [batch, kv_heads, 1, head_dim] at position cache.length - 1
+  // `append`, and chooses. May be asked again for the same query with another budget.
+  //   q       [batch, heads, head_dim]
+  //   k       [batch, kv_heads, 1, head_dim] at position cache.length - 1
+  //   budget  how many keys, from 1 to cache.length
   virtual SelectedKeys select(Stream& stream, Workspace& workspace, ConstTensorView q,
-                              ConstTensorView k, const CachedKeys& cache) = 0;
+                              ConstTensorView k, const CachedKeys& cache, int64_t budget) = 0;
 };
 
 }  // namespace switchyard

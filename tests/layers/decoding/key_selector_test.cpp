@@ -1,4 +1,4 @@
-#include "layers/key_selection.h"
+#include "layers/decoding/decode_setup.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -7,10 +7,14 @@
 #include <cmath>
 #include <numeric>
 #include <ostream>
+#include <set>
+#include <string_view>
 #include <vector>
 
 #include "kernels/basic/elementwise.h"
 #include "kernels/runtime/check.h"
+#include "layers/decoding/decode_methods.h"
+#include "layers/transformer.h"
 #include "tests/support/model_fixture.h"
 
 namespace switchyard {
@@ -20,9 +24,7 @@ using test::random_tensor;
 using test::to_floats;
 using test::to_vector;
 
-constexpr AttentionMethod kMethods[] = {AttentionMethod::hata,        AttentionMethod::exact_topk,
-                                        AttentionMethod::random_hash, AttentionMethod::quest,
-                                        AttentionMethod::loki,        AttentionMethod::streaming};
+const std::vector<DecodeMethod> kMethods = choosing_methods();
 
 // ---- Budgets -----------------------------------------------------------------------------------
 
@@ -36,21 +38,35 @@ TEST(BudgetTokens, FromOneIsANumberAndBelowAShare) {
   EXPECT_THROW(budget_tokens(0.0, 10), Error);
 }
 
+// ---- Methods -----------------------------------------------------------------------------------
+
+TEST(DecodeMethods, EveryMethodHasTheRowAtItsPlaceAndANameOfItsOwn) {
+  std::set<std::string_view> names;
+  for (size_t i = 0; i < decode_methods().size(); ++i) {
+    const DecodeMethodRow& row = decode_methods()[i];
+    EXPECT_EQ(static_cast<size_t>(row.method), i);
+    EXPECT_EQ(&row_of(row.method), &row);
+    EXPECT_TRUE(names.insert(to_string(row.method)).second) << to_string(row.method);
+  }
+  EXPECT_THAT(kMethods, testing::SizeIs(decode_methods().size() - 1));
+  EXPECT_THAT(kMethods, testing::Not(testing::Contains(DecodeMethod::dense)));
+}
+
 // ---- Selectors on a cache of their own ---------------------------------------------------------
 
 constexpr int64_t kBatch = 2, kHeads = 4, kKvHeads = 2, kLength = 50, kMaxLen = 60, kDim = 16;
 
 // One layer's cache of random keys, a selector beside it, and a query.
 struct Bench {
-  explicit Bench(const KeySelectionConfig& config)
-      : selection{.config = config, .dense_layers = 0, .hash_weights = {}},
+  explicit Bench(const DecodeConfig& config)
+      : setup{.config = config, .dense_layers = 0, .hash_weights = {}},
         lengths({kBatch}, DType::i32) {
-    selection.hash_weights.push_back(random_tensor({kKvHeads, kDim, 64}, 7));
+    setup.hash_weights.push_back(random_tensor({kKvHeads, kDim, 64}, 7));
     cache.k = random_tensor({kBatch, kKvHeads, kMaxLen, kDim}, 1);
     cache.v = random_tensor({kBatch, kKvHeads, kMaxLen, kDim}, 2);
     q = random_tensor({kBatch, kHeads, kDim}, 3);
     std::fill_n(lengths.data<int32_t>(), kBatch, static_cast<int32_t>(kLength));
-    selector = make_key_selector(selection, /*layer=*/0, cache);
+    selector = make_key_selector(setup, /*layer=*/0, cache);
     selector->append(stream, workspace, keys(0, kLength - 1), 0);
   }
 
@@ -64,12 +80,15 @@ struct Bench {
     return part;
   }
 
-  // Per (sequence, kv head), rising.
-  std::vector<std::vector<int32_t>> select() {
+  // Per (sequence, kv head), rising; within the configuration's budget.
+  std::vector<std::vector<int32_t>> select() { return select_within(setup.config.budget); }
+
+  std::vector<std::vector<int32_t>> select_within(double budget) {
     const Tensor k = keys(kLength - 1, 1);
     const SelectedKeys chosen =
         selector->select(stream, workspace, q, k,
-                         {.k = cache.k, .v = cache.v, .lengths = lengths, .length = kLength});
+                         {.k = cache.k, .v = cache.v, .lengths = lengths, .length = kLength},
+                         budget_tokens(budget, kLength));
     const auto indices = to_vector<int32_t>(chosen.indices);
     const auto counts = to_vector<int32_t>(chosen.counts);
     std::vector<std::vector<int32_t>> sets;
@@ -96,15 +115,15 @@ struct Bench {
 
   Stream stream;
   Workspace saved, workspace;
-  KeySelection selection;
+  DecodeSetup setup;
   KvCacheLayer cache;
   Tensor q, lengths;
   std::unique_ptr<KeySelector> selector;
 };
 
-KeySelectionConfig config_of(AttentionMethod method, double budget) {
-  KeySelectionConfig config;
-  config.attention = method;
+DecodeConfig config_of(DecodeMethod method, double budget) {
+  DecodeConfig config;
+  config.method = method;
   config.budget = budget;
   config.page_size = 8;
   config.channels = 6;
@@ -122,7 +141,7 @@ std::vector<int32_t> best_by_score(const Bench& bench, int64_t row, int64_t coun
 }
 
 TEST(KeySelector, ExactTopKTakesTheKeysOfGreatestProductSummedOverTheGroup) {
-  Bench bench(config_of(AttentionMethod::exact_topk, 12.0));
+  Bench bench(config_of(DecodeMethod::exact_topk, 12.0));
 
   const auto chosen = bench.select();
 
@@ -131,8 +150,19 @@ TEST(KeySelector, ExactTopKTakesTheKeysOfGreatestProductSummedOverTheGroup) {
   }
 }
 
+TEST(KeySelector, EveryCallHasABudgetOfItsOwn) {
+  for (const DecodeMethod method : kMethods) {
+    Bench once(config_of(method, 12.0)), again(config_of(method, 40.0));
+
+    again.select_within(3.0);
+
+    EXPECT_EQ(again.select_within(12.0), once.select()) << to_string(method);
+    EXPECT_EQ(again.select_within(16.0)[0].size(), 16u) << to_string(method);
+  }
+}
+
 TEST(KeySelector, LokiWithAllChannelsTakesWhatExactTopKTakes) {
-  KeySelectionConfig config = config_of(AttentionMethod::loki, 12.0);
+  DecodeConfig config = config_of(DecodeMethod::loki, 12.0);
   config.channels = 1000;  // more than there are
   Bench bench(config);
 
@@ -144,7 +174,7 @@ TEST(KeySelector, LokiWithAllChannelsTakesWhatExactTopKTakes) {
 }
 
 TEST(KeySelector, StreamingTakesTheFirstKeysAndTheNewestOnes) {
-  Bench bench(config_of(AttentionMethod::streaming, 10.0));
+  Bench bench(config_of(DecodeMethod::streaming, 10.0));
 
   for (const auto& chosen : bench.select()) {
     EXPECT_EQ(chosen, (std::vector<int32_t>{0, 1, 2, 3, 44, 45, 46, 47, 48, 49}));
@@ -170,7 +200,7 @@ double page_bound(Bench& bench, int64_t row, int64_t page, int64_t page_size) {
 
 TEST(KeySelector, QuestTakesWholePagesOfGreatestBound) {
   constexpr int64_t kPage = 8, kPages = 7;  // the last one has 2 keys
-  Bench bench(config_of(AttentionMethod::quest, 3 * kPage + 3.0));
+  Bench bench(config_of(DecodeMethod::quest, 3 * kPage + 3.0));
 
   const auto chosen = bench.select();
 
@@ -193,7 +223,7 @@ TEST(KeySelector, QuestTakesWholePagesOfGreatestBound) {
 }
 
 TEST(KeySelector, QuestTakesAtLeastOnePage) {
-  Bench bench(config_of(AttentionMethod::quest, 3.0));
+  Bench bench(config_of(DecodeMethod::quest, 3.0));
 
   for (const auto& chosen : bench.select()) EXPECT_EQ(chosen.size(), 8u);
 }
@@ -201,17 +231,17 @@ TEST(KeySelector, QuestTakesAtLeastOnePage) {
 // A share of a length that is just short of whole pages must not cost one.
 TEST(KeySelector, QuestTakesTheNearestNumberOfPages) {
   for (const auto& [budget, keys] : {std::pair{19.0, 16u}, {20.0, 24u}, {23.0, 24u}, {27.0, 24u}}) {
-    Bench bench(config_of(AttentionMethod::quest, budget));
+    Bench bench(config_of(DecodeMethod::quest, budget));
     for (const auto& chosen : bench.select()) EXPECT_EQ(chosen.size(), keys) << budget;
   }
 }
 
 TEST(KeySelector, HashesTakeTheKeysOfLeastDistance) {
-  Bench bench(config_of(AttentionMethod::hata, 12.0));
+  Bench bench(config_of(DecodeMethod::hata, 12.0));
 
   const auto chosen = bench.select();
 
-  const float* w = bench.selection.hash_weights[0].data<float>();
+  const float* w = bench.setup.hash_weights[0].data<float>();
   const auto code = [&](const float* x, int64_t kv_head) {
     std::vector<bool> bits(64);
     for (int64_t j = 0; j < 64; ++j) {
@@ -244,9 +274,9 @@ TEST(KeySelector, HashesTakeTheKeysOfLeastDistance) {
 }
 
 TEST(KeySelector, WindowsAreAlwaysAmongTheChosen) {
-  for (const AttentionMethod method : kMethods) {
-    if (method == AttentionMethod::streaming) continue;  // has windows of its own
-    KeySelectionConfig config = config_of(method, 16.0);
+  for (const DecodeMethod method : kMethods) {
+    if (method == DecodeMethod::streaming) continue;  // has windows of its own
+    DecodeConfig config = config_of(method, 16.0);
     config.sink = 3;
     config.recent = 2;
     Bench bench(config);
@@ -261,8 +291,8 @@ TEST(KeySelector, WindowsAreAlwaysAmongTheChosen) {
 }
 
 TEST(KeySelector, AKeyThatIsWrittenAgainReplacesTheFirstOne) {
-  for (const AttentionMethod method : kMethods) {
-    if (method == AttentionMethod::quest) continue;  // its page keeps the wider bounds
+  for (const DecodeMethod method : kMethods) {
+    if (method == DecodeMethod::quest) continue;  // its page keeps the wider bounds
     Bench bench(config_of(method, 12.0)), twice(config_of(method, 12.0));
     const Tensor other = random_tensor({kBatch, kKvHeads, 1, kDim}, 77, DType::f32, 9.0f);
 
@@ -288,8 +318,8 @@ struct Decoder {
       : config(model_config),
         model(stream, config, dist, {.compute_dtype = dtype, .seed = 3, .exchange = {}}) {}
 
-  KeySelection selection(AttentionMethod method, double budget, int dense_layers = 0) const {
-    KeySelection s{
+  DecodeSetup setup(DecodeMethod method, double budget, int dense_layers = 0) const {
+    DecodeSetup s{
         .config = config_of(method, budget), .dense_layers = dense_layers, .hash_weights = {}};
     for (int layer = 0; layer < config.num_layers; ++layer) {
       s.hash_weights.push_back(
@@ -299,12 +329,12 @@ struct Decoder {
   }
 
   // Logits of every step behind the prefill, for sequences [first, first + count).
-  std::vector<float> decode(const KeySelection& s, int64_t first = 0, int64_t count = 3,
+  std::vector<float> decode(const DecodeSetup& s, int64_t first = 0, int64_t count = 3,
                             bool attach_late = false) {
     constexpr int64_t kPrefill = 29;
     const MicroBatch text = test::synthetic_batch(config, first, count);
     KvCache cache = model.make_cache(count, config.seq_len);
-    if (!attach_late) attach_selectors(stream, workspace, cache, s);
+    if (!attach_late) attach_selectors(stream, workspace, cache, selectors_of(s));
     Tensor logits({count, config.vocab_size}, DType::f32);
     std::vector<float> all;
     for (int64_t begin = 0; begin < config.seq_len;) {
@@ -326,7 +356,7 @@ struct Decoder {
                       .scales = {},
                       .dropless = true};
       model.forward_cached(ctx, cache, logits);
-      if (begin == 0 && attach_late) attach_selectors(stream, workspace, cache, s);
+      if (begin == 0 && attach_late) attach_selectors(stream, workspace, cache, selectors_of(s));
       if (begin > 0) {
         const std::vector<float> values = to_floats(logits);
         all.insert(all.end(), values.begin(), values.end());
@@ -352,38 +382,38 @@ double largest_difference(const std::vector<float>& a, const std::vector<float>&
   return largest;
 }
 
-class DecodingTest : public testing::TestWithParam<std::tuple<AttentionMethod, int>> {
+class DecodingTest : public testing::TestWithParam<std::tuple<DecodeMethod, int>> {
  protected:
-  AttentionMethod method() const { return std::get<0>(GetParam()); }
+  DecodeMethod method() const { return std::get<0>(GetParam()); }
   ModelConfig config() const { return decoding_model(std::get<1>(GetParam())); }
 };
 
 TEST_P(DecodingTest, ABudgetOfTheWholeLengthEqualsDenseDecoding) {
   Decoder decoder(config());
-  const auto dense = decoder.decode(decoder.selection(AttentionMethod::dense, 1000.0));
+  const auto dense = decoder.decode(decoder.setup(DecodeMethod::dense, 1000.0));
 
-  const auto chosen = decoder.decode(decoder.selection(method(), 1000.0));
+  const auto chosen = decoder.decode(decoder.setup(method(), 1000.0));
 
   EXPECT_LT(largest_difference(chosen, dense), 1e-5);
 }
 
 TEST_P(DecodingTest, ASmallBudgetDecodesSomethingElse) {
   Decoder decoder(config());
-  const auto dense = decoder.decode(decoder.selection(AttentionMethod::dense, 8.0));
+  const auto dense = decoder.decode(decoder.setup(DecodeMethod::dense, 8.0));
 
-  EXPECT_GT(largest_difference(decoder.decode(decoder.selection(method(), 8.0)), dense), 1e-3);
-  EXPECT_LT(largest_difference(decoder.decode(decoder.selection(method(), 8.0, 3)), dense), 1e-6)
+  EXPECT_GT(largest_difference(decoder.decode(decoder.setup(method(), 8.0)), dense), 1e-3);
+  EXPECT_LT(largest_difference(decoder.decode(decoder.setup(method(), 8.0, 3)), dense), 1e-6)
       << "where all layers stay dense";
 }
 
 TEST_P(DecodingTest, ABatchEqualsItsSequencesOneByOne) {
   Decoder decoder(config());
-  const KeySelection selection = decoder.selection(method(), 8.0);
-  const auto together = decoder.decode(selection);
+  const DecodeSetup setup = decoder.setup(method(), 8.0);
+  const auto together = decoder.decode(setup);
 
   const auto vocab = static_cast<size_t>(decoder.config.vocab_size);
   for (size_t b = 0; b < 3; ++b) {
-    const auto alone = decoder.decode(selection, static_cast<int64_t>(b), 1);
+    const auto alone = decoder.decode(setup, static_cast<int64_t>(b), 1);
     std::vector<float> own;
     for (size_t begin = b * vocab; begin < together.size(); begin += 3 * vocab) {
       own.insert(own.end(), together.begin() + static_cast<int64_t>(begin),
@@ -395,17 +425,17 @@ TEST_P(DecodingTest, ABatchEqualsItsSequencesOneByOne) {
 
 TEST_P(DecodingTest, SelectorsThatComeAfterThePromptKnowItsKeys) {
   Decoder decoder(config());
-  const KeySelection selection = decoder.selection(method(), 8.0);
+  const DecodeSetup setup = decoder.setup(method(), 8.0);
 
-  EXPECT_EQ(decoder.decode(selection, 0, 3, /*attach_late=*/true), decoder.decode(selection));
+  EXPECT_EQ(decoder.decode(setup, 0, 3, /*attach_late=*/true), decoder.decode(setup));
 }
 
 TEST_P(DecodingTest, Bf16DecodesFiniteLogitsNearF32) {
   Decoder wide(config()), narrow(config(), DType::bf16);
-  const KeySelection selection = wide.selection(method(), 1000.0);
+  const DecodeSetup setup = wide.setup(method(), 1000.0);
 
   // Of logits up to 2.4; with other keys they differ by as much.
-  EXPECT_LT(largest_difference(narrow.decode(selection), wide.decode(selection)), 0.1);
+  EXPECT_LT(largest_difference(narrow.decode(setup), wide.decode(setup)), 0.1);
 }
 
 INSTANTIATE_TEST_SUITE_P(All, DecodingTest,
@@ -415,12 +445,12 @@ INSTANTIATE_TEST_SUITE_P(All, DecodingTest,
                                   std::to_string(std::get<1>(test.param));
                          });
 
-TEST(KeySelection, AHashedLayerWithoutProjectionsIsAnError) {
+TEST(DecodeSetup, AHashedLayerWithoutProjectionsIsAnError) {
   Decoder decoder(decoding_model(2));
-  KeySelection selection = decoder.selection(AttentionMethod::hata, 8.0);
-  selection.hash_weights[1] = Tensor();
+  DecodeSetup setup = decoder.setup(DecodeMethod::hata, 8.0);
+  setup.hash_weights[1] = Tensor();
 
-  EXPECT_THAT([&] { decoder.decode(selection); },
+  EXPECT_THAT([&] { decoder.decode(setup); },
               testing::ThrowsMessage<Error>(testing::HasSubstr("layer 1 has no hash projections")));
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "kernels/runtime/enum_names.h"
 
@@ -8,20 +9,15 @@ namespace switchyard {
 
 // How decoding chooses the keys that a new query attends to. A method ranks them; the budget says
 // how many of the best are read, by exact attention. Queries that share a key/value head share its
-// keys.
-enum class AttentionMethod {
-  dense,        // all of them
-  hata,         // smallest Hamming distance of learned codes, summed over the group
-  exact_topk,   // greatest sum over the group of <q, k>: reads every key
-  random_hash,  // hata with a random orthogonal projection
-  quest,        // pages of keys, by an upper bound of <q, k> in them (arXiv 2406.10774)
-  loki,         // <q, k> along the leading principal axes of the keys (arXiv 2406.02542)
-  streaming,    // the first keys and the newest ones (StreamingLLM, arXiv 2309.17453)
-};
-SWITCHYARD_ENUM_NAMES(AttentionMethod, dense, hata, exact_topk, random_hash, quest, loki, streaming)
+// keys. What a method is and needs stands in its row of `decode_methods` (decode_methods.h).
+enum class DecodeMethod { dense, hata, exact_topk, random_hash, quest, loki, streaming };
+SWITCHYARD_ENUM_NAMES(DecodeMethod, dense, hata, exact_topk, random_hash, quest, loki, streaming)
 
-struct KeySelectionConfig {
-  AttentionMethod attention = AttentionMethod::dense;
+// All but dense, in the order of `decode_methods`.
+std::vector<DecodeMethod> choosing_methods();
+
+struct DecodeConfig {
+  DecodeMethod method = DecodeMethod::dense;
   double budget = 0.015625;      // keys: from 1 their number, below 1 their share
   int64_t sink = 0, recent = 0;  // the first and the newest keys that are always among them
   bool key_norm = false;         // hash methods: cosine estimate times the key's length

@@ -1,4 +1,4 @@
-#include "layers/principal_axes.h"
+#include "layers/decoding/principal_axes.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -88,6 +88,20 @@ TEST(PrincipalAxes, FewerAreTheFirstOnes) {
   for (size_t i = 0; i < 6; ++i) {
     EXPECT_EQ(two[2 * i], all[6 * i]);
     EXPECT_EQ(two[2 * i + 1], all[6 * i + 1]);
+  }
+}
+
+TEST(PrincipalAxes, TheGreatestElementOfEachIsPositive) {
+  constexpr size_t kDim = 31;
+  const std::vector<double> axes = principal_axes(stretched_rows(200, kDim), kDim, kDim);
+
+  for (size_t axis = 0; axis < kDim; ++axis) {
+    double greatest = 0.0;
+    for (size_t i = 0; i < kDim; ++i) {
+      const double element = axes[i * kDim + axis];
+      if (std::abs(element) > std::abs(greatest)) greatest = element;
+    }
+    EXPECT_GT(greatest, 0.0) << "axis " << axis;
   }
 }
 

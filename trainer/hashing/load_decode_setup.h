@@ -3,7 +3,7 @@
 #include <string>
 #include <vector>
 
-#include "layers/key_selection.h"
+#include "layers/decoding/decode_setup.h"
 #include "trainer/config/run_config.h"
 #include "trainer/hashing/hash_weights.h"
 #include "trainer/training/session.h"
@@ -17,8 +17,8 @@ std::vector<Tensor> local_hash_weights(Stream& stream, const DistributedContext&
 // How the session's model, of the checkpoint with that fingerprint, decodes with `keys` and codes
 // of `bits` (hata, random_hash). Collective over the world; throws CollectiveError where learned
 // weights are missing, damaged or of another model, with the remedy.
-KeySelection load_key_selection(MpiRuntime& mpi, const RunConfig& config,
-                                const KeySelectionConfig& keys, int bits, Session& session,
-                                const std::string& checkpoint_fingerprint);
+DecodeSetup load_decode_setup(MpiRuntime& mpi, const RunConfig& config, const DecodeConfig& keys,
+                              int bits, Session& session,
+                              const std::string& checkpoint_fingerprint);
 
 }  // namespace switchyard

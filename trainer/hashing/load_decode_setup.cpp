@@ -1,4 +1,4 @@
-#include "trainer/hashing/load_selection.h"
+#include "trainer/hashing/load_decode_setup.h"
 
 #include <fmt/format.h>
 
@@ -6,6 +6,7 @@
 
 #include "kernels/basic/elementwise.h"
 #include "kernels/runtime/check.h"
+#include "layers/decoding/decode_methods.h"
 #include "trainer/hashing/random_projection.h"
 
 namespace switchyard {
@@ -43,21 +44,21 @@ std::vector<Tensor> local_hash_weights(Stream& stream, const DistributedContext&
   return local;
 }
 
-KeySelection load_key_selection(MpiRuntime& mpi, const RunConfig& config,
-                                const KeySelectionConfig& keys, int bits, Session& session,
-                                const std::string& checkpoint_fingerprint) {
-  KeySelection selection{
-      .config = keys, .dense_layers = config.hash.dense_layers, .hash_weights = {}};
-  const bool learned = keys.attention == AttentionMethod::hata;
-  if (!learned && keys.attention != AttentionMethod::random_hash) return selection;
+DecodeSetup load_decode_setup(MpiRuntime& mpi, const RunConfig& config, const DecodeConfig& keys,
+                              int bits, Session& session,
+                              const std::string& checkpoint_fingerprint) {
+  DecodeSetup setup{.config = keys, .dense_layers = config.hash.dense_layers, .hash_weights = {}};
+  const HashProjections projections = row_of(keys.method).projections;
+  if (projections == HashProjections::none) return setup;
   HashWeights weights;
   run_collectively(mpi.world(), [&] {
-    weights = learned ? learned_weights(config, bits, checkpoint_fingerprint)
-                      : random_hash_weights(config.run.seed, HashInit::orthogonal, config.model,
-                                            bits, config.hash.dense_layers);
+    weights = projections == HashProjections::learned
+                  ? learned_weights(config, bits, checkpoint_fingerprint)
+                  : random_hash_weights(config.run.seed, HashInit::orthogonal, config.model, bits,
+                                        config.hash.dense_layers);
   });
-  selection.hash_weights = local_hash_weights(session.stream, session.dist, weights);
-  return selection;
+  setup.hash_weights = local_hash_weights(session.stream, session.dist, weights);
+  return setup;
 }
 
 }  // namespace switchyard

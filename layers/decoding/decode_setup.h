@@ -1,0 +1,43 @@
+#pragma once
+
+#include <functional>
+#include <limits>
+#include <memory>
+#include <vector>
+
+#include "layers/decoding/decode_config.h"
+#include "layers/decoding/kv_cache.h"
+
+namespace switchyard {
+
+// How a whole model decodes.
+struct DecodeSetup {
+  DecodeConfig config;
+  int dense_layers = 2;  // leading layers that read all keys whatever the method
+  // Hash methods: per layer the projections of this rank's heads, [local kv heads, head_dim, bits]
+  // f32 on the device; empty for layers that stay dense.
+  std::vector<Tensor> hash_weights;
+};
+
+// The selector of a layer, for a cache of its shape; null where the layer stays dense. It reads the
+// projections of `setup`, which must outlive it.
+std::unique_ptr<KeySelector> make_key_selector(const DecodeSetup& setup, int layer,
+                                               const KvCacheLayer& cache);
+
+// The selectors of a model's layers, and how many keys they choose.
+struct SelectorFactory {
+  // Null where the layer attends to all keys.
+  std::function<std::unique_ptr<KeySelector>(int layer, const KvCacheLayer& cache)> make;
+  double budget = std::numeric_limits<double>::infinity();  // see budget_tokens
+};
+// Those of `setup`, which must outlive the factory and its selectors; with the budget of its
+// configuration, or another one.
+SelectorFactory selectors_of(const DecodeSetup& setup);
+SelectorFactory selectors_of(const DecodeSetup& setup, double budget);
+
+// Makes the selector of every layer and gives it the keys that are in the cache already. From here
+// on the cache decodes with them; those it had before are gone.
+void attach_selectors(Stream& stream, Workspace& workspace, KvCache& cache,
+                      const SelectorFactory& factory);
+
+}  // namespace switchyard

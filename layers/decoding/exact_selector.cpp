@@ -1,0 +1,14 @@
+#include "layers/decoding/exact_selector.h"
+
+#include "kernels/decode/key_scores.h"
+
+namespace switchyard {
+
+SelectedKeys ExactSelector::select(Stream& stream, Workspace& workspace, ConstTensorView q,
+                                   ConstTensorView, const CachedKeys& cache, int64_t budget) {
+  TensorView scores = take_scores(workspace);
+  key_scores(stream, q, cache.k, cache.lengths, scores);
+  return best(stream, workspace, scores, cache, budget);
+}
+
+}  // namespace switchyard

@@ -1,0 +1,19 @@
+#pragma once
+
+#include "layers/decoding/ranking_selector.h"
+
+namespace switchyard {
+
+// The keys of greatest <q, k>, summed over the group: what the other methods estimate. Reads every
+// key.
+class ExactSelector final : public RankingSelector {
+ public:
+  ExactSelector(const DecodeConfig& config, const KvCacheLayer& cache)
+      : RankingSelector(config, cache) {}
+
+  void append(Stream&, Workspace&, ConstTensorView, int64_t) override {}
+  SelectedKeys select(Stream& stream, Workspace& workspace, ConstTensorView q, ConstTensorView k,
+                      const CachedKeys& cache, int64_t budget) override;
+};
+
+}  // namespace switchyard

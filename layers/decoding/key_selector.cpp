@@ -1,0 +1,17 @@
+#include "layers/decoding/key_selector.h"
+
+#include <algorithm>
+
+#include "kernels/runtime/check.h"
+
+namespace switchyard {
+
+int64_t budget_tokens(double budget, int64_t length) {
+  require(budget > 0.0, "a budget of {} keys is none", budget);
+  if (budget >= 1.0) {
+    return budget < static_cast<double>(length) ? static_cast<int64_t>(budget) : length;
+  }
+  return std::max<int64_t>(static_cast<int64_t>(budget * static_cast<double>(length)), 1);
+}
+
+}  // namespace switchyard

@@ -1,0 +1,28 @@
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <vector>
+
+#include "kernels/runtime/tensor.h"
+#include "layers/decoding/key_selector.h"
+
+namespace switchyard {
+
+// Keys and values of one layer for decoding.
+struct KvCacheLayer {
+  Tensor k, v;  // [batch, local kv heads, max_len, head_dim], compute dtype
+  std::unique_ptr<KeySelector> selector;  // null: new queries attend to all keys
+  // How many keys the selector chooses for a new query, see budget_tokens.
+  double budget = std::numeric_limits<double>::infinity();
+};
+
+// Keys and values of all layers. Every sequence of the batch has the same length.
+struct KvCache {
+  std::vector<KvCacheLayer> layers;
+  int64_t length = 0;  // positions that are filled
+  int64_t max_len = 0;
+};
+
+}  // namespace switchyard

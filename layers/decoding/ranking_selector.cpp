@@ -1,0 +1,41 @@
+#include "layers/decoding/ranking_selector.h"
+
+#include <span>
+#include <utility>
+
+#include "kernels/basic/elementwise.h"
+#include "kernels/decode/select_top_k.h"
+
+namespace switchyard {
+
+RankingSelector::RankingSelector(const DecodeConfig& config, const KvCacheLayer& cache)
+    : config_(config),
+      batch_(cache.k.shape()[0]),
+      kv_heads_(cache.k.shape()[1]),
+      max_len_(cache.k.shape()[2]),
+      head_dim_(cache.k.shape()[3]),
+      dtype_(cache.k.dtype()),
+      device_(cache.k.view().device()) {}
+
+SelectedKeys RankingSelector::best(Stream& stream, Workspace& workspace, ConstTensorView scores,
+                                   const CachedKeys& cache, int64_t count, int64_t sink,
+                                   int64_t recent) {
+  const SelectedKeys selected{.indices = workspace.take({batch_, kv_heads_, count}, DType::i32),
+                              .counts = workspace.take({batch_}, DType::i32)};
+  counts_.assign(static_cast<size_t>(batch_), static_cast<int32_t>(count));
+  copy(stream, view_of(std::span(std::as_const(counts_))), selected.counts);
+  select_top_k(stream, workspace, scores, cache.lengths, selected.counts, sink, recent,
+               selected.indices);
+  return selected;
+}
+
+SelectedKeys RankingSelector::best(Stream& stream, Workspace& workspace, ConstTensorView scores,
+                                   const CachedKeys& cache, int64_t count) {
+  return best(stream, workspace, scores, cache, count, config_.sink, config_.recent);
+}
+
+TensorView RankingSelector::take_scores(Workspace& workspace) const {
+  return workspace.take({batch_, kv_heads_, max_len_}, DType::f32);
+}
+
+}  // namespace switchyard

@@ -1,0 +1,38 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "layers/decoding/decode_config.h"
+#include "layers/decoding/kv_cache.h"
+
+namespace switchyard {
+
+// What the methods share that score every key and take the best: the shape of the cache that they
+// stand beside, and the choice itself.
+class RankingSelector : public KeySelector {
+ protected:
+  RankingSelector(const DecodeConfig& config, const KvCacheLayer& cache);
+
+  // The `count` keys of greatest score (or least distance), the first `sink` and the newest
+  // `recent` ones among them; of equal scores the most recent.
+  //   scores  [batch, kv_heads, max_len] f32, or u16 distances
+  SelectedKeys best(Stream& stream, Workspace& workspace, ConstTensorView scores,
+                    const CachedKeys& cache, int64_t count, int64_t sink, int64_t recent);
+  // With the configuration's windows.
+  SelectedKeys best(Stream& stream, Workspace& workspace, ConstTensorView scores,
+                    const CachedKeys& cache, int64_t count);
+
+  // [batch, kv_heads, max_len] f32
+  TensorView take_scores(Workspace& workspace) const;
+
+  const DecodeConfig config_;
+  const int64_t batch_, kv_heads_, max_len_, head_dim_;
+  const DType dtype_;
+  const Device device_;
+
+ private:
+  std::vector<int32_t> counts_;  // on the host, until the stream has copied them
+};
+
+}  // namespace switchyard

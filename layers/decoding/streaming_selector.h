@@ -1,0 +1,20 @@
+#pragma once
+
+#include "layers/decoding/ranking_selector.h"
+
+namespace switchyard {
+
+// The first keys and the newest ones: StreamingLLM (Xiao et al. 2024, arXiv 2309.17453, section
+// 3.2). The paper counts positions within its cache; here keys keep those of the text, as for all
+// methods.
+class StreamingSelector final : public RankingSelector {
+ public:
+  StreamingSelector(const DecodeConfig& config, const KvCacheLayer& cache)
+      : RankingSelector(config, cache) {}
+
+  void append(Stream&, Workspace&, ConstTensorView, int64_t) override {}
+  SelectedKeys select(Stream& stream, Workspace& workspace, ConstTensorView q, ConstTensorView k,
+                      const CachedKeys& cache, int64_t budget) override;
+};
+
+}  // namespace switchyard

@@ -1,0 +1,250 @@
+#!/usr/bin/python3
+"""What a Switchyard model computes, in NumPy and float64: the specification of its forward pass.
+
+It is written from the papers that it names and shares no code with the program, which tests/witness
+compares with it. As a command it shows what a checkpoint makes of some tokens:
+
+    scripts/reference_model.py RUN_OR_CHECKPOINT TOKEN TOKEN ...
+
+Weights are stored [out, in], so that a linear map is x @ W.T. Shapes below: B sequences, S tokens
+of each, T = B * S, H the width of the model, E experts, k experts per token, V the vocabulary.
+"""
+
+import argparse
+import json
+import math
+import pathlib
+import re
+
+import h5py
+import numpy as np
+import yaml
+
+# To YAML 1.2, and to the program, 1e-05 is a number; PyYAML wants a point in it.
+yaml.SafeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"-?\d+e[-+]\d+$"), list("-0123456789"))
+
+
+def load_checkpoint(path):
+    """(the `model` section of the configuration, weights by name, balancing biases by MoE layer) of
+    a checkpoint's folder, or of the newest checkpoint in a run's folder. See docs/formats.md."""
+    folder = pathlib.Path(path)
+    if not (folder / "manifest.json").exists():
+        folder = folder / "checkpoints" / "latest"
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    tensors = {"weights": {}, "balancing_bias": {}}
+    with h5py.File(folder / "model.h5") as file:
+        for kind in tensors.keys() & file.keys():
+            file[kind].visititems(lambda name, item: tensors[kind].update(
+                {name: item[:].astype(float)}) if isinstance(item, h5py.Dataset) else None)
+    return yaml.safe_load(manifest["state"]["config"])["model"], *tensors.values()
+
+
+def log_sum_exp(x):
+    top = x.max(axis=-1, keepdims=True)
+    return top + np.log(np.exp(x - top).sum(axis=-1, keepdims=True))
+
+
+def softmax(x):
+    return np.exp(x - log_sum_exp(x))
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def activate(kind, up, gate):
+    """Inside a feed-forward: swiglu, alone with a gate (Shazeer 2020), gelu with tanh (Hendrycks
+    and Gimpel 2016), relu2 (So et al. 2021)."""
+    return {"swiglu": lambda: gate * sigmoid(gate) * up,
+            "silu": lambda: up * sigmoid(up),
+            "gelu": lambda: up * sigmoid(2 * math.sqrt(2 / math.pi) * (up + 0.044715 * up**3)),
+            "relu": lambda: np.maximum(up, 0),
+            "relu2": lambda: np.maximum(up, 0) ** 2}[kind]()
+
+
+def rms_norm(x, weight, eps):
+    """Zhang and Sennrich 2019."""
+    return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + eps) * weight
+
+
+def rotate(x, theta):
+    """Rotary positions (Su et al. 2021) of x [B, heads, S, D]: pair i turns by the angle
+    position * theta^(-2i/D). It is channel i of the first half and channel i of the second."""
+    half = x.shape[-1] // 2
+    angle = np.outer(np.arange(x.shape[-2]), theta ** (-np.arange(half) / half))
+    cos, sin = np.cos(angle), np.sin(angle)
+    first, second = x[..., :half], x[..., half:]
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def choose_experts(router, scores, bias):
+    """Of scores [T, E] the k experts of greatest score + bias, the best first; of equals the lower
+    index. The bias of loss-free balancing (Wang et al. 2024) is no part of their weights [T, k]."""
+    experts = np.argsort(-(scores + bias), axis=-1, kind="stable")[:, : router["top_k"]]
+    if router["force_balanced"]:  # benchmarks only: experts in turn
+        experts = np.arange(experts.size).reshape(experts.shape) % scores.shape[1]
+    weights = np.take_along_axis(scores, experts, axis=-1)
+    if router["normalize_topk"]:
+        weights = weights / weights.sum(axis=-1, keepdims=True)
+    return experts, weights * router["routed_scaling_factor"]
+
+
+def within_capacity(router, experts, weights, sequences, num_experts):
+    """Which of the assignments [T, k] stay: per expert and sequence at most capacity_factor times
+    the mean, rounded up. The others, of the latest positions or of the lowest weight (of equals the
+    later position), are dropped: their expert adds nothing."""
+    kept = np.ones(experts.shape, dtype=bool)
+    if router["capacity_factor"] == 0:
+        return kept
+    length = len(experts) // sequences
+    capacity = math.ceil(router["capacity_factor"] * (length * router["top_k"] / num_experts))
+    for sequence, expert in np.ndindex(sequences, num_experts):
+        rows = slice(sequence * length, (sequence + 1) * length)
+        token, slot = np.nonzero(experts[rows] == expert)
+        if router["drop_policy"] == "lowest_weight":
+            order = np.argsort(-weights[rows][token, slot], kind="stable")
+            token, slot = token[order], slot[order]
+        kept[rows][token[capacity:], slot[capacity:]] = False
+    return kept
+
+
+def balance_loss(router, experts, probs, sequences):
+    """E * sum_e f_e P_e (Fedus et al. 2021, eq. 4): f an expert's share of the assignments [T, k]
+    before any drop, P its mean probability [T, E]; mean over sequences, or of the whole batch."""
+    parts = 1 if router["balance_scope"] == "global_batch" else sequences
+    num_experts = probs.shape[1]
+    f = [np.bincount(e.ravel(), minlength=num_experts) / e.size for e in np.split(experts, parts)]
+    return num_experts / parts * float(np.sum(f * probs.reshape(parts, -1, num_experts).mean(1)))
+
+
+class ReferenceModel:
+    """A decoder of any structure. `forward` leaves in `moe_layers` one dict per MoE layer: aux_loss
+    and z_loss without their coefficients, dropped, expert_counts [E]."""
+
+    def __init__(self, config, weights, balancing_bias):
+        self.config, self.weights, self.balancing_bias = config, weights, balancing_bias
+        self.moe_layers = []
+
+    def linear(self, x, name, bias=False):
+        y = x @ self.weights[name + ".weight"].T
+        return y + self.weights[name + ".bias"] if bias else y
+
+    def norm(self, x, name):
+        """rms_norm, or layer_norm (Ba et al. 2016): the same around the mean, and a bias."""
+        weight, eps = self.weights[name + ".weight"], self.config["norm_eps"]
+        if self.config["norm"] == "rms_norm":
+            return rms_norm(x, weight, eps)
+        return rms_norm(x - x.mean(-1, keepdims=True), weight, eps) + self.weights[name + ".bias"]
+
+    def attention(self, x, name, visible):
+        """Vaswani et al. 2017, eq. 1, with grouped queries (Ainslie et al. 2023).
+          x        [B, S, H]
+          visible  [B, S, S]: whether a query (row) sees a key (column)"""
+        c = self.config
+        by_head = (*x.shape[:2], -1, c["head_dim"])
+        q, k, v = (self.linear(x, name + part, c["bias"]).reshape(by_head).swapaxes(1, 2)
+                   for part in (".q", ".k", ".v"))  # [B, heads, S, D]
+        if c["qk_norm"]:
+            q = rms_norm(q, self.weights[name + ".q_norm.weight"], c["norm_eps"])
+            k = rms_norm(k, self.weights[name + ".k_norm.weight"], c["norm_eps"])
+        if c["position"] == "rope":
+            q, k = rotate(q, c["rope_theta"]), rotate(k, c["rope_theta"])
+        # Consecutive query heads share a key head.
+        k, v = (np.repeat(t, c["num_heads"] // c["num_kv_heads"], axis=1) for t in (k, v))
+        scores = q @ k.swapaxes(2, 3) / math.sqrt(c["head_dim"])
+        out = softmax(np.where(visible[:, None], scores, -np.inf)) @ v
+        return self.linear(out.swapaxes(1, 2).reshape(*x.shape[:2], -1), name + ".out", c["bias"])
+
+    def feed_forward(self, x, name, bias=False):
+        kind, up = self.config["activation"], self.linear(x, name + ".up", bias)
+        gate = self.linear(x, name + ".gate", bias) if kind == "swiglu" else None
+        return self.linear(activate(kind, up, gate), name + ".down", bias)
+
+    def expert(self, x, name, e):
+        """Routed expert e. A gated one has the rows of gate before those of up in one matrix."""
+        kind = self.config["activation"]
+        if kind == "swiglu":
+            gate, up = np.split(x @ self.weights[name + ".gate_up.weight"][e].T, 2, axis=-1)
+        else:
+            gate, up = None, x @ self.weights[name + ".up.weight"][e].T
+        return activate(kind, up, gate) @ self.weights[name + ".down.weight"][e].T
+
+    def route(self, x, name, sequences):
+        """On the full width of x [T, H]: experts, their weights, and which are kept, [T, k]."""
+        router = self.config["router"]
+        logits = self.linear(x, name + ".router")
+        scores = {"softmax": softmax, "sigmoid": sigmoid}[router["score"]](logits)
+        bias = self.balancing_bias.get(f"moe_layers.{len(self.moe_layers)}", 0.0)
+        experts, weights = choose_experts(router, scores, bias)
+        kept = within_capacity(router, experts, weights, sequences, logits.shape[1])
+        probs = scores / scores.sum(axis=-1, keepdims=True)  # DeepSeek-V3, eq. 18
+        self.moe_layers.append({
+            "aux_loss": balance_loss(router, experts, probs, sequences),
+            "z_loss": float((log_sum_exp(logits) ** 2).mean()),
+            "dropped": int((~kept).sum()),
+            "expert_counts": np.bincount(experts.ravel(), minlength=logits.shape[1])})
+        return experts, weights, kept
+
+    def moe(self, x, name):
+        """The weighted sum of the chosen experts, plus the shared ones (Dai et al. 2024). BigMac
+        (arXiv 2502.16927, eq. 2) descends to a narrow width before the experts and ascends behind
+        their sum; its router and its shared experts read the full width."""
+        rows, bigmac = x.reshape(-1, x.shape[-1]), self.config["structure"] == "bigmac"
+        experts, weights, kept = self.route(rows, name, len(x))
+        sent = self.linear(rows, name + ".descend") if bigmac else rows
+        summed = np.zeros_like(sent)
+        for e in range(self.config["num_experts"]):
+            token, slot = np.nonzero((experts == e) & kept)
+            y = self.expert(sent[token], name + ".experts", e)
+            summed[token] += weights[token, slot][:, None] * y
+        y = self.linear(summed, name + ".ascend") if bigmac else summed
+        if self.config["num_shared_experts"] > 0:  # side by side: one of their joint width
+            y = y + self.feed_forward(rows, name + ".shared")
+        return y.reshape(x.shape)
+
+    def forward(self, tokens, document_start=None):
+        """Logits [B, S, V].
+          tokens          [B, S]
+          document_start  [B, S]: first position of the token's own document; None: all are one"""
+        c, self.moe_layers = self.config, []
+        position = np.arange(tokens.shape[1])
+        start = np.zeros_like(tokens) if document_start is None else document_start
+        visible = (position <= position[:, None]) & (position >= start[..., None])
+        x = self.weights["embedding.weight"][tokens]
+        if c["position"] == "learned":
+            x = x + self.weights["positions.weight"][position]
+        for layer in range(c["num_layers"]):
+            name = f"layers.{layer}"
+            x = x + self.attention(self.norm(x, name + ".norm1"), name + ".attention", visible)
+            normed = self.norm(x, name + ".norm2")
+            if c["structure"] == "dense" or layer < c["first_dense_layers"]:
+                x = x + self.feed_forward(normed, name + ".feed_forward", c["bias"])
+            else:
+                x = x + self.moe(normed, name + ".moe")
+        return self.linear(self.norm(x, "norm"), "embedding" if c["tie_embeddings"] else "head")
+
+
+def cross_entropy(logits, targets):
+    """Mean over the targets that are not -1."""
+    counted = targets >= 0
+    of_target = np.take_along_axis(logits, np.maximum(targets, 0)[..., None], axis=-1)[..., 0]
+    return float((log_sum_exp(logits)[..., 0] - of_target)[counted].mean())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", help="folder of a checkpoint, or of a run: its newest one")
+    parser.add_argument("tokens", type=int, nargs="+", help="one sequence, of two at least")
+    arguments = parser.parse_args()
+    model = ReferenceModel(*load_checkpoint(arguments.checkpoint))
+    tokens = np.array([arguments.tokens])
+    logits = model.forward(tokens)
+    for i, layer in enumerate(model.moe_layers):
+        print(f"MoE layer {i}:", {key: layer[key] for key in ("aux_loss", "z_loss", "dropped")})
+    print(f"loss of the tokens after the first {cross_entropy(logits[:, :-1], tokens[:, 1:]):.6f}")
+    print(f"likeliest next token {logits[0, -1].argmax()}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+#include "trainer/inference/generate.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <vector>
+
+#include "tests/support/model_fixture.h"
+
+namespace switchyard {
+namespace {
+
+struct Generator {
+  Generator() : model(stream, test::tiny_model(Structure::bigmac), dist, {.seed = 5}) {}
+
+  GenerationRequest request(double temperature, uint64_t seed) const {
+    GenerationRequest request{
+        .prompt = {4, 19, 7}, .max_tokens = 5, .num_samples = 1, .seed = seed};
+    request.sampling.temperature = temperature;
+    return request;
+  }
+  std::vector<std::vector<int32_t>> generate_with(const GenerationRequest& request) {
+    return generate(stream, model, dist, request);
+  }
+
+  // Of the token behind `tokens`.
+  std::vector<float> logits_behind(const std::vector<int32_t>& tokens) {
+    MicroBatch batch;
+    batch.num_sequences = 1;
+    batch.seq_len = static_cast<int64_t>(tokens.size());
+    batch.tokens = test::make_tensor<int32_t>({1, batch.seq_len}, tokens);
+    Workspace saved, scratch;
+    StepContext ctx{.stream = stream,
+                    .saved = saved,
+                    .scratch = scratch,
+                    .dist = dist,
+                    .batch = batch,
+                    .scales = {}};
+    Tensor logits({batch.seq_len, model.config().vocab_size}, DType::f32);
+    model.forward_logits(ctx, logits);
+    return test::to_floats(logits.view().rows(batch.seq_len - 1, 1));
+  }
+
+  Stream stream;
+  DistributedContext dist;
+  Transformer model;
+};
+
+TEST(Generate, AtTemperatureZeroEveryTokenIsTheLikeliest) {
+  Generator generator;
+  const GenerationRequest request = generator.request(0.0, 1);
+
+  const std::vector<int32_t> generated = generator.generate_with(request)[0];
+
+  std::vector<int32_t> tokens = request.prompt;
+  ASSERT_EQ(generated.size(), 5u);
+  for (const int32_t token : generated) {
+    const std::vector<float> logits = generator.logits_behind(tokens);
+    EXPECT_EQ(token, std::max_element(logits.begin(), logits.end()) - logits.begin());
+    tokens.push_back(token);
+  }
+}
+
+TEST(Generate, ASeedGivesTheSameTokensAgainAndAnotherOneOthers) {
+  Generator generator;
+
+  const auto once = generator.generate_with(generator.request(1.0, 1));
+  const auto again = generator.generate_with(generator.request(1.0, 1));
+  const auto other = generator.generate_with(generator.request(1.0, 2));
+
+  EXPECT_EQ(once, again);
+  EXPECT_NE(once, other);
+}
+
+TEST(Generate, ASampleDoesNotDependOnHowManyThereAre) {
+  Generator generator;
+  GenerationRequest request = generator.request(1.0, 1);
+  const auto one = generator.generate_with(request);
+  request.num_samples = 3;
+
+  const auto three = generator.generate_with(request);
+
+  EXPECT_EQ(three[0], one[0]);
+  EXPECT_NE(three[1], three[0]);
+}
+
+TEST(Generate, SamplesHaveTheProbabilitiesOfTheModel) {
+  constexpr int kSamples = 4000;
+  Generator generator;
+  GenerationRequest request = generator.request(1.0, 1);
+  request.max_tokens = 1;
+  request.num_samples = kSamples;
+  const std::vector<float> logits = generator.logits_behind(request.prompt);
+  std::vector<double> probabilities;
+  for (const float logit : logits) probabilities.push_back(std::exp(double{logit}));
+  const double sum = std::accumulate(probabilities.begin(), probabilities.end(), 0.0);
+
+  std::vector<int> counts(logits.size());
+  for (const std::vector<int32_t>& sample : generator.generate_with(request)) {
+    ++counts.at(static_cast<size_t>(sample.at(0)));
+  }
+
+  // Binomial counts; five standard deviations are left by one seed in two million, and a rare
+  // token's by some more: its count is nearer to Poisson's, which one more count allows for.
+  for (size_t token = 0; token < counts.size(); ++token) {
+    const double p = probabilities[token] / sum, deviation = std::sqrt(kSamples * p * (1.0 - p));
+    EXPECT_NEAR(counts[token], kSamples * p, 5.0 * deviation + 1.0) << "token " << token;
+  }
+}
+
+}  // namespace
+}  // namespace switchyard
