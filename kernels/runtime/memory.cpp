@@ -216,8 +216,10 @@ TensorView Workspace::take(const Shape& shape, DType dtype) {
   return {address + guard_bytes_, shape, dtype, device_};
 }
 
+void Workspace::keep(std::shared_ptr<const void> memory) { kept_.push_back(std::move(memory)); }
+
 Workspace::Mark Workspace::mark() const {
-  return {chunk_, offset_, live_bytes_, allocations_.size()};
+  return {chunk_, offset_, live_bytes_, kept_.size(), allocations_.size()};
 }
 
 void Workspace::release(const Mark& mark) {
@@ -225,6 +227,7 @@ void Workspace::release(const Mark& mark) {
   chunk_ = mark.chunk;
   offset_ = mark.offset;
   live_bytes_ = mark.live_bytes;
+  kept_.resize(mark.kept);
 }
 
 void Workspace::check_guards(size_t first_allocation) {
@@ -246,7 +249,7 @@ void Workspace::check_guards(size_t first_allocation) {
 }
 
 void Workspace::reset() {
-  release({0, 0, 0, 0});
+  release({});
   if (chunks_.size() > 1) {
     size_t total = 0;
     for (const Buffer& chunk : chunks_) total += chunk.num_bytes();
