@@ -9,10 +9,10 @@
 #include <type_traits>
 #include <utility>
 
-#include "kernels/cpu/onednn_matmul.h"
 #include "kernels/cuda/scratch.h"
 #include "kernels/decode/attend_cached.h"
 #include "kernels/inline/vector_math.h"
+#include "kernels/linear/block_product.h"
 #include "kernels/runtime/dispatch.h"
 
 namespace switchyard {
@@ -61,16 +61,8 @@ Rows as_f32(const T* x, int64_t rows, int64_t cols, int64_t stride, float* scrat
 // c [m, n] (+)= op(a) op(b), on this thread; rows of c are n apart.
 void product(Rows a, Transpose transpose_a, Rows b, Transpose transpose_b, int64_t m, int64_t n,
              int64_t k, Accumulate accumulate, float* c) {
-  compute_block({.m = m,
-                 .n = n,
-                 .k = k,
-                 .dtype = DType::f32,
-                 .a = {a.data, a.stride, transpose_a},
-                 .b = {b.data, b.stride, transpose_b},
-                 .c = c,
-                 .c_stride = n,
-                 .c_dtype = DType::f32,
-                 .accumulate = accumulate});
+  multiply_block(m, n, k, {a.data, a.stride, transpose_a}, {b.data, b.stride, transpose_b},
+                 accumulate, c);
 }
 
 // One row of scratch per OpenMP thread, whatever part of a parallel loop it gets.
