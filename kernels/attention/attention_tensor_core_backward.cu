@@ -148,17 +148,20 @@ struct QueryTiles {
   }
 };
 
-// What the softmax's gradient needs of the queries from `query` on: log-sum-exp, to base 2, and
-// delta. Queries behind the sequence get probabilities of zero.
-//   lse, delta            [seq_len], of one head
-//   lse_tile, delta_tile  [kBackwardColumns]
+// What the softmax's gradient needs of the queries from `query` on, into one of two buffers:
+// log-sum-exp, to base 2, and delta. Queries behind the sequence get probabilities of zero.
+//   lse, delta            [batch, heads, seq_len]
+//   lse_tile, delta_tile  [2, kBackwardColumns]
 __device__ void load_statistics(const AttentionProblem& p, const float* lse, const float* delta,
-                                int64_t query, float* lse_tile, float* delta_tile) {
-  if (threadIdx.x >= kBackwardColumns) return;
-  const int64_t row = query + threadIdx.x;
-  const bool is_here = row < p.seq_len;
-  lse_tile[threadIdx.x] = is_here ? lse[row] * kLog2E : INFINITY;
-  delta_tile[threadIdx.x] = is_here ? delta[row] : 0.0f;
+                                int64_t b, int64_t head, int64_t query, int buffer, float* lse_tile,
+                                float* delta_tile) {
+  if (threadIdx.x < kBackwardColumns) {
+    const int64_t row = query + threadIdx.x;
+    const auto at = buffer * kBackwardColumns + threadIdx.x;
+    const bool is_here = row < p.seq_len;
+    lse_tile[at] = is_here ? lse[p.lse_row(b, head) + row] * kLog2E : INFINITY;
+    delta_tile[at] = is_here ? delta[p.lse_row(b, head) + row] : 0.0f;
+  }
 }
 
 // Block (key tile, key/value head, sequence): the queries of all heads of the group stream by, in
@@ -190,8 +193,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<kDim>)
                                              q_tile(i));
       start_rows<kBackwardColumns, kThreads>(dout + p.out_row(b, head, 0), p.heads * kDim, query,
                                              p.seq_len, dout_tile(i));
-      load_statistics(p, lse + p.lse_row(b, head), delta + p.lse_row(b, head), query,
-                      lse_tile + i % 2 * kBackwardColumns, delta_tile + i % 2 * kBackwardColumns);
+      load_statistics(p, lse, delta, b, head, query, i % 2, lse_tile, delta_tile);
     }
     commit_async_copies();
   };
