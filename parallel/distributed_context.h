@@ -58,8 +58,8 @@ class DistributedContext {
  public:
   // One rank without MPI: every group has size one. For tests and single-process tools.
   DistributedContext();
-  // Tensors of `device`, which may differ from rank to rank, travel over NCCL where every rank has a
-  // device of its own, and through host memory where ranks share one.
+  // Tensors of `device`, which may differ from rank to rank, travel over NCCL where every rank has
+  // a device of its own, and through host memory where ranks share one.
   DistributedContext(MpiRuntime& mpi, ParallelLayout layout, Device device = {});
 
   // `rank` of any layout, without MPI and without the other ranks: for planning on a device that

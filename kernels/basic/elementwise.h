@@ -9,7 +9,8 @@ namespace switchyard {
 using Cast = void(Stream&, ConstTensorView x, TensorView y);
 // y = x, any dtype, the same for both. A stream of a CUDA device copies between host and device,
 // too. From ordinary host memory the values have been read when the call returns, and in ordinary
-// host memory they have arrived; a PinnedBuffer must stay as it is until the stream has come so far.
+// host memory they have arrived; a PinnedBuffer must stay as it is until the stream has come so
+// far.
 using Copy = void(Stream&, ConstTensorView x, TensorView y);
 // y += x; dtypes f32 or bf16, each its own
 using Add = void(Stream&, ConstTensorView x, TensorView y);

@@ -6,12 +6,12 @@
 
 namespace switchyard {
 
-// What a device does at best, measured in a fraction of a second: the CPU with the OpenMP threads of
-// the caller. Clocks and neighbours change: a figure of a benchmark stands beside the ceiling of the
-// same run.
+// What a device does at best, measured in a fraction of a second: the CPU with the OpenMP threads
+// of the caller. Clocks and neighbours change: a figure of a benchmark stands beside the ceiling of
+// the same run.
 
-// FLOP/s of the best product of square matrices of `dtype` (f32 or bf16): oneDNN's with f32 sums, or
-// cuBLAS's. CPUs without AMX multiply bf16 more slowly than f32.
+// FLOP/s of the best product of square matrices of `dtype` (f32 or bf16): oneDNN's with f32 sums,
+// or cuBLAS's. CPUs without AMX multiply bf16 more slowly than f32.
 double measure_product_ceiling(Stream& stream, DType dtype);
 
 // Bytes per second, read and written, of copying 256 MiB (1 GiB on a CUDA device).

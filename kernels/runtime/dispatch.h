@@ -44,8 +44,8 @@ struct CheckedBody {
 template <class Body>
 CheckedBody(Body*, const char*) -> CheckedBody<Body>;
 
-// For ops with scratch. On a device that only counts: takes from the workspace what the body for the
-// device's kind takes at a time, and gives it back. `of_cpu` and `of_cuda` call the function that
+// For ops with scratch. On a device that only counts: takes from the workspace what the body for
+// the device's kind takes at a time, and gives it back. `of_cpu` and `of_cuda` call the function that
 // the body itself takes its scratch with, so that the two cannot differ.
 template <class OfCpu, class OfCuda>
 void count_scratch(Stream& stream, Workspace& workspace, OfCpu&& of_cpu, OfCuda&& of_cuda) {
