@@ -45,8 +45,8 @@ template <class Body>
 CheckedBody(Body*, const char*) -> CheckedBody<Body>;
 
 // For ops with scratch. On a device that only counts: takes from the workspace what the body for
-// the device's kind takes at a time, and gives it back. `of_cpu` and `of_cuda` call the function that
-// the body itself takes its scratch with, so that the two cannot differ.
+// the device's kind takes at a time, and gives it back. `of_cpu` and `of_cuda` call the function
+// that the body itself takes its scratch with, so that the two cannot differ.
 template <class OfCpu, class OfCuda>
 void count_scratch(Stream& stream, Workspace& workspace, OfCpu&& of_cpu, OfCuda&& of_cuda) {
   if (!stream.device().counts_only) return;
