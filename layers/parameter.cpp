@@ -11,14 +11,13 @@
 #include "kernels/basic/random.h"
 #include "kernels/runtime/check.h"
 #include "kernels/runtime/host_mirror.h"
+#include "kernels/runtime/integers.h"
 
 namespace switchyard {
 namespace {
 
 // Bytes: what vector accesses and cuBLAS's fast kernels ask of an address.
 constexpr size_t kParameterAlignment = 16;
-
-int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 TensorView slice(TensorView flat, int64_t begin, const Shape& shape) {
   return flat.rows(begin, shape.num_elements()).reshape(shape);

@@ -5,10 +5,10 @@
 #include <utility>
 #include <vector>
 
-#include "kernels/basic/elementwise.h"
 #include "kernels/moe/router.h"
 #include "kernels/runtime/memory.h"
 #include "kernels/runtime/tensor.h"
+#include "kernels/runtime/to_device.h"
 #include "layers/micro_batch.h"
 #include "layers/step_statistics.h"
 #include "parallel/distributed_context.h"
@@ -63,12 +63,11 @@ struct StepContext {
   int64_t local_tokens() const { return tokens() / dist.tp().size(); }
   TokenRange local_range() const { return {dist.tp().rank() * local_tokens(), batch.seq_len}; }
 
-  // Host values where ops of the stream can read them, in scratch memory.
+  // Host values where ops of the stream can read them, for as long as scratch memory that is taken
+  // at this point. The values belong to the workspace from here on.
   template <class T>
-  ConstTensorView on_device(const std::vector<T>& values) const {
-    TensorView moved = scratch.take({static_cast<int64_t>(values.size())}, dtype_of<T>());
-    copy(stream, view_of(std::span<const T>(values)), moved);
-    return moved;
+  ConstTensorView on_device(std::vector<T> values) const {
+    return to_device(stream, scratch, std::move(values));
   }
 
   // Replicated over tp: counted by one rank of the group.

@@ -1,6 +1,7 @@
 #include "layers/transformer.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "kernels/basic/elementwise.h"
 #include "kernels/moe/permute.h"
@@ -180,7 +181,7 @@ void Transformer::forward_cached(StepContext& ctx, KvCache& cache, TensorView lo
     last_rows.push_back(static_cast<int32_t>(s * seq_len - 1));
   }
   TensorView last = ctx.scratch.take({sequences, config_.hidden}, options_.compute_dtype);
-  gather_rows(ctx.stream, gather_tokens(ctx, normed), ctx.on_device(last_rows), last);
+  gather_rows(ctx.stream, gather_tokens(ctx, normed), ctx.on_device(std::move(last_rows)), last);
   head_->logits(ctx, last, logits);
 }
 

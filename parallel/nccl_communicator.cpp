@@ -1,9 +1,5 @@
 #include "parallel/nccl_communicator.h"
 
-#include "kernels/runtime/check.h"
-
-#ifdef SWITCHYARD_WITH_NCCL
-
 #include <fmt/format.h>
 #include <nccl.h>
 
@@ -16,6 +12,7 @@
 
 #include "kernels/basic/elementwise.h"
 #include "kernels/cuda/support.h"
+#include "kernels/runtime/check.h"
 #include "kernels/runtime/memory.h"
 #include "parallel/communicator_checks.h"
 
@@ -333,18 +330,3 @@ std::unique_ptr<Communicator> make_nccl_communicator(std::unique_ptr<Communicato
 }
 
 }  // namespace switchyard
-
-#else
-
-namespace switchyard {
-
-std::string nccl_version() { return ""; }
-
-std::unique_ptr<Communicator> make_nccl_communicator(std::unique_ptr<Communicator>, Device,
-                                                     Watchdog&) {
-  fail("this build has no NCCL");
-}
-
-}  // namespace switchyard
-
-#endif

@@ -4,6 +4,7 @@
 Errors (exit code 1):
   - a file of kernels/ parallel/ layers/ optim/ trainer/ includes a folder to its right
   - a file above parallel/ includes a CUDA, NCCL or MPI header
+  - a file outside kernels/ includes one of its private rooms, cpu/, cuda/ or inline/
   - a header without #pragma once, or with a `using namespace`
   - a .cpp or .cu file whose own header is not its first include
   - a room of trainer/ includes one that does not stand before it
@@ -17,6 +18,10 @@ import sys
 
 LAYERS = ["kernels", "parallel", "layers", "optim", "trainer"]
 MAY_USE_DEVICE_LIBRARIES = {"kernels", "parallel"}
+# What bodies of ops are made of; others call the ops.
+PRIVATE_ROOM = re.compile(r"^kernels/(cpu|cuda|inline)/")
+# NCCL works on the streams and events of CUDA.
+MAY_INCLUDE_PRIVATELY = {("parallel/nccl_communicator.cpp", "kernels/cuda/support.h")}
 DEVICE_HEADER = re.compile(r"^(cuda|cublas|cooperative_groups|nccl|nvml|mpi\b|mpi\.h|mpi-ext)")
 INCLUDE = re.compile(r'^\s*#\s*include\s+(?:"([^"]+)"|<([^>]+)>)')
 SUFFIXES = {".h", ".cuh", ".cpp", ".cu"}
@@ -58,6 +63,9 @@ def check_includes(path, lines):
         target = included.split("/")[0]
         if target in LAYERS and "/" in included and LAYERS.index(target) > LAYERS.index(layer):
             yield number, f"{layer}/ may not include {included}: {' <- '.join(LAYERS)}"
+        if (layer != "kernels" and PRIVATE_ROOM.match(included)
+                and (path.as_posix(), included) not in MAY_INCLUDE_PRIVATELY):
+            yield number, f"{included} is private to kernels/: call an op, or give kernels/ one"
         if layer not in MAY_USE_DEVICE_LIBRARIES and DEVICE_HEADER.match(included):
             yield number, f"{included} stays inside kernels/ and parallel/"
 

@@ -29,6 +29,8 @@ foreach(header ${headers})
 endforeach()
 add_library(standalone_headers OBJECT ${header_sources})
 target_compile_options(standalone_headers PRIVATE -O0)
+target_include_directories(standalone_headers
+                           PRIVATE $<TARGET_PROPERTY:switchyard_kernels,INCLUDE_DIRECTORIES>)
 target_link_libraries(standalone_headers PRIVATE
   switchyard_trainer MPI::MPI_C OneDNN::OneDNN Random123::Random123 HDF5::HDF5 yaml-cpp CLI11::CLI11
   SentencePiece::train)

@@ -8,7 +8,9 @@ namespace switchyard {
 // y = x, converted between f32 and bf16 where the dtypes differ
 using Cast = void(Stream&, ConstTensorView x, TensorView y);
 // y = x, any dtype, the same for both. A stream of a CUDA device copies between host and device,
-// too; what lies on the host must stay as it is until the stream has come so far.
+// too. From ordinary host memory the values have been read when the call returns, and in ordinary
+// host memory they have arrived; a PinnedBuffer must stay as it is until the stream has come so
+// far.
 using Copy = void(Stream&, ConstTensorView x, TensorView y);
 // y += x; dtypes f32 or bf16, each its own
 using Add = void(Stream&, ConstTensorView x, TensorView y);

@@ -2,19 +2,13 @@
 
 #include <cstdint>
 
+#include "kernels/linear/block_product.h"
 #include "kernels/linear/matmul.h"
 
 namespace switchyard {
 
 // Matrix products of the CPU backend, for op bodies that need strided blocks. oneDNN computes them;
 // only the .cpp file knows its interface.
-
-// A row-major matrix as it is stored, with `stride` elements from row to row. op(x) is x or x^T.
-struct MatrixOperand {
-  const void* data = nullptr;
-  int64_t stride = 0;
-  Transpose transpose = Transpose::no;
-};
 
 // c [m, n] = op(a) [m, k] op(b) [k, n], or += where accumulating. Sums are f32.
 struct MatrixProduct {

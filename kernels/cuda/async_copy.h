@@ -12,32 +12,20 @@ namespace switchyard::cuda {
 
 // Starts to copy 16 bytes, both addresses aligned to that; zeros unless `is_here`.
 __device__ inline void async_copy_16(void* shared, const void* global, bool is_here) {
-#ifdef SWITCHYARD_EMULATED_CUDA
-  simt::start_copy(shared, is_here ? global : nullptr, 16);
-#else
   const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(address), "l"(global),
                "r"(is_here ? 16 : 0)
                : "memory");
-#endif
 }
 
 __device__ inline void commit_async_copies() {
-#ifdef SWITCHYARD_EMULATED_CUDA
-  simt::commit_copies();
-#else
   asm volatile("cp.async.commit_group;\n" ::: "memory");
-#endif
 }
 
 // Until at most kPending of the thread's newest groups are under way.
 template <int kPending>
 __device__ void wait_for_async_copies() {
-#ifdef SWITCHYARD_EMULATED_CUDA
-  simt::wait_for_copies(kPending);
-#else
   asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending) : "memory");
-#endif
 }
 
 }  // namespace switchyard::cuda

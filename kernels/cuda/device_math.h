@@ -3,10 +3,8 @@
 // For .cu files: conversions, 16-byte accesses, and reductions over warps and blocks in a fixed
 // order.
 
-#include <cuda_runtime.h>
-#ifndef SWITCHYARD_EMULATED_CUDA
 #include <cuda_bf16.h>
-#endif
+#include <cuda_runtime.h>
 
 #include <cstdint>
 

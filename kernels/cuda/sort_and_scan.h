@@ -1,25 +1,19 @@
 #pragma once
 
-// For .cu files: a stable sort by integer keys. CUB's on a device; the standard library's where
-// CUDA is emulated.
+// For .cu files: a stable sort by integer keys and running sums, by CUB.
+
+#include <algorithm>
+#include <bit>
+#include <cstdint>
+
+#include <cub/device/device_radix_sort.cuh>
+#include <cub/device/device_scan.cuh>
 
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/scratch.h"
 #include "kernels/runtime/check.h"
 #include "kernels/runtime/memory.h"
 #include "kernels/runtime/tensor.h"
-
-#ifdef SWITCHYARD_EMULATED_CUDA
-#include <algorithm>
-#include <numeric>
-#include <vector>
-#else
-#include <algorithm>
-#include <bit>
-
-#include <cub/device/device_radix_sort.cuh>
-#include <cub/device/device_scan.cuh>
-#endif
 
 namespace switchyard::cuda {
 
@@ -29,30 +23,12 @@ inline TensorView take_library_scratch(Workspace& workspace, size_t planned, siz
 }
 
 // Sorts (key, value) pairs; pairs of equal keys stay in their order.
-//   keys, values                [n] i32, keys in [0, max_key]: the sort's passes are over their
-//   bits sorted_keys, sorted_values  [n] i32
+//   keys, values                [n] i32, keys in [0, max_key]: the sort's passes are over the
+//                               bits of max_key
+//   sorted_keys, sorted_values  [n] i32
 inline void stable_sort_pairs(Stream& stream, Workspace& workspace, const int32_t* keys,
                               const int32_t* values, int64_t n, int64_t max_key,
                               int32_t* sorted_keys, int32_t* sorted_values) {
-#ifdef SWITCHYARD_EMULATED_CUDA
-  const WorkspaceScope scope(workspace);
-  take_library_scratch(workspace, sort_scratch_bytes(n, max_key), 0);
-  simt::enqueue(native_stream(stream), [=] {
-    const simt::DeviceMemoryAccess access;
-    // What a sort by fewer bits would get wrong.
-    for (int64_t i = 0; i < n; ++i) {
-      require(keys[i] >= 0 && keys[i] <= max_key, "key {} is beyond {}", keys[i], max_key);
-    }
-    std::vector<int64_t> order(static_cast<size_t>(n));
-    std::iota(order.begin(), order.end(), int64_t{0});
-    std::stable_sort(order.begin(), order.end(),
-                     [&](int64_t a, int64_t b) { return keys[a] < keys[b]; });
-    for (int64_t i = 0; i < n; ++i) {
-      sorted_keys[i] = keys[order[static_cast<size_t>(i)]];
-      sorted_values[i] = values[order[static_cast<size_t>(i)]];
-    }
-  });
-#else
   const int bits = std::max(static_cast<int>(std::bit_width(static_cast<uint64_t>(max_key))), 1);
   const auto sort = [&](void* scratch, size_t& num_bytes) {
     check_cuda(cub::DeviceRadixSort::SortPairs(scratch, num_bytes, keys, sorted_keys, values,
@@ -63,20 +39,11 @@ inline void stable_sort_pairs(Stream& stream, Workspace& workspace, const int32_
   sort(nullptr, num_bytes);
   WorkspaceScope scope(workspace);
   sort(take_library_scratch(workspace, sort_scratch_bytes(n, max_key), num_bytes).raw(), num_bytes);
-#endif
 }
 
 // sums[i] = values[0] + ... + values[i]; sums may be values.
 inline void running_sums(Stream& stream, Workspace& workspace, const int32_t* values, int64_t n,
                          int32_t* sums) {
-#ifdef SWITCHYARD_EMULATED_CUDA
-  const WorkspaceScope scope(workspace);
-  take_library_scratch(workspace, scan_scratch_bytes(n), 0);
-  simt::enqueue(native_stream(stream), [=] {
-    const simt::DeviceMemoryAccess access;
-    std::inclusive_scan(values, values + n, sums);
-  });
-#else
   const auto scan = [&](void* scratch, size_t& num_bytes) {
     check_cuda(
         cub::DeviceScan::InclusiveSum(scratch, num_bytes, values, sums, n, native_stream(stream)),
@@ -86,7 +53,6 @@ inline void running_sums(Stream& stream, Workspace& workspace, const int32_t* va
   scan(nullptr, num_bytes);
   WorkspaceScope scope(workspace);
   scan(take_library_scratch(workspace, scan_scratch_bytes(n), num_bytes).raw(), num_bytes);
-#endif
 }
 
 }  // namespace switchyard::cuda

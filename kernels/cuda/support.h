@@ -1,6 +1,6 @@
 #pragma once
 
-// The CUDA side of device.h and memory.h, for .cu files and what wraps CUDA's libraries. Nothing
+// Streams and events as CUDA knows them, for .cu files and what wraps CUDA's libraries. Nothing
 // above kernels/ and parallel/ includes this.
 
 #include <cublas_v2.h>
@@ -9,9 +9,9 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <string>
 #include <vector>
 
+#include "kernels/cuda/backend.h"
 #include "kernels/runtime/device.h"
 #include "kernels/runtime/memory.h"
 
@@ -20,13 +20,6 @@ namespace switchyard::cuda {
 // Throws Error that names the call and what CUDA says of it: OutOfMemory, if it is that.
 void check_cuda(cudaError_t code, const char* call);
 void check_cublas(cublasStatus_t status, const char* call);
-
-int num_devices();  // 0 without a driver
-// Throws Error unless the device is there; says what is missing.
-void check_device(Device device);
-
-void make_current(Device device);
-std::string physical_name(Device device);
 
 struct EpiloguePlans;  // kernels/linear/matmul_with_bias.cu
 
@@ -54,18 +47,6 @@ struct EventState {
   cudaEvent_t event = nullptr;
 };
 
-StreamState* make_stream_state(Device device);
-EventState* make_event_state(Device device, bool timing);
-void destroy(StreamState* state) noexcept;  // nothing for null
-void destroy(EventState* state) noexcept;
-void synchronize(Device device);
-void synchronize(StreamState& state);
-void synchronize(EventState& state);
-bool has_finished(EventState& state);
-double seconds_between(EventState& begin, EventState& end);  // waits for `end`
-void wait(StreamState& stream, EventState& event);
-void record(EventState& event, StreamState& stream);
-
 inline cudaStream_t native_stream(const Stream& stream) { return stream.cuda()->stream; }
 cublasHandle_t cublas_handle(const Stream& stream);
 
@@ -80,9 +61,6 @@ void* reduction_scratch(const Stream& stream, size_t num_bytes);
 void run_side_by_side(Stream& stream, int64_t count,
                       const std::function<void(Stream&, int64_t)>& piece);
 
-// Blocks that run at a time, for kernels that size their grid by the device.
-int num_multiprocessors(Device device);
-
 // Makes `device` the calling thread's; restores the one before.
 class DeviceGuard {
  public:
@@ -94,15 +72,5 @@ class DeviceGuard {
  private:
   int previous_ = 0;
 };
-
-MemoryFigures memory_of(Device device);
-
-// For Buffer: zero-filled device memory, or memory that the host may use, too. Throws OutOfMemory
-// for `purpose`.
-void* allocate(size_t num_bytes, Device device, bool managed, const char* purpose);
-void release(void* address) noexcept;
-// For PinnedBuffer.
-void* allocate_pinned(size_t num_bytes);
-void release_pinned(void* address) noexcept;
 
 }  // namespace switchyard::cuda

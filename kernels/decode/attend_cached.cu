@@ -1,7 +1,8 @@
+#include "kernels/decode/attend_cached.h"
+
 #include "kernels/cuda/device_math.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/scratch.h"
-#include "kernels/decode/attend_cached.h"
 #include "kernels/runtime/dispatch.h"
 
 namespace switchyard {

@@ -10,6 +10,7 @@
 #include "kernels/basic/elementwise.h"
 #include "kernels/basic/random.h"
 #include "kernels/linear/matmul.h"
+#include "kernels/runtime/ceiling_sizes.h"
 #include "kernels/runtime/stopwatch.h"
 
 namespace switchyard {
@@ -77,13 +78,6 @@ double copy_ceiling_of_cpu() {
   });
   return 2.0 * static_cast<double>(kBytes) / seconds;
 }
-
-#ifdef SWITCHYARD_EMULATED_CUDA
-// An emulated device has no speed that is worth knowing.
-constexpr int64_t kWidth = 64, kCopyBytes = int64_t{1} << 16;
-#else
-constexpr int64_t kWidth = 8192, kCopyBytes = int64_t{1} << 30;
-#endif
 
 // Many runs at a time, so that none waits for the host.
 double best_seconds_of_device(Stream& stream, const std::function<void()>& run) {

@@ -3,11 +3,8 @@
 #include <charconv>
 #include <utility>
 
+#include "kernels/cuda/backend.h"
 #include "kernels/runtime/check.h"
-
-#ifdef SWITCHYARD_WITH_CUDA
-#include "kernels/cuda/support.h"
-#endif
 
 namespace switchyard {
 
@@ -15,17 +12,6 @@ namespace {
 
 // For planning on a machine without a CUDA device: as many as an H100 or H200 has.
 constexpr int kUsualMultiprocessors = 132;
-
-}  // namespace
-
-std::string to_string(Device device) {
-  const std::string name =
-      device.kind == DeviceKind::cpu ? "cpu" : fmt::format("cuda:{}", device.index);
-  return device.counts_only ? name + " (counted only)" : name;
-}
-
-#ifdef SWITCHYARD_WITH_CUDA
-namespace {
 
 int parse_index(std::string_view text, std::string_view digits) {
   int index = 0;
@@ -36,6 +22,12 @@ int parse_index(std::string_view text, std::string_view digits) {
 }
 
 }  // namespace
+
+std::string to_string(Device device) {
+  const std::string name =
+      device.kind == DeviceKind::cpu ? "cpu" : fmt::format("cuda:{}", device.index);
+  return device.counts_only ? name + " (counted only)" : name;
+}
 
 int num_devices(DeviceKind kind) { return kind == DeviceKind::cpu ? 1 : cuda::num_devices(); }
 
@@ -63,6 +55,11 @@ int num_multiprocessors(Device device) {
 Device parse_device(std::string_view text) {
   constexpr std::string_view kCuda = "cuda";
   if (text == "cpu") return {};
+  if (!cuda::is_in_build()) {
+    require(!text.starts_with(kCuda),
+            "device {} is not in this build: it was compiled for the CPU only; use cpu", text);
+    fail("unknown device '{}': use cpu", text);
+  }
   require(text.starts_with(kCuda) && (text == kCuda || text[kCuda.size()] == ':'),
           "unknown device '{}': use cpu, cuda, or cuda:N", text);
   return {DeviceKind::cuda, text == kCuda ? 0 : parse_index(text, text.substr(kCuda.size() + 1))};
@@ -109,39 +106,6 @@ double Event::seconds_since(Event& begin) {
   require(cuda_ != nullptr && begin.cuda_ != nullptr, "events of the CPU know no time");
   return cuda::seconds_between(*begin.cuda_, *cuda_);
 }
-
-#else
-
-int num_devices(DeviceKind kind) { return kind == DeviceKind::cpu ? 1 : 0; }
-void check_device(Device) {}
-void make_current(Device) {}
-std::string physical_name(Device device) { return to_string(device); }
-void synchronize(Device) {}
-int num_multiprocessors(Device) { return kUsualMultiprocessors; }
-
-Device parse_device(std::string_view text) {
-  if (text == "cpu") return {};
-  require(!text.starts_with("cuda"),
-          "device {} is not in this build: it was compiled for the CPU only; use cpu", text);
-  fail("unknown device '{}': use cpu", text);
-}
-
-// The CPU's ops have finished when they return: nothing is ever waited for.
-Stream::Stream(Device device) : device_(device) {}
-Stream::~Stream() = default;
-void Stream::synchronize() {}
-void Stream::wait(const Event&) {}
-Event::Event(Device device, Timing) : device_(device) {}
-Event::~Event() = default;
-void Event::record(Stream&) {}
-void Event::synchronize() {}
-bool Event::has_finished() { return true; }
-double Event::seconds_since(Event&) {
-  require(device_.counts_only, "events of the CPU know no time");
-  return 0.0;
-}
-
-#endif
 
 Event::Event(Event&& other) noexcept
     : device_(other.device_), cuda_(std::exchange(other.cuda_, nullptr)) {}

@@ -7,16 +7,12 @@
 #include "kernels/runtime/device.h"
 #include "kernels/runtime/memory.h"
 #include "kernels/runtime/tensor.h"
+#include "op_body.h"  // chosen by CMake: kernels/cuda/present/ or kernels/cuda/absent/
 
 // Calls the body of op `name` for the device of `stream`, cpu::name or cuda::name, after checking
 // that every tensor is there. On a device that only counts, that check is all.
-#ifdef SWITCHYARD_WITH_CUDA
 #define SWITCHYARD_BODY(stream, name) \
-  (::switchyard::CheckedBody{         \
-      (stream).device().kind == ::switchyard::DeviceKind::cuda ? &cuda::name : &cpu::name, #name})
-#else
-#define SWITCHYARD_BODY(stream, name) (::switchyard::CheckedBody{&cpu::name, #name})
-#endif
+  (::switchyard::CheckedBody{SWITCHYARD_OP_BODY((stream).device(), name), #name})
 
 namespace switchyard {
 
@@ -42,19 +38,15 @@ struct CheckedBody {
   void operator()(Stream& stream, Args&&... args) const {
     if (!across_devices) (require_on_device(args, stream.device(), name), ...);
     if (stream.device().counts_only) return;
-#ifndef SWITCHYARD_WITH_CUDA
-    require(stream.device().kind == DeviceKind::cpu, "{} has no body for {} in this build", name,
-            to_string(stream.device()));
-#endif
     body(stream, std::forward<Args>(args)...);
   }
 };
 template <class Body>
 CheckedBody(Body*, const char*) -> CheckedBody<Body>;
 
-// For ops with scratch. On a device that only counts: takes from the workspace what the body for the
-// device's kind takes at a time, and gives it back. `of_cpu` and `of_cuda` call the function that
-// the body itself takes its scratch with, so that the two cannot differ.
+// For ops with scratch. On a device that only counts: takes from the workspace what the body for
+// the device's kind takes at a time, and gives it back. `of_cpu` and `of_cuda` call the function
+// that the body itself takes its scratch with, so that the two cannot differ.
 template <class OfCpu, class OfCuda>
 void count_scratch(Stream& stream, Workspace& workspace, OfCpu&& of_cpu, OfCuda&& of_cuda) {
   if (!stream.device().counts_only) return;

@@ -9,13 +9,10 @@
 #include <cstring>
 #include <utility>
 
+#include "kernels/cuda/backend.h"
 #include "kernels/runtime/check.h"
 #include "kernels/runtime/integers.h"
 #include "kernels/runtime/tensor.h"
-
-#ifdef SWITCHYARD_WITH_CUDA
-#include "kernels/cuda/support.h"
-#endif
 
 namespace switchyard {
 namespace {
@@ -77,11 +74,7 @@ MemoryFigures memory_of_host() {
 
 MemoryFigures memory_of(Device device) {
   if (device.counts_only) return {};
-#ifdef SWITCHYARD_WITH_CUDA
-  if (device.kind == DeviceKind::cuda) return cuda::memory_of(device);
-#endif
-  require(device.kind == DeviceKind::cpu, "this build knows nothing of {}", to_string(device));
-  return memory_of_host();
+  return device.runs_cuda() ? cuda::memory_of(device) : memory_of_host();
 }
 
 OutOfMemory::OutOfMemory(std::string purpose, size_t wanted_bytes, Device device)
@@ -103,8 +96,6 @@ void OutOfMemory::set_purpose(std::string purpose) {
 }
 
 void use_managed_memory(bool on) { managed_memory = on; }
-
-#ifdef SWITCHYARD_WITH_CUDA
 
 void Buffer::Free::operator()(void* address) const {
   kind == DeviceKind::cuda ? cuda::release(address) : std::free(address);
@@ -133,27 +124,6 @@ PinnedBuffer::PinnedBuffer(size_t num_bytes) : num_bytes_(num_bytes) {
   void* address = pinned ? cuda::allocate_pinned(num_bytes) : allocate_pages(num_bytes);
   allocation_ = {address, Free{pinned}};
 }
-
-#else
-
-void PinnedBuffer::Free::operator()(void* address) const { std::free(address); }
-
-PinnedBuffer::PinnedBuffer(size_t num_bytes)
-    : allocation_(allocate_pages(num_bytes), Free{false}), num_bytes_(num_bytes) {}
-
-void Buffer::Free::operator()(void* address) const { std::free(address); }
-
-Buffer::Buffer(size_t num_bytes, Device device, const char* purpose)
-    : num_bytes_(num_bytes), device_(device) {
-  if (num_bytes == 0) return;
-  if (device.counts_only) {
-    data_ = counted_address();
-  } else {
-    allocate_on_cpu(purpose);
-  }
-}
-
-#endif
 
 void Buffer::allocate_on_cpu(const char* purpose) {
   // calloc hands out zero pages that cost nothing until they are touched.
@@ -217,8 +187,10 @@ TensorView Workspace::take(const Shape& shape, DType dtype) {
   return {address + guard_bytes_, shape, dtype, device_};
 }
 
+void Workspace::keep(std::shared_ptr<const void> memory) { kept_.push_back(std::move(memory)); }
+
 Workspace::Mark Workspace::mark() const {
-  return {chunk_, offset_, live_bytes_, allocations_.size()};
+  return {chunk_, offset_, live_bytes_, kept_.size(), allocations_.size()};
 }
 
 void Workspace::release(const Mark& mark) {
@@ -226,6 +198,7 @@ void Workspace::release(const Mark& mark) {
   chunk_ = mark.chunk;
   offset_ = mark.offset;
   live_bytes_ = mark.live_bytes;
+  kept_.resize(mark.kept);
 }
 
 void Workspace::check_guards(size_t first_allocation) {
@@ -247,7 +220,7 @@ void Workspace::check_guards(size_t first_allocation) {
 }
 
 void Workspace::reset() {
-  release({0, 0, 0, 0});
+  release({});
   if (chunks_.size() > 1) {
     size_t total = 0;
     for (const Buffer& chunk : chunks_) total += chunk.num_bytes();

@@ -103,12 +103,16 @@ class Workspace {
     size_t chunk;
     size_t offset;
     size_t live_bytes;
+    size_t kept;
     size_t allocations;
   };
 
   explicit Workspace(Device device = {});
 
   TensorView take(const Shape& shape, DType dtype);
+  // Shares the ownership of host memory that ops read, and gives it up when a tensor taken at this
+  // point would be given back. It is not counted. See to_device.h.
+  void keep(std::shared_ptr<const void> memory);
   Mark mark() const;
   void release(const Mark& mark);
   // Gives everything back. Call between micro-batches.
@@ -136,6 +140,7 @@ class Workspace {
   size_t offset_ = 0;  // first free byte in it
   size_t live_bytes_ = 0;
   size_t high_water_ = 0;
+  std::vector<std::shared_ptr<const void>> kept_;
   std::vector<Allocation> allocations_;  // only with SWITCHYARD_DEBUG_MEMORY
 };
 

@@ -35,10 +35,11 @@ if(SWITCHYARD_DEBUG_MEMORY)
 endif()
 
 # switchyard_add_library(FOLDER PUBLIC targets PRIVATE targets): one static library per top-level folder, made of
-# all its .cpp files but main.cpp.
+# all its .cpp files but main.cpp, and but those that belong to a backend or stand in for one
+# (kernels/cuda/absent/, nccl_communicator*.cpp): CMakeLists.txt adds the one or the other.
 function(switchyard_add_library folder)
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/${folder}/*.cpp)
-  list(FILTER sources EXCLUDE REGEX "/main\\.cpp$")
+  list(FILTER sources EXCLUDE REGEX "/main\\.cpp$|/absent/|/nccl_communicator")
   add_library(switchyard_${folder} STATIC ${sources})
   target_link_libraries(switchyard_${folder} PUBLIC switchyard_flags)
   target_link_libraries(switchyard_${folder} ${ARGN})
@@ -50,5 +51,4 @@ function(switchyard_add_cuda folder)
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/${folder}/*.cu)
   target_sources(switchyard_${folder} PRIVATE ${sources})
   target_link_libraries(switchyard_${folder} ${ARGN})
-  target_compile_definitions(switchyard_${folder} PRIVATE SWITCHYARD_WITH_CUDA)
 endfunction()

@@ -27,6 +27,7 @@
 #include "kernels/optimizer/optimizer_step.h"
 #include "kernels/runtime/host_mirror.h"
 #include "kernels/runtime/stopwatch.h"
+#include "kernels/runtime/to_device.h"
 #include "kernels/vocabulary/cross_entropy.h"
 #include "kernels/vocabulary/embedding.h"
 #include "tests/support/error_of.h"
@@ -306,6 +307,19 @@ TEST_F(CountingTest, CopiesBetweenItAndTheHostDoNothing) {
   copy(bench_.stream, bench_.f32({2}), host);
 
   EXPECT_EQ(values, (std::vector<float>{1.0f, 2.0f}));
+}
+
+TEST_F(CountingTest, HostValuesTakeAsMuchAsOnTheDevice) {
+  Bench real(test::device());
+
+  for (Bench* bench : {&real, &bench_}) {
+    const ConstTensorView moved =
+        to_device(bench->stream, bench->workspace, std::vector<float>(100));
+    EXPECT_TRUE(moved);
+    EXPECT_EQ(moved.device(), bench->device);
+  }
+
+  EXPECT_EQ(bench_.workspace.live_bytes(), real.workspace.live_bytes());
 }
 
 TEST_F(CountingTest, StreamsEventsAndStopwatchesDoNothing) {

@@ -3,9 +3,17 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "kernels/moe/permute.h"
 #include "kernels/runtime/tensor.h"
+#include "kernels/runtime/to_device.h"
 #include "tests/support/error_of.h"
 #include "tests/support/test_device.h"
+#include "tests/support/test_tensors.h"
 
 namespace switchyard {
 namespace {
@@ -58,6 +66,53 @@ TEST_F(OutOfMemoryTest, AWorkspaceSaysWhichTensorAndWhatItHoldsAndGoesOn) {
                         "3.0 MiB in use; "));
   EXPECT_EQ(workspace.live_bytes(), size_t{7} << 20);
   EXPECT_NE(after.raw(), nullptr);
+}
+
+// ---- Host values -------------------------------------------------------------------------------
+
+// Values that nobody but the workspace holds when the op runs; memory that was freed would be given
+// out again to the vectors in between.
+TEST(ToDeviceTest, ValuesLiveUntilTheirMemoryIsGivenBack) {
+  test::Stream stream;
+  test::Workspace workspace;
+  constexpr int64_t kCount = 5000;
+  const test::Tensor values = test::random_tensor({kCount}, /*seed=*/1);
+  test::Tensor reversed({kCount}, DType::f32);
+  std::vector<std::vector<int32_t>> others;
+
+  std::vector<int32_t> order(kCount);
+  for (int32_t i = 0; i < kCount; ++i) order[static_cast<size_t>(i)] = kCount - 1 - i;
+  const ConstTensorView index = to_device(stream, workspace, std::move(order));
+  for (int i = 0; i < 8; ++i) others.emplace_back(kCount, i);
+  {
+    const WorkspaceScope scope(workspace);
+    to_device(stream, workspace, std::vector<int32_t>(kCount, 1));
+  }
+  gather_values(stream, values, index, reversed);
+
+  std::vector<float> expected = test::to_vector<float>(values);
+  std::reverse(expected.begin(), expected.end());
+  EXPECT_EQ(test::to_vector<float>(reversed), expected);
+}
+
+TEST(WorkspaceTest, KeepsHostMemoryUntilTheMarkBeforeItIsReleased) {
+  test::Workspace workspace;
+  const auto keep = [&](int value) {
+    const auto memory = std::make_shared<const int>(value);
+    workspace.keep(memory);
+    return std::weak_ptr<const int>(memory);
+  };
+
+  const auto first = keep(1);
+  const Workspace::Mark mark = workspace.mark();
+  const auto second = keep(2);
+  workspace.release(mark);
+
+  EXPECT_TRUE(second.expired());
+  ASSERT_FALSE(first.expired());
+  EXPECT_EQ(*first.lock(), 1);
+  workspace.reset();
+  EXPECT_TRUE(first.expired());
 }
 
 }  // namespace

@@ -40,7 +40,7 @@ void PrintTo(const ModelCase& of, std::ostream* out) { *out << of.name; }
 // Tokens [first, first + count) of the text's sequences.
 MicroBatch columns_of(const MicroBatch& text, int64_t first, int64_t count) {
   MicroBatch part;
-  part.batch = text.num_sequences;
+  part.num_sequences = text.num_sequences;
   part.seq_len = count;
   part.tokens = Tensor({text.num_sequences, count}, DType::i32);
   for (int64_t s = 0; s < text.num_sequences; ++s) {

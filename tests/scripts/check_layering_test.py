@@ -41,6 +41,19 @@ class CheckLayeringTest(unittest.TestCase):
         for header in ["mpi.h", "nccl.h", "cuda_bf16.h", "cublas_v2.h"]:
             self.assert_one_error({"layers/a.cpp": f"#include <{header}>\n"}, "layers/a.cpp:1:")
 
+    def test_rejects_private_rooms_of_kernels_outside_of_it(self):
+        for header in ["kernels/cpu/simd.h", "kernels/cuda/launch.h", "kernels/inline/philox.h"]:
+            self.assert_one_error({"trainer/a.cpp": f'#include "{header}"\n'}, "trainer/a.cpp:1:")
+        self.assert_one_error({"parallel/a.cpp": '#include "kernels/cuda/support.h"\n'},
+                              "parallel/a.cpp:1:")
+
+    def test_accepts_private_rooms_in_kernels_and_one_of_them_for_nccl(self):
+        errors, _ = self.check({
+            "kernels/norm/a.cpp": '#include "kernels/cpu/simd.h"\n',
+            "parallel/nccl_communicator.cpp": '#include "kernels/cuda/support.h"\n',
+        })
+        self.assertEqual(errors, [])
+
     def test_rejects_a_header_without_pragma_once(self):
         self.assert_one_error({"optim/a.h": "int f();\n"}, "optim/a.h:1:")
 

@@ -157,7 +157,8 @@ int64_t collect_query_keys(Stream& stream, Transformer& model, const Distributed
     MicroBatch copied;
     copy_to_device(stream, batch, copied);
     StepContext ctx{.stream = stream,
-                    .saved = saved, .scratch = scratch,
+                    .saved = saved,
+                    .scratch = scratch,
                     .dist = dist,
                     .batch = copied,
                     .scales = {},

@@ -5,8 +5,8 @@
 #include <span>
 
 #include "kernels/basic/elementwise.h"
-#include "kernels/cpu/onednn_matmul.h"
-#include "kernels/inline/vector_math.h"
+#include "kernels/basic/soft_sign.h"
+#include "kernels/linear/block_product.h"
 #include "kernels/linear/matmul.h"
 #include "trainer/hashing/scores.h"
 
@@ -16,28 +16,6 @@ namespace {
 // Sequences are dealt into this many runs whose sums are added up in order: more threads than that
 // find no work, fewer change nothing.
 constexpr int64_t kParts = 64;
-
-MatrixProduct product(int64_t m, int64_t n, int64_t k, MatrixOperand a, MatrixOperand b, float* c,
-                      Accumulate accumulate) {
-  return {.m = m,
-          .n = n,
-          .k = k,
-          .dtype = DType::f32,
-          .a = a,
-          .b = b,
-          .c = c,
-          .c_stride = n,
-          .c_dtype = DType::f32,
-          .accumulate = accumulate};
-}
-
-// z becomes h(z) = 2 sigmoid(sigma z) - 1.
-void soft_sign(float sigma, std::span<float> z) {
-  const auto count = static_cast<int64_t>(z.size());
-  float* values = z.data();
-#pragma omp simd
-  for (int64_t i = 0; i < count; ++i) values[i] = 2.0f * fast_sigmoid(sigma * values[i]) - 1.0f;
-}
 
 }  // namespace
 
@@ -106,8 +84,8 @@ void HashObjective::add_sequence(ConstTensorView weight, int64_t sequence, Part&
                         pairs_.sequences() * head_dim};
 
   part.hk.resize(static_cast<size_t>(keys * bits));
-  compute_block(product(keys, bits, head_dim, k, w, part.hk.data(), Accumulate::no));
-  compute_block(product(group, bits, head_dim, q, w, part.hq.data(), Accumulate::no));
+  multiply_block(keys, bits, head_dim, k, w, Accumulate::no, part.hk.data());
+  multiply_block(group, bits, head_dim, q, w, Accumulate::no, part.hq.data());
   soft_sign(sigma, part.hk);
   soft_sign(sigma, part.hq);
 
@@ -116,16 +94,16 @@ void HashObjective::add_sequence(ConstTensorView weight, int64_t sequence, Part&
     std::copy_n(pairs_.labels.data<float>() + g * pairs_.rows() + first, keys,
                 part.labels.data() + g * keys);
   }
-  compute_block(product(group + 1, bits, keys, {part.labels.data(), keys}, {part.hk.data(), bits},
-                        part.weighted.data(), Accumulate::no));
+  multiply_block(group + 1, bits, keys, {part.labels.data(), keys}, {part.hk.data(), bits},
+                 Accumulate::no, part.weighted.data());
 
   add_queries(part);
   add_keys(part);
   float* dweight = part.dweight.data<float>();
-  compute_block(product(head_dim, bits, keys, {k.data, k.stride, Transpose::yes},
-                        {part.hk.data(), bits}, dweight, Accumulate::yes));
-  compute_block(product(head_dim, bits, group, {q.data, q.stride, Transpose::yes},
-                        {part.hq.data(), bits}, dweight, Accumulate::yes));
+  multiply_block(head_dim, bits, keys, {k.data, k.stride, Transpose::yes}, {part.hk.data(), bits},
+                 Accumulate::yes, dweight);
+  multiply_block(head_dim, bits, group, {q.data, q.stride, Transpose::yes}, {part.hq.data(), bits},
+                 Accumulate::yes, dweight);
 }
 
 // The terms of the queries and of the balance; hq becomes the gradient of the queries' projections.
@@ -164,8 +142,8 @@ void HashObjective::add_keys(Part& part) const {
   const double epsilon = config_.similarity_weight / static_cast<double>(pairs_.rows());
   const auto half_sigma = static_cast<float>(0.5 * config_.sigma);
   std::vector<float> pulled(static_cast<size_t>(keys * bits));
-  compute_block(product(keys, bits, group + 1, {part.labels.data(), keys, Transpose::yes},
-                        {part.pulls.data(), bits}, pulled.data(), Accumulate::no));
+  multiply_block(keys, bits, group + 1, {part.labels.data(), keys, Transpose::yes},
+                 {part.pulls.data(), bits}, Accumulate::no, pulled.data());
   for (int64_t i = 0; i < keys; ++i) {
     double label_sum = 0.0;
     for (int64_t g = 0; g < group; ++g) label_sum += part.labels[static_cast<size_t>(g * keys + i)];

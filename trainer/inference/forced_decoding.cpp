@@ -7,9 +7,8 @@
 #include "kernels/runtime/integers.h"
 
 namespace switchyard {
-ForcedDecoding::ForcedDecoding(Stream& stream, Transformer& model,
-                               const DistributedContext& dist, const MicroBatch& batch,
-                               int64_t prefill)
+ForcedDecoding::ForcedDecoding(Stream& stream, Transformer& model, const DistributedContext& dist,
+                               const MicroBatch& batch, int64_t prefill)
     : stream_(stream),
       model_(model),
       dist_(dist),

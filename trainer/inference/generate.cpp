@@ -73,7 +73,8 @@ std::vector<std::vector<int32_t>> generate(Stream& stream, Transformer& model,
   for (int64_t position = prompt_len; position < max_len; ++position) {
     copy_to_device(stream, step, copied);
     StepContext ctx{.stream = stream,
-                    .saved = saved, .scratch = scratch,
+                    .saved = saved,
+                    .scratch = scratch,
                     .dist = dist,
                     .batch = copied,
                     .scales = {},

@@ -108,8 +108,12 @@ AnswerScores evaluate_recall(Stream& stream, Transformer& model, const Distribut
     run_collectively(dist.world(), [&] { global = validation.load(i); });
     for (const MicroBatch& batch : global.micro_batches) {
       copy_to_device(stream, batch, copied);
-      StepContext ctx{
-          .stream = stream, .saved = saved, .scratch = scratch, .dist = dist, .batch = copied, .scales = {}};
+      StepContext ctx{.stream = stream,
+                      .saved = saved,
+                      .scratch = scratch,
+                      .dist = dist,
+                      .batch = copied,
+                      .scales = {}};
       Tensor logits({ctx.tokens(), model.config().vocab_size}, DType::f32, stream.device());
       HostMirror host(logits);
       model.forward_logits(ctx, logits);

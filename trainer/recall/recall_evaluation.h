@@ -29,8 +29,7 @@ std::string describe(const AnswerScores& scores, const AnswerKey& answers);
 // tasks, every answer seeing those before it as they should be: what greedy decoding gives where it
 // makes no mistake, and the same on every layout. Collective over the world; throws CollectiveError
 // on a damaged file.
-AnswerScores evaluate_recall(Stream& stream, Transformer& model,
-                             const DistributedContext& dist, ValidationLoader& validation,
-                             int64_t max_batches);
+AnswerScores evaluate_recall(Stream& stream, Transformer& model, const DistributedContext& dist,
+                             ValidationLoader& validation, int64_t max_batches);
 
 }  // namespace switchyard

@@ -10,6 +10,7 @@
 #include "kernels/runtime/ceiling.h"
 #include "kernels/runtime/check.h"
 #include "optim/lr_schedule.h"
+#include "trainer/config/run_paths.h"
 #include "trainer/planning/flops.h"
 #include "trainer/planning/plan.h"
 #include "trainer/training/evaluation.h"
@@ -51,8 +52,7 @@ TrainingRun::TrainingRun(MpiRuntime& mpi, const RunConfig& config)
       session_(mpi, config_),
       optimizer_(session_.stream, config_.optimizer, session_.model.parameters(), session_.dist),
       step_(session_.stream, session_.model, optimizer_, session_.dist),
-      checkpoints_(fs::path(config_.run.dir) / "checkpoints", config_.checkpoint.keep,
-                   session_.dist),
+      checkpoints_(RunPaths(config_.run.dir).checkpoints(), config_.checkpoint.keep, session_.dist),
       flops_per_token_(training_flops_per_token(config_.model)) {
   run_collectively(mpi_.world(), [&] {
     require(config_.train.max_steps > 0, "train.max_steps is missing: how long to train");
