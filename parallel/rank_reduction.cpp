@@ -7,7 +7,7 @@
 namespace switchyard {
 namespace {
 
-double value_of(const std::variant<double*, int64_t*>& figure) {
+double as_double(const std::variant<double*, int64_t*>& figure) {
   return std::visit([](const auto* value) { return static_cast<double>(*value); }, figure);
 }
 
@@ -33,9 +33,9 @@ double greatest(std::span<const double> values) {
 void RankReduction::run(Stream& stream) {
   const auto ranks = static_cast<size_t>(group_.size()), own = static_cast<size_t>(group_.rank());
   std::vector<double> values(sums_.size() + maxima_.size() * ranks, 0.0);
-  std::ranges::transform(sums_, values.begin(), value_of);
+  std::ranges::transform(sums_, values.begin(), as_double);
   for (size_t i = 0; i < maxima_.size(); ++i) {
-    values[sums_.size() + i * ranks + own] = value_of(maxima_[i]);
+    values[sums_.size() + i * ranks + own] = as_double(maxima_[i]);
   }
   group_.all_reduce(stream, view_of(std::span(values)), ReduceOp::sum);
   for (size_t i = 0; i < sums_.size(); ++i) set(sums_[i], values[i]);

@@ -327,7 +327,7 @@ TEST_F(CountingTest, StreamsEventsAndStopwatchesDoNothing) {
   Stopwatch stopwatch(counted());
 
   begin.record(bench_.stream);
-  { const Stretch timed(stopwatch, bench_.stream); }
+  { const ScopedTimer timed(stopwatch, bench_.stream); }
   end.record(bench_.stream);
   bench_.stream.wait(end);
   end.synchronize();

@@ -161,7 +161,7 @@ json decoded_json(const DecodePlan& plan, const DecodeScore& score) {
 json candidate_json(const HashCandidate& candidate) {
   const DecodeConfig& keys = candidate.setup.config;
   const DecodeMethodRow& row = row_of(keys.method);
-  json result = {{"method", row.name}};
+  json result = {{"method", to_string(row.method)}};
   if (row.projections != HashProjections::none) result["bits"] = candidate.bits;
   for (const auto& [name, value] : row.settings(keys)) {
     std::visit([&, key = std::string(name)](auto setting) { result[key] = setting; }, value);
