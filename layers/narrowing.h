@@ -10,7 +10,7 @@
 namespace switchyard {
 
 // BigMac's shared projections around the exchange: descend shrinks a token before it travels to its
-// experts, ascend grows their sum back (arXiv 2502.16927, eq. 5 and 7). In models of another
+// experts, ascend grows their sum back (arXiv 2502.16927, eq. 2). In models of another
 // structure both are the identity, and rows travel at full width.
 class Narrowing {
  public:

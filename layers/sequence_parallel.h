@@ -11,7 +11,7 @@ namespace switchyard {
 // x_local [local_tokens, width] -> [tokens, width], from the scratch memory.
 ConstTensorView gather_tokens(StepContext& ctx, ConstTensorView x_local);
 
-// Where a row-parallel product writes: [tokens, width] from the scratch memory, or y_local itself with
+// Where a row-parallel product writes: [tokens, width] from scratch memory, or y_local itself with
 // tp = 1.
 TensorView partial_sums_for(StepContext& ctx, TensorView y_local);
 // y_local [local_tokens, width] = this rank's tokens of the sum over tp ranks.

@@ -10,7 +10,7 @@
 
 namespace switchyard {
 
-// The parts of a model that the work of a pass is shared out to. `moe_*` together are the MoE layer.
+// The parts of a model whose time and products are counted apart. `moe_*` are the MoE layer.
 enum class Part {
   embedding,
   attention,

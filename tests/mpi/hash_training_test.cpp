@@ -141,7 +141,7 @@ TEST_F(HashTrainingTest, AnyNumberOfRanksLearnsTheSameBits) {
                         .first_layer = 1};
   DistributedContext alone;
   Stream stream;
-  const Transformer model(stream, config_.model, alone, {.seed = config_.run.seed, .exchange = {}});
+  Transformer model(stream, config_.model, alone, {.seed = config_.run.seed, .exchange = {}});
   TokenFile file(config_.data.train);
   DataLoader loader(file, {.seq_len = 32,
                            .vocab_size = config_.model.vocab_size,

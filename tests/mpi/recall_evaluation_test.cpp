@@ -58,8 +58,7 @@ class RecallEvaluationTest : public ::testing::Test {
                                    .dp = dist.dp().size()});
     for (int i = 0; i < 15; ++i) {
       const GlobalBatch batch = loader.load(0);
-      const float per_target = 1.0f / static_cast<float>(batch.target_tokens);
-      step.run(batch.micro_batches, {.per_target = per_target}, 2e-2);
+      step.run(batch.micro_batches, {.targets = batch.target_tokens, .tokens = 1}, 2e-2);
     }
     return evaluate_recall(stream, model, dist, loader, loader.num_batches());
   }

@@ -243,7 +243,7 @@ TEST(PlanTermsTest, StateAndCheckpointsAreWhatTheUpdateRulesKeep) {
       for (const OptimizerType type :
            {OptimizerType::adamw, OptimizerType::sgd, OptimizerType::muon}) {
         SCOPED_TRACE(testing::Message()
-                     << name_of(structure) << ' ' << variant.name << ' ' << static_cast<int>(type));
+                     << to_string(structure) << ' ' << variant.name << ' ' << to_string(type));
         RunConfig config = run_of(model_of(structure, Size::mid));
         variant.change(config);
         config.optimizer.type = type;
