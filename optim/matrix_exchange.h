@@ -28,11 +28,11 @@ struct MatrixPart {
 // that ranks have equal work, in rounds: the most costly come first, so that those of a round are
 // alike.
 //
-// Per run of all rounds every element leaves the rank that owns it once and comes back once, 8 bytes
-// in all; it stays where it is if that rank transforms the matrix itself. No rank receives what it
-// does not transform. A round has elements_per_rank elements on the average rank, or a matrix where
-// that is more. A rank's memory is what it sends in a round, what it receives, one matrix (two where
-// columns are split), and what the transformation takes.
+// Per run of all rounds every element leaves the rank that owns it once and comes back once, 8
+// bytes in all; it stays where it is if that rank transforms the matrix itself. No rank receives
+// what it does not transform. A round has elements_per_rank elements on the average rank, or a
+// matrix where that is more. A rank's memory is what it sends in a round, what it receives, one
+// matrix (two where columns are split), and what the transformation takes.
 class MatrixExchange {
  public:
   static constexpr int64_t kElementsPerRank = int64_t{4} << 20;  // 16 MiB

@@ -12,8 +12,8 @@
 
 namespace switchyard {
 
-// The kinds of tensors in a checkpoint: groups of its HDF5 files. Those of the optimizer's state are
-// the names that its update rules give them (UpdateRule::state_names).
+// The kinds of tensors in a checkpoint: groups of its HDF5 files. Those of the optimizer's state
+// are the names that its update rules give them (UpdateRule::state_names).
 inline constexpr char kWeights[] = "weights";               // f32 main weights
 inline constexpr char kBalancingBias[] = "balancing_bias";  // of the routers, one per MoE layer
 

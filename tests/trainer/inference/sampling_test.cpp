@@ -14,8 +14,8 @@ namespace switchyard {
 namespace {
 
 // Every token is drawn where `uniform` lies in one interval of its probability's length. Of kGrid
-// evenly spaced points an interval of length p holds kGrid * p to within one: so these counts have a
-// bound that holds always, not just likely.
+// evenly spaced points an interval of length p holds kGrid * p to within one, so the bound of these
+// counts holds always, and not just with a high probability.
 constexpr int kGrid = 10000;
 
 std::vector<int> counts_over_grid(const std::vector<float>& logits,
