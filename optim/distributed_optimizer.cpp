@@ -18,7 +18,8 @@ DistributedOptimizer::DistributedOptimizer(Stream& stream, const OptimizerConfig
   for (FlatBuffer& buffer : store_.buffers()) {
     shards_.emplace_back(stream, rules_, buffer, copies_of(buffer.group));
   }
-  if (!rules_.matrices) return;
+  // A device that only counts has no other ranks to put matrices together with.
+  if (!rules_.matrices || stream.device().counts_only) return;
   // Together the copies of what tp splits are on the ranks that hold copies of what is replicated.
   add_matrix_update(stream, copies_of(ParameterGroup::replicated), /*experts=*/false);
   add_matrix_update(stream, copies_of(ParameterGroup::expert), /*experts=*/true);
