@@ -284,7 +284,7 @@ INSTANTIATE_TEST_SUITE_P(Small, PlannedStateTest,
                          ::testing::Combine(::testing::ValuesIn(kStructures),
                                             ::testing::Range(size_t{0}, kVariants.size())),
                          [](const auto& tested) {
-                           return name_of(std::get<0>(tested.param)) + "_" +
+                           return std::string(to_string(std::get<0>(tested.param))) + "_" +
                                   kVariants[std::get<1>(tested.param)].name;
                          });
 
