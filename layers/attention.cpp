@@ -156,8 +156,8 @@ void Attention::backward_qkv(StepContext& ctx, const Saved& saved, TensorView dq
 }
 
 KvCacheLayer Attention::make_cache(int64_t batch, int64_t max_len, Device device) const {
-  return {Tensor({batch, kv_heads_, max_len, head_dim_}, dtype_, device),
-          Tensor({batch, kv_heads_, max_len, head_dim_}, dtype_, device)};
+  const Shape shape{batch, kv_heads_, max_len, head_dim_};
+  return {.k = Tensor(shape, dtype_, device), .v = Tensor(shape, dtype_, device), .selector = {}};
 }
 
 // One token per sequence, at `position`, whose key and value are in the cache.
