@@ -109,7 +109,9 @@ StepReport TrainStep::run(std::span<const MicroBatch> micro_batches, const Globa
   const OptimizerStepResult update = optimizer_->step(stream_, scratch_, lr);
   optimizer_time_.stop(stream_);
 
-  StepReport report = reduce({.data_ms = data_ms}, stop_requested);
+  StepMetrics mine;
+  mine.data_ms = data_ms;
+  StepReport report = reduce(std::move(mine), stop_requested);
   report.metrics.lr = lr;
   report.metrics.grad_norm = update.grad_norm;
   report.metrics.skipped = update.skipped;
