@@ -31,7 +31,7 @@ AttentionShape require_operands(ConstTensorView q, ConstTensorView k, ConstTenso
   return shape;
 }
 
-// Products of [seq_len, head_dim] with half of the scores, the diagonal included.
+// Adds `products` products of [seq_len, head_dim] with half of the scores, including the diagonal.
 void count_products(Stream& stream, const AttentionShape& shape, int products) {
   Tally* tally = stream.tally();
   if (tally == nullptr) return;

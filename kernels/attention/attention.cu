@@ -15,13 +15,13 @@ namespace {
 
 using namespace cuda;  // NOLINT: the device helpers
 
-// Every head_dim up to 256 and both dtypes, with f32 products on the CUDA cores: f32 losses agree
-// with the CPU's, which TF32 would not allow. bf16 with the usual head_dims goes to tensor cores
-// (attention_tensor_core.cu).
+// These kernels take every head_dim up to 256 and both dtypes, and multiply f32 on the CUDA cores:
+// f32 losses then agree with the CPU's, which TF32 would not allow. bf16 with head_dim 64 or 128
+// runs on tensor cores (attention_tensor_core.cu).
 //
-// A block has 16 x 16 threads. Of a tile of scores thread (x, y) holds rows y + 16 i and columns
-// x + 16 j; of rows of head_dim elements, columns x + 16 c, c < kColumns. Widths are padded with
-// zeros to 16 kColumns in shared memory.
+// A block has 16 x 16 threads. Thread (x, y) holds rows y + 16 i and columns x + 16 j of a tile of
+// scores, and columns x + 16 c, c < kColumns, of rows of head_dim elements. Rows are padded with
+// zeros to 16 kColumns elements in shared memory.
 
 constexpr int kSide = 16;
 constexpr int kThreads = kSide * kSide;
@@ -30,12 +30,12 @@ constexpr int kKeys = 32;             // keys of a tile
 constexpr int kForwardQueries = 64;   // queries of a tile, forward
 constexpr int kBackwardQueries = 32;  // backward
 
-// Rows of a tile in shared memory are one element longer than they need: threads that walk down a
-// column then meet different banks.
+// Rows of a tile in shared memory have one extra element: threads that read a column then access
+// different banks.
 template <int kColumns>
 constexpr int kRow = kSide* kColumns + 1;
 
-// Rows [first, first + kRows) of a matrix into a tile; zeros where there is none.
+// Loads rows [first, first + kRows) of a matrix into a tile; rows beyond num_rows become zero.
 //   stride  elements from one row to the next
 template <int kRows, int kColumns, class T>
 __device__ void load_tile(const T* base, int64_t stride, int64_t first, int64_t num_rows,
@@ -75,8 +75,8 @@ __device__ void row_products(const float* a, const float* b, float (&out)[kI][kJ
   }
 }
 
-// sums[i][c] += sum over k < kCount of weights(y + 16 i, k) * rows[k][x + 16 c]; weights has rows
-// of `weight_row` elements, or columns if transposed.
+// sums[i][c] += sum over k < kCount of weights(y + 16 i, k) * rows[k][x + 16 c]; rows of the stored
+// weights, which are columns if transposed, have `weight_row` elements.
 template <int kCount, bool kTransposed, int kI, int kColumns>
 __device__ void add_weighted_rows(const float* weights, int weight_row, const float* rows,
                                   float (&sums)[kI][kColumns]) {
@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(kThreads)
   float* v_tile = k_tile + kKeys * kRow<kColumns>;
   float* probs = v_tile + kKeys * kRow<kColumns>;  // [queries, kKeys + 1]
   const int64_t b = blockIdx.z, head = blockIdx.y, kv_head = p.kv_head_of(head);
-  // Long rows first: they take the most time.
+  // Long rows come first, because they take the most time.
   const int64_t first = (gridDim.x - 1 - blockIdx.x) * int64_t{kForwardQueries};
   load_tile<kForwardQueries, kColumns>(q + p.q_row(b, head, 0), p.head_dim, first, p.seq_len,
                                        p.head_dim, q_tile);
@@ -154,7 +154,7 @@ __global__ void __launch_bounds__(kThreads)
 
   const int64_t end = min(p.seq_len, first + kForwardQueries);
   for (int64_t key = p.first_key(b, first) / kKeys * kKeys; key < end; key += kKeys) {
-    __syncthreads();  // the tiles before have been read
+    __syncthreads();  // the previous tiles have been read
     load_tile<kKeys, kColumns>(k + p.kv_row(b, kv_head, 0), p.head_dim, key, p.seq_len, p.head_dim,
                                k_tile);
     load_tile<kKeys, kColumns>(v + p.kv_row(b, kv_head, 0), p.head_dim, key, p.seq_len, p.head_dim,
@@ -175,7 +175,7 @@ __global__ void __launch_bounds__(kThreads)
         best = fmaxf(best, scores[i][j]);
       }
       best = row_max(best);
-      // Rows that have seen no key yet stay empty.
+      // Rows that have not seen a key yet keep sums of zero.
       const float shift = best == -INFINITY ? 0.0f : best;
       const float shrink = expf(largest[i] - shift);
       float added = 0.0f;
@@ -229,7 +229,7 @@ constexpr size_t kBackwardShared = sizeof(float) * (2 * kKeys * kRow<kColumns> +
                                                     2 * kBackwardQueries * kRow<kColumns> +
                                                     2 * kBackwardQueries * (kKeys + 1));
 
-// The four tiles and two score matrices of a backward block.
+// The four tiles and the two score matrices of a backward block.
 template <int kColumns>
 struct BackwardTiles {
   float *k, *v, *q, *dout, *probs, *dscores;
@@ -272,7 +272,8 @@ __device__ void backward_scores(const AttentionProblem& p, int64_t b, int64_t he
   }
 }
 
-// Block (key tile, key/value head, sequence): the queries of all heads of the group, in order.
+// Block (key tile, key/value head, sequence) loops over the queries of all heads of the group, in
+// order.
 template <int kColumns, class T>
 __global__ void __launch_bounds__(kThreads)
     attention_backward_kv_kernel(AttentionProblem p, const T* dout, const T* q, const T* k,
@@ -288,11 +289,11 @@ __global__ void __launch_bounds__(kThreads)
   float dk_sums[kI][kColumns] = {}, dv_sums[kI][kColumns] = {};
   const int64_t last_key = min(p.seq_len, key + kKeys) - 1;
   for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-    // Queries before the keys do not see them, nor do those whose document begins after them.
+    // Queries that precede the keys, or whose document begins after them, do not see them.
     for (int64_t query = key / kBackwardQueries * kBackwardQueries; query < p.seq_len;
          query += kBackwardQueries) {
       if (p.first_key(b, query) > last_key) break;
-      __syncthreads();  // the tiles before have been read
+      __syncthreads();  // the previous tiles have been read
       load_tile<kBackwardQueries, kColumns>(q + p.q_row(b, head, 0), p.head_dim, query, p.seq_len,
                                             p.head_dim, tiles.q);
       load_tile<kBackwardQueries, kColumns>(dout + p.out_row(b, head, 0), p.heads * p.head_dim,
@@ -324,7 +325,7 @@ __global__ void __launch_bounds__(kThreads)
   float sums[kI][kColumns] = {};
   const int64_t end = min(p.seq_len, query + kBackwardQueries);
   for (int64_t key = p.first_key(b, query) / kKeys * kKeys; key < end; key += kKeys) {
-    __syncthreads();  // the tiles before have been read
+    __syncthreads();  // the previous tiles have been read
     load_tile<kKeys, kColumns>(k + p.kv_row(b, kv_head, 0), p.head_dim, key, p.seq_len, p.head_dim,
                                tiles.k);
     load_tile<kKeys, kColumns>(v + p.kv_row(b, kv_head, 0), p.head_dim, key, p.seq_len, p.head_dim,

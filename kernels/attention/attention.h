@@ -12,7 +12,7 @@ namespace switchyard {
 //   k, v            [batch, kv_heads, seq_len, head_dim]   dtype of q
 //   document_start  [batch, seq_len] i32: the first position of the token's own document; earlier
 //                   keys are masked. Non-decreasing along seq_len, at most the position itself.
-//                   Empty: causal only
+//                   Empty: the mask is causal only
 //   out             [batch * seq_len, heads * head_dim]    dtype of q
 //   lse             [batch, heads, seq_len] f32: log of the sum of exp(scaled score)
 using AttentionForward = void(Stream&, Workspace&, ConstTensorView q, ConstTensorView k,
@@ -26,7 +26,7 @@ using AttentionBackward = void(Stream&, Workspace&, ConstTensorView dout, ConstT
                                ConstTensorView lse, ConstTensorView document_start, float scale,
                                TensorView dq, TensorView dk, TensorView dv);
 
-// cache[b, h, first_position + t] = x[b, h, t]; other positions stay.
+// cache[b, h, first_position + t] = x[b, h, t]; other positions are not changed.
 //   x      [batch, kv_heads, seq_len, head_dim]
 //   cache  [batch, kv_heads, max_len, head_dim]   dtype of x
 using AppendToCache = void(Stream&, ConstTensorView x, int64_t first_position, TensorView cache);

@@ -10,7 +10,7 @@
 namespace switchyard::cpu {
 namespace {
 
-// What the backward pass of one key/value head works on. Scores are kept transposed, [keys,
+// Scratch of the backward pass of one key/value head. Scores are stored transposed, [keys,
 // queries]: then only one of the five products has a transposed first operand.
 template <class T>
 struct BackwardState {
@@ -32,7 +32,7 @@ struct BackwardState {
   }
 
   float *probabilities, *dscores, *delta;
-  // For bf16: f32 copies, and accumulators in place of the outputs.
+  // Only for bf16: f32 copies of the inputs, and f32 accumulators for the outputs.
   float *k = nullptr, *v = nullptr, *dk = nullptr, *dv = nullptr;
   float *q = nullptr, *dout = nullptr, *dq = nullptr;
 };
@@ -59,8 +59,8 @@ struct QueryBlock {
   const float* delta;
 };
 
-// From transposed scores and dprobabilities [keys, queries] to probabilities and
-// dscores = scale p (dp - delta), in place; 0 where the mask forbids.
+// Turns transposed scores and dprobabilities dp [keys, queries] into probabilities p and
+// dscores = scale p (dp - delta), in place; masked values become 0.
 void softmax_backward(const QueryBlock& block, const DocumentMask& mask, float scale,
                       int64_t first_key, int64_t keys, float* probabilities, float* dscores) {
   int64_t end = 0;  // queries from here on belong to documents that begin after the key
@@ -81,7 +81,7 @@ void softmax_backward(const QueryBlock& block, const DocumentMask& mask, float s
   }
 }
 
-// FlashAttention-2, algorithm 2, for one block of queries against all keys that it sees.
+// FlashAttention-2, algorithm 2, for one block of queries and all keys that the block sees.
 //   k, v    [seq_len, head_dim]
 //   dq      [rows, head_dim]; overwritten
 //   dk, dv  [seq_len, head_dim]  +=
@@ -119,7 +119,7 @@ struct BackwardOperands {
   TensorView dq, dk, dv;
 };
 
-// One query head of the group; adds to dk and dv.
+// Computes one query head of the group; adds to dk and dv.
 template <class T>
 void backward_head(const AttentionShape& shape, const BackwardOperands& x, int64_t b, int64_t h,
                    Rows k, Rows v, const BackwardState<T>& s, float* dk, float* dv) {

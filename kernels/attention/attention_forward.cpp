@@ -10,8 +10,8 @@
 namespace switchyard::cpu {
 namespace {
 
-// Queries of one head, with what the running softmax knows of the keys so far (FlashAttention-2,
-// algorithm 1): rows of `out` are sums of exp(scale (score - max)) v, not yet divided by `sum`.
+// Queries of one head, with the running softmax over the keys so far (FlashAttention-2, algorithm
+// 1): rows of `out` are sums of exp(scale (score - max)) v, not yet divided by `sum`.
 struct QueryState {
   static int64_t floats(int64_t head_dim) {
     return kQueryRows * (2 * head_dim + 2 + kKeyRows) + 2 * kKeyRows * head_dim;
@@ -30,8 +30,8 @@ struct QueryState {
   float *k, *v;  // only for bf16
 };
 
-// Turns the scores of one query into exp(scale (score - max)), 0 outside `visible`. Where the
-// maximum rises, what was summed before is scaled down.
+// Turns the scores of one query into exp(scale (score - max)), 0 outside `visible`. If the maximum
+// rises, the previous sums are scaled down.
 void softmax_row(float scale, Range visible, int64_t count, int64_t head_dim, float* scores,
                  float& max, float& sum, float* out) {
   const auto [begin, end] = mask_row(visible, count, scores);
@@ -100,8 +100,8 @@ void forward(const AttentionShape& shape, Workspace& workspace, ConstTensorView 
   const int64_t blocks = (seq_len + kQueryRows - 1) / kQueryRows;
   WorkspaceScope scope(workspace);
   const ThreadScratch scratch = attention_forward_scratch(workspace, shape);
-// Every block of queries has its own output, so any distribution gives the same numbers; the work
-// in them differs. The longest come first.
+// Every block of queries has its own output, so any distribution gives the same numbers. Blocks
+// differ in work; the longest come first.
 #pragma omp parallel for schedule(dynamic)
   for (int64_t item = 0; item < batch * heads * blocks; ++item) {
     const int64_t head = item / blocks;  // of the whole batch

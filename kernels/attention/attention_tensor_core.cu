@@ -1,10 +1,10 @@
 // FlashAttention-2 (Dao 2023, algorithms 1 and 2) on tensor cores, for bf16.
 //
-// A block of four warps works on one tile of rows, 16 to a warp, so that everything that is summed
-// or compared along a row stays within four lanes of one warp. The tiles on the other side of the
-// product stream through two buffers in shared memory: one is read while the next one arrives.
-// Scores exist as fragments in registers alone: those of an accumulator, rounded, are those of a
-// left operand (kernels/cuda/mma.h).
+// A block of four warps works on one tile of rows, 16 per warp, so that sums and maxima along a row
+// need only four lanes of one warp. The tiles of the other operand stream through two buffers in
+// shared memory: one is read while the next one is copied. Scores exist only as fragments in
+// registers: fragments of an accumulator, rounded, have the layout of a left operand
+// (kernels/cuda/mma.h).
 
 #include <algorithm>
 #include <cstdint>
@@ -19,7 +19,7 @@
 namespace switchyard::cuda {
 namespace {
 
-// Over the four lanes that share a row.
+// Reductions over the four lanes that share a row.
 __device__ float row_max(float value) {
   value = fmaxf(value, __shfl_xor_sync(kAllLanes, value, 1));
   return fmaxf(value, __shfl_xor_sync(kAllLanes, value, 2));
@@ -34,7 +34,7 @@ struct RunningSoftmax {
   float largest[2] = {-INFINITY, -INFINITY};
   float total[2] = {};  // this lane's part
 
-  // Turns scores into weights relative to the new maximum, and shrinks `sums` to it.
+  // Turns scores into weights relative to the new maximum, and rescales `sums` to it.
   template <int kScores, int kSums>
   __device__ void update(FragmentC (&scores)[kScores], FragmentC (&sums)[kSums]) {
 #pragma unroll
@@ -45,7 +45,7 @@ struct RunningSoftmax {
         best = fmaxf(best, fmaxf(s.value[2 * half], s.value[2 * half + 1]));
       }
       best = row_max(best);
-      // Rows that have seen no key yet stay empty.
+      // Rows that have not seen a key yet keep sums of zero.
       const float shift = best == -INFINITY ? 0.0f : best;
       const float shrink = exp2f(largest[half] - shift);
       total[half] *= shrink;
@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<kDim>)
     return SharedTile<kDim>{shared + (kRows + (2 + i % 2) * kForwardKeys) * kDim};
   };
   const int64_t b = blockIdx.z, head = blockIdx.y, kv_head = p.kv_head_of(head);
-  // Long rows first: they take the most time.
+  // Long rows come first, because they take the most time.
   const int64_t first = (gridDim.x - 1 - blockIdx.x) * int64_t{kRows};
   const int64_t last = min(p.seq_len, first + kRows) - 1;
   const bfloat16* keys = k + p.kv_row(b, kv_head, 0);
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<kDim>)
   const float factor = p.scale * kLog2E;
   FragmentA queries[kDim / 16];
   wait_for_async_copies<1>();
-  __syncthreads();  // all of q is here
+  __syncthreads();  // the q tile is complete
 #pragma unroll
   for (int c = 0; c < kDim / 16; ++c) queries[c] = load_a_of_rows(q_tile, warp_row, c * 16);
 
@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<kDim>)
   for (int64_t i = first_tile; i < end_tile; ++i) {
     start_tiles(i + 1);
     wait_for_async_copies<1>();
-    __syncthreads();  // tile i is here
+    __syncthreads();  // tile i is complete
     const int64_t key = i * kForwardKeys;
     FragmentC scores[kForwardKeys / 8];
     multiply_by_rows<kForwardKeys>([&](int c) { return queries[c]; }, k_tile(i), scores);
@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<kDim>)
     scale_and_mask<kForwardKeys>(p, b, warp_first, key, factor, has_unseen, scores);
     softmax.update(scores, sums);
     add_products<kForwardKeys>(scores, v_tile(i), sums);
-    __syncthreads();  // tile i has been read: the one after the next may take its place
+    __syncthreads();  // tile i has been read: tile i + 2 may overwrite it
   }
 
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;

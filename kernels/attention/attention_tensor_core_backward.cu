@@ -16,8 +16,8 @@ template <int kDim>
 constexpr size_t kBackwardShared = tile_bytes<kDim>(2 * kRows + 4 * kBackwardColumns) +
                                    sizeof(float) * 4 * kBackwardColumns;
 
-// probs = exp2(scores - lse), dprobs -> probs * (dprobs - delta): the gradient of the scaled scores
-// (algorithm 2, lines 11 to 14). lse(i, n) and delta(i, n) are those of value i of fragment n.
+// probs = exp2(scores - lse); dprobs becomes probs * (dprobs - delta), the gradient of the scaled
+// scores (algorithm 2, lines 11 to 14). lse(i, n) and delta(i, n) belong to value i of fragment n.
 template <int kCount, class Lse, class Delta>
 __device__ void score_gradients(const Lse& lse, const Delta& delta, FragmentC (&scores)[kCount / 8],
                                 FragmentC (&dprobs)[kCount / 8]) {
@@ -32,7 +32,7 @@ __device__ void score_gradients(const Lse& lse, const Delta& delta, FragmentC (&
   }
 }
 
-// Block (query tile, head, sequence): the keys stream by.
+// Block (query tile, head, sequence) loops over tiles of keys.
 template <int kDim>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<kDim>)
     flash_backward_q_kernel(AttentionProblem p, const bfloat16* dout, const bfloat16* q,
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<kDim>)
   for (int64_t i = first_tile; i < end_tile; ++i) {
     start_tiles(i + 1);
     wait_for_async_copies<1>();
-    __syncthreads();  // tile i, and before the first one q and dout, are here
+    __syncthreads();  // tile i is complete; in the first round q and dout are, too
     const int64_t key = i * kBackwardColumns;
     FragmentC scores[kBackwardColumns / 8], dprobs[kBackwardColumns / 8];
     multiply_by_rows<kBackwardColumns>(
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<kDim>)
   store_rows<kDim>(sums, {p.scale, p.scale}, warp_first, p.seq_len, kDim, dq + p.q_row(b, head, 0));
 }
 
-// As scale_and_mask, of scores whose rows are keys and whose columns are queries.
+// Does the same as scale_and_mask for scores whose rows are keys and whose columns are queries.
 template <int kCount>
 __device__ void scale_and_mask_transposed(const AttentionProblem& p, int64_t b, int64_t key,
                                           int64_t query, float factor, bool has_unseen,
@@ -126,8 +126,8 @@ struct QueryTiles {
   int64_t first_head;
   int first_tile, per_head, count;
 
-  // Queries before the keys do not see them, nor do those whose document begins after them; the
-  // starts of documents do not decrease.
+  // Queries that precede the keys, or whose document begins after them, do not see them. The starts
+  // of documents do not decrease, so the tiles form one range.
   __device__ QueryTiles(const AttentionProblem& p, int64_t b, int64_t kv_head, int64_t first,
                         int64_t last)
       : first_head(kv_head * (p.heads / p.kv_heads)),
@@ -148,8 +148,9 @@ struct QueryTiles {
   }
 };
 
-// What the softmax's gradient needs of the queries from `query` on, into one of two buffers:
-// log-sum-exp, to base 2, and delta. Queries behind the sequence get probabilities of zero.
+// Loads the statistics that the softmax's gradient needs of the queries from `query` on into one of
+// two buffers: log-sum-exp, to base 2, and delta. Queries beyond the sequence's end get
+// probabilities of zero.
 //   lse, delta            [batch, heads, seq_len]
 //   lse_tile, delta_tile  [2, kBackwardColumns]
 __device__ void load_statistics(const AttentionProblem& p, const float* lse, const float* delta,
@@ -164,8 +165,8 @@ __device__ void load_statistics(const AttentionProblem& p, const float* lse, con
   }
 }
 
-// Block (key tile, key/value head, sequence): the queries of all heads of the group stream by, in
-// order.
+// Block (key tile, key/value head, sequence) loops over tiles of the queries of all heads of the
+// group, in order.
 template <int kDim>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<kDim>)
     flash_backward_kv_kernel(AttentionProblem p, const bfloat16* dout, const bfloat16* q,
@@ -208,7 +209,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<kDim>)
   for (int i = 0; i < tiles.count; ++i) {
     start_tiles(i + 1);
     wait_for_async_copies<1>();
-    __syncthreads();  // tile i, and before the first one k and v, are here
+    __syncthreads();  // tile i is complete; in the first round k and v are, too
     const int64_t query = tiles.query(i);
     FragmentC scores[kBackwardColumns / 8], dprobs[kBackwardColumns / 8];
     multiply_by_rows<kBackwardColumns>(

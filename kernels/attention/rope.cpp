@@ -73,7 +73,7 @@ void rope_in_place(Stream& stream, ConstTensorView cos, ConstTensorView sin, int
                    bool inverse, TensorView x) {
   require(x.rank() == 4, "x has shape {}, expected [batch, heads, seq_len, head_dim]",
           to_string(x.shape()));
-  require(static_cast<bool>(cos), "rope_in_place needs the tables");
+  require(static_cast<bool>(cos), "rope_in_place needs cos and sin tables");
   check_tables(cos, sin, first_position + x.dim(2), x.dim(3));
   SWITCHYARD_BODY(stream, rope_in_place)(stream, cos, sin, first_position, inverse, x);
 }
@@ -93,7 +93,7 @@ void rotate(const T* x, const float* cos, const float* sin, float sign, int64_t 
   }
 }
 
-// Where head `h` of the fused projection lives after the split.
+// The address of head `h` of the fused projection after the split.
 struct HeadOf {
   int64_t heads, kv_heads, seq_len, head_dim;
 

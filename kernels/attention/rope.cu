@@ -15,8 +15,8 @@ using namespace cuda;  // NOLINT: the device helpers
 constexpr int kThreads = 256;
 constexpr int kPerThread = 8;
 
-// A thread turns kSize neighbours of the first half of a head with their partners of the second.
-// Heads of odd width are never rotated: their first half is the longer one.
+// A thread rotates kSize neighbours of the first half of a head with their partners of the second
+// half. Heads of odd width are only copied; their first half is the longer one.
 struct HeadShape {
   int head_dim, half, pieces;  // pieces of kSize per half
 };
@@ -26,7 +26,7 @@ HeadShape head_shape(int64_t head_dim, int size) {
   return {static_cast<int>(head_dim), half, half / size};
 }
 
-// sign = -1 rotates back; without tables it copies. y may be x.
+// sign = -1 rotates back. Without tables the function copies. y may be x.
 template <int kSize, class T>
 __device__ void rotate(const T* x, const float* cos, const float* sin, float sign, int i,
                        const HeadShape& shape, T* y) {
@@ -49,7 +49,7 @@ __device__ void rotate(const T* x, const float* cos, const float* sin, float sig
   if (has_partner) store_floats<kSize>(y + shape.half + i, x2);
 }
 
-// The fused projection and its parts; forward splits, backward joins.
+// The fused projection and its parts; the forward pass splits, the backward pass joins.
 template <class T>
 struct Split {
   T *qkv, *q, *k, *v;
@@ -58,7 +58,7 @@ struct Split {
   int64_t seq_len, first_position;
   HeadShape shape;
 
-  // Where head h of the projection lives after the split.
+  // The address of head h of the projection after the split.
   __device__ T* part(int64_t b, int h, int64_t t) const {
     if (h < heads) return q + ((b * heads + h) * seq_len + t) * shape.head_dim;
     h -= heads;
@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kThreads) split_qkv_kernel(Split<T> s) {
   }
 }
 
-// blockIdx.x is the head among all sequences'; the threads of blockIdx.y share its positions.
+// blockIdx.x is the index of the head over all sequences; blocks along y divide its positions.
 template <int kSize, class T>
 __global__ void __launch_bounds__(kThreads)
     rope_in_place_kernel(const float* cos, const float* sin, int64_t first_position, float sign,
@@ -126,7 +126,8 @@ void split_or_join(Stream& stream, TensorView qkv, TensorView q, TensorView k, T
   });
 }
 
-// The same memory, for kernels that take one struct for both directions and write one side of it.
+// A writable view of the same memory, for the struct that both directions share. Each direction
+// writes only its own outputs.
 TensorView writable(ConstTensorView view) {
   return {const_cast<void*>(view.raw()), view.shape(), view.dtype(), view.device()};
 }

@@ -16,7 +16,7 @@ RopeTable make_rope_table(Stream& stream, int64_t seq_len, int64_t head_dim, dou
 
 // Splits the fused projection by head, and rotates q and k. Halves are rotated, as Hugging Face
 // does: (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin), x1 and x2 the two halves of head_dim.
-// Token t of sequence b stands at position first_position + t.
+// Token t of sequence b has the position first_position + t.
 //   qkv       [batch * seq_len, (heads + 2 * kv_heads) * head_dim], q heads first, then k, then v
 //   cos, sin  [positions, head_dim / 2] f32; empty: no rotation
 //   q         [batch, heads, seq_len, head_dim]
@@ -24,7 +24,7 @@ RopeTable make_rope_table(Stream& stream, int64_t seq_len, int64_t head_dim, dou
 using SplitQkvForward = void(Stream&, ConstTensorView qkv, ConstTensorView cos, ConstTensorView sin,
                              int64_t first_position, TensorView q, TensorView k, TensorView v);
 
-// The transpose of the above: rotates dq and dk back and joins the three.
+// The transpose of SplitQkv: rotates dq and dk back and joins dq, dk and dv.
 using SplitQkvBackward = void(Stream&, ConstTensorView dq, ConstTensorView dk, ConstTensorView dv,
                               ConstTensorView cos, ConstTensorView sin, TensorView dqkv);
 

@@ -58,7 +58,7 @@ void gated_row(const T* gate, const T* up, float scale, int64_t ffn, T* out) {
   }
 }
 
-// Return <dout, activation(in)>.
+// These functions return <dout, activation(in)>.
 template <class F, class T>
 float plain_backward_row(const T* dout, const T* in, float scale, int64_t ffn, T* din) {
   float dot = 0.0f;

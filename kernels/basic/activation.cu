@@ -39,14 +39,14 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// As above, and the row's <dout, activation(in)>.
+// Threads share rows as in the forward kernel; it also computes the row's <dout, activation(in)>.
 template <class F, bool kGated, int kSize, class T>
 __global__ void __launch_bounds__(kThreads)
     activation_backward_kernel(const T* dout, const T* in, const float* row_scale, int64_t rows,
                                int64_t ffn, T* din, float* drow_scale) {
   __shared__ float scratch[kMaxRowWarps];
   const int64_t row = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
-  const bool active = row < rows;  // every thread meets the others in row_sums
+  const bool active = row < rows;  // every thread must reach row_sums
   const int64_t first = row * ffn * (kGated ? 2 : 1);
   const T* x = in + first;
   T* dx = din + first;
@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(kThreads)
   if (active && threadIdx.x == 0) drow_scale[row] = dot[0];
 }
 
-// Rows of an expert's width leave most of a block without work, so blocks take several.
+// A row of an expert's width would occupy a small part of a block, so a block takes several rows.
 dim3 row_block(int64_t ffn, int size) {
   const auto pieces = static_cast<unsigned int>(num_blocks(ffn, size));
   const unsigned int threads = std::clamp<unsigned int>(std::bit_ceil(pieces), kWarpSize, kThreads);

@@ -9,7 +9,7 @@ namespace switchyard {
 
 void combine_parts(Stream& stream, std::span<const ConstTensorView> parts, ReduceOp op,
                    TensorView out) {
-  require(!parts.empty(), "combine_parts without parts");
+  require(!parts.empty(), "combine_parts needs at least one part");
   for (const ConstTensorView& part : parts) {
     require_shape(part, out.shape(), "a part");
     require_dtype(part, out.dtype(), "a part");
@@ -21,8 +21,8 @@ void combine_parts(Stream& stream, std::span<const ConstTensorView> parts, Reduc
 namespace cpu {
 namespace {
 
-// Part by part over chunks that stay in the first-level cache: with the parts in the inner loop GCC
-// does not vectorise, which is four times slower.
+// The loop adds part by part over chunks that stay in the first-level cache: with the parts in the
+// inner loop GCC does not vectorise, which is four times slower.
 template <class T, class Accumulator, class Combine>
 void combine_in_order(std::span<const ConstTensorView> parts, Combine combine, TensorView out) {
   constexpr int64_t kChunk = 1024;

@@ -14,14 +14,14 @@ using namespace cuda;  // NOLINT: the device helpers
 
 constexpr int kThreads = 256;
 
-// By value: kernels take up to 4 KiB of arguments.
+// The pointers are passed by value: kernels take up to 4 KiB of arguments.
 template <class T>
 struct Parts {
   const T* at[kMaxParts];
   int count;
 };
 
-// max and min keep a NaN, whichever side it is on.
+// max and min return NaN if either operand is NaN.
 template <class A>
 __device__ A combine(A a, A b, ReduceOp op) {
   if (op == ReduceOp::sum) return a + b;
@@ -29,7 +29,7 @@ __device__ A combine(A a, A b, ReduceOp op) {
   return (op == ReduceOp::max ? a > b : a < b) ? a : b;
 }
 
-// kSize elements per thread, in 16-byte accesses where T is f32 or bf16 and kSize allows them.
+// Each thread takes kSize elements, in 16-byte accesses if T is f32 or bf16 and kSize allows them.
 template <int kSize, class T>
 __global__ void combine_floats_kernel(Parts<T> parts, ReduceOp op, T* out, int64_t n) {
   const int64_t begin = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * kSize;
@@ -53,7 +53,7 @@ __global__ void combine_floats_kernel(Parts<T> parts, ReduceOp op, T* out, int64
   }
 }
 
-// Doubles and integers: figures of a step, never many.
+// For doubles and integers: these are the statistics of a step, and always few.
 template <class T>
 __global__ void combine_kernel(Parts<T> parts, ReduceOp op, T* out, int64_t n) {
   const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;

@@ -80,7 +80,8 @@ void add_column_sums(Stream& stream, ConstTensorView x, TensorView totals) {
 namespace cpu {
 namespace {
 
-// One task's share; sums are formed per chunk and then in order, whatever the number of threads.
+// Elements of one task. The sums of the chunks are added in order, so that the result does not
+// depend on the number of threads.
 constexpr int64_t kChunk = int64_t{1} << 15;
 
 template <class Term>
@@ -183,7 +184,7 @@ void add_bias_backward(Stream&, Workspace&, ConstTensorView dy, TensorView dbias
     const int64_t rows = dy.dim(0), width = dy.dim(1);
     const T* d = dy.data<T>();
     float* sums = dbias.data<float>();
-    constexpr int64_t kColumns = 64;  // a task owns columns, so each is summed in row order
+    constexpr int64_t kColumns = 64;  // columns of a task; each column is summed in row order
 #pragma omp parallel for schedule(static)
     for (int64_t begin = 0; begin < width; begin += kColumns) {
       const int64_t end = std::min(width, begin + kColumns);

@@ -19,7 +19,7 @@ constexpr int kThreads = 256;
 // Elements per thread of kernels that use 16-byte accesses.
 constexpr int kPerThread = 8;
 
-// y[i] = f(x[i], y[i]); kSize elements per thread.
+// y[i] = f(x[i], y[i]), with kSize elements per thread.
 template <int kSize, class X, class Y, class F>
 __global__ void map_kernel(const X* x, Y* y, int64_t n, F f) {
   const int64_t begin = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * kSize;
@@ -68,7 +68,7 @@ void map_dtypes(Stream& stream, ConstTensorView x, TensorView y, F f) {
 
 constexpr int kBiasRows = 16;
 
-// The rows of y share the bias: a thread adds its kSize elements to kBiasRows rows.
+// A thread reads kSize elements of the bias once and adds them to kBiasRows rows.
 template <int kSize, class T>
 __global__ void __launch_bounds__(kThreads)
     add_bias_kernel(const float* bias, int64_t rows, int64_t width, T* y) {
@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kThreads)
 
 constexpr int kBiasWarps = kThreads / kWarpSize;
 
-// partial[blockIdx.x] = sums over the block's rows of the columns of blockIdx.y: each warp takes
+// partial[blockIdx.x] = sums over the block's rows, for the columns of blockIdx.y. Each warp takes
 // every kBiasWarps-th row, and the warps' sums are added in their order.
 template <int kSize, class T>
 __global__ void __launch_bounds__(kThreads)
@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Blocks and their shares depend on n alone, so that a sum is the same on every device.
+// The number of blocks and their shares depend only on n, so a sum is the same on every device.
 constexpr int64_t kSumBlocks = 1024;
 constexpr int kSumVector = 4;
 
@@ -143,12 +143,12 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int j = 0; j < kSize; ++j) add(values[j]);
   }
-  for (; i < end; ++i) add(x[i]);  // the one thread whose last piece is cut
+  for (; i < end; ++i) add(x[i]);  // only the thread whose last piece is incomplete
   total = block_sum(total, scratch);
   if (threadIdx.x == 0) partial[blockIdx.x] = total;
 }
 
-// The partial sums again in a fixed order; one block.
+// One block adds the partial sums, also in a fixed order.
 __global__ void add_partial_sums_kernel(const double* partial, int64_t count, double factor,
                                         double* total) {
   __shared__ double scratch[kWarpSize];
@@ -162,7 +162,7 @@ template <bool kSquares>
 void add_sum_on_device(Stream& stream, ConstTensorView x, double factor, TensorView total) {
   const int64_t n = x.num_elements();
   if (n == 0) return;
-  // Whole vectors, so that every share begins at one.
+  // A share is a multiple of the vector size, so every share begins at a whole vector.
   const int64_t share = (n + kSumBlocks * kSumVector - 1) / (kSumBlocks * kSumVector) * kSumVector;
   const int64_t blocks = (n + share - 1) / share;
   auto* partial =
@@ -175,7 +175,7 @@ void add_sum_on_device(Stream& stream, ConstTensorView x, double factor, TensorV
          total.data<double>());
 }
 
-// One thread per column: the rows are few (sequences).
+// One thread sums a column, because the rows (sequences) are few.
 __global__ void add_column_sums_kernel(const float* x, int64_t rows, int64_t width,
                                        double* totals) {
   const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
@@ -192,7 +192,7 @@ void cuda::cast(Stream& stream, ConstTensorView x, TensorView y) {
   map_dtypes(stream, x, y, TakeX{});
 }
 
-// Nothing may lie at no address, which the runtime refuses.
+// An empty tensor may have a null address, which the CUDA runtime refuses.
 void cuda::copy(Stream& stream, ConstTensorView x, TensorView y) {
   if (y.num_bytes() == 0) return;
   check_cuda(

@@ -7,12 +7,11 @@ namespace switchyard {
 
 // y = x, converted between f32 and bf16 where the dtypes differ
 using Cast = void(Stream&, ConstTensorView x, TensorView y);
-// y = x, any dtype, the same for both. A stream of a CUDA device copies between host and device,
-// too. From ordinary host memory the values have been read when the call returns, and in ordinary
-// host memory they have arrived; a PinnedBuffer must stay as it is until the stream has come so
-// far.
+// y = x, any dtype, the same for both. A stream of a CUDA device also copies between host and
+// device. With ordinary host memory, the values of x have been read and those of y written when the
+// call returns. A PinnedBuffer must not be changed until the stream has finished the copy.
 using Copy = void(Stream&, ConstTensorView x, TensorView y);
-// y += x; dtypes f32 or bf16, each its own
+// y += x; x and y are each f32 or bf16
 using Add = void(Stream&, ConstTensorView x, TensorView y);
 // y = 0, any dtype
 using FillZero = void(Stream&, TensorView y);

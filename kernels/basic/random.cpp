@@ -29,11 +29,11 @@ void init_normal(Stream& stream, RandomKey key, float std, const Shape& global_s
                  const Shape& offset, TensorView y) {
   require(global_shape.rank() >= 1 && global_shape.rank() <= 3 &&
               offset.rank() == global_shape.rank() && y.rank() == global_shape.rank(),
-          "init_normal: a box {} of {} is not of 1 to 3 dimensions", to_string(y.shape()),
+          "init_normal: the box {} of {} must have 1 to 3 dimensions", to_string(y.shape()),
           to_string(global_shape));
   for (int i = 0; i < y.rank(); ++i) {
     require(offset[i] >= 0 && offset[i] + y.dim(i) <= global_shape[i],
-            "init_normal: the box {} at {} leaves {}", to_string(y.shape()), to_string(offset),
+            "init_normal: the box {} at {} exceeds {}", to_string(y.shape()), to_string(offset),
             to_string(global_shape));
   }
   SWITCHYARD_BODY(stream, init_normal)(stream, key, std, global_shape, offset, y);
@@ -43,7 +43,7 @@ namespace cpu {
 
 void init_normal(Stream&, RandomKey key, float std, const Shape& global_shape, const Shape& offset,
                  TensorView y) {
-  // Everything as [slices, rows, columns].
+  // Shapes and offsets are extended to three dimensions [slices, rows, columns].
   const int rank = y.rank();
   const auto at = [rank](const Shape& shape, int i, int64_t missing) {
     return i - 3 + rank >= 0 ? shape[i - 3 + rank] : missing;

@@ -10,7 +10,7 @@ using namespace cuda;  // NOLINT: the device helpers
 
 constexpr int kThreads = 256;
 
-// A box of a tensor, everything as [slices, rows, columns].
+// A box of a tensor; shapes and offsets are [slices, rows, columns].
 struct Box {
   int64_t rows, columns, global_rows, global_columns;
   int64_t first_slice, first_row, first_column;

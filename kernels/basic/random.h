@@ -8,15 +8,15 @@
 namespace switchyard {
 
 // Counter-based random numbers (Philox4x32-10, Salmon et al. 2011): a value depends on the key and
-// the global index of its element alone, so every layout draws the same ones.
+// the global index of its element only, so every layout draws the same values.
 struct RandomKey {
   uint64_t seed = 0;
-  uint64_t stream = 0;  // which tensor or purpose; see stream_id
+  uint64_t stream = 0;  // the id of the tensor or purpose; see stream_id
 };
 
-// FNV-1a: for fingerprints, and to split texts by what they are.
+// FNV-1a: for fingerprints, and to split texts by their content.
 uint64_t hash64(std::string_view text);
-// The stream of a tensor or purpose of that name.
+// The stream of the tensor or purpose with this name.
 uint64_t stream_id(std::string_view name);
 
 // A uniform double in (0, 1), and 64 random bits, for element `index`.
@@ -25,7 +25,7 @@ uint64_t random_bits(RandomKey key, uint64_t index);
 
 // Fills a box of a larger tensor with normal values of mean 0 (Box-Muller).
 //   global_shape  the whole tensor, at most 3 dimensions
-//   offset        where the box begins in it
+//   offset        the position of the box's first element in the tensor
 //   y             the box, f32
 using InitNormal = void(Stream&, RandomKey key, float std, const Shape& global_shape,
                         const Shape& offset, TensorView y);

@@ -1,6 +1,6 @@
 #pragma once
 
-// What both passes of the CPU's attention are made of: blocks of queries and keys, masks, and the
+// Parts that both passes of the CPU's attention share: blocks of queries and keys, masks, and the
 // scratch of a thread.
 
 #include <omp.h>
@@ -18,8 +18,8 @@
 
 namespace switchyard::cpu {
 
-// A block of scores, 256 KiB, stays in the L2 cache beside its operands, and is large enough for
-// oneDNN's products to run at full speed.
+// A block of scores has 256 KiB: it fits into the L2 cache together with its operands, and is large
+// enough for oneDNN's products to run at full speed.
 constexpr int64_t kQueryRows = 128;
 constexpr int64_t kKeyRows = 512;
 
@@ -65,7 +65,7 @@ inline void product(Rows a, Transpose transpose_a, Rows b, Transpose transpose_b
                  accumulate, c);
 }
 
-// One row of scratch per OpenMP thread, whatever part of a parallel loop it gets.
+// One row of scratch per OpenMP thread, independent of the iterations that the thread runs.
 class ThreadScratch {
  public:
   ThreadScratch(Workspace& workspace, int64_t floats)
@@ -86,7 +86,7 @@ class ThreadScratch {
   TensorView all_;
 };
 
-// What the passes take from the workspace: a row of f32 for each thread.
+// Each pass takes this from the workspace: a row of f32 for each thread.
 ThreadScratch attention_forward_scratch(Workspace& workspace, const AttentionShape& shape);
 ThreadScratch attention_backward_scratch(Workspace& workspace, const AttentionShape& shape,
                                          DType dtype);
@@ -95,15 +95,15 @@ struct Range {
   int64_t begin, end;
 };
 
-// The part of `range` in [first, first + count), counted from first; perhaps empty.
+// The part of `range` in [first, first + count), relative to `first`; may be empty.
 inline Range clip(Range range, int64_t first, int64_t count) {
   const int64_t begin = std::clamp<int64_t>(range.begin - first, 0, count);
   return {begin, std::clamp<int64_t>(range.end - first, begin, count)};
 }
 
-// Masks a row of scores outside `visible`: with -infinity up to the next whole vector, since scalar
-// tails would cost more than the vectors themselves, with 0 beyond. Returns the widened range,
-// which is all that a loop over exp(score) must visit.
+// Masks a row of scores outside `visible`: with -infinity up to the boundaries of whole vectors,
+// because scalar tails would cost more than the vectors themselves, and with 0 beyond. Returns the
+// range widened to whole vectors; a loop over exp(score) needs to visit only this range.
 inline Range mask_row(Range visible, int64_t count, float* scores) {
   if (visible.begin == visible.end) visible = {0, 0};
   const Range widened = {
@@ -116,7 +116,7 @@ inline Range mask_row(Range visible, int64_t count, float* scores) {
   return widened;
 }
 
-// The documents of one sequence.
+// The attention mask of one sequence: causal, and within the query's own document.
 class DocumentMask {
  public:
   DocumentMask(ConstTensorView document_start, int64_t batch)
@@ -137,7 +137,7 @@ inline void require_documents(ConstTensorView document_start) {
   for (int64_t i = 0; i < document_start.num_elements(); ++i) {
     const int64_t t = i % seq_len;
     require(start[i] >= (t == 0 ? 0 : start[i - 1]) && start[i] <= t,
-            "document_start[{}][{}] is {}: must not decrease, and be at most the position",
+            "document_start[{}][{}] is {}: it must not decrease or exceed the position",
             i / seq_len, t, start[i]);
   }
 }

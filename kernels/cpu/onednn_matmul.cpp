@@ -13,7 +13,7 @@
 namespace switchyard {
 namespace {
 
-// A block's operands at kMaxDepth stay in a 2 MiB L2 cache. Columns are cut at whole vectors.
+// A block's operands at kMaxDepth fit into a 2 MiB L2 cache. Columns are cut at whole vectors.
 constexpr int64_t kMaxRows = 256;
 constexpr int64_t kMaxCols = 512;
 constexpr int64_t kMaxDepth = 256;
@@ -37,7 +37,7 @@ void zero(const MatrixProduct& p) {
   }
 }
 
-// All f32. Unlike a primitive, this BLAS call costs nothing for a shape never seen before.
+// All operands are f32. Unlike a primitive, this BLAS call has no set-up cost for a new shape.
 void sgemm(const MatrixProduct& p) {
   const auto letter = [](const MatrixOperand& x) {
     return x.transpose == Transpose::yes ? 'T' : 'N';
@@ -51,7 +51,7 @@ void sgemm(const MatrixProduct& p) {
           p.k, p.k, p.n, static_cast<int>(status));
 }
 
-// op(x) [op_rows, op_cols] as f32, stored densely and as transposed as x is.
+// op(x) [op_rows, op_cols] as f32, stored densely, and transposed if x is.
 MatrixOperand widen(const MatrixOperand& x, int64_t op_rows, int64_t op_cols, float* out) {
   const bool transposed = x.transpose == Transpose::yes;
   const int64_t rows = transposed ? op_cols : op_rows, cols = transposed ? op_rows : op_cols;
@@ -64,7 +64,7 @@ MatrixOperand widen(const MatrixOperand& x, int64_t op_rows, int64_t op_cols, fl
   return {out, cols, x.transpose};
 }
 
-// p.c (+)= sums [m, n], rounded.
+// p.c (+)= sums [m, n], rounded to bf16.
 void round_into(const MatrixProduct& p, const float* sums) {
   for (int64_t i = 0; i < p.m; ++i) {
     const float* in = sums + i * p.n;
@@ -85,7 +85,7 @@ struct WideningScratch {
   Buffer c{kMaxRows * kMaxCols * sizeof(float)};
 };
 
-// What oneDNN compiles a primitive for.
+// The parameters for which oneDNN compiles a primitive.
 struct PrimitiveKey {
   int64_t m, n, k, a_stride, b_stride, c_stride;
   Transpose transpose_a, transpose_b;
@@ -147,7 +147,8 @@ const dnnl::engine& cpu_engine() {
   return engine;
 }
 
-// Per thread, so that look-ups need no lock. Emptied when full: ragged row counts come and go.
+// Every thread has its own map, so that look-ups need no lock. A full map is cleared, because
+// ragged row counts keep bringing new shapes.
 const Bf16Primitive& find_primitive(const PrimitiveKey& key) {
   constexpr size_t kCapacity = 4096;
   thread_local std::unordered_map<PrimitiveKey, Bf16Primitive, PrimitiveKeyHash> primitives;
@@ -168,7 +169,7 @@ bool has_amx() {
 
 ProductBlocks::ProductBlocks(int64_t m, int64_t n)
     : row_blocks_(ceil_div(m, kMaxRows)), col_blocks_(ceil_div(n, kMaxCols)) {
-  // Even parts: 257 rows are cut into 129 and 128, not into 256 and 1.
+  // The parts have nearly equal size: 257 rows are cut into 129 and 128, not into 256 and 1.
   rows_ = ceil_div(m, std::max<int64_t>(row_blocks_, 1));
   cols_ = round_up(ceil_div(n, std::max<int64_t>(col_blocks_, 1)), kVectorFloats);
 }

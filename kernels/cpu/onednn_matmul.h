@@ -8,7 +8,7 @@
 namespace switchyard {
 
 // Matrix products of the CPU backend, for op bodies that need strided blocks. oneDNN computes them;
-// only the .cpp file knows its interface.
+// this header does not depend on it.
 
 // c [m, n] = op(a) [m, k] op(b) [k, n], or += where accumulating. Sums are f32.
 struct MatrixProduct {
@@ -21,7 +21,7 @@ struct MatrixProduct {
   Accumulate accumulate = Accumulate::no;
 };
 
-// Cuts c into blocks, each computed by one thread alone. Depends on the shape only, so that results
+// Cuts c into blocks; one thread computes each. The cut depends on the shape only, so that results
 // do not depend on the number of threads.
 class ProductBlocks {
  public:
@@ -33,19 +33,19 @@ class ProductBlocks {
 
  private:
   int64_t row_blocks_, col_blocks_;
-  int64_t rows_, cols_;  // of one block; the last ones are smaller
+  int64_t rows_, cols_;  // of one block; the last blocks may be smaller
 };
 
-// Computes on all OpenMP threads, block by block.
+// Computes the product on all OpenMP threads, block by block.
 void compute(const MatrixProduct& product);
 
-// Computes on the calling thread alone. Call it inside a parallel region: outside, oneDNN would
-// open its own.
+// Computes the product on the calling thread only. Call it inside a parallel region: outside one,
+// oneDNN would start its own threads.
 void compute_block(const MatrixProduct& product);
 
-// The two ways of compute_block for bf16 operands; it takes the first where the CPU has AMX, else
-// the second. Without AMX the bf16 dot product instruction of Intel's cores runs at half the rate
-// of f32 FMA: 85 GFLOP/s per thread, where widening to f32 makes 150.
+// The two methods of compute_block for bf16 operands; it uses the first on CPUs with AMX, else the
+// second. Without AMX the bf16 dot product instruction of Intel's cores runs at half the rate of
+// f32 FMA: it reaches 85 GFLOP/s per thread, and widening to f32 reaches 150.
 void compute_block_native_bf16(const MatrixProduct& product);
 void compute_block_widened_bf16(const MatrixProduct& product);
 

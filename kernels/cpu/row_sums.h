@@ -13,14 +13,14 @@ namespace switchyard::cpu {
 
 constexpr int64_t kRowsPerBlock = 64;
 
-// Of accumulate_over_rows: a row of sums per block of rows.
+// Scratch of accumulate_over_rows: a row of sums per block of rows.
 //   [blocks, columns] f32
 inline TensorView row_sums_scratch(Workspace& workspace, int64_t rows, int64_t columns) {
   return workspace.take({(rows + kRowsPerBlock - 1) / kRowsPerBlock, columns}, DType::f32);
 }
 
 // Sums the gradients of per-column parameters over rows: body(row, sums) adds one row's part to
-// `columns` f32 sums. Rows go in blocks of a fixed size, one task each, and the blocks' sums are
+// `columns` f32 sums. Blocks of a fixed number of rows are one task each, and the blocks' sums are
 // added in order, so the result does not depend on the number of threads.
 template <class Body>
 void accumulate_over_rows(Workspace& workspace, int64_t rows, int64_t columns, float* total,

@@ -10,14 +10,14 @@
 namespace switchyard::simd {
 
 // Vectors of the standard library (Parallelism TS 2), for loops whose accumulators must stay in
-// registers: of such, GCC 12 sums the lanes of `omp simd` reductions one after the other.
+// registers: in such loops GCC 12 sums the lanes of `omp simd` reductions one after the other.
 
 using Floats = std::experimental::native_simd<float>;
 inline constexpr int64_t kLanes = static_cast<int64_t>(Floats::size());
 
 inline Floats load(const float* from) { return Floats(from, std::experimental::element_aligned); }
 
-// Widened in registers.
+// Loads bf16 values and widens them in registers.
 inline Floats load(const bfloat16* from) {
   using Words = std::experimental::rebind_simd_t<uint32_t, Floats>;
   const Words words([&](auto lane) { return uint32_t{from[lane].bits}; });
@@ -28,8 +28,8 @@ inline void store(Floats values, float* to) {
   values.copy_to(to, std::experimental::element_aligned);
 }
 
-// Of two vectors of values that take kWidth lanes each: the values of `a`, then those of `b`, each
-// folded into half the lanes.
+// `a` and `b` hold values of kWidth lanes each. Returns the values of `a`, then those of `b`, each
+// folded into half as many lanes.
 template <int kWidth, int... kLane>
 Floats fold(Floats a, Floats b, std::integer_sequence<int, kLane...>) {
   using Vector [[gnu::vector_size(sizeof(Floats))]] = float;
@@ -41,8 +41,9 @@ Floats fold(Floats a, Floats b, std::integer_sequence<int, kLane...>) {
   return std::bit_cast<Floats>(low + high);
 }
 
-// Lane i is the sum of the lanes of values[i]: a third of the instructions of kLanes sum_of.
-//   values  [kLanes]; with kWidth, the first kLanes / kWidth of them, in so many lanes each
+// Lane i of the result is the sum of the lanes of values[i]. This takes a third of the instructions
+// of kLanes calls of sum_of.
+//   values  [kLanes / kWidth]; each is folded into kWidth lanes of the result
 template <int kWidth = 1>
 Floats sums_of(const Floats* values) {
   if constexpr (kWidth >= kLanes) {

@@ -1,7 +1,7 @@
 #pragma once
 
-// For .cu files that sum over rows: blocks write the sums of their rows, and these are added in a
-// fixed order.
+// For .cu files that sum over rows: blocks write the sums of their rows, and add_partials adds
+// these in a fixed order.
 
 #include "kernels/cuda/launch.h"
 
@@ -31,7 +31,7 @@ static __global__ void add_partials_kernel(const float* partial, int64_t blocks,
   out[column] += total;
 }
 
-// `second` may be null: then partial is [blocks, width].
+// `second` may be null; then `partial` is [blocks, width].
 inline void add_partials(Stream& stream, const float* partial, int64_t blocks, int64_t width,
                          float* first, float* second) {
   launch(add_partials_kernel, dim3(num_blocks(width, kPartialTile), second ? 2 : 1),

@@ -1,6 +1,6 @@
 #pragma once
 
-// For .cu files: what the kernels of attention share.
+// For .cu files: the problem description that the attention kernels share.
 
 #include <cuda_runtime.h>
 
@@ -13,7 +13,7 @@
 
 namespace switchyard::cuda {
 
-// Shapes of kernels/attention/attention.h.
+// The shapes are those of kernels/attention/attention.h.
 struct AttentionProblem {
   int64_t heads, kv_heads, seq_len, head_dim;
   float scale;
@@ -40,7 +40,7 @@ struct AttentionProblem {
   }
 };
 
-// On tensor cores: bf16, heads of 64 or 128 elements, operands aligned to 16 bytes
+// The tensor cores take bf16, heads of 64 or 128 elements, and operands aligned to 16 bytes
 // (kernels/attention/attention_tensor_core.cu).
 bool fits_tensor_cores(const AttentionProblem& problem, DType dtype,
                        std::initializer_list<const void*> operands);

@@ -18,14 +18,15 @@ constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * kWarpSize;
 constexpr int kRowsPerWarp = 16;
 constexpr int kRows = kWarps * kRowsPerWarp;  // of the block's own tile
-constexpr int kForwardKeys = 64;              // of a tile that streams by, forward
-constexpr int kBackwardColumns = 32;          // and backward: keys for dq, queries for dk and dv
-// As many as registers and shared memory allow; the compiler must not pass that by a register.
+constexpr int kForwardKeys = 64;              // of a streamed tile, forward
+constexpr int kBackwardColumns = 32;          // backward: keys for dq, queries for dk and dv
+// As many blocks as registers and shared memory allow; it limits the registers that the compiler
+// may use per thread.
 template <int kDim>
 constexpr int kBlocksPerMultiprocessor = kDim == 64 ? 3 : 2;
 constexpr float kLog2E = 1.4426950408889634f;
 
-// scores [16, kCount] = a tile^T, where a(c) gives the left operand's columns 16 c to 16 c + 15.
+// scores [16, kCount] += a tile^T, where a(c) gives the left operand's columns 16 c to 16 c + 15.
 template <int kCount, int kDim, class A>
 __device__ void multiply_by_rows(const A& a, SharedTile<kDim> tile,
                                  FragmentC (&scores)[kCount / 8]) {
@@ -42,7 +43,7 @@ __device__ void multiply_by_rows(const A& a, SharedTile<kDim> tile,
   }
 }
 
-// sums [16, kDim] += weights tile, where weights [16, kCount] are rounded.
+// sums [16, kDim] += weights tile; the weights [16, kCount] are rounded to bf16.
 template <int kCount, int kDim>
 __device__ void add_products(const FragmentC (&weights)[kCount / 8], SharedTile<kDim> tile,
                              FragmentC (&sums)[kDim / 8]) {
@@ -62,7 +63,7 @@ __device__ void add_products(const FragmentC (&weights)[kCount / 8], SharedTile<
   }
 }
 
-// Rows of the warp's fragments, from `first` on.
+// Stores the rows of the warp's fragments, multiplied by `factor`, as rows from `first` on.
 template <int kDim>
 __device__ void store_rows(const FragmentC (&sums)[kDim / 8], const float (&factor)[2],
                            int64_t first, int64_t num_rows, int64_t stride, bfloat16* base) {
@@ -80,7 +81,7 @@ __device__ void store_rows(const FragmentC (&sums)[kDim / 8], const float (&fact
   }
 }
 
-// scores *= factor; pairs that do not see each other become -infinity, if there may be any.
+// scores *= factor. With has_unseen, scores of keys that the query does not see become -infinity.
 //   query, key  of the tile's first row and column
 template <int kCount>
 __device__ void scale_and_mask(const AttentionProblem& p, int64_t b, int64_t query, int64_t key,
@@ -95,7 +96,7 @@ __device__ void scale_and_mask(const AttentionProblem& p, int64_t b, int64_t que
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int64_t row = query + lane / 4 + half * 8;
-    // Places of the row's first and last key within the tile.
+    // The columns of the row's first and last key within the tile.
     const auto begin = static_cast<int>((row < p.seq_len ? p.first_key(b, row) : 0) - key);
     const auto end = static_cast<int>(row - key);
 #pragma unroll

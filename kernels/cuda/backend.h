@@ -1,7 +1,7 @@
 #pragma once
 
-// What device.cpp and memory.cpp ask of CUDA. Without types of CUDA, and defined in every build: in
-// device.cu, or in absent/absent.cpp where the build has no CUDA.
+// The CUDA functions that device.cpp and memory.cpp call, declared without types of CUDA. Every
+// build defines them: in device.cu, or in absent/absent.cpp if the build has no CUDA.
 
 #include <cstddef>
 #include <string>
@@ -11,12 +11,12 @@
 
 namespace switchyard::cuda {
 
-// Whether the build has CUDA. Where it has not, there are no devices, destroying and releasing do
-// nothing, and everything else throws Error that says so.
+// Whether the build has CUDA. In a build without it there are no devices, destroy and release do
+// nothing, and every other function throws Error that says so.
 bool is_in_build();
 
 int num_devices();  // 0 without a driver
-// Throws Error unless the device is there; says what is missing.
+// Throws Error that says what is missing, unless the device exists.
 void check_device(Device device);
 
 void make_current(Device device);
@@ -26,7 +26,7 @@ void synchronize(Device device);
 
 StreamState* make_stream_state(Device device);
 EventState* make_event_state(Device device, bool timing);
-void destroy(StreamState* state) noexcept;  // nothing for null
+void destroy(StreamState* state) noexcept;  // does nothing for null
 void destroy(EventState* state) noexcept;
 void synchronize(StreamState& state);
 void synchronize(EventState& state);
@@ -37,8 +37,8 @@ void record(EventState& event, StreamState& stream);
 
 MemoryFigures memory_of(Device device);
 
-// For Buffer: zero-filled device memory, or memory that the host may use, too. Throws OutOfMemory
-// for `purpose`.
+// For Buffer: zero-filled device memory; if `managed`, the host can use it, too. Throws OutOfMemory
+// that names `purpose`.
 void* allocate(size_t num_bytes, Device device, bool managed, const char* purpose);
 void release(void* address) noexcept;
 // For PinnedBuffer.

@@ -15,7 +15,7 @@ namespace switchyard::cuda {
 
 constexpr uint32_t kAllLanes = 0xffffffffu;
 
-// Rounds to nearest even, as bfloat16 does on the host, in one instruction.
+// Rounds to nearest even in one instruction, as bfloat16 does on the host.
 template <class T>
 __device__ inline T from_float(float value);
 template <>
@@ -33,8 +33,8 @@ __device__ inline bfloat16 from_float<bfloat16>(float value) {
 #endif
 }
 
-// kCount elements as floats, in pieces of 16 bytes (or all at once where they are fewer); the
-// address must be aligned to that.
+// Reads kCount elements as floats, in pieces of 16 bytes (in one piece if they have fewer bytes).
+// The address must be aligned to the size of a piece.
 template <int kCount, class T>
 __device__ inline void load_floats(const T* address, float (&out)[kCount]) {
   constexpr int kPiece = kCount < 16 / static_cast<int>(sizeof(T)) ? kCount : 16 / sizeof(T);
@@ -64,7 +64,7 @@ __device__ inline void store_floats(T* address, const float (&values)[kCount]) {
   }
 }
 
-// The sum over the 32 lanes, on every lane, in the same order for every call.
+// The sum over the 32 lanes, on every lane, added in the same order in every call.
 template <class T>
 __device__ inline T warp_sum(T value) {
   for (int offset = 16; offset > 0; offset /= 2) {
@@ -92,7 +92,7 @@ __device__ inline T block_sum(T value, T* scratch) {
   return warp_sum(lane < num_warps ? scratch[lane] : T{});
 }
 
-// As block_sum: the greatest value, on every thread.
+// The greatest value, on every thread; requirements as for block_sum.
 __device__ inline float block_max(float value, float* scratch) {
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int num_warps = static_cast<int>(blockDim.x) / 32;

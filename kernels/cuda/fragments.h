@@ -1,6 +1,6 @@
 #pragma once
 
-// For mma.h and its emulated twin: what a lane holds of the operands of a product.
+// For mma.h and its emulation: the elements that a lane holds of the operands of a product.
 
 #include <cstdint>
 

@@ -1,6 +1,6 @@
 #pragma once
 
-// For .cu files alone: how kernels are launched.
+// For .cu files only: launches kernels.
 
 #include <cuda_runtime.h>
 
@@ -15,8 +15,8 @@
 
 namespace switchyard::cuda {
 
-// kernel<<<grid, block, shared_bytes, stream>>>(args...), with the launch checked; an empty grid
-// runs nothing. Kernels reach their dynamic shared memory through dynamic_shared().
+// Runs kernel<<<grid, block, shared_bytes, stream>>>(args...) and checks the launch; an empty grid
+// launches nothing. Kernels reach their dynamic shared memory through dynamic_shared().
 template <class... Params, class... Args>
 void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, Stream& stream,
             Args&&... args) {

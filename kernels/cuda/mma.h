@@ -18,7 +18,7 @@
 
 namespace switchyard::cuda {
 
-// Two floats, rounded, as neighbours in a fragment; `first` in the lower half.
+// Two floats, rounded to bf16, as neighbours in a fragment; `first` is in the lower half.
 __device__ inline uint32_t pack_bf16(float first, float second) {
   const __nv_bfloat162 both = __floats2bfloat162_rn(first, second);
   uint32_t bits;
@@ -36,8 +36,8 @@ __device__ inline void multiply_add(const FragmentA& a, const FragmentB& b, Frag
         "r"(b.pair[1]));
 }
 
-// out[i] = this lane's pair of the i-th of four 8 x 8 matrices, whose rows lanes 8 i to 8 i + 7
-// point at; of its transpose if kTransposed.
+// out[i] = this lane's pair of the i-th of four 8 x 8 matrices, or of its transpose if kTransposed.
+// Lanes 8 i to 8 i + 7 pass the addresses of that matrix's rows.
 template <bool kTransposed>
 __device__ void load_matrices(const bfloat16* row, uint32_t (&out)[4]) {
   const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(row));

@@ -1,7 +1,7 @@
 #pragma once
 
 // For the norms' .cu files: how the threads of a block share rows of [rows, width] (row_blocks.h),
-// sums over a row, and the sums over rows that gradients of weights are.
+// sums over a row, and sums over rows for the gradients of weights.
 //
 // A row belongs to blockDim.x threads, a power of two; a block works on blockDim.y rows at a time.
 // Thread threadIdx.x of a row holds the columns
@@ -17,20 +17,20 @@
 
 namespace switchyard::cuda {
 
-// 16 bytes of T, or one element where addresses or the width forbid that.
+// 16 bytes of T, or one element if addresses or the width do not allow 16-byte accesses.
 template <class T, int kVec>
 struct alignas(kVec * sizeof(T)) Pack {
   T element[kVec];
 };
 
-// This thread's column in a step.
+// This thread's first column in a step.
 template <int kVec>
 __device__ inline int row_column(int step) {
   return (step * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x)) * kVec;
 }
 
-// A thread's part of a row of one tensor: kept as it was read, or, with kHeld false, read again
-// where it is needed (then mostly from the L1 cache).
+// A thread's part of a row of one tensor. With kHeld it stays in registers, unconverted; else it is
+// read again for every use, mostly from the L1 cache.
 template <class T, int kVec, int kSteps, bool kHeld>
 class RowPart {
  public:
@@ -50,7 +50,7 @@ class RowPart {
   Pack<T, kVec> kept_[kHeld ? kSteps : 1];
 };
 
-// Whether a backward kernel may keep `tensors` parts of a row beside its `sums` sums per column:
+// Whether a backward kernel may keep `tensors` parts of a row and its `sums` sums per column:
 // up to 96 of the 128 registers that kMaxRowThreads threads have each.
 template <class T, int kVec, int kSteps>
 constexpr bool fits_registers(int tensors, int sums) {
@@ -60,13 +60,13 @@ constexpr bool fits_registers(int tensors, int sums) {
 
 // ---- Sums over rows ----------------------------------------------------------------------------
 
-// What store_column_sums needs, in bytes.
+// Bytes of shared memory that store_column_sums needs.
 inline size_t column_sums_shared(int64_t width, RowBlock block) {
   return block.y == 1 ? 0 : static_cast<size_t>(width) * block.y * sizeof(float);
 }
 
-// out[column] = the block's sum, over its rows of threads in their order. Every thread must call;
-// `shared` may be in use until a barrier before, and is free after a barrier.
+// out[column] = the sum over the block's rows of threads, in their order. Every thread must call
+// it. A barrier must separate it from earlier and from later uses of `shared`.
 template <int kVec, int kSteps>
 __device__ inline void store_column_sums(const float (&sums)[kSteps][kVec], int width,
                                          float* shared, float* out) {

@@ -1,7 +1,7 @@
 #pragma once
 
-// How the norms' kernels share rows of [rows, width] out to threads and blocks, as the host decides
-// it; for their .cu files and for planning.
+// How the host distributes rows of [rows, width] over the threads and blocks of the norms' kernels;
+// for their .cu files and for planning.
 
 #include <algorithm>
 #include <bit>
@@ -12,11 +12,12 @@
 
 namespace switchyard::cuda {
 
-// Of a row, per thread. Fewer where they suffice: the sums of a backward pass lie beside them, and
-// with more than 16 per thread the f32 and the one-by-one kernels run out of registers.
+// Most elements of a row per thread. Narrow rows use fewer: a backward pass also keeps its sums in
+// registers, and with more than 16 elements per thread the f32 kernels and those without 16-byte
+// accesses run out of them.
 constexpr int kRowElements = 32;
 constexpr int kMaxRowWidth = kRowElements * kMaxRowThreads;
-// Of a block, where a row needs fewer.
+// Threads of a block if a row needs fewer.
 constexpr int kRowBlockThreads = 256;
 
 // Calls body.operator()<kVec, kSteps>().
@@ -47,13 +48,13 @@ inline RowBlock row_block(int64_t width, int vec, int steps) {
   const int per_thread = vec * steps;
   const int64_t needed = std::max<int64_t>((width + per_thread - 1) / per_thread, 1);
   unsigned int threads = std::bit_ceil(static_cast<unsigned int>(needed));
-  // A row in one step is spread over its lanes; one in many steps fills a warp.
+  // A row of one step may use a part of a warp; a row of several steps fills at least one warp.
   if (steps > 1) threads = std::max<unsigned int>(threads, kWarpSize);
   return {threads, std::max(kRowBlockThreads / threads, 1u)};
 }
 
-// Blocks of a backward kernel. Each goes through many rows, so that few partial sums of [width] are
-// written; short rows need more threads to keep the memory busy.
+// The number of blocks of a backward kernel. Each block works through many rows, so that few
+// partial sums of [width] are written; short rows need more threads to keep the memory busy.
 inline unsigned int backward_blocks(int multiprocessors, int64_t rows, RowBlock block, int steps) {
   const int per_processor = steps == 1 ? 8 : 2;
   const int64_t resident = int64_t{per_processor} * multiprocessors;

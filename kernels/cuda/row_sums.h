@@ -9,9 +9,9 @@ namespace switchyard::cuda {
 
 constexpr int kMaxRowWarps = kMaxRowThreads / kWarpSize;
 
-// The sums of kCount values over the threads of a row, on each of them; every thread of the block
-// must call. `scratch` holds kCount * kMaxRowWarps floats of shared memory; calls that follow one
-// another without a barrier between them need two, in turn.
+// The sums of kCount values over the threads of a row, on each of these threads. Every thread of
+// the block must call it. `scratch` holds kCount * kMaxRowWarps floats of shared memory; two calls
+// without a barrier between them need different scratch.
 template <int kCount>
 __device__ inline void row_sums(float (&values)[kCount], float* scratch) {
   const int row_threads = static_cast<int>(blockDim.x);

@@ -11,7 +11,7 @@ namespace {
 
 int64_t num_pieces(int64_t n, int64_t piece) { return (n + piece - 1) / piece; }
 
-// What a library takes for the time of one call.
+// Counts the scratch that a library takes during one call.
 void count_call(Workspace& workspace, size_t num_bytes) {
   const WorkspaceScope scope(workspace);
   workspace.take({static_cast<int64_t>(num_bytes)}, DType::u8);
@@ -19,8 +19,8 @@ void count_call(Workspace& workspace, size_t num_bytes) {
 
 }  // namespace
 
-// A radix sort makes a pass over each 8 bits of the keys. With more than one it needs room for the
-// pairs; its blocks, each of 4096 pairs or more, have 256 counters of four bytes each.
+// A radix sort makes one pass per 8 bits of the keys. With more than one pass it needs space for
+// the pairs. Its blocks of at least 4096 pairs have 256 counters of four bytes each.
 size_t sort_scratch_bytes(int64_t n, int64_t max_key) {
   constexpr size_t kFixed = size_t{64} << 10;
   const auto count = static_cast<size_t>(n);
@@ -28,7 +28,7 @@ size_t sort_scratch_bytes(int64_t n, int64_t max_key) {
   return kFixed + count / 4 + (many_passes ? 2 * sizeof(int32_t) * count : 0);
 }
 
-// A scan's blocks, each of 128 values or more, tell each other of 8 bytes.
+// A scan's blocks of at least 128 values exchange 8 bytes each.
 size_t scan_scratch_bytes(int64_t n) { return (size_t{4} << 10) + static_cast<size_t>(n) / 16; }
 
 TensorView attention_backward_scratch(Workspace& workspace, ConstTensorView q) {

@@ -1,8 +1,8 @@
 #pragma once
 
-// What the bodies of CUDA ops take from a workspace: the bodies take it with these functions, and
-// so does a device that only counts, in builds without CUDA too. Takers leave the scratch taken;
-// the caller's WorkspaceScope gives it back.
+// Scratch that the bodies of CUDA ops take from a workspace. The bodies call these functions, and
+// so do ops on a device that only counts, also in builds without CUDA. The functions do not release
+// the scratch; the caller's WorkspaceScope does.
 
 #include <cstddef>
 #include <cstdint>
@@ -12,7 +12,7 @@
 
 namespace switchyard::cuda {
 
-// What CUB gets: at least this much, and more where it asks for more. Bounds of what its kernels
+// Bytes that CUB gets; it gets more if it asks for more. They are upper bounds of what its kernels
 // for compute capability 8.0 and newer ask for.
 size_t sort_scratch_bytes(int64_t n, int64_t max_key);  // stable_sort_pairs
 size_t scan_scratch_bytes(int64_t n);                   // running_sums
@@ -23,14 +23,15 @@ TensorView attention_backward_scratch(Workspace&, ConstTensorView q);
 //   [batch, heads, splits, head_dim + 2] f32
 TensorView attend_cached_scratch(Workspace&, ConstTensorView q, ConstTensorView k_cache,
                                  ConstTensorView positions);
-// Keys of one block: a list is short, and its blocks must still fill the device.
+// Keys of one block. It is smaller for lists: they are short, and their blocks must still fill the
+// device.
 constexpr int64_t kKeysPerSplit = 256, kListedKeysPerSplit = 64;
 
 // Whether the backward kernels of norms may use 16-byte accesses.
 bool norm_backward_vectors(ConstTensorView dy, ConstTensorView x, ConstTensorView weight,
                            ConstTensorView dx);
-// Of rms_norm_backward (columns: hidden) and layer_norm_backward (2 hidden): a row of sums for each
-// of the kernel's blocks.
+// For rms_norm_backward (columns: hidden) and layer_norm_backward (2 hidden): a row of sums for
+// each of the kernel's blocks.
 //   [blocks, columns] f32
 TensorView norm_backward_scratch(Workspace&, Device, ConstTensorView x, bool vectors,
                                  int64_t columns);
@@ -39,19 +40,19 @@ constexpr int64_t kBiasGradientRows = 256;  // of a block
 //   [blocks, width] f32
 TensorView add_bias_backward_scratch(Workspace&, ConstTensorView dy);
 
-constexpr int64_t kRouterTokensPerChunk = 32;  // of a block, which a sequence has together
-// Only where the router counts.
+constexpr int64_t kRouterTokensPerChunk = 32;  // of a block; all from one sequence
+// Taken only if the router counts assignments.
 //   counts  [sequences, experts]
 //   [sequences, chunks, 2, experts] f64
 TensorView router_forward_scratch(Workspace&, int64_t seq_len, ConstTensorView counts);
 
-// Pairs and the same sorted; all [n] i32.
+// Pairs, and the same pairs sorted by key; all [n] i32.
 struct SortedPairs {
   SortedPairs(Workspace& workspace, int64_t n);
   TensorView keys, values, sorted_keys, sorted_values;
 };
 
-// Of embedding_backward, and what its sort takes beside it.
+// The scratch of embedding_backward. The count function also counts the scratch of its sort.
 SortedPairs embedding_backward_scratch(Workspace&, int64_t tokens);
 void count_embedding_backward(Workspace&, int64_t tokens, int64_t rows);
 
@@ -60,7 +61,7 @@ struct SendsScratch {
   SortedPairs by_rank;  // keys are ranks, values slots
   TensorView rows;      // [slots] i32
 };
-// And what its sort and scans take beside it.
+// Counts SendsScratch and the scratch of the sort and scans of plan_sends.
 void count_plan_sends(Workspace&, int64_t tokens, int64_t slots, int64_t ranks);
 
 struct ArrivalsScratch {

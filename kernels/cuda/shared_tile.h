@@ -31,8 +31,8 @@ constexpr size_t tile_bytes(int rows) {
   return sizeof(bfloat16) * kWidth * static_cast<size_t>(rows);
 }
 
-// Starts to copy rows [first, first + kRows) of a matrix, with kThreads threads; zeros where there
-// is none.
+// Starts to copy rows [first, first + kRows) of a matrix, with kThreads threads; rows beyond
+// num_rows become zero.
 //   stride  elements from one row to the next
 template <int kRows, int kThreads, int kWidth>
 __device__ void start_rows(const bfloat16* base, int64_t stride, int64_t first, int64_t num_rows,

@@ -17,13 +17,13 @@
 
 namespace switchyard::cuda {
 
-// For one call of CUB: what is planned with, or what CUB asks for if that is more.
+// The scratch of one call of CUB: the planned bytes, or those that CUB asks for if they are more.
 inline TensorView take_library_scratch(Workspace& workspace, size_t planned, size_t asked) {
   return workspace.take({static_cast<int64_t>(std::max(planned, asked))}, DType::u8);
 }
 
-// Sorts (key, value) pairs; pairs of equal keys stay in their order.
-//   keys, values                [n] i32, keys in [0, max_key]: the sort's passes are over the
+// Sorts (key, value) pairs; pairs of equal keys keep their order.
+//   keys, values                [n] i32, keys in [0, max_key]; the sort's passes cover only the
 //                               bits of max_key
 //   sorted_keys, sorted_values  [n] i32
 inline void stable_sort_pairs(Stream& stream, Workspace& workspace, const int32_t* keys,
@@ -41,7 +41,7 @@ inline void stable_sort_pairs(Stream& stream, Workspace& workspace, const int32_
   sort(take_library_scratch(workspace, sort_scratch_bytes(n, max_key), num_bytes).raw(), num_bytes);
 }
 
-// sums[i] = values[0] + ... + values[i]; sums may be values.
+// sums[i] = values[0] + ... + values[i]. `sums` and `values` may be the same memory.
 inline void running_sums(Stream& stream, Workspace& workspace, const int32_t* values, int64_t n,
                          int32_t* sums) {
   const auto scan = [&](void* scratch, size_t& num_bytes) {

@@ -1,6 +1,6 @@
 #pragma once
 
-// For launch.h: what CUDA and its emulation on the host (tests/simt) do differently.
+// For launch.h: the functions that the emulation on the host (tests/simt) replaces.
 
 #include <cuda_runtime.h>
 
@@ -12,10 +12,10 @@
 
 namespace switchyard::cuda {
 
-// What a kernel may use of shared memory without asking first.
+// Bytes of shared memory that a kernel may use without a function attribute.
 constexpr size_t kOrdinarySharedBytes = 48 * 1024;
 
-// Puts a kernel into the stream and checks that it was accepted. The grid is not empty.
+// Launches a kernel in the stream and checks that CUDA accepted it. The grid must not be empty.
 template <class... Params>
 void start_kernel(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
                   Stream& stream, std::tuple<Params...>& values) {

@@ -1,7 +1,7 @@
 #pragma once
 
-// Streams and events as CUDA knows them, for .cu files and what wraps CUDA's libraries. Nothing
-// above kernels/ and parallel/ includes this.
+// CUDA's own streams and events, for .cu files and for the wrappers of CUDA's libraries. Only
+// kernels/ and parallel/ include this file.
 
 #include <cublas_v2.h>
 #include <cuda_runtime.h>
@@ -17,7 +17,7 @@
 
 namespace switchyard::cuda {
 
-// Throws Error that names the call and what CUDA says of it: OutOfMemory, if it is that.
+// Throws Error with the name of the call and CUDA's error text, or OutOfMemory if memory is short.
 void check_cuda(cudaError_t code, const char* call);
 void check_cublas(cublasStatus_t status, const char* call);
 
@@ -32,13 +32,13 @@ struct SideStream {
 struct StreamState {
   Device device;
   cudaStream_t stream = nullptr;
-  // Made at the first product. cuBLAS gets a workspace per stream: products of two streams may then
-  // run at once, and repeat bit for bit.
+  // Created at the first product. Each stream has its own cuBLAS workspace, so that products of two
+  // streams can run at the same time and repeat bit for bit.
   cublasHandle_t cublas = nullptr;
   Buffer cublas_workspace;
   std::shared_ptr<EpiloguePlans> epilogue_plans;
   Buffer reduction_scratch;
-  // Made when first needed; see run_side_by_side.
+  // Created by the first run_side_by_side.
   std::unique_ptr<Event> forked;
   std::vector<std::unique_ptr<SideStream>> side_streams;
 };
@@ -55,13 +55,13 @@ cublasHandle_t cublas_handle(const Stream& stream);
 constexpr size_t kReductionScratchBytes = size_t{64} << 10;
 void* reduction_scratch(const Stream& stream, size_t num_bytes);
 
-// Calls piece(side stream, i) for i < count, for work that does not fill the device one piece at a
-// time. Pieces begin after what `stream` holds, and what it gets later begins after all of them.
-// Piece i always meets the same side stream, and so the same cuBLAS workspace.
+// Calls piece(side stream, i) for i < count, for pieces that do not fill the device alone. The
+// pieces begin after all earlier work of `stream`, and its later work begins after all pieces.
+// Piece i always runs on the same side stream, and so with the same cuBLAS workspace.
 void run_side_by_side(Stream& stream, int64_t count,
                       const std::function<void(Stream&, int64_t)>& piece);
 
-// Makes `device` the calling thread's; restores the one before.
+// Makes `device` the calling thread's current device; restores the previous one at scope end.
 class DeviceGuard {
  public:
   explicit DeviceGuard(Device device);

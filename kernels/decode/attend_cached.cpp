@@ -13,17 +13,17 @@
 namespace switchyard::cpu {
 namespace {
 
-// Keys between two looks at the running maximum; their rows stay in the L1 cache, where the query
-// heads of a group find them.
+// Keys between two updates of the running maximum. Their rows stay in the L1 cache, from which all
+// query heads of a group read them.
 constexpr int64_t kBlock = 64;
-// Keys of one task. Every task leaves a partial result, and those of a head are combined in order:
-// the work spreads over the threads when there are few heads, and the sums do not depend on how.
+// Keys of one task. Every task has a partial result, and those of a head are combined in order: so
+// even few heads give work to all threads, and the sums do not depend on the number of threads.
 constexpr int64_t kTaskKeys = 1024;
-// Query heads that share the registers of a row.
+// Query heads that share a row in registers.
 constexpr int kTogether = 4;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// Where the keys and values of a block lie.
+// The addresses of the keys and values of a block.
 template <class T>
 struct Block {
   int64_t count = 0;
@@ -37,8 +37,8 @@ struct TaskKeys {
   const int32_t* positions;  // [count]; null: first, first + 1, ...
   int64_t first, count, head_dim;
 
-  // Those from the `begin`-th on. In the places behind the last one are rows that may be read: keys
-  // are scored a few at a time.
+  // The block of keys from index `begin` on. Entries beyond the last key point to readable rows,
+  // because keys are scored a few at a time.
   Block<T> block(int64_t begin) const {
     Block<T> result;
     result.count = std::clamp<int64_t>(count - begin, 0, kBlock);
@@ -52,8 +52,8 @@ struct TaskKeys {
   }
 };
 
-// Of the query heads of one (sequence, kv head) against the keys of one task: the running softmax
-// (FlashAttention-2, Dao 2023, algorithm 1). `out` is not yet divided by `sum`.
+// The running softmax (FlashAttention-2, Dao 2023, algorithm 1) of the query heads of one
+// (sequence, kv head) over the keys of one task. `out` is not yet divided by `sum`.
 struct Partial {
   static int64_t floats(int64_t group, int64_t head_dim) { return group * (head_dim + 2); }
 
@@ -63,21 +63,21 @@ struct Partial {
   float *out, *max, *sum;  // [group, head_dim], [group], [group]
 };
 
-// Asks for the cache line that begins at row[d], if one does, as another row is read from there on:
-// memory works while this thread computes. Into the L2 cache: the L1 would not hold the rows of two
-// blocks, and has fewer requests to spare.
+// Prefetches the cache line that begins at row[d], if one begins there, so that memory works while
+// this thread computes on another row. The line goes to the L2 cache, because the L1 cache cannot
+// hold the rows of two blocks and allows fewer outstanding requests.
 template <class T>
 void prefetch(const T* row, int64_t d) {
   constexpr int64_t kLine = 64 / sizeof(T);
   if (d % kLine == 0) __builtin_prefetch(row + d, /*rw=*/0, /*locality=*/2);
 }
 
-// Vectors of sums that stay in registers, of all query heads that share a pass.
+// Vectors of sums in registers, for all query heads that share a pass.
 constexpr int kSums = static_cast<int>(simd::kLanes);
 static_assert(kSums % kTogether == 0);
 
-// scores[g * kBlock + i] = <q[g], keys[i]> for kHeads query heads and as many keys as make kSums.
-//   ahead  as many rows that are soon needed; or null
+// scores[g * kBlock + i] = <q[g], keys[i]> for kHeads query heads and kSums / kHeads keys.
+//   ahead  as many rows as there are keys, to prefetch; or null
 template <int kHeads, class T>
 void score_keys(const float* q, const T* const* keys, const T* const* ahead, int64_t head_dim,
                 float* scores) {
@@ -113,11 +113,11 @@ void score_keys(const float* q, const T* const* keys, const T* const* ahead, int
   }
 }
 
-// Rows of values that share the loads and stores of a sum.
+// Rows of values that are added per load and store of a sum.
 constexpr int kRows = 4;
 
 // out[g] += sum over i of weights[g * kBlock + i] values[i], for kHeads query heads and kRows rows.
-//   ahead  as many rows that are soon needed; or null
+//   ahead  kRows rows to prefetch; or null
 template <int kHeads, class T>
 void add_values(const T* const* values, const T* const* ahead, const float* weights,
                 int64_t head_dim, float* out) {
@@ -146,8 +146,8 @@ void add_values(const T* const* values, const T* const* ahead, const float* weig
   }
 }
 
-// Turns the scores of one query head, of which those behind `count` are there to be overwritten,
-// into exp(scale (score - max)), and raises max; what was summed before is scaled down.
+// Turns the scores of one query head into exp(scale (score - max)), updates max and scales down the
+// previous sums. Scores beyond `count` are overwritten.
 void softmax_block(float scale, int64_t count, int64_t head_dim, float* scores, float& max,
                    float& sum, float* out) {
   std::fill(scores + count, scores + kBlock, -kInfinity);
@@ -171,8 +171,8 @@ void softmax_block(float scale, int64_t count, int64_t head_dim, float* scores, 
   sum += simd::sum_of(total);
 }
 
-// Calls body.operator()<kHeads>(g) for query heads [g, g + kHeads) that share a pass: four, then
-// single ones.
+// Calls body.operator()<kHeads>(g) for query heads [g, g + kHeads) that share a pass: first groups
+// of four, then single heads.
 template <class Body>
 void for_heads(int64_t heads, const Body& body) {
   int64_t g = 0;
@@ -213,8 +213,8 @@ void attend_task(const TaskKeys<T>& keys, int64_t group, const T* q, float scale
   }
 }
 
-// The results of a head's tasks become one, of which `out` is the quotient. The first task's memory
-// holds the sums.
+// Combines the results of a head's tasks in the memory of the first one, and writes its quotient to
+// `out`.
 template <class T>
 void combine(float* partials, int64_t tasks, int64_t group, int64_t head_dim, float scale, T* out) {
   Partial total(partials, group, head_dim);
@@ -241,7 +241,7 @@ void combine(float* partials, int64_t tasks, int64_t group, int64_t head_dim, fl
 
 int64_t num_tasks(int64_t keys) { return (keys + kTaskKeys - 1) / kTaskKeys; }
 
-// Of attend_cached, for lists of up to `tasks` tasks.
+// The scratch of attend_cached, for lists of up to `tasks` tasks.
 struct Scratch {
   Scratch(Workspace& workspace, ConstTensorView q, ConstTensorView k_cache, int64_t tasks) {
     const int64_t kv_heads = k_cache.dim(1), group = q.dim(1) / kv_heads, head_dim = q.dim(2);

@@ -12,7 +12,7 @@ using namespace cuda;  // NOLINT: the device helpers
 
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / kWarpSize;
-// Rows that a thread has asked for before it needs the first one.
+// Rows that a thread loads ahead, before it uses the first one.
 constexpr int kInFlight = 2;
 // Query heads of a group that share a row in registers.
 constexpr int kTogether = 4;
@@ -24,8 +24,8 @@ struct Problem {
   const int32_t *positions, *counts;  // positions may be null: 0, 1, 2, ...
 };
 
-// How the lanes of a warp share rows: kRowLanes to a row, each with kPerLane of its elements; side
-// by side where rows allow 16-byte accesses, else every 32nd.
+// How the lanes of a warp share rows: kRowLanes lanes per row, each with kPerLane of its elements.
+// With 16-byte accesses a lane's elements are neighbours, else they are kRowLanes apart.
 template <int kLanesOfRow, int kElements, bool kAsVectors>
 struct RowShape {
   static constexpr int kRowLanes = kLanesOfRow, kPerLane = kElements;
@@ -50,15 +50,15 @@ struct RowShape {
   }
 };
 
-// What some threads know of a query: the weighted sum of values, the largest score, and the sum of
-// the weights; records of head_dim + 2 floats.
+// A record of head_dim + 2 floats is a partial result of a query: the weighted sum of values, the
+// largest score, and the sum of the weights.
 //
-// Sums `n` records of one query into `out`, in their order.
+// Adds `n` records of one query into `out`, in their order.
 __device__ void merge_records(const float* records, int64_t n, int64_t head_dim, float* out) {
   const int64_t record = head_dim + 2;
   float best = -INFINITY, all = 0.0f;
   for (int64_t i = 0; i < n; ++i) best = fmaxf(best, records[i * record + head_dim]);
-  const float shift = best == -INFINITY ? 0.0f : best;  // without any key
+  const float shift = best == -INFINITY ? 0.0f : best;  // -INFINITY: there is no key
   for (int64_t i = 0; i < n; ++i) {
     all += records[i * record + head_dim + 1] * expf(records[i * record + head_dim] - shift);
   }
@@ -75,7 +75,7 @@ __device__ void merge_records(const float* records, int64_t n, int64_t head_dim,
   }
 }
 
-// The running softmax of kHeads query heads over the keys of the lanes that share rows.
+// The running softmax of kHeads query heads over the keys of one group of lanes.
 template <class Shape, int kHeads>
 struct HeadsState {
   float query[kHeads][Shape::kPerLane], sums[kHeads][Shape::kPerLane];
@@ -93,7 +93,7 @@ struct HeadsState {
     }
   }
 
-  // Keys that are not `here` weigh nothing. Every lane of the warp must call it.
+  // Keys that are not `here` get a weight of zero. Every lane of the warp must call it.
   __device__ void add(const float (&k)[kInFlight][Shape::kPerLane],
                       const float (&v)[kInFlight][Shape::kPerLane], const bool (&here)[kInFlight],
                       float scale) {
@@ -112,7 +112,7 @@ struct HeadsState {
         score[u] = here[u] ? scale * dot : -INFINITY;
         best = fmaxf(best, score[u]);
       }
-      const float shift = best == -INFINITY ? 0.0f : best;  // before the first key
+      const float shift = best == -INFINITY ? 0.0f : best;  // -INFINITY: there was no key yet
       const float shrink = expf(largest[h] - shift);
       largest[h] = best;
       total[h] *= shrink;
@@ -129,7 +129,7 @@ struct HeadsState {
   }
 };
 
-// Query heads [head, head + kHeads) against the keys of this block's split.
+// Attends from query heads [head, head + kHeads) to the keys of this block's split.
 //   records  [kWarps * Shape::kRows, head_dim + 2] in shared memory
 template <class Shape, int kHeads, class T>
 __device__ void attend_split(const Problem& p, int64_t head, const T* q, const T* k_cache,
@@ -200,7 +200,7 @@ template <class T>
 __global__ void merge_splits_kernel(Problem p, const float* partial, T* out) {
   float* merged = dynamic_shared<float>();
   merge_records(partial + blockIdx.x * p.splits * (p.head_dim + 2), p.splits, p.head_dim, merged);
-  __syncthreads();  // the sum of the weights is there
+  __syncthreads();  // the sum of the weights is visible below
   for (int64_t d = threadIdx.x; d < p.head_dim; d += kThreads) {
     out[blockIdx.x * p.head_dim + d] = from_float<T>(merged[d] / merged[p.head_dim + 1]);
   }

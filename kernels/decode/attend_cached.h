@@ -10,7 +10,7 @@ namespace switchyard {
 //   q                 [batch, heads, head_dim]
 //   k_cache, v_cache  [batch, kv_heads, max_len, head_dim]   dtype of q
 //   positions         [batch, kv_heads, max_selected] i32: the rows; empty: 0, 1, 2, ...
-//   counts            [batch] i32: how many of them, at least 1
+//   counts            [batch] i32: how many rows, at least 1
 //   out               [batch, heads * head_dim]   dtype of q
 using AttendCached = void(Stream&, Workspace&, ConstTensorView q, ConstTensorView k_cache,
                           ConstTensorView v_cache, ConstTensorView positions,
@@ -18,7 +18,7 @@ using AttendCached = void(Stream&, Workspace&, ConstTensorView q, ConstTensorVie
 
 namespace cpu {
 AttendCached attend_cached;
-// What it takes from the workspace when as many keys are attended to as there may be.
+// Takes what the body takes from the workspace for the largest possible number of keys.
 void count_attend_cached(Workspace&, ConstTensorView q, ConstTensorView k_cache,
                          ConstTensorView positions);
 }  // namespace cpu

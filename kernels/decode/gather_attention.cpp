@@ -9,7 +9,7 @@
 namespace switchyard {
 namespace {
 
-// Where the first index outside [0, max_len) stands; count: nowhere.
+// The position of the first index outside [0, max_len); `count` if there is none.
 int64_t first_outside(const int32_t* indices, int64_t count, int64_t max_len) {
   bool outside = false;
 #pragma omp simd reduction(|| : outside)

@@ -5,12 +5,12 @@
 namespace switchyard {
 
 // Attention of one new query per sequence to some of its cached keys, softmax(scale q k^T) v over
-// an index list; the rows are read where they lie. Query heads that share a key/value head share
-// its list.
+// an index list; the rows are read in place, without a copy. Query heads that share a key/value
+// head share its list.
 //   q                 [batch, heads, head_dim]
 //   k_cache, v_cache  [batch, kv_heads, max_len, head_dim]   dtype of q
 //   indices           [batch, kv_heads, max_selected] i32: positions in the cache, in any order
-//   counts            [batch] i32: how many of them are meant, at least 1
+//   counts            [batch] i32: how many entries of `indices` are used, at least 1
 //   out               [batch, heads * head_dim]   dtype of q
 using GatherAttention = void(Stream&, Workspace&, ConstTensorView q, ConstTensorView k_cache,
                              ConstTensorView v_cache, ConstTensorView indices,

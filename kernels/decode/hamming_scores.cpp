@@ -13,14 +13,14 @@ namespace {
 // Positions of one head that a thread scores at a time.
 constexpr int64_t kPiece = 4096;
 
-// Two words of a code at once.
+// Reads two words of a code as one.
 uint64_t word_pair(const int32_t* words) {
   uint64_t pair;
   std::memcpy(&pair, words, sizeof(pair));
   return pair;
 }
 
-// Of keys whose codes have kPairs pairs of words; the compiler makes vector popcounts of it.
+// Distances of keys whose codes have kPairs pairs of words; the compiler uses vector popcounts.
 template <int kPairs>
 void distances_of(const int32_t* q, int64_t group, const int32_t* codes, int64_t count,
                   uint16_t* out) {
@@ -37,7 +37,7 @@ void distances_of(const int32_t* q, int64_t group, const int32_t* codes, int64_t
   }
 }
 
-// Of any number of words of 32 bits.
+// Distances of keys whose codes have any number of 32-bit words.
 void distances_of_words(const int32_t* q, int64_t group, int64_t words, const int32_t* codes,
                         int64_t count, uint16_t* out) {
   for (int64_t p = 0; p < count; ++p) {
@@ -67,7 +67,7 @@ void require_lengths(ConstTensorView lengths, int64_t max_len) {
   }
 }
 
-// body(row, begin, count) for pieces of every (sequence, kv head).
+// Calls body(row, begin, count) for pieces of every (sequence, kv head).
 template <class Body>
 void for_each_piece(ConstTensorView lengths, int64_t kv_heads, int64_t max_len, const Body& body) {
   const int64_t pieces = ceil_div(max_len, kPiece);
@@ -113,7 +113,7 @@ void key_norm_scores(Stream& stream, ConstTensorView distances, ConstTensorView 
   require_dtype(lengths, DType::i32, "lengths");
   require_shape(scores, distances.shape(), "scores");
   require_dtype(scores, DType::f32, "scores");
-  require(group >= 1 && bits >= 1, "{} codes of {} bits", group, bits);
+  require(group >= 1 && bits >= 1, "group is {} and bits {}, expected at least 1", group, bits);
   SWITCHYARD_BODY(stream, key_norm_scores)(stream, distances, norms, lengths, group, bits, scores);
 }
 

@@ -15,7 +15,7 @@ struct Problem {
   const int32_t* lengths;
 };
 
-// A thread per key; a warp reads the codes of 32 keys, which lie next to each other.
+// One thread scores a key; a warp reads the codes of 32 adjacent keys.
 //   shared  [group, words] the queries' codes
 template <int kWords>
 __global__ void hamming_scores_kernel(Problem p, const int32_t* q_codes, const int32_t* codes,
@@ -28,7 +28,7 @@ __global__ void hamming_scores_kernel(Problem p, const int32_t* q_codes, const i
   for (int64_t i = threadIdx.x; i < p.group * words; i += kThreads) {
     queries[i] = q_codes[row * p.group * words + i];
   }
-  __syncthreads();  // the queries' codes are there
+  __syncthreads();  // the queries' codes are visible below
 
   const int64_t key = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (key >= length) return;

@@ -11,7 +11,7 @@ namespace switchyard {
 namespace {
 
 constexpr int64_t kWordBits = 32;
-// Rows that are projected together, so that a row of the weight is read once for all of them.
+// Rows that are projected together; a row of the weight is read once for all of these.
 constexpr int64_t kRows = 4;
 
 // sums[r, j] = <row r of x, column j of the weight> for the 32 columns of a word
@@ -37,7 +37,7 @@ int32_t pack(const float (&sums)[kWordBits]) {
   return static_cast<int32_t>(word);
 }
 
-// rows of x -> rows of codes
+// Turns rows of x into rows of codes.
 template <class T>
 void encode_rows(const T* x, int64_t rows, int64_t head_dim, const float* weight, int64_t bits,
                  int32_t* codes) {
@@ -133,7 +133,7 @@ void hash_encode(Stream& stream, ConstTensorView q, ConstTensorView k, ConstTens
           to_string(weight.shape()));
   require_dtype(weight, DType::f32, "weight");
   require(weight.dim(2) > 0 && weight.dim(2) % kWordBits == 0,
-          "codes of {} bits do not fill words of {}", weight.dim(2), kWordBits);
+          "bits is {}, expected a multiple of {}", weight.dim(2), kWordBits);
   if (k) require_keys(k, weight, first_position, codes, norms);
   if (q) require_queries(q, weight, q_codes);
   if (q && k) require_dtype(k, q.dtype(), "k");

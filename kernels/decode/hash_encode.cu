@@ -12,16 +12,16 @@ using namespace cuda;  // NOLINT: the device helpers
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / kWarpSize;
 
-// Rows of x [heads of all sequences, rows, head_dim] and where their codes go.
+// Rows of x [heads of all sequences, rows, head_dim] and the place of their codes.
 struct Rows {
   int64_t all_heads = 0, heads = 1, rows = 0;  // of all sequences; of one; of a head
   int64_t group = 1;                           // heads that share a projection
-  int64_t out_rows = 0, first_out = 0;         // of a head in the codes; where the first row goes
+  int64_t out_rows = 0, first_out = 0;         // of a head in the codes; index of the first row
   int64_t head_dim = 0, bits = 0;
 };
 
-// A warp makes one word of one row: lane j has column j of the word, so that the weight is read
-// along its rows and a vote packs the signs.
+// A warp computes one word of one row: lane j has column j of the word, so that the warp reads rows
+// of the weight and packs the signs with a ballot.
 template <class T>
 __device__ void encode_word(const Rows& r, int64_t i, const T* x, const float* weight,
                             int32_t* codes, float* norms) {
@@ -48,7 +48,7 @@ __device__ void encode_word(const Rows& r, int64_t i, const T* x, const float* w
   if (lane == 0) norms[out] = sqrtf(square);
 }
 
-// Keys first, then queries: both in one launch.
+// One launch encodes the keys first, then the queries.
 template <class T>
 __global__ void hash_encode_kernel(Rows keys, const T* k, int32_t* codes, float* norms,
                                    Rows queries, const T* q, int32_t* q_codes,

@@ -7,7 +7,8 @@
 namespace switchyard {
 namespace {
 
-// The products of a sum are the sum of the products, and cost one pass over the keys.
+// Sums the queries of a group: the product of a key with the sum is the sum of its products, and
+// needs only one pass over the keys.
 //   q    [group, width]
 //   sum  [width]
 template <class T>
@@ -21,7 +22,7 @@ void sum_group(const T* q, int64_t group, int64_t width, float* sum) {
 
 template <class T>
 float dot(const float* q, const T* key, int64_t width) {
-  // Several sums side by side, so that the compiler may use vectors without reordering additions.
+  // Several separate sums let the compiler use vectors without reordering additions.
   constexpr int64_t kLanes = 16;
   float lanes[kLanes] = {};
   int64_t i = 0;

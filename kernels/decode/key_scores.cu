@@ -18,8 +18,8 @@ struct Problem {
   const int32_t* lengths;
 };
 
-// A block scores a run of keys of one (sequence, kv head); a warp one key at a time, its lanes next
-// to each other along the channels.
+// A block scores consecutive keys of one (sequence, kv head). A warp scores one key at a time; its
+// lanes read neighbouring channels.
 //   shared  [width] the sum of the group's queries
 template <class T>
 __global__ void key_scores_kernel(Problem p, const T* q, const T* keys, float* scores) {

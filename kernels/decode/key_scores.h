@@ -4,10 +4,11 @@
 
 namespace switchyard {
 
-// How well cached keys answer a new query, for methods that rank keys by products: the true ones
-// (exact top-k), or those of a few leading channels of rotated vectors (Loki, arXiv 2406.02542).
+// Products of cached keys with a new query, for methods that rank keys by them: products over all
+// channels (exact top-k), or over a few leading channels of rotated vectors (Loki, arXiv
+// 2406.02542).
 //   scores[b, h, p] = sum over the query heads g that share h of <q[b, g], keys[b, h, p]>
-// for p < lengths[b]; later ones stay as they are.
+// for p < lengths[b]; later positions are not changed.
 //   q        [batch, heads, width]
 //   keys     [batch, kv_heads, max_len, width]   dtype of q
 //   lengths  [batch] i32: cached positions, at least 1

@@ -7,7 +7,7 @@
 namespace switchyard {
 namespace {
 
-// One page's bounds with the keys of [begin, end) in them, which lie in that page.
+// Updates one page's bounds with its keys [begin, end).
 //   k             [end - begin, head_dim]
 //   lower, upper  [head_dim]
 template <class T>

@@ -16,7 +16,7 @@ struct NewKeys {
   int64_t seq_len, head_dim, pages, page_size, first_position;
 };
 
-// A block per (touched page, sequence and head); threads lie along the channels.
+// One block per (page with new keys, sequence and head); its threads take one channel each in turn.
 template <class T>
 __global__ void update_page_bounds_kernel(NewKeys n, const T* k, T* lower, T* upper) {
   const int64_t head = blockIdx.y, page = n.first_position / n.page_size + blockIdx.x;
@@ -45,7 +45,7 @@ struct Problem {
   const int32_t* lengths;
 };
 
-// A warp per page of one (sequence, kv head), its lanes along the channels.
+// One warp per page of one (sequence, kv head); its lanes read neighbouring channels.
 template <class T>
 __global__ void page_scores_kernel(Problem p, const T* q, const T* lower, const T* upper,
                                    float* scores) {

@@ -12,12 +12,12 @@
 namespace switchyard {
 namespace {
 
-// Keys that are counted between two widenings of the counts: 16-bit lanes hold them.
+// Keys that are counted before the counts are widened: 16-bit lanes can hold so many.
 constexpr int64_t kCounted = 32768;
-// Keys that are looked at together: the bits of a mask.
+// Keys that are compared together; each is a bit of a mask.
 constexpr int64_t kMasked = 32;
 
-// Of `n` keys those that are at most `bound`.
+// How many of `n` keys are at most `bound`.
 template <class Key>
 int64_t count_up_to(const Key* keys, int64_t n, Key bound) {
   int64_t total = 0;
@@ -31,17 +31,16 @@ int64_t count_up_to(const Key* keys, int64_t n, Key bound) {
   return total;
 }
 
-// What is chosen of the keys: all below `key`, and those that equal it but for the first
-// `older_ties`.
+// The chosen keys are all keys below `key`, and the keys equal to it except the first `older_ties`.
 template <class Key>
 struct Threshold {
   Key key;
   int64_t older_ties;
 };
 
-// For the `wanted` smallest, 1 <= wanted <= n. Halves the range of values, of which distances have
-// few, and counts at vector speed; a histogram would wait for its own stores, since distances crowd
-// around their mean.
+// The threshold of the `wanted` smallest keys, 1 <= wanted <= n. The function bisects the range of
+// values, which is small for distances, and counts with vector instructions. A histogram would wait
+// for its own stores, because most distances are near their mean.
 template <class Key>
 Threshold<Key> find_threshold(const Key* keys, int64_t n, int64_t wanted) {
   Key low = std::numeric_limits<Key>::max(), high = 0;
@@ -64,7 +63,7 @@ Threshold<Key> find_threshold(const Key* keys, int64_t n, int64_t wanted) {
   return {high, up_to_high - wanted};
 }
 
-// Bit i: whether keys[i] is at most `bound`, for `count` <= kMasked keys.
+// Bit i says whether keys[i] is at most `bound`, for `count` <= kMasked keys.
 template <class Key>
 uint32_t mask_up_to(const Key* keys, int64_t count, Key bound) {
   uint32_t mask = 0;
@@ -73,7 +72,8 @@ uint32_t mask_up_to(const Key* keys, int64_t count, Key bound) {
   return mask;
 }
 
-// The positions, from `first` on, of the `wanted` smallest of `n` keys, rising.
+// Writes the positions of the `wanted` smallest of `n` keys in ascending order; keys[0] has the
+// position `first`.
 template <class Key>
 void choose(const Key* keys, int64_t n, int64_t wanted, int64_t first, int32_t* indices) {
   auto [threshold, older_ties] = find_threshold(keys, n, wanted);
@@ -92,8 +92,8 @@ void choose(const Key* keys, int64_t n, int64_t wanted, int64_t first, int32_t* 
   }
 }
 
-// The scores [first, end) as keys, of which the smallest are best: distances as they are, others in
-// `scratch`.
+// The scores [first, end) as keys, of which the smallest are best: distances in place, f32 scores
+// converted in `scratch`.
 const uint16_t* keys_of(const uint16_t* scores, int64_t first, int64_t, uint32_t*) {
   return scores + first;
 }
@@ -103,11 +103,11 @@ const uint32_t* keys_of(const float* scores, int64_t first, int64_t end, uint32_
   return scratch;
 }
 
-// The positions of one (sequence, kv head), rising.
+// Writes the positions of one (sequence, kv head) in ascending order.
 template <class Score>
 void select_row(const Score* scores, int64_t length, int64_t count, int64_t sink, int64_t recent,
                 uint32_t* scratch, int32_t* indices) {
-  // Windows that do not fit the budget give up their oldest keys.
+  // Windows that exceed the budget lose their oldest keys.
   recent = std::min({recent, length, count});
   sink = std::min(sink, length - recent);
   const int64_t sinks = std::min(sink, count - recent), rest = count - recent - sinks;
@@ -120,8 +120,8 @@ void select_row(const Score* scores, int64_t length, int64_t count, int64_t sink
     indices[rest + i] = static_cast<int32_t>(length - recent + i);
 }
 
-// Keys of f32 scores, per thread.
-//   [threads, max_len] i32; of u16 scores [threads, 0]
+// Every thread's keys of f32 scores.
+//   [threads, max_len] i32; for u16 scores [threads, 0]
 TensorView select_scratch(Workspace& workspace, ConstTensorView scores) {
   const int64_t keys = scores.dtype() == DType::f32 ? scores.dim(2) : 0;
   return workspace.take({omp_get_max_threads(), keys}, DType::i32);
@@ -158,7 +158,7 @@ void select_top_k(Stream& stream, Workspace& workspace, ConstTensorView scores,
   require_dtype(counts, DType::i32, "counts");
   require_shape(indices, {scores.dim(0), scores.dim(1), indices.dim(2)}, "indices");
   require_dtype(indices, DType::i32, "indices");
-  require(sink >= 0 && recent >= 0, "windows of {} and {} keys", sink, recent);
+  require(sink >= 0 && recent >= 0, "sink is {} and recent {}, expected at least 0", sink, recent);
   count_scratch(
       stream, workspace, [&] { select_scratch(workspace, scores); }, no_scratch);
   SWITCHYARD_BODY(stream, select_top_k)

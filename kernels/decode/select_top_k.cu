@@ -23,17 +23,17 @@ struct Shared {
   int histogram[kBins];
   int warp_totals[kWarps];
   uint32_t bin;  // of the threshold's byte
-  int count;     // what is left to choose within it
+  int count;     // of keys still to choose within the bin
 };
 
-// How many threads before this one have the flag; `total` of the whole block.
+// How many threads before this one have the flag; `total` counts those of the whole block.
 __device__ int flags_before(bool flag, Shared& shared, int* total) {
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const uint32_t votes = __ballot_sync(kAllLanes, flag);
-  __syncthreads();  // the totals before have been read
+  __syncthreads();  // the previous totals have been read
   if (lane == 0) shared.warp_totals[warp] = __popc(votes);
-  __syncthreads();  // the totals are there
+  __syncthreads();  // the totals are visible below
   int before = __popc(votes & ((1u << lane) - 1u));
   *total = 0;
   for (int w = 0; w < kWarps; ++w) {
@@ -68,13 +68,13 @@ __device__ uint32_t find_threshold(const Score* scores, int64_t first, int64_t e
     prefix |= shared.bin << shift;
     mask |= 0xffu << shift;
     count = shared.count;
-    __syncthreads();  // and has been read
+    __syncthreads();  // the bin has been read
   }
   *ties = count;
   return prefix;
 }
 
-// A block per (sequence, kv head).
+// One block per (sequence, kv head).
 template <class Score>
 __global__ void __launch_bounds__(kThreads)
     select_top_k_kernel(Problem p, const Score* all_scores, int32_t* all_indices) {
@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kThreads)
   int32_t* indices = all_indices + row * p.stride;
   const int64_t length = p.lengths[blockIdx.y], count = p.counts[blockIdx.y];
 
-  // Windows that do not fit the budget give up their oldest keys.
+  // Windows that exceed the budget lose their oldest keys.
   const int64_t recent = min(min(p.recent, length), count);
   const int64_t sink = min(p.sink, length - recent), sinks = min(sink, count - recent);
   const int64_t end = length - recent;
@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kThreads)
     flags_before(key < end && selection_key(scores[key]) == threshold, shared, &total);
     equal += total;
   }
-  const int older_ties = equal - ties;  // which are not chosen
+  const int older_ties = equal - ties;  // these are not chosen
   int seen_ties = 0;
   int64_t written = sinks;
   for (int64_t tile = sink; tile < end; tile += kThreads) {

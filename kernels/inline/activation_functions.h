@@ -5,7 +5,7 @@
 
 namespace switchyard {
 
-// The functions themselves, for the bodies of both backends.
+// Activation functions for the bodies of both backends.
 
 // A function and its derivative at one point.
 struct Point {

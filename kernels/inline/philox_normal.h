@@ -12,14 +12,14 @@
 namespace switchyard {
 
 // Normal values from Philox, for the bodies of both backends. Every device must draw the same bits,
-// and libraries differ in the last bit of log and cos. Here both are made of operations that IEEE
-// 754 rounds in one way only; multiply-adds are fused by name, because compilers choose
-// differently.
+// but libraries differ in the last bit of log and cos. Here log and cos use only operations whose
+// rounding IEEE 754 defines, and explicit fused multiply-adds, because compilers differ in which
+// ones they fuse.
 
 using Philox = r123::Philox4x32;
 
-// Four 32-bit words for counter `block` under the key. The stream id is the counter's upper half:
-// Philox4x32 has a key of 64 bits, which the seed takes.
+// Four 32-bit words for counter `block` under the key. The stream id is the counter's upper half,
+// because the seed fills the 64-bit key of Philox4x32.
 SWITCHYARD_HOST_DEVICE inline Philox::ctr_type draw_words(RandomKey key, uint64_t block) {
   const Philox::ctr_type counter = {
       {static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32),
@@ -48,11 +48,11 @@ SWITCHYARD_HOST_DEVICE inline double portable_log(double x) {
 
 // cos(2 pi u), or sin(2 pi u), for u in [0, 1]: by Taylor series on the nearest quarter turn.
 SWITCHYARD_HOST_DEVICE inline double portable_cos_turns(double u, bool sine) {
-  // sin is cos a quarter turn later.
+  // sin(x) is cos(x - a quarter turn).
   const int quarter = static_cast<int>(fma(4.0, u, 0.5));
   const double x = 6.28318530717958647693 * (u - 0.25 * quarter), x2 = x * x;
   const int phase = (quarter + (sine ? 3 : 0)) & 3;
-  // Even phases take the series of cos, odd ones that of sin.
+  // Even phases use the series of cos, odd phases that of sin.
   const bool odd = (phase & 1) != 0;
   double series = 1.0;
   for (int k = 9; k >= 1; --k) {

@@ -5,8 +5,8 @@
 
 namespace switchyard {
 
-// Scores as unsigned integers, of which the smallest are best; constexpr, so that CUDA kernels call
-// the same functions.
+// Scores as unsigned integers; smaller integers are better scores. The functions are constexpr, so
+// that CUDA kernels call the same ones.
 
 constexpr uint32_t selection_key(uint16_t distance) { return distance; }
 
@@ -14,7 +14,7 @@ constexpr uint32_t selection_key(float score) {
   if (score != score) return UINT32_MAX;
   if (score == 0.0f) score = 0.0f;  // -0 equals 0
   const auto bits = std::bit_cast<uint32_t>(score);
-  // Of positive numbers the bits rise with the value, of negative ones they fall.
+  // The bits of positive numbers rise with the value, those of negative numbers fall.
   const uint32_t rising = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
   return ~rising;
 }

@@ -6,18 +6,18 @@
 
 namespace switchyard {
 
-// constexpr, so that CUDA kernels call the same functions.
+// The functions are constexpr, so that CUDA kernels call the same ones.
 
-// exp(x) within 2 units in the last place, as a short chain that compilers turn into vector
-// instructions. 0 below -87, infinity above 88; NaN stays NaN.
+// exp(x) within 2 units in the last place, as a short chain of operations that compilers vectorise.
+// The result is 0 below -87, infinity above 88, and NaN for NaN.
 //
 // exp(x) = 2^n exp(r) with |r| <= ln(2) / 2; exp(r) = 1 + r + r^2 P(r), P the quartic of least
 // relative error (3e-9) on that interval, found by Remez exchange.
 constexpr float fast_exp(float x) {
-  constexpr float kLowest = -87.0f, kHighest = 88.0f;  // 2^n stays a normal number between
+  constexpr float kLowest = -87.0f, kHighest = 88.0f;  // 2^n is a normal number between them
   constexpr float kLog2E = 1.44269504f;
   constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;  // n * kLn2High is exact
-  // Adding 1.5 * 2^23 rounds to an integer, and leaves it in the low bits of the sum.
+  // Adding 1.5 * 2^23 rounds to an integer and puts it into the low bits of the sum.
   constexpr float kToInteger = 12582912.0f;
   const float shifted = x * kLog2E + kToInteger;
   const float n = shifted - kToInteger;
@@ -31,7 +31,7 @@ constexpr float fast_exp(float x) {
   p = p * r + 1.0f;
   const uint32_t exponent = std::bit_cast<uint32_t>(shifted) << 23;
   const float scaled = std::bit_cast<float>(std::bit_cast<uint32_t>(p) + exponent);
-  // The sum is infinity, or the NaN that x is.
+  // The sum is infinity, or NaN if x is NaN.
   const float bounded = x <= kHighest ? scaled : x + std::numeric_limits<float>::infinity();
   return x < kLowest ? 0.0f : bounded;
 }

@@ -41,9 +41,9 @@ View group(View x, std::span<const int64_t> row_offsets, int64_t expert) {
   return x.rows(row_offsets[e], row_offsets[e + 1] - row_offsets[e]);
 }
 
-// Computes product_of_expert(e) for every expert. Blocks of all experts are shared out in one loop:
-// small experts then keep every thread busy, each with whole products of its own. Whoever computes
-// a block computes the same numbers, so handing them out as threads get free stays deterministic.
+// Computes product_of_expert(e) for every expert. One loop distributes the blocks of all experts,
+// so that every thread has whole products to compute, even if experts are small. The numbers in a
+// block do not depend on the thread, so dynamic scheduling stays deterministic.
 template <class ProductOfExpert>
 void compute_grouped(int64_t num_experts, const ProductOfExpert& product_of_expert) {
   const auto blocks_of = [](const MatrixProduct& p) { return ProductBlocks(p.m, p.n); };
@@ -51,7 +51,7 @@ void compute_grouped(int64_t num_experts, const ProductOfExpert& product_of_expe
   for (int64_t e = 0; e < num_experts; ++e) num_blocks += blocks_of(product_of_expert(e)).count();
 #pragma omp parallel
   {
-    // A thread meets its blocks in ascending order, so its place among the experts only advances.
+    // A thread gets its blocks in ascending order, so its expert index only increases.
     int64_t expert = -1, first = 0, end = 0;
     MatrixProduct product;
 #pragma omp for schedule(monotonic : dynamic)

@@ -25,9 +25,9 @@ cublasOperation_t operation(Transpose transpose) {
   return transpose == Transpose::yes ? CUBLAS_OP_T : CUBLAS_OP_N;
 }
 
-// c [m, n] = op(a) op(b) in row-major terms, as cuBLAS sees it: its matrices are column-major, so
-// that each is the transpose of ours, and c^T = op(b)^T op(a)^T. Sums are f32; f32 products do not
-// go through TF32 unless the environment asks cuBLAS for it.
+// c [m, n] = op(a) op(b) in row-major terms. cuBLAS's matrices are column-major: each is the
+// transpose of ours, so cuBLAS computes c^T = op(b)^T op(a)^T. Sums are f32; f32 products do not
+// use TF32 unless the environment asks cuBLAS for it.
 struct Product {
   int64_t m, n, k;
   Transpose transpose_a, transpose_b;
@@ -77,8 +77,8 @@ struct GroupedArguments {
   }
 };
 
-// The grouped call wants the pointers on the device; the copy has read them when it returns. False
-// where cuBLAS does not support the types.
+// The grouped call needs the pointers on the device; the copy has read them when it returns.
+// Returns false if cuBLAS does not support the types.
 bool multiply_grouped(Stream& stream, const std::vector<Product>& products, DType dtype,
                       DType c_dtype, Accumulate accumulate) {
   const GroupedArguments g(products, accumulate);
@@ -107,14 +107,14 @@ bool is_aligned(const Product& p, size_t element_bytes, size_t c_element_bytes) 
          stride_fits(p.b_stride, element_bytes) && stride_fits(p.n, c_element_bytes);
 }
 
-// Multiplications of a product from which on it is worth a launch of its own. On an H100 the
-// grouped call reaches 31 to 40 % of a dense product's rate at twice this size, and products side
-// by side in four streams 43 to 45 %.
+// A product with at least this many multiplications gets its own launch. On an H100 the grouped
+// call reaches 31 to 40 % of a dense product's rate at twice this size, and products side by side
+// in four streams reach 43 to 45 %.
 constexpr int64_t kLargeProduct = int64_t{1} << 30;
 
-// One product per expert. Many small ones together where cuBLAS can, else side by side: one alone
-// leaves most of the device idle. The grouped call has no f32 sums of bf16 products, which
-// gradients of weights are.
+// Computes one product per expert. Small products share a grouped call if cuBLAS supports it, else
+// they run side by side, because a single one leaves most of the device idle. The grouped call
+// cannot write f32 sums of bf16 products, which the gradients of weights need.
 void multiply_all(Stream& stream, const std::vector<Product>& products, DType dtype, DType c_dtype,
                   Accumulate accumulate) {
   if (products.empty()) return;

@@ -8,7 +8,7 @@
 namespace switchyard {
 
 enum class Transpose { no, yes };
-enum class Accumulate { no, yes };  // yes: adds to what the output holds
+enum class Accumulate { no, yes };  // yes: adds to the values of the output
 
 // c = op(a) op(b), or c += op(a) op(b)
 //   op(a) [m, k], op(b) [k, n]   the same dtype, f32 or bf16
@@ -16,7 +16,7 @@ enum class Accumulate { no, yes };  // yes: adds to what the output holds
 using Matmul = void(Stream&, ConstTensorView a, Transpose transpose_a, ConstTensorView b,
                     Transpose transpose_b, Accumulate accumulate, TensorView c);
 
-// One linear map per expert over rows that are grouped by expert: rows
+// Applies one linear map per expert to rows that are grouped by expert: rows
 // [row_offsets[e], row_offsets[e + 1]) of x belong to expert e. Groups may be empty or ragged.
 //   x            [rows, in]
 //   weight       [experts, out, in]    dtype of x

@@ -15,8 +15,8 @@
 namespace switchyard {
 namespace cuda {
 
-// What cuBLASLt chose for a problem, and the problem in its terms: column-major, so that each of
-// its matrices is the transpose of ours, c^T = op(b)^T op(a)^T, and the bias runs along a column.
+// The algorithms that cuBLASLt chose for problems, and its descriptions of them. Its matrices are
+// column-major: each is the transpose of ours, c^T = op(b)^T op(a)^T, and the bias is a column.
 struct EpiloguePlans {
   struct Problem {
     int64_t m, n, k;
@@ -38,7 +38,7 @@ struct EpiloguePlans {
 
   struct Plan {
     Owned<cublasLtMatmulDesc_t, cublasLtMatmulDescDestroy> operation;
-    Layout a, b, c;  // of the library's a and b: ours in the other order
+    Layout a, b, c;  // in the library's order: its a is our b, its b is our a
     cublasLtMatmulAlgo_t algorithm{};
     bool is_supported = false;
   };
@@ -64,7 +64,7 @@ using Plan = EpiloguePlans::Plan;
 
 cudaDataType_t cuda_type(DType dtype) { return dtype == DType::f32 ? CUDA_R_32F : CUDA_R_16BF; }
 
-// Of ours: [rows, columns] as stored.
+// The layout of x as stored, where op(x) is [rows, columns] in our terms.
 EpiloguePlans::Layout make_layout(DType dtype, int64_t rows, int64_t columns, Transpose transpose) {
   if (transpose == Transpose::yes) std::swap(rows, columns);
   cublasLtMatrixLayout_t layout = nullptr;
@@ -144,14 +144,14 @@ Plan& plan_for(Stream& stream, const Problem& problem) {
   return at->second;
 }
 
-// The greatest power of two up to 16 that divides all addresses.
+// The greatest power of two, at most 16, that divides all addresses.
 template <class... Pointers>
 uint32_t common_alignment(const Pointers*... addresses) {
   const uintptr_t bits = (uintptr_t{16} | ... | reinterpret_cast<uintptr_t>(addresses));
   return static_cast<uint32_t>(bits & (~bits + 1));
 }
 
-// The bias in the dtype of the product, which is what the library adds. Empty: it is too long.
+// The bias in the dtype of the product, as the library needs it; empty if the bias is too long.
 ConstTensorView bias_for(Stream& stream, ConstTensorView bias, DType dtype) {
   if (dtype == DType::f32) return bias;
   const size_t num_bytes = static_cast<size_t>(bias.num_elements()) * size_of(dtype);

@@ -10,7 +10,7 @@ using namespace cuda;  // NOLINT: the device helpers
 
 constexpr int kThreads = 512;
 
-// One block: sequences x experts is small.
+// One block is enough, because sequences x experts is small.
 //   shared  one row of counts for all sequences
 __global__ void __launch_bounds__(kThreads)
     balance_loss_kernel(const float* counts, bool shared, double assignments,

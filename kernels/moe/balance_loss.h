@@ -7,11 +7,11 @@ namespace switchyard {
 // Load-balance loss (Fedus et al. 2021, eq. 4) and its gradient by the router's probabilities:
 //   loss = E * sum_e f_e * P_e, exactly 1.0 when perfectly balanced; f_e is the share of the
 //   assignments that went to expert e, P_e the mean probability of expert e.
-// f is a count and carries no gradient. Given f the loss is linear in the probabilities, so every
-// rank contributes for its own tokens and the contributions add up.
+// f is a count and has no gradient. For a given f the loss is linear in the probabilities, so every
+// rank adds the contribution of its own tokens.
 //   counts        [sequences, experts] f32: assignments of whole sequences; or [1, experts]: of the
-//                 whole batch, one f for every sequence
-//   assignments   what a row of counts sums to
+//                 whole batch, with the same f for every sequence
+//   assignments   the sum of a row of counts
 //   prob_sums     [sequences, experts] f32: probabilities summed over this rank's tokens
 //   token_weight  1 / tokens in the global batch
 //   coef          factor of the loss in the total

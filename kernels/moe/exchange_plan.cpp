@@ -17,7 +17,7 @@ void plan_sends(Stream& stream, Workspace& workspace, ConstTensorView dispatch_i
   require_dtype(dispatch_idx, DType::i32, "dispatch_idx");
   const int64_t tokens = dispatch_idx.dim(0), slots = dispatch_idx.num_elements();
   require(plan.counts.rank() == 2 && plan.counts.dim(1) == 1 + local_experts,
-          "counts have shape {} for {} local experts", to_string(plan.counts.shape()),
+          "counts have shape {}, expected [ranks, 1 + {}]", to_string(plan.counts.shape()),
           local_experts);
   require_shape(plan.source, {slots}, "source");
   require_shape(plan.token_offsets, {tokens + 1}, "token_offsets");
@@ -51,16 +51,16 @@ void plan_arrivals(Stream& stream, Workspace& workspace, ConstTensorView assignm
 namespace cpu {
 namespace {
 
-// One (token, expert) pair as it travels: which row of the message it reads, and which of the
-// receiver's experts it wants.
+// One (token, expert) pair as it is sent: the row of the message, and the index of the expert among
+// the receiver's experts.
 struct Assignment {
   int32_t row;
   int32_t local_expert;
 };
 static_assert(sizeof(Assignment) == 2 * sizeof(int32_t));
 
-// Calls body(token, slot, rank, expert, opens) for every assignment, in order of tokens; `opens`:
-// the assignment needs a row of its own.
+// Calls body(token, slot, rank, expert, opens) for every assignment, in order of tokens. `opens`
+// says that the assignment begins a new row of the message.
 template <class Body>
 void for_each_assignment(ConstTensorView dispatch_idx, int64_t ranks, int64_t local_experts,
                          bool deduplicate, const Body& body) {
@@ -79,7 +79,7 @@ void for_each_assignment(ConstTensorView dispatch_idx, int64_t ranks, int64_t lo
 
 }  // namespace
 
-// Two walks over the assignments: the first counts, in the second everything has its place.
+// Passes over the assignments twice: the first pass counts, the second writes the lists.
 void plan_sends(Stream&, Workspace&, ConstTensorView dispatch_idx, int64_t local_experts,
                 bool deduplicate, const SendPlan& plan) {
   const int64_t tokens = dispatch_idx.dim(0), ranks = plan.counts.dim(0);
@@ -121,11 +121,11 @@ void plan_sends(Stream&, Workspace&, ConstTensorView dispatch_idx, int64_t local
                         sent[at] = {static_cast<int32_t>(next_row[rank] - 1 - first_row[rank]),
                                     static_cast<int32_t>(expert)};
                       });
-  // Tokens all of whose assignments were dropped end where the one before ends.
+  // If all assignments of a token were dropped, its end offset is that of the token before it.
   for (int64_t t = 0; t < tokens; ++t) offsets[t + 1] = std::max(offsets[t + 1], offsets[t]);
 }
 
-// A counting sort by expert keeps the order of arrival within each expert.
+// The counting sort by expert keeps the order of arrival within each expert.
 void plan_arrivals(Stream&, Workspace&, ConstTensorView assignments,
                    std::span<const int64_t> rank_rows, std::span<const int64_t> rank_assignments,
                    std::span<const int64_t> expert_offsets, const ArrivalPlan& plan) {

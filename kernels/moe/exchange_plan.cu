@@ -11,7 +11,7 @@ using namespace cuda;  // NOLINT: the device helpers
 
 constexpr int kThreads = 256;
 
-// The first place of an ascending list that holds at least `key`.
+// The first index of an ascending list whose value is at least `key`.
 __device__ int64_t lower_bound(const int32_t* sorted, int64_t n, int32_t key) {
   int64_t begin = 0, end = n;
   while (begin < end) {
@@ -27,15 +27,15 @@ __device__ int64_t lower_bound(const int32_t* sorted, int64_t n, int32_t key) {
 
 __device__ int64_t thread_number() { return int64_t{blockIdx.x} * blockDim.x + threadIdx.x; }
 
-// The problem of plan_sends, and its lists in the order in which assignments are sent: sorted by
-// rank. Dropped slots have rank `ranks`, and come last.
+// The inputs of plan_sends, and its lists in the order in which assignments are sent: sorted by
+// rank. Dropped slots have rank `ranks` and come last. A place is an index in this order.
 struct Sends {
   const int32_t* dispatch_idx;
   int64_t slots;
   int32_t top_k, ranks, local_experts;
   bool deduplicate;
   const int32_t *rank, *slot;  // [slots], of each place
-  const int32_t* rows;         // [slots] rows opened up to and with each place
+  const int32_t* rows;         // [slots] rows opened up to and including each place
 
   __device__ bool opens(int64_t place) const {
     if (rank[place] == ranks) return false;
@@ -76,7 +76,8 @@ __device__ void place_send(const Sends& s, int64_t place, int32_t* source,
   atomicAdd(of_rank, 1);
 }
 
-// One thread per place. Counted per block first: all places meet at few counts.
+// One thread per place. Each block counts in shared memory first, because there are few counters
+// for all places.
 __global__ void __launch_bounds__(kThreads)
     place_sends_kernel(Sends s, int32_t* source, int32_t* assignment_of_slot, int2* assignments,
                        unsigned long long* counts) {
@@ -120,7 +121,7 @@ __global__ void list_token_rows_kernel(Sends s, const int32_t* assignment_of_slo
   }
 }
 
-// Where arrivals come from: offsets per source rank, on the device.
+// The received assignments, with offsets per source rank, on the device.
 struct Arrivals {
   const int2* assignments;  // row within the message, local expert
   int64_t count, ranks;
@@ -144,7 +145,7 @@ __global__ void arrival_keys_kernel(Arrivals a, int32_t* experts, int32_t* numbe
   numbers[i] = static_cast<int32_t>(i);
 }
 
-// One thread per expert row, which is the place after sorting by expert; and per assignment.
+// Thread i handles expert row i, which is the index after sorting by expert, and assignment i.
 __global__ void place_arrivals_kernel(Arrivals a, const int32_t* sorted, int64_t rows,
                                       int32_t* expert_source, int32_t* received_offsets,
                                       int32_t* expert_row_of_assignment) {
@@ -200,7 +201,7 @@ void cuda::plan_sends(Stream& stream, Workspace& workspace, ConstTensorView disp
          plan.source.data<int32_t>(), assignment_of_slot,
          reinterpret_cast<int2*>(plan.assignments.data<int32_t>()),
          reinterpret_cast<unsigned long long*>(plan.counts.data<int64_t>()));
-  // One thread more: without tokens there is still an offset.
+  // One more thread than tokens, because there is one more offset.
   per_thread(count_token_rows_kernel, tokens + 1, assignment_of_slot, tokens, offsets);
   running_sums(stream, workspace, offsets, tokens + 1, offsets);
   per_thread(list_token_rows_kernel, tokens, assignment_of_slot, tokens, offsets,

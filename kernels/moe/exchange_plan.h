@@ -8,23 +8,24 @@
 
 namespace switchyard {
 
-// The two halves of planning an expert exchange (parallel/expert_exchange.h): what a rank sends,
-// and what it makes of what arrives. An assignment is one (token, expert) pair.
+// The two halves of planning an expert exchange (parallel/expert_exchange.h): the rows that a rank
+// sends, and the expert rows that it makes from the rows that it receives. An assignment is one
+// (token, expert) pair.
 
-// Lists that plan_sends fills. Their lengths are bounds: `counts` tells how much of them is used.
+// Lists that plan_sends fills. Their lengths are bounds; `counts` says how many entries are used.
 struct SendPlan {
-  TensorView counts;         // [ranks, 1 + local experts] i64: the rows that go to the rank, and
-                             // the assignments of each of its experts
+  TensorView counts;         // [ranks, 1 + local experts] i64: the rows sent to the rank, and the
+                             // assignments of each of its experts
   TensorView source;         // [tokens * top_k] i32: the token of each sent row, by rank
   TensorView token_offsets;  // [tokens + 1] i32, with
   TensorView token_members;  // [tokens * top_k] i32: the sent rows of each token, by slot
-  TensorView assignment_of_slot;  // [tokens * top_k] i32: place in `assignments`; -1: dropped
+  TensorView assignment_of_slot;  // [tokens * top_k] i32: index in `assignments`; -1: dropped
   TensorView assignments;  // [tokens * top_k, 2] i32: row within the message to the rank, and
                            // local expert; by rank, then token, then slot
 };
 
 //   dispatch_idx  [tokens, top_k] i32: expert of each slot, -1: dropped; experts of a token differ
-//   deduplicate   a token's assignments to one rank share a row
+//   deduplicate   true: a token's assignments to one rank share a row
 using PlanSends = void(Stream&, Workspace&, ConstTensorView dispatch_idx, int64_t local_experts,
                        bool deduplicate, const SendPlan& plan);
 
@@ -37,7 +38,7 @@ struct ArrivalPlan {
 // Expert rows are in the order of expert, then source rank, then token.
 //   assignments         [assignments, 2] i32, in order of arrival: by source rank, then token, slot
 //   rank_rows           ranks + 1 entries, on the host: the first received row from each rank
-//   rank_assignments    likewise, the first assignment
+//   rank_assignments    ranks + 1 entries, on the host: the first assignment from each rank
 //   expert_offsets      local experts + 1 entries, on the host: the first row of each expert
 using PlanArrivals = void(Stream&, Workspace&, ConstTensorView assignments,
                           std::span<const int64_t> rank_rows,

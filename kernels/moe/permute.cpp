@@ -40,22 +40,22 @@ void check_values(ConstTensorView x, ConstTensorView index, ConstTensorView y) {
 
 void gather_values(Stream& stream, ConstTensorView x, ConstTensorView index, TensorView y) {
   check_values(x, index, y);
-  require(y.num_elements() == index.num_elements(), "{} values for {} indices", y.num_elements(),
-          index.num_elements());
+  require(y.num_elements() == index.num_elements(), "{} values do not fit {} indices",
+          y.num_elements(), index.num_elements());
   SWITCHYARD_BODY(stream, gather_values)(stream, x, index, y);
 }
 
 void scatter_values(Stream& stream, ConstTensorView x, ConstTensorView index, TensorView y) {
   check_values(x, index, y);
-  require(x.num_elements() == index.num_elements(), "{} values for {} indices", x.num_elements(),
-          index.num_elements());
+  require(x.num_elements() == index.num_elements(), "{} values do not fit {} indices",
+          x.num_elements(), index.num_elements());
   SWITCHYARD_BODY(stream, scatter_values)(stream, x, index, y);
 }
 
 namespace cpu {
 namespace {
 
-constexpr int64_t kColumns = 1024;  // whose sums one task keeps on its stack
+constexpr int64_t kColumns = 1024;  // of one task, which keeps their sums on its stack
 
 // Columns [0, columns) of the sum of some rows of `stride` elements, added in order in f32.
 template <class T>
@@ -64,7 +64,7 @@ void sum_members(const T* x, const int32_t* members, int32_t count, int64_t stri
   const auto row = [&](int32_t j) { return x + members[j] * stride; };
   float sums[kColumns] = {};
   int32_t j = 0;
-  for (; j + 4 <= count; j += 4) {  // four at a time: a quarter of the traffic of `sums`
+  for (; j + 4 <= count; j += 4) {  // four rows per pass reduce the traffic of `sums` to a quarter
     const T *a = row(j), *b = row(j + 1), *c = row(j + 2), *d = row(j + 3);
 #pragma omp simd
     for (int64_t i = 0; i < columns; ++i) {
@@ -111,7 +111,7 @@ void sum_rows(Stream&, ConstTensorView x, ConstTensorView offsets, ConstTensorVi
   });
 }
 
-// Both move 32 bits, whatever they mean.
+// Both functions copy 32-bit values of any type.
 void gather_values(Stream&, ConstTensorView x, ConstTensorView index, TensorView y) {
   const auto* from = static_cast<const uint32_t*>(x.raw());
   const int32_t* at = index.data<int32_t>();

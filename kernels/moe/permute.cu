@@ -13,7 +13,7 @@ using namespace cuda;  // NOLINT: the device helpers
 constexpr int kThreads = 256;
 constexpr int kRowsPerBlock = kThreads / kWarpSize;
 
-// One warp per row, which moves in pieces of 16 bytes or of one element.
+// One warp copies a row, in pieces of 16 bytes or of one element.
 template <class Piece>
 __global__ void gather_rows_kernel(const Piece* x, const int32_t* source_row, int64_t out_rows,
                                    int64_t pieces, Piece* y) {
@@ -21,7 +21,7 @@ __global__ void gather_rows_kernel(const Piece* x, const int32_t* source_row, in
   if (row >= out_rows) return;
   const Piece* from = x + source_row[row] * pieces;
   Piece* to = y + row * pieces;
-  // Written past the cache as far as possible: rows of x are read again for other experts.
+  // Streaming stores leave the cache to rows of x, which are read again for other experts.
 #pragma unroll 4
   for (int64_t i = threadIdx.x % kWarpSize; i < pieces; i += kWarpSize) __stcs(to + i, from[i]);
 }
@@ -35,7 +35,7 @@ void gather_pieces(Stream& stream, ConstTensorView x, ConstTensorView source_row
          static_cast<Piece*>(y.raw()));
 }
 
-// One warp per row of y; a lane keeps the sums of kSize neighbouring columns while it goes through
+// One warp per row of y; a lane holds the sums of kSize neighbouring columns while it loops over
 // the members.
 template <int kSize, class T>
 __global__ void sum_rows_kernel(const T* x, const int32_t* offsets, const int32_t* members,

@@ -4,8 +4,8 @@
 
 namespace switchyard {
 
-// Both directions of the token permutation, in gather form: every output row is written by one
-// writer in a fixed order, so results are bitwise repeatable.
+// Both directions of the token permutation, as gathers: one thread or warp writes each output row,
+// in a fixed order, so results are bitwise repeatable.
 
 // y[i] = x[source_row[i]]
 //   x           [rows, width]
@@ -21,12 +21,12 @@ using GatherRows = void(Stream&, ConstTensorView x, ConstTensorView source_row, 
 using SumRows = void(Stream&, ConstTensorView x, ConstTensorView offsets, ConstTensorView members,
                      TensorView y);
 
-// Single values, f32 or i32, the same for x and y.
-// y[i] = x[index[i]], 0 where index[i] is -1. y may be index, if all are i32.
+// Single values; x and y are both f32 or both i32.
+// y[i] = x[index[i]], 0 where index[i] is -1. y may be index if x and y are i32.
 //   index  [n] i32
 //   y      [n]
 using GatherValues = void(Stream&, ConstTensorView x, ConstTensorView index, TensorView y);
-// y[index[i]] = x[i], unless index[i] is -1; the others differ from each other
+// y[index[i]] = x[i], unless index[i] is -1; all other indices must be distinct
 //   x, index  [n]
 using ScatterValues = void(Stream&, ConstTensorView x, ConstTensorView index, TensorView y);
 

@@ -44,8 +44,8 @@ void router_forward(Stream& stream, Workspace& workspace, const RouterOptions& o
     require(counts.rank() == 2 && counts.dim(1) == experts, "counts have shape {}",
             to_string(counts.shape()));
     require(range.first_token + tokens <= counts.dim(0) * range.seq_len,
-            "{} tokens from the {}th are more than {} sequences of {}", tokens, range.first_token,
-            counts.dim(0), range.seq_len);
+            "{} tokens from token {} on exceed {} sequences of {} tokens", tokens,
+            range.first_token, counts.dim(0), range.seq_len);
     require_shape(prob_sums, counts.shape(), "prob_sums");
   }
   if (counts) {
@@ -79,7 +79,7 @@ void drop_over_capacity(Stream& stream, DropPolicy policy, int64_t capacity, int
                         TensorView dispatch_idx, TensorView dropped) {
   require(capacity >= 1, "the capacity must be at least 1, not {}", capacity);
   require(topk_idx.rank() == 2 && topk_idx.dim(0) % seq_len == 0,
-          "{} tokens are not whole sequences of {}", topk_idx.dim(0), seq_len);
+          "{} tokens are not a multiple of seq_len {}", topk_idx.dim(0), seq_len);
   require_shape(topk_weights, topk_idx.shape(), "topk_weights");
   require_shape(dispatch_idx, topk_idx.shape(), "dispatch_idx");
   require_shape(dropped, {1}, "dropped");
@@ -91,7 +91,7 @@ void drop_over_capacity(Stream& stream, DropPolicy policy, int64_t capacity, int
 namespace cpu {
 namespace {
 
-// Sums in double: E up to 512 terms, and the result is compared across layouts.
+// Sums are in double: they have up to E = 512 terms, and results are compared across layouts.
 float log_sum_exp(const float* logits, int64_t experts) {
   float largest = -std::numeric_limits<float>::infinity();
   for (int64_t e = 0; e < experts; ++e) largest = std::max(largest, logits[e]);
@@ -107,9 +107,9 @@ void score_row(RouterScore score, const float* logits, float lse, int64_t expert
   }
 }
 
-// The k largest of score + bias in descending order; of equals, the lower index first. A sorted
-// list of k beats a heap for the small k of routers. A NaN never ranks above a number, and every
-// slot gets a distinct expert whatever the values are.
+// The k largest of score + bias in descending order; of equal values, the lower index comes first.
+// A sorted list of k is faster than a heap for the small k of routers. A NaN never ranks above a
+// number, and every slot gets a distinct expert for any values.
 void select_top_k(const float* scores, const float* bias, int64_t experts, int top_k, int32_t* idx,
                   float* keys) {
   int kept = 0;
@@ -135,8 +135,8 @@ float sum_of_selected(const float* scores, const int32_t* idx, int top_k) {
   return total;
 }
 
-// Gradient of the probabilities' sum term by one token's scores, added to dscores. For sigmoid the
-// probability is score / (sum of scores), so its gradient is (g_e - <g, prob>) / sum.
+// Adds the gradient of the probability sums with respect to one token's scores to dscores. For
+// sigmoid the probability is score / (sum of scores), so the gradient is (g_e - <g, prob>) / sum.
 void add_prob_gradient(RouterScore score, const float* scores, const float* dprobs, int64_t experts,
                        float* dscores) {
   if (score == RouterScore::softmax) {
@@ -173,7 +173,7 @@ void add_weight_gradient(const RouterOptions& options, const float* scores, cons
   }
 }
 
-// From scores to logits.
+// Turns the gradient of the scores into that of the logits.
 void score_backward(RouterScore score, const float* scores, const float* dscores, int64_t experts,
                     float* dlogits) {
   if (score == RouterScore::sigmoid) {
@@ -189,7 +189,7 @@ void score_backward(RouterScore score, const float* scores, const float* dscores
   }
 }
 
-// Counts and probabilities; a task owns a sequence.
+// Counts and probability sums; each task handles one sequence.
 void sum_by_sequence(RouterScore score, TokenRange range, ConstTensorView scores,
                      ConstTensorView topk_idx, TensorView counts, TensorView prob_sums) {
   const int64_t tokens = scores.dim(0), experts = scores.dim(1), k = topk_idx.dim(1);
@@ -296,7 +296,7 @@ void drop_over_capacity(Stream&, DropPolicy policy, int64_t capacity, int64_t se
   int64_t count = 0;
 #pragma omp parallel for schedule(static) reduction(+ : count)
   for (int64_t sequence = 0; sequence < tokens / seq_len; ++sequence) {
-    // Slots of the sequence in the order in which they are admitted.
+    // The slots of the sequence, in the order in which they are admitted.
     std::vector<int64_t> order(static_cast<size_t>(seq_len * k));
     std::iota(order.begin(), order.end(), sequence * seq_len * k);
     if (policy == DropPolicy::lowest_weight) {

@@ -18,7 +18,7 @@ constexpr int kMaxTopK = kWarpSize;  // lane s keeps slot s
 constexpr int kMaxPerLane = 16;
 constexpr float kTinySum = 1e-20f;  // as on the CPU
 
-// Calls body.operator()<kPerLane>(): a warp holds the experts of one token, lane l those numbered
+// Calls body.operator()<kPerLane>(). A warp holds the experts of one token; lane l has the experts
 // l + 32 i, i < kPerLane.
 template <class Body>
 void dispatch_experts(int64_t experts, const Body& body) {
@@ -54,14 +54,14 @@ __device__ void store_row(const float (&values)[kPerLane], int64_t experts, floa
   }
 }
 
-// A greater float is a greater integer, and none is 0. NaN has no place in it, and -0 none of its
-// own.
+// Maps greater floats to greater integers, and no float to 0. -0 maps to the same integer as 0. The
+// argument must not be NaN.
 __device__ uint32_t ordered(float key) {
   const uint32_t bits = __float_as_uint(key + 0.0f);
   return bits >> 31 ? ~bits : bits | 0x80000000u;
 }
 
-// The greatest key that a lane holds, and its place; of equals the lower.
+// The greatest key that a lane holds, and its index in the lane; of equal keys the lower index.
 struct LaneBest {
   uint32_t key;
   int place;
@@ -77,7 +77,7 @@ __device__ LaneBest best_of_lane(const uint32_t (&keys)[kPerLane]) {
   return best;
 }
 
-// The expert of the greatest key; of equals the lower index.
+// The expert of the greatest key; of equal keys the lower index.
 __device__ int best_of_row(const LaneBest& best) {
   const uint32_t greatest = __reduce_max_sync(kAllLanes, best.key);
   const int mine = best.key == greatest ? lane_id() + best.place * kWarpSize : INT_MAX;
@@ -96,7 +96,7 @@ struct Forward {
   float* topk_weights;
 };
 
-// Logits become scores. Returns the log of the sum of their exponentials.
+// Turns logits into scores. Returns the log of the sum of the logits' exponentials.
 template <int kPerLane>
 __device__ float score_row(RouterScore kind, float (&row)[kPerLane]) {
   float largest = row[0];
@@ -120,7 +120,7 @@ __device__ float score_row(RouterScore kind, float (&row)[kPerLane]) {
   return largest + logf(sum);
 }
 
-// Scores, top k and weights of a token. Lane s < top_k returns the expert of slot s.
+// Computes scores, top k and weights of a token. Lane s < top_k returns the expert of slot s.
 template <int kPerLane>
 __device__ int route_token(const Forward& f, int64_t token, float (&score)[kPerLane]) {
   const RouterOptions& options = f.options;
@@ -130,7 +130,7 @@ __device__ int route_token(const Forward& f, int64_t token, float (&score)[kPerL
   if (lane_id() == 0) f.lse[token] = log_sum;
   store_row(score, f.experts, f.scores + token * f.experts);
 
-  uint32_t keys[kPerLane];  // 0: no such expert, or taken
+  uint32_t keys[kPerLane];  // 0: no such expert, or already selected
 #pragma unroll
   for (int i = 0; i < kPerLane; ++i) {
     const int e = lane_id() + i * kWarpSize;
@@ -147,8 +147,8 @@ __device__ int route_token(const Forward& f, int64_t token, float (&score)[kPerL
             : best_of_row(best);
     float selected = 0.0f;
     if (expert % kWarpSize == lane_id()) {
-      // Bits, not comparisons with i: the compiler would make an index of those, and the registers
-      // an array in local memory.
+      // The loop tests bits instead of comparing with i: the compiler would turn comparisons into
+      // an index, and the registers into an array in local memory.
       const uint32_t place = 1u << (expert / kWarpSize);
 #pragma unroll
       for (int i = 0; i < kPerLane; ++i) {
@@ -173,7 +173,7 @@ __device__ int route_token(const Forward& f, int64_t token, float (&score)[kPerL
   return my_expert;
 }
 
-// The probabilities of a token's experts, added to sums. Experts beyond the last have none.
+// Adds the probabilities of a token's experts to `sums`; experts beyond the last add 0.
 template <int kPerLane>
 __device__ void add_probabilities(RouterScore kind, const float (&score)[kPerLane],
                                   double (&sums)[kPerLane]) {
@@ -193,10 +193,10 @@ __device__ void add_probabilities(RouterScore kind, const float (&score)[kPerLan
 
 constexpr int64_t kTokensPerChunk = kRouterTokensPerChunk;
 
-// Block (chunk, sequence): its tokens go to the warps in turn. With statistics, probabilities are
+// Block (chunk, sequence) deals its tokens to the warps in turn. With statistics, probabilities are
 // summed per warp and then over the warps in their order; counts are integers, whose order does not
 // matter.
-//   sequences  where sequences begin and end among the tokens
+//   sequences  the beginning and length of sequences among the tokens
 //   partial    [sequences, chunks, 2, experts] f64: counts, probabilities; null: no statistics
 template <int kPerLane, bool kStatistics>
 __global__ void __launch_bounds__(kThreads)
@@ -252,7 +252,8 @@ __global__ void add_chunks_kernel(const double* partial, int64_t chunks, int64_t
 
 // ---- Backward ----------------------------------------------------------------------------------
 
-// The weights' part of the gradient by the scores. w_s = factor * score_s [/ sum of the selected].
+// The top-k weights' part of the gradient of the scores, for
+// w_s = factor * score_s [/ sum of the selected scores].
 //   row  kPerLane * 32 floats of shared memory, the warp's own
 template <int kPerLane>
 __device__ void weight_gradient(const RouterOptions& options, const float* scores,
@@ -270,14 +271,14 @@ __device__ void weight_gradient(const RouterOptions& options, const float* score
 #pragma unroll
   for (int i = 0; i < kPerLane; ++i) row[lane_id() + i * kWarpSize] = 0.0f;
   __syncwarp();  // the row is zero
-  // Experts of a token differ: every slot has a place of its own.
+  // The experts of a token differ, so no two slots write the same element.
   if (has_slot) row[expert] = options.routed_scaling_factor * gradient;
   __syncwarp();  // every slot is in the row
 #pragma unroll
   for (int i = 0; i < kPerLane; ++i) dscore[i] = row[lane_id() + i * kWarpSize];
 }
 
-// The balance loss's part: g_e for softmax, (g_e - <g, prob>) / sum of scores for sigmoid.
+// Adds the balance loss's part: g_e for softmax, (g_e - <g, prob>) / sum of scores for sigmoid.
 template <int kPerLane>
 __device__ void add_prob_gradient(RouterScore kind, const float (&score)[kPerLane],
                                   const float (&dprob)[kPerLane], float (&dscore)[kPerLane]) {
@@ -351,7 +352,8 @@ __global__ void __launch_bounds__(kThreads)
 
 constexpr int kDropTile = 1024;
 
-// One thread per assignment counts those of its sequence and expert that are admitted before it.
+// One thread per assignment counts the assignments of the same sequence and expert that are
+// admitted before it.
 __global__ void __launch_bounds__(kThreads)
     drop_over_capacity_kernel(DropPolicy policy, int64_t capacity, int64_t slots,
                               const int32_t* topk_idx, const float* topk_weights,
@@ -366,7 +368,7 @@ __global__ void __launch_bounds__(kThreads)
   int64_t before = 0;
   for (int64_t begin = 0; begin < slots; begin += kDropTile) {
     const int count = static_cast<int>(min(int64_t{kDropTile}, slots - begin));
-    __syncthreads();  // nobody reads the tile before any more
+    __syncthreads();  // the previous tile has been read
     for (int i = static_cast<int>(threadIdx.x); i < count; i += kThreads) {
       tile_idx[i] = topk_idx[first + begin + i];
       tile_weights[i] = topk_weights[first + begin + i];

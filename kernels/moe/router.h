@@ -17,8 +17,8 @@ struct RouterOptions {
   int top_k = 1;
   bool normalize_topk = false;
   float routed_scaling_factor = 1.0f;
-  // Benchmarks only: slot s of token t goes to expert (t * top_k + s) mod num_experts, t counted
-  // from the first token of the micro-batch; weights are those experts' true scores.
+  // Benchmarks only: slot s of token t gets expert (t * top_k + s) mod num_experts, with t counted
+  // from the first token of the micro-batch; the weights are these experts' true scores.
   bool force_balanced = false;
 };
 
@@ -38,8 +38,9 @@ struct TokenRange {
 //   lse           [tokens] f32: log of the sum of exp(logit), for the z-loss and its gradient
 //   topk_idx      [tokens, top_k] i32
 //   topk_weights  [tokens, top_k] f32
-// For the balance loss, in the same pass; both may be empty. The probability of an expert is its
-// score for softmax, its score divided by the sum over experts for sigmoid (DeepSeek-V3, eq. 18).
+// Statistics for the balance loss, from the same pass; both may be empty. The probability of an
+// expert is its score (softmax), or its score divided by the sum over experts (sigmoid;
+// DeepSeek-V3, eq. 18).
 //   counts        [sequences, experts] f32: assignments of this rank's tokens, before any drop
 //   prob_sums     [sequences, experts] f32: probabilities summed over this rank's tokens
 using RouterForward = void(Stream&, Workspace&, const RouterOptions&, TokenRange,
@@ -47,7 +48,7 @@ using RouterForward = void(Stream&, Workspace&, const RouterOptions&, TokenRange
                            TensorView lse, TensorView topk_idx, TensorView topk_weights,
                            TensorView counts, TensorView prob_sums);
 
-// Gradient of everything that reads the logits.
+// Gradient of the logits from the top-k weights, the balance loss and the z-loss.
 //   dtopk_weights  [tokens, top_k] f32
 //   dprobs         [sequences, experts] f32: gradient of the balance loss by the probability of any
 //                  token of the sequence; may be empty
@@ -59,8 +60,8 @@ using RouterBackward = void(Stream&, const RouterOptions&, TokenRange, ConstTens
                             float z_loss_scale, TensorView dlogits);
 
 // Keeps at most `capacity` assignments per (sequence, expert): those of the greatest weight (ties:
-// the earlier position) or of the earliest position. Per sequence, so that the outcome is the same
-// on every layout; all tokens of the micro-batch must be here.
+// the earlier position) or of the earliest position. The limit is per sequence, so that the outcome
+// is the same on every layout; the tensors must hold all tokens of the micro-batch.
 //   topk_idx      [tokens, top_k] i32, tokens = whole sequences
 //   topk_weights  [tokens, top_k] f32
 //   dispatch_idx  [tokens, top_k] i32: topk_idx, or -1 where dropped

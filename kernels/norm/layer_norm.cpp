@@ -11,7 +11,7 @@
 namespace switchyard {
 namespace {
 
-// Sums of both gradients; those of blocks of rows come on top.
+// Sums of both gradients. accumulate_over_rows takes its own scratch in addition.
 //   [2 hidden] f32
 TensorView backward_scratch(Workspace& workspace, int64_t hidden) {
   return workspace.take({2 * hidden}, DType::f32);
@@ -76,7 +76,7 @@ struct RowStatistics {
   float rstd;
 };
 
-// The variance from the centred values: the difference of two large sums would cancel.
+// The variance uses centred values, because a difference of two large sums would cancel.
 template <class T>
 RowStatistics statistics_of(const T* x, int64_t hidden, float eps) {
   float total = 0.0f;
@@ -94,7 +94,7 @@ RowStatistics statistics_of(const T* x, int64_t hidden, float eps) {
 
 // With g = dy * weight and n = (x - mean) * rstd:
 //   dx += rstd * (g - mean(g) - n * mean(g * n)),  dweight += dy * n,  dbias += dy
-// sums holds dweight, then dbias.
+// `sums` holds dweight, then dbias.
 template <class T>
 void backward_row(const T* dy, const T* x, const float* weight, RowStatistics row, int64_t hidden,
                   T* dx, float* sums) {

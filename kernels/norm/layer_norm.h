@@ -15,7 +15,7 @@ using LayerNormForward = void(Stream&, ConstTensorView x, ConstTensorView delta,
                               ConstTensorView weight, ConstTensorView bias, float eps,
                               TensorView sum, TensorView y, TensorView mean, TensorView rstd);
 
-//   dx              [tokens, hidden]  += : it holds the gradient that flows past the norm
+//   dx              [tokens, hidden]  += : it already holds the gradient that bypasses the norm
 //   dweight, dbias  [hidden] f32      +=
 using LayerNormBackward = void(Stream&, Workspace&, ConstTensorView dy, ConstTensorView x,
                                ConstTensorView weight, ConstTensorView mean, ConstTensorView rstd,

@@ -54,7 +54,7 @@ void normalize_row(const T* x, const T* delta, const float* weight, float eps, i
                    T* sum, T* y, float* rstd) {
   const T* in = x;
   if (delta) {
-    // Rounded to T before it is normalised: the backward pass reads the rounded sum.
+    // The sum is rounded to T before it is normalised: the backward pass reads the rounded sum.
 #pragma omp simd
     for (int64_t i = 0; i < hidden; ++i) {
       sum[i] = static_cast<float>(x[i]) + static_cast<float>(delta[i]);

@@ -9,7 +9,7 @@ namespace {
 
 using namespace cuda;  // NOLINT: the device helpers
 
-// delta null: x itself is normalised, and sum is not written. sum may be x or delta.
+// If delta is null, x itself is normalised, and sum is not written. sum may be x or delta.
 template <class T, int kVec, int kSteps>
 __global__ void __launch_bounds__(kMaxRowThreads)
     forward_kernel(const T* x, const T* delta, const float* weight, float eps, int64_t rows,
@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kMaxRowThreads)
     if (delta) {
       float more[kVec];
       load_floats<kVec>(delta + begin + column, more);
-      // Rounded to T before it is normalised: the backward pass reads the rounded sum.
+      // The sum is rounded to T before it is normalised: the backward pass reads the rounded sum.
 #pragma unroll
       for (int i = 0; i < kVec; ++i) v[s][i] = from_float<T>(v[s][i] + more[i]);
       store_floats<kVec>(sum + begin + column, v[s]);
@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kMaxRowThreads)
   float dweight[kSteps][kVec] = {};
   const int64_t stride = int64_t{gridDim.x} * blockDim.y;
   int turn = 0;
-  // All threads of the block make the same number of turns: they meet in row_sums.
+  // All threads of the block run the same number of iterations, because row_sums has barriers.
   for (int64_t first = int64_t{blockIdx.x} * blockDim.y; first < rows; first += stride, turn ^= 1) {
     const int64_t row = first + threadIdx.y;
     const int64_t begin = row * width;

@@ -17,8 +17,8 @@ using RmsNormForward = void(Stream&, ConstTensorView x, ConstTensorView delta,
                             TensorView rstd);
 
 //   dy       [tokens, hidden]
-//   x        [tokens, hidden]  what was normalised (`sum` of the forward pass)
-//   dx       [tokens, hidden]  += : it holds the gradient that flows past the norm
+//   x        [tokens, hidden]  the normalised input (`sum` of the forward pass)
+//   dx       [tokens, hidden]  += : it already holds the gradient that bypasses the norm
 //   dweight  [hidden] f32      +=
 using RmsNormBackward = void(Stream&, Workspace&, ConstTensorView dy, ConstTensorView x,
                              ConstTensorView weight, ConstTensorView rstd, TensorView dx,

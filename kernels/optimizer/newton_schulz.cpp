@@ -13,7 +13,7 @@ namespace switchyard {
 namespace {
 
 constexpr float kA = 3.4445f, kB = -4.7750f, kC = 2.0315f;
-// Of Jordan's reference code, against dividing by zero.
+// The value is that of Jordan's reference code; it prevents a division by zero.
 constexpr double kEps = 1e-7;
 
 void divide_by_own_norm(Stream& stream, Workspace& workspace, TensorView x) {
@@ -24,8 +24,8 @@ void divide_by_own_norm(Stream& stream, Workspace& workspace, TensorView x) {
   divide_by_norm(stream, sum, kEps, x);
 }
 
-// next = a x + (b g + c g^2) x with g = x x^T; for a tall x the same from the right with g = x^T x,
-// which is the smaller of the two. g and polynomial are scratch.
+// next = a x + (b g + c g^2) x with g = x x^T. A tall x is multiplied from the right with the
+// smaller g = x^T x instead. g and polynomial are scratch.
 void iterate(Stream& stream, ConstTensorView x, TensorView g, TensorView polynomial,
              TensorView next) {
   const bool is_tall = x.dim(0) > x.dim(1);

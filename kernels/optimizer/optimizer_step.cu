@@ -34,7 +34,7 @@ struct Sgd {
   }
 };
 
-// What it writes takes the place of the parameters.
+// The direction takes the place of the parameters in Flat.
 struct Momentum {
   float grad_scale, momentum;
   bool nesterov;
@@ -48,11 +48,11 @@ struct Momentum {
 
 struct Flat {
   const float* grad;
-  float *params, *m, *v;  // v null but with AdamW
+  float *params, *m, *v;  // v is null except with AdamW
   bfloat16* rounded;      // null in f32 training
 };
 
-// One pass over everything: kSize elements per thread.
+// Updates kSize elements in one pass over all buffers.
 template <int kSize, class Update>
 __device__ void update_elements(const Flat& flat, int64_t begin, const Update& update) {
   float grad[kSize], p[kSize], m[kSize], v[kSize] = {};
@@ -77,7 +77,7 @@ __global__ void optimizer_step_kernel(Flat flat, int64_t n, Update update) {
 
 template <class Update>
 void step(Stream& stream, const Flat& flat, int64_t n, const Update& update) {
-  // Runs of parameters begin anywhere in the flat buffers.
+  // Ranges of parameters may begin at any element of the flat buffers.
   const bool wide = allow_vectors(flat.grad, flat.params, flat.m, flat.v) &&
                     reinterpret_cast<uintptr_t>(flat.rounded) % (kPerThread * 2) == 0;
   if (wide) {

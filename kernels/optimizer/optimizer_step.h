@@ -13,8 +13,8 @@ struct AdamWOptions {
   int64_t step = 1;  // counts from 1, for the bias correction
 };
 
-// AdamW (Loshchilov and Hutter 2019, algorithm 2) on a flat range; gradients are multiplied by
-// grad_scale (clipping) on the way in.
+// AdamW (Loshchilov and Hutter 2019, algorithm 2) on a flat range; gradients are first multiplied
+// by grad_scale (clipping).
 //   grad         [n] f32
 //   main_params  [n] f32, updated
 //   exp_avg      [n] f32, updated
@@ -40,7 +40,7 @@ struct MomentumOptions {
   bool nesterov = false;
 };
 
-// The momentum of Muon (Liu et al. 2025, equation 1 and its footnote), g the gradient times
+// The momentum of Muon (Liu et al. 2025, equation 1 and its footnote); g is the gradient times
 // grad_scale:
 //   m = momentum * m + g;  direction = g + momentum * m with nesterov, else m
 //   grad             [n] f32

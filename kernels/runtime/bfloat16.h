@@ -12,7 +12,7 @@ struct bfloat16 {
 
   bfloat16() = default;
   explicit constexpr bfloat16(float value) : bits(round(value)) {}
-  // For loops: GCC 12 does not vectorise `#pragma omp simd` loops that assign a temporary bfloat16.
+  // Assigns in place: GCC 12 does not vectorise `#pragma omp simd` loops that assign a temporary.
   constexpr bfloat16& operator=(float value) {
     bits = round(value);
     return *this;
@@ -25,7 +25,7 @@ struct bfloat16 {
   static constexpr uint16_t round(float value) {
     const uint32_t u = std::bit_cast<uint32_t>(value);
     const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-    // Adding to a NaN's mantissa could carry into the sign; every NaN becomes the quiet one.
+    // Adding to a NaN's mantissa could carry into the sign, so every NaN becomes a quiet NaN.
     const bool is_nan = (u & 0x7fffffffu) > 0x7f800000u;
     return static_cast<uint16_t>(is_nan ? 0x7fc0u : rounded);
   }

@@ -79,7 +79,7 @@ double copy_ceiling_of_cpu() {
   return 2.0 * static_cast<double>(kBytes) / seconds;
 }
 
-// Many runs at a time, so that none waits for the host.
+// Times several runs together, so that the device does not wait for the host.
 double best_seconds_of_device(Stream& stream, const std::function<void()>& run) {
   constexpr int kRuns = 10;
   Stopwatch stopwatch(stream.device());
@@ -94,7 +94,7 @@ double best_seconds_of_device(Stream& stream, const std::function<void()>& run) 
   return best;
 }
 
-// Of random values: zeros take less power, and so higher clocks.
+// The values are random: with zeros the device would use less power and run at higher clocks.
 Tensor random_matrix(Stream& stream, int64_t n, DType dtype, uint64_t seed) {
   Tensor drawn({n, n}, DType::f32, stream.device()), matrix({n, n}, dtype, stream.device());
   init_normal(stream, {seed, 0}, 1.0f, drawn.shape(), Shape({0, 0}), drawn);

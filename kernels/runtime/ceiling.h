@@ -6,9 +6,9 @@
 
 namespace switchyard {
 
-// What a device does at best, measured in a fraction of a second: the CPU with the OpenMP threads
-// of the caller. Clocks and neighbours change: a figure of a benchmark stands beside the ceiling of
-// the same run.
+// The best rates of a device, measured in a fraction of a second; of the CPU, with the caller's
+// OpenMP threads. Clocks and the load by others change, so a benchmark compares its figures with
+// the ceiling of the same run.
 
 // FLOP/s of the best product of square matrices of `dtype` (f32 or bf16): oneDNN's with f32 sums,
 // or cuBLAS's. CPUs without AMX multiply bf16 more slowly than f32.
@@ -17,8 +17,8 @@ double measure_product_ceiling(Stream& stream, DType dtype);
 // Bytes per second, read and written, of copying 256 MiB (1 GiB on a CUDA device).
 double measure_copy_ceiling(Stream& stream);
 
-// Reads every byte of `memory`, on the host, with all threads, and does next to nothing with them:
-// for callers who time it in turn with their own work.
+// Reads every byte of `memory` on the host with all threads and returns their checksum. Callers
+// time it in turn with their own work.
 uint32_t read_through(ConstTensorView memory);
 
 }  // namespace switchyard

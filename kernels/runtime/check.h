@@ -30,8 +30,8 @@ struct FormatAt {
 
 [[noreturn]] void throw_error(const std::string& message, std::source_location where);
 
-// Throws Error with the formatted message unless `ok`. For what callers can get wrong; our own
-// mistakes are `assert`.
+// Throws Error with the formatted message unless `ok`. It is for mistakes of callers; `assert` is
+// for our own.
 template <class... Args>
 void require(bool ok, FormatAt<std::type_identity_t<Args>...> message, Args&&... args) {
   if (!ok) [[unlikely]] {

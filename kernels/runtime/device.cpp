@@ -10,7 +10,7 @@ namespace switchyard {
 
 namespace {
 
-// For planning on a machine without a CUDA device: as many as an H100 or H200 has.
+// The number of an H100 or H200, for planning on a machine without a CUDA device.
 constexpr int kUsualMultiprocessors = 132;
 
 int parse_index(std::string_view text, std::string_view digits) {
@@ -103,7 +103,8 @@ bool Event::has_finished() { return cuda_ == nullptr || cuda::has_finished(*cuda
 
 double Event::seconds_since(Event& begin) {
   if (device_.counts_only) return 0.0;
-  require(cuda_ != nullptr && begin.cuda_ != nullptr, "events of the CPU know no time");
+  require(cuda_ != nullptr && begin.cuda_ != nullptr,
+          "events of the CPU have no time; use Stopwatch");
   return cuda::seconds_between(*begin.cuda_, *cuda_);
 }
 

@@ -8,7 +8,7 @@
 namespace switchyard::cuda {
 namespace {
 
-// What NVIDIA recommends for Hopper.
+// NVIDIA recommends this size for Hopper.
 constexpr size_t kCublasWorkspaceBytes = size_t{32} << 20;
 
 Device current_device() {
@@ -21,8 +21,8 @@ Device current_device() {
 
 void check_cuda(cudaError_t code, const char* call) {
   if (code == cudaSuccess) return;
-  cudaGetLastError();  // or the next call would report it again
-  // Of memory that CUDA takes for itself: code that is loaded, stacks of threads.
+  cudaGetLastError();  // else the next call would report the error again
+  // CUDA also allocates memory for itself, such as for loaded code and stacks of threads.
   if (code == cudaErrorMemoryAllocation) throw OutOfMemory(call, 0, current_device());
   fail("{} failed: {}", call, cudaGetErrorString(code));
 }
@@ -88,7 +88,7 @@ cublasHandle_t cublas_handle(const Stream& stream) {
   const DeviceGuard guard(state.device);
   check_cublas(cublasCreate(&state.cublas), "cublasCreate");
   check_cublas(cublasSetStream(state.cublas, state.stream), "cublasSetStream");
-  // Parts of a split inner dimension are added in f32, not in bf16.
+  // This mode adds the parts of a split inner dimension in f32, not in bf16.
   const auto math = static_cast<cublasMath_t>(CUBLAS_DEFAULT_MATH |
                                               CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION);
   check_cublas(cublasSetMathMode(state.cublas, math), "cublasSetMathMode");
@@ -158,7 +158,7 @@ void record(EventState& event, StreamState& stream) {
 
 void* reduction_scratch(const Stream& stream, size_t num_bytes) {
   const Buffer& scratch = stream.cuda()->reduction_scratch;
-  require(num_bytes <= scratch.num_bytes(), "{} bytes of partial results are more than {}",
+  require(num_bytes <= scratch.num_bytes(), "{} bytes of partial results exceed the scratch of {}",
           num_bytes, scratch.num_bytes());
   return scratch.data();
 }
@@ -195,7 +195,7 @@ MemoryFigures memory_of(Device device) {
   const DeviceGuard guard(device);
   MemoryFigures figures;
   require(cudaMemGetInfo(&figures.free_bytes, &figures.total_bytes) == cudaSuccess,
-          "{} does not tell how much memory it has", to_string(device));
+          "cannot read how much memory {} has", to_string(device));
   return figures;
 }
 
@@ -209,7 +209,7 @@ void* allocate(size_t num_bytes, Device device, bool managed, const char* purpos
     throw OutOfMemory(purpose, num_bytes, device);
   }
   check_cuda(code, "cudaMalloc");
-  // On the legacy stream, which others do not wait for: finished before anyone sees the memory.
+  // Other streams do not wait for the legacy stream, on which the fill runs, so the host waits.
   check_cuda(cudaMemsetAsync(address, 0, num_bytes, nullptr), "cudaMemset");
   check_cuda(cudaStreamSynchronize(nullptr), "cudaStreamSynchronize");
   return address;

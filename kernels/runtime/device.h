@@ -11,49 +11,49 @@ enum class DeviceKind { cpu, cuda };
 struct Device {
   DeviceKind kind = DeviceKind::cpu;
   int index = 0;
-  // A device that only counts stands in for one of its kind in planning: the program runs on it
-  // unchanged, and costs neither memory nor work. What holds there:
-  //   - Tensors, buffers and workspaces have sizes and addresses, and own no memory; a workspace
-  //     counts as that of a real device would. Addresses must not be read or written: doing so
-  //     faults.
-  //   - Ops check shapes and dtypes as ever, take from the workspace what their bodies for this
-  //     kind would, add their floating point operations to the stream's Tally, and do nothing else.
+  // A device that only counts replaces one of its kind in planning: the program runs on it
+  // unchanged, but uses neither memory nor compute time. On such a device:
+  //   - Tensors, buffers and workspaces have sizes and addresses, but own no memory. A workspace
+  //     counts bytes as on a real device. Reading or writing an address faults.
+  //   - Ops check shapes and dtypes, take from the workspace what their bodies for this kind would
+  //     take, add their floating point operations to the stream's Tally, and do nothing else.
   //   - Streams, events and stopwatches do nothing; a copy to or from such a device does nothing.
   bool counts_only = false;
 
   // Whether the host reads its memory directly.
   bool is_host() const { return kind == DeviceKind::cpu && !counts_only; }
-  // Whether CUDA does its work.
+  // Whether CUDA runs its ops.
   bool runs_cuda() const { return kind == DeviceKind::cuda && !counts_only; }
 
   bool operator==(const Device&) const = default;
 };
 
-// A device that counts for `kind`; no such device needs to be there.
+// A device of `kind` that only counts; the machine need not have a real one.
 constexpr Device counting_device(DeviceKind kind) { return {kind, 0, /*counts_only=*/true}; }
 
 std::string to_string(Device device);
 
-// "cpu", "cuda" (the first) or "cuda:1". Throws Error for anything else, and for cuda in a build
-// without it; whether the device is there is known when a stream is made.
+// Reads "cpu", "cuda" (the first) or "cuda:1". Throws Error for any other text, and for cuda in a
+// build without CUDA. It does not check that the device exists; making a stream does.
 Device parse_device(std::string_view text);
 
-// How many of a kind this process can use: 1 CPU; no CUDA device where the build or the driver
-// lacks it.
+// How many devices of a kind this process can use: 1 CPU; no CUDA device if the build has no CUDA
+// or the machine has no driver.
 int num_devices(DeviceKind kind);
 
 // Throws Error that says what is missing, unless the device can be used.
 void check_device(Device device);
 
-// How many multiprocessors a CUDA device has: kernels size their grids, and so their scratch, by
-// it. A device that only counts has those of the device of its index, or of an H200 where there is
-// none.
+// How many multiprocessors a CUDA device has. The grids of kernels, and so their scratch, depend on
+// it. For a device that only counts: the number of the real device of the same index, or of an
+// H200 if there is none.
 int num_multiprocessors(Device device);
 
-// Makes a CUDA device the calling thread's; kernels can be launched on streams of that device only.
+// Makes a CUDA device the calling thread's current device; the thread can launch kernels only on
+// streams of that device.
 void make_current(Device device);
 
-// Tells the physical devices of one machine apart: the PCI address of a CUDA device.
+// A name that is unique to a physical device of a machine: the PCI address of a CUDA device.
 std::string physical_name(Device device);
 
 // Returns when everything put into any stream of the device has finished.
@@ -67,10 +67,10 @@ struct EventState;
 class Profiler;
 class Stream;
 
-// A point in a stream's work that others can wait for.
+// A point in a stream's work that the host and other streams can wait for.
 class Event {
  public:
-  // With timing, recording costs a little more, and seconds_since can be asked.
+  // With timing, recording costs a little more, and seconds_since can be called.
   enum class Timing { off, on };
 
   explicit Event(Device device = {}, Timing timing = Timing::off);
@@ -78,13 +78,13 @@ class Event {
   Event(Event&& other) noexcept;
   Event& operator=(Event&&) = delete;
 
-  // After all that `stream` was given so far.
+  // Records the point after all work put into `stream` so far.
   void record(Stream& stream);
   // Blocks the host until the recorded work has finished; returns at once if nothing was recorded.
   void synchronize();
   bool has_finished();
-  // From what `begin` recorded to what this one did; waits for both. Events of CUDA devices with
-  // timing only; 0 on a device that only counts.
+  // The time from the point that `begin` recorded to this event's point; waits for both. Needs
+  // events of CUDA devices with timing; returns 0 on a device that only counts.
   double seconds_since(Event& begin);
 
  private:
@@ -96,9 +96,9 @@ class Event {
 // Floating point operations of matrix products: a multiplication and an addition are two.
 struct Tally {
   double products = 0.0;
-  // Attention's products of queries, keys and values (in the backward pass of gradients too, but
-  // not those that make the probabilities anew). A token sees (seq_len + 1) / 2 keys in the mean:
-  // the causal mask is counted, documents are not.
+  // Attention's products of queries, keys and values; in the backward pass also those of gradients,
+  // but not the recomputed scores. A token sees (seq_len + 1) / 2 keys on average: the causal mask
+  // is taken into account, document masks are not.
   double attention = 0.0;
 };
 
@@ -114,18 +114,18 @@ class Stream {
 
   Device device() const { return device_; }
 
-  // Returns when everything put into the stream has finished. Throws Error for what failed in it.
+  // Returns when everything put into the stream has finished. Throws Error if any of it failed.
   void synchronize();
-  // What is put into the stream from now on begins when what `event` recorded has finished.
+  // Work put into the stream from now on begins after the work that `event` recorded has finished.
   void wait(const Event& event);
 
-  // What takes the time of the parts of its work (kernels/runtime/profile.h), or null. It must
-  // outlive the work, or be taken away again.
+  // Measures the time of the parts of the stream's work (kernels/runtime/profile.h); may be null.
+  // It must outlive the work, or be set back to null before it is destroyed.
   void set_profiler(Profiler* profiler) { profiler_ = profiler; }
   Profiler* profiler() const { return profiler_; }
 
-  // What the ops put into the stream have added up to; the caller may set it back to zero. Null
-  // unless the device only counts.
+  // The operations of all ops put into the stream; the caller may reset it to zero. Null unless the
+  // device only counts.
   Tally* tally() { return device_.counts_only ? &tally_ : nullptr; }
 
   // CUDA devices only; for kernels/cuda/support.h.

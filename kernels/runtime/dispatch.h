@@ -10,7 +10,7 @@
 #include "op_body.h"  // chosen by CMake: kernels/cuda/present/ or kernels/cuda/absent/
 
 // Calls the body of op `name` for the device of `stream`, cpu::name or cuda::name, after checking
-// that every tensor is there. On a device that only counts, that check is all.
+// that every tensor is on that device. On a device that only counts, it only makes this check.
 #define SWITCHYARD_BODY(stream, name) \
   (::switchyard::CheckedBody{SWITCHYARD_OP_BODY((stream).device(), name), #name})
 
@@ -44,9 +44,9 @@ struct CheckedBody {
 template <class Body>
 CheckedBody(Body*, const char*) -> CheckedBody<Body>;
 
-// For ops with scratch. On a device that only counts: takes from the workspace what the body for
-// the device's kind takes at a time, and gives it back. `of_cpu` and `of_cuda` call the function
-// that the body itself takes its scratch with, so that the two cannot differ.
+// For ops with scratch. On a device that only counts, it takes the scratch of the body for the
+// device's kind from the workspace and releases it. `of_cpu` and `of_cuda` call the same function
+// as the body does, so that the two cannot differ.
 template <class OfCpu, class OfCuda>
 void count_scratch(Stream& stream, Workspace& workspace, OfCpu&& of_cpu, OfCuda&& of_cuda) {
   if (!stream.device().counts_only) return;

@@ -12,7 +12,7 @@ namespace switchyard {
 template <class E, size_t N>
 using EnumNames = std::array<std::pair<E, std::string_view>, N>;
 
-// `list`: the names of the values, with commas between them.
+// `list` holds the names of the values, separated by commas.
 template <class E, size_t N>
 consteval EnumNames<E, N> enum_names(const std::array<E, N>& values, std::string_view list) {
   EnumNames<E, N> names;
@@ -24,8 +24,8 @@ consteval EnumNames<E, N> enum_names(const std::array<E, N>& values, std::string
   return names;
 }
 
-// The table of an enum's names, beside the enum. It serves reading, printing, documentation and
-// tests, in the order in which it lists the values:
+// Defines the table of an enum's names, next to the enum. Reading, printing, documentation and
+// tests use it, in the order in which it lists the values:
 //   enum class Norm { rms_norm, layer_norm };
 //   SWITCHYARD_ENUM_NAMES(Norm, rms_norm, layer_norm)
 #define SWITCHYARD_ENUM_NAMES(E, ...)                                 \
@@ -48,7 +48,7 @@ constexpr std::string_view to_string(E value) {
   return "?";
 }
 
-// The value of that name, if there is one.
+// The value with this name, if there is one.
 template <NamedEnum E>
 constexpr std::optional<E> value_of(std::string_view name) {
   for (const auto& [value, its_name] : names_of(E{})) {

@@ -11,15 +11,15 @@ namespace switchyard {
 // Values of a tensor as f32 in host memory.
 struct HostF32 {
   ConstTensorView view;    // f32, in the shape of the tensor
-  Tensor widened, copied;  // what it shows, where it is not the tensor itself
+  Tensor widened, copied;  // own the memory of `view` unless it shows the tensor itself
 
   std::span<const float> values() const {
     return {view.data<float>(), static_cast<size_t>(view.num_elements())};
   }
 };
 
-// The values of x [...] f32 or bf16 on the stream's device: x itself, which must then outlive the
-// result, where it is f32 on the CPU; else a copy that is there when this returns.
+// The values of x [...] f32 or bf16 on the stream's device. For f32 on the CPU the view shows x
+// itself, which must then outlive the result; else it shows a copy, complete when this returns.
 inline HostF32 host_f32(Stream& stream, ConstTensorView x) {
   HostF32 host{.view = x, .widened = {}, .copied = {}};
   if (x.dtype() != DType::f32) {

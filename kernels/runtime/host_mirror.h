@@ -5,24 +5,24 @@
 
 namespace switchyard {
 
-// A tensor's values where the host can reach them: the tensor itself on the CPU, else a copy that
-// is moved when asked for. Those of a device that only counts are zero, or what the host wrote.
+// A tensor's values in host memory: the tensor itself on the CPU, else a copy that `download` and
+// `upload` transfer. On a device that only counts the values are zero, or what the host wrote.
 class HostMirror {
  public:
-  // The tensor must outlive it.
+  // The tensor must outlive the mirror.
   explicit HostMirror(TensorView tensor) : tensor_(tensor) {
     if (!tensor.device().is_host()) copy_ = Tensor(tensor.shape(), tensor.dtype());
   }
 
   TensorView host() { return copy_ ? copy_.view() : tensor_; }
 
-  // Device to host; returns when the values are there.
+  // Copies device to host; returns when the copy has finished.
   void download(Stream& stream) {
     if (!copy_) return;
     copy(stream, tensor_, copy_);
     stream.synchronize();
   }
-  // Host to device; returns when the host may change its values again.
+  // Copies host to device; returns when the host may change its values again.
   void upload(Stream& stream) {
     if (!copy_) return;
     copy(stream, copy_, tensor_);

@@ -5,7 +5,7 @@
 
 namespace switchyard {
 
-// For n >= 0 and a divisor > 0.
+// Requires n >= 0 and a divisor > 0.
 template <std::integral T>
 constexpr T ceil_div(T n, std::type_identity_t<T> divisor) {
   return (n + divisor - 1) / divisor;

@@ -20,7 +20,7 @@ namespace {
 constexpr size_t kAlignment = 64;
 constexpr size_t kFirstChunk = size_t{1} << 20;
 constexpr unsigned char kGuardByte = 0xa5;
-// Every f32 and bf16 made of this byte is a NaN.
+// Every f32 and bf16 that consists of this byte is a NaN.
 constexpr unsigned char kPoisonByte = 0xff;
 
 #ifdef SWITCHYARD_DEBUG_MEMORY
@@ -31,18 +31,18 @@ constexpr size_t kGuardBytes = 0;
 
 bool managed_memory = false;
 
-// Where the buffers of a device that only counts seem to lie: no processor maps addresses like this
-// one, so that whoever follows it is caught at once. There is room for 2^59 bytes behind it.
+// The address of all buffers of a device that only counts. No processor maps such addresses, so any
+// access faults at once. 2^59 bytes from it on are free.
 constexpr uintptr_t kCountedAddress = uintptr_t{1} << 60;
-// The one chunk of a workspace that only counts: more than anyone asks for.
+// The size of the only chunk of a workspace that only counts; it exceeds every request.
 constexpr size_t kCountedChunk = size_t{1} << 59;
 
 void* counted_address() {
-  return reinterpret_cast<void*>(kCountedAddress);  // NOLINT: never followed
+  return reinterpret_cast<void*>(kCountedAddress);  // NOLINT: never dereferenced
 }
 
-// Large buffers ask for huge pages: a first touch of 2 MiB costs one page fault and not 512, and
-// lookups of addresses hit more often. A refusal costs nothing.
+// Large buffers ask for huge pages: the first touch of 2 MiB then costs one page fault instead of
+// 512, and address translations hit the TLB more often. A refusal of the request does no harm.
 constexpr size_t kHugePage = size_t{2} << 20;
 
 void ask_for_huge_pages(void* address, size_t num_bytes) {
@@ -89,7 +89,7 @@ void OutOfMemory::set_purpose(std::string purpose) {
   message_ = fmt::format("out of memory on {}: {} for {}; {} of {} are free", to_string(device_),
                          wanted_bytes_ > 0 ? mebibytes(wanted_bytes_) : "memory", purpose,
                          mebibytes(memory_.free_bytes), mebibytes(memory_.total_bytes));
-  // Memory that is free but not to be had: a limit, not the machine.
+  // Enough memory is free, so a limit of the system refuses the request.
   if (device_.kind == DeviceKind::cpu && wanted_bytes_ < memory_.free_bytes) {
     message_ += " (the system refuses it: see ulimit -v and vm.overcommit_memory)";
   }
@@ -126,7 +126,7 @@ PinnedBuffer::PinnedBuffer(size_t num_bytes) : num_bytes_(num_bytes) {
 }
 
 void Buffer::allocate_on_cpu(const char* purpose) {
-  // calloc hands out zero pages that cost nothing until they are touched.
+  // calloc returns zero pages, which cost nothing until they are touched.
   allocation_.reset(std::calloc(num_bytes_ + kAlignment, 1));
   if (allocation_ == nullptr) throw OutOfMemory(purpose, num_bytes_, device_);
   ask_for_huge_pages(allocation_.get(), num_bytes_);
@@ -154,8 +154,8 @@ std::byte* Workspace::bump(size_t num_bytes) {
   return address;
 }
 
-// A quarter of what is in use at a time: few chunks, and little over-allocation. Where that much is
-// not to be had, what is needed may be.
+// Adds a quarter of the memory in use at a time, which gives few chunks and little over-allocation.
+// If that much is not free, it asks for just the needed size.
 void Workspace::grow(size_t num_bytes) {
   const size_t generous = std::max({num_bytes, kFirstChunk, round_up(live_bytes_ / 4, kAlignment)});
   try {
@@ -209,7 +209,7 @@ void Workspace::check_guards(size_t first_allocation) {
   for (size_t i = first_allocation; i < allocations_.size(); ++i) {
     const auto& [begin, num_bytes] = allocations_[i];
     if (!intact(begin) || !intact(begin + kGuardBytes + num_bytes)) {
-      // Not an exception: release runs in destructors, and memory is already damaged.
+      // This is not an exception: release runs in destructors, and memory is already damaged.
       std::fprintf(stderr, "workspace: a tensor of %zu bytes was written out of bounds\n",
                    num_bytes);
       std::abort();

@@ -15,22 +15,22 @@ enum class DType : uint8_t;
 class Shape;
 class TensorView;
 
-// Of a device as a whole: other programs' too.
+// The memory of a whole device; other programs use it, too.
 struct MemoryFigures {
   size_t free_bytes = 0;
   size_t total_bytes = 0;
 };
 MemoryFigures memory_of(Device device);
 
-// A device has not the memory that was asked of it. The message says what it was for, how much was
-// wanted and how much is free.
+// A device does not have enough free memory for a request. The message says the purpose, the
+// requested size and the free memory.
 class OutOfMemory : public Error {
  public:
-  // wanted_bytes  0 where it is not known, as of what libraries take for themselves
+  // wanted_bytes  0 if it is not known, as for memory that libraries allocate themselves
   OutOfMemory(std::string purpose, size_t wanted_bytes, Device device);
 
-  // What the memory was for, such as "the gradients of head.weight". For whoever it passes and
-  // knows better; who says so last is heard.
+  // The purpose of the memory, such as "the gradients of head.weight". Callers that know it better
+  // set it while the error passes through them; the last one counts.
   void set_purpose(std::string purpose);
 
   Device device() const { return device_; }
@@ -40,20 +40,21 @@ class OutOfMemory : public Error {
  private:
   size_t wanted_bytes_;
   Device device_;
-  MemoryFigures memory_;  // when it was asked for
+  MemoryFigures memory_;  // at the time of the request
   std::string message_;
 };
 
-// Buffers of CUDA devices made from now on can be used by the host, too (managed memory): for
-// tests, which read and write tensors element by element. Slower; off unless asked for.
+// With `on`, the host can also access buffers of CUDA devices that are made from now on (managed
+// memory): for tests, which read and write tensors element by element. It is slower, and off by
+// default.
 void use_managed_memory(bool on);
 
-// Owns bytes on a device, aligned to 64 and zero-filled. Move-only. Of a device that only counts: a
-// size, and an address that nobody may read or write.
+// Owns bytes on a device, aligned to 64 and zero-filled. Move-only. On a device that only counts it
+// has a size, and an address that must not be read or written.
 class Buffer {
  public:
   Buffer() = default;
-  // Throws OutOfMemory for `purpose`.
+  // Throws OutOfMemory with `purpose` in the message.
   explicit Buffer(size_t num_bytes, Device device = {}, const char* purpose = "a buffer");
 
   void* data() const { return data_; }
@@ -73,8 +74,8 @@ class Buffer {
   Device device_;
 };
 
-// Host memory that CUDA devices copy from and to directly (pinned), where there are any; else
-// ordinary host memory. Contents are undefined. Move-only.
+// Host memory that CUDA devices copy from and to directly (pinned); ordinary host memory if there
+// is no CUDA device. Contents are undefined. Move-only.
 class PinnedBuffer {
  public:
   PinnedBuffer() = default;
@@ -92,11 +93,12 @@ class PinnedBuffer {
   size_t num_bytes_ = 0;
 };
 
-// Arena for the tensors of one micro-batch: taken in order, given back in reverse order by mark and
-// release. Memory is kept for the next micro-batch. It grows by chunks, because routing decides
-// how many rows arrive; `reset` merges the chunks. Contents are undefined when taken; builds with
-// SWITCHYARD_DEBUG_MEMORY fill released memory with NaN and check guard bands around every tensor
-// (on the CPU). On a device that only counts it knows how much is in use, and holds nothing.
+// Arena for the tensors of one micro-batch: they are taken in order, and released in reverse order
+// by mark and release. The memory is kept for the next micro-batch. The arena grows by chunks,
+// because the number of rows depends on routing; `reset` merges the chunks. Contents are undefined
+// when taken; builds with SWITCHYARD_DEBUG_MEMORY fill taken and released memory with NaN and check
+// guard bands around every tensor (on the CPU). On a device that only counts it counts bytes and
+// holds no memory.
 class Workspace {
  public:
   struct Mark {
@@ -110,16 +112,16 @@ class Workspace {
   explicit Workspace(Device device = {});
 
   TensorView take(const Shape& shape, DType dtype);
-  // Shares the ownership of host memory that ops read, and gives it up when a tensor taken at this
-  // point would be given back. It is not counted. See to_device.h.
+  // Shares the ownership of host memory that ops read, until a tensor taken at this point would be
+  // released. The memory is not counted. See to_device.h.
   void keep(std::shared_ptr<const void> memory);
   Mark mark() const;
   void release(const Mark& mark);
-  // Gives everything back. Call between micro-batches.
+  // Releases everything. Call between micro-batches.
   void reset();
 
   size_t live_bytes() const { return live_bytes_; }
-  // Most bytes taken at any one time since construction.
+  // The largest number of bytes in use at one time since construction.
   size_t high_water() const { return high_water_; }
 
  private:
@@ -144,7 +146,7 @@ class Workspace {
   std::vector<Allocation> allocations_;  // only with SWITCHYARD_DEBUG_MEMORY
 };
 
-// Gives back at the end of the scope what was taken from the workspace within it.
+// Releases at the end of the scope what was taken from the workspace within it.
 class WorkspaceScope {
  public:
   explicit WorkspaceScope(Workspace& workspace) : workspace_(workspace), mark_(workspace.mark()) {}

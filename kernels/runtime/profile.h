@@ -10,7 +10,7 @@
 
 namespace switchyard {
 
-// The parts of a model whose time and products are counted apart. `moe_*` are the MoE layer.
+// The parts of a model whose time and products are counted separately. `moe_*` are the MoE layer.
 enum class Part {
   embedding,
   attention,
@@ -41,7 +41,7 @@ constexpr std::string_view to_string(Part part) {
   return names[static_cast<size_t>(part)];
 }
 
-// What each part has added up to.
+// The totals of each part.
 struct Profile {
   std::array<double, kNumParts> seconds{};
   std::array<Tally, kNumParts> tallies{};  // on a device that only counts
@@ -50,7 +50,7 @@ struct Profile {
   const Tally& tally_of(Part part) const { return tallies[static_cast<size_t>(part)]; }
 };
 
-// Takes the time that the parts of a stream's work need: see Stream::set_profiler.
+// Measures the time of the parts of a stream's work; see Stream::set_profiler.
 class Profiler {
  public:
   explicit Profiler(Stream& stream) : stream_(stream) {
@@ -70,7 +70,7 @@ class Profiler {
     }
   }
 
-  // Since the last call; waits for the stream.
+  // Returns the totals since the last call; waits for the stream.
   Profile take() {
     Profile profile{.seconds = {}, .tallies = std::exchange(tallies_, {})};
     for (size_t i = 0; i < stopwatches_.size(); ++i) {
@@ -83,11 +83,11 @@ class Profiler {
   Stream& stream_;
   std::vector<Stopwatch> stopwatches_;
   std::array<Tally, kNumParts> tallies_{};
-  Tally before_;  // the part that is under way
+  Tally before_;  // the stream's tally when the current part began
 };
 
-// Adds the time of what the stream does in the scope to a part, where the stream has a profiler;
-// without one it costs nothing. Scopes are not nested.
+// Adds the time of the stream's work in the scope to a part, if the stream has a profiler; without
+// one it costs nothing. Scopes must not be nested.
 class ScopedPart {
  public:
   ScopedPart(Stream& stream, Part part) : profiler_(stream.profiler()), part_(part) {

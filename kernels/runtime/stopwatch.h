@@ -9,18 +9,18 @@
 
 namespace switchyard {
 
-// Adds up the time that stretches of a stream's work take: by the device's own events, so that
-// nobody waits before the sum is asked for; on the CPU, whose ops have finished when they return,
-// by the clock.
+// Adds up the times of intervals of a stream's work. On a CUDA device it records events, so that
+// the host waits only in take_seconds; on the CPU, whose ops have finished when they return, it
+// reads the clock.
 class Stopwatch {
  public:
   explicit Stopwatch(Device device = {}) : device_(device) {}
 
-  // Around a stretch, in turn.
+  // Begin and end an interval; call them alternately.
   void start(Stream& stream);
   void stop(Stream& stream);
 
-  // The sum since the last call of `take_seconds`. Waits for the last stretch.
+  // The sum since the last call of `take_seconds`. Waits for the end of the last interval.
   double take_seconds();
 
  private:
@@ -29,11 +29,11 @@ class Stopwatch {
   Device device_;
   double seconds_ = 0.0;  // CPU
   Clock::time_point begin_;
-  std::vector<std::pair<Event, Event>> stretches_;  // CUDA; kept for the next sum
+  std::vector<std::pair<Event, Event>> stretches_;  // CUDA; events are reused for the next sum
   size_t num_stretches_ = 0;
 };
 
-// Adds the time of its scope to a stopwatch.
+// Adds the time of the scope to a stopwatch.
 class ScopedTimer {
  public:
   ScopedTimer(Stopwatch& stopwatch, Stream& stream) : stopwatch_(stopwatch), stream_(stream) {

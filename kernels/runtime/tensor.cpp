@@ -46,7 +46,7 @@ std::string to_string(const Shape& shape) {
 
 int64_t ConstTensorView::dim(int i) const {
   const int index = i < 0 ? i + rank() : i;
-  require(index >= 0 && index < rank(), "dimension {} of a tensor of shape {}", i,
+  require(index >= 0 && index < rank(), "there is no dimension {} in shape {}", i,
           to_string(shape_));
   return shape_[index];
 }
@@ -58,7 +58,7 @@ void ConstTensorView::check_dtype(DType wanted) const {
 
 void* ConstTensorView::row_address(int64_t begin, int64_t count, Shape* shape) const {
   require(rank() >= 1 && begin >= 0 && count >= 0 && begin + count <= shape_[0],
-          "rows [{}, {}) of a tensor of shape {}", begin, begin + count, to_string(shape_));
+          "rows [{}, {}) exceed shape {}", begin, begin + count, to_string(shape_));
   std::array<int64_t, Shape::kMaxRank> dims{};
   std::copy_n(shape_.dims().begin(), rank(), dims.begin());
   dims[0] = count;

@@ -75,14 +75,15 @@ class Shape {
 
 std::string to_string(const Shape& shape);  // "[4, 512]"
 
-// Read-only, contiguous, row-major, non-owning. Default-constructed: empty, for optional operands.
+// Read-only, contiguous, row-major, non-owning. A default-constructed view is empty and stands for
+// an optional operand that is not given.
 class ConstTensorView {
  public:
   ConstTensorView() = default;
   ConstTensorView(const void* data, Shape shape, DType dtype, Device device = {})
       : data_(const_cast<void*>(data)), shape_(shape), dtype_(dtype), device_(device) {}
 
-  // Throws unless T is the dtype.
+  // Throws Error unless T is the dtype.
   template <class T>
   const T* data() const {
     check_dtype(dtype_of<T>());
@@ -101,7 +102,7 @@ class ConstTensorView {
 
   // The same elements under another shape.
   ConstTensorView reshape(Shape shape) const;
-  // `count` slices along the first dimension, from `begin`.
+  // `count` slices along the first dimension, from `begin` on.
   ConstTensorView rows(int64_t begin, int64_t count) const;
 
  protected:
@@ -114,7 +115,7 @@ class ConstTensorView {
   Device device_;
 };
 
-// As ConstTensorView, and may be written.
+// A ConstTensorView whose elements may be written.
 class TensorView : public ConstTensorView {
  public:
   TensorView() = default;
@@ -136,7 +137,7 @@ class TensorView : public ConstTensorView {
 class Tensor {
  public:
   Tensor() = default;
-  // Zero-filled. Throws OutOfMemory, which calls the tensor by its name.
+  // Zero-filled. Throws OutOfMemory with `name` in the message.
   Tensor(Shape shape, DType dtype, Device device = {}, std::string_view name = "a tensor");
 
   // False when default-constructed, as for optional members.

@@ -11,10 +11,10 @@
 
 namespace switchyard {
 
-// Host values where ops of the stream can read them, as a one-dimensional tensor that lives as long
-// as what is taken from the workspace at this point. The values belong to the workspace from here
-// on, so nobody has to keep them: on the CPU ops read them where they are, and a CUDA device gets
-// a copy in the workspace's memory.
+// Makes host values readable for the stream's ops, as a one-dimensional tensor with the lifetime of
+// a tensor taken from the workspace at this point. The workspace owns the values from now on, so
+// the caller need not keep them: on the CPU ops read them in place, and a CUDA device gets a copy
+// in the workspace's memory.
 template <class T>
 ConstTensorView to_device(Stream& stream, Workspace& workspace, std::vector<T> values) {
   const Device device = stream.device();
@@ -23,7 +23,7 @@ ConstTensorView to_device(Stream& stream, Workspace& workspace, std::vector<T> v
     workspace.keep(kept);
     return {kept->data(), Shape{std::ssize(*kept)}, dtype_of<T>(), device};
   }
-  // From ordinary host memory CUDA takes the values before it returns.
+  // CUDA has read values in ordinary host memory when the copy returns.
   const ConstTensorView host = view_of(std::span<const T>(values));
   const TensorView moved = workspace.take(host.shape(), host.dtype());
   copy(stream, host, moved);

@@ -83,7 +83,7 @@ void cross_entropy_forward(Stream&, ConstTensorView logits, ConstTensorView targ
     float largest = -std::numeric_limits<float>::infinity();
 #pragma omp simd reduction(max : largest)
     for (int64_t i = 0; i < vocab; ++i) largest = std::max(largest, row[i]);
-    // The row is still in the cache. A NaN, which max has passed over, reaches the loss from here.
+    // The row is still in the cache. max ignores NaN; this sum passes a NaN on to the loss.
     float total = 0.0f;
 #pragma omp simd reduction(+ : total)
     for (int64_t i = 0; i < vocab; ++i) total += fast_exp(row[i] - largest);
@@ -107,7 +107,7 @@ void cross_entropy_losses(Stream&, ConstTensorView targets, ConstTensorView row_
   const int64_t tokens = targets.num_elements();
   for (int64_t t = 0; t < tokens; ++t) {
     const bool counts = targets.data<int32_t>()[t] >= 0;
-    // The difference first: the two are close where the loss is small.
+    // The difference is computed first: the two values are close if the loss is small.
     const float gap = row_max.data<float>()[t] - target_logit.data<float>()[t];
     losses.data<float>()[t] = counts ? std::log(sum_exp.data<float>()[t]) + gap : 0.0f;
   }

@@ -11,7 +11,7 @@ namespace {
 
 using namespace cuda;  // NOLINT: the device helpers
 
-// One block per token. Rows of a vocabulary are long.
+// One block per token, because rows of a vocabulary are long.
 constexpr int kThreads = 512;
 constexpr int kPerThread = 4;
 
@@ -24,7 +24,7 @@ struct Partition {
     float greatest = largest;
 #pragma unroll
     for (int i = 0; i < kSize; ++i) greatest = fmaxf(greatest, logits[i]);
-    if (greatest > largest) refer_to(greatest);  // seldom after the first few
+    if (greatest > largest) refer_to(greatest);  // rarely true after the first calls
 #pragma unroll
     for (int i = 0; i < kSize; ++i) {
       sum += logits[i] == -INFINITY ? 0.0f : fast_exp(logits[i] - largest);
@@ -36,7 +36,7 @@ struct Partition {
   }
 };
 
-// One pass over a row. A NaN, which max passes over, is in the sum.
+// Makes one pass over a row. max ignores NaN, but the sum includes it.
 template <int kSize>
 __global__ void __launch_bounds__(kThreads)
     forward_kernel(const float* logits, const int32_t* targets, int64_t first_id, int64_t vocab,
@@ -71,7 +71,7 @@ __global__ void losses_kernel(const int32_t* targets, const float* row_max, cons
                               const float* target_logit, int64_t tokens, float* losses) {
   const int64_t t = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (t >= tokens) return;
-  // The difference first: the two are close where the loss is small.
+  // The difference is computed first: the two values are close if the loss is small.
   losses[t] = targets[t] >= 0 ? logf(sum_exp[t]) + (row_max[t] - target_logit[t]) : 0.0f;
 }
 

@@ -7,29 +7,30 @@ namespace switchyard {
 // Cross-entropy over a vocabulary that is split over ranks: this rank holds the logits of ids
 // [first_id, first_id + vocab). The target -1 means: no loss for this token.
 
-// What this rank knows, in one pass over the logits.
+// Computes this rank's statistics in one pass over the logits.
 //   logits        [tokens, vocab] f32
 //   targets       [tokens] i32
 //   row_max       [tokens] f32
-//   sum_exp       [tokens] f32: sum of exp(logit - row_max); NaN where a logit is
+//   sum_exp       [tokens] f32: sum of exp(logit - row_max); NaN if a logit is NaN
 //   target_logit  [tokens] f32: the target's logit where this rank holds it, else 0
 using CrossEntropyForward = void(Stream&, ConstTensorView logits, ConstTensorView targets,
                                  int64_t first_id, TensorView row_max, TensorView sum_exp,
                                  TensorView target_logit);
 
-// sum_exp *= exp(local_max - row_max): refers a rank's sums to the maximum over all ranks, after
-// which they can be added. Target logits add up as they are.
+// sum_exp *= exp(local_max - row_max): rescales a rank's sums to the maximum over all ranks, so
+// that they can be added over ranks. Target logits are added over ranks without rescaling.
 //   local_max, row_max, sum_exp  [tokens] f32
 using CrossEntropyRescale = void(Stream&, ConstTensorView local_max, ConstTensorView row_max,
                                  TensorView sum_exp);
 
-// losses[t] = log(sum_exp) + row_max - target_logit, 0 where there is no target; all over all ranks
+// losses[t] = log(sum_exp) + row_max - target_logit, 0 where there is no target; the inputs are
+// reduced over all ranks
 //   losses  [tokens] f32
 using CrossEntropyLosses = void(Stream&, ConstTensorView targets, ConstTensorView row_max,
                                 ConstTensorView sum_exp, ConstTensorView target_logit,
                                 TensorView losses);
 
-// dlogits = scale * (softmax - one_hot(target)), 0 in rows without target
+// dlogits = scale * (softmax - one_hot(target)), 0 in rows without a target
 //   dlogits  [tokens, vocab] f32 or bf16; may be logits
 using CrossEntropyBackward = void(Stream&, ConstTensorView logits, ConstTensorView targets,
                                   int64_t first_id, ConstTensorView row_max,

@@ -53,7 +53,7 @@ void embedding_forward(Stream&, ConstTensorView ids, ConstTensorView table, int6
   }
 }
 
-// Tasks own columns: every row of the table is then summed in the order of the tokens.
+// Each task handles some columns, so that every row of the table is summed in the tokens' order.
 void embedding_backward(Stream&, Workspace&, ConstTensorView ids, ConstTensorView dout,
                         int64_t first_row, TensorView dtable) {
   constexpr int64_t kColumns = 128;

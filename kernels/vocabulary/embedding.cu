@@ -16,7 +16,7 @@ constexpr int kRowsPerBlock = kThreads / kWarpSize;
 constexpr int kGradientThreads = 128;
 constexpr int kPerThread = 8;
 
-// One warp per token, in pieces of 16 bytes or of one element.
+// One warp copies the row of a token, in pieces of 16 bytes or of one element.
 template <class Piece>
 __global__ void embedding_forward_kernel(const int32_t* ids, const Piece* table, int64_t first_row,
                                          int64_t rows, int64_t tokens, int64_t pieces, Piece* out) {
@@ -41,7 +41,8 @@ void forward_pieces(Stream& stream, ConstTensorView ids, ConstTensorView table, 
          tokens, pieces, static_cast<Piece*>(out.raw()));
 }
 
-// The token's row of the table, or `rows` where another rank holds it: those sort to the end.
+// The key is the token's row of the table, or `rows` if another rank holds the row; the sort puts
+// such tokens last.
 __global__ void keys_kernel(const int32_t* ids, int64_t first_row, int64_t rows, int64_t tokens,
                             int32_t* keys, int32_t* positions) {
   const int64_t token = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
@@ -51,8 +52,8 @@ __global__ void keys_kernel(const int32_t* ids, int64_t first_row, int64_t rows,
   positions[token] = static_cast<int32_t>(token);
 }
 
-// The first place after `first` whose key is another. Steps that double, then halve: most rows have
-// few tokens, some have most of them.
+// The first place after `first` with a different key. The steps double, then halve, because most
+// rows have few tokens and a few rows have most tokens.
 __device__ int64_t end_of_run(const int32_t* keys, int64_t first, int64_t n) {
   const int32_t key = keys[first];
   int64_t begin = first, step = 1;  // keys[begin] == key
@@ -63,8 +64,8 @@ __device__ int64_t end_of_run(const int32_t* keys, int64_t first, int64_t n) {
   return begin + 1;
 }
 
-// Blocks of the first token of each row add the gradients of all tokens of that row, in their
-// order. Other blocks have nothing to do.
+// The block of the first token of each row adds the gradients of all tokens of that row, in their
+// order. Other blocks have no work.
 template <int kSize, class T>
 __global__ void __launch_bounds__(kGradientThreads)
     embedding_backward_kernel(const int32_t* keys, const int32_t* positions, const T* dout,
@@ -77,7 +78,8 @@ __global__ void __launch_bounds__(kGradientThreads)
   const int64_t end = end_of_run(keys, first, tokens);
   float sums[kSize];
   load_floats<kSize>(dtable + row * hidden + column, sums);
-  // The loads of several tokens under way at a time: frequent tokens decide how long this takes.
+  // The unrolled loop keeps loads of several tokens in flight, because frequent tokens determine
+  // the run time.
 #pragma unroll 8
   for (int64_t i = first; i < end; ++i) {
     float values[kSize];

@@ -24,7 +24,7 @@ StreamState* make_stream_state(Device device) { fail_on(to_string(device)); }
 EventState* make_event_state(Device device, bool) { fail_on(to_string(device)); }
 void* allocate(size_t, Device device, bool, const char*) { fail_on(to_string(device)); }
 
-// There is nothing that could be given to these.
+// No object exists that could be passed to these functions.
 void destroy(StreamState*) noexcept {}
 void destroy(EventState*) noexcept {}
 void release(void*) noexcept {}
