@@ -30,7 +30,7 @@ Linear make_qkv(const BuildContext& build, const std::string& name) {
   return Linear(build.store, std::move(weights), std::move(biases));
 }
 
-// Every head's vector is a row of its own to the per-head norm.
+// The per-head norm takes every head's vector as a row.
 template <class View>
 View head_rows(View x) {
   return x.reshape({x.num_elements() / x.dim(-1), x.dim(-1)});
@@ -99,7 +99,7 @@ void Attention::project_out(StepContext& ctx, ConstTensorView out, TensorView y)
   TensorView partial = partial_sums_for(ctx, y);
   out_.forward(ctx, out, partial);
   reduce_scatter_tokens(ctx, partial, y);
-  // Once per token, not once per tp rank: after the sum.
+  // The bias is added after the sum: once per token, not once per tp rank.
   if (out_bias_) add_bias(ctx.stream, out_bias_->value, y);
 }
 
@@ -160,7 +160,7 @@ KvCacheLayer Attention::make_cache(int64_t batch, int64_t max_len, Device device
   return {.k = Tensor(shape, dtype_, device), .v = Tensor(shape, dtype_, device), .selector = {}};
 }
 
-// One token per sequence, at `position`, whose key and value are in the cache.
+// Attends with one token per sequence, at `position`, whose key and value are in the cache.
 void Attention::decode(StepContext& ctx, const Saved& saved, int64_t position, KvCacheLayer& cache,
                        TensorView out) const {
   const int64_t batch = ctx.batch.num_sequences;
@@ -185,7 +185,8 @@ void Attention::decode(StepContext& ctx, const Saved& saved, int64_t position, K
 void Attention::forward_cached(StepContext& ctx, ConstTensorView x, int64_t first_position,
                                KvCacheLayer& cache, TensorView y) const {
   const int64_t batch = ctx.batch.num_sequences, seq_len = ctx.batch.seq_len;
-  require(first_position == 0 || seq_len == 1, "after the prefill, tokens come one at a time");
+  require(first_position == 0 || seq_len == 1,
+          "after the prefill, a call takes one token per sequence");
   const ScopedPart part(ctx.stream, Part::attention);
   WorkspaceScope saved_scope(ctx.saved), scope(ctx.scratch);
   Saved saved;

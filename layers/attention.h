@@ -29,9 +29,9 @@ class Attention {
   //   dx    [local_tokens, hidden], overwritten
   void backward(StepContext& ctx, ConstTensorView dy, const Saved& saved, TensorView dx);
 
-  // One block of new tokens at positions [first_position, first_position + batch.seq_len): writes
-  // their keys and values into the cache and attends to it. first_position = 0 is the prefill, with
-  // full attention; after it, one token per sequence and call, which attends to the keys that the
+  // Takes new tokens at positions [first_position, first_position + batch.seq_len), writes their
+  // keys and values into the cache and attends to it. first_position = 0 is the prefill, with full
+  // attention; after it, a call takes one token per sequence, which attends to the keys that the
   // cache's selector chooses.
   void forward_cached(StepContext& ctx, ConstTensorView x, int64_t first_position,
                       KvCacheLayer& cache, TensorView y) const;

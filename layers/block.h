@@ -11,7 +11,7 @@
 
 namespace switchyard {
 
-// One pre-norm decoder layer: x += attention(norm1(x)); x += feed_forward(norm2(x)).
+// A pre-norm decoder layer: x += attention(norm1(x)); x += feed_forward(norm2(x)).
 class Block {
  public:
   struct Saved {
@@ -25,21 +25,22 @@ class Block {
     TensorView attention, feed_forward;
   };
 
-  // `moe_layer` counts the MoE layers from 0; meaningless in a dense layer.
+  // `moe_layer` counts the MoE layers from 0; a dense layer ignores it.
   Block(const BuildContext& build, int layer, int moe_layer, const ExchangeOptions& exchange);
 
-  // Gives the stream behind the block, which lies in `updates`. The memory of `x.update` and of
-  // `updates` holds what the backward pass reads, and must live as long as `saved`:
+  // Returns the residual stream after the block, which lies in `updates`. The backward pass reads
+  // the memory of `x.update` and of `updates`, which must live as long as `saved`:
   //
   //   memory of             holds, in this order
   //   x.sum                 a term of the stream; only read
   //   x.update              a term of the stream; then (norm1) the stream before the block
-  //   updates.attention     attention's update; then (norm2) the stream between, the result's `sum`
-  //   updates.feed_forward  the feed-forward's update, the result's `update`
+  //   updates.attention     attention's update; then (norm2) the stream after it, the result's sum
+  //   updates.feed_forward  the feed-forward's update, the result's update
   ResidualStream forward(StepContext& ctx, const ResidualStream& x, const Updates& updates,
                          Saved& saved);
   // The stream is a sum, so its terms share their gradient.
-  //   d  [local_tokens, hidden]: of the stream behind the block; becomes that of the one before it
+  //   d  [local_tokens, hidden] gradient of the stream after the block; replaced by the gradient
+  //      of the stream before it
   void backward(StepContext& ctx, const Saved& saved, TensorView d);
 
   // See Attention::forward_cached.

@@ -8,7 +8,7 @@
 namespace switchyard {
 namespace {
 
-// This rank's even share of `extent`, which must divide.
+// A rank's even share of `extent`, which `parts` must divide.
 int64_t share_of(int64_t extent, int parts, const std::string& name) {
   require(extent % parts == 0, "{}: {} cannot be split over {} ranks", name, extent, parts);
   return extent / parts;

@@ -8,9 +8,9 @@
 
 namespace switchyard {
 
-// What a layer's constructor needs to declare its parameters. Weights of linear maps between hidden
-// states are hidden matrices (ParameterSpec::hidden_matrices), each as the model defines it: q, k
-// and v are three, and so are gate, up and down.
+// The inputs with which a layer's constructor declares its parameters. Weights of linear maps
+// between hidden states are hidden matrices (ParameterSpec::hidden_matrices), each as the model
+// defines it: q, k and v are three, and so are gate, up and down.
 struct BuildContext {
   Stream& stream;
   ParameterStore& store;
@@ -24,20 +24,20 @@ struct BuildContext {
   Parameter& row_parallel(const std::string& name, int64_t out, int64_t in, float std) const;
   // A bias whose elements are split over tp.
   Parameter& sharded_bias(const std::string& name, int64_t width) const;
-  // The same on every tp rank, in the compute dtype: descend and ascend, and positions, which are
-  // an embedding and hold no hidden matrix.
+  // A weight that is replicated over tp, in the compute dtype: descend and ascend, and positions,
+  // which are an embedding and hold no hidden matrix.
   Parameter& replicated_weight(const std::string& name, Shape shape, float std,
                                int hidden_matrices = 1) const;
-  // The same on every tp rank and always f32: the router's weight (with decay; a hidden matrix, as
-  // in Moonlight), norms and biases (without).
+  // Parameters that are replicated over tp and always f32: the router's weight (with decay; a
+  // hidden matrix, as in Moonlight), norms and biases (without decay).
   Parameter& router_weight(const std::string& name, Shape shape, float std) const;
   Parameter& replicated_vector(const std::string& name, int64_t width, Init init) const;
-  // The matrices of each expert, `hidden_matrices` of them one above the other: two for the gate
-  // above up. The first dimension is split over ep. [experts, out, in]
+  // The weight of all experts. Each expert has `hidden_matrices` matrices one above the other: two
+  // where the gate stands above up. The first dimension is split over ep. [experts, out, in]
   Parameter& expert_weight(const std::string& name, int64_t out, int64_t in, float std,
                            int hidden_matrices = 1) const;
 
-  // Ids of the vocabulary are split into runs of ceil(vocab / tp); the last one may be shorter.
+  // The ids of the vocabulary are split into runs of ceil(vocab / tp); the last one may be shorter.
   int64_t first_vocab_id() const;
   int64_t local_vocab_size() const;
   Parameter& vocab_parallel(const std::string& name, float std) const;

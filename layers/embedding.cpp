@@ -18,10 +18,10 @@ Embedding::Embedding(const BuildContext& build)
   }
 }
 
-// One per local token.
+// The position of each local token.
 std::vector<int32_t> Embedding::positions_of(const StepContext& ctx, int64_t first_position) const {
   require(first_position + ctx.batch.seq_len <= positions_->value.dim(0),
-          "position {} lies beyond the {} that the model has learned",
+          "position {} lies beyond the {} learned positions of the model",
           first_position + ctx.batch.seq_len - 1, positions_->value.dim(0));
   std::vector<int32_t> positions(static_cast<size_t>(ctx.local_tokens()));
   int64_t token = ctx.local_range().first_token;

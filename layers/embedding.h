@@ -8,7 +8,8 @@
 
 namespace switchyard {
 
-// Token embedding, its vocabulary split over tp, and learned positions where the model has them.
+// The token embedding, whose vocabulary is split over tp, and learned positions where the model has
+// them.
 class Embedding {
  public:
   explicit Embedding(const BuildContext& build);
@@ -19,7 +20,7 @@ class Embedding {
   //   dy [local_tokens, hidden]
   void backward(StepContext& ctx, ConstTensorView dy);
 
-  // [local vocab, hidden]; also the head's where embeddings are tied
+  // [local vocab, hidden]; also the head's weight where embeddings are tied
   Parameter& table() const { return *table_; }
 
  private:

@@ -8,8 +8,9 @@
 namespace switchyard {
 namespace {
 
-// sqrt of how much wider the experts' input is in the fine-grained twin. Initial weights are scaled
-// so that BigMac's experts begin with the same pre-activations and outputs as its twin's.
+// The square root of how much wider the experts' input is in the fine-grained twin. It scales the
+// initial weights so that BigMac's experts begin with the same pre-activations and outputs as the
+// twin's.
 float width_gain(const ModelConfig& config) {
   return std::sqrt(static_cast<float>(config.hidden) / static_cast<float>(config.exchange_width()));
 }

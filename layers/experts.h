@@ -11,33 +11,33 @@
 
 namespace switchyard {
 
-// The experts of this rank: for the rows of each, w * down(activation(up(x))), where w is the
-// router's weight of the (token, expert) pair. The weight is applied to the activation: `down` is
-// linear, so the result is the same, and its gradient is a dot product of the inner width.
+// The experts of this rank. Each computes w * down(activation(up(x))) for its rows, where w is the
+// router's weight of the (token, expert) pair. w is applied to the activation: `down` is linear, so
+// the result is the same, and the gradient of w is a dot product of the inner width.
 class Experts {
  public:
   struct Saved {
-    ExpertRows rows;  // what they read: x [rows, width], weights [rows] f32
+    ExpertRows rows;  // the input: x [rows, width], weights [rows] f32
     TensorView up;    // [rows, expert_ffn_hidden, twice where gated] before the activation
   };
-  // What backward_input leaves for backward_weight.
+  // The gradients that backward_input hands to backward_weight.
   struct Grads {
     ConstTensorView dy;  // [rows, width]
     TensorView dup;      // as Saved::up
   };
 
-  // BigMac's experts read and write the narrow `latent` and are inflated inside; those of the other
-  // structures read and write `hidden`.
+  // BigMac's experts read and write rows of the narrow width `latent` and are wider inside; those
+  // of the other structures read and write rows of width `hidden`.
   Experts(const BuildContext& build, const std::string& name);
 
-  // `x` stays where it is until the backward pass.
+  // The memory of `x` must stay valid and unchanged until the backward pass.
   //   y  [rows, width]
   void forward(StepContext& ctx, const ExpertRows& x, TensorView y, Saved& saved) const;
 
-  // The backward pass comes in two halves, because what the weights' gradients cost can hide the
-  // way back of dx. What the first half leaves for the second lies in scratch memory that the
-  // caller releases.
-  //   dy        [rows, width], must stay as it is until the second half
+  // The backward pass has two halves, because the transfer of dx can run behind the computation of
+  // the weights' gradients. The result of the first half lies in scratch memory that the caller
+  // releases after the second.
+  //   dy        [rows, width], must not change until the second half
   //   dx        [rows, width], overwritten
   //   dweights  [rows] f32, overwritten
   Grads backward_input(StepContext& ctx, ConstTensorView dy, const Saved& saved, TensorView dx,

@@ -59,7 +59,7 @@ void FeedForward::backward(StepContext& ctx, ConstTensorView dy, const Saved& sa
   WorkspaceScope scope(ctx.scratch);
   if (down_bias_) add_bias_backward(ctx.stream, ctx.scratch, dy, down_bias_->grad);
   ConstTensorView dy_all = gather_tokens(ctx, dy);
-  // The activation is cheap: computed again rather than kept.
+  // The activation is cheap: it is computed again rather than kept.
   TensorView act = ctx.scratch.take({ctx.tokens(), local_ffn_hidden_}, dtype_);
   activation_forward(ctx.stream, activation_, saved.up, {}, act);
   TensorView dact = ctx.scratch.take(act.shape(), dtype_);

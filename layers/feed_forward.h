@@ -11,7 +11,7 @@
 namespace switchyard {
 
 // down(activation(up(x))), or down(silu(gate(x)) * up(x)) where gated. The inner width is split
-// over tp. The dense feed-forward of a block, and its shared experts.
+// over tp. It is the dense feed-forward of a block, or its shared experts.
 class FeedForward {
  public:
   struct Saved {
@@ -19,7 +19,7 @@ class FeedForward {
     TensorView up;      // [tokens, local inner width, twice where gated] before the activation
   };
 
-  // `part`: where its time counts.
+  // `part` is the part of the step to which its time is counted.
   FeedForward(const BuildContext& build, const std::string& name, int64_t ffn_hidden, bool bias,
               Part part);
 

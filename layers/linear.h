@@ -10,7 +10,7 @@
 namespace switchyard {
 
 // y = x W^T + b. W may be several parameters that lie side by side in the store (q, k, v; gate and
-// up), so that one product serves them all. Sharding and communication are the caller's.
+// up), so that one product serves them all. The caller does the sharding and the communication.
 class Linear {
  public:
   Linear() = default;
@@ -19,14 +19,14 @@ class Linear {
          std::vector<Parameter*> biases = {});
 
   //   x [tokens, in], y [tokens, out]
-  // With Accumulate::yes, y holds what the map's result is added to.
+  // With Accumulate::yes, the result is added to y.
   void forward(StepContext& ctx, ConstTensorView x, TensorView y,
                Accumulate accumulate = Accumulate::no) const;
   // Adds to the gradients of W and b, and writes (or adds to) dx [tokens, in]; an empty dx is not
   // computed.
   void backward(StepContext& ctx, ConstTensorView dy, ConstTensorView x, TensorView dx,
                 Accumulate accumulate = Accumulate::no);
-  // Its two halves, for callers that have something to do between them.
+  // The two halves of `backward`, for callers that do other work between them.
   void backward_input(StepContext& ctx, ConstTensorView dy, TensorView dx,
                       Accumulate accumulate = Accumulate::no) const;
   void backward_weight(StepContext& ctx, ConstTensorView dy, ConstTensorView x);

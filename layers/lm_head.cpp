@@ -11,12 +11,13 @@
 namespace switchyard {
 
 int64_t LmHead::chunk_tokens(DeviceKind device, int64_t vocab_size, int tp) {
-  // On the CPU few enough that the logits of a chunk stay in the cache between the passes over
+  // On the CPU a chunk is small enough that its logits stay in the cache between the passes over
   // them.
   constexpr int64_t kOnCpu = 256;
   if (device == DeviceKind::cpu) return kOnCpu;
-  // A GPU reads and writes the whole f32 gradient of its vocabulary once per chunk, and wants more
-  // rows than a few tiles in every product: as many as a bounded memory holds, in whole tiles.
+  // A GPU reads and writes the whole f32 gradient of its vocabulary once per chunk, and needs more
+  // than a few tiles of rows in every product to be fast. A chunk therefore has as many rows as a
+  // bounded memory holds, in whole tiles.
   constexpr int64_t kLogitsBytes = int64_t{256} << 20, kTile = 128;
   const int64_t row_bytes = (vocab_size + tp - 1) / tp * static_cast<int64_t>(size_of(DType::f32));
   return std::max(kOnCpu, kLogitsBytes / row_bytes / kTile * kTile);
@@ -90,7 +91,7 @@ void LmHead::logits(StepContext& ctx, ConstTensorView x, TensorView logits) cons
   }
   TensorView part = ctx.scratch.take({rows, local}, DType::f32);
   matmul(ctx.stream, x, Transpose::no, weight_->value, Transpose::yes, Accumulate::no, part);
-  // Shards of the vocabulary may differ by a few ids, so the parts are joined by a sum with zeros.
+  // Vocabulary shards may differ by a few ids, so their parts are joined by a sum with zeros.
   fill_zero(ctx.stream, logits);
   for (int64_t row = 0; row < rows; ++row) {
     copy(ctx.stream, part.rows(row, 1).reshape({local}),

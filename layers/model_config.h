@@ -38,11 +38,11 @@ struct RouterConfig {
   bool force_balanced = false;  // benchmarks only
 };
 
-// One decoder-only model. Validated by the configuration reader.
+// A decoder-only model. The configuration reader validates it.
 struct ModelConfig {
   Structure structure = Structure::dense;
   int64_t vocab_size = 0;
-  int64_t seq_len = 0;  // context length: of training sequences, and of learned positions
+  int64_t seq_len = 0;  // length of training sequences; number of learned positions
   int64_t hidden = 0;
   int num_layers = 0;
   int num_heads = 0;
@@ -71,7 +71,7 @@ struct ModelConfig {
   bool is_moe_layer(int layer) const {
     return structure != Structure::dense && layer >= first_dense_layers;
   }
-  // Width of the rows that travel to experts, and of the experts' input and output.
+  // Width of the rows that are sent to experts, and of the experts' input and output.
   int64_t exchange_width() const { return structure == Structure::bigmac ? latent : hidden; }
 };
 

@@ -33,14 +33,14 @@ void MoeLayer::forward(StepContext& ctx, ConstTensorView x, TensorView y, Saved&
   if (shared_) shared_->forward(ctx, x, y, saved.shared);
   forward_experts(ctx, chunks, saved);
 
-  // What comes back joins y, each chunk behind the way of the next.
+  // Each chunk's result is written or added to y while the next chunk is still on its way back.
   for (const auto& chunk : chunks) {
     chunk->finish(ctx.stream, chunk->token_rows(rows.back));
     narrowing_.ascend(ctx, chunk->token_rows(rows.back), chunk->token_rows(y), into_shared());
   }
 }
 
-// The experts' work on each chunk as it arrives, and what they give on its way back.
+// Runs the experts on each chunk as it arrives, and sends their results back.
 void MoeLayer::forward_experts(StepContext& ctx, const Transfers& chunks, Saved& saved) const {
   saved.experts.resize(chunks.size());
   for (size_t c = 0; c < chunks.size(); ++c) {
@@ -57,7 +57,7 @@ void MoeLayer::backward(StepContext& ctx, ConstTensorView dy, const Saved& saved
   WorkspaceScope scope(ctx.scratch);
   const Narrowing::Rows drows = narrowing_.backward_ascend(ctx, dy, dx, into_shared());
 
-  // What needs no rows of other ranks happens while they travel.
+  // Work that needs no rows of other ranks is done while the rows are under way.
   const Transfers chunks = saved.plan->dispatch(ctx.stream, ctx.scratch, drows.out);
   narrowing_.backward_ascend_weight(ctx, dy, saved.narrowing);
   if (shared_) shared_->backward(ctx, dy, saved.shared, dx);
@@ -71,7 +71,7 @@ void MoeLayer::backward(StepContext& ctx, ConstTensorView dy, const Saved& saved
   router_.backward(ctx, dtopk_weights, saved.router, dx);
 }
 
-// The gradients of the experts' weights are computed behind the way back of all chunks.
+// The gradients of the experts' weights are computed while all chunks are on their way back.
 void MoeLayer::backward_experts(StepContext& ctx, const Transfers& chunks, const Saved& saved) {
   std::vector<Experts::Grads> grads;
   for (size_t c = 0; c < chunks.size(); ++c) {

@@ -18,8 +18,8 @@ namespace switchyard {
 // One mixture-of-experts layer of any structure:
 //   vanilla, fine_grained:  y = sum_i p_i expert_i(x)
 //   bigmac:                 y = (sum_i p_i expert_i(x Wdescend)) Wascend
-// (BigMac, arXiv 2502.16927, eq. 2), plus the shared experts at full width. Router and descend both read x. Every rank holds distinct
-// tokens, so the layer is the same code on every layout.
+// (BigMac, arXiv 2502.16927, eq. 2), plus the shared experts at full width. Router and descend both
+// read x. Every rank holds distinct tokens, so the layer is the same code on every layout.
 class MoeLayer {
  public:
   struct Saved {

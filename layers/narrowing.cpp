@@ -8,8 +8,8 @@
 namespace switchyard {
 namespace {
 
-// Descend keeps the scale of x, ascend that of the experts' sum: the experts' own initial weights
-// then mean what they mean in the fine-grained twin.
+// With this standard deviation descend keeps the scale of x, and ascend that of the experts' sum,
+// so the experts' initial weights have the same effect as in the fine-grained twin.
 float unit_gain(int64_t in) { return 1.0f / std::sqrt(static_cast<float>(in)); }
 
 }  // namespace
@@ -26,7 +26,7 @@ Narrowing::Narrowing(const BuildContext& build, const std::string& name) {
       {&build.replicated_weight(name + ".ascend.weight", {c.hidden, latent_}, unit_gain(latent_))});
 }
 
-// Without BigMac: `to` itself, unless it holds what the rows are added to.
+// Without BigMac, rows come back into `to` itself, unless they are added to it.
 TensorView Narrowing::place_for_return(StepContext& ctx, TensorView to,
                                        Accumulate accumulate) const {
   return accumulate == Accumulate::yes ? ctx.scratch.take(to.shape(), to.dtype()) : to;

@@ -9,20 +9,20 @@
 
 namespace switchyard {
 
-// BigMac's shared projections around the exchange: descend shrinks a token before it travels to its
-// experts, ascend grows their sum back (arXiv 2502.16927, eq. 2). In models of another
-// structure both are the identity, and rows travel at full width.
+// BigMac's shared projections around the exchange: descend narrows a token before it is sent to its
+// experts, ascend widens the sum of their results again (arXiv 2502.16927, eq. 2). In models of
+// another structure both are the identity, and rows are sent at full width.
 class Narrowing {
  public:
   struct Saved {
     ConstTensorView x;  // [local_tokens, hidden]
-    TensorView latent;  // [local_tokens, latent] what ascend reads; empty without BigMac
+    TensorView latent;  // [local_tokens, latent] the input of ascend; empty without BigMac
   };
-  // Rows of all local tokens, [local_tokens, width]. `back` may be the memory of `out`: nothing
-  // comes back before everything has left.
+  // Rows of all local tokens, [local_tokens, width]. `back` may be the memory of `out`: no row
+  // comes back before all rows have left.
   struct Rows {
-    ConstTensorView out;  // what travels
-    TensorView back;      // where what comes back is written
+    ConstTensorView out;  // the rows to send
+    TensorView back;      // where the returned rows are written
   };
 
   Narrowing(const BuildContext& build, const std::string& name);
@@ -31,12 +31,12 @@ class Narrowing {
   //   x, y  [local_tokens, hidden]
   Rows descend(StepContext& ctx, ConstTensorView x, TensorView y, Accumulate into_y,
                Saved& saved) const;
-  // For the rows of some tokens; nothing is left to do where they came back to y itself.
+  // Takes the rows of some tokens. It does nothing where the rows came back into y itself.
   //   back  [rows, width]
   //   y     [rows, hidden]
   void ascend(StepContext& ctx, ConstTensorView back, TensorView y, Accumulate into_y) const;
 
-  // The backward pass of ascend, whose gradient travels to the experts, and that of descend.
+  // The backward pass of ascend, whose input's gradient is sent to the experts, and of descend.
   //   dy, dx  [local_tokens, hidden]
   Rows backward_ascend(StepContext& ctx, ConstTensorView dy, TensorView dx,
                        Accumulate into_dx) const;

@@ -7,9 +7,9 @@
 
 namespace switchyard {
 
-// The residual stream where it has not been written out: x = sum + update. The norm that follows
-// carries the addition out while it reads. Both [local_tokens, hidden]; update is empty where the
-// stream is `sum` alone.
+// The residual stream as a sum that has not been computed yet: x = sum + update. The norm that
+// follows does the addition while it reads. Both are [local_tokens, hidden]; update is empty where
+// the stream is `sum` alone.
 struct ResidualStream {
   TensorView sum;
   TensorView update;
@@ -19,7 +19,7 @@ struct ResidualStream {
 class NormLayer {
  public:
   struct Saved {
-    TensorView x;     // what was normalised
+    TensorView x;     // the norm's input
     TensorView mean;  // layer_norm only
     TensorView rstd;
   };
@@ -27,8 +27,8 @@ class NormLayer {
   // The model's kind of norm, over its hidden size.
   NormLayer(const BuildContext& build, const std::string& name);
 
-  // Normalises x.sum + x.update, and writes that sum over x.update, which nothing else needs; it
-  // becomes saved.x.
+  // Normalises x.sum + x.update. The sum overwrites x.update, which nothing else needs, and becomes
+  // saved.x.
   //   y         [tokens, hidden]
   void forward(StepContext& ctx, const ResidualStream& x, TensorView y, Saved& saved) const;
   //   dx  [tokens, hidden]  +=

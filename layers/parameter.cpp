@@ -16,7 +16,7 @@
 namespace switchyard {
 namespace {
 
-// Bytes: what vector accesses and cuBLAS's fast kernels ask of an address.
+// In bytes. Vector accesses and cuBLAS's fast kernels need addresses of this alignment.
 constexpr size_t kParameterAlignment = 16;
 
 TensorView slice(TensorView flat, int64_t begin, const Shape& shape) {
@@ -44,7 +44,7 @@ void draw_initial_values(Stream& stream, uint64_t seed, const Parameter& paramet
       break;
   }
   cast(stream, drawn, parameter.value);
-  stream.synchronize();  // before the memory of `drawn` goes
+  stream.synchronize();  // The memory of `drawn` is freed when this function returns.
 }
 
 std::span<const int64_t> row_dims(const Shape& shape) { return shape.dims().subspan(1); }
@@ -59,10 +59,11 @@ int64_t begin_of_next(const FlatBuffer& buffer, const Shape& extent) {
                   static_cast<int64_t>(kParameterAlignment / size_of(buffer.dtype)));
 }
 
-// One tensor over neighbours `first` to `last`, whose views `of` picks.
+// One tensor over the neighbours `first` to `last`; `of` picks their values or their gradients.
 TensorView fuse(const Parameter& first, const Parameter& last, TensorView Parameter::*of) {
   const TensorView head = first.*of;
-  require(static_cast<bool>(head), "{} was not materialized yet", first.spec.name);
+  require(static_cast<bool>(head), "{} has no memory yet; call ParameterStore::materialize first",
+          first.spec.name);
   const Shape &shape = first.spec.extent, &last_shape = last.spec.extent;
   const int64_t elements = last.flat_begin + last_shape.num_elements() - first.flat_begin;
   const auto dims = row_dims(shape);
@@ -89,7 +90,7 @@ std::string describe(const FlatBuffer& buffer) {
 Parameter& ParameterStore::add(ParameterSpec spec) {
   require(spec.offset.rank() == spec.global_shape.rank() &&
               spec.extent.rank() == spec.global_shape.rank(),
-          "{}: offset and extent must have the rank of the whole", spec.name);
+          "{}: offset and extent must have the rank of the global shape", spec.name);
   require(std::none_of(parameters_.begin(), parameters_.end(),
                        [&](const Parameter& p) { return p.spec.name == spec.name; }),
           "there are two parameters named {}", spec.name);
@@ -104,7 +105,7 @@ Parameter& ParameterStore::add(ParameterSpec spec) {
 }
 
 FlatBuffer& ParameterStore::buffer_for(ParameterGroup group, DType dtype) {
-  // Within a stage neighbours stay neighbours: layers fuse them.
+  // The parameters of a stage stay in one buffer, because layers fuse neighbours.
   const auto newest = std::find_if(buffers_.rbegin(), buffers_.rend(), [&](const FlatBuffer& b) {
     return b.group == group && b.dtype == dtype;
   });

@@ -9,12 +9,12 @@
 
 namespace switchyard {
 
-// Over which ranks the gradient of a parameter is summed, and over which its optimizer state is
+// The ranks over which the gradient of a parameter is summed, and over which its optimizer state is
 // split.
 enum class ParameterGroup {
-  sharded,     // split over tp: dp
-  replicated,  // the same on every rank: dp and tp
-  expert,      // split over ep: edp
+  sharded,     // dp, for parameters that are split over tp
+  replicated,  // dp and tp, for parameters that are the same on every rank
+  expert,      // edp, for parameters that are split over ep
 };
 inline constexpr ParameterGroup kParameterGroups[] = {
     ParameterGroup::sharded, ParameterGroup::replicated, ParameterGroup::expert};
@@ -33,38 +33,38 @@ struct Init {
 struct ParameterSpec {
   std::string name;
   Shape global_shape;
-  Shape offset;  // where this rank's box begins in it
+  Shape offset;  // where this rank's box begins in global_shape
   Shape extent;  // this rank's box
   ParameterGroup group = ParameterGroup::replicated;
   DType dtype = DType::f32;  // of the values; gradients are f32
   bool decay = true;         // whether weight decay applies
-  // How many hidden matrices the last two dimensions hold, one above the other with equally many
-  // rows: two where a gate stands above up. A third dimension in front counts such stacks
-  // (experts). An update rule of whole matrices (Muon) takes them one by one. 0: none, as in
-  // vectors, and as in embeddings and the head, which Jordan et al. 2024 and Moonlight
-  // (section 2.2) leave to AdamW.
+  // The number of hidden matrices that the last two dimensions hold, one above the other with
+  // equally many rows: two where a gate stands above up. A third dimension in front counts such
+  // stacks (experts). An update rule of whole matrices (Muon) takes them one by one. Zero in
+  // vectors, and in embeddings and the head, which Jordan et al. 2024 and Moonlight (section 2.2)
+  // leave to AdamW.
   int hidden_matrices = 0;
   Init init;
 };
 
 struct Parameter {
   ParameterSpec spec;
-  int64_t flat_begin = 0;  // of its first element in its flat buffer
+  int64_t flat_begin = 0;  // index of its first element in its flat buffer
   TensorView value;        // extent, spec.dtype
   TensorView grad;         // extent, f32
 };
 
 // Some parameters of one (group, dtype) in the order in which they were added: a bucket, whose
-// gradients are reduced in one collective. Each begins at a multiple of 16 bytes, whatever the size
-// of those before it; but behind a parameter with rows of the same width it begins right where that
-// ends, so that the two can be fused.
+// gradients are reduced in one collective. Each parameter begins at a multiple of 16 bytes, except
+// behind one with rows of the same width: there it begins where that one ends, so that the two can
+// be fused.
 struct FlatBuffer {
   ParameterGroup group;
   DType dtype;
-  int first_stage;  // of its parameters: when the gradients of that one are final, all are
+  int first_stage;  // of its parameters: once this stage's gradients are final, all are
   int last_stage;
   std::vector<Parameter*> parameters;
-  int64_t num_elements = 0;  // up to the last parameter's end; gaps and what follows stay zero
+  int64_t num_elements = 0;  // up to the last parameter's end; gaps and padding stay zero
   Tensor values;             // [padded] dtype
   Tensor grads;              // [padded] f32
 };
@@ -77,10 +77,10 @@ std::string describe(const FlatBuffer& buffer);
 class ParameterStore {
  public:
   // 64 MiB of gradients: enough for a link to run at its full rate, and few enough that most of a
-  // model's gradients travel while the backward pass goes on.
+  // model's gradients are reduced during the backward pass.
   static constexpr int64_t kBucketElements = int64_t{16} << 20;
 
-  // A stage that finds a flat buffer of `bucket_elements` begins another one.
+  // A new stage begins another flat buffer if the newest one has `bucket_elements` or more.
   explicit ParameterStore(int64_t bucket_elements = kBucketElements)
       : bucket_elements_(bucket_elements) {}
   ParameterStore(const ParameterStore&) = delete;
@@ -93,9 +93,9 @@ class ParameterStore {
   // Declares a parameter; its views are empty until `materialize`. The reference stays valid.
   Parameter& add(ParameterSpec spec);
 
-  // Allocates and draws the initial values: a function of seed, name and global index alone, so the
-  // same on every layout. Flat buffers are padded to a multiple of 16 * world_size elements, so
-  // that any group of ranks can split them evenly.
+  // Allocates all tensors and draws the initial values, which depend on seed, name and global index
+  // alone, and so are the same on every layout. Flat buffers are padded to a multiple of
+  // 16 * world_size elements, so that any group of ranks can split them evenly.
   void materialize(Stream& stream, uint64_t seed, int world_size);
 
   void zero_grads(Stream& stream);
@@ -107,7 +107,7 @@ class ParameterStore {
   const std::vector<FlatBuffer>& buffers() const { return buffers_; }
   int64_t num_elements() const;  // of this rank
 
-  // [sum of rows, ...] over parameters that were added one after the other, `first` to `last`.
+  // One view [sum of rows, ...] of the parameters `first` to `last`, added one after the other.
   TensorView fused_value(const Parameter& first, const Parameter& last) const;
   TensorView fused_grad(const Parameter& first, const Parameter& last) const;
 

@@ -81,7 +81,7 @@ void Router::drop(StepContext& ctx, Saved& saved) const {
   TensorView dispatch_idx = ctx.saved.take(all, DType::i32);
   saved.dispatch_idx = dispatch_idx.rows(ctx.local_range().first_token, saved.topk_idx.dim(0));
 
-  // Who is dropped depends on whole sequences; sequence parallelism may have cut them.
+  // Drops depend on whole sequences, which sequence parallelism may have split.
   WorkspaceScope scope(ctx.scratch);
   TensorView idx = ctx.scratch.take(all, DType::i32);
   TensorView weights = ctx.scratch.take(all, DType::f32);

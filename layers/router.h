@@ -9,8 +9,8 @@
 
 namespace switchyard {
 
-// Chooses the experts of every token, in f32, on the full-width x; and carries the balance loss,
-// the z-loss and the bias of loss-free balancing.
+// Chooses the experts of every token, in f32, from the full-width x. It also computes the balance
+// loss and the z-loss, and keeps the bias of loss-free balancing.
 class Router {
  public:
   struct Saved {

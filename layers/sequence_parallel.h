@@ -6,12 +6,12 @@ namespace switchyard {
 
 // Sequence parallelism (Korthikanti et al. 2022, section 4.2.2): between blocks each tp rank holds
 // a share of the tokens; column-parallel products read all of them, row-parallel ones give partial
-// sums for all of them. With tp = 1 nothing moves and nothing is copied.
+// sums for all of them. With tp = 1 no data is sent or copied.
 
 // x_local [local_tokens, width] -> [tokens, width], from the scratch memory.
 ConstTensorView gather_tokens(StepContext& ctx, ConstTensorView x_local);
 
-// Where a row-parallel product writes: [tokens, width] from scratch memory, or y_local itself with
+// The output of a row-parallel product: [tokens, width] from scratch memory, or y_local itself with
 // tp = 1.
 TensorView partial_sums_for(StepContext& ctx, TensorView y_local);
 // y_local [local_tokens, width] = this rank's tokens of the sum over tp ranks.

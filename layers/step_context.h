@@ -15,14 +15,14 @@
 
 namespace switchyard {
 
-// Each loss is divided once, where its gradient begins, by what the *global* batch holds. From
+// Each loss is divided once, where its gradient begins, by the size of the *global* batch. From
 // there on every gradient, and every reduction over ranks or micro-batches, is a plain sum.
 struct LossScales {
   float per_target = 1.0f;  // 1 / target tokens of the global batch
   float per_token = 1.0f;   // 1 / tokens of the global batch
 };
 
-// What a global batch holds.
+// The size of a global batch.
 struct GlobalBatchSize {
   int64_t targets = 0;  // tokens that count in the cross-entropy
   int64_t tokens = 0;
@@ -35,24 +35,24 @@ using GlobalExpertCounts = std::vector<std::vector<double>>;
 
 class AttentionObserver;
 
-// What one pass over one micro-batch works with. The owner of the two workspaces resets them; every
+// The context of one pass over one micro-batch. The owner of the two workspaces resets them; every
 // layer leaves `scratch` as it found it.
 struct StepContext {
   Stream& stream;
-  Workspace& saved;    // what a forward pass leaves for its backward pass: one per pass in flight
-  Workspace& scratch;  // what nobody needs when a call returns: one per rank
+  Workspace& saved;    // tensors that the backward pass needs; one workspace per pass in flight
+  Workspace& scratch;  // tensors that are released before a call returns; one workspace per rank
   const DistributedContext& dist;
   const MicroBatch& batch;
   LossScales scales;
-  // Of the global batch; read with balance_scope: global_batch alone.
+  // Tokens of the global batch; only balance_scope: global_batch reads it.
   int64_t global_tokens = 0;
   StepStatistics* statistics = nullptr;   // may be null
   AttentionObserver* observer = nullptr;  // may be null; see attention_observer.h
-  // For balance_scope: global_batch under gradient accumulation, where the counts of later
-  // micro-batches are not known yet: from a counting pass. Null: counted in this pass.
+  // The result of a counting pass, for balance_scope: global_batch under gradient accumulation,
+  // where the counts of later micro-batches are not known yet. Null: this pass counts.
   const GlobalExpertCounts* global_counts = nullptr;
-  // Ignores capacity_factor. Decoding needs this, because what is dropped would depend on how many
-  // tokens come at once.
+  // Ignores capacity_factor. Decoding needs this, because drops would depend on how many tokens a
+  // call takes.
   bool dropless = false;
   // Called in the backward pass when the gradients of this stage (ParameterStore::begin_stage) and
   // of all after it are final. May be empty.
@@ -63,14 +63,14 @@ struct StepContext {
   int64_t local_tokens() const { return tokens() / dist.tp().size(); }
   TokenRange local_range() const { return {dist.tp().rank() * local_tokens(), batch.seq_len}; }
 
-  // Host values where ops of the stream can read them, for as long as scratch memory that is taken
-  // at this point. The values belong to the workspace from here on.
+  // Makes host values readable for ops of the stream, for as long as scratch memory that is taken
+  // at this point lives. The workspace owns the values.
   template <class T>
   ConstTensorView on_device(std::vector<T> values) const {
     return to_device(stream, scratch, std::move(values));
   }
 
-  // Replicated over tp: counted by one rank of the group.
+  // Whether this rank counts figures that are replicated over tp; one rank of the group does.
   bool counts_replicated() const { return statistics != nullptr && dist.tp().rank() == 0; }
 };
 

@@ -7,7 +7,7 @@
 
 namespace switchyard {
 
-// What one rank adds to the figures of a step, read back from the device.
+// One rank's part of the figures of a step, read back from the device.
 struct StepFigures {
   struct MoeLayer {
     double aux_loss = 0.0;              // already divided: 1.0 in total when perfectly balanced
@@ -19,13 +19,13 @@ struct StepFigures {
   std::vector<MoeLayer> moe_layers;
 };
 
-// Collects the figures of one step. They are sums over ranks and micro-batches. What ops compute
-// stays on the device until the step's end, so that no op waits for the host.
+// Collects the figures of one step, which are sums over ranks and micro-batches. They stay on the
+// device until the step's end, so that no op waits for the host.
 class StepStatistics {
  public:
   StepStatistics(int num_moe_layers, int64_t num_experts, Device device = {});
 
-  // For ops to add to: [1] f64 each, expert_counts [num_experts] f64.
+  // Ops add to these: [1] f64 each, expert_counts [num_experts] f64.
   TensorView loss() { return figure(0, 1); }
   TensorView dropped() { return figure(1, 1); }
   TensorView aux_loss(int moe_layer) { return figure(begin_of(moe_layer), 1); }

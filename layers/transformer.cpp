@@ -49,8 +49,8 @@ ResidualStream Transformer::forward_block(StepContext& ctx, size_t block, const 
   return blocks_[block].forward(ctx, x, updates, pass.blocks[block]);
 }
 
-// Of what the block saves only its input stays. That lies where the feed-forward before it has
-// written; `attention` is needed until the end of the next block alone.
+// Keeps only the block's input, which lies in the memory of the previous feed-forward's update;
+// `attention` is needed only until the end of the next block.
 ResidualStream Transformer::forward_block_for_recomputation(StepContext& ctx, size_t block,
                                                             const ResidualStream& x,
                                                             TensorView attention, Pass& pass) {
@@ -81,8 +81,8 @@ void Transformer::forward(StepContext& ctx, Pass& pass) {
   head_->loss(ctx, pass.normed, pass.dnormed);
 }
 
-// Each block's tensors are given back before the next.
-//   normed  [local_tokens, hidden]: what the head reads
+// Each block's tensors are released before the next block runs.
+//   normed  [local_tokens, hidden]: the head's input
 void Transformer::forward_without_saving(StepContext& ctx, TensorView normed) {
   WorkspaceScope scope(ctx.scratch);
   const auto take = [&] { return take_stream(ctx, ctx.scratch); };
@@ -129,7 +129,7 @@ void Transformer::backward_block(StepContext& ctx, size_t block, const Pass& pas
   WorkspaceScope saved_scope(ctx.saved), scope(ctx.scratch);
   StepContext again = ctx;
   again.statistics = nullptr;  // counted in the forward pass
-  again.observer = nullptr;    // seen there, too
+  again.observer = nullptr;    // observed there, too
   Block::Saved saved;
   const Block::Updates updates{.attention = take_stream(ctx, ctx.saved),
                                .feed_forward = take_stream(ctx, ctx.saved)};

@@ -30,28 +30,28 @@ class Transformer {
   Transformer(Stream& stream, const ModelConfig& config, const DistributedContext& dist,
               const TransformerOptions& options);
 
-  // What the forward pass of one micro-batch leaves for its backward pass; its tensors lie in
-  // ctx.saved. Passes with workspaces of their own may be in flight at the same time.
+  // The state that the forward pass of one micro-batch saves for its backward pass; its tensors lie
+  // in ctx.saved. Passes with workspaces of their own may be in flight at the same time.
   struct Pass {
     std::vector<Block::Saved> blocks;  // without recomputation
-    std::vector<TensorView> inputs;    // with it: the residual stream before each block
+    std::vector<TensorView> inputs;    // with recomputation: the residual stream before each block
     NormLayer::Saved final_norm;
-    TensorView normed;   // [local_tokens, hidden] what the head reads
+    TensorView normed;   // [local_tokens, hidden] the head's input
     TensorView dnormed;  // its gradient
   };
 
-  // One micro-batch, forward: adds its losses to ctx.statistics. The head's gradients come with its
-  // loss, because logits are not kept.
+  // Runs one micro-batch forward and adds its losses to ctx.statistics. It also computes the head's
+  // gradients, because logits are not kept.
   void forward(StepContext& ctx, Pass& pass);
-  // And backward, with the context of the forward pass: adds its gradients to the parameters'.
+  // Runs it backward, with the context of the forward pass, and adds to the parameters' gradients.
   void backward(StepContext& ctx, const Pass& pass);
 
-  // Without gradients, and without leaving anything in ctx.saved:
-  // the losses alone, added to ctx.statistics (evaluation, and counting passes);
+  // The next three compute no gradients and leave no tensors in ctx.saved.
+  // Adds the losses to ctx.statistics (evaluation, and counting passes).
   void forward_loss(StepContext& ctx);
-  // the blocks alone, for what ctx.observer sees in them;
+  // Runs the blocks alone, for ctx.observer.
   void forward_blocks(StepContext& ctx);
-  // the logits of every token, on every tp rank.
+  // Computes the logits of every token, on every tp rank.
   //   logits  [tokens, vocab_size] f32
   void forward_logits(StepContext& ctx, TensorView logits);
 
@@ -67,7 +67,7 @@ class Transformer {
   DType compute_dtype() const { return options_.compute_dtype; }
   ParameterStore& parameters() { return *store_; }
   int num_moe_layers() const { return num_moe_layers_; }
-  // Of all layers since the last call.
+  // The figures of all layers since the last call.
   ExchangeFigures take_exchange_figures();
 
   // Moves the balancing biases of all MoE layers by the counts of the step.

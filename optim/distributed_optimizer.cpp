@@ -20,7 +20,7 @@ DistributedOptimizer::DistributedOptimizer(Stream& stream, const OptimizerConfig
   }
   // A device that only counts has no other ranks to put matrices together with.
   if (!rules_.matrices || stream.device().counts_only) return;
-  // Together the copies of what tp splits are on the ranks that hold copies of what is replicated.
+  // The ranks that together own a matrix which tp splits are those that hold replicated parameters.
   add_matrix_update(stream, copies_of(ParameterGroup::replicated), /*experts=*/false);
   add_matrix_update(stream, copies_of(ParameterGroup::expert), /*experts=*/true);
 }
@@ -44,7 +44,8 @@ OptimizerShard* DistributedOptimizer::shard_of(const Parameter& parameter) {
   fail("{} is in no flat buffer", parameter.spec.name);
 }
 
-// In the order of the store: flat buffers may be cut elsewhere on ranks that hold less.
+// Parameters are taken in the order of the store, because flat buffers may begin at other
+// parameters on ranks that hold fewer elements.
 void DistributedOptimizer::add_matrix_update(Stream& stream, Communicator& group, bool experts) {
   std::vector<OwnedParameter> parameters;
   for (const Parameter& p : store_.parameters()) {

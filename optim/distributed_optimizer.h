@@ -15,13 +15,13 @@ namespace switchyard {
 
 struct OptimizerStepResult {
   double grad_norm = 0.0;  // of the whole model, before clipping; the same number on every rank
-  bool skipped = false;    // the norm was not finite: nothing was changed
+  bool skipped = false;    // the norm was not finite, so no weights were changed
 };
 
 // ZeRO-1 (Rajbhandari et al. 2020): gradients are summed over the ranks that hold copies of a
 // parameter, and each of those ranks updates its share of the f32 main weights and of the optimizer
 // state, then the shares are gathered. After the sum every element lives on exactly one rank, so
-// the gradient norm is a plain sum over the world. Rules that need whole matrices put them together
+// the gradient norm is a plain sum over the world. Rules that need whole matrices join their parts
 // for the update alone (MatrixUpdate).
 class DistributedOptimizer {
  public:
@@ -31,28 +31,28 @@ class DistributedOptimizer {
   DistributedOptimizer(const DistributedOptimizer&) = delete;
   DistributedOptimizer& operator=(const DistributedOptimizer&) = delete;
 
-  // Starts to sum those gradients over their ranks whose flat buffers hold nothing of stages before
-  // `stage` (ParameterStore::begin_stage), where that has not been started: behind what the
-  // backward pass still has to do. They must be final and stay as they are until the step.
+  // Starts to sum gradients over the ranks while the backward pass goes on: those of every flat
+  // buffer that has no parameters of stages before `stage` (ParameterStore::begin_stage), unless
+  // its sum has been started. These gradients must be final and must not change until the step.
   // Collective.
   void start_reduction(Stream& stream, int stage);
 
-  // One update from the gradients in the store, which are zero afterwards. The workspace is left as
-  // it was. Collective.
+  // Makes one update from the gradients in the store, and sets them to zero. The workspace is left
+  // as it was. Collective.
   OptimizerStepResult step(Stream& stream, Workspace& workspace, double lr);
 
   // Updates so far; skipped ones do not count.
   int64_t num_steps() const { return num_steps_; }
   void set_num_steps(int64_t steps) { num_steps_ = steps; }
 
-  // Bytes on this rank of the f32 main weights, apart from values that are f32 themselves, and of
-  // the optimizer state.
+  // The bytes of this rank's f32 main weights (without values that are f32 themselves) and of its
+  // optimizer state.
   int64_t main_params_bytes() const;
   int64_t state_bytes() const;
 
   std::vector<ShardPiece> pieces();
-  // Rounds the main weights into the parameters of all ranks. After a checkpoint was loaded into
-  // the pieces. Collective.
+  // Rounds the main weights into the parameters of all ranks. Call it after a checkpoint was loaded
+  // into the pieces. Collective.
   void publish_main_params(Stream& stream);
 
  private:

@@ -13,8 +13,8 @@ class GradientNorm {
   void reset(Stream&);
   // part  [n] f32, of this rank
   void add(Stream&, ConstTensorView part);
-  // Of what was added since `reset`, on all ranks: the same number on every rank, whose sums are
-  // added in rank order. The host waits for the device. Collective.
+  // The norm of all parts that all ranks added since `reset`. It is the same number on every rank,
+  // because the ranks' sums are added in rank order. The host waits for the device. Collective.
   double of_all_ranks(Stream&, Communicator& group);
 
  private:

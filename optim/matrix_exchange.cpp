@@ -13,7 +13,8 @@ namespace {
 
 constexpr int64_t kFieldsOfPart = 6;
 
-// Of a step of the Newton-Schulz iteration; others that take whole matrices grow in the same way.
+// The cost of a step of the Newton-Schulz iteration. Other rules of whole matrices have costs that
+// grow in the same way.
 int64_t cost_of(const Shape& matrix) {
   const int64_t shorter = std::min(matrix[0], matrix[1]), longer = std::max(matrix[0], matrix[1]);
   return shorter * shorter * (2 * longer + shorter);
@@ -100,7 +101,7 @@ void MatrixExchange::make_column_order(Stream& stream, int matrix) {
   column_orders_[{rows, blocks}] = {upload_order(stream, join), upload_order(stream, split)};
 }
 
-// A round has a matrix for each rank, even where these are large: else ranks would have none.
+// A round has a matrix for each rank, even where matrices are large, so that no rank is idle.
 void MatrixExchange::make_rounds(int64_t elements_per_rank) {
   std::vector<int> order(shapes_.size());
   std::iota(order.begin(), order.end(), 0);
@@ -124,7 +125,7 @@ void MatrixExchange::make_rounds(int64_t elements_per_rank) {
   if (!matrices.empty()) rounds_.push_back(make_round(std::move(matrices)));
 }
 
-// Each matrix, the most costly first, goes to the rank that has least to do so far.
+// Gives each matrix, the most costly first, to the rank that has the least work so far.
 MatrixExchange::Round MatrixExchange::make_round(std::vector<int> matrices) const {
   const auto num_ranks = static_cast<size_t>(group_.size());
   Round round{.matrices = std::move(matrices),
@@ -167,7 +168,7 @@ void MatrixExchange::run(Stream& stream, Workspace& workspace, int round,
   const int64_t total = std::accumulate(r.received.begin(), r.received.end(), int64_t{0});
   const TensorView received = workspace.take({total}, DType::f32);
   group_.all_to_all_v(stream, parts, r.sent, received, r.received);
-  std::vector<int64_t> next;  // by rank, where its next part begins in `received`
+  std::vector<int64_t> next;  // per rank, where its next part begins in `received`
   std::exclusive_scan(r.received.begin(), r.received.end(), std::back_inserter(next), int64_t{0});
   for (size_t i = 0; i < r.matrices.size(); ++i) {
     if (r.worker[i] != group_.rank()) continue;
@@ -199,8 +200,8 @@ void MatrixExchange::transform_matrix(Stream& stream, Workspace& workspace,
   move_parts(stream, matrix, begins, Direction::out, received, in_blocks);
 }
 
-// Parts of one block lie one after the other, and so do the blocks: by rows where the matrix is
-// split by rows, by columns where it is split by columns.
+// Copies parts into or out of `blocks`, where the parts of a block are consecutive, and so are the
+// blocks: by rows where the matrix is split by rows, by columns where it is split by columns.
 void MatrixExchange::move_parts(Stream& stream, int matrix, std::span<const int64_t> begins,
                                 Direction direction, TensorView received, TensorView blocks) const {
   const Shape& shape = shapes_[static_cast<size_t>(matrix)];

@@ -13,8 +13,8 @@
 
 namespace switchyard {
 
-// What a rank owns of a matrix: of the row-major box [rows, columns] at (row, column) the elements
-// [begin, end). The box has all columns of the matrix or all of its rows.
+// The part of a matrix that a rank owns: elements [begin, end) of the row-major box [rows, columns]
+// at (row, column). The box has all columns of the matrix or all of its rows.
 struct MatrixPart {
   int64_t row = 0, column = 0;
   int64_t rows = 0, columns = 0;
@@ -23,16 +23,15 @@ struct MatrixPart {
   int64_t num_elements() const { return end - begin; }
 };
 
-// Puts matrices together that lie in parts on the ranks of a group, lets each be transformed by one
-// rank, and brings the results back to where the elements came from. Matrices are shared out so
-// that ranks have equal work, in rounds: the most costly come first, so that those of a round are
-// alike.
+// Joins matrices whose parts lie on the ranks of a group, lets one rank transform each, and sends
+// the results back to the owners of the elements. Matrices are shared out in rounds so that ranks
+// have equal work: the most costly come first, so that the matrices of a round have similar costs.
 //
-// Per run of all rounds every element leaves the rank that owns it once and comes back once, 8
-// bytes in all; it stays where it is if that rank transforms the matrix itself. No rank receives
-// what it does not transform. A round has elements_per_rank elements on the average rank, or a
-// matrix where that is more. A rank's memory is what it sends in a round, what it receives, one
-// matrix (two where columns are split), and what the transformation takes.
+// Per run of all rounds every element is sent once by the rank that owns it and returned once, 8
+// bytes in all, unless that rank transforms the matrix itself. No rank receives elements that it
+// does not transform. A round has elements_per_rank elements on the average rank, or a matrix where
+// that is more. A rank needs memory for the elements that it sends and receives in a round, for one
+// matrix (two where columns are split), and for the transformation.
 class MatrixExchange {
  public:
   static constexpr int64_t kElementsPerRank = int64_t{4} << 20;  // 16 MiB
@@ -42,8 +41,8 @@ class MatrixExchange {
     MatrixPart mine;  // may be empty
   };
 
-  // Every rank of the group gives the same matrices in the same order, which tell the others where
-  // their parts lie. Every element is on exactly one rank. `group` outlives it. Collective.
+  // Every rank of the group passes the same matrices in the same order, each with its own parts.
+  // Every element is on exactly one rank. `group` must outlive the object. Collective.
   MatrixExchange(Stream&, Communicator& group, const std::vector<Matrix>& matrices,
                  int64_t elements_per_rank = kElementsPerRank);
 
@@ -54,13 +53,13 @@ class MatrixExchange {
     int matrix;
     int64_t begin, end;
   };
-  // Of the parts that are not empty.
+  // The places of the parts that are not empty.
   std::span<const Place> places(int round) const { return round_at(round).places; }
-  // Elements of that buffer.
+  // The number of elements of that buffer.
   int64_t num_elements(int round) const;
 
   // transform(matrix) replaces a whole matrix, [rows, columns] f32, and leaves the workspace as it
-  // was. Every rank calls it for the rounds in order, for other matrices. Collective.
+  // was. Every rank runs the rounds in order, and transforms other matrices. Collective.
   //   parts  [num_elements(round)] f32, replaced by the transformed ones
   using Transform = std::function<void(TensorView matrix)>;
   void run(Stream&, Workspace&, int round, const Transform& transform, TensorView parts) const;
@@ -68,16 +67,16 @@ class MatrixExchange {
  private:
   struct Round {
     std::vector<int> matrices;
-    std::vector<int> worker;        // of each, the rank that transforms it
+    std::vector<int> worker;        // of each matrix, the rank that transforms it
     std::vector<Place> places;      // by worker, and then in the order of `matrices`
     std::vector<int64_t> sent;      // elements per rank
     std::vector<int64_t> received;  // elements per rank, in the order of `matrices`
   };
-  // Rows of a matrix whose columns are split come block by block; these are orders of its pieces,
-  // each one row of one block: i32 [rows * blocks], for gather_rows.
+  // A matrix whose columns are split arrives block by block. These index lists, i32 [rows * blocks]
+  // for gather_rows, reorder its pieces, each of which is one row of one block.
   struct ColumnOrder {
     Tensor join;   // from block by block to row by row
-    Tensor split;  // and back
+    Tensor split;  // from row by row to block by block
   };
 
   const Round& round_at(int round) const { return rounds_[static_cast<size_t>(round)]; }

@@ -12,8 +12,8 @@ MatrixUpdate::MatrixUpdate(Stream& stream, Communicator& group, const MatrixRule
       matrices_(all_matrices(parameters)),
       exchange_(make_exchange(stream, group, matrices_)) {}
 
-// Of [..., out, in] with out = stacked * rows. Within a rank's box a matrix is a run of whole rows
-// of the box, so what the rank owns of it is one range of its shard.
+// The parameter is [..., out, in] with out = stacked * rows. Within a rank's box a matrix is a run
+// of whole rows of the box, so the elements that the rank owns are one range of its shard.
 std::vector<MatrixUpdate::Owned> MatrixUpdate::matrices_of(const OwnedParameter& owned) {
   const ParameterSpec& spec = owned.parameter->spec;
   const int last = spec.extent.rank() - 1;

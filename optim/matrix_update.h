@@ -9,20 +9,20 @@
 
 namespace switchyard {
 
-// A parameter and the shard that holds what this rank owns of it.
+// A parameter and the shard that holds this rank's elements of it.
 struct OwnedParameter {
   const Parameter* parameter;
   OptimizerShard* shard;
 };
 
 // Updates the hidden matrices of some parameters by a rule that takes them whole, though ZeRO-1
-// cuts flat buffers anywhere and tp splits matrices by rows or columns. MatrixExchange says what
-// travels and what memory it takes.
+// cuts flat buffers anywhere and tp splits matrices by rows or columns. MatrixExchange describes
+// the transfers and the memory that this takes.
 class MatrixUpdate {
  public:
   //   group       the ranks that own the parameters' elements together, each element once
   //   parameters  the same on every rank of the group, in the same order
-  // All but `parameters` outlive it. Collective over the group.
+  // All arguments but `parameters` must outlive the object. Collective over the group.
   MatrixUpdate(Stream&, Communicator& group, const MatrixRule& rule,
                const std::vector<OwnedParameter>& parameters);
 
@@ -30,7 +30,7 @@ class MatrixUpdate {
   void run(Stream&, Workspace&, const UpdateStep&) const;
 
  private:
-  // One matrix, and what this rank owns of it in `shard`.
+  // One matrix, and this rank's elements of it in `shard`.
   struct Owned {
     Shape shape;
     OptimizerShard* shard;

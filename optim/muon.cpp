@@ -9,7 +9,7 @@
 namespace switchyard {
 namespace {
 
-// Root mean square of an update, as AdamW's: 0.2 to 0.4 (Liu et al. 2025, section 2.2).
+// Root mean square of an update. That of AdamW is 0.2 to 0.4 (Liu et al. 2025, section 2.2).
 constexpr double kUpdateRms = 0.2;
 
 }  // namespace
@@ -34,7 +34,7 @@ void Muon::apply(Stream& stream, const UpdateStep& step, const OwnedRun& run, co
       .lr = static_cast<float>(step.lr),
       .momentum = 0.0f,
       .weight_decay = static_cast<float>(run.decay ? config_.weight_decay : 0.0)};
-  // Without momentum what it would remember is scratch, and may take the direction's place.
+  // Without momentum, sgd_step's momentum tensor is only scratch, so it may be `direction` itself.
   sgd_step(stream, options, static_cast<float>(kUpdateRms * std::sqrt(longer_side)), direction,
            run.main_params, direction, run.params);
 }

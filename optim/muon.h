@@ -13,7 +13,7 @@ inline constexpr char kMuonMomentum[] = "muon_momentum";
 //   O = newton_schulz(g + momentum * M), or of M without nesterov     (equation 2)
 //   W = W - lr * (0.2 sqrt(max(out, in)) O + weight_decay * W)        (equation 4)
 // An orthogonal O has entries of root mean square 1 / sqrt(max(out, in)) (lemma 1). The factor
-// makes that 0.2, which is what AdamW's updates have, so lr and weight decay are AdamW's.
+// makes that 0.2, as in AdamW's updates, so that lr and weight decay can be those of AdamW.
 class Muon : public MatrixRule {
  public:
   explicit Muon(const OptimizerConfig& config) : config_(config) {}

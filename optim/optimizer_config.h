@@ -18,8 +18,8 @@ SWITCHYARD_ENUM_NAMES(ScheduleType, constant, cosine, wsd)
 struct ScheduleConfig {
   ScheduleType type = ScheduleType::cosine;
   int64_t warmup_steps = 0;
-  int64_t decay_steps =
-      0;  // cosine: steps from the warm-up's end to min_lr; wsd: length of the fall
+  // cosine: steps from the warm-up's end to min_lr; wsd: steps of the fall
+  int64_t decay_steps = 0;
   double min_lr = 0.0;
 };
 

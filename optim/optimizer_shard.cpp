@@ -70,8 +70,8 @@ OptimizerShard::Range OptimizerShard::range_of(int64_t begin, int64_t end) const
 
 const OptimizerShard::Run& OptimizerShard::run_at(int64_t place) const {
   const auto run = std::ranges::find_if(runs_, [&](const Run& r) { return place < r.end; });
-  require(run != runs_.end() && run->begin <= place, "no update rule has element {} of {}", place,
-          describe(*buffer_));
+  require(run != runs_.end() && run->begin <= place, "no update rule covers element {} of {}",
+          place, describe(*buffer_));
   return *run;
 }
 

@@ -30,12 +30,12 @@ struct ShardPiece {
   std::vector<NamedState> state;  // [end - begin] f32 each
 };
 
-// One rank's share of a flat buffer under ZeRO-1, and what the update rules keep of it. Places in
-// it count from its first element.
+// One rank's share of a flat buffer under ZeRO-1, and the state that the update rules keep for it.
+// Its elements are counted from its first one.
 class OptimizerShard {
  public:
-  // Neighbours that follow one rule and agree about weight decay. The last of a shard takes the
-  // padding behind it, which has no gradient and stays zero.
+  // Neighbouring parameters that follow one rule and agree about weight decay. The last run of a
+  // shard includes the padding behind it, whose gradient is zero and which stays zero.
   struct Run {
     const UpdateRule* rule;
     bool decay;
@@ -44,7 +44,7 @@ class OptimizerShard {
   };
 
   //   group  the ranks that hold copies of the buffer; each takes an equal share
-  //   rules  outlive the shard
+  //   rules  must outlive the shard
   OptimizerShard(Stream&, const UpdateRules& rules, FlatBuffer& buffer, Communicator& group);
 
   FlatBuffer& buffer() const { return *buffer_; }
@@ -61,8 +61,8 @@ class OptimizerShard {
   // The same for a range within the elements of one parameter.
   OwnedRun owned(int64_t begin, int64_t end);
 
-  // What this rank owns of the elements [begin, end) of the flat buffer, as a range of the shard;
-  // of length zero where that is nothing.
+  // The elements of [begin, end) in the flat buffer that this rank owns, as a range of the shard.
+  // The range is empty if this rank owns none.
   struct Range {
     int64_t begin, end;
   };
@@ -74,11 +74,11 @@ class OptimizerShard {
   // Rounds the main weights into the values.
   void publish_main_params(Stream&);
 
-  // Of main weights that are no values, and of the state.
+  // The bytes of main weights that are stored apart from the values, and of the state.
   int64_t main_params_bytes() const;
   int64_t state_bytes() const;
 
-  std::unique_ptr<PendingCollective> reduction;  // under way, of the gradients
+  std::unique_ptr<PendingCollective> reduction;  // of the gradients, while under way
 
  private:
   struct State {

@@ -9,7 +9,7 @@ class Sgd : public ElementRule {
  public:
   explicit Sgd(const OptimizerConfig& config) : config_(config) {}
 
-  // The momentum, under the name that it has in every checkpoint so far.
+  // The momentum, under the name that it has in every checkpoint.
   std::vector<std::string> state_names() const override;
   void update(Stream&, const UpdateStep&, const OwnedRun&) const override;
 

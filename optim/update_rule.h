@@ -11,14 +11,14 @@
 
 namespace switchyard {
 
-// What an update is told beside its tensors, the same on every rank.
+// The settings of an update, the same on every rank.
 struct UpdateStep {
   double lr = 0.0;
-  double grad_scale = 1.0;  // gradients are multiplied by it on the way in (clipping)
+  double grad_scale = 1.0;  // the rules multiply gradients by it first (clipping)
   int64_t number = 1;       // counts from 1
 };
 
-// A run of neighbours in a flat buffer that this rank owns, of parameters that follow one rule and
+// Consecutive elements of a flat buffer that this rank owns, of parameters that follow one rule and
 // agree about weight decay.
 struct OwnedRun {
   ConstTensorView grad;           // [n] f32
@@ -28,13 +28,13 @@ struct OwnedRun {
   bool decay = true;              // whether weight decay applies
 };
 
-// How parameters follow their gradients. A rule is an ElementRule or a MatrixRule.
+// Updates parameters from their gradients. A rule is an ElementRule or a MatrixRule.
 class UpdateRule {
  public:
   virtual ~UpdateRule() = default;
 
-  // What it keeps between steps: a tensor per name, f32, zero at first, with an element for each of
-  // the parameter. The names are also kinds of tensors in checkpoints.
+  // The names of the tensors that it keeps between steps: f32, zero at first, with an element for
+  // each element of the parameter. Checkpoints use the names as kinds of tensors.
   virtual std::vector<std::string> state_names() const = 0;
 };
 
@@ -44,11 +44,11 @@ class ElementRule : public UpdateRule {
   virtual void update(Stream&, const UpdateStep&, const OwnedRun&) const = 0;
 };
 
-// The update of an element depends on its whole matrix, through what `transform` makes of it. All
-// else is element-wise, and done by the ranks that own the elements.
+// The update of an element depends on its whole matrix, through the result of `transform`. All
+// other steps are element-wise, and the ranks that own the elements do them.
 class MatrixRule : public UpdateRule {
  public:
-  // Brings the state up to date and writes what is to be transformed.
+  // Updates the state and writes the direction that is to be transformed.
   //   direction  [n] f32
   virtual void prepare(Stream&, const UpdateStep&, const OwnedRun&, TensorView direction) const = 0;
   //   matrix  [rows, columns] f32, replaced
@@ -60,7 +60,7 @@ class MatrixRule : public UpdateRule {
                      TensorView direction) const = 0;
 };
 
-// The rules of a configuration, and which parameter follows which.
+// The rules of a configuration, and the choice of one for each parameter.
 struct UpdateRules {
   std::unique_ptr<ElementRule> elements;
   std::unique_ptr<MatrixRule> matrices;  // null: hidden matrices follow `elements`, too

@@ -12,7 +12,8 @@ namespace {
 
 // ---- Counts ------------------------------------------------------------------------------------
 
-// Of one chunk, as they travel: per rank, the rows and the assignments of each of its experts.
+// The counts of one chunk as they are sent: per rank, the number of rows, and the number of
+// assignments of each of its experts.
 class ChunkCounts {
  public:
   //   values  [ranks, 1 + num_local_experts]
@@ -32,7 +33,7 @@ class ChunkCounts {
     }
     return sums;
   }
-  // Summed over the ranks.
+  // The assignments of each local expert, summed over the ranks.
   std::vector<int64_t> of_experts() const {
     std::vector<int64_t> sums(row_size_ - 1, 0);
     for (size_t i = 0; i < values_.size(); ++i) {
@@ -106,13 +107,13 @@ class AllToAllTransfer final : public ChunkTransfer {
   void leave(Stream& stream, ConstTensorView y, ConstTensorView weights) override {
     const ScopedPart part(stream, Part::moe_exchange);
     require(y.rank() == 2 && y.dim(0) == chunk_.expert_rows(),
-            "combine: y has shape {}, the plan {} expert rows", to_string(y.shape()),
+            "combine: y has shape {}, but the plan has {} expert rows", to_string(y.shape()),
             chunk_.expert_rows());
     const TensorView& expert_rows = chunk_.arrivals.expert_row_of_assignment;
     const bool returns_weights = weights.rank() > 0;
     if (returns_weights) gather_values(stream, weights, expert_rows, expert_weights_);
-    // The assignments of a received row arrive one after the other, so the list of all of them in
-    // order of arrival holds the expert rows of each received row.
+    // The assignments of a received row are consecutive in the order of arrival, so `expert_rows`
+    // lists the expert rows of one received row after the other.
     sum_rows(stream, y, chunk_.arrivals.received_offsets, expert_rows, received_rows_);
     send_rows(stream, received_rows_, chunk_.recv_rows, token_rows_, chunk_.send_rows);
     if (!returns_weights) return;
@@ -123,7 +124,8 @@ class AllToAllTransfer final : public ChunkTransfer {
   void finish(Stream& stream, TensorView out, TensorView weights) override {
     const ScopedPart part(stream, Part::moe_exchange);
     require(out.rank() == 2 && out.dim(0) == chunk_.tokens,
-            "combine: out has shape {}, the plan {} tokens", to_string(out.shape()), chunk_.tokens);
+            "combine: out has shape {}, but the plan has {} tokens", to_string(out.shape()),
+            chunk_.tokens);
     wait(stream);
     sum_rows(stream, token_rows_, chunk_.sends.token_offsets, chunk_.sends.token_members, out);
     if (weights.rank() == 0) return;
@@ -153,7 +155,7 @@ class AllToAllTransfer final : public ChunkTransfer {
   const ExchangeChunk& chunk_;
   TensorView token_weights_;   // [sum send_assignments] f32
   TensorView expert_weights_;  // [expert_rows] f32, in order of arrival
-  TensorView token_rows_;      // [sum send_rows, width], as they are sent, and come back
+  TensorView token_rows_;      // [sum send_rows, width], sent rows, then the returned ones
   TensorView received_rows_;   // [received_rows, width]
   bool has_weights_ = false;
   std::unique_ptr<PendingCollective> rows_under_way_, weights_under_way_;
@@ -187,7 +189,7 @@ class AllToAllPlan final : public ExchangePlan {
     const ScopedPart part(stream, Part::moe_exchange);
     const ExchangeChunk& last = chunks_.back();
     require(x.rank() == 2 && x.dim(0) == last.first_token + last.tokens,
-            "dispatch: x has shape {}, the plan {} tokens", to_string(x.shape()),
+            "dispatch: x has shape {}, but the plan has {} tokens", to_string(x.shape()),
             last.first_token + last.tokens);
     std::vector<std::unique_ptr<AllToAllTransfer>> transfers;
     const size_t before = scratch.live_bytes();
@@ -204,7 +206,7 @@ class AllToAllPlan final : public ExchangePlan {
   }
 
  private:
-  // What each rank sends in every chunk, told to the ranks that receive it.
+  // Sends this rank's counts for every chunk to the ranks that will receive the rows.
   //   sent, result  [chunks, ranks, 1 + num_local_experts]
   std::vector<int64_t> received_counts(Stream& stream, std::span<const int64_t> sent) {
     const auto ranks = static_cast<size_t>(exchange_.ep().size());
@@ -217,7 +219,7 @@ class AllToAllPlan final : public ExchangePlan {
                                   view_of(std::span(received)), each);
     }
     exchange_.count_metadata(each, sizeof(int64_t));
-    // Balanced routing is the same on every rank: each sends what this one sends itself.
+    // Balanced routing is the same on every rank: each sends to this rank what it sends to itself.
     if (!balanced_.empty()) {
       const size_t of_rank = sent.size() / ranks;
       const auto* own = by_rank.data() + static_cast<size_t>(exchange_.ep().rank()) * of_rank;
@@ -246,7 +248,7 @@ class AllToAllPlan final : public ExchangePlan {
     }
   }
 
-  // The assignments travel, and each rank makes its lists of them.
+  // Exchanges the assignments, from which each rank makes its lists.
   void exchange_assignments(Stream& stream, Workspace& scratch) {
     WorkspaceScope scope(scratch);
     std::vector<TensorView> arrived;
@@ -271,7 +273,7 @@ class AllToAllPlan final : public ExchangePlan {
   }
 
   AllToAllExchange& exchange_;
-  std::vector<ExchangeChunk> chunks_;  // the tokens one after the other
+  std::vector<ExchangeChunk> chunks_;  // in the order of their tokens
   std::vector<int64_t> balanced_;
 };
 

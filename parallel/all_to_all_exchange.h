@@ -14,11 +14,11 @@ namespace switchyard {
 // How the assignments of one chunk travel. Counts are on the host, one per ep rank; an assignment
 // is a (token, expert) pair.
 struct ExchangeChunk {
-  int64_t first_token = 0, tokens = 0;  // that this rank sends from
+  int64_t first_token = 0, tokens = 0;  // the chunk's tokens on this rank
   std::vector<int64_t> send_rows, recv_rows;
   std::vector<int64_t> send_assignments, recv_assignments;
-  std::vector<int64_t> expert_offsets;  // [num_local_experts + 1] into the expert rows here
-  SendPlan sends;                       // cut to what is sent once it is known
+  std::vector<int64_t> expert_offsets;  // [num_local_experts + 1] into this rank's expert rows
+  SendPlan sends;                       // shortened to the rows sent once the counts are known
   ArrivalPlan arrivals;
 
   int64_t received_rows() const { return sum_of(recv_rows); }  // after deduplication
@@ -35,12 +35,12 @@ class AllToAllExchange final : public ExpertExchange {
                                            ConstTensorView dispatch_idx) override;
   ExchangeFigures take_figures() override;
 
-  // For its plan and its transfers.
+  // The plan and the transfers of this exchange call these.
   Communicator& ep() { return ep_; }
   Stopwatch& stopwatch() { return stopwatch_; }
   CountsOnHost& counts() { return counts_; }
   void count_buffers(size_t bytes);
-  // Counts what leaves this rank: entries per ep rank of `sent` times `bytes` each.
+  // Count the bytes that leave this rank: `sent` holds entries per ep rank, of `bytes` each.
   void count_rows(const std::vector<int64_t>& sent, int64_t bytes);
   void count_metadata(const std::vector<int64_t>& sent, int64_t bytes);
 

@@ -16,26 +16,26 @@ class PendingCollective {
  public:
   virtual ~PendingCollective() = default;
 
-  // What is put into `stream` from now on sees the results; on the CPU they are there when the call
-  // returns. Once, on every rank of the group.
+  // Ops added to `stream` after this call see the results; on the CPU the results are complete when
+  // the call returns. Every rank of the group calls it once.
   virtual void wait(Stream& stream) = 0;
 };
 
 // A group of ranks. Collectives are called by every rank of the group, in the same order, or by
-// none. Results are ready on `stream` when the call returns. Views must be on the stream's device,
-// or in host memory (all of one call alike).
+// none. Results are ready on `stream` when the call returns. The views of a call must all be on the
+// stream's device, or all in host memory.
 class Communicator {
  public:
   virtual ~Communicator() = default;
 
   virtual int rank() const = 0;
   virtual int size() const = 0;
-  // What the group is for ("tp", "ep"), for messages.
+  // The purpose of the group ("tp", "ep"), for messages.
   virtual const std::string& name() const = 0;
 
   virtual void barrier(Stream&) = 0;
 
-  // Every rank's `data` becomes that of rank `root`. Any dtype.
+  // Copies the `data` of rank `root` to every rank. Any dtype.
   virtual void broadcast(Stream&, TensorView data, int root) = 0;
 
   // data = op over ranks of data. f32, bf16, f64, i32, i64; bf16 is summed in f32 and rounded once.
@@ -51,14 +51,14 @@ class Communicator {
   //   out  [n, ...]          may be this rank's slice of `in`
   virtual void reduce_scatter(Stream&, ConstTensorView in, TensorView out) = 0;
 
-  // The same, behind other work where the communicator can do so; else it has happened when the
-  // call returns.
+  // Does the same while other work goes on, if the communicator can; otherwise it has finished when
+  // the call returns.
   virtual std::unique_ptr<PendingCollective> start_reduce_scatter(Stream&, ConstTensorView in,
                                                                   TensorView out);
 
   // Sends send_rows[r] rows to rank r, taken from `in` in rank order, and receives recv_rows[r]
   // rows from rank r into `out` in rank order. Counts agree across ranks (the caller exchanged
-  // them); zero is an ordinary count.
+  // them); zero is a valid count.
   //   in   [sum of send_rows, ...]   out  [sum of recv_rows, ...]   any dtype
   virtual std::unique_ptr<PendingCollective> start_all_to_all_v(
       Stream&, ConstTensorView in, std::span<const int64_t> send_rows, TensorView out,
@@ -69,7 +69,7 @@ class Communicator {
   }
 };
 
-// One that has happened already.
+// A collective that has finished already.
 std::unique_ptr<PendingCollective> finished_collective();
 
 // A group of one rank.

@@ -14,8 +14,8 @@ int64_t sum_of(std::span<const int64_t> rows) {
 }
 
 void check_same_dtype(ConstTensorView in, ConstTensorView out, const char* collective) {
-  require(in.dtype() == out.dtype(), "{} from {} to {}", collective, to_string(in.dtype()),
-          to_string(out.dtype()));
+  require(in.dtype() == out.dtype(), "{} from {} to {}: the dtypes must be equal", collective,
+          to_string(in.dtype()), to_string(out.dtype()));
 }
 
 int64_t row_elements(ConstTensorView view) {

@@ -7,8 +7,8 @@
 
 namespace switchyard {
 
-// What every communicator refuses, groups of one rank included: a wrong call must not wait for a
-// larger layout to be noticed. All throw Error.
+// Every communicator makes these checks, groups of one rank included, so that a wrong call is
+// noticed on the smallest layout, too. All throw Error.
 
 void check_broadcast(int root, int group_size);
 // Reductions take f32, bf16, f64, i32, i64.

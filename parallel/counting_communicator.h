@@ -7,9 +7,9 @@
 
 namespace switchyard {
 
-// The communicator of one rank of a group whose other ranks are not there, for planning on a device
-// that only counts (Device::counts_only). It knows rank and size, refuses what the others refuse,
-// and moves nothing: what a collective would write stays as it is, in host memory too.
+// The communicator of one rank of a group whose other ranks do not exist, for planning on a device
+// that only counts (Device::counts_only). It knows rank and size, makes the checks of all
+// communicators, and moves no data: a collective's outputs keep their values, in host memory too.
 std::unique_ptr<Communicator> make_counting_communicator(int rank, int size, std::string name);
 
 }  // namespace switchyard

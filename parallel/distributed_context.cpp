@@ -25,8 +25,8 @@ class GroupMaker {
   GroupMaker(MpiRuntime& mpi, Device device, bool uses_nccl)
       : mpi_(mpi), device_(device), uses_nccl_(uses_nccl) {}
 
-  // Collective over the world. Every rank takes part, those of one-rank groups too; groups of one
-  // kind have one size.
+  // Collective over the world; ranks of one-rank groups take part, too. All groups of one kind have
+  // the same size.
   std::unique_ptr<Communicator> make(const std::vector<int>& ranks, std::string name) const {
     auto host =
         std::make_unique<MpiCommunicator>(MPI_COMM_WORLD, ranks.front(), name, mpi_.watchdog());
@@ -39,7 +39,8 @@ class GroupMaker {
   }
 
  private:
-  // The first message between two ranks opens their connection; better now than in the first step.
+  // The first message between two ranks opens their connection; these messages spare the first
+  // step the delay.
   void warm(Communicator& group) const {
     Stream stream(device_);
     const int64_t size = group.size();
@@ -130,7 +131,7 @@ DistributedContext::DistributedContext()
 
 DistributedContext::DistributedContext(MpiRuntime& mpi, ParallelLayout layout, Device device)
     : layout_(layout), watchdog_(&mpi.watchdog()) {
-  require(layout.world_size() == mpi.world_size(), "a layout of {} ranks on {} ranks",
+  require(layout.world_size() == mpi.world_size(), "the layout has {} ranks, but {} are running",
           layout.world_size(), mpi.world_size());
   const int rank = mpi.rank();
   uses_nccl_ = choose_nccl(mpi, device);

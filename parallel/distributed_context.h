@@ -23,24 +23,25 @@ class MpiRuntime {
 
   int rank() const { return rank_; }
   int world_size() const { return world_size_; }
-  // Ranks on this machine, and this one's place among them; they decide its share of the cores.
+  // This rank's index among the ranks of its machine, and their number, which decides the share of
+  // the cores that this rank gets.
   int local_rank() const { return local_rank_; }
   int local_size() const { return local_size_; }
 
-  // All ranks. Lives as long as the runtime.
+  // The group of all ranks. It lives as long as the runtime.
   Communicator& world() { return *world_; }
 
-  // The cores that this rank may use: OMP_NUM_THREADS if set, else its share of those that the
-  // process is allowed to run on, at least 1.
+  // The number of threads that this rank may use: OMP_NUM_THREADS if set, else its share of the
+  // cores that the process is allowed to run on; at least 1.
   int num_threads() const;
 
-  // The same number on the ranks of one machine, another on those of every other.
+  // A number that is equal on the ranks of one machine and differs between machines.
   int machine() const { return machine_; }
 
-  // Idle until it is started. Lives as long as the runtime.
+  // It is idle until it is started, and lives as long as the runtime.
   Watchdog& watchdog() { return *watchdog_; }
 
-  // Ends all ranks at once, for errors that the others cannot learn of otherwise.
+  // Ends all ranks at once, for errors of which the other ranks would not learn otherwise.
   [[noreturn]] static void abort(int exit_code);
 
  private:
@@ -53,7 +54,8 @@ class MpiRuntime {
   std::unique_ptr<Communicator> world_;
 };
 
-// The groups of one rank, all made and warmed by the constructor. Collective over `world`.
+// The groups of one rank. The constructor makes all of them and opens their connections; it is
+// collective over `world`.
 class DistributedContext {
  public:
   // One rank without MPI: every group has size one. For tests and single-process tools.
@@ -62,10 +64,10 @@ class DistributedContext {
   // a device of its own, and through host memory where ranks share one.
   DistributedContext(MpiRuntime& mpi, ParallelLayout layout, Device device = {});
 
-  // `rank` of any layout, without MPI and without the other ranks: for planning on a device that
-  // only counts. Groups know their sizes and this rank's places, and their collectives move nothing
-  // (counting_communicator.h). Costs the same for every number of ranks. A named function, so that
-  // no context of a run is made this way by mistake.
+  // The context of `rank` in any layout, without MPI and without the other ranks, for planning on a
+  // device that only counts. Groups know their sizes and this rank's index, and their collectives
+  // move no data (counting_communicator.h). The cost does not depend on the number of ranks. This
+  // is a named function, so that no context of a run is made this way by mistake.
   static DistributedContext counting(ParallelLayout layout, int rank);
 
   const ParallelLayout& layout() const { return layout_; }
@@ -77,13 +79,13 @@ class DistributedContext {
   Communicator& ep() const { return *ep_; }
   Communicator& edp() const { return *edp_; }
 
-  // How tensors travel between ranks, for people: "MPI", "NCCL 2.28.3", ...
+  // How tensors travel between ranks, for logs: "MPI", "NCCL 2.28.3", ...
   const std::string& transport() const { return transport_; }
 
-  // Whether transfers go on while the rank computes.
+  // Whether transfers run while the rank computes.
   bool transfers_behind_compute() const { return uses_nccl_; }
 
-  // What the rank is doing, for the watchdog's message.
+  // Set the step and the phase that the watchdog's message names.
   void set_step(int64_t step) const;
   void set_phase(Phase phase) const;
 
@@ -91,21 +93,21 @@ class DistributedContext {
   DistributedContext(ParallelLayout layout, int rank);
 
   ParallelLayout layout_;
-  Watchdog* watchdog_ = nullptr;  // of the runtime; none without MPI
+  Watchdog* watchdog_ = nullptr;  // of the runtime; null without MPI
   bool uses_nccl_ = false;
   std::string transport_ = "none";
   std::unique_ptr<Communicator> world_, tp_, dp_, ep_, edp_;
 };
 
-// An error that every rank of the world has thrown together: no rank waits for another.
+// An error that every rank of the world throws together, so that no rank waits for another.
 class CollectiveError : public Error {
  public:
   using Error::Error;
 };
 
 // Runs `body` on every rank of the group; if it threw on any, every rank throws CollectiveError
-// with the message of the lowest rank that failed, prefixed "rank r: " (when the group has more
-// than one). Collective; `body` must not call collectives of its own after a point where it may
+// with the message of the lowest rank that failed, prefixed "rank r: " (if the group has more than
+// one rank). Collective; `body` must not call collectives of its own after a point where it may
 // throw on some ranks only.
 void run_collectively(Communicator& group, const std::function<void()>& body);
 

@@ -9,8 +9,8 @@
 namespace switchyard {
 namespace {
 
-// The mean number of ranks that a token's experts lie on, if every choice of top_k experts is as
-// likely: a rank is missed by all of them with the hypergeometric probability.
+// The mean number of ranks that a token's experts lie on, if every choice of top_k experts is
+// equally likely: the probability that none of them lies on a given rank is hypergeometric.
 double mean_ranks_per_token(int64_t num_experts, int64_t top_k, int64_t ranks) {
   const int64_t local = num_experts / ranks;
   double missed = 1.0;

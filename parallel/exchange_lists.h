@@ -10,12 +10,12 @@
 
 namespace switchyard {
 
-// What both kinds of expert exchange are made of.
+// Both kinds of expert exchange use these parts.
 
-// The lists of plan_sends for `dispatch_idx` [tokens, top_k], from the workspace.
+// Takes the lists of plan_sends for `dispatch_idx` [tokens, top_k] from the workspace.
 SendPlan take_send_plan(Workspace& workspace, ConstTensorView dispatch_idx, TensorView counts);
 
-// The lists of plan_arrivals.
+// Takes the lists of plan_arrivals from the workspace.
 ArrivalPlan take_arrival_plan(Workspace& workspace, int64_t received_rows, int64_t assignments);
 
 // Brings the counts of a plan to the host while the device goes on with other work.
@@ -25,7 +25,7 @@ class CountsOnHost {
 
   // `counts` is i64, and always of the same size.
   void start(Stream& stream, ConstTensorView counts);
-  // Waits for the copy. Valid until the next start.
+  // Waits for the copy. The result is valid until the next start.
   std::span<const int64_t> wait();
 
  private:
@@ -33,7 +33,7 @@ class CountsOnHost {
   Event copied_;
 };
 
-// What plan_sends would count on a device that only counts: balanced routing.
+// Computes the counts of plan_sends on a device that only counts, for balanced routing.
 struct BalancedRouting {
   int64_t num_experts;
   int64_t ranks;

@@ -11,20 +11,21 @@
 
 namespace switchyard {
 
-// What the exchange of one layer has cost this rank.
+// The cost of one layer's exchange on this rank.
 struct ExchangeFigures {
-  int64_t row_bytes = 0;       // token rows that left for other ranks: what the papers count
-  int64_t metadata_bytes = 0;  // counts, row indices, router weights and their gradients that left
-  double seconds = 0.0;        // that the stream spent in collectives, or waiting for those that
-                               // went on behind other work
-  int64_t buffer_bytes = 0;    // the most that lay in scratch memory for one dispatch and combine
+  int64_t row_bytes = 0;       // token rows sent to other ranks; the papers count these
+  int64_t metadata_bytes = 0;  // counts, row indices, router weights and their gradients, sent
+  double seconds = 0.0;        // of the stream in collectives, or waiting for those that ran
+                               // behind other work
+  int64_t buffer_bytes = 0;    // the most scratch memory of one dispatch and combine
 };
 
 struct ExchangeOptions {
-  bool deduplicate = true;  // a token that goes to several experts of one rank travels once
-  int chunks = 1;           // in how many parts a micro-batch's tokens travel
-  // On a device that only counts nothing is routed. Every expert then gets as many assignments, of
-  // which this share is kept, and a token's experts lie on as many ranks as a random choice.
+  bool deduplicate = true;  // a token with several experts on one rank is sent there once
+  int chunks = 1;           // number of parts in which a micro-batch's tokens are sent
+  // A device that only counts routes no tokens. Every expert then gets the same number of
+  // assignments, of which this share is kept, and a token's experts lie on as many ranks as those
+  // of a random choice do on average.
   double counted_share = 1.0;
 };
 
@@ -37,13 +38,13 @@ struct ExpertRows {
 };
 
 // Rows of some neighbouring tokens on their way to the experts and back, from a dispatch that has
-// started. The three calls come in this order, each after those of the chunks before it; the last
-// two may be left out together.
+// started. The three calls are made in this order, each after the same call of all earlier chunks;
+// the last two may both be omitted.
 class ChunkTransfer {
  public:
   virtual ~ChunkTransfer() = default;
 
-  // The chunk's tokens, of what has a row per token of this rank.
+  // The chunk's rows of `all`, which has a row per token of this rank.
   template <class View>
   View token_rows(View all) const {
     return all.rows(first_token_, tokens_);
@@ -57,7 +58,7 @@ class ChunkTransfer {
   virtual void leave(Stream&, ConstTensorView y, ConstTensorView weights = {}) = 0;
   // Waits for the combine.
   //   out      [chunk tokens, width], overwritten: sums over the experts of each token
-  //   weights  [chunk tokens, top_k] f32, overwritten, 0 where dropped; empty where none left
+  //   weights  [chunk tokens, top_k] f32, overwritten, 0 where dropped; empty if `leave` got none
   virtual void finish(Stream&, TensorView out, TensorView weights = {}) = 0;
 
  protected:
@@ -72,12 +73,12 @@ class ExchangePlan {
  public:
   virtual ~ExchangePlan() = default;
 
-  // The second half of planning: waits for what the first has counted. `lists` is the workspace of
-  // begin_plan. Collective over the ep group.
+  // The second half of planning: waits for the counts of the first half. `lists` is the workspace
+  // of begin_plan. Collective over the ep group.
   virtual void finish(Stream&, Workspace& lists, Workspace& scratch) = 0;
 
-  // Sends this rank's rows, in chunks that are all under way when it returns. What travels lies in
-  // `scratch` until the transfers are finished. The plan must outlive them. Collective.
+  // Sends this rank's rows, in chunks that are all under way when it returns. The sent and received
+  // rows lie in `scratch` until the transfers are finished. The plan must outlive them. Collective.
   //   x        [tokens, width]
   //   weights  [tokens, top_k] f32; may be empty
   virtual std::vector<std::unique_ptr<ChunkTransfer>> dispatch(Stream&, Workspace& scratch,
@@ -93,21 +94,22 @@ class ExpertExchange {
  public:
   virtual ~ExpertExchange() = default;
 
-  // The first half of planning: the device has other work while the host waits for what this has
-  // counted. One plan must be finished before the next is begun.
+  // The first half of planning: starts to count, so that the device can do other work while the
+  // host waits for the counts. One plan must be finished before the next is begun.
   //   dispatch_idx  [tokens, top_k] i32 expert of each slot, -1: dropped; experts of a token differ
   virtual std::unique_ptr<ExchangePlan> begin_plan(Stream&, Workspace& lists, Workspace& scratch,
                                                    ConstTensorView dispatch_idx) = 0;
 
-  // Since the last call.
+  // The figures since the last call.
   virtual ExchangeFigures take_figures() = 0;
 };
 
-// With one rank nothing travels: experts read the tokens' rows themselves, and tokens the experts'
-// (local_exchange.cpp). With more, the tokens are split into options.chunks that travel one by one,
-// so that the transfer of one hides behind the experts of another; a token with several experts on
-// one rank travels once if options.deduplicate, and its partial results are summed there before
-// they return (all_to_all_exchange.cpp). Throws Error unless ep divides num_experts.
+// With one rank no rows are sent: experts read the rows of the tokens, and the combine reads the
+// rows of the experts (local_exchange.cpp). With more, the tokens are split into options.chunks
+// chunks that are sent one by one, so that the transfer of one hides behind the experts of another;
+// with options.deduplicate, a token with several experts on one rank is sent there once, and its
+// partial results are summed there before they return (all_to_all_exchange.cpp). Throws Error
+// unless ep divides num_experts.
 std::unique_ptr<ExpertExchange> make_expert_exchange(Communicator& ep, Device device,
                                                      int num_experts,
                                                      const ExchangeOptions& options);

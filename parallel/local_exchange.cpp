@@ -10,11 +10,11 @@
 namespace switchyard {
 namespace {
 
-// In the order of expert, then token.
+// Expert rows are in the order of expert, then token.
 struct LocalLists {
   std::vector<int64_t> expert_offsets;  // [num_experts + 1], on the host
   TensorView token_of_expert_row;       // [rows] i32
-  TensorView expert_rows_offsets;       // [tokens + 1] i32, with
+  TensorView expert_rows_offsets;       // [tokens + 1] i32, into expert_rows
   TensorView expert_rows;               // [rows] i32: the expert rows of each token
   TensorView assignment_of_slot;        // [tokens * top_k] i32, -1: dropped
   TensorView expert_row_of_assignment;  // [rows] i32
@@ -53,7 +53,7 @@ class LocalTransfer final : public ChunkTransfer {
   void leave(Stream& stream, ConstTensorView y, ConstTensorView weights) override {
     const ScopedPart part(stream, Part::moe_exchange);
     require(y.rank() == 2 && y.dim(0) == lists_.num_rows(),
-            "combine: y has shape {}, the plan {} expert rows", to_string(y.shape()),
+            "combine: y has shape {}, but the plan has {} expert rows", to_string(y.shape()),
             lists_.num_rows());
     y_ = y;
     if (weights.rank() == 0) return;
@@ -86,7 +86,7 @@ class LocalPlan final : public ExchangePlan {
                                                        ConstTensorView weights) override {
     const ScopedPart part(stream, Part::moe_exchange);
     require(x.rank() == 2 && x.dim(0) == lists_.num_tokens(),
-            "dispatch: x has shape {}, the plan {} tokens", to_string(x.shape()),
+            "dispatch: x has shape {}, but the plan has {} tokens", to_string(x.shape()),
             lists_.num_tokens());
     auto transfer = std::make_unique<LocalTransfer>(lists_, scratch, x);
     transfer->start(stream, weights);
@@ -98,14 +98,14 @@ class LocalPlan final : public ExchangePlan {
  private:
   CountsOnHost& counts_;
   SendPlan sends_;
-  std::vector<int64_t> balanced_;  // on a device that only counts: what is counted
+  std::vector<int64_t> balanced_;  // the counts on a device that only counts, else empty
   LocalLists lists_;
 };
 
 void LocalPlan::finish(Stream& stream, Workspace& lists, Workspace& scratch) {
   const ScopedPart part(stream, Part::moe_exchange);
-  // One rank: its number of rows, then the assignments of each expert. Nothing is deduplicated, so
-  // each assignment has a row.
+  // The counts of the one rank are its number of rows, then the assignments of each expert. No rows
+  // are deduplicated, so each assignment has a row.
   const std::span<const int64_t> counts =
       balanced_.empty() ? counts_.wait() : std::span<const int64_t>(balanced_);
   const int64_t rows = counts[0];
@@ -115,8 +115,8 @@ void LocalPlan::finish(Stream& stream, Workspace& lists, Workspace& scratch) {
   plan_arrivals(stream, scratch, sends_.assignments.rows(0, rows), bounds, bounds,
                 lists_.expert_offsets, arrivals);
 
-  // "The received row of an expert row" and "the sent rows of a token" are joined to lists between
-  // tokens and expert rows, in place.
+  // The lists from expert rows to received rows and from tokens to sent rows are composed, in
+  // place, into lists between tokens and expert rows.
   lists_.token_of_expert_row = arrivals.expert_source;
   gather_values(stream, sends_.source.rows(0, rows), arrivals.expert_source,
                 lists_.token_of_expert_row);

@@ -35,7 +35,7 @@ MPI_Datatype mpi_type(DType dtype) {
       return MPI_INT32_T;
     case DType::i64:
       return MPI_INT64_T;
-    case DType::bf16:  // moved, never summed, by MPI
+    case DType::bf16:  // MPI moves it and never sums it
     case DType::u16:
       return MPI_UINT16_T;
     case DType::u8:
@@ -44,8 +44,8 @@ MPI_Datatype mpi_type(DType dtype) {
   return MPI_BYTE;
 }
 
-// n elements as count() elements of type(). MPI counts in int; where n does not fit, the type holds
-// all of them, in runs and a rest.
+// Describes n elements as count() elements of type(). MPI counts in int; where n does not fit, one
+// element of the type holds all n, as runs of kRun elements and a remainder.
 class LongMessage {
  public:
   LongMessage(DType dtype, int64_t n) : type_(mpi_type(dtype)) {
@@ -83,13 +83,13 @@ const std::byte* bytes_of(ConstTensorView view) {
   return static_cast<const std::byte*>(view.raw());
 }
 
-// What a rank receives at a time from all others together, while it reduces: bounds the scratch
-// memory, and stays in the second-level cache.
+// The elements that a reducing rank receives at a time from all others together. This bounds the
+// scratch memory, which stays in the second-level cache.
 constexpr int64_t kBlockElements = int64_t{1} << 18;
-// What it receives from one of them, at least: in large groups shorter messages would cost more in
-// latency than the cache saves.
+// The fewest elements that it receives from one of them at a time: in large groups shorter messages
+// would cost more in latency than the cache saves.
 constexpr int64_t kShortestMessage = 4096;
-// Up to here every rank gathers and reduces everything: one message instead of two.
+// Up to this size every rank gathers and reduces the whole tensor: one message instead of two.
 constexpr size_t kSmallBytes = 16384;
 
 int64_t elements_per_message(int group_size) {
@@ -144,8 +144,8 @@ void MpiCommunicator::reduce_small(Stream& stream, TensorView data, ReduceOp op)
 }
 
 // Rank r of the group gets elements [begins[r], begins[r] + counts[r]) of every rank's `in`, and
-// reduces them into `out`. Point to point: MPI_Alltoallv would copy the rank's own part, too, and
-// its displacements are ints, which `in` may exceed.
+// reduces them into `out`. Messages are point to point: MPI_Alltoallv would copy the rank's own
+// part, too, and its displacements are ints, which `in` may exceed.
 void MpiCommunicator::reduce_block(Stream& stream, ConstTensorView in,
                                    std::span<const int64_t> begins, std::span<const int64_t> counts,
                                    ReduceOp op, TensorView out) {
@@ -156,7 +156,7 @@ void MpiCommunicator::reduce_block(Stream& stream, ConstTensorView in,
   std::byte* received = scratch(part_bytes * (size - 1));
   std::vector<ConstTensorView> parts(size, part_of(me));
   std::vector<MPI_Request> requests(2 * (size - 1));
-  // Each begins with its neighbour, so that no rank is called by all others at once.
+  // Each rank begins with its neighbour, so that no rank gets messages from all others at once.
   for (size_t i = 1; i < size; ++i) {
     const size_t from = (me + size - i) % size;
     std::byte* part = received + (i - 1) * part_bytes;
@@ -226,8 +226,8 @@ void MpiCommunicator::reduce_scatter(Stream& stream, ConstTensorView in, TensorV
   const auto size = static_cast<size_t>(size_);
   const ConstTensorView from = in.reshape({in.num_elements()});
   const TensorView to = out.reshape({n});
-  // Block by block: the element that a block overwrites, where out lies within in, was sent with
-  // the same block.
+  // The reduction runs block by block. Where out lies within in, a block overwrites only elements
+  // that were sent with the same block.
   const int64_t longest = elements_per_message(size_);
   for (int64_t begin = 0; begin < n; begin += longest) {
     const int64_t count = std::min(longest, n - begin);
@@ -237,11 +237,12 @@ void MpiCommunicator::reduce_scatter(Stream& stream, ConstTensorView in, TensorV
   }
 }
 
-// Point to point: MPI_Ialltoallv counts in int, and copies the rank's own rows only at the end.
+// Messages are point to point: MPI_Ialltoallv counts in int, and copies the rank's own rows only at
+// the end.
 class MpiCommunicator::Transfer final : public PendingCollective {
  public:
   explicit Transfer(MpiCommunicator& owner) : owner_(owner) {}
-  // Left without wait() where an error ends the program: what is under way is left to MPI.
+  // If an error ends the program before wait(), requests are still open; they are left to MPI.
   ~Transfer() override {
     for (MPI_Request& request : requests_) {
       if (request != MPI_REQUEST_NULL) MPI_Request_free(&request);
@@ -288,7 +289,7 @@ std::unique_ptr<PendingCollective> MpiCommunicator::start_all_to_all_v(
   const auto sent = [&](size_t r) { return in.rows(send_begins[r], send_rows[r]); };
   const auto received = [&](size_t r) { return out.rows(recv_begins[r], recv_rows[r]); };
   auto transfer = std::make_unique<Transfer>(*this);
-  // Each begins with its neighbour, so that no rank is called by all others at once.
+  // Each rank begins with its neighbour, so that no rank gets messages from all others at once.
   for (size_t i = 1; i < size; ++i) {
     const size_t from = (me + size - i) % size;
     transfer->receive(received(from), static_cast<int>(from));

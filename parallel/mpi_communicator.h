@@ -13,11 +13,12 @@
 
 namespace switchyard {
 
-// A group of MPI ranks, host memory.
+// A group of MPI ranks, for tensors in host memory.
 //
-// Reductions are our own: every element is summed by one rank in the order of the ranks, then
-// shared. MPI_Allreduce may choose another algorithm, and with it another order, for another length
-// or node count; here the same values give the same bits, on every rank, always.
+// It does not use MPI's reductions: each element is summed in the order of the ranks, by one rank
+// that shares the sum, or by every rank if the tensor is small. MPI_Allreduce may choose another
+// algorithm, and with it another order, for another length or node count; here the same values
+// always give the same bits on every rank.
 class MpiCommunicator final : public Communicator {
  public:
   // Collective over `parent`: the ranks that pass the same colour form a group, ordered by their
@@ -42,7 +43,7 @@ class MpiCommunicator final : public Communicator {
 
  private:
   class Transfer;
-  // For the lifetime of the object the watchdog waits for a collective.
+  // The watchdog watches the collective for the lifetime of the result.
   Watchdog::Blocking watched(const char* collective) { return {watchdog_, collective, name_}; }
 
   void reduce_small(Stream& stream, TensorView data, ReduceOp op);

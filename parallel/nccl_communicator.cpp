@@ -22,8 +22,8 @@ namespace {
 bool is_on_host(ConstTensorView view) { return view.device().is_host(); }
 
 void check_nccl(ncclResult_t result, const char* call, const std::string& group) {
-  require(result == ncclSuccess, "{} failed in group {}: {} (NCCL_DEBUG=INFO tells more)", call,
-          group, ncclGetErrorString(result));
+  require(result == ncclSuccess, "{} failed in group {}: {} (set NCCL_DEBUG=INFO for details)",
+          call, group, ncclGetErrorString(result));
 }
 
 ncclDataType_t nccl_type(DType dtype) {
@@ -37,11 +37,11 @@ ncclDataType_t nccl_type(DType dtype) {
     case DType::i64:
       return ncclInt64;
     default:
-      fail("NCCL is not asked to reduce {}", to_string(dtype));
+      fail("NCCL reduces f32, f64, i32 and i64 here, not {}", to_string(dtype));
   }
 }
 
-// The same id on every rank of the group: its first rank's.
+// Returns the id that the group's first rank has made, on every rank.
 ncclUniqueId shared_id(Communicator& host) {
   ncclUniqueId id{};
   if (host.rank() == 0) check_nccl(ncclGetUniqueId(&id), "ncclGetUniqueId", host.name());
@@ -51,7 +51,7 @@ ncclUniqueId shared_id(Communicator& host) {
   return id;
 }
 
-// What a device works on; finished when the event has been reached.
+// A collective that runs on a device; it has finished when the event has been reached.
 class DeviceCollective final : public PendingCollective {
  public:
   explicit DeviceCollective(std::shared_ptr<Event> done) : done_(std::move(done)) {}
@@ -61,7 +61,7 @@ class DeviceCollective final : public PendingCollective {
   std::shared_ptr<Event> done_;
 };
 
-// ncclGroupStart to ncclGroupEnd: calls between them are one operation.
+// NCCL runs the calls between ncclGroupStart and ncclGroupEnd as one operation.
 class Group {
  public:
   explicit Group(const std::string& name) : name_(name) {
@@ -80,7 +80,7 @@ class NcclCommunicator final : public Communicator {
   NcclCommunicator(const NcclCommunicator&) = delete;
   NcclCommunicator& operator=(const NcclCommunicator&) = delete;
 
-  // Up to this size all ranks gather and reduce everything.
+  // Up to this size every rank gathers and reduces the whole tensor.
   static constexpr size_t kSmallBytes = 65536;
 
   int rank() const override { return host_->rank(); }
@@ -98,15 +98,15 @@ class NcclCommunicator final : public Communicator {
       std::span<const int64_t> recv_rows) override;
 
  private:
-  // Runs `body`, which puts work into stream_, after what `stream` was given so far.
+  // Runs `body`, whose work in stream_ begins after the work that is in `stream` already.
   std::unique_ptr<PendingCollective> start(Stream& stream, const char* collective,
                                            const std::function<void()>& body);
-  // sends[r] goes to rank r and receives[r] comes from it; this rank's own are left alone.
+  // Sends sends[r] to rank r and receives receives[r] from it; this rank's own are not touched.
   void exchange(const std::vector<ConstTensorView>& sends, const std::vector<TensorView>& receives);
   void reduce_gathered(TensorView data, ReduceOp op);
   void reduce_in_shares(TensorView data, ReduceOp op);
   void reduce_slices(ConstTensorView in, TensorView out);
-  // Device memory for the ranks' parts; what is put into stream_ next may use it.
+  // Device memory for the ranks' parts. The next collective on stream_ uses the same memory.
   TensorView scratch(Shape shape, DType dtype);
   std::string async_error() const;
 
@@ -128,7 +128,7 @@ NcclCommunicator::NcclCommunicator(std::unique_ptr<Communicator> host, Device de
   check_ = watchdog_.add_check([this] { return async_error(); });
 }
 
-// While an error is thrown the other ranks may never come: NCCL would wait for them.
+// While an error is thrown, other ranks may never get here; ncclCommDestroy would wait for them.
 NcclCommunicator::~NcclCommunicator() {
   watchdog_.forget(check_);
   std::uncaught_exceptions() > 0 ? ncclCommAbort(comm_) : ncclCommDestroy(comm_);
@@ -138,7 +138,7 @@ std::string NcclCommunicator::async_error() const {
   ncclResult_t error = ncclSuccess;
   const ncclResult_t asked = ncclCommGetAsyncError(comm_, &error);
   if (asked == ncclSuccess && (error == ncclSuccess || error == ncclInProgress)) return "";
-  return fmt::format("NCCL reports in group {}: {} (NCCL_DEBUG=INFO tells more)", name(),
+  return fmt::format("NCCL reports in group {}: {} (set NCCL_DEBUG=INFO for details)", name(),
                      ncclGetErrorString(asked == ncclSuccess ? error : asked));
 }
 
@@ -212,7 +212,7 @@ void NcclCommunicator::all_gather(Stream& stream, ConstTensorView in, TensorView
 
 // ---- Reductions --------------------------------------------------------------------------------
 
-// Everything to everyone: one message instead of two.
+// Every rank gathers and reduces the whole tensor: one message instead of two.
 void NcclCommunicator::reduce_gathered(TensorView data, ReduceOp op) {
   const int64_t n = data.num_elements();
   const TensorView all = scratch({size(), n}, data.dtype());
@@ -224,7 +224,7 @@ void NcclCommunicator::reduce_gathered(TensorView data, ReduceOp op) {
   combine_parts(stream_, parts, op, data.reshape({n}));
 }
 
-// Rank r reduces the r-th share of the elements, then gives it to the others.
+// Rank r reduces the r-th share of the elements, then sends it to the others.
 void NcclCommunicator::reduce_in_shares(TensorView data, ReduceOp op) {
   const int64_t n = data.num_elements(), share = (n + size() - 1) / size();
   const TensorView flat = data.reshape({n});
@@ -258,7 +258,7 @@ void NcclCommunicator::all_reduce(Stream& stream, TensorView data, ReduceOp op) 
   })->wait(stream);
 }
 
-// As reduce_in_shares, without the way back.
+// Works like reduce_in_shares, but does not send the reduced share to the others.
 void NcclCommunicator::reduce_slices(ConstTensorView in, TensorView out) {
   const int64_t n = out.num_elements();
   const ConstTensorView flat = in.reshape({in.num_elements()});

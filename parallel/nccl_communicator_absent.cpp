@@ -1,4 +1,4 @@
-// What a build without NCCL has in the place of nccl_communicator.cpp.
+// A build without NCCL uses this file in place of nccl_communicator.cpp.
 #include "kernels/runtime/check.h"
 #include "parallel/nccl_communicator.h"
 

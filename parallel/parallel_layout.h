@@ -5,10 +5,10 @@
 
 namespace switchyard {
 
-// How `world_size` ranks fold into two meshes over the same processes:
+// The arrangement of `world_size` ranks in two meshes over the same processes:
 //   attention and dense layers:  rank = (dp, tp), tp fastest
 //   experts:                     rank = (edp, ep), ep fastest;  ep * edp = dp * tp
-// Pure arithmetic.
+// It is pure arithmetic.
 class ParallelLayout {
  public:
   // Throws Error with the remedy unless tp divides world_size and ep divides dp * tp.

@@ -4,7 +4,7 @@
 
 namespace switchyard {
 
-// What a rank is doing, for the messages of whoever waits for it in vain.
+// The work that a rank is doing, for the watchdog's messages.
 enum class Phase {
   start,
   reading_data,

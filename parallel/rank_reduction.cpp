@@ -16,7 +16,7 @@ void set(const std::variant<double*, int64_t*>& figure, double value) {
              figure);
 }
 
-// A NaN wins, so that it cannot vanish.
+// A NaN counts as the greatest value, so that it is not lost.
 double greatest(std::span<const double> values) {
   double result = values.front();
   for (const double value : values) {
@@ -28,8 +28,8 @@ double greatest(std::span<const double> values) {
 
 }  // namespace
 
-// The sums, then a place per rank for each maximum: where all other ranks add zero, a sum hands
-// every rank's value to all.
+// The buffer holds the sums, then an element per rank for each maximum. All other ranks add zero to
+// a rank's element, so the sum gives its value to every rank.
 void RankReduction::run(Stream& stream) {
   const auto ranks = static_cast<size_t>(group_.size()), own = static_cast<size_t>(group_.rank());
   std::vector<double> values(sums_.size() + maxima_.size() * ranks, 0.0);

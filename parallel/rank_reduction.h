@@ -23,7 +23,7 @@ class RankReduction {
   void max(double& figure) { maxima_.emplace_back(&figure); }
   void max(int64_t& figure) { maxima_.emplace_back(&figure); }
 
-  // The figures must still be where they were named. Collective.
+  // Every figure must still be at the address that was given. Collective.
   void run(Stream& stream);
 
  private:

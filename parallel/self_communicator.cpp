@@ -10,7 +10,7 @@ namespace {
 
 void copy_all(Stream& stream, ConstTensorView in, TensorView out) {
   if (in.num_bytes() == 0 || in.raw() == out.raw()) return;
-  // Whoever reads host memory does not wait for the stream.
+  // Host memory is copied at once, because its readers do not wait for the stream.
   if (in.device().is_host()) {
     std::memcpy(out.raw(), in.raw(), in.num_bytes());
     return;

@@ -20,7 +20,7 @@ PinnedBuffer StagedCommunicator::borrow(size_t num_bytes) {
     free_.erase(large_enough);
     return found;
   }
-  if (!free_.empty()) free_.pop_back();  // too small for what this group moves: make way
+  if (!free_.empty()) free_.pop_back();  // Frees a buffer that is too small.
   return PinnedBuffer(num_bytes);
 }
 
@@ -40,7 +40,7 @@ class StagedCommunicator::Staging {
     copy(stream, from, host_);
     stream.synchronize();
   }
-  // Waits: the next to borrow the buffer writes into it.
+  // Waits, because the next user of the buffer writes into it.
   void upload(Stream& stream, TensorView to) {
     copy(stream, host_, to);
     stream.synchronize();

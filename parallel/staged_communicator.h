@@ -10,9 +10,9 @@
 
 namespace switchyard {
 
-// Lets a communicator of host memory work on tensors of CUDA devices: they travel through pinned
-// host memory. Several ranks may so share one device, which NCCL refuses. Views in host memory pass
-// straight through.
+// Lets a communicator of host memory work on tensors of CUDA devices: it copies them through pinned
+// host memory. This lets several ranks share one device, which NCCL refuses. Views in host memory
+// are passed on as they are.
 class StagedCommunicator final : public Communicator {
  public:
   explicit StagedCommunicator(std::unique_ptr<Communicator> host) : host_(std::move(host)) {}
@@ -33,11 +33,11 @@ class StagedCommunicator final : public Communicator {
   class Staging;
   class Transfer;
 
-  // A pinned buffer of at least so many bytes.
+  // A pinned buffer of at least `num_bytes`.
   PinnedBuffer borrow(size_t num_bytes);
 
   std::unique_ptr<Communicator> host_;
-  std::vector<PinnedBuffer> free_;  // between their uses
+  std::vector<PinnedBuffer> free_;  // not in use
 };
 
 }  // namespace switchyard

@@ -11,9 +11,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// How often it looks; short beside every patience that makes sense.
+// The time between two checks, short compared with every sensible patience.
 constexpr std::chrono::milliseconds kPeriod{250};
-// Ranks wait this long for each other in ordinary steps, too.
+// Ranks may wait this long for each other in ordinary steps, too.
 constexpr std::chrono::milliseconds kOrdinaryWait{300};
 
 }  // namespace
@@ -68,7 +68,7 @@ void Watchdog::run() {
   while (!ending_.wait_for(lock, kPeriod, [this] { return ends_; })) look();
 }
 
-// Holds the mutex: what is asked does not go away meanwhile.
+// Runs while the mutex is held, so that no check or watch is removed meanwhile.
 void Watchdog::look() {
   for (const auto& check : checks_) {
     const std::string error = check();
@@ -78,7 +78,7 @@ void Watchdog::look() {
   for (const Watch& w : watches_) {
     if (Clock::now() - w.begin < patience_) continue;
     end_process(fmt::format(
-        "{} in group {} has not come to its end after {} s (run.collective_timeout): another rank "
+        "{} in group {} has not finished after {} s (run.collective_timeout): another rank "
         "has stopped, or is busy with something else",
         w.collective, w.group, patience_.count()));
   }
@@ -105,7 +105,7 @@ std::string Watchdog::where() const {
   return step < 0 ? std::string(phase) : fmt::format("step {}, {}", step, phase);
 }
 
-// Not exit(): what it would clean up may wait for the same collective.
+// Does not call exit(), because destructors that exit() runs may wait for the same collective.
 void Watchdog::end_process(const std::string& message) const {
   fmt::print(stderr, "switchyard: rank {} ({}): {}\n", rank_, where(), message);
   std::fflush(stderr);

@@ -15,14 +15,14 @@
 namespace switchyard {
 
 // Ends this process, with a message that names rank, step and phase, when a collective does not
-// come to its end or a communicator reports an error: another rank has failed, and waiting would
-// only cost time. mpirun then ends the other ranks.
+// finish in time or a communicator reports an error: another rank has then failed, and waiting
+// would only waste time. mpirun then ends the other ranks.
 class Watchdog {
   struct Watch {
     const char* collective;
     std::string group;
     std::chrono::steady_clock::time_point begin;
-    std::function<bool()> has_finished;  // none: whoever began it says when it ends
+    std::function<bool()> has_finished;  // empty: a Blocking removes the watch at the end
   };
 
  public:
@@ -31,21 +31,22 @@ class Watchdog {
   Watchdog(const Watchdog&) = delete;
   Watchdog& operator=(const Watchdog&) = delete;
 
-  // Begins to watch: collectives may take this long.
+  // Begins to watch. A collective may take as long as `patience`.
   void start(std::chrono::seconds patience);
 
-  // What the rank is doing, for the message.
+  // Set the step and the phase that the message names.
   void set_step(int64_t step) { step_ = step; }
   void set_phase(Phase phase) { phase_ = phase; }
   // "step 3, backward".
   std::string where() const;
 
-  // Whether somebody wants the process to end, by a signal: mpirun sends one when another rank has
-  // died, and kills soon after. Asked from the watchdog's thread; once it is so, a collective that
-  // waits is told to people, because nothing else names the step and the phase then.
+  // `end_requested` tells whether a signal has asked the process to end: mpirun sends one when
+  // another rank has died, and kills this one soon after. The watchdog's thread calls it. Once it
+  // returns true, the watchdog prints which collective waits, in which step and phase, because no
+  // other message does.
   void set_end_requested(bool (*end_requested)()) { end_requested_ = end_requested; }
 
-  // A collective that blocks the host, for the lifetime of the object.
+  // Watches a collective that blocks the host, for the lifetime of the object.
   class Blocking {
    public:
     Blocking(Watchdog& watchdog, const char* collective, const std::string& group);
@@ -58,12 +59,12 @@ class Watchdog {
     std::list<Watch>::iterator watch_;
   };
 
-  // A collective that a device works on. `has_finished` is called from the watchdog's thread, until
-  // it says so.
+  // Watches a collective that runs on a device. The watchdog's thread calls `has_finished` until it
+  // returns true.
   void watch(const char* collective, const std::string& group, std::function<bool()> has_finished);
 
-  // Asked from the watchdog's thread now and then; anything but an empty answer is an error of the
-  // group. The handle is for forget().
+  // The watchdog's thread calls `check` regularly; a result that is not empty describes an error of
+  // the group. The returned handle is for forget().
   using Check = std::list<std::function<std::string()>>::iterator;
   Check add_check(std::function<std::string()> check);
   void forget(Check check);
@@ -84,10 +85,10 @@ class Watchdog {
   std::atomic<bool (*)()> end_requested_{nullptr};
   std::chrono::seconds patience_{0};
 
-  std::mutex mutex_;  // of what follows
+  std::mutex mutex_;  // guards the members below
   std::condition_variable ending_;
   bool ends_ = false;
-  bool has_told_ = false;  // of the wish to end
+  bool has_told_ = false;  // whether the request to end was reported
   std::list<Watch> watches_;
   std::list<std::function<std::string()>> checks_;
   std::thread thread_;

@@ -9,21 +9,21 @@ namespace switchyard {
 
 // How decoding chooses the keys that a new query attends to. A method ranks them; the budget says
 // how many of the best are read, by exact attention. Queries that share a key/value head share its
-// keys. What a method is and needs stands in its row of `decode_methods` (decode_methods.h).
+// keys. A method's row of `decode_methods` (decode_methods.h) describes it.
 enum class DecodeMethod { dense, hata, exact_topk, random_hash, quest, loki, streaming };
 SWITCHYARD_ENUM_NAMES(DecodeMethod, dense, hata, exact_topk, random_hash, quest, loki, streaming)
 
-// All but dense, in the order of `decode_methods`.
+// All methods but dense, in the order of `decode_methods`.
 std::vector<DecodeMethod> choosing_methods();
 
 struct DecodeConfig {
   DecodeMethod method = DecodeMethod::dense;
-  double budget = 0.015625;      // keys: from 1 their number, below 1 their share
-  int64_t sink = 0, recent = 0;  // the first and the newest keys that are always among them
+  double budget = 0.015625;      // of keys: a number from 1 on, a share of all below 1
+  int64_t sink = 0, recent = 0;  // numbers of first and newest keys that are always read
   bool key_norm = false;         // hash methods: cosine estimate times the key's length
   int64_t page_size = 16;        // quest
   int64_t channels = 32;         // loki; at most head_dim
-  int64_t streaming_sink = 4;    // streaming: its first keys
+  int64_t streaming_sink = 4;    // streaming: number of first keys
 };
 
 }  // namespace switchyard

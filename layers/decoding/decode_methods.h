@@ -13,11 +13,11 @@
 
 namespace switchyard {
 
-// Which projections a method hashes with.
+// The projections with which a method hashes.
 enum class HashProjections { none, learned, random };
 
-// What the selector of one layer is made from. The cache decides its shape alone, and need not
-// outlive it; the projections must.
+// The inputs from which the selector of one layer is made. It takes only its shape from the cache,
+// which need not outlive it; the projections must.
 struct SelectorInputs {
   const DecodeConfig& config;
   const KvCacheLayer& cache;
@@ -27,7 +27,7 @@ struct SelectorInputs {
 // A setting of the method, as reports name it.
 using MethodSetting = std::pair<std::string_view, std::variant<int64_t, bool>>;
 
-// One way to decode. A new one is a selector in files of its own, a DecodeMethod and a row.
+// One way to decode. A new one needs a selector in files of its own, a DecodeMethod and a row.
 struct DecodeMethodRow {
   DecodeMethod method;
   HashProjections projections;

@@ -57,7 +57,7 @@ void attach_selectors(Stream& stream, Workspace& workspace, KvCache& cache,
     if (!of.selector || cache.length == 0) continue;
     const Tensor keys = filled_part(stream, of.k, cache.length);
     of.selector->append(stream, workspace, keys, 0);
-    stream.synchronize();  // the copy of the keys is freed
+    stream.synchronize();  // The copy of the keys is freed next.
   }
 }
 

@@ -30,13 +30,13 @@ struct SelectorFactory {
   std::function<std::unique_ptr<KeySelector>(int layer, const KvCacheLayer& cache)> make;
   double budget = std::numeric_limits<double>::infinity();  // see budget_tokens
 };
-// Those of `setup`, which must outlive the factory and its selectors; with the budget of its
-// configuration, or another one.
+// The selectors of `setup`, which must outlive the factory and its selectors, with the budget of
+// its configuration or another one.
 SelectorFactory selectors_of(const DecodeSetup& setup);
 SelectorFactory selectors_of(const DecodeSetup& setup, double budget);
 
-// Makes the selector of every layer and gives it the keys that are in the cache already. From here
-// on the cache decodes with them; those it had before are gone.
+// Makes the selector of every layer and gives it the keys that are in the cache already. The new
+// selectors replace those that the cache had before.
 void attach_selectors(Stream& stream, Workspace& workspace, KvCache& cache,
                       const SelectorFactory& factory);
 

@@ -4,8 +4,8 @@
 
 namespace switchyard {
 
-// The keys of greatest <q, k>, summed over the group: what the other methods estimate. Reads every
-// key.
+// Chooses the keys of greatest <q, k>, summed over the group, which the other methods estimate. It
+// reads every key.
 class ExactSelector final : public RankingSelector {
  public:
   ExactSelector(const DecodeConfig& config, const KvCacheLayer& cache)

@@ -4,12 +4,13 @@
 
 namespace switchyard {
 
-// A code of sign bits per key, and the keys whose codes have the least Hamming distance to the
-// query's, summed over the group: HATA (Gong et al. 2025, arXiv 2506.02572). With key_norm the
-// estimated cosine times the key's length instead, as the published code's scripts had it.
+// Keeps a code of sign bits per key, and chooses the keys whose codes have the least Hamming
+// distance to the query's, summed over the group: HATA (Gong et al. 2025, arXiv 2506.02572). With
+// key_norm it ranks keys by the estimated cosine times the key's length instead, as the published
+// code's scripts did.
 class HashSelector final : public RankingSelector {
  public:
-  //   weight  [kv_heads, head_dim, bits] f32, learned or random; must outlive it
+  //   weight  [kv_heads, head_dim, bits] f32, learned or random; must outlive the object
   HashSelector(const DecodeConfig& config, ConstTensorView weight, const KvCacheLayer& cache);
 
   void append(Stream& stream, Workspace& workspace, ConstTensorView k,

@@ -7,7 +7,7 @@
 namespace switchyard {
 
 int64_t budget_tokens(double budget, int64_t length) {
-  require(budget > 0.0, "a budget of {} keys is none", budget);
+  require(budget > 0.0, "a budget of {} keys is not positive", budget);
   if (budget >= 1.0) {
     return budget < static_cast<double>(length) ? static_cast<int64_t>(budget) : length;
   }

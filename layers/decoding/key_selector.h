@@ -7,40 +7,39 @@
 
 namespace switchyard {
 
-// Of one layer: what has been cached, and how much of it there is. Every sequence of the batch is
-// as long.
+// The cached keys and values of one layer. Every sequence of the batch has the same length.
 struct CachedKeys {
   ConstTensorView k, v;     // [batch, kv_heads, max_len, head_dim]
   ConstTensorView lengths;  // [batch] i32, all of them `length`
   int64_t length = 0;       // positions that are filled, the newest key among them
 };
 
-// The keys that a new query attends to; all of them where it is empty. From the workspace.
+// The keys that a new query attends to, or all keys if it is empty. It lies in the workspace.
 struct SelectedKeys {
   TensorView indices;  // [batch, kv_heads, max_selected] i32, in any order
-  TensorView counts;   // [batch] i32: how many of them are meant
+  TensorView counts;   // [batch] i32: how many indices of each head are used
 
   explicit operator bool() const { return static_cast<bool>(indices); }
 };
 
-// Of `length` keys: min(budget, length) if it is at least 1, else floor(budget * length) and at
-// least one. Throws unless the budget is positive.
+// The number of keys to choose out of `length`: min(budget, length) if the budget is at least 1,
+// else floor(budget * length), but at least one. Throws unless the budget is positive.
 int64_t budget_tokens(double budget, int64_t length);
 
-// A way to choose among the cached keys of one layer, with what it keeps beside them. Serves this
-// rank's heads alone and communicates nothing.
+// Chooses among the cached keys of one layer, with the help of data that it keeps beside them. It
+// serves this rank's heads alone and does not communicate.
 class KeySelector {
  public:
   virtual ~KeySelector() = default;
 
-  // New keys, after RoPE, at positions [first_position, first_position + seq_len). A position that
-  // is written again replaces what was kept of it and of all later ones.
+  // Takes new keys, after RoPE, at positions [first_position, first_position + seq_len). Writing a
+  // position again replaces its data and discards those of all later positions.
   //   k  [batch, kv_heads, seq_len, head_dim]
   virtual void append(Stream& stream, Workspace& workspace, ConstTensorView k,
                       int64_t first_position) = 0;
 
-  // One new query per sequence, and its key, which is in the cache already: takes the key, as
-  // `append`, and chooses. May be asked again for the same query with another budget.
+  // Takes one new query per sequence and its key, which is in the cache already; adds the key, as
+  // `append` does, and chooses. May be called again for the same query with another budget.
   //   q       [batch, heads, head_dim]
   //   k       [batch, kv_heads, 1, head_dim] at position cache.length - 1
   //   budget  how many keys, from 1 to cache.length

@@ -52,7 +52,7 @@ void LokiSelector::fit(Stream& stream, ConstTensorView k) {
   copy(stream, axes, moved);
   axes_ = Tensor(axes.shape(), dtype_, device_);
   cast(stream, moved, axes_);
-  stream.synchronize();  // the tensors of this function are freed
+  stream.synchronize();  // This function's tensors are freed when it returns.
 }
 
 TensorView LokiSelector::along_axes(Stream& stream, Workspace& workspace, ConstTensorView x) const {

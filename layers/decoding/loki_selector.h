@@ -4,10 +4,10 @@
 
 namespace switchyard {
 
-// The keys of greatest <q, k> along the leading principal axes of the keys: Loki (Singhania et al.
-// 2024, arXiv 2406.02542, algorithm 1). The axes are those of the first keys that are appended, the
-// prompt's own, per sequence and key/value head; the paper takes them from another text, and can
-// only lose by that.
+// Chooses the keys of greatest <q, k> along the leading principal axes of the keys: Loki (Singhania
+// et al. 2024, arXiv 2406.02542, algorithm 1). The axes are those of the first keys that are
+// appended, the prompt's own, per sequence and key/value head; the paper takes them from another
+// text, which can only make them worse.
 class LokiSelector final : public RankingSelector {
  public:
   LokiSelector(const DecodeConfig& config, const KvCacheLayer& cache);

@@ -11,9 +11,9 @@ namespace {
 template <class T>
 using RowMajor = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
-// The covariance times the number of rows, which has the same eigenvectors; its lower triangle.
+// The lower triangle of the covariance times the number of rows, which has the same eigenvectors.
 Eigen::MatrixXd scatter_of(const Eigen::Map<const RowMajor<float>>& rows) {
-  constexpr Eigen::Index kBlockRows = 256;  // a prompt is not widened to double as a whole
+  constexpr Eigen::Index kBlockRows = 256;  // widened to double at a time
   const Eigen::RowVectorXd mean = rows.cast<double>().colwise().mean();
   Eigen::MatrixXd scatter = Eigen::MatrixXd::Zero(rows.cols(), rows.cols());
   for (Eigen::Index begin = 0; begin < rows.rows(); begin += kBlockRows) {
@@ -24,7 +24,7 @@ Eigen::MatrixXd scatter_of(const Eigen::Map<const RowMajor<float>>& rows) {
   return scatter;
 }
 
-// An eigenvector and its negative are as good: one of them is chosen.
+// An eigenvector and its negative are equally good; this sign makes the choice unique.
 double chosen_sign(const Eigen::VectorXd& axis) {
   Eigen::Index greatest = 0;
   axis.cwiseAbs().maxCoeff(&greatest);
@@ -35,9 +35,9 @@ double chosen_sign(const Eigen::VectorXd& axis) {
 
 std::vector<double> principal_axes(std::span<const float> rows, int64_t dim, int64_t count) {
   require(dim >= 1 && !rows.empty() && rows.size() % static_cast<size_t>(dim) == 0,
-          "{} values are no rows of {}", rows.size(), dim);
-  require(count >= 1 && count <= dim, "{} principal axes are asked for of {} dimensions", count,
-          dim);
+          "{} values cannot be split into rows of {}", rows.size(), dim);
+  require(count >= 1 && count <= dim,
+          "{} principal axes were requested, but the number must be 1 to {}", count, dim);
   const auto n = static_cast<Eigen::Index>(rows.size()) / dim;
   const Eigen::Map<const RowMajor<float>> all(rows.data(), n, dim);
   const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> solver(scatter_of(all));

@@ -11,7 +11,7 @@ namespace switchyard {
 //   result  [dim, count] row-major: as its columns the orthonormal eigenvectors of the rows'
 //           covariance, those of the greatest eigenvalues first; each one's element of greatest
 //           magnitude is positive
-// Throws Error where `rows` are no rows of dim values, or more than dim axes are asked for.
+// Throws Error unless `rows` can be split into rows of dim values and count is 1 to dim.
 std::vector<double> principal_axes(std::span<const float> rows, int64_t dim, int64_t count);
 
 }  // namespace switchyard

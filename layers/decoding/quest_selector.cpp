@@ -22,8 +22,8 @@ SelectedKeys QuestSelector::select(Stream& stream, Workspace& workspace, ConstTe
   append(stream, workspace, k, cache.length - 1);
   TensorView scores = take_scores(workspace);
   page_scores(stream, q, lower_, upper_, cache.lengths, config_.page_size, scores);
-  // Whole pages, the nearest number of them, and one at least: rounded down, a share of a length
-  // just short of whole pages would cost one.
+  // The budget is rounded to the nearest number of pages, at least one. Rounding down would lose a
+  // page where the budget is a share of a length just short of whole pages.
   const int64_t pages = std::max<int64_t>((budget + config_.page_size / 2) / config_.page_size, 1);
   const int64_t count =
       budget == cache.length ? budget : std::min(pages * config_.page_size, cache.length);

@@ -4,10 +4,10 @@
 
 namespace switchyard {
 
-// Pages of keys, by an upper bound of <q, k> in them that the least and greatest value of every
-// channel give: Quest (Tang et al. 2024, arXiv 2406.10774, algorithm 1). Every key has the bound of
-// its page, so that whole pages are chosen; where the newest page is among them and not full, keys
-// of the next best one fill the budget.
+// Chooses pages of keys by an upper bound of <q, k> in each, computed from the least and greatest
+// value of every channel: Quest (Tang et al. 2024, arXiv 2406.10774, algorithm 1). Every key gets
+// the bound of its page, so that whole pages are chosen; where the newest page is among them and
+// not full, keys of the next best one fill the budget.
 class QuestSelector final : public RankingSelector {
  public:
   QuestSelector(const DecodeConfig& config, const KvCacheLayer& cache);

@@ -8,8 +8,8 @@
 
 namespace switchyard {
 
-// What the methods share that score every key and take the best: the shape of the cache that they
-// stand beside, and the choice itself.
+// The base of the methods that score every key and take the best: it knows the shape of the cache
+// and makes the choice.
 class RankingSelector : public KeySelector {
  protected:
   RankingSelector(const DecodeConfig& config, const KvCacheLayer& cache);
@@ -19,7 +19,7 @@ class RankingSelector : public KeySelector {
   //   scores  [batch, kv_heads, max_len] f32, or u16 distances
   SelectedKeys best(Stream& stream, Workspace& workspace, ConstTensorView scores,
                     const CachedKeys& cache, int64_t count, int64_t sink, int64_t recent);
-  // With the configuration's windows.
+  // The same, with `sink` and `recent` of the configuration.
   SelectedKeys best(Stream& stream, Workspace& workspace, ConstTensorView scores,
                     const CachedKeys& cache, int64_t count);
 

@@ -4,9 +4,9 @@
 
 namespace switchyard {
 
-// The first keys and the newest ones: StreamingLLM (Xiao et al. 2024, arXiv 2309.17453, section
-// 3.2). The paper counts positions within its cache; here keys keep those of the text, as for all
-// methods.
+// Chooses the first keys and the newest ones: StreamingLLM (Xiao et al. 2024, arXiv 2309.17453,
+// section 3.2). The paper counts positions within its cache; here keys keep their positions in the
+// text, as in all methods.
 class StreamingSelector final : public RankingSelector {
  public:
   StreamingSelector(const DecodeConfig& config, const KvCacheLayer& cache)

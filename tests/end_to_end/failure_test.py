@@ -111,7 +111,7 @@ class DyingRank(Failure):
 
                 self.assertNotEqual(code, 0, output)
                 self.assertRegex(output, rf"switchyard: rank 0 {WHERE}: [a-z_]+ in group [a-z]+ has "
-                                         r"not come to its end after 10 s \(run.collective_timeout\)")
+                                         r"not finished after 10 s \(run.collective_timeout\)")
                 self.assertGreater(seconds, 8.0)
 
     @unittest.skipUnless(ON_CUDA, "needs a rank whose device is smaller than the others'")

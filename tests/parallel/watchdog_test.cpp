@@ -38,7 +38,7 @@ TEST_F(WatchdogDeathTest, ACollectiveThatBlocksForTooLongEndsTheProcessAndSaysWh
         wait_and_live_on();
       },
       ExitedWithCode(kFailed),
-      "rank 3 \\(step 7, backward\\): all_reduce in group ep has not come to its end after 1 s");
+      "rank 3 \\(step 7, backward\\): all_reduce in group ep has not finished after 1 s");
 }
 
 TEST_F(WatchdogDeathTest, ACollectiveOfADeviceThatTakesTooLongEndsTheProcess) {
@@ -49,8 +49,7 @@ TEST_F(WatchdogDeathTest, ACollectiveOfADeviceThatTakesTooLongEndsTheProcess) {
         watchdog.watch("all_gather", "dp", [] { return false; });
         wait_and_live_on();
       },
-      ExitedWithCode(kFailed),
-      "rank 0 \\(start\\): all_gather in group dp has not come to its end");
+      ExitedWithCode(kFailed), "rank 0 \\(start\\): all_gather in group dp has not finished");
 }
 
 TEST_F(WatchdogDeathTest, CollectivesThatEndInTimeAreForgotten) {
