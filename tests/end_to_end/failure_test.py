@@ -161,7 +161,7 @@ class DeviceMemory(Failure):
         self.assertEqual(code, 1, output)
         self.assertRegex(output, r"for a tensor of the workspace, f32 \[[\d, ]+\], beside [\d.]+ MiB "
                                  r"in use; [\d.]+ MiB of 40.4 MiB are free")
-        changes = re.search(r"what would fit: (.*)", output).group(1)
+        changes = re.search(r"these would fit: (.*)", output).group(1)
         changes = re.findall(r"(train\.micro_batch_size=\d+|parallel\.recompute=true) \(", changes)
 
         self.assertEqual(len(changes), 2, output)

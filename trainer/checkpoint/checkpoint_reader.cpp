@@ -25,7 +25,7 @@ std::string display_name(const std::string& kind, const std::string& name) {
   return kind + ' ' + name;
 }
 
-// The runs from `first` that one request may serve.
+// The end of the runs, from `first` on, that one request reads.
 size_t end_of_window(const std::vector<CopyRun>& runs, size_t first) {
   size_t last = first;
   while (last + 1 < runs.size()) {

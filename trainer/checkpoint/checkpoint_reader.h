@@ -23,14 +23,14 @@ class CheckpointReader {
   const std::filesystem::path& folder() const { return folder_; }
   const Manifest& manifest() const { return manifest_; }
 
-  // What is wrong with a shard: its absence, its length, or the tensors whose checksums do not
-  // match. One line each, with the file's name; empty if it is as it was written.
+  // Describes the damage of a shard: that it is missing, its wrong length, or the tensors whose
+  // checksums do not match. One line each, with the file's name; empty if the shard is intact.
   std::vector<std::string> damage_of(const StoredFile& file) const;
 
-  // Throws Error, naming the tensor, unless the checkpoint holds all of every piece under the same
-  // shape.
+  // Throws Error, naming the tensor, unless the checkpoint holds every piece completely and its
+  // tensor has the same shape.
   void check_pieces(std::span<const TensorPiece> pieces) const;
-  // Fills the pieces; reads only the ranges that they share with what is stored.
+  // Fills the pieces; reads only the ranges that they share with stored pieces.
   void read(std::span<const TensorPiece> pieces);
 
  private:

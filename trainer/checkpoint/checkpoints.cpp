@@ -37,7 +37,7 @@ std::optional<int64_t> step_of(std::string_view name) {
   return step_name(step) == name ? std::optional(step) : std::nullopt;
 }
 
-// Both stay whole at every moment, where the file system can exchange two names.
+// A complete folder is at `to` at every moment, if the file system can exchange two names.
 void exchange_or_rename(const fs::path& from, const fs::path& to) {
   if (!fs::exists(to)) {
     fs::rename(from, to);
@@ -74,7 +74,7 @@ std::vector<std::string> find_damage(const CheckpointReader& reader, Communicato
   return gather_lines(world, damage);
 }
 
-// A model with fewer layers must not load a part of a larger one without a word.
+// A model with fewer layers must not load a part of a larger model silently.
 void check_all_weights_are_wanted(const CheckpointReader& reader,
                                   std::span<const TensorPiece> pieces, Communicator& world) {
   std::vector<std::string> names;
@@ -86,7 +86,7 @@ void check_all_weights_are_wanted(const CheckpointReader& reader,
   run_collectively(world, [&] {
     for (const auto& [key, shape] : tensors_of(reader.manifest().shards)) {
       require(key.first != kWeights || wanted.contains(key.second),
-              "the checkpoint {} holds {} {} {}, which this model has not",
+              "the checkpoint {} holds {} {} {}, which this model does not have",
               reader.folder().string(), key.first, key.second, to_string(shape));
     }
   });
@@ -151,7 +151,7 @@ SaveResult Checkpoints::save(const TrainingState& state, const CheckpointTensors
       publish(temporary, state.step);
     });
   } catch (const std::exception& error) {
-    std::error_code ignored;  // what is left is removed before the next save
+    std::error_code ignored;  // remaining files are removed before the next save
     if (is_first_rank()) fs::remove_all(temporary, ignored);
     return {.saved = false, .problem = error.what()};
   }
@@ -173,7 +173,7 @@ void Checkpoints::prepare(const fs::path& temporary) const {
   fs::create_directory(temporary);
 }
 
-// What killed saves left behind.
+// Removes the files of killed saves.
 void Checkpoints::remove_leftovers() const {
   std::vector<fs::path> leftovers;
   for (const fs::directory_entry& entry : fs::directory_iterator(folder_)) {
@@ -205,7 +205,7 @@ void Checkpoints::write_manifest(const fs::path& temporary, const TrainingState&
   for (const std::string& shard : shards) manifest.shards.push_back(parse_stored_file(shard));
   manifest.model_fingerprint = model_fingerprint(tensors_of(manifest.shards));
   manifest.model_file = write_model_file(temporary / kModelFileName, manifest);
-  // Flushes the names of the shards, too.
+  // This also flushes the names of the shards.
   write_durably(temporary / kManifestName, to_text(manifest));
 }
 
@@ -230,8 +230,8 @@ void Checkpoints::link_and_prune(int64_t step) const {
   for (auto old = all.begin(); old != all.end() - keep_; ++old) fs::remove_all(folder_of(*old));
 }
 
-// Later steps belong to a past that this run has left: it fell back from them, or started afresh.
-// They must not be resumed from, but they are not ours to delete.
+// Renames checkpoints of later steps. This run did not reach them: it resumed from an earlier one
+// or started afresh. It must not resume from them, but must not delete them either.
 void Checkpoints::set_aside_later_than(int64_t step) const {
   for (const int64_t later : steps()) {
     if (later <= step) continue;
@@ -313,7 +313,7 @@ TrainingState load_weights(Stream& stream, const fs::path& folder, ParameterStor
     Tensor on_device(parameter.spec.extent, DType::f32, stream.device());
     copy(stream, *loaded++, on_device);
     cast(stream, on_device, parameter.value);
-    stream.synchronize();  // before its memory goes
+    stream.synchronize();  // before its memory is freed
   }
   return state;
 }

@@ -18,16 +18,16 @@ namespace switchyard {
 // The same on every rank.
 struct SaveResult {
   bool saved = false;
-  // Why it was not saved; or, if it was, what went wrong afterwards (an old one could not be
-  // removed). Empty: all went well.
+  // Why the checkpoint was not saved; or, if it was, which error followed (such as an old one that
+  // could not be removed). Empty if there was no error.
   std::string problem;
 };
 
 // The same on every rank.
 struct ResumeResult {
-  std::optional<TrainingState> state;  // nothing: there is no checkpoint, and nothing was loaded
+  std::optional<TrainingState> state;  // empty if there is no checkpoint and nothing was loaded
   std::string name;                    // of the checkpoint: "step_00000100"
-  std::vector<std::string> notices;    // checkpoints that were passed over, and why
+  std::vector<std::string> notices;    // checkpoints that were skipped, and why
 };
 
 enum class SaveStage { prepare, shard, manifest, publish, link, prune };
@@ -35,19 +35,18 @@ enum class SaveStage { prepare, shard, manifest, publish, link, prune };
 // The checkpoints of one run: the folders step_00000100, step_00000200 ... of a folder that all
 // ranks see. `latest` is a symbolic link to the newest.
 //
-// A save is made in step_00000100.tmp and renamed when all of it is on the disk; whatever happens
-// before that leaves the earlier checkpoints as they are. Every call is collective over the world.
+// A save writes step_00000100.tmp and renames it when all of it is on the disk; a failure before
+// that leaves earlier checkpoints unchanged. Every call is collective over the world.
 class Checkpoints {
  public:
-  // `keep`: how many of the newest stay; 0: all. `dist` must outlive it.
+  // `keep`: number of newest checkpoints that are kept; 0: all. `dist` must outlive this object.
   Checkpoints(std::filesystem::path folder, int keep, const DistributedContext& dist);
 
-  // Never throws for a reason that lies in the files or the disk: training goes on without the
-  // checkpoint.
+  // Never throws for an error of a file or the disk: training goes on without the checkpoint.
   SaveResult save(const TrainingState& state, const CheckpointTensors& tensors);
 
-  // Loads the newest intact checkpoint. Throws Error if there are checkpoints, but none is intact
-  // (training from scratch would bury them), or if the newest intact one is of another model.
+  // Loads the newest intact checkpoint. Throws Error if there are checkpoints but none is intact
+  // (training from scratch would supersede them), or if the newest intact one is of another model.
   ResumeResult resume_newest(const CheckpointTensors& tensors);
 
   // Steps of the complete checkpoints, ascending. Not collective.

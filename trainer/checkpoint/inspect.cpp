@@ -106,7 +106,7 @@ std::string describe_tensors(CheckpointReader& reader, bool with_statistics) {
   return text + fmt::format("{} weights\n", weights);
 }
 
-// Empty unless the folder has checkpoints in it.
+// Empty unless the folder contains checkpoints.
 std::string list_checkpoints(const std::filesystem::path& folder) {
   const DistributedContext alone;
   const Checkpoints checkpoints(folder, /*keep=*/0, alone);

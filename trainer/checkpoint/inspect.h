@@ -5,8 +5,8 @@
 
 namespace switchyard {
 
-// What a checkpoint holds, for people: its step, counters, layout, tensors and configuration. Of a
-// folder of checkpoints: one line for each. `verify` reads everything and adds the statistics of
+// Describes a checkpoint for people: its step, counters, layout, tensors and configuration; for a
+// folder of checkpoints, one line for each. `verify` reads everything and adds the statistics of
 // each tensor; throws Error that names every damaged file and tensor. Not collective.
 std::string inspect_checkpoint(const std::filesystem::path& folder, bool verify);
 

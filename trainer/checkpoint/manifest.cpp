@@ -16,7 +16,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr char kFormat[] = "switchyard checkpoint";
-// The checksum is taken with zeros in its own place.
+// The checksum is computed with zeros in its own field.
 constexpr std::string_view kChecksumField = "\"crc32c_of_this_file\": \"";
 constexpr std::string_view kNoChecksum = "00000000";
 
@@ -122,7 +122,7 @@ Manifest to_manifest(const Json& json) {
 
 uint32_t checksum(std::string_view text) { return crc32c(std::as_bytes(std::span(text))); }
 
-// Before its checksum: an older or newer program must be able to read this much.
+// Called before the checksum is checked: programs of other versions must be able to report it.
 void check_version(std::string_view text, const std::string& source) {
   const Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
   require(json.is_object() && json.value("format", Json()) == kFormat,
@@ -169,7 +169,7 @@ Manifest parse_manifest(std::string_view text, const std::string& source) {
   try {
     return to_manifest(Json::parse(text));
   } catch (const std::exception& error) {
-    fail("{} does not read as a manifest: {}", source, error.what());
+    fail("{} cannot be parsed as a manifest: {}", source, error.what());
   }
 }
 
@@ -197,7 +197,7 @@ std::map<TensorKey, Shape> tensors_of(const std::vector<StoredFile>& shards) {
 }
 
 std::string checkpoint_fingerprint(const Manifest& manifest) {
-  // The manifest has the checksum of every file.
+  // The manifest contains the checksum of every file.
   return fmt::format("{:016x}", hash64(to_text(manifest)));
 }
 

@@ -15,8 +15,8 @@ inline constexpr int kCheckpointVersion = 1;
 inline constexpr char kManifestName[] = "manifest.json";
 inline constexpr char kModelFileName[] = "model.h5";
 
-// What a run is beside its tensors; the same on every rank. Randomness is a function of the seed
-// and of positions, so the seed in the configuration is all the random state there is.
+// The state of a run except its tensors; the same on every rank. Randomness is a function of the
+// seed and of positions, so the seed in the configuration is the whole random state.
 struct TrainingState {
   int64_t step = 0;              // steps taken, skipped ones included
   int64_t optimizer_steps = 0;   // updates
@@ -29,7 +29,7 @@ struct TrainingState {
   bool operator==(const TrainingState&) const = default;
 };
 
-// How the ranks were laid out that saved. For people; loading does not need it.
+// The layout of the ranks that saved the checkpoint. It is for people; loading does not need it.
 struct SavedLayout {
   int world_size = 1;
   int tp = 1;
@@ -58,8 +58,8 @@ struct StoredFile {
   bool operator==(const StoredFile&) const = default;
 };
 
-// manifest.json: everything about a checkpoint but the tensors' elements. It makes the checkpoint:
-// a folder without one is none.
+// manifest.json: everything about a checkpoint but the tensors' elements. A folder without a
+// manifest is not a checkpoint.
 struct Manifest {
   TrainingState state;
   SavedLayout layout;
@@ -73,22 +73,22 @@ struct Manifest {
 // (kind, name) of a tensor.
 using TensorKey = std::pair<std::string, std::string>;
 
-// The text carries a CRC32C of itself.
+// The text contains its own CRC32C.
 std::string to_text(const Manifest& manifest);
 // Throws Error that begins with `source` for anything but an undamaged manifest of this version.
 Manifest parse_manifest(std::string_view text, const std::string& source);
 
-// One shard's entry on its own, for its way to the rank that writes the manifest.
+// One shard's entry, as it is sent to the rank that writes the manifest.
 std::string to_text(const StoredFile& file);
 StoredFile parse_stored_file(std::string_view text);
 
-// Every tensor with its shape. Throws Error unless the pieces of each one agree on the shape and
-// amount to the whole.
+// Every tensor with its shape. Throws Error unless the pieces of each tensor agree on the shape and
+// have as many elements as the tensor.
 std::map<TensorKey, Shape> tensors_of(const std::vector<StoredFile>& shards);
-// Tells checkpoints apart by everything in them, tensors included: what was learned from one is not
-// for another. Moving the folder does not change it.
+// Differs between checkpoints that differ in anything, tensors included, because what was learned
+// from one must not be used with another. Moving the folder does not change it.
 std::string checkpoint_fingerprint(const Manifest& manifest);
-// The same for every layout.
+// Depends on the names and shapes of the weights, and is the same for every layout.
 std::string model_fingerprint(const std::map<TensorKey, Shape>& tensors);
 
 }  // namespace switchyard

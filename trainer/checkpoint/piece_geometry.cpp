@@ -95,8 +95,8 @@ void append_run(std::vector<CopyRun>& runs, const CopyRun& run) {
   runs.push_back(run);
 }
 
-// The next row of the rectangle [low, high), rows running along the last dimension; false after the
-// last one.
+// Moves `index` to the next row of the rectangle [low, high), whose rows run along the last
+// dimension; false after the last row.
 bool next_row(Index& index, const Index& low, const Index& high, int rank) {
   for (int d = rank - 2; d >= 0; --d) {
     const auto i = static_cast<size_t>(d);

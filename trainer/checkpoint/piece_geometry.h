@@ -40,7 +40,8 @@ struct Slab {
 // start, whole rows and a ragged end in every dimension.
 std::vector<Slab> slabs_of(const PieceGeometry& piece);
 
-// Elements that are neighbours in two pieces of one tensor, each counted from its piece's first.
+// A run of elements that is contiguous in two pieces of one tensor; positions count from each
+// piece's first element.
 struct CopyRun {
   int64_t source = 0;
   int64_t destination = 0;
@@ -49,7 +50,7 @@ struct CopyRun {
   bool operator==(const CopyRun&) const = default;
 };
 
-// What `source` and `destination` share: the longest runs, ascending in both.
+// The elements that `source` and `destination` share, as the longest runs, ascending in both.
 std::vector<CopyRun> intersect(const PieceGeometry& source, const PieceGeometry& destination);
 
 }  // namespace switchyard

@@ -12,7 +12,7 @@
 namespace switchyard {
 namespace {
 
-// More than HDF5 takes to describe a file, and each dataset or part of a virtual one.
+// More bytes than HDF5 needs to describe a file, and each dataset or part of a virtual one.
 constexpr int64_t kFileOverhead = 16 << 10, kDatasetOverhead = 2 << 10;
 
 std::string dataset_path(const std::string& kind, const std::string& name) {
@@ -41,9 +41,9 @@ StoredPiece store(hdf5::File& file, const TensorPiece& piece) {
   return stored;
 }
 
-// The size of a closed file, and the checksum that it must have: of the elements from their
-// checksums in memory, so that a fault on their way to the disk shows, and of HDF5's description
-// around them, which has checksums of its own, from the file.
+// Sets the size of a closed file and the checksum that it must have. Elements contribute their
+// checksums in memory, so that a fault in writing them is detected; HDF5's description around them,
+// which has checksums of its own, is read from the file.
 void add_size_and_checksum(const std::filesystem::path& path, StoredFile& stored) {
   const InputFile file(path);
   std::vector<StoredPiece> pieces = stored.pieces;
@@ -63,7 +63,7 @@ void add_size_and_checksum(const std::filesystem::path& path, StoredFile& stored
   add(file.checksum(end, stored.bytes - end), stored.bytes - end);
 }
 
-// The elements, which are the bulk, and an ample share for their description.
+// The bytes of the elements, which are most of the file, and enough for their description.
 int64_t bytes_to_reserve(std::span<const TensorPiece> pieces) {
   int64_t bytes = kFileOverhead;
   for (const TensorPiece& piece : pieces) {
@@ -76,7 +76,7 @@ hdf5::Slab to_hdf5(const Shape& offset, const Shape& extent) {
   return {to_vector(offset), to_vector(extent)};
 }
 
-// Where the parts of every tensor are.
+// The parts of every tensor, with their places in the shards.
 std::map<TensorKey, std::vector<hdf5::VirtualSource>> sources_of(
     const std::vector<StoredFile>& shards) {
   std::map<TensorKey, std::vector<hdf5::VirtualSource>> sources;

@@ -12,7 +12,7 @@ namespace switchyard {
 std::string shard_name(int rank);  // "shard_00000.h5"
 
 // Writes one rank's pieces as /KIND/NAME, one-dimensional f32, each with its geometry and checksum
-// in attributes. On the disk on return. Throws Error on failure, a full disk included.
+// in attributes. On return the file is on the disk. Throws Error on failure, such as a full disk.
 StoredFile write_shard(const std::filesystem::path& path, std::span<const TensorPiece> pieces);
 
 // Writes the virtual datasets /KIND/NAME that show whole tensors to any HDF5 reader. The shards lie

@@ -12,8 +12,8 @@
 
 namespace switchyard {
 
-// The kinds of tensors in a checkpoint: groups of its HDF5 files. Those of the optimizer's state
-// are the names that its update rules give them (UpdateRule::state_names).
+// The kinds of tensors in a checkpoint; each kind is a group of its HDF5 files. The update rules
+// name the kinds of optimizer state (UpdateRule::state_names).
 inline constexpr char kWeights[] = "weights";               // f32 main weights
 inline constexpr char kBalancingBias[] = "balancing_bias";  // of the routers, one per MoE layer
 
@@ -25,13 +25,13 @@ struct TensorPiece {
   std::span<float> data;  // geometry.num_elements() values
 };
 
-// What a checkpoint holds, or is loaded into.
+// The tensors that are saved in a checkpoint, or loaded from it.
 struct CheckpointTensors {
   std::vector<TensorPiece> owned;       // this rank's; every element of a tensor is on one rank
   std::vector<TensorPiece> replicated;  // whole tensors, the same on every rank
 };
 
-// A run's tensors where files can be written from and read into: in host memory.
+// A run's tensors in host memory, from which files are written and into which they are read.
 class StagedTensors {
  public:
   //   shards  weights and optimizer state of what this rank owns

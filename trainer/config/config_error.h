@@ -7,8 +7,8 @@
 
 namespace switchyard {
 
-// Everything that is wrong with a configuration, one line each. main prints the lines and exits
-// with kExitBadInput.
+// All problems of a configuration, one line each. main prints the lines and exits with
+// kExitBadInput.
 class ConfigError : public Error {
  public:
   explicit ConfigError(std::vector<std::string> lines);

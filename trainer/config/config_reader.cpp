@@ -25,7 +25,7 @@ struct Entry {
   std::string origin;
 };
 
-// What has been read so far; later files and overrides replace earlier ones.
+// The values read so far; later files and overrides replace earlier values.
 struct Collected {
   std::map<std::string, Entry> entries;
   std::vector<std::string> problems;
@@ -50,7 +50,7 @@ size_t edit_distance(const std::string& a, const std::string& b) {
   return row[b.size()];
 }
 
-// YAML gives a value that is not there the place of whatever follows it: then the key's is meant.
+// yaml-cpp gives a missing value the position of whatever follows it; the key's is used instead.
 YAML::Mark value_mark(const YAML::Node& key, const YAML::Node& value) {
   return value.IsNull() ? key.Mark() : value.Mark();
 }
@@ -60,7 +60,7 @@ bool is_quoted(const YAML::Node& scalar) { return scalar.Tag() == "!"; }
 
 std::string last_part(const std::string& key) { return key.substr(key.rfind('.') + 1); }
 
-// Remembers where a document begins, and ignores what is in it.
+// Records where a document begins, and ignores its contents.
 class DocumentStart final : public YAML::EventHandler {
  public:
   const YAML::Mark& mark() const { return mark_; }
@@ -82,8 +82,8 @@ class DocumentStart final : public YAML::EventHandler {
   YAML::Mark mark_;
 };
 
-// YAML::Load reads the first document and is silent about the rest; YAML::LoadAll never ends on
-// some malformed texts.
+// YAML::Load reads the first document and ignores the others without an error; YAML::LoadAll never
+// returns for some malformed texts.
 std::optional<YAML::Mark> second_document(const std::string& text) {
   std::istringstream in(text);
   YAML::Parser parser(in);
@@ -112,7 +112,7 @@ bool is_section(const std::string& name) {
   return next != known_names().end() && next->starts_with(name + ".");
 }
 
-// The nearest key; a key of that very name in another section is nearer than any misspelling.
+// Suggests the nearest key; the same name in another section is nearer than any misspelling.
 std::string did_you_mean(const std::string& key) {
   std::string best;
   size_t best_distance = std::max<size_t>(2, last_part(key).size() / 3) + 1;
@@ -148,8 +148,9 @@ class Collector {
     try {
       root = YAML::Load(text);
       if (const auto second = second_document(text)) {
-        out_.problems.push_back(fmt::format(
-            "{}: a second document begins; one file is one experiment", place(name, *second)));
+        out_.problems.push_back(
+            fmt::format("{}: a second document begins; give each experiment its own file",
+                        place(name, *second)));
       }
     } catch (const YAML::ParserException& error) {
       out_.problems.push_back(fmt::format("{}: {}", place(name, error.mark), error.msg));
@@ -362,12 +363,12 @@ std::string describe_config(const LoadedConfig& loaded) {
 std::string config_reference() {
   std::string out =
       "# Configuration\n\n"
-      "Every key of an experiment file, from the same table that reads it. `base: other.yaml` at "
-      "the\n"
+      "This page lists every key of an experiment file. `base: other.yaml` at the\n"
       "top inherits another file; `key.sub=value` on the command line overrides both;\n"
       "`--print-config` shows every value and where it came from. Unknown, repeated and mistyped\n"
       "keys are errors.\n\n"
-      "This page is generated: `switchyard config-reference > docs/configuration.md`.\n";
+      "It is generated from the table that reads the files:\n"
+      "`switchyard config-reference > docs/configuration.md`.\n";
   std::string section;
   const RunConfig defaults;
   for (const ConfigField& field : config_schema()) {

@@ -15,11 +15,11 @@
 #include "kernels/runtime/enum_names.h"
 #include "trainer/config/schema.h"
 
-// The types that values of the configuration have: one function per type makes the ConfigField of
-// a key. `lowest` and `highest` are the limits of what the key takes.
+// The types of configuration values: one function per type makes the ConfigField of a key.
+// `lowest` and `highest` are the smallest and largest values that the key takes.
 namespace switchyard::field_types {
 
-// Rows and tokens are numbered by 32-bit integers; and products of two sizes fit 64 bits.
+// Rows and tokens are numbered by 32-bit integers, and products of two sizes fit in 64 bits.
 inline constexpr int64_t kLargestCount = std::numeric_limits<int32_t>::max();
 inline constexpr int64_t kNoLimit = std::numeric_limits<int64_t>::max();
 
@@ -34,20 +34,20 @@ struct Key {
 
 #define SWITCHYARD_MEMBER(path) \
   [](auto& config) -> auto& { return config.path; }
-// The key that is spelled as its member.
+// The key whose name is the path of its member.
 #define SWITCHYARD_KEY(path) \
   Key { #path, SWITCHYARD_MEMBER(path) }
 
-// What is wrong with a text, if anything.
+// What is wrong with a text; empty if nothing is wrong.
 using Problem = std::optional<std::string>;
 
-// Integers are also read as people write them: 1e6 is a million.
+// Integers may also be written with an exponent: 1e6 is a million.
 Problem parse_integer(const std::string& text, int64_t lowest, int64_t highest, int64_t* value);
 Problem parse_real(const std::string& text, double lowest, double highest, double* value);
 Problem parse_boolean(const std::string& text, bool* value);
 Problem parse_text(const std::string& text, std::string* value);
 
-// As YAML's double-quoted text, which folds line breaks that are not escaped.
+// The text in YAML's double quotes. Line breaks are escaped, because YAML folds unescaped ones.
 std::string quoted(const std::string& text);
 
 // "a | b"
@@ -71,7 +71,7 @@ auto print_list(Print print_item) {
   };
 }
 
-// A parser of one scalar: lists are a mistake that all of them name alike.
+// A parser of one scalar, which reports a list as a mistake.
 template <class Parse>
 auto scalar(std::string type, Parse parse) {
   return [=](const ConfigValue& value, auto* target) -> Problem {
@@ -80,7 +80,7 @@ auto scalar(std::string type, Parse parse) {
   };
 }
 
-// The same for what YAML itself tells from text: quotes make text of it.
+// The same for numbers and booleans: in quotes they are text, and a mistake here.
 template <class Parse>
 auto plain_scalar(std::string type, Parse parse) {
   return [=](const ConfigValue& value, auto* target) -> Problem {
@@ -91,7 +91,7 @@ auto plain_scalar(std::string type, Parse parse) {
   };
 }
 
-// A parser of a list, whose first wrong item is the problem; a lone scalar is a list, too.
+// A parser of a list, which reports the first wrong item; a single scalar is a list of one item.
 template <class Parse>
 auto list_of(Parse parse) {
   return [=](const ConfigValue& value, auto* list) -> Problem {
@@ -190,7 +190,7 @@ std::vector<E> all_but(E left_out) {
   return values;
 }
 
-// One of `allowed`.
+// One value from `allowed`.
 template <class Member, class E = typename Key<Member>::Value>
 ConfigField choice(Key<Member> key, const std::vector<E>& allowed, std::string help) {
   const std::string type = alternatives(allowed);
@@ -211,7 +211,7 @@ ConfigField choice(Key<Member> key, std::string help) {
   return choice(std::move(key), all_values<typename Key<Member>::Value>(), std::move(help));
 }
 
-// Some of `allowed`, none of them twice.
+// A list of values from `allowed`, each at most once.
 template <class Member, class E = typename Key<Member>::Value::value_type>
 ConfigField choice_list(Key<Member> key, const std::vector<E>& allowed, std::string help) {
   const std::string type = alternatives(allowed);

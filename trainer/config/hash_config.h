@@ -7,14 +7,14 @@
 
 namespace switchyard {
 
-// How a projection begins; see random_projection.
+// Initial values of a projection; see random_projection.
 enum class HashInit { orthogonal, gaussian };
 SWITCHYARD_ENUM_NAMES(HashInit, orthogonal, gaussian)
 
 // How `train-hash` learns projections (HATA, arXiv 2506.02572, section 3.1 and table 11). Defaults
 // are the paper's; docs/hata.md says where the published code differs.
 struct HashTrainingConfig {
-  // What is learned from
+  // Training data
   std::string tokens;               // token file; empty: data.train
   int64_t seq_len = 0;              // 0: model.seq_len
   int64_t num_sequences = 0;        // 0: enough for about 2^17 pairs, and at least 11
@@ -22,8 +22,8 @@ struct HashTrainingConfig {
 
   // Labels of a query's keys
   double positive_share = 0.1;  // of the keys, those with the highest scores
-  double top_label = 20.0;      // of the best key; falls in equal steps, by rank, to
-  double last_label = 1.0;      // that of the last positive one
+  double top_label = 20.0;      // of the best key; labels fall in equal steps, by rank
+  double last_label = 1.0;      // of the last positive key
   double negative_label = -1.0;
 
   // The objective
@@ -42,7 +42,7 @@ struct HashTrainingConfig {
   int iterations = 20;                // per epoch, each over all of the epoch's pairs
   int64_t pairs_per_epoch = 1 << 16;  // drawn anew for each epoch
 
-  bool keep_query_keys = false;  // beyond the training, for one with other settings
+  bool keep_query_keys = false;  // after training, for another training with other settings
 };
 
 }  // namespace switchyard

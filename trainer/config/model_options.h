@@ -5,10 +5,10 @@
 
 namespace switchyard {
 
-// How a configuration wants its model built: for the program that trains it, and for the planner
-// that counts what training will take.
+// The options of a configuration's model, for training and for the planner, which counts what
+// training will need.
 //   transfers_behind_compute  see DistributedContext; decides the number of chunks of the exchange
-//                             where the configuration leaves it open
+//                             if parallel.exchange_chunks is 0
 TransformerOptions transformer_options(const RunConfig& config, bool transfers_behind_compute);
 
 }  // namespace switchyard

@@ -23,7 +23,7 @@ SWITCHYARD_ENUM_NAMES(AttentionMask, causal, document)
 // One experiment, as the YAML file describes it with every default filled in. One struct per
 // section of the file; the names are the keys.
 struct RunSection {
-  std::string dir;  // where everything of a run goes; see RunPaths
+  std::string dir;  // folder of all files of the run; see RunPaths
   uint64_t seed = 1234;
   std::string device = "cpu";
   DType compute_dtype = DType::f32;  // f32 or bf16
@@ -33,9 +33,9 @@ struct RunSection {
 struct ParallelSection {
   int tp = 1;
   int ep = 1;
-  bool deduplicate = true;  // a token that goes to several experts of one rank travels once
-  // Parts of a micro-batch whose transfers hide behind each other's experts; 0: chosen for the
-  // device
+  bool deduplicate = true;  // a token routed to several experts of one rank is sent once
+  // Parts of a micro-batch; the transfers of one overlap with the experts' work on another; 0:
+  // chosen for the device
   int exchange_chunks = 0;
   bool recompute = false;  // keep only block inputs; run each block again in the backward pass
 };
@@ -68,8 +68,9 @@ struct TrainSection {
 
 struct CheckpointSection {
   int64_t interval = 0;  // steps; 0: only after the last one, and on a signal
-  int keep = 2;          // how many of the newest stay; 0: all
-  // auto: the newest intact one, or fresh where there is none at all; none; a path
+  int keep = 2;          // number of newest checkpoints that are kept; 0: all
+  // auto: the newest intact checkpoint, or a fresh start if there is none at all; none: a fresh
+  // start; or the path of a checkpoint
   std::string resume = "auto";
 };
 
@@ -78,22 +79,22 @@ struct LogSection {
   bool tensorboard = true;
 };
 
-// How `generate`, `eval` and `eval-hash` decode. Layers that stay dense: hash.dense_layers.
+// How `generate`, `eval` and `eval-hash` decode. hash.dense_layers says which layers stay dense.
 struct DecodeSection {
   DecodeConfig keys;
-  // eval, eval-hash: of each held-out sequence the last tokens, which are decoded one by one; 0:
-  // the lesser of 64 and half of it
+  // eval, eval-hash: how many of each held-out sequence's last tokens are decoded one by one; 0:
+  // the lesser of 64 and half the sequence
   int64_t eval_tokens = 0;
 };
 
-// What `eval-hash` measures, beside dense decoding.
+// What `eval-hash` measures in addition to dense decoding.
 struct HashEvaluationConfig {
   std::vector<DecodeMethod> methods = choosing_methods();
-  // From 0.4 % to 25 %, the paper's 1.56 % and 3.13 % among them.
+  // From 0.4 % to 25 %, including the paper's 1.56 % and 3.13 %.
   std::vector<double> budgets = {0.00390625, 0.0078125, 0.015625, 0.03125, 0.0625, 0.125, 0.25};
-  std::vector<int64_t> bits;  // of the hash methods; empty: those whose weights are there
+  std::vector<int64_t> bits;  // of the hash methods; empty: all whose weights exist
   bool key_norm = true;       // measure hata with the key-norm score, too
-  int64_t sequences = 32;     // held-out ones; 0: all
+  int64_t sequences = 32;     // held-out sequences; 0: all
 };
 
 // The hash stage: one projection per key/value head, learned by train-hash on the frozen model.

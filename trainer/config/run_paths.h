@@ -6,7 +6,7 @@
 
 namespace switchyard {
 
-// Where a run keeps its files, under run.dir; docs/formats.md says what is in them.
+// The paths of a run's files under run.dir; docs/formats.md describes the files.
 class RunPaths {
  public:
   explicit RunPaths(std::filesystem::path dir) : dir_(std::move(dir)) {}
@@ -15,14 +15,14 @@ class RunPaths {
   std::filesystem::path metrics() const { return dir_ / "metrics.jsonl"; }
   std::filesystem::path tensorboard() const { return dir_ / "tensorboard"; }
 
-  // Of the hash stage: projections of hash.bits, and of another number of bits.
+  // The hash stage stores projections of hash.bits, and of other numbers of bits.
   std::filesystem::path hash_weights() const { return hash() / "hash_weights.h5"; }
   std::filesystem::path hash_weights(int bits) const {
     return hash() / ("hash_weights_" + std::to_string(bits) + ".h5");
   }
   std::filesystem::path hash_metrics() const { return hash() / "metrics.jsonl"; }
   std::filesystem::path hash_evaluation() const { return hash() / "evaluation.json"; }
-  // Folders that are removed when the projections have been learned.
+  // These folders are removed after the projections have been learned.
   std::filesystem::path query_keys() const { return hash() / "query_keys"; }
   std::filesystem::path hash_heads() const { return hash() / "heads"; }
 

@@ -13,9 +13,9 @@ using namespace field_types;
 std::vector<ConfigField> run_fields() {
   return {
       text(SWITCHYARD_KEY(run.dir),
-           "where everything of the run goes: checkpoints, metrics, event files"),
+           "folder of all files of the run: checkpoints, metrics, event files"),
       integer(SWITCHYARD_KEY(run.seed), 0, kNoLimit,
-              "decides initial weights, the order of samples and what is sampled"),
+              "decides initial weights, the order of samples and the tokens that are sampled"),
       text(SWITCHYARD_KEY(run.device),
            "cpu; with CUDA also cuda (each rank of a machine its own GPU) and cuda:N (all ranks "
            "share one)"),
@@ -30,7 +30,7 @@ std::vector<ConfigField> run_fields() {
 
 std::vector<ConfigField> model_fields() {
   return {
-      choice(SWITCHYARD_KEY(model.structure), "which feed-forward the blocks have"),
+      choice(SWITCHYARD_KEY(model.structure), "type of the blocks' feed-forward"),
       count(SWITCHYARD_KEY(model.vocab_size), 0, "tokens of the vocabulary; 0: the tokenizer's"),
       count(SWITCHYARD_KEY(model.seq_len), 0, "context length"),
       count(SWITCHYARD_KEY(model.hidden), 0, "width of the residual stream"),
@@ -39,14 +39,14 @@ std::vector<ConfigField> model_fields() {
       integer(SWITCHYARD_KEY(model.num_kv_heads), 0, 100000,
               "key/value heads (grouped-query attention); 0: num_heads"),
       count(SWITCHYARD_KEY(model.head_dim), 0, "width of a head; 0: hidden / num_heads"),
-      choice(SWITCHYARD_KEY(model.position), "how tokens know their position"),
+      choice(SWITCHYARD_KEY(model.position), "position encoding"),
       real(SWITCHYARD_KEY(model.rope_theta), 1.0, 1e12, "base of the rotation's wavelengths"),
       choice(SWITCHYARD_KEY(model.norm), "normalisation before attention, feed-forward and head"),
       real(SWITCHYARD_KEY(model.norm_eps), 0.0, 1.0, "added to the variance"),
       boolean(SWITCHYARD_KEY(model.qk_norm),
               "RMSNorm of every head's query and key before the rotation"),
       boolean(SWITCHYARD_KEY(model.bias), "biases in attention and dense feed-forward (GPT style)"),
-      choice(SWITCHYARD_KEY(model.activation), "of every feed-forward; swiglu is the gated one"),
+      choice(SWITCHYARD_KEY(model.activation), "activation of every feed-forward; swiglu is gated"),
       boolean(SWITCHYARD_KEY(model.tie_embeddings), "the head uses the embedding's weight"),
       real(SWITCHYARD_KEY(model.init_std), 0.0, 10.0, "standard deviation of initial weights"),
       count(SWITCHYARD_KEY(model.ffn_hidden), 0, "inner width of dense feed-forwards"),
@@ -64,14 +64,14 @@ std::vector<ConfigField> model_fields() {
 
 std::vector<ConfigField> router_fields() {
   return {
-      choice(SWITCHYARD_KEY(model.router.score), "logits to scores"),
+      choice(SWITCHYARD_KEY(model.router.score), "function from logits to scores"),
       integer(SWITCHYARD_KEY(model.router.top_k), 1, 1024, "experts per token"),
       boolean(SWITCHYARD_KEY(model.router.normalize_topk), "divide the chosen scores by their sum"),
       real(SWITCHYARD_KEY(model.router.routed_scaling_factor), 0.0, 1e6,
            "factor of the chosen weights"),
       choice(SWITCHYARD_KEY(model.router.balance_scope),
-             "over what the balance loss counts; global_batch costs an extra forward pass under "
-             "gradient accumulation"),
+             "tokens over which the balance loss counts; global_batch costs an extra forward pass "
+             "under gradient accumulation"),
       real(SWITCHYARD_KEY(model.router.aux_loss_coef), 0.0, 1e6,
            "factor of the balance loss; 0: off"),
       real(SWITCHYARD_KEY(model.router.z_loss_coef), 0.0, 1e6,
@@ -79,11 +79,11 @@ std::vector<ConfigField> router_fields() {
       real(SWITCHYARD_KEY(model.router.bias_update_rate), 0.0, 1.0,
            "loss-free balancing: how far an expert's bias moves per step; 0: off"),
       real(SWITCHYARD_KEY(model.router.capacity_factor), 0.0, 1e6,
-           "most assignments per (sequence, expert), by the mean; 0: dropless"),
+           "most assignments per (sequence, expert), as a multiple of the mean; 0: dropless"),
       choice(SWITCHYARD_KEY(model.router.drop_policy),
              "which assignments are dropped over capacity"),
       boolean(SWITCHYARD_KEY(model.router.force_balanced),
-              "benchmarks only: tokens go to experts in turn"),
+              "benchmarks only: tokens are assigned to experts in turn"),
   };
 }
 
@@ -94,10 +94,10 @@ std::vector<ConfigField> parallel_fields() {
       integer(SWITCHYARD_KEY(parallel.ep), 1, 1 << 20,
               "ranks that split the experts; divides the number of ranks"),
       boolean(SWITCHYARD_KEY(parallel.deduplicate),
-              "a token that goes to several experts of one rank travels once"),
+              "a token routed to several experts of one rank is sent once"),
       integer(SWITCHYARD_KEY(parallel.exchange_chunks), 0, 64,
-              "parts in which a micro-batch's tokens travel to their experts, so that one part's "
-              "transfer hides behind another's work; 0: 4 over NCCL, else 1"),
+              "parts in which a micro-batch's tokens are sent to their experts, so that one part's "
+              "transfer overlaps with the work on another; 0: 4 over NCCL, else 1"),
       boolean(SWITCHYARD_KEY(parallel.recompute),
               "keep only block inputs and run each block again in the backward pass"),
   };
@@ -107,13 +107,14 @@ std::vector<ConfigField> data_fields() {
   return {
       text(SWITCHYARD_KEY(data.train), "token file to train on"),
       text(SWITCHYARD_KEY(data.validation), "held-out token file; empty: no evaluation"),
-      choice(SWITCHYARD_KEY(data.tokenizer.type),
-             "how text becomes tokens; recall: made-up retrieval tasks, whose answers alone are "
-             "trained on and evaluated"),
+      choice(
+          SWITCHYARD_KEY(data.tokenizer.type),
+          "how text becomes tokens; recall: generated retrieval tasks, of which only the answers "
+          "are trained on and evaluated"),
       text(SWITCHYARD_KEY(data.tokenizer.model),
            "sentencepiece: the .model file; `tokenize` trains it if it is missing"),
       count(SWITCHYARD_KEY(data.tokenizer.vocab_size), 0, "sentencepiece: pieces to train"),
-      choice(SWITCHYARD_KEY(data.mask), "document: no token sees another document"),
+      choice(SWITCHYARD_KEY(data.mask), "document: no token attends to another document"),
       text_list(SWITCHYARD_KEY(data.text),
                 "`tokenize`: text files, or folders that are searched for *.txt, *.rst, *.md and "
                 "their .gz; one document per file"),
@@ -126,27 +127,27 @@ std::vector<ConfigField> recall_fields() {
   return {
       integer(SWITCHYARD_KEY(data.recall.seed), 0, kNoLimit, "decides the samples"),
       choice_list(SWITCHYARD_KEY(data.recall.tasks), all_but(RecallTask::practice),
-                  "which tasks the samples have, in turn"),
+                  "tasks of the samples, in turn"),
       count(SWITCHYARD_KEY(data.recall.train_sequences), 0,
             "`tokenize`: sequences of model.seq_len tokens to train on"),
       count(SWITCHYARD_KEY(data.recall.validation_sequences), 0,
-            "`tokenize`: held-out sequences, each of them one sample"),
+            "`tokenize`: held-out sequences of one sample each"),
       count(SWITCHYARD_KEY(data.recall.shortest), 0,
             "training samples are as long as a sequence, half of it, a quarter ..., but not "
             "shorter than this; 0: as long as a sequence"),
       real(SWITCHYARD_KEY(data.recall.practice_share), 0.0, 1.0,
-           "how many of the training samples are practice in looking things up, with many answers "
-           "each, instead of a task"),
+           "share of the training samples that practise looking things up, with many answers each, "
+           "instead of having a task"),
       real(SWITCHYARD_KEY(data.recall.train_share), 0.0, 0.9,
-           "how much of a training sample questions, and the needles that they ask for, take at "
-           "most; held-out samples have one question"),
+           "largest share of a training sample that questions, and the needles that they ask for, "
+           "may take; held-out samples have one question"),
       real(SWITCHYARD_KEY(data.recall.distractor_share), 0.0, 0.9,
-           "multi_key: how much of a sample is needles"),
+           "multi_key: share of a sample that needles take"),
       integer(SWITCHYARD_KEY(data.recall.values), 1, 8, "multi_value: values of a key"),
       integer(SWITCHYARD_KEY(data.recall.queries), 1, 64,
               "multi_query: keys that a held-out sample asks for"),
       integer(SWITCHYARD_KEY(data.recall.hops), 0, 8,
-              "variable_tracking: how often a chain's value is handed on"),
+              "variable_tracking: assignments from variable to variable in a chain"),
   };
 }
 
@@ -161,7 +162,8 @@ std::vector<ConfigField> optimizer_fields() {
       count(SWITCHYARD_KEY(optimizer.schedule.decay_steps), 0,
             "cosine: length of the fall, 0: until max_steps; wsd: length of the fall before "
             "max_steps"),
-      real(SWITCHYARD_KEY(optimizer.schedule.min_lr), 0.0, 1e3, "where the fall ends"),
+      real(SWITCHYARD_KEY(optimizer.schedule.min_lr), 0.0, 1e3,
+           "learning rate at the end of the fall"),
       real(SWITCHYARD_KEY(optimizer.clip), 0.0, 1e9,
            "largest global gradient norm; 0: never clipped"),
       real(SWITCHYARD_KEY(optimizer.weight_decay), 0.0, 1e3, "not applied to norms and biases"),
@@ -169,7 +171,8 @@ std::vector<ConfigField> optimizer_fields() {
       real(SWITCHYARD_KEY(optimizer.beta2), 0.0, 0.999999, "adamw, muon"),
       real(SWITCHYARD_KEY(optimizer.eps), 0.0, 1.0, "adamw, muon"),
       real(SWITCHYARD_KEY(optimizer.momentum), 0.0, 0.999999, "sgd"),
-      real(SWITCHYARD_KEY(optimizer.muon.momentum), 0.0, 0.999999, "muon: of hidden matrices"),
+      real(SWITCHYARD_KEY(optimizer.muon.momentum), 0.0, 0.999999,
+           "muon: momentum of hidden matrices"),
       boolean(SWITCHYARD_KEY(optimizer.muon.nesterov), "muon: look ahead by the momentum"),
       integer(SWITCHYARD_KEY(optimizer.muon.ns_steps), 1, 20,
               "muon: steps of the Newton-Schulz iteration"),
@@ -192,8 +195,9 @@ std::vector<ConfigField> train_fields() {
 std::vector<ConfigField> checkpoint_and_log_fields() {
   return {
       count(SWITCHYARD_KEY(checkpoint.interval), 0,
-            "steps between checkpoints; 0: after the last step, and on a signal"),
-      integer(SWITCHYARD_KEY(checkpoint.keep), 0, 1 << 30, "how many of the newest stay; 0: all"),
+            "steps between checkpoints; 0: only after the last step, and on a signal"),
+      integer(SWITCHYARD_KEY(checkpoint.keep), 0, 1 << 30,
+              "newest checkpoints that are kept; 0: all"),
       text(SWITCHYARD_KEY(checkpoint.resume),
            "auto: from the newest intact checkpoint of run.dir, if any | none | the path of a "
            "checkpoint"),
@@ -213,9 +217,10 @@ std::vector<ConfigField> hash_fields() {
       text(SWITCHYARD_KEY(hash.training.tokens),
            "train-hash: token file to learn from; empty: data.train"),
       count(SWITCHYARD_KEY(hash.training.seq_len), 0, "length of its sequences; 0: model.seq_len"),
-      count(SWITCHYARD_KEY(hash.training.num_sequences), 0,
-            "how many; one query position is drawn from each. 0: enough for about 131072 (query, "
-            "key) pairs, and at least 11"),
+      count(
+          SWITCHYARD_KEY(hash.training.num_sequences), 0,
+          "number of sequences; one query position is drawn from each. 0: enough for about 131072 "
+          "(query, key) pairs, and at least 11"),
       count(SWITCHYARD_KEY(hash.training.held_out_sequences), 0,
             "sequences of data.validation on which recall is measured; 0: none"),
       real(SWITCHYARD_KEY(hash.training.positive_share), 0.0, 1.0,
@@ -224,7 +229,7 @@ std::vector<ConfigField> hash_fields() {
            "label of the best key; labels fall in equal steps, by rank"),
       real(SWITCHYARD_KEY(hash.training.last_label), -1e6, 1e6, "label of the last similar key"),
       real(SWITCHYARD_KEY(hash.training.negative_label), -1e6, 1e6, "label of all other keys"),
-      choice(SWITCHYARD_KEY(hash.training.init), "how projections begin"),
+      choice(SWITCHYARD_KEY(hash.training.init), "initial projections"),
       real(SWITCHYARD_KEY(hash.training.sigma), 0.0, 1e6,
            "steepness of the relaxed sign, 2 sigmoid(sigma x) - 1"),
       real(SWITCHYARD_KEY(hash.training.similarity_weight), 0.0, 1e6,
@@ -234,37 +239,41 @@ std::vector<ConfigField> hash_fields() {
       real(SWITCHYARD_KEY(hash.training.decorrelation_weight), 0.0, 1e6,
            "factor of ||W'W - I|| (the paper's lambda)"),
       real(SWITCHYARD_KEY(hash.training.decorrelation_softness), 0.0, 1e6,
-           "distance from orthogonality below which that norm's gradient shrinks, so that descent "
-           "comes to rest; 0: the paper's norm, which it jumps across"),
+           "distance from orthogonality below which the gradient of ||W'W - I|| shrinks, so that "
+           "descent converges; 0: the paper's norm, whose minimum descent steps across"),
       real(SWITCHYARD_KEY(hash.training.lr), 0.0, 1e3, "learning rate"),
-      real(SWITCHYARD_KEY(hash.training.momentum), 0.0, 0.999999, "of the gradient descent"),
+      real(SWITCHYARD_KEY(hash.training.momentum), 0.0, 0.999999,
+           "momentum of the gradient descent"),
       real(SWITCHYARD_KEY(hash.training.weight_decay), 0.0, 1e3,
            "added to the gradient, as a share of the weights"),
-      integer(SWITCHYARD_KEY(hash.training.epochs), 0, 1000000, "each with pairs drawn anew"),
+      integer(SWITCHYARD_KEY(hash.training.epochs), 0, 1000000,
+              "epochs, each with newly drawn pairs"),
       integer(SWITCHYARD_KEY(hash.training.iterations), 1, 1000000,
               "steps per epoch, each over all of its pairs"),
       count(SWITCHYARD_KEY(hash.training.pairs_per_epoch), 1, "(query, key) pairs of an epoch"),
       boolean(
           SWITCHYARD_KEY(hash.training.keep_query_keys),
-          "leave the collected queries and keys on the disk, for a training with other settings"),
+          "keep the collected queries and keys on the disk, for a training with other settings"),
   };
 }
 
 std::vector<ConfigField> hash_evaluation_fields() {
   return {
       choice_list(SWITCHYARD_KEY(hash.evaluation.methods), all_but(DecodeMethod::dense),
-                  "eval-hash: what is measured beside dense decoding"),
-      real_list(SWITCHYARD_KEY(hash.evaluation.budgets), 0.0, 1e9, "each as decode.budget"),
+                  "eval-hash: methods measured in addition to dense decoding"),
+      real_list(SWITCHYARD_KEY(hash.evaluation.budgets), 0.0, 1e9,
+                "budgets to measure, each as decode.budget"),
       count_list(
           SWITCHYARD_KEY(hash.evaluation.bits), 32,
-          "of the hash methods, each a multiple of 32; empty: those whose weights are there. "
-          "Weights of other bits than hash.bits are hash/hash_weights_BITS.h5 in run.dir"),
+          "code lengths of the hash methods, each a multiple of 32; empty: all whose weights "
+          "exist. "
+          "Weights of lengths other than hash.bits are hash/hash_weights_BITS.h5 in run.dir"),
       boolean(SWITCHYARD_KEY(hash.evaluation.key_norm), "measure hata with decode.key_norm, too"),
       count(SWITCHYARD_KEY(hash.evaluation.sequences), 0, "sequences of data.validation; 0: all"),
   };
 }
 
-// What decode.keys holds for layers/ stands in the section itself.
+// The members of decode.keys, a struct of layers/, are keys of the section decode itself.
 #define SWITCHYARD_DECODE_KEY(member) \
   Key { "decode." #member, SWITCHYARD_MEMBER(decode.keys.member) }
 
@@ -273,23 +282,23 @@ std::vector<ConfigField> decode_fields() {
       choice(Key{"decode.attention", SWITCHYARD_MEMBER(decode.keys.method)},
              "generate, eval: how a new token chooses the keys that it attends to"),
       real(SWITCHYARD_DECODE_KEY(budget), 0.0, 1e9,
-           "how many keys: from 1 their number, below 1 their share of the context"),
-      count(SWITCHYARD_DECODE_KEY(sink), 0, "first keys that are always among them"),
-      count(SWITCHYARD_DECODE_KEY(recent), 0, "newest keys that are always among them"),
+           "keys to attend to: from 1 on their number, below 1 their share of the context"),
+      count(SWITCHYARD_DECODE_KEY(sink), 0, "first keys that are always chosen"),
+      count(SWITCHYARD_DECODE_KEY(recent), 0, "newest keys that are always chosen"),
       boolean(SWITCHYARD_DECODE_KEY(key_norm),
-              "hata, random_hash: rank by the estimated cosine times the key's length instead of "
-              "the distance"),
+              "hata, random_hash: rank keys by the estimated cosine times the key's length instead "
+              "of the distance"),
       count(Key{"decode.quest_page", SWITCHYARD_MEMBER(decode.keys.page_size)}, 1,
             "quest: keys of a page"),
       count(Key{"decode.loki_channels", SWITCHYARD_MEMBER(decode.keys.channels)}, 1,
-            "loki: principal axes that keys are compared along; at most as many as a head is wide "
-            "are used"),
+            "loki: principal axes along which keys are compared; at most the width of a head is "
+            "used"),
       count(SWITCHYARD_DECODE_KEY(streaming_sink), 0,
             "streaming: first keys that are kept; the newest fill the budget"),
       count(SWITCHYARD_KEY(decode.eval_tokens), 0,
-            "eval with another attention than dense, eval-hash: the last tokens of a held-out "
-            "sequence, which are decoded one by one; 0: the lesser of 64 and half of it. Recall "
-            "tasks: from before the first answer on"),
+            "eval (unless decode.attention is dense) and eval-hash: how many of a held-out "
+            "sequence's last tokens are decoded one by one; 0: the lesser of 64 and half the "
+            "sequence. In recall tasks decoding starts at the latest before the first answer"),
   };
 }
 

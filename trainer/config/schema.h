@@ -9,19 +9,19 @@
 
 namespace switchyard {
 
-// A value as the file holds it: a scalar, or a list of scalars.
+// A value as it stands in the file: a scalar, or a list of scalars.
 struct ConfigValue {
   std::vector<std::string> items;
   bool is_list = false;
-  bool is_quoted = false;  // a scalar in quotes or a block: text, whatever it looks like
+  bool is_quoted = false;  // a scalar in quotes or a block, which is always text
 };
 
-// One key of the configuration: everything that reading, printing and documenting it needs.
+// One key of the configuration, with all that is needed to read, print and document it.
 struct ConfigField {
   std::string key;   // "model.router.top_k"
   std::string type;  // "integer, at least 1", "softmax | sigmoid"
   std::string help;
-  // Stores the value; returns what is wrong with it, if anything.
+  // Stores the value; returns what is wrong with it, or nothing if it is valid.
   std::function<std::optional<std::string>(RunConfig&, const ConfigValue&)> parse;
   std::function<std::string(const RunConfig&)> print;  // as YAML
 };

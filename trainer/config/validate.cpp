@@ -11,7 +11,7 @@
 namespace switchyard {
 namespace {
 
-// Collects what cannot work, each with the place of the key that should change.
+// Collects the settings that cannot work, each with the origin of the key that should change.
 class Checks {
  public:
   Checks(const LoadedConfig& loaded, int world_size)
@@ -92,9 +92,9 @@ class Checks {
              "rope rotates halves of a head: {} must be even; or set model.position: learned",
              m.head_dim);
     }
-    expect(
-        !m.bias || m.norm == Norm::layer_norm, "model.bias",
-        "biases belong to layer_norm models (GPT style); set model.norm: layer_norm, or no bias");
+    expect(!m.bias || m.norm == Norm::layer_norm, "model.bias",
+           "biases belong to layer_norm models (GPT style); set model.norm: layer_norm or bias: "
+           "false");
     const bool has_dense = m.structure == Structure::dense || m.first_dense_layers > 0;
     expect(!has_dense || m.ffn_hidden > 0, "model.ffn_hidden",
            "is missing: the inner width of dense feed-forwards");
@@ -102,11 +102,11 @@ class Checks {
     expect(m.first_dense_layers <= m.num_layers, "model.first_dense_layers",
            "{} is more than model.num_layers = {}; choose fewer", m.first_dense_layers,
            m.num_layers);
-    // Runs of ceil(vocab / tp) ids: the last rank must get one, too.
+    // Each rank but the last has ceil(vocab / tp) ids; the last one must get at least one.
     const int64_t run = ceil_div(m.vocab_size, tp);
     expect(m.vocab_size == 0 || (tp - 1) * run < m.vocab_size, "model.vocab_size",
-           "{} ids in runs of {} leave nothing for the last of parallel.tp = {} ranks; choose a "
-           "multiple",
+           "{} ids in parts of {} leave none for the last of parallel.tp = {} ranks; choose a "
+           "multiple of parallel.tp",
            m.vocab_size, run, tp);
   }
 
@@ -123,8 +123,8 @@ class Checks {
            m.num_experts);
     if (m.structure == Structure::bigmac) {
       expect(m.latent > 0 && m.latent <= m.hidden, "model.latent",
-             "must be from 1 to model.hidden = {}, not {}: the width that travels", m.hidden,
-             m.latent);
+             "must be from 1 to model.hidden = {}, not {}: the width of the rows that travel",
+             m.hidden, m.latent);
     } else {
       expect(m.latent == 0, "model.latent", "only bigmac models have it; remove it");
     }
@@ -150,7 +150,7 @@ class Checks {
            t.micro_batch_size, config_.model.seq_len, config_.parallel.tp);
   }
 
-  // Each update rule has keys of its own, which mean nothing to the others.
+  // Each update rule has keys of its own, which have no effect on the others.
   void optimizer() {
     const OptimizerConfig& o = config_.optimizer;
     if (o.type == OptimizerType::muon) {
@@ -177,16 +177,18 @@ class Checks {
       expect(bits % 32 == 0, "hash.evaluation.bits", "{} is not a multiple of 32", bits);
     }
     for (const double budget : h.evaluation.budgets) {
-      expect(budget > 0.0, "hash.evaluation.budgets", "{} keys are none; choose more", budget);
+      expect(budget > 0.0, "hash.evaluation.budgets", "{} keys are none; choose more than 0",
+             budget);
     }
   }
 
   void decode() {
     const DecodeSection& d = config_.decode;
-    expect(d.keys.budget > 0.0, "decode.budget", "{} keys are none; choose more", d.keys.budget);
+    expect(d.keys.budget > 0.0, "decode.budget", "{} keys are none; choose more than 0",
+           d.keys.budget);
     expect(config_.model.seq_len <= 0 || d.eval_tokens < config_.model.seq_len,
            "decode.eval_tokens",
-           "{} leaves none of the model.seq_len = {} tokens to read before; choose fewer",
+           "{} leaves none of the model.seq_len = {} tokens as context; choose fewer",
            d.eval_tokens, config_.model.seq_len);
   }
 

@@ -16,31 +16,31 @@ namespace switchyard {
 // A one-dimensional dataset of a token file, with a CRC-32C for every chunk of its elements. The
 // last chunk may be shorter.
 
-// Reads elements where they lie. A chunk is compared with its checksum when it is first read. For
-// one thread at a time.
+// Reads elements directly from the file. A chunk is compared with its checksum when it is first
+// read. An object serves one thread at a time.
 class ChunkedElements {
  public:
-  // Called once per chunk, after its checksum was found right; throws Error for wrong contents.
+  // Called once per chunk, after its checksum has matched; throws Error for wrong contents.
   using CheckChunk =
       std::function<void(int64_t first_element, std::span<const std::byte> elements)>;
 
-  // `name` stands for the dataset in messages. Keeps a reference to the file, which `dataset` lies
-  // in. Throws Error unless there is a checksum for every chunk.
+  // `name` stands for the dataset in messages. Keeps a reference to `file`, which contains
+  // `dataset`. Throws Error unless there is a checksum for every chunk.
   ChunkedElements(const InputFile& file, std::string name, const hdf5::Dataset& dataset,
                   int64_t chunk_elements, std::vector<uint32_t> checksums, CheckChunk check);
 
   int64_t size() const { return size_; }
   const std::vector<uint32_t>& checksums() const { return checksums_; }
 
-  // The elements [begin, begin + elements.size() / their size), which exist. Throws Error naming
-  // the damaged chunk.
+  // Reads the elements [begin, begin + elements.size() / their size), which must exist. Throws
+  // Error naming the damaged chunk.
   void read(int64_t begin, std::span<std::byte> elements);
-  // Reads every chunk that was not read before.
+  // Checks every chunk that has not been read yet.
   void verify();
 
  private:
   int64_t size_of_chunk(int64_t chunk) const;
-  // Fills buffer_.
+  // Reads the chunk into buffer_.
   void check_chunk(int64_t chunk);
 
   const InputFile& file_;
@@ -53,8 +53,8 @@ class ChunkedElements {
   std::vector<std::byte> buffer_;  // one chunk
 };
 
-// Elements on their way into such a dataset. They are kept in a file meanwhile, because a
-// contiguous dataset must know its size when it is made.
+// Collects the elements of such a dataset in a file, because the size of a contiguous dataset must
+// be known when it is made.
 class ElementSpool {
  public:
   ElementSpool(std::filesystem::path path, int64_t element_bytes, int64_t chunk_elements);
@@ -64,9 +64,10 @@ class ElementSpool {
   ElementSpool& operator=(const ElementSpool&) = delete;
 
   void append(std::span<const std::byte> element);
-  // Writes the elements to the dataset, which has as many. Last call but for `checksums`.
+  // Writes the elements to the dataset, which must have as many. Afterwards only `checksums` may be
+  // called.
   void move_to(hdf5::Dataset& dataset);
-  // By chunk; after move_to.
+  // One per chunk; complete after move_to.
   const std::vector<uint32_t>& checksums() const { return checksums_; }
 
  private:

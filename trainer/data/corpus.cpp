@@ -17,7 +17,7 @@ namespace {
 
 constexpr unsigned kBlockBytes = 1 << 18;
 
-// The extension before a .gz.
+// The extension, without a final .gz.
 std::string text_extension(const std::filesystem::path& path) {
   return (path.extension() == ".gz" ? path.stem() : path).extension().string();
 }
@@ -35,7 +35,7 @@ std::vector<std::filesystem::path> files_in(const std::filesystem::path& folder)
     if (is_text(entry->path()) && entry->is_regular_file()) files.push_back(entry->path());
   }
   require(!error, "cannot read the folder {}: {}", folder.string(), error.message());
-  // By bytes: not the locale's order, nor the file system's.
+  // Sorted by bytes, so that the order depends neither on the locale nor on the file system.
   std::ranges::sort(files, {},
                     [](const auto& path) -> const std::string& { return path.native(); });
   return files;
@@ -71,8 +71,8 @@ bool TextFile::refill() {
   const size_t kept = buffer_.size();
   buffer_.resize(kept + kBlockBytes);
   const int count = gzread(file_, buffer_.data() + kept, kBlockBytes);
-  // zlib hands on a file without its magic number as it is, and the readable part of a damaged one
-  // before it complains.
+  // zlib returns a file without gzip's magic number unchanged, and the readable part of a damaged
+  // file before it reports the damage.
   require(path_.extension() != ".gz" || count <= 0 || gzdirect(file_) == 0,
           "{} is not compressed by gzip", path_.string());
   int status = Z_OK;

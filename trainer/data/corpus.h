@@ -34,7 +34,7 @@ class TextFile {
   TextFile(TextFile&&) = delete;
 
   std::string read_all();
-  // Without its line end; none at the end.
+  // The next line without its line end; none at the end of the file.
   std::optional<std::string> next_line();
 
   const std::filesystem::path& path() const { return path_; }
@@ -46,16 +46,17 @@ class TextFile {
   std::filesystem::path path_;
   gzFile_s* file_ = nullptr;
   std::string buffer_;
-  size_t begin_ = 0;  // first byte of the buffer not yet given out
+  size_t begin_ = 0;  // first byte of the buffer not yet returned
   int64_t line_number_ = 0;
 };
 
-// Goes through the documents of a corpus, leaving out empty ones.
+// Reads the documents of a corpus one by one and skips empty ones.
 class DocumentReader {
  public:
   explicit DocumentReader(const Corpus& corpus) : corpus_(corpus) {}
 
-  // None at the end. Throws Error naming the file, and the line of a bad JSON object.
+  // The next document; none at the end. Throws Error naming the file, and the line of a bad JSON
+  // object.
   std::optional<std::string> next();
 
  private:

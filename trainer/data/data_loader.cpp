@@ -47,7 +47,7 @@ MicroBatch make_micro_batch(const DataLoaderConfig& config) {
   return batch;
 }
 
-// Positions of the file whose mask is read at once, to count.
+// How many positions of the loss mask are read at once to count targets.
 constexpr int64_t kCountedAtOnce = 1 << 20;
 
 }  // namespace
@@ -78,7 +78,7 @@ std::vector<int32_t> SequenceReader::count_masked_targets() {
   std::vector<int32_t> counts(
       static_cast<size_t>((positions + config_.seq_len - 1) / config_.seq_len));
   for (int64_t begin = 0; begin < positions; begin += kCountedAtOnce) {
-    // Of the targets of the positions [begin, begin + count).
+    // mask_ is that of the targets of the positions [begin, begin + count).
     const int64_t count = std::min(kCountedAtOnce, positions - begin);
     mask_.resize(static_cast<size_t>(count));
     file_.read_loss_mask(begin + 1, mask_);
@@ -111,7 +111,7 @@ int64_t SequenceReader::num_targets(int64_t sequence) const {
 
 void SequenceReader::mark_documents(int64_t begin, const Rows& rows) const {
   const auto offsets = file_.document_offsets();
-  // Positions past the end, which are not counted, belong to the last document.
+  // Positions past the end of the file, which are not counted, belong to the last document.
   auto end = std::ranges::upper_bound(offsets, begin);
   for (size_t t = 0; t < rows.tokens.size(); ++t) {
     const int64_t position = begin + static_cast<int64_t>(t);

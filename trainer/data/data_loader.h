@@ -22,23 +22,24 @@ struct DataLoaderConfig {
   int dp = 1;
 };
 
-// One dp rank's share of a global batch: sequences of the batch in order, dp rank 0's first.
+// One dp rank's share of a global batch. The batch's sequences are split in order, beginning with
+// dp rank 0.
 struct GlobalBatch {
   std::vector<MicroBatch> micro_batches;
   int64_t target_tokens = 0;  // in the whole global batch; the same on every rank
 };
 
-// Sequence s is tokens [s seq_len, (s + 1) seq_len) of the file; the target of each is the next
-// token, which for the last is the first of the next sequence. A token is no target (-1) where the
-// file's loss mask says so, wherever sequences are cut; and with mask document, the first token of
-// a document never is: what precedes it belongs to another.
+// Sequence s is tokens [s seq_len, (s + 1) seq_len) of the file. The target of each token is the
+// next token; for the last one this is the first token of the next sequence. A token is no target
+// (-1) if the file's loss mask is 0 for it, however sequences are cut. With mask document the first
+// token of a document is no target either, because the token before it belongs to another document.
 // document_start is filled with mask document only.
 
 // The sequences of a file as rows of micro-batches.
 class SequenceReader {
  public:
   // Throws Error unless dp * micro_batch_size divides global_batch_size and the file fits the
-  // vocabulary. A loss mask is read once, to count. Keeps a reference to the file.
+  // vocabulary. Reads a loss mask once to count targets. Keeps a reference to the file.
   SequenceReader(TokenFile& file, const DataLoaderConfig& config);
 
   // This rank's share of the batch whose sample i is the sequence `sequence_at(i)`; sequences after
@@ -62,15 +63,15 @@ class SequenceReader {
   std::vector<uint8_t> mask_;
 };
 
-// Batches to train on, in the order of Sampler, over as many epochs as are asked for. What does not
-// fill a sequence at the end of the file is left out.
+// Batches to train on, in the order of Sampler, over any number of epochs. Tokens at the end of the
+// file that do not fill a sequence are left out.
 class DataLoader {
  public:
-  // As SequenceReader; the file has a whole sequence.
+  // Throws as SequenceReader does, and if the file has no whole sequence.
   DataLoader(TokenFile& file, const DataLoaderConfig& config);
 
-  // The batch of the samples [samples_consumed, samples_consumed + global_batch_size). A pure
-  // function of its argument: any step can be resumed. Throws Error on a damaged file.
+  // The batch of the samples [samples_consumed, samples_consumed + global_batch_size). It is a pure
+  // function of its argument, so any step can be resumed. Throws Error if the file is damaged.
   GlobalBatch load(int64_t samples_consumed);
 
   int64_t samples_per_epoch() const { return sampler_.samples_per_epoch(); }
@@ -80,11 +81,11 @@ class DataLoader {
   Sampler sampler_;
 };
 
-// Batches to evaluate on: every target of the file once, in order. The last batch is filled up with
-// positions that are not counted.
+// Batches to evaluate on; they hold every target of the file once, in order. The last batch is
+// filled up with positions that are not counted.
 class ValidationLoader {
  public:
-  // As SequenceReader; the file needs two tokens at least.
+  // Throws as SequenceReader does, and if the file has fewer than two tokens.
   ValidationLoader(TokenFile& file, const DataLoaderConfig& config);
 
   int64_t num_batches() const { return num_batches_; }

@@ -10,9 +10,10 @@ namespace {
 
 void adopt_vocabulary(const Tokenizer& tokenizer, ModelConfig& model) {
   if (model.vocab_size == 0) model.vocab_size = tokenizer.vocab_size();
-  require(tokenizer.vocab_size() <= model.vocab_size,
-          "the tokenizer has {} tokens, model.vocab_size is {}; make it at least as large, or 0",
-          tokenizer.vocab_size(), model.vocab_size);
+  require(
+      tokenizer.vocab_size() <= model.vocab_size,
+      "the tokenizer has {} tokens, but model.vocab_size is {}; set it to at least as many or 0",
+      tokenizer.vocab_size(), model.vocab_size);
 }
 
 DataLoaderConfig loader_config(const MpiRuntime& mpi, const RunConfig& config) {

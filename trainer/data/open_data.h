@@ -24,18 +24,18 @@ struct OpenTokens {
 // The tokenizer and the token files of a run.
 struct OpenData {
   std::unique_ptr<Tokenizer> tokenizer;
-  std::unique_ptr<OpenTokens<DataLoader>> train;             // null unless asked for
-  std::unique_ptr<OpenTokens<ValidationLoader>> validation;  // null where data.validation is empty
+  std::unique_ptr<OpenTokens<DataLoader>> train;             // null unless needs_training is yes
+  std::unique_ptr<OpenTokens<ValidationLoader>> validation;  // null if data.validation is empty
 };
 
 enum class NeedsTraining { no, yes };
 
-// Opens them on every rank; model.vocab_size becomes the tokenizer's where the configuration leaves
-// it open. Collective over the world; throws CollectiveError where a file is missing or damaged on
-// any rank, or does not fit the model.
+// Opens tokenizer and token files on every rank; a model.vocab_size of 0 is set to the tokenizer's.
+// Collective over the world; throws CollectiveError if a file is missing or damaged on any rank, or
+// does not fit the model.
 OpenData open_data(MpiRuntime& mpi, RunConfig& config, NeedsTraining needs_training);
 
-// The tokenizer alone, for generating.
+// Opens only the tokenizer, for generation.
 std::unique_ptr<Tokenizer> open_tokenizer(MpiRuntime& mpi, RunConfig& config);
 
 }  // namespace switchyard

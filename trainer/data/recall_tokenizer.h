@@ -31,14 +31,14 @@ struct RecallVocabulary {
   static bool is_marker(int32_t token) { return token < kFirstFiller; }
 };
 
-// The task of the document that begins with this token, if it does.
+// The task of a document that begins with this token; none if the token is not a task's.
 std::optional<RecallTask> recall_task_of(int32_t first_token);
 
-// Of tokens that are in the vocabulary: "set", "k17", "v3", ... Text is these, with spaces between.
+// The word of a token of the vocabulary, such as "set", "k17" or "v3", and the token of a word.
 std::string recall_word(int32_t token);
 std::optional<int32_t> recall_token(std::string_view word);
 
-// Texts are words with white space between; `encode` throws for any other.
+// Texts are words separated by white space; `encode` throws for any other word.
 std::unique_ptr<Tokenizer> make_recall_tokenizer();
 
 }  // namespace switchyard

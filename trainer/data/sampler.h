@@ -6,13 +6,13 @@
 
 namespace switchyard {
 
-// Where a permutation of 0 .. n - 1 that `key` picks sends `index`: a balanced Feistel network of
-// eight rounds over the next power of four, applied again until it lands below n (cycle walking,
-// Black and Rogaway 2002). No table; on average fewer than four walks.
+// The image of `index` under a permutation of 0 .. n - 1 that `key` selects: a balanced Feistel
+// network of eight rounds over the next power of four, applied again until the result is below n
+// (cycle walking, Black and Rogaway 2002). It needs no table, and on average fewer than four walks.
 int64_t permute_index(RandomKey key, int64_t n, int64_t index);
 
-// The order in which training consumes the sequences of a dataset: a pure function of the dataset,
-// the seed and the epoch, so that one number, samples consumed, says where a run stands.
+// The order in which training consumes the sequences of a dataset. It is a pure function of the
+// dataset, the seed and the epoch, so that one number, samples consumed, is a run's position.
 class Sampler {
  public:
   //   samples_per_epoch  at least 1

@@ -15,7 +15,7 @@ namespace {
 constexpr int64_t kVersion = 1, kVersionWithMask = 2;
 constexpr const char* kFormat = "switchyard.tokens";
 constexpr const char* kRemedy = "make it again with `switchyard tokenize`";
-// 128 or 256 KiB: enough to read at full speed, little enough to check at a sample's first touch.
+// 128 or 256 KiB: large enough to read at full speed, small enough to check when a sample is read.
 constexpr int64_t kChunkTokens = 65536;
 
 int64_t bytes_per_token(int64_t vocab_size) { return vocab_size <= 65536 ? 2 : 4; }
@@ -35,7 +35,7 @@ const std::filesystem::path& existing(const std::filesystem::path& path) {
   return path;
 }
 
-// Calls `read`, and says of its errors which file is damaged and what to do.
+// Calls `read`, and adds the damaged file and the remedy to its errors.
 template <class Read>
 void or_damaged(const std::filesystem::path& path, const Read& read) {
   try {
@@ -110,7 +110,7 @@ void TokenFile::check_offsets(uint32_t stored_checksum) const {
   require(checksum(document_offsets_) == stored_checksum,
           "its document offsets are damaged: checksum {:08x} instead of {:08x}",
           checksum(document_offsets_), stored_checksum);
-  // Increasing: every document has its end-of-document token.
+  // Offsets strictly increase, because every document has its end-of-document token.
   require(document_offsets_.size() > 1 && document_offsets_.front() == 0 &&
               document_offsets_.back() == num_tokens() &&
               std::ranges::adjacent_find(document_offsets_, std::greater_equal<>()) ==
@@ -177,7 +177,7 @@ void require_tokenizer(const TokenFile& file, const Tokenizer& tokenizer) {
           "{}",
           file.path().string(), file.info().tokenizer, file.info().tokenizer_hash,
           to_string(tokenizer.type()), tokenizer.hash(), kRemedy);
-  // Without it every token of the haystack would count.
+  // Without a mask every token of the haystack would count as a target.
   require(tokenizer.type() != TokenizerType::recall || file.info().loss_mask,
           "token file {} does not say which tokens are answers: an earlier version made it; {}",
           file.path().string(), kRemedy);
@@ -197,7 +197,7 @@ TokenFileWriter::TokenFileWriter(const std::filesystem::path& path, TokenFileInf
 void TokenFileWriter::append_document(std::span<const int32_t> tokens,
                                       std::span<const uint8_t> loss_mask) {
   require(loss_mask.size() == (info_.loss_mask ? tokens.size() + 1 : 0),
-          "a loss mask of {} for a document of {} tokens and its end", loss_mask.size(),
+          "the loss mask has {} values for a document of {} tokens and its end", loss_mask.size(),
           tokens.size());
   for (const int32_t token : tokens) append_token(token);
   append_token(info_.end_of_document);

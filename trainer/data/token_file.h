@@ -15,29 +15,29 @@
 
 namespace switchyard {
 
-// What a token file says of itself.
+// The attributes of a token file.
 struct TokenFileInfo {
   int64_t vocab_size = 0;
   int32_t end_of_document = 0;
   std::string tokenizer;       // byte, sentencepiece or recall
   std::string tokenizer_hash;  // Tokenizer::hash
   std::string source;          // where the text came from
-  std::string source_hash;     // of all that decides the tokens
-  bool loss_mask = false;      // it says of each token whether it counts as a target
+  std::string source_hash;     // hash of everything that decides the tokens
+  bool loss_mask = false;      // whether the file has a loss mask, by token
 };
 
 // Documents as tokens, one after the other, each ended by the end-of-document token. HDF5:
 //   /tokens               [tokens] u16, or u32 for more than 65,536 pieces; contiguous
-//   /document_offsets     [documents + 1] i64: where each document begins, and the end;
+//   /document_offsets     [documents + 1] i64: the first token of each document, and num_tokens;
 //                         attribute crc32c
 //   /chunk_checksums      [ceil(tokens / chunk_tokens)] u32: CRC32C of the bytes of each chunk
 //   /loss_mask            [tokens] u8: 1 if the token counts as a target, else 0; may be absent
 //   /loss_mask_checksums  as /chunk_checksums
 //   attributes            format, version, chunk_tokens, and the fields of TokenFileInfo
-// Without a mask every token counts. Files with one have version 2, so that programs that do not
-// know masks refuse them instead of training on every token; files without have version 1.
-// Reads are checked: a chunk against its checksum and the vocabulary when it is first touched.
-// For one thread at a time.
+// Without a mask every token counts. Files with a mask have version 2, so that programs that do not
+// know masks refuse them instead of training on every token; files without a mask have version 1.
+// A chunk is checked against its checksum and the vocabulary when it is first read. An object
+// serves one thread at a time.
 class TokenFile {
  public:
   // Throws Error, with the remedy, if the file is missing, damaged, of another format version, or
@@ -49,10 +49,10 @@ class TokenFile {
   // tokens = those at positions [begin, begin + tokens.size()). Throws Error naming the damaged
   // chunk, or the position of a token outside the vocabulary.
   void read(int64_t begin, std::span<int32_t> tokens);
-  // The same of the mask, which the file must have.
+  // The same for the loss mask, which the file must have.
   void read_loss_mask(int64_t begin, std::span<uint8_t> mask);
 
-  // Touches every chunk.
+  // Checks every chunk that has not been read yet.
   void verify();
 
   const std::filesystem::path& path() const { return path_; }
@@ -61,8 +61,8 @@ class TokenFile {
   int64_t num_documents() const { return static_cast<int64_t>(document_offsets_.size()) - 1; }
   // Increasing from 0 to num_tokens.
   std::span<const int64_t> document_offsets() const { return document_offsets_; }
-  // Differs between files with other tokens, offsets or tokenizers. The mask has no part in it:
-  // the order of samples, which follows from it, is one of tokens.
+  // Differs between files with different tokens, offsets or tokenizers. The loss mask has no effect
+  // on it, nor on the order of samples, which follows from it.
   uint64_t fingerprint() const;
 
  private:
@@ -79,26 +79,26 @@ class TokenFile {
   int64_t token_bytes_ = 0;  // 2 or 4
   std::vector<int64_t> document_offsets_;
   std::optional<ChunkedElements> tokens_, loss_mask_;
-  std::vector<std::byte> narrow_;  // tokens as they are in the file
+  std::vector<std::byte> narrow_;  // tokens as they are stored
 };
 
 // Throws Error unless the tokens of the file are those of this tokenizer.
 void require_tokenizer(const TokenFile& file, const Tokenizer& tokenizer);
 
-// Writes a token file. The file has its name only when it is whole: `finish` renames it; without
-// that, nothing stays.
+// Writes a token file. The file gets its name only when it is complete: `finish` renames it;
+// without `finish` the file is removed.
 class TokenFileWriter {
  public:
   TokenFileWriter(const std::filesystem::path& path, TokenFileInfo info);
   TokenFileWriter(const TokenFileWriter&) = delete;
   TokenFileWriter& operator=(const TokenFileWriter&) = delete;
 
-  // Adds the end-of-document token.
-  //   loss_mask  [tokens + 1] 0 or 1: of the tokens, and of the end of the document; empty for a
-  //              file without mask
+  // Appends the tokens and the end-of-document token.
+  //   loss_mask  [tokens + 1] 0 or 1: of the tokens and of the end-of-document token; empty for a
+  //              file without a mask
   void append_document(std::span<const int32_t> tokens, std::span<const uint8_t> loss_mask = {});
 
-  // Throws if there was no document.
+  // Throws if no document was appended.
   void finish();
 
   int64_t num_tokens() const { return document_offsets_.back(); }

@@ -24,7 +24,7 @@ namespace {
 
 enum class Part { train, validation };
 
-// Which part each document of a corpus, or each end of one, belongs to.
+// Says which part each document of a corpus, or the end of each document, belongs to.
 class Split {
  public:
   // Reads the corpus once.
@@ -34,12 +34,12 @@ class Split {
   bool is_held_out(const std::string& text) const {
     return random_uniform({hash64(text), stream_id("held out")}, 0) < share_;
   }
-  // Unless by_document: where the held-out end of a document begins.
+  // Where the held-out end of a document begins, unless by_document.
   size_t tail_begin(const std::string& text) const;
 
   int64_t documents() const { return documents_; }
   int64_t text_bytes() const { return text_bytes_; }
-  // Of all texts, and of what decides their parts.
+  // Hash of all texts and of the settings that decide their parts.
   uint64_t hash() const { return hash_; }
 
  private:
@@ -59,13 +59,13 @@ Split::Split(const Corpus& corpus, double share) : share_(share) {
     if (is_held_out(*text)) held_out_bytes += static_cast<double>(text->size());
     hash_ = random_bits({hash_, hash64(*text)}, text->size());
   }
-  require(documents_ > 0, "data.text has no text but empty files");
+  require(documents_ > 0, "all files of data.text are empty");
   const double wanted = share * static_cast<double>(text_bytes_);
   by_document_ = held_out_bytes >= wanted / 2 && held_out_bytes <= wanted * 2;
   hash_ = random_bits({hash_, hash64(fmt::format("{} {}", share, by_document_))}, 0);
 }
 
-// After a line end if one is near, else between two characters.
+// The end begins after a line end if one is near, else between two characters.
 size_t Split::tail_begin(const std::string& text) const {
   const auto size = static_cast<double>(text.size());
   auto begin = static_cast<size_t>((1.0 - share_) * size);
@@ -82,7 +82,7 @@ struct PartOfDocument {
   Part part;
 };
 
-// Goes through both parts in the order of the corpus.
+// Reads both parts in the order of the corpus.
 class PartReader {
  public:
   PartReader(const Corpus& corpus, const Split& split) : documents_(corpus), split_(split) {}
@@ -110,7 +110,7 @@ class PartReader {
 
 void train_on(const Corpus& corpus, const Split& split, const TokenizerSection& config) {
   PartReader reader(corpus, split);
-  std::string text;  // what is left of the document
+  std::string text;  // of the current document
   size_t begin = 0;
   const auto next_line = [&]() -> std::optional<std::string> {
     while (begin >= text.size()) {
@@ -127,7 +127,7 @@ void train_on(const Corpus& corpus, const Split& split, const TokenizerSection& 
   train_sentencepiece(next_line, config.vocab_size, config.model);
 }
 
-// True if it had to be trained.
+// Trains the SentencePiece model if it does not exist; returns whether it was trained.
 bool ensure_tokenizer(const Corpus& corpus, const Split& split, const TokenizerSection& config,
                       std::ostream& log) {
   if (config.type != TokenizerType::sentencepiece || std::filesystem::exists(config.model))
@@ -142,7 +142,7 @@ bool ensure_tokenizer(const Corpus& corpus, const Split& split, const TokenizerS
   return true;
 }
 
-// Documents are encoded by all threads and written in their order.
+// Encodes documents with all threads and writes them in their order.
 class Encoder {
  public:
   explicit Encoder(const Tokenizer& tokenizer) : tokenizer_(tokenizer) {}
@@ -191,7 +191,7 @@ void check(const DataSection& config) {
   require(config.validation_share >= 0.0 && config.validation_share < 0.5,
           "data.validation_share {} must be at least 0 and less than 0.5", config.validation_share);
   require(config.validation.empty() || config.validation_share > 0.0,
-          "data.validation names a file, and data.validation_share is 0");
+          "data.validation names a file, but data.validation_share is 0; set a share above 0");
 }
 
 }  // namespace

@@ -50,15 +50,16 @@ class ByteTokenizer final : public Tokenizer {
   std::string hash_ = hash_of("byte");
 };
 
-// Where a text can be cut without a change of its tokens, if the model passes `allows_cuts`. Not
-// between a space and a character that may be, or may become, SentencePiece's mark for a space.
+// Whether a text can be cut at `position` without a change of its tokens, if the model passes
+// `allows_cuts`. A text is never cut between a space and a character that may be, or may become,
+// SentencePiece's mark for a space.
 bool is_cut(std::string_view text, size_t position) {
   const char before = text[position - 1];
   return before == '\n' || (text[position] == ' ' && before > ' ' && before <= '~');
 }
 
 // True if no piece reaches over a cut, and the model neither adds nor removes anything at the ends
-// of a text. So it is for models by `train_sentencepiece`.
+// of a text. Models by `train_sentencepiece` allow cuts.
 bool allows_cuts(const sentencepiece::SentencePieceProcessor& processor) {
   constexpr std::string_view kSpace = "\u2581";
   for (int id = 0; id < processor.GetPieceSize(); ++id) {
@@ -119,7 +120,7 @@ class SentencePieceTokenizer final : public Tokenizer {
   const std::string& hash() const override { return hash_; }
 
  private:
-  // The library takes about 90 bytes per byte of text, and time that grows faster than the text.
+  // SentencePiece takes about 90 bytes per byte of text, and time that grows faster than the text.
   static constexpr size_t kBlockBytes = 16384;
 
   size_t block_size(std::string_view text) const {
@@ -134,7 +135,7 @@ class SentencePieceTokenizer final : public Tokenizer {
   bool allows_cuts_ = false;
 };
 
-// Hands lines to the trainer. It passes over sentences longer than its limit, so they are cut.
+// Passes lines to the trainer. The trainer skips sentences longer than its limit, so they are cut.
 class LineIterator final : public sentencepiece::SentenceIterator {
  public:
   static constexpr size_t kMaxBytes = 4096;
@@ -146,7 +147,7 @@ class LineIterator final : public sentencepiece::SentenceIterator {
   sentencepiece::util::Status status() const override { return {}; }
 
   void Next() override {
-    // The library is not made for exceptions to pass through it.
+    // Exceptions must not pass through the library, which is not written for them.
     try {
       while (begin_ >= line_.size()) {
         auto line = next_line_();
@@ -212,7 +213,7 @@ void train_sentencepiece(const LineSource& next_line, int64_t vocab_size,
        {"bos_id", "-1"},
        {"pad_id", "-1"},
        {"max_sentence_length", fmt::format("{}", LineIterator::kMaxBytes)},
-       // A reservoir with a seed of its own; bounds the memory on large corpora.
+       // The trainer samples a reservoir with its own seed; this bounds memory on large corpora.
        {"input_sentence_size", "2000000"},
        {"shuffle_input_sentence", "true"},
        {"num_threads", "1"},

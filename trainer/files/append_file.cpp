@@ -16,7 +16,7 @@ AppendFile::AppendFile(std::filesystem::path path, int64_t size) : path_(std::mo
   if (::ftruncate(descriptor_, size) != 0) {
     const int error = errno;
     ::close(descriptor_);
-    fail("cannot cut {} to {} bytes: {}", path_.string(), size, std::strerror(error));
+    fail("cannot truncate {} to {} bytes: {}", path_.string(), size, std::strerror(error));
   }
 }
 
@@ -26,7 +26,7 @@ void AppendFile::append(std::string_view record) {
   const off_t before = ::lseek(descriptor_, 0, SEEK_END);
   const ssize_t written = ::write(descriptor_, record.data(), record.size());
   if (written == static_cast<ssize_t>(record.size())) return;
-  const int error = written < 0 ? errno : ENOSPC;  // a short write to a file is a full disk
+  const int error = written < 0 ? errno : ENOSPC;  // a short write means a full disk
   const bool restored = ::ftruncate(descriptor_, before) == 0;
   fail("cannot write to {}: {}{}", path_.string(), std::strerror(error),
        restored ? "" : "; its last record is incomplete");

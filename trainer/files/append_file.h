@@ -6,17 +6,17 @@
 
 namespace switchyard {
 
-// A file that grows by whole records, whatever happens.
+// A file to which whole records are appended; a record that cannot be written whole is removed.
 class AppendFile {
  public:
-  // Opens for appending, made if need be, and cuts it to `size` bytes. Throws Error.
+  // Opens or makes the file for appending, and truncates it to `size` bytes. Throws Error.
   AppendFile(std::filesystem::path path, int64_t size);
   ~AppendFile();
   AppendFile(const AppendFile&) = delete;
   AppendFile& operator=(const AppendFile&) = delete;
 
-  // The record is in the hands of the operating system on return. Throws Error if it could not be
-  // written whole (disk full); the file then ends as it did before.
+  // On return the operating system has the record. Throws Error if the record could not be written
+  // whole (disk full); the file then ends as it did before.
   void append(std::string_view record);
 
   const std::filesystem::path& path() const { return path_; }

@@ -13,7 +13,7 @@
 namespace switchyard {
 namespace {
 
-// A linear map of remainders over GF(2): column i is what bit i becomes.
+// A linear map of remainders over GF(2); column i is the image of bit i.
 using BitMatrix = std::array<uint32_t, 32>;
 
 uint32_t times(const BitMatrix& matrix, uint32_t remainder) {
@@ -31,7 +31,7 @@ BitMatrix squared(const BitMatrix& matrix) {
   return square;
 }
 
-// What one more zero bit does to a remainder; the polynomial with its bits in the data's order.
+// The map that appends one zero bit to the data; the polynomial's bits are in the data's order.
 BitMatrix append_zero_bit() {
   BitMatrix matrix{0x82F63B78u};
   for (size_t i = 1; i < matrix.size(); ++i) matrix[i] = 1u << (i - 1);
@@ -70,7 +70,7 @@ uint32_t crc32c(std::span<const std::byte> bytes, uint32_t seed) {
 
 #endif
 
-// As many zero bits as the second run has, by repeated squaring (as zlib's crc32_combine).
+// Appends as many zero bits as the second run has, by repeated squaring (as zlib's crc32_combine).
 uint32_t combine_crc32c(uint32_t first, uint32_t second, int64_t second_bytes) {
   BitMatrix append = append_zero_bit();
   for (auto bits = static_cast<uint64_t>(second_bytes) * 8; bits > 0; bits >>= 1) {

@@ -76,7 +76,7 @@ void sync_file(const fs::path& path) {
 
 void sync_folder(const fs::path& path) {
   const int error = open_and_sync(path, O_DIRECTORY);
-  // Some network file systems do not know the request for folders.
+  // Some network file systems do not support fsync of folders.
   require(error == 0 || error == EINVAL, "cannot flush the folder {} to the disk: {}",
           path.string(), std::strerror(error));
 }

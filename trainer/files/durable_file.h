@@ -6,21 +6,21 @@
 
 namespace switchyard {
 
-// A file that gets its name when it is whole and on the disk: until then, whatever happens, what
-// had the name before stays as it is. Meanwhile the file is `path`.tmp. Every failure throws Error
-// with the path and the system's reason.
+// A file that gets its name only when it is complete and on the disk. Until then it is named
+// `path`.tmp, and an older file named `path` stays unchanged. Every failure throws Error with the
+// path and the system's reason.
 class UnfinishedFile {
  public:
-  // Makes the folder that the file will lie in, not the file.
+  // Makes the folder of the file, but not the file.
   explicit UnfinishedFile(std::filesystem::path path);
   // Removes the file unless it was published.
   ~UnfinishedFile();
   UnfinishedFile(const UnfinishedFile&) = delete;
   UnfinishedFile& operator=(const UnfinishedFile&) = delete;
 
-  // Where to write it.
+  // The temporary path that the caller writes to.
   const std::filesystem::path& path() const { return unfinished_; }
-  // The file has been written and closed; on return it has its name, and survives a crash.
+  // The caller has written and closed the file. On return it has its name and survives a crash.
   void publish();
 
  private:
@@ -28,10 +28,10 @@ class UnfinishedFile {
   bool published_ = false;
 };
 
-// Calls `body` with the place to write an UnfinishedFile to, and publishes it.
+// Calls `body` with the temporary path of an UnfinishedFile, and publishes the file.
 void write_durably(const std::filesystem::path& path,
                    const std::function<void(const std::filesystem::path& unfinished)>& body);
-// A file of these bytes.
+// Writes a file of these bytes.
 void write_durably(const std::filesystem::path& path, std::string_view bytes);
 
 // Returns when the contents of a closed file are on the disk.

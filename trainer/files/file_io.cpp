@@ -41,7 +41,7 @@ void OutputFile::write(std::span<const std::byte> bytes) {
 }
 
 void OutputFile::close() {
-  // Network file systems report a lost write as late as here.
+  // Network file systems may report a lost write only at close.
   const int status = ::close(std::exchange(descriptor_, -1));
   require(status == 0, "cannot write {}: {}", path_.string(), std::strerror(errno));
 }

@@ -12,15 +12,15 @@ namespace switchyard {
 // the system's reason.
 class OutputFile {
  public:
-  // Makes the file, or empties it.
+  // Makes the file, or truncates an existing one.
   explicit OutputFile(std::filesystem::path path);
-  // Closes the file; only `close` reports what goes wrong then.
+  // Closes the file and ignores errors; `close` reports them.
   ~OutputFile();
   OutputFile(const OutputFile&) = delete;
   OutputFile& operator=(const OutputFile&) = delete;
 
   void write(std::span<const std::byte> bytes);
-  // The system has all of the file on return; see write_durably for the disk.
+  // On return the operating system has the whole file; write_durably flushes it to the disk.
   void close();
 
  private:
@@ -29,7 +29,7 @@ class OutputFile {
   int64_t size_ = 0;
 };
 
-// A file that is read at given places. Every failure throws Error with the path.
+// A file that is read at given offsets. Every failure throws Error with the path.
 class InputFile {
  public:
   explicit InputFile(std::filesystem::path path);
@@ -38,7 +38,7 @@ class InputFile {
   InputFile& operator=(const InputFile&) = delete;
 
   int64_t size() const;
-  // Fills `bytes` from `offset`; throws if the file ends before.
+  // Fills `bytes` from `offset` on; throws if the file is too short.
   void read(int64_t offset, std::span<std::byte> bytes) const;
   // CRC-32C of `bytes` bytes from `offset`.
   uint32_t checksum(int64_t offset, int64_t bytes) const;

@@ -18,8 +18,8 @@ namespace {
 static_assert(std::is_same_v<hid_t, int64_t> && std::is_same_v<herr_t, int>);
 static_assert(std::endian::native == std::endian::little, "files hold the memory's bytes");
 
-// The innermost message of HDF5's error stack, which says what went wrong; the outer ones say on
-// the way to what.
+// The innermost message of HDF5's error stack, which says what went wrong; the outer messages name
+// the calls that led to it.
 std::string hdf5_reason() {
   std::string reason;
   const H5E_walk2_t take_first = [](unsigned n, const H5E_error2_t* error, void* out) -> herr_t {
@@ -49,7 +49,7 @@ void check_status(int status, const std::string& where, std::string_view action)
   if (status < 0) fail("{}: cannot {}: {}", where, action, hdf5_reason());
 }
 
-// Whether all writes to the file so far went through.
+// Throws unless all writes to the file so far have succeeded.
 void check_writes(int write_error, const std::string& where) {
   require(write_error == 0, "{}: cannot write: {}", where, std::strerror(write_error));
 }
@@ -95,7 +95,7 @@ Handle make_properties(hid_t property_class, const std::string& where) {
 }
 
 void select(const Handle& space, const Slab& slab, const std::string& where) {
-  if (slab.offset.empty()) return;  // a scalar is always whole
+  if (slab.offset.empty()) return;  // all of a scalar is selected already
   if (product(slab.count) == 0) {
     check_status(H5Sselect_none(space.id()), where, "select nothing");
     return;
@@ -122,7 +122,8 @@ void check_inside(const Slab& slab, const std::vector<int64_t>& shape, const std
           join(slab.offset), join(slab.count), join(shape));
 }
 
-// Locks fail on some network file systems, and finished files are never written again.
+// Locks are turned off: they fail on some network file systems, and finished files are never
+// written again.
 Handle access_properties(const std::string& where) {
   Handle access = make_properties(H5P_FILE_ACCESS, where);
   check_status(H5Pset_libver_bounds(access.id(), H5F_LIBVER_V110, H5F_LIBVER_V110), where,
@@ -147,7 +148,7 @@ Element element_of_type(hid_t type, const std::string& where) {
                                 Element::f32, Element::f64}) {
     if (H5Tequal(type, hdf5_type(element)) > 0) return element;
   }
-  fail("{}: its element type is none that Switchyard writes", where);
+  fail("{}: its element type is not one that Switchyard writes", where);
 }
 
 }  // namespace
@@ -244,7 +245,7 @@ void Object::set_int(const std::string& name, int64_t value) {
 
 void Object::set_ints(const std::string& name, std::span<const int64_t> values) {
   const Handle space = make_space({static_cast<int64_t>(values.size())}, where_);
-  const int64_t unused = 0;  // HDF5 wants an address even for nothing
+  const int64_t unused = 0;  // HDF5 requires an address even for zero elements
   write_attribute(handle_.id(), where_, name, H5T_STD_I64LE, space,
                   values.empty() ? &unused : values.data());
 }
@@ -256,7 +257,7 @@ void Object::set_float(const std::string& name, double value) {
 void Object::set_string(const std::string& name, std::string_view value) {
   require(value.find('\0') == value.npos, "{}: attribute {}: has a zero byte", where_, name);
   const Handle type = string_type(value.size(), where_);
-  const std::string terminated(value);  // also gives the one byte of an empty string
+  const std::string terminated(value);  // the terminator is the one byte of an empty string
   write_attribute(handle_.id(), where_, name, type.id(), make_space({}, where_),
                   terminated.c_str());
 }
@@ -331,7 +332,7 @@ void Dataset::check_element(Element wanted) const {
 void Dataset::check_slab(const Slab& slab, size_t num_bytes) const {
   check_inside(slab, shape_, where_);
   const size_t needed = static_cast<size_t>(product(slab.count)) * size_of(element_);
-  require(num_bytes == needed, "{}: a slab of {} bytes, and memory of {}", where_, needed,
+  require(num_bytes == needed, "{}: the slab has {} bytes, and the memory {}", where_, needed,
           num_bytes);
 }
 
@@ -390,7 +391,7 @@ File File::open(const std::filesystem::path& path) {
   return {std::move(file), std::move(root), path, std::make_unique<int>(0)};
 }
 
-// HDF5 would make them itself, but with times.
+// Makes the groups in `name`. HDF5 could make them itself, but would store times in them.
 void File::make_groups(const std::string& name) {
   for (size_t slash = name.find('/'); slash != name.npos; slash = name.find('/', slash + 1)) {
     const std::string group = name.substr(0, slash);
@@ -441,7 +442,7 @@ void File::create_virtual_dataset(const std::string& name, Element element,
 }
 
 bool File::contains(const std::string& name) const {
-  // HDF5 wants every group on the way to exist before it is asked for what is in it.
+  // H5Lexists requires that every group on the path exists, so the groups are checked first.
   for (size_t slash = name.find('/'); slash != name.npos; slash = name.find('/', slash + 1)) {
     const std::string group = name.substr(0, slash);
     if (!group.empty() && H5Lexists(file_.id(), group.c_str(), H5P_DEFAULT) <= 0) return false;

@@ -10,12 +10,12 @@
 #include <utility>
 #include <vector>
 
-// HDF5 files by RAII, for one process at a time; HDF5's own header includes MPI's and stays out of
-// sight. Every failure throws Error with the file, the object and HDF5's own reason; HDF5 prints
-// nothing. Not thread-safe, as HDF5 is not.
+// RAII wrappers of HDF5 files, for one process at a time. HDF5's own header includes MPI's, so this
+// header does not include it. Every failure throws Error with the file, the object and HDF5's own
+// reason; HDF5 prints nothing. The wrappers are not thread-safe, because HDF5 is not.
 namespace switchyard::hdf5 {
 
-// How elements are stored, little-endian. bf16 goes as u16.
+// The type of stored elements, little-endian. bf16 is stored as u16.
 enum class Element : uint8_t { u8, u16, u32, i32, i64, f32, f64 };
 
 size_t size_of(Element element);
@@ -58,7 +58,7 @@ struct Slab {
   std::vector<int64_t> count;
 };
 
-// An identifier of the HDF5 library, given back at the end of its life.
+// Owns an identifier of the HDF5 library and closes it.
 class Handle {
  public:
   Handle() = default;
@@ -68,7 +68,7 @@ class Handle {
   ~Handle() { reset(); }
 
   int64_t id() const { return id_; }
-  // False if HDF5 could not close it.
+  // Closes the identifier; false if HDF5 could not close it.
   bool reset() noexcept;
 
  private:
@@ -76,8 +76,8 @@ class Handle {
   int (*close_)(int64_t) = nullptr;
 };
 
-// What carries attributes: a dataset, or a file (its root group). Setting one anew is an error.
-// Strings have a fixed length in the file, because HDF5 checksums those and not the others.
+// An object with attributes: a dataset, or a file (its root group). Setting an attribute twice is
+// an error. Strings are stored with a fixed length, because HDF5 checksums only those.
 class Object {
  public:
   bool has_attribute(const std::string& name) const;
@@ -87,7 +87,7 @@ class Object {
   void set_float(const std::string& name, double value);
   void set_string(const std::string& name, std::string_view value);
 
-  // Throw if it is absent or of another kind.
+  // These throw if the attribute is absent or has another type.
   int64_t get_int(const std::string& name) const;
   std::vector<int64_t> get_ints(const std::string& name) const;
   double get_float(const std::string& name) const;
@@ -103,17 +103,17 @@ class Object {
   std::string where_;
 };
 
-// Valid until its file is closed. Elements have the same type in memory as in the file; another
-// one is an error, never a conversion.
+// A dataset is valid until its file is closed. Elements must have the same type in memory as in the
+// file; another type is an error, and elements are never converted.
 class Dataset : public Object {
  public:
   Element element() const { return element_; }
   const std::vector<int64_t>& shape() const { return shape_; }
   int64_t num_elements() const;
-  // Where the first element lies in the file, in bytes. Throws unless the dataset is contiguous.
+  // Byte offset of the first element in the file. Throws unless the dataset is contiguous.
   int64_t file_offset() const;
 
-  // The slab in row-major order; its size must be that of the memory given.
+  // These write or read the slab in row-major order; `bytes` must have its size.
   void write_bytes(std::span<const std::byte> bytes, const Slab& slab);
   void read_bytes(std::span<std::byte> bytes, const Slab& slab) const;
 
@@ -127,7 +127,7 @@ class Dataset : public Object {
     check_element(element_of<T>());
     read_bytes(std::as_writable_bytes(values), slab);
   }
-  // The whole dataset.
+  // These write or read the whole dataset.
   template <class T>
   void write(std::span<const T> values) {
     write(values, whole());
@@ -153,7 +153,7 @@ class Dataset : public Object {
 };
 
 // A part of a virtual dataset: the slab `source` of a dataset of shape `source_shape` appears as
-// the slab `target`; both have as many elements.
+// the slab `target`; both have the same number of elements.
 struct VirtualSource {
   std::string file;  // relative to the folder of the virtual dataset's file
   std::string dataset;
@@ -164,18 +164,18 @@ struct VirtualSource {
 
 class File : public Object {
  public:
-  // A new file; one of that name is replaced. HDF5's metadata are checksummed (format of 1.10) and
-  // without times: the same calls give the same bytes.
-  //   reserved_bytes  claimed on the disk at once, so that a full disk throws here
+  // Creates a file and replaces an existing one. HDF5's metadata are checksummed (format of 1.10)
+  // and hold no times, so the same calls give the same bytes.
+  //   reserved_bytes  reserved on the disk at once, so that a full disk throws here
   static File create(const std::filesystem::path& path, int64_t reserved_bytes = 0);
-  // To read. A damaged or truncated file throws.
+  // Opens a file for reading. Throws if it is damaged or truncated.
   static File open(const std::filesystem::path& path);
   File(File&&) = default;
-  // Would take the place that errors are kept in from the file that it closes.
+  // Assignment would free write_error_ before the overwritten file is closed.
   File& operator=(File&&) = delete;
 
-  // Names may have slashes; the groups between are made. Contiguous. A full disk shows in the
-  // dataset's `write` or in `close`.
+  // Makes a contiguous dataset, and the groups in its name, which are separated by slashes. If the
+  // disk is full, the dataset's `write` or `close` throws.
   Dataset create_dataset(const std::string& name, Element element,
                          const std::vector<int64_t>& shape);
   // Elements that no source covers read as zero.
@@ -184,11 +184,11 @@ class File : public Object {
                               std::span<const VirtualSource> sources);
   bool contains(const std::string& name) const;
   Dataset dataset(const std::string& name) const;
-  // All datasets, with their groups, sorted.
+  // The names of all datasets, with their groups, sorted.
   std::vector<std::string> dataset_names() const;
 
-  // The system has all of the file when this returns; throws if not. See write_durably for the
-  // disk. Without this call the destructor closes the file and says nothing of errors.
+  // On return the operating system has the whole file; throws if not. write_durably flushes it to
+  // the disk. Without this call the destructor closes the file and ignores errors.
   void close();
 
   const std::filesystem::path& path() const { return path_; }

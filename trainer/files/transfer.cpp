@@ -23,7 +23,7 @@ int write_fully(int descriptor, int64_t offset, std::span<const std::byte> bytes
   while (!bytes.empty()) {
     const ssize_t count = ::pwrite(descriptor, bytes.data(), bytes.size(), offset);
     if (count < 0 && errno == EINTR) continue;
-    // A file takes no byte, without saying why, only when there is no room.
+    // pwrite writes no byte and reports no error only if the disk is full.
     if (count <= 0) return count < 0 ? errno : ENOSPC;
     bytes = bytes.subspan(static_cast<size_t>(count));
     offset += count;

@@ -6,11 +6,11 @@
 
 namespace switchyard {
 
-// Whole transfers at a place of an open file: the system may move fewer bytes than it was asked
-// to, or be interrupted. Errors are values here, because HDF5 calls these through C.
+// These functions transfer all bytes at an offset of an open file; one system call may transfer
+// fewer, or be interrupted. Errors are returned, not thrown: HDF5 calls these functions through C.
 
 struct ReadResult {
-  size_t bytes = 0;  // fewer than asked for, without an error: the file ends there
+  size_t bytes = 0;  // fewer than requested, without an error, if the file ends there
   int error = 0;     // errno, or 0
 };
 ReadResult read_fully(int descriptor, int64_t offset, std::span<std::byte> bytes);

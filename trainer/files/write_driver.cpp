@@ -16,19 +16,19 @@
 namespace switchyard::hdf5 {
 namespace {
 
-// What a property list says to the driver; HDF5 copies it by its bytes.
+// The driver's settings in a property list; HDF5 copies them bytewise.
 struct DriverInfo {
   int64_t reserved_bytes;
   int* write_error;
 };
 
-// HDF5 knows the first member alone.
+// HDF5 accesses the first member only.
 struct DriverFile {
   H5FD_t header;
   int descriptor;
-  haddr_t end_of_space;  // what HDF5 has given out
-  haddr_t end_of_file;   // of what was written
-  haddr_t size;          // with what is reserved
+  haddr_t end_of_space;  // of the space that HDF5 has allocated
+  haddr_t end_of_file;   // of the bytes written
+  haddr_t size;          // of the file, with the reserved bytes
   int* write_error;
 };
 
@@ -43,7 +43,7 @@ int reserve(int descriptor, int64_t bytes) {
   do {
     status = ::fallocate(descriptor, 0, 0, bytes);
   } while (status != 0 && errno == EINTR);
-  // Some file systems cannot claim room in advance; there the writes find out.
+  // Some file systems cannot reserve space in advance; if the disk is full, their writes fail.
   return status == 0 || errno == EOPNOTSUPP || errno == ENOSYS ? 0 : errno;
 }
 
@@ -69,7 +69,7 @@ H5FD_t* open_file(const char* name, unsigned, hid_t access, haddr_t) {
 
 herr_t close_file(H5FD_t* header) {
   DriverFile* file = file_of(header);
-  // The descriptor is gone whatever close says; an error is one of an earlier write.
+  // close releases the descriptor even if it fails; its error is that of an earlier write.
   if (::close(file->descriptor) != 0 && *file->write_error == 0) *file->write_error = errno;
   delete file;
   return 0;
@@ -94,7 +94,7 @@ herr_t read_file(H5FD_t* header, H5FD_mem_t, hid_t, haddr_t address, size_t size
   const ReadResult result =
       read_fully(file_of(header)->descriptor, static_cast<int64_t>(address), bytes);
   if (result.error != 0) return -1;
-  std::ranges::fill(bytes.subspan(result.bytes), std::byte{0});  // as HDF5's own driver
+  std::ranges::fill(bytes.subspan(result.bytes), std::byte{0});  // as HDF5's own driver does
   return 0;
 }
 
@@ -121,7 +121,7 @@ herr_t truncate_file(H5FD_t* header, hid_t, hbool_t) {
 }
 
 hid_t register_driver() {
-  // HDF5 keeps a copy.
+  // HDF5 copies this struct.
   H5FD_class_t driver{};
   driver.name = "switchyard_write";
   driver.maxaddr = static_cast<haddr_t>(std::numeric_limits<off_t>::max());

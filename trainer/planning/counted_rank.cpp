@@ -14,7 +14,7 @@ Device device_of(const RunConfig& config) {
   return counting_device(on_cpu ? DeviceKind::cpu : DeviceKind::cuda);
 }
 
-// The share of the assignments that a capacity keeps, where every expert gets as many.
+// The share of the assignments that a capacity keeps if every expert gets the same number.
 double kept_share(const ModelConfig& model) {
   if (model.router.capacity_factor <= 0.0) return 1.0;
   const double mean_load =
@@ -22,7 +22,7 @@ double kept_share(const ModelConfig& model) {
   return std::min(1.0, std::ceil(model.router.capacity_factor * mean_load) / mean_load);
 }
 
-// On CUDA transfers go on behind the rank's own work where every rank has a device of its own.
+// On CUDA, transfers overlap with a rank's own work if every rank has a device of its own.
 TransformerOptions options_of(const RunConfig& config) {
   TransformerOptions options = transformer_options(
       config, /*transfers_behind_compute=*/device_of(config).kind == DeviceKind::cuda);

@@ -5,9 +5,9 @@
 namespace switchyard {
 
 // Floating-point operations of one token's forward pass, a multiply and an add counted as two,
-// matrix products only: what a forward pass adds up on a device that only counts. Attention is
-// counted as causal: a token of a sequence sees (seq_len + 1) / 2 keys in the mean. Embeddings,
-// norms and activations are not counted; neither is recomputation, nor what a capacity drops.
+// matrix products only: a forward pass adds them up on a device that only counts. Attention is
+// counted as causal: a token of a sequence attends to (seq_len + 1) / 2 keys in the mean.
+// Embeddings, norms, activations, recomputation and assignments over capacity are not counted.
 struct ForwardFlops {
   double attention_projections = 0.0;
   double attention_scores = 0.0;  // q k^T and its product with v
@@ -26,7 +26,7 @@ struct ForwardFlops {
 
 ForwardFlops forward_flops_per_token(const ModelConfig& model);
 
-// Forward and backward: the backward pass has two products for each one of the forward pass.
+// The forward and the backward pass; the backward pass has two products for each of the forward.
 double training_flops_per_token(const ModelConfig& model);
 
 }  // namespace switchyard

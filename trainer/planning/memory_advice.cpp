@@ -12,7 +12,7 @@
 namespace switchyard {
 namespace {
 
-// More ranks than this are no advice.
+// Advice names at most this many times the ranks.
 constexpr int kMostTimesTheRanks = 1024;
 
 DeviceKind device_kind(const RunConfig& config) {
@@ -33,7 +33,7 @@ bool is_valid(const RunConfig& config, int world_size) {
   }
 }
 
-// Looks for changes of one configuration that need no more than a limit.
+// Finds changes of one configuration that need no more memory than a limit.
 class Advisor {
  public:
   Advisor(const RunConfig& config, int world_size, int64_t available)
@@ -52,7 +52,7 @@ class Advisor {
   }
 
  private:
-  // What it needs in parentheses, if it is valid and fits.
+  // The memory that `config` needs, in parentheses, if it is valid and fits.
   std::optional<std::string> fitting(const RunConfig& config, int world_size) const {
     if (!is_valid(config, world_size)) return {};
     const int64_t needed = plan_memory(config, world_size).on_device(device_kind(config));
@@ -79,7 +79,7 @@ class Advisor {
     return smaller ? std::optional(name + " " + *smaller) : std::nullopt;
   }
 
-  // The fewest that split optimizer state, or experts, finely enough.
+  // The fewest ranks that split optimizer state, or experts, finely enough to fit.
   std::optional<std::string> more_ranks() const {
     for (int times = 2; times <= kMostTimesTheRanks; times *= 2) {
       const int ranks = times * world_size_;
@@ -118,7 +118,7 @@ std::string advise_on_memory(const RunConfig& config, int world_size, int64_t av
   const std::vector<std::string> changes = Advisor(config, world_size, available).changes();
   if (changes.empty())
     return text + "; only a smaller model, or a shorter model.seq_len, would fit";
-  text += "; what would fit: " + changes.front();
+  text += "; these would fit: " + changes.front();
   for (size_t i = 1; i < changes.size(); ++i) text += ", or " + changes[i];
   return text;
 }

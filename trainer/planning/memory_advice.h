@@ -7,9 +7,9 @@
 
 namespace switchyard {
 
-// For people whose training ran out of memory: what a rank needs by the plan, and which changes of
-// the configuration would fit into the `available` bytes that it has, each with what it needs.
-// `config` has been validated for `world_size` ranks and knows its vocabulary's size.
+// Advice after training has run out of memory: how much a rank needs by the plan, and which changes
+// of the configuration would fit into its `available` bytes, each with the bytes it needs.
+// `config` must have been validated for `world_size` ranks, and its model.vocab_size must not be 0.
 std::string advise_on_memory(const RunConfig& config, int world_size, int64_t available);
 
 }  // namespace switchyard

@@ -17,7 +17,7 @@ struct PaperFigures {
 
 struct PaperSetting {
   double hidden, layers, experts, top_k;
-  double ratio;  // r: width of a fine-grained expert's inside, and of what BigMac sends, by hidden
+  double ratio;  // r: inner width of a fine-grained expert, and of BigMac's sent rows, over hidden
   double vocab, seq_len, batch, ep;
 };
 
@@ -28,7 +28,7 @@ PaperFigures paper_bigmac(const PaperSetting& setting);
 // and a vocabulary padded to a multiple of 128, as Megatron pads it.
 PaperSetting paper_setting(const ModelConfig& model);
 
-// Both twins' figures for a GPT-style fine-grained or BigMac model; empty for others.
+// The figures of both twins for a GPT-style fine-grained or BigMac model; empty for other models.
 std::string describe_paper_arithmetic(const ModelConfig& model);
 
 }  // namespace switchyard

@@ -15,7 +15,7 @@ int64_t moe_layers_of(const ModelConfig& model) {
   return layers;
 }
 
-// Where a parameter is counted, by the name that its layer gives it.
+// The member that counts a parameter, by the name that its layer gives it.
 int64_t ParameterCounts::*part_of(const std::string& name) {
   const auto has = [&](const char* part) { return name.find(part) != std::string::npos; };
   if (has("norm")) return &ParameterCounts::norms;
@@ -29,7 +29,7 @@ int64_t ParameterCounts::*part_of(const std::string& name) {
 }
 
 // Values, gradients, main weights and moments as ParameterStore and DistributedOptimizer (ZeRO-1)
-// hold them: each buffer padded for an even split, gradients whole, optimizer state by shares.
+// hold them: each buffer is padded for an even split; optimizer state is sharded, gradients not.
 MemoryPlan state_of(CountedRank& rank) {
   MemoryPlan memory;
   for (const FlatBuffer& buffer : rank.parameters().buffers()) {
@@ -56,7 +56,7 @@ int64_t checkpoint_bytes(const RunConfig& config) {
 // Libraries, communicators, thread stacks and token chunks; measured, nearly the same for all
 // models.
 constexpr int64_t kProgramBytes = int64_t{60} << 20;
-// The workspace of cuBLAS and the scratch of streams; what CUDA takes for itself comes on top.
+// The workspace of cuBLAS and the scratch of streams; memory that CUDA itself uses is not included.
 constexpr int64_t kProgramBytesOnDevice = int64_t{33} << 20;
 
 std::string line(const std::string& name, const std::string& value) {

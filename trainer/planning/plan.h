@@ -21,7 +21,7 @@ struct ParameterCounts {
   int64_t descend_ascend = 0;
   int64_t norms = 0;
   int64_t total = 0;
-  int64_t active = 0;  // that one token passes: top_k of the experts
+  int64_t active = 0;  // used by one token: top_k of the experts
 };
 
 // Bytes of one rank; the peak of a training step is their sum.
@@ -36,11 +36,11 @@ struct MemoryPlan {
   int64_t total() const {
     return parameters + gradients + main_weights + optimizer_state + activations.peak() + program;
   }
-  // What a device of this kind must hold of it.
+  // The bytes of the plan that a device of this kind must hold.
   int64_t on_device(DeviceKind kind) const;
 };
 
-// What a configuration will need on `layout`; see CountedRank.
+// The resources that a configuration will need on `layout`; see CountedRank.
 struct Plan {
   ParallelLayout layout{1, 1, 1};
   ParameterCounts parameters;
@@ -54,7 +54,7 @@ struct Plan {
   int64_t checkpoint_bytes = 0;
 };
 
-// `config` has been validated for layout.world_size() ranks and knows its vocabulary's size.
+// `config` must have been validated for layout.world_size() ranks, with model.vocab_size not 0.
 Plan make_plan(const RunConfig& config, const ParallelLayout& layout);
 
 ParameterCounts count_parameters(const ModelConfig& model);
@@ -67,7 +67,7 @@ int64_t exchange_bytes_per_step(const ModelConfig& model, int64_t tokens, int ep
 // "1.50 GiB".
 std::string format_bytes(int64_t num_bytes);
 
-// What `--dry-run` prints.
+// The text that `--dry-run` prints.
 std::string describe_plan(const Plan& plan, const RunConfig& config);
 
 }  // namespace switchyard

@@ -27,7 +27,7 @@ std::string format_duration(double seconds) {
 }
 
 std::string format_count(double count) {
-  // Bounds a little below the power of ten, where rounding reaches it.
+  // The bounds lie just below a power of ten, because larger counts are rounded up to it.
   if (count >= 999.95e6) return fmt::format("{:.2f}G", count / 1e9);
   if (count >= 999.95e3) return fmt::format("{:.2f}M", count / 1e6);
   if (count >= 999.5) return fmt::format("{:.1f}k", count / 1e3);
@@ -97,7 +97,7 @@ void Console::message(std::string_view text) {
 }
 
 void Console::print_line(std::string_view text) {
-  // Over the bar, which is then no longer there.
+  // The line overwrites the bar, if there is one.
   if (!bar_.empty()) out_ << "\r\033[K";
   bar_.clear();
   out_ << text << '\n' << std::flush;
@@ -110,7 +110,7 @@ void Console::draw_bar(int64_t step) {
   const double seconds_left = static_cast<double>(options_.max_steps - step) * seconds_per_step_;
   const std::string label =
       fmt::format(" {:3.0f} %  {} left", std::floor(share * 100.0), format_duration(seconds_left));
-  // One column stays free: a terminal breaks the line when the last one is filled.
+  // One column stays free, because a terminal breaks the line when the last column is filled.
   const auto room = std::max<int64_t>(options_.columns - 3 - static_cast<int64_t>(label.size()), 0);
   const auto filled = static_cast<int64_t>(share * static_cast<double>(room));
   const bool was_drawn = !bar_.empty();

@@ -13,9 +13,9 @@ EvaluationResult evaluate(TrainStep& step, ValidationLoader& validation, int64_t
   const int64_t batches = std::min(max_batches, validation.num_batches());
   for (int64_t i = 0; i < batches; ++i) {
     GlobalBatch batch;
-    // A damaged chunk shows when it is read, and perhaps on one rank only.
+    // A damaged chunk is detected when it is read, perhaps on one rank only.
     run_collectively(world, [&] { batch = validation.load(i); });
-    // Unscaled: the sum over all batches is divided once.
+    // The losses are unscaled: their sum over all batches is divided once.
     const StepReport report = step.evaluate(batch.micro_batches);
     loss_sum += report.metrics.loss;
     result.tokens += batch.target_tokens;

@@ -13,8 +13,8 @@ struct EvaluationResult {
   GlobalExpertCounts expert_counts;
 };
 
-// The first `max_batches` global batches of the held-out file, in its own order; the same number on
-// every layout. Collective over the world.
+// Evaluates the first `max_batches` global batches of the held-out file, in file order; the result
+// does not depend on the layout. Collective over the world.
 EvaluationResult evaluate(TrainStep& step, ValidationLoader& validation, int64_t max_batches,
                           Communicator& world);
 

@@ -11,7 +11,7 @@
 namespace switchyard {
 namespace {
 
-// The step of a record, nothing for anything else.
+// The step of a record; nothing if the line is not a record.
 std::optional<int64_t> step_of(const std::string& line) {
   const auto record = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
   if (!record.is_object()) return std::nullopt;
@@ -25,7 +25,7 @@ int64_t end_of_step(const std::filesystem::path& path, int64_t last_step) {
   std::ifstream file(path, std::ios::binary);
   int64_t end = 0, position = 0;
   for (std::string line; std::getline(file, line);) {
-    if (file.eof()) break;  // no line break: torn
+    if (file.eof()) break;  // a line without a line break is incomplete
     position += static_cast<int64_t>(line.size()) + 1;
     const std::optional<int64_t> step = step_of(line);
     if (step && *step > last_step) break;
@@ -54,32 +54,32 @@ std::span<const MetricField> step_metric_fields() {
       {"step_ms", "ms", OverRanks::same, &M::step_ms, "speed/step_ms",
        "wall time of the whole step on rank 0"},
       {"forward_ms", "ms", OverRanks::max, &M::forward_ms, "",
-       "of the passes; on a device by its own events, as the next three"},
-      {"backward_ms", "ms", OverRanks::max, &M::backward_ms, "", "of the passes"},
+       "time of the forward passes; on a GPU measured by its events, as are the next three"},
+      {"backward_ms", "ms", OverRanks::max, &M::backward_ms, "", "time of the backward passes"},
       {"exchange_ms", "ms", OverRanks::max, &M::exchange_ms, "speed/exchange_ms",
-       "the part of the passes that they spend in the exchange's transfers, or wait for them; what "
-       "goes on behind other work is not in it"},
+       "the time that the passes spend in the exchange's transfers, or wait for them; transfers "
+       "that overlap with other work are not counted"},
       {"optimizer_ms", "ms", OverRanks::max, &M::optimizer_ms, "",
-       "the optimizer's update, with the reduction of gradients and the gathering of weights"},
-      {"data_ms", "ms", OverRanks::max, &M::data_ms, "", "reading the batch"},
+       "time of the update, with the reduction of gradients and the gathering of weights"},
+      {"data_ms", "ms", OverRanks::max, &M::data_ms, "", "time of reading the batch"},
       {"tokens_per_s", "1/s", OverRanks::same, &M::tokens_per_s, "speed/tokens_per_s",
        "of all ranks"},
       {"mfu", "0..1", OverRanks::same, &M::mfu, "speed/mfu",
-       "model FLOP/s by the FLOP/s of the cores in use"},
+       "model FLOP/s divided by the FLOP/s of the cores in use"},
       {"exchange_bytes", "byte", OverRanks::sum, &M::exchange_bytes, "",
        "token rows that left a rank"},
       {"max_load_ratio", "", OverRanks::same, &M::max_load_ratio, "router/max_load_ratio",
-       "greatest load of an expert by the mean; 1.0 is balanced"},
+       "greatest load of an expert divided by the mean; 1.0 is balanced"},
       {"dropped_tokens", "", OverRanks::sum, &M::dropped_tokens, "router/dropped_tokens",
        "(token, expert) assignments over capacity"},
       {"peak_memory_bytes", "byte", OverRanks::max, &M::peak_memory_bytes, "",
-       "of the process; on a GPU what is in use there"},
+       "peak of the process; on a GPU the memory in use there"},
       {"skipped", "", OverRanks::same, &M::skipped, "",
        "true: a gradient was not finite, and nothing was updated"},
       {"val_loss", "nat", OverRanks::same, &M::val_loss, "validation/loss",
-       "when evaluated after this step"},
+       "held-out loss, if evaluated after this step"},
       {"expert_load", "0..1", OverRanks::same, &M::expert_load, "",
-       "when evaluated: share of the assignments per MoE layer and expert; every row sums to 1"},
+       "if evaluated: share of the assignments per MoE layer and expert; every row sums to 1"},
   };
   return kFields;
 }
@@ -126,7 +126,7 @@ std::vector<std::pair<std::string, double>> tensorboard_scalars(const StepMetric
           } else if constexpr (std::is_same_v<Value, std::optional<double>>) {
             if (value) scalars.emplace_back(field.tensorboard_tag, *value);
           } else {
-            fail("{} is no scalar", field.name);
+            fail("{} is not a scalar", field.name);
           }
         },
         field.member);

@@ -14,8 +14,8 @@
 
 namespace switchyard {
 
-// The figures of one optimizer step over the whole global batch. What each means stands in
-// step_metric_fields, which the log, TensorBoard and docs/formats.md are made of.
+// The figures of one optimizer step over the whole global batch. step_metric_fields says what each
+// means; the log, TensorBoard and the table of docs/formats.md are made from it.
 struct StepMetrics {
   int64_t step = 0;
   int64_t tokens = 0;
@@ -41,7 +41,7 @@ struct StepMetrics {
   std::vector<std::vector<double>> expert_load;  // [MoE layers][experts]; left out when empty
 };
 
-// How the ranks' figures become one.
+// How the ranks' figures are combined.
 enum class OverRanks { same, sum, max };
 
 struct MetricField {
@@ -52,35 +52,35 @@ struct MetricField {
   std::string_view unit;
   OverRanks over_ranks;  // `same`: every rank knows the whole figure, or rank 0 alone needs it
   Member member;
-  std::string_view tensorboard_tag;  // empty: not there
+  std::string_view tensorboard_tag;  // empty: not shown in TensorBoard
   std::string_view meaning;
 };
 
-// In the order of a line of metrics.jsonl.
+// All fields, in the order of a line of metrics.jsonl.
 std::span<const MetricField> step_metric_fields();
 
 // The table of docs/formats.md, in Markdown.
 std::string describe_step_metrics();
 
-// Names those of a rank's figures that are sums or maxima over the ranks.
+// Adds those of a rank's figures to `reduction` that are sums or maxima over the ranks.
 void add_metrics(RankReduction& reduction, StepMetrics& metrics);
 
-// What TensorBoard shows: tags and values.
+// The tags and values that TensorBoard shows.
 std::vector<std::pair<std::string, double>> tensorboard_scalars(const StepMetrics& metrics);
 
 // One JSON object without a line break. Numbers that are not finite become null, as JSON has none.
 std::string to_json(const StepMetrics& metrics);
 
-// metrics.jsonl of a run. For one rank.
+// metrics.jsonl of a run. Used by one rank.
 class MetricsFile {
  public:
-  // Opens the file for appending and cuts it back to the last record of a step up to `last_step`:
-  // later ones belong to a past that a resumed run takes again, and a killed run may have left half
-  // a line. Throws Error if that is impossible.
+  // Opens the file for appending and truncates it after the last record of a step up to
+  // `last_step`: a resumed run takes later steps again, and a killed run may have left half a line.
+  // Throws Error on failure.
   MetricsFile(const std::filesystem::path& path, int64_t last_step);
 
-  // The line is in the hands of the operating system on return. Throws Error if it could not be
-  // written whole (disk full); the file then ends as it did before.
+  // On return the operating system has the line. Throws Error if the line could not be written
+  // whole (disk full); the file then ends as it did before.
   void append(const StepMetrics& metrics);
 
  private:

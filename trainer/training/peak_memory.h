@@ -6,8 +6,8 @@
 
 namespace switchyard {
 
-// Most memory that this process has held at any one time (its resident set), in bytes; on a CUDA
-// device what is in use there now, by all that share it (a rank keeps what it has allocated).
+// The peak of this process's resident set, in bytes; on a CUDA device the memory in use there now
+// by all processes that share it (a rank keeps what it has allocated).
 int64_t peak_memory_bytes(Device device);
 
 }  // namespace switchyard

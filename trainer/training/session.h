@@ -9,14 +9,14 @@
 
 namespace switchyard {
 
-// The device of this rank. "cuda" gives each rank of a machine a GPU of its own, "cuda:N" the same
-// one to all. Throws CollectiveError where there are too few; collective over the world.
+// The device of this rank. "cuda" gives each rank of a machine a GPU of its own; "cuda:N" gives all
+// ranks the same one. Throws CollectiveError if there are too few; collective over the world.
 Device choose_device(MpiRuntime& mpi, const std::string& name);
 
-// This rank's part of a model, and the groups it works in. What train, eval, generate and bench
-// start from.
+// This rank's part of a model, and the groups of the rank. The commands train, eval, generate and
+// bench start from a Session.
 struct Session {
-  // Collective over the world. `config` has been validated, and knows its vocabulary's size.
+  // Collective over the world. `config` has been validated, and its model.vocab_size is not 0.
   Session(MpiRuntime& mpi, const RunConfig& config)
       : stream(choose_device(mpi, config.run.device)),
         dist(mpi, ParallelLayout(mpi.world_size(), config.parallel.tp, config.parallel.ep),

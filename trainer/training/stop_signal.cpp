@@ -5,7 +5,7 @@
 namespace switchyard {
 namespace {
 
-// A signal handler reaches nothing but objects of static storage.
+// A signal handler can only reach objects of static storage.
 volatile std::sig_atomic_t stop_requested = 0;
 
 void request_stop(int) { stop_requested = 1; }

@@ -17,7 +17,7 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little, "both formats are little-endian");
 
-// Protocol buffers, as much as an Event needs: the key of a field is its number and wire type.
+// The part of protocol buffers that an Event needs: a field's key is its number and wire type.
 enum class Wire : uint8_t { varint = 0, fixed64 = 1, bytes = 2, fixed32 = 5 };
 
 void put_varint(std::string& out, uint64_t value) {

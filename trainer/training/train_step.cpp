@@ -9,7 +9,7 @@
 namespace switchyard {
 namespace {
 
-// Greatest load of an expert by the mean load, over all MoE layers.
+// Greatest load of an expert divided by the mean load, over all MoE layers.
 double max_load_ratio(const GlobalExpertCounts& expert_counts) {
   double worst = 0.0;
   for (const std::vector<double>& counts : expert_counts) {
@@ -41,7 +41,7 @@ TrainStep::TrainStep(Stream& stream, Transformer& model, const DistributedContex
       backward_time_(stream.device()),
       optimizer_time_(stream.device()) {}
 
-// The micro-batches where ops can read them.
+// The micro-batches in memory that ops can read: copies on the device, or themselves on the CPU.
 std::span<const MicroBatch> TrainStep::on_device(std::span<const MicroBatch> micro_batches) {
   if (stream_.device().kind == DeviceKind::cpu) return micro_batches;
   copied_.resize(micro_batches.size());
@@ -62,7 +62,7 @@ StepContext TrainStep::context(const MicroBatch& batch, const GlobalBatchSize& s
 
 void TrainStep::reset_figures() {
   statistics_.reset(stream_);
-  model_.take_exchange_figures();  // of passes that are not this step's
+  model_.take_exchange_figures();  // discards those of passes before this step
 }
 
 void TrainStep::forward_backward(StepContext& ctx) {
@@ -85,8 +85,8 @@ StepReport TrainStep::run(std::span<const MicroBatch> micro_batches, const Globa
   micro_batches = on_device(micro_batches);
   const RouterConfig& router = model_.config().router;
   GlobalExpertCounts counts;
-  // The balance loss over the global batch needs the counts of micro-batches that come later, so
-  // they all run forward once before.
+  // The balance loss over the global batch needs the counts of later micro-batches, so all of them
+  // run forward once before.
   const bool count_first = micro_batches.size() > 1 && router.aux_loss_coef > 0.0 &&
                            router.balance_scope == BalanceScope::global_batch;
   if (count_first) {
@@ -98,7 +98,7 @@ StepReport TrainStep::run(std::span<const MicroBatch> micro_batches, const Globa
   for (const MicroBatch& batch : micro_batches) {
     StepContext ctx = context(batch, size);
     if (count_first) ctx.global_counts = &counts;
-    // Where transfers take the rank's own time, early ones would only add waiting for the others.
+    // If transfers do not overlap with compute, early reductions would only add waiting for ranks.
     if (&batch == &micro_batches.back() && dist_.transfers_behind_compute()) {
       ctx.gradients_are_final = [&](int stage) { optimizer_->start_reduction(stream_, stage); };
     }
@@ -136,7 +136,7 @@ void TrainStep::forward_losses(std::span<const MicroBatch> micro_batches,
   }
 }
 
-// This rank's figures become those of all ranks.
+// Combines this rank's figures with those of all other ranks.
 StepReport TrainStep::reduce(StepMetrics mine, bool stop_requested) {
   const StepFigures figures = statistics_.read(stream_);
   const ExchangeFigures exchange = model_.take_exchange_figures();

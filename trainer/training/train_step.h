@@ -13,9 +13,9 @@
 
 namespace switchyard {
 
-// What a step has found, the same on every rank.
+// The result of a step, the same on every rank.
 struct StepReport {
-  StepMetrics metrics;  // those that come of the step itself
+  StepMetrics metrics;  // only those that the step itself measures
   GlobalExpertCounts expert_counts;
   bool stop_requested = false;  // on any rank
 };
@@ -25,17 +25,17 @@ class TrainStep {
  public:
   TrainStep(Stream& stream, Transformer& model, DistributedOptimizer& optimizer,
             const DistributedContext& dist);
-  // For evaluation alone.
+  // Makes a TrainStep for evaluation only.
   TrainStep(Stream& stream, Transformer& model, const DistributedContext& dist);
 
-  // One step over this rank's micro-batches of the global batch; every rank has the same number of
-  // them.
-  //   data_ms         this rank's; the report has the slowest rank's
-  //   stop_requested  this rank's wish; the report tells whether any rank has it
+  // Takes one step over this rank's micro-batches of the global batch; every rank has the same
+  // number of micro-batches.
+  //   data_ms         of this rank; the report has the slowest rank's
+  //   stop_requested  whether this rank was asked to stop; the report says whether any rank was
   StepReport run(std::span<const MicroBatch> micro_batches, const GlobalBatchSize& size, double lr,
                  double data_ms = 0.0, bool stop_requested = false);
 
-  // The losses and the counts of experts alone, as sums over the target tokens.
+  // Returns only the losses and the counts of experts, as sums over the target tokens.
   StepReport evaluate(std::span<const MicroBatch> micro_batches);
 
  private:
@@ -51,7 +51,7 @@ class TrainStep {
   DistributedOptimizer* optimizer_ = nullptr;
   const DistributedContext& dist_;
   Workspace saved_, scratch_;
-  std::vector<MicroBatch> copied_;  // of the step's micro-batches; not on the CPU
+  std::vector<MicroBatch> copied_;  // the step's micro-batches on the device; empty on the CPU
   StepStatistics statistics_;
   Stopwatch forward_time_, backward_time_, optimizer_time_;
 };

@@ -11,16 +11,16 @@
 
 namespace switchyard {
 
-// All that a run tells about its steps: `dir`/metrics.jsonl, TensorBoard's event files in
-// `dir`/tensorboard, and the console. For rank 0.
+// The outputs of a run's steps: `dir`/metrics.jsonl, TensorBoard's event files in
+// `dir`/tensorboard, and the console. Used by rank 0.
 class TrainingLog {
  public:
   // `last_step` is the restored one, 0 for a fresh run. Throws Error if a file cannot be opened.
   TrainingLog(const std::filesystem::path& dir, bool tensorboard, int64_t last_step,
               std::ostream& out, const ConsoleOptions& console);
 
-  // A file that cannot be written (disk full) does not end the training: the console says so once,
-  // and later steps are tried again.
+  // A file that cannot be written (disk full) does not end the training: the console reports it
+  // once, and later steps are written again.
   void record(const StepMetrics& metrics);
   void message(std::string_view text) { console_.message(text); }
 

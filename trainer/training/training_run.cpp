@@ -25,7 +25,7 @@ double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
 }
 
-// What the ranks' cores can multiply at best, all at once.
+// The sum of the ranks' best rates of matrix products in FLOP/s, measured on all ranks at once.
 double product_ceiling(Stream& stream, Communicator& world, DType dtype) {
   double flops = measure_product_ceiling(stream, DType::f32);
   if (dtype != DType::f32) flops = std::max(flops, measure_product_ceiling(stream, dtype));
@@ -94,8 +94,8 @@ void TrainingRun::resume() {
   if (!restored) return;
   staged.upload(session_.stream);
   if (restored->dataset_fingerprint != state_.dataset_fingerprint) {
-    log("the training data are not those of the checkpoint: the order of samples goes on at the "
-        "same place of another order");
+    log("the training data are not those of the checkpoint: training continues at the same place "
+        "in a new order of samples");
   }
   const TrainingState fresh = state_;
   state_ = *restored;
@@ -149,7 +149,7 @@ StepReport TrainingRun::take_step() {
   session_.dist.set_step(state_.step + 1);
   session_.dist.set_phase(Phase::reading_data);
   GlobalBatch batch;
-  // A damaged chunk shows when it is first read, and perhaps on one rank only.
+  // A damaged chunk is detected when it is first read, perhaps on one rank only.
   run_collectively(mpi_.world(),
                    [&] { batch = data_.train->loader.load(state_.samples_consumed); });
   const double data_ms = 1e3 * seconds_since(begin);

@@ -16,12 +16,12 @@ namespace switchyard {
 
 enum class TrainingEnd { finished, stopped };
 
-// One `switchyard train`: resumes, takes the steps that are missing, evaluates, saves. Collective
-// over the world throughout.
+// One `switchyard train`: resumes, takes the remaining steps, evaluates and saves. All of it is
+// collective over the world.
 class TrainingRun {
  public:
-  // After as many steps in a row without a finite gradient, the run ends with an error: the weights
-  // would not recover. The checkpoints before remain.
+  // After this many steps in a row without a finite gradient, the run ends with an error, because
+  // the weights would not recover. Earlier checkpoints are kept.
   static constexpr int64_t kMaxSkippedInARow = 20;
 
   TrainingRun(MpiRuntime& mpi, const RunConfig& config);

@@ -184,8 +184,9 @@ TEST(ConfigReaderTest, NamesKeysWithoutAValue) {
 }
 
 TEST(ConfigReaderTest, NamesASecondDocument) {
-  EXPECT_THAT(problems_in("model: {hidden: 8}\n---\nmodel: {hiden: 9}\n"),
-              ElementsAre("run.yaml:2:1: a second document begins; one file is one experiment"));
+  EXPECT_THAT(
+      problems_in("model: {hidden: 8}\n---\nmodel: {hiden: 9}\n"),
+      ElementsAre("run.yaml:2:1: a second document begins; give each experiment its own file"));
   EXPECT_THAT(problems_in("model: {hidden: 8}\nmodel} {hidden: 9}\n"),
               ElementsAre(::testing::StartsWith("run.yaml:2:")));
   EXPECT_THAT(problems_in("---\nmodel: {hidden: 8}\n...\n"), ElementsAre());

@@ -178,10 +178,10 @@ TEST(ValidateConfigTest, LeadingDenseLayersMustFit) {
 
 TEST(ValidateConfigTest, EveryTpRankNeedsAWord) {
   EXPECT_THAT(problems_with({"model.vocab_size=1", "parallel.tp=2"}, 2),
-              ElementsAre(names("model.vocab_size", "1 ids in runs of 1 leave nothing")));
+              ElementsAre(names("model.vocab_size", "1 ids in parts of 1 leave none")));
   // Two each for the first three ranks would be six.
   EXPECT_THAT(problems_with({"model.vocab_size=6", "parallel.tp=4"}, 4),
-              ElementsAre(names("model.vocab_size", "6 ids in runs of 2 leave nothing")));
+              ElementsAre(names("model.vocab_size", "6 ids in parts of 2 leave none")));
   EXPECT_THAT(problems_with({"model.vocab_size=7", "parallel.tp=4"}, 4), ElementsAre());
 }
 

@@ -65,7 +65,7 @@ TEST(MemoryAdviceTest, CombinesRecomputationWithASmallerMicroBatchWhereNeitherFi
             needs(config_of([](RunConfig& c) { c.train.micro_batch_size = 1; }), 1));
 
   EXPECT_THAT(advise_on_memory(config_of(), 1, needs(both, 1)),
-              HasSubstr("what would fit: parallel.recompute=true train.micro_batch_size=1 ("));
+              HasSubstr("these would fit: parallel.recompute=true train.micro_batch_size=1 ("));
 }
 
 TEST(MemoryAdviceTest, NamesRanksThatShareTheExperts) {
@@ -83,7 +83,7 @@ TEST(MemoryAdviceTest, NamesRanksThatShareTheExperts) {
 
   const std::string advice = advise_on_memory(wide(1), 1, needs(wide(4), 4));
 
-  EXPECT_THAT(advice, HasSubstr("what would fit: 4 ranks with parallel.ep=4 (" +
+  EXPECT_THAT(advice, HasSubstr("these would fit: 4 ranks with parallel.ep=4 (" +
                                 format_bytes(needs(wide(4), 4)) + ")"));
 }
 
@@ -97,7 +97,7 @@ TEST(MemoryAdviceTest, SaysThatSomethingElseTakesTheMemoryWhereThePlanFits) {
   const std::string advice = advise_on_memory(config_of(), 1, needs(config_of(), 1));
 
   EXPECT_THAT(advice, HasSubstr("something else uses the device"));
-  EXPECT_THAT(advice, Not(HasSubstr("what would fit")));
+  EXPECT_THAT(advice, Not(HasSubstr("these would fit")));
 }
 
 // The processors' share, libraries and stacks, is none of the device's.
