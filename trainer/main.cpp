@@ -22,13 +22,13 @@ namespace {
 
 using Command = std::function<int(MpiRuntime&)>;
 
-// What most sub-commands take.
+// The arguments of most sub-commands.
 struct ConfigArguments {
   std::string path;
   std::vector<std::string> overrides;
   bool print_config = false;
   bool dry_run = false;
-  int ranks = 0;  // to plan for; 0: those that were started
+  int ranks = 0;  // to plan for; 0: as many as were started
 };
 
 using ConfigCommand = std::function<int(MpiRuntime&, const LoadedConfig&)>;
@@ -41,7 +41,7 @@ class CommandLine {
         tokenize_command, UsesLayout::no);
     add("train", "Train, from the newest checkpoint if there is one", train_command);
     add("eval", "Held-out loss of the newest checkpoint", eval_command);
-    add("train-hash", "Learn hash projections for decoding on the newest checkpoint, frozen",
+    add("train-hash", "Learn hash projections for decoding from the newest checkpoint, frozen",
         train_hash_command);
     add("eval-hash", "Measure ways to choose keys: recall, attention, perplexity, answers",
         eval_hash_command);
@@ -81,7 +81,7 @@ class CommandLine {
     command->add_option("--ranks", arguments.ranks, "plan for this many ranks instead")
         ->check(CLI::PositiveNumber);
     command->callback([this, command, uses_layout, body = std::move(body)] {
-      if (!command->get_subcommands().empty()) return;  // the inner one has been chosen
+      if (!command->get_subcommands().empty()) return;  // Its own callback has chosen.
       if (arguments_.path.empty()) throw CLI::RequiredError("config");
       chosen_ = [this, uses_layout, body](MpiRuntime& mpi) { return run(mpi, uses_layout, body); };
     });
@@ -134,7 +134,7 @@ class CommandLine {
     command->add_option("--steps", bench_.steps, "timed steps")
         ->check(CLI::PositiveNumber)
         ->capture_default_str();
-    command->add_option("--warmup", bench_.warmup_steps, "steps before them")
+    command->add_option("--warmup", bench_.warmup_steps, "steps before the timed ones")
         ->check(CLI::NonNegativeNumber)
         ->capture_default_str();
     add_bench_decode(command);
@@ -149,16 +149,16 @@ class CommandLine {
     DecodeBenchOptions& o = decode_bench_;
     command->add_option("--lengths", o.lengths, "cached tokens")->delimiter(',');
     command->add_option("--batch", o.batches, "sequences")->delimiter(',');
-    command->add_option("--dtype", decode_dtypes_, "f32, bf16 or both: of the caches")
+    command->add_option("--dtype", decode_dtypes_, "of the caches: f32, bf16 or both")
         ->delimiter(',')
         ->check(CLI::IsMember({"f32", "bf16"}));
-    command->add_option("--bits", o.bits, "of a code")->capture_default_str();
+    command->add_option("--bits", o.bits, "bits of a code")->capture_default_str();
     command->add_option("--budget", o.budget, "share of the keys to attend to")
         ->capture_default_str();
-    command->add_option("--repetitions", o.repetitions, "timed ones; their median is reported")
+    command->add_option("--repetitions", o.repetitions, "timed steps; their median is reported")
         ->check(CLI::PositiveNumber)
         ->capture_default_str();
-    command->add_option("--prefill-tokens", o.prefill_tokens, "whose encoding is timed")
+    command->add_option("--prefill-tokens", o.prefill_tokens, "tokens whose encoding is timed")
         ->check(CLI::PositiveNumber)
         ->capture_default_str();
     command->add_option("--memory", o.memory_gib, "GiB for caches; larger cases are skipped")
@@ -253,7 +253,7 @@ int main(int argc, char** argv) {
   try {
     return switchyard::run(mpi, argc, argv);
   } catch (const std::exception& error) {
-    // This rank's alone: the others wait in a collective and cannot be told otherwise.
+    // Only this rank has failed: the others wait in a collective and only an abort reaches them.
     fmt::print(stderr, "switchyard: rank {} ({}): {}\n", mpi.rank(), mpi.watchdog().where(),
                error.what());
     std::fflush(stderr);

@@ -189,7 +189,7 @@ class BadInput(Program):
     def test_commands_without_their_files(self):
         self.assertIn("no checkpoint", self.run_program(
             2, "eval", "configs/tiny_bigmac.yaml", "parallel.ep=2", code=FAILED))
-        self.assertIn("is not there", self.run_program(0, "inspect", "nowhere", code=FAILED))
+        self.assertIn("does not exist", self.run_program(0, "inspect", "nowhere", code=FAILED))
         self.assertIn("cannot be read", self.run_program(0, "train", "no.yaml", code=BAD_INPUT))
         self.run_program(0, "trian", "configs/tiny_bigmac.yaml", code=BAD_INPUT)
 

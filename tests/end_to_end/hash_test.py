@@ -253,7 +253,7 @@ class Decoding(Program):
         weights.write_bytes(altered)
         self.expect_refusal(r"hash_weights\.h5")
         weights.unlink()
-        self.expect_refusal(r"is not there: run `switchyard train-hash` with hash.bits=32")
+        self.expect_refusal(r"does not exist: run `switchyard train-hash` with hash.bits=32")
 
     def test_inspect_tells_what_weights_are_of(self):
         output = self.run_program(0, "inspect", "runs/tiny_bigmac/hash/hash_weights.h5")

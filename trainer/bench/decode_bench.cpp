@@ -24,10 +24,10 @@ namespace switchyard {
 namespace {
 
 constexpr int64_t kHeadDim = 128;
-// Rows of random values that the caches repeat. A prime number: heads begin at different ones.
+// The caches repeat this many random rows. The number is prime, so heads begin at different rows.
 constexpr int64_t kRandomRows = 32749;
 
-// Stretches of a stream's work, by either clock.
+// Adds up the seconds of stretches of a stream's work, by either clock.
 class Timer {
  public:
   Timer(Stream& stream, BenchClock clock)
@@ -45,7 +45,7 @@ class Timer {
     }
   }
 
-  // Of all stretches since the last call.
+  // The sum over all stretches since the last call.
   double take_seconds() {
     if (clock_ == BenchClock::wall) return stopwatch_.take_seconds();
     return static_cast<double>(std::exchange(ticks_, 0)) / CLOCKS_PER_SEC / omp_get_max_threads();
@@ -67,7 +67,7 @@ class Series {
   void end_repetition(int64_t stretches = 1) {
     seconds_.push_back(timer_.take_seconds() / static_cast<double>(stretches));
   }
-  // Without the first repetition, which warmed up.
+  // The first repetition is left out: it warms up.
   double median() const {
     std::vector<double> values(seconds_.begin() + 1, seconds_.end());
     std::sort(values.begin(), values.end());
@@ -79,14 +79,14 @@ class Series {
   std::vector<double> seconds_;
 };
 
-// What all cases share.
+// The stream and memory that all cases share.
 struct Bench {
   explicit Bench(const DecodeBenchOptions& bench_options)
       : options(bench_options),
         stream(bench_options.device),
         workspace(bench_options.device),
         memory({bench_options.read_bytes}, DType::u8, bench_options.device) {
-    fill_zero(stream, memory);  // pages that nobody has written lie nowhere
+    fill_zero(stream, memory);  // A page has memory only once it is written.
   }
 
   Tensor random(const Shape& shape, DType dtype, std::string_view name, float std = 1.0f) {
@@ -98,7 +98,7 @@ struct Bench {
     return result;
   }
 
-  // A large tensor of random rows that repeat.
+  // Fills a large tensor with random rows that repeat.
   void fill(TensorView large, std::string_view name) {
     const int64_t width = large.dim(-1);
     const Tensor values = random({kRandomRows, width}, large.dtype(), name);
@@ -112,8 +112,8 @@ struct Bench {
 
   Series series() { return Series(stream, options.clock); }
 
-  // Reads the memory once. On a device a copy stands in for it, of half of it to the other: as many
-  // bytes in all.
+  // Reads the memory once. On a device, one half is copied to the other instead, which reads and
+  // writes as many bytes in all.
   void read_memory() {
     const TensorView all = memory;
     if (options.device.kind == DeviceKind::cpu) {
@@ -130,7 +130,7 @@ struct Bench {
   Tensor memory;
 };
 
-// The caches of one layer, and all that a step needs.
+// The caches of one layer, and a step's other operands and results.
 struct Layer {
   Layer(Bench& bench, const DecodeBenchCase& c)
       : q(bench.random({c.batch, c.layout.heads, kHeadDim}, c.dtype, "q")),
@@ -184,7 +184,7 @@ void count_bytes(const Layer& layer, const DecodeBenchOptions& options, DecodeBe
   c.hata.bytes = c.encode.bytes + c.score.bytes + c.select.bytes + c.attend.bytes;
 }
 
-// A part of a hash-aware step, and where its time goes.
+// A part of a hash-aware step, and the figure that takes its time.
 struct Part {
   BenchFigure* figure;
   std::function<void()> run;
@@ -213,8 +213,8 @@ std::vector<Part> parts_of_step(Bench& bench, Layer& x, float scale, DecodeBench
        }}};
 }
 
-// In turn, so that whatever else the machine does meets all alike; without waiting in between, so
-// that a device never waits for the host.
+// The parts run in turn, so that other load on the machine affects all of them alike, and the host
+// does not wait in between, so that a device never waits for the host.
 void measure(Bench& bench, DecodeBenchCase& c) {
   Layer x(bench, c);
   count_bytes(x, bench.options, c);
@@ -313,11 +313,12 @@ PrefillBenchCase bench_prefill(Bench& bench, DType dtype, const HeadLayout& layo
 
 void require_usable(const DecodeBenchOptions& options) {
   require(options.bits >= 32 && options.bits % 32 == 0 && options.bits <= 512,
-          "{} bits: must be a multiple of 32, at most 512", options.bits);
-  require(options.budget > 0.0 && options.budget <= 1.0, "a budget of {} is no share",
-          options.budget);
+          "--bits is {}; it must be a multiple of 32, at most 512", options.bits);
+  require(options.budget > 0.0 && options.budget <= 1.0,
+          "--budget is {}; it must be a share above 0, at most 1", options.budget);
   require(options.clock == BenchClock::wall || options.device.kind == DeviceKind::cpu,
-          "the processor's time says nothing of work on {}", to_string(options.device));
+          "--processor-time measures work on the CPU, not on {}; leave it out",
+          to_string(options.device));
 }
 
 }  // namespace

@@ -11,7 +11,7 @@ namespace switchyard {
 enum class BenchClock {
   wall,
   processor  // time that the process's threads ran, divided by their number: for machines that
-             // others use, too. CPU only
+             // other processes use, too; CPU only
 };
 
 // The heads of a published model, and the width of its feed-forward layers.
@@ -24,14 +24,14 @@ struct DecodeBenchOptions {
   std::vector<int64_t> lengths = {4096, 8192, 16384, 32768, 65536, 131072};
   std::vector<int64_t> batches = {1, 8};
   std::vector<DType> dtypes = {DType::f32, DType::bf16};  // of the caches
-  // Llama-2-7B and Llama-3.1-8B, those of HATA's own measurements.
+  // Llama-2-7B and Llama-3.1-8B, the models of HATA's own measurements.
   std::vector<HeadLayout> layouts = {{"MHA", 32, 32, 11008}, {"GQA", 32, 8, 14336}};
   int64_t bits = 128;
   double budget = 0.015625;  // share of the cached keys that HATA attends to
   int64_t repetitions = 9;
   int64_t prefill_tokens = 1024;
   double memory_gib = 12.0;  // cases that need more are skipped
-  // Read before every step: more than processors cache.
+  // Read before every step: more bytes than a processor's caches hold.
   int64_t read_bytes = int64_t{512} << 20;
   BenchClock clock = BenchClock::wall;
   Device device;
@@ -45,14 +45,14 @@ struct BenchFigure {
   double bytes_per_second() const { return bytes / seconds; }
 };
 
-// One step of attention for one new token per sequence, dense and hash-aware, on the same caches in
-// turn. Before each, more memory is read than the processor's caches hold; `memory` is that.
+// One step of attention for one new token per sequence, dense and hash-aware in turn on the same
+// caches. Before each, more memory is read than the processor's caches hold; `memory` times that.
 struct DecodeBenchCase {
   DType dtype;
   HeadLayout layout;
   int64_t batch, length;
   int64_t selected = 0;       // keys that HATA attends to
-  bool skipped = false;       // needs too much memory
+  bool skipped = false;       // it needs too much memory
   double needed_bytes = 0.0;  // for the caches
   BenchFigure memory{}, dense{}, hata{};
   BenchFigure encode{}, score{}, select{}, attend{};  // the parts of hata
@@ -60,7 +60,7 @@ struct DecodeBenchCase {
   double speedup() const { return dense.seconds / hata.seconds; }
 };
 
-// What encoding adds to the prefill of a layer: its projections, attention and feed-forward layer.
+// The prefill of a layer (projections, attention, feed-forward), and the encoding it adds.
 struct PrefillBenchCase {
   DType dtype;
   HeadLayout layout;
@@ -76,14 +76,14 @@ struct DecodeBenchReport {
   std::vector<DecodeBenchCase> decode;
   std::vector<PrefillBenchCase> prefill;
 
-  // Bytes of the codes by bytes of the keys and values.
+  // The bytes of the codes, divided by those of the keys and values.
   double code_share(DType dtype) const;
 };
 
-// On one process.
+// Runs in one process.
 DecodeBenchReport bench_decode(const DecodeBenchOptions& options);
 
-// As a table for people, and for machines.
+// The report as a table for people, and as JSON.
 std::string describe(const DecodeBenchReport& report);
 std::string to_json(const DecodeBenchReport& report);
 

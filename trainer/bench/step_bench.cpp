@@ -61,7 +61,7 @@ struct TimedStep {
   StepReport report;
 };
 
-// Of the mean over ranks and steps.
+// Turns this rank's sums into the mean over ranks and steps.
 void reduce_profile(Stream& stream, Communicator& world, int64_t steps, Profile& profile) {
   world.all_reduce(stream, view_of(std::span<double>(profile.seconds)), ReduceOp::sum);
   for (double& seconds : profile.seconds) seconds /= static_cast<double>(world.size() * steps);

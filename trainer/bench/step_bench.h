@@ -12,7 +12,7 @@
 
 namespace switchyard {
 
-// The speed of whole training steps, beside what the same cores do at best in the same run.
+// The speed of whole training steps, beside the best products of the same cores in the same run.
 struct StepBenchReport {
   int threads = 1;               // of a rank
   double step_seconds = 0.0;     // median, by the clock
@@ -31,7 +31,7 @@ struct StepBenchReport {
 StepBenchReport bench_steps(MpiRuntime& mpi, const RunConfig& config, int64_t warmup_steps,
                             int64_t timed_steps);
 
-// As a table for people; every figure beside its ceiling.
+// The report as a table for people, each rate beside its ceiling.
 std::string describe(const StepBenchReport& report);
 
 }  // namespace switchyard

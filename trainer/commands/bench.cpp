@@ -13,7 +13,7 @@ namespace switchyard {
 int bench_command(MpiRuntime& mpi, const LoadedConfig& loaded, const BenchOptions& options) {
   run_collectively(mpi.world(), [&] {
     require(loaded.config.model.vocab_size > 0,
-            "model.vocab_size is missing: a benchmark reads no tokenizer");
+            "model.vocab_size is missing: set it, because a benchmark reads no tokenizer");
   });
   return with_memory_help(mpi, loaded.config, [&] {
     const StepBenchReport report =
@@ -26,7 +26,8 @@ int bench_command(MpiRuntime& mpi, const LoadedConfig& loaded, const BenchOption
 int bench_decode_command(MpiRuntime& mpi, const DecodeBenchOptions& options,
                          const std::string& json_path) {
   run_collectively(mpi.world(), [&] {
-    require(mpi.world_size() == 1, "bench decode measures one process, not {}", mpi.world_size());
+    require(mpi.world_size() == 1,
+            "bench decode measures one process, not {}: start it without mpirun", mpi.world_size());
   });
   const DecodeBenchReport report = bench_decode(options);
   fmt::print("{}", describe(report));

@@ -12,8 +12,8 @@
 namespace switchyard {
 
 // The bodies of the sub-commands. All are collective over the world, and return the exit code.
-// Errors that concern all ranks are CollectiveError or ConfigError; any other exception is one
-// rank's alone.
+// They throw CollectiveError or ConfigError on all ranks; any other exception is thrown by one rank
+// only.
 
 int tokenize_command(MpiRuntime& mpi, const LoadedConfig& loaded);
 int train_command(MpiRuntime& mpi, const LoadedConfig& loaded);
@@ -30,7 +30,7 @@ struct GenerateOptions {
 int generate_command(MpiRuntime& mpi, const LoadedConfig& loaded, const GenerateOptions& options);
 
 struct BenchOptions {
-  int64_t steps = 5;  // timed ones; their median is reported
+  int64_t steps = 5;  // timed steps; their median is reported
   int64_t warmup_steps = 2;
 };
 int bench_command(MpiRuntime& mpi, const LoadedConfig& loaded, const BenchOptions& options);

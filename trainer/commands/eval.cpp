@@ -17,7 +17,7 @@
 namespace switchyard {
 namespace {
 
-// Dense decoding beside the method of decode.attention, over the same tokens.
+// Decodes the same tokens densely and with the method of decode.attention.
 int eval_decoding(MpiRuntime& mpi, const RunConfig& config, Session& session,
                   const LoadedModel& model, ValidationLoader& validation) {
   const DecodeConfig& keys = config.decode.keys;
@@ -49,7 +49,7 @@ int eval_command(MpiRuntime& mpi, const LoadedConfig& loaded) {
   const OpenData data = open_data(mpi, config, NeedsTraining::no);
   run_collectively(mpi.world(), [&] {
     require(data.validation != nullptr,
-            "data.validation is missing: the token file to evaluate on");
+            "data.validation is missing: it names the token file to evaluate on");
   });
   Session session(mpi, config);
   const LoadedModel loaded_model = load_newest_model(mpi, config, session);
@@ -57,7 +57,7 @@ int eval_command(MpiRuntime& mpi, const LoadedConfig& loaded) {
     return eval_decoding(mpi, config, session, loaded_model, data.validation->loader);
   }
   TrainStep step(session.stream, session.model, session.dist);
-  // All of the file, not the sample of it that training looks at.
+  // The whole file is read, not only the batches that training evaluates on.
   const EvaluationResult result =
       evaluate(step, data.validation->loader, data.validation->loader.num_batches(), mpi.world());
   if (mpi.rank() == 0) {

@@ -22,7 +22,7 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-// What hash.evaluation.bits names, or all bits that have learned weights; rank 0 looks.
+// The bits of hash.evaluation.bits or, if it is empty, all bits for which rank 0 finds weights.
 std::vector<int64_t> bits_to_measure(MpiRuntime& mpi, const RunConfig& config) {
   if (!config.hash.evaluation.bits.empty()) return config.hash.evaluation.bits;
   constexpr int kMostWords = 16;
@@ -39,7 +39,7 @@ std::vector<int64_t> bits_to_measure(MpiRuntime& mpi, const RunConfig& config) {
   for (int words = 1; words <= kMostWords; ++words) {
     if (present[static_cast<size_t>(words)]) bits.push_back(32 * words);
   }
-  // Without any, the loader says what is missing.
+  // If there are no weights, the loader throws the error that names the missing file.
   if (bits.empty()) bits.push_back(config.hash.bits);
   return bits;
 }
@@ -68,7 +68,7 @@ std::vector<HashCandidate> load_candidates(MpiRuntime& mpi, const RunConfig& con
   return candidates;
 }
 
-// Rank 0 writes.
+// Rank 0 writes the file; all ranks return its path.
 fs::path write_json(MpiRuntime& mpi, const RunConfig& config, const json& content) {
   const fs::path path = RunPaths(config.run.dir).hash_evaluation();
   run_collectively(mpi.world(), [&] {
@@ -86,7 +86,7 @@ std::string name_of(const HashCandidate& candidate) {
                      keys.key_norm ? " norm" : "");
 }
 
-// Answers that are right, in percent: the mean over the tasks.
+// The share of right answers in percent, mean over the tasks.
 std::string answers_of(const DecodeScore& score) {
   double sum = 0.0;
   int tasks = 0;
@@ -123,9 +123,9 @@ int eval_hash_command(MpiRuntime& mpi, const LoadedConfig& loaded) {
   const OpenData data = open_data(mpi, config, NeedsTraining::no);
   run_collectively(mpi.world(), [&] {
     require(data.validation != nullptr,
-            "data.validation is missing: the token file to evaluate on");
+            "data.validation is missing: it names the token file to evaluate on");
     require(config.hash.dense_layers < config.model.num_layers,
-            "hash.dense_layers = {} leaves no layer of the model's {} to choose keys in",
+            "hash.dense_layers = {} leaves none of the {} layers to choose keys in; lower it",
             config.hash.dense_layers, config.model.num_layers);
   });
   Session session(mpi, config);

@@ -2,7 +2,7 @@
 
 namespace switchyard {
 
-// What the program tells the shell, on all ranks.
+// The exit codes of the program, the same on all ranks.
 inline constexpr int kExitDone = 0;
 inline constexpr int kExitFailed = 1;    // something went wrong while it ran
 inline constexpr int kExitBadInput = 2;  // command line or configuration

@@ -29,7 +29,7 @@ int generate_command(MpiRuntime& mpi, const LoadedConfig& loaded, const Generate
   std::vector<std::vector<int32_t>> samples;
   run_collectively(mpi.world(), [&] {
     request.prompt = tokenizer->encode(options.prompt);
-    // A document begins behind the end of another one.
+    // A new document follows the end of another one.
     if (request.prompt.empty()) request.prompt = {tokenizer->end_of_document()};
     require(static_cast<int64_t>(request.prompt.size()) < config.model.seq_len,
             "--prompt has {} tokens, model.seq_len is {}: shorten it", request.prompt.size(),

@@ -27,7 +27,7 @@ void inspect_token_file(const std::string& path, bool verify) {
   fmt::print("intact: every checksum matches\n");
 }
 
-// Loading compares the checksum, asked or not.
+// Loading always compares the checksum, also without --verify.
 void inspect_hash_weights(const std::string& path) {
   const HashWeights weights = load_hash_weights(path);
   fmt::print("{}: {} bits for {} key/value heads of width {}\n", path, weights.bits,
@@ -57,7 +57,7 @@ void inspect_file(const std::string& path, bool verify) {
 int inspect_command(MpiRuntime& mpi, const std::string& path, bool verify) {
   run_collectively(mpi.world(), [&] {
     if (mpi.rank() != 0) return;
-    require(std::filesystem::exists(path), "{} is not there", path);
+    require(std::filesystem::exists(path), "{} does not exist", path);
     if (std::filesystem::is_directory(path)) {
       fmt::print("{}", inspect_checkpoint(path, verify));
     } else {

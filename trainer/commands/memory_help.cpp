@@ -10,10 +10,10 @@
 namespace switchyard {
 namespace {
 
-// What a rank can count on. "cuda" gives each rank a device of its own; the processors' memory, and
-// a device that is named by its number, belong to all ranks of the machine.
+// The bytes that a rank can use. "cuda" gives each rank a device of its own; all ranks of a machine
+// share the processors' memory, or a device that is named by its number.
 int64_t memory_of_a_rank(const MpiRuntime& mpi, const RunConfig& config, size_t total_bytes) {
-  // The rest goes to CUDA itself, to other programs, and to routing that is not quite balanced.
+  // CUDA itself, other programs, and routing that is not quite balanced need the rest.
   constexpr double kUsableShare = 0.95;
   const int ranks = config.run.device == "cuda" ? 1 : mpi.local_size();
   return static_cast<int64_t>(kUsableShare * static_cast<double>(total_bytes)) / ranks;

@@ -7,8 +7,8 @@
 
 namespace switchyard {
 
-// Runs `body`, which trains what `config` describes. Where this rank runs out of memory in it, the
-// Error that is thrown says what would fit, too.
+// Runs `body`, which trains as `config` describes. If this rank runs out of memory in it, an Error
+// is thrown that also says which settings would fit.
 int with_memory_help(const MpiRuntime& mpi, const RunConfig& config,
                      const std::function<int()>& body);
 

@@ -12,9 +12,9 @@ struct LoadedModel {
   std::string fingerprint;  // of the checkpoint; see checkpoint_fingerprint
 };
 
-// Loads the weights of the run's newest intact checkpoint, or of the one that checkpoint.resume
-// names, into the session's model. Collective over the world; throws CollectiveError where there is
-// none.
+// Loads the weights of the run's newest checkpoint, or of the one that checkpoint.resume names,
+// into the session's model. Collective over the world; throws CollectiveError if there is none or
+// it is damaged.
 LoadedModel load_newest_model(MpiRuntime& mpi, const RunConfig& config, Session& session);
 
 }  // namespace switchyard

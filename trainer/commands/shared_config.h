@@ -8,8 +8,8 @@
 
 namespace switchyard {
 
-// Rank 0 reads the files; all ranks get what it read, or throw the ConfigError that it met. So the
-// experiment need not be on every machine, and cannot differ between them. Not validated yet.
+// Rank 0 reads the files; all ranks return the same configuration, not validated yet, or throw the
+// same ConfigError. So the experiment need not be on every machine, and cannot differ between them.
 // Collective over the world.
 LoadedConfig load_shared_config(MpiRuntime& mpi, const std::string& path,
                                 const std::vector<std::string>& overrides);

@@ -38,11 +38,11 @@ std::vector<Visible> visible_keys(const QueryKeySet& set, int64_t block, const M
   return result;
 }
 
-// Takes the rows that a block keeps out of each layer, brings the heads of a tp group together, and
-// lets one rank of the group write them.
+// Takes the kept rows of a block out of each layer, gathers the heads of a tp group, and lets one
+// rank of the group write them.
 class Collector final : public AttentionObserver {
  public:
-  // A null writer: takes part in the group's exchange, and keeps nothing.
+  // With a null writer it only takes part in the group's all-gather.
   Collector(std::vector<Visible> visible, int first_layer, QueryKeyWriter* writer)
       : visible_(std::move(visible)), first_layer_(first_layer), writer_(writer) {}
 
@@ -55,7 +55,7 @@ class Collector final : public AttentionObserver {
 
  private:
   //   x       [batch, heads, seq_len, head_dim]
-  //   result  [heads, rows, head_dim]: of each sequence the keys that are seen, or the query alone
+  //   result  [heads, rows, head_dim]: per sequence its visible keys, or its query alone
   Tensor take(ConstTensorView x, bool keys) const {
     const int64_t heads = x.dim(1), seq_len = x.dim(2), head_dim = x.dim(3);
     int64_t rows = 0;
@@ -94,7 +94,7 @@ std::vector<int64_t> row_offsets(const std::vector<Visible>& visible) {
   return offsets;
 }
 
-// The blocks that are not on the disk; rank 0 looks.
+// The blocks that rank 0 does not find on the disk.
 std::vector<int64_t> missing_blocks(const DistributedContext& dist, const QueryKeySet& set) {
   std::vector<uint8_t> missing(static_cast<size_t>(set.num_blocks()));
   run_collectively(dist.world(), [&] {
@@ -113,7 +113,7 @@ std::vector<int64_t> missing_blocks(const DistributedContext& dist, const QueryK
   return blocks;
 }
 
-// One block through the model; kept unless another rank does.
+// Runs one block through the model, and writes its queries and keys if `keep`.
 void run_block(StepContext& ctx, Transformer& model, const QueryKeySet& set, int64_t block,
                std::vector<Visible> visible, bool keep) {
   std::optional<QueryKeyWriter> writer;
@@ -122,7 +122,7 @@ void run_block(StepContext& ctx, Transformer& model, const QueryKeySet& set, int
   ctx.observer = &collector;
   ctx.dist.set_phase(Phase::collecting_keys);
   model.forward_blocks(ctx);
-  // Rank 0 reads the blocks of others: none goes on before all are there.
+  // All ranks wait until all blocks are written, because every rank reads the blocks of others.
   run_collectively(ctx.dist.world(), [&] {
     if (writer) writer->finish();
   });
@@ -147,7 +147,7 @@ int64_t collect_query_keys(Stream& stream, Transformer& model, const Distributed
   const auto count = static_cast<int64_t>(missing.size());
   const int64_t dp = dist.dp().size(), own = dist.dp().rank();
   Workspace saved(stream.device()), scratch(stream.device());
-  // Experts are exchanged among dp ranks: whoever has no block left runs one along.
+  // Experts are spread over dp ranks, so a rank without a block of its own runs another's, too.
   for (int64_t begin = 0; begin < count; begin += dp) {
     const bool has_own = begin + own < count;
     const int64_t block = missing[static_cast<size_t>(has_own ? begin + own : begin)];

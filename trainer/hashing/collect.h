@@ -12,12 +12,12 @@
 
 namespace switchyard {
 
-// Which queries and keys of a frozen model to keep, and where: sequences [0, num_sequences) in the
-// loader's order, `sequences_per_block` to a pass and a file.
+// The queries and keys of a frozen model that are kept, and their files: sequences
+// [0, num_sequences) in the loader's order, `sequences_per_block` per pass and file.
 struct QueryKeySet {
   std::filesystem::path folder;
-  std::string name;  // of the set: begins the names of its files
-  std::string key;   // of all that decides the values; files of another key are made anew
+  std::string name;  // of the set; the names of its files begin with it
+  std::string key;   // hash of all that decides the values; a file with another key is made anew
   uint64_t seed = 0;
   int64_t num_sequences = 0;
   int64_t sequences_per_block = 1;
@@ -27,15 +27,14 @@ struct QueryKeySet {
   std::filesystem::path path_of(int64_t block) const;
 };
 
-// The position whose query stands for a sequence: uniform in [seq_len / 2, seq_len), the same for
-// all heads and layers. A function of the set's seed and name and the sequence's number.
+// The position of a sequence's query: uniform in [seq_len / 2, seq_len), the same for all heads and
+// layers. A function of the set's seed and name and the sequence's number.
 int64_t query_position(const QueryKeySet& set, int64_t sequence, int64_t seq_len);
 
-// Runs the sequences through the model and writes the blocks that are not there yet. dp ranks share
-// the blocks; a block's values do not depend on who computes it, but those of another tp or ep sum
-// in another order. In memory there is one layer of one block at a time. The loader's batches are
-// of `sequences_per_block` sequences, on one dp rank. Collective over the world. Returns how many
-// blocks were computed.
+// Runs the sequences through the model and writes the missing blocks. dp ranks share the blocks. A
+// block's values do not depend on the rank that computes it, but another tp or ep sums otherwise.
+// One layer of one block is in memory at a time. The loader has batches of `sequences_per_block`
+// sequences and a single dp rank. Returns the number of computed blocks. Collective over the world.
 int64_t collect_query_keys(Stream& stream, Transformer& model, const DistributedContext& dist,
                            DataLoader& loader, const QueryKeySet& set);
 

@@ -16,7 +16,7 @@ namespace {
 
 using nlohmann::json;
 
-// Rows that fill up the last batch come last, and have no targets.
+// The rows before the padding of a last batch: padding rows come last, and have no targets.
 int64_t rows_with_targets(const MicroBatch& batch) {
   const int32_t* targets = batch.targets.data<int32_t>();
   int64_t last = batch.num_sequences * batch.seq_len - 1;
@@ -85,7 +85,7 @@ class Evaluator {
                                             result_.selected[static_cast<size_t>(layer)]);
   }
 
-  // Heads of all tp ranks side by side, summed over the ranks that had other sequences.
+  // Puts the heads of all tp ranks side by side, and sums each over the ranks, over all sequences.
   void sum_selected() {
     const auto all_heads = static_cast<size_t>(config_.model.num_kv_heads);
     const int tp = session_.dist.tp().size(), tp_rank = session_.dist.tp().rank();
@@ -171,7 +171,7 @@ json candidate_json(const HashCandidate& candidate) {
 
 }  // namespace
 
-// Means over heads and layers are means over queries: every head has as many.
+// Every head has as many queries, so means over queries are means over heads and layers.
 SelectionSums HashEvaluation::selected_by(size_t candidate, size_t budget) const {
   SelectionSums sums;
   for (const SelectionProbe::Sums& layer : selected) {

@@ -19,8 +19,8 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 
-// What hash.training.num_sequences: 0 stands for. The paper's 11 sequences are enough where each
-// has tens of thousands of keys.
+// With hash.training.num_sequences: 0, at least this many pairs and sequences are used. The paper's
+// 11 sequences are enough where each has tens of thousands of keys.
 constexpr int64_t kEnoughPairs = 1 << 17;
 constexpr int64_t kFewestSequences = 11;
 
@@ -93,9 +93,9 @@ HashTraining::HashTraining(MpiRuntime& mpi, const RunConfig& config, Session& se
 }
 
 std::unique_ptr<HashTraining::Tokens> HashTraining::open_tokens(const std::string& path) const {
-  require(!path.empty(), "data.train is missing: the token file to learn from");
+  require(!path.empty(), "data.train is missing: it names the token file to learn from");
   const int64_t seq_len = config_.hash.training.seq_len;
-  // One dp rank, whatever the layout: blocks are dealt to ranks, not parts of a batch.
+  // The loader has one dp rank on every layout: ranks share the blocks, not the parts of a batch.
   return std::make_unique<Tokens>(
       path, DataLoaderConfig{.seq_len = seq_len > 0 ? seq_len : config_.model.seq_len,
                              .vocab_size = config_.model.vocab_size,
@@ -146,7 +146,7 @@ void HashTraining::make_settings(const Tokens& tokens) {
   head_key_ = hex(settings_ + training_.key + (held_out_ ? held_out_->key : ""));
 }
 
-// Rank 0 looks, and all follow.
+// Rank 0 looks at the file, and all ranks return its answer.
 bool HashTraining::is_finished() const {
   uint8_t finished = 0;
   if (is_first_rank()) {
@@ -154,7 +154,7 @@ bool HashTraining::is_finished() const {
       const HashWeights weights = load_hash_weights(hash_weights_path(config_, config_.hash.bits));
       finished = weights.checkpoint_fingerprint == fingerprint_ && weights.settings == settings_;
     } catch (const Error&) {
-      // None, or none that can be used: learned now.
+      // There are no usable weights, so they are learned now.
     }
   }
   Stream stream;
@@ -165,7 +165,7 @@ bool HashTraining::is_finished() const {
 void HashTraining::run() {
   if (is_finished()) {
     print_line(
-        fmt::format("{} is of this checkpoint and these settings already; remove it to learn it "
+        fmt::format("{} was learned on this checkpoint with these settings; remove it to learn it "
                     "again",
                     hash_weights_path(config_, config_.hash.bits).string()));
     return;
@@ -194,7 +194,7 @@ fs::path HashTraining::head_path(const Unit& unit) const {
   return paths_.hash_heads() / fmt::format("layer_{:03d}_head_{:03d}.h5", unit.layer, unit.kv_head);
 }
 
-// Of those that no earlier training finished; rank 0 looks.
+// The indices of the units that no earlier training finished, by the files that rank 0 finds.
 std::vector<size_t> HashTraining::missing_units() const {
   std::vector<uint8_t> missing(units_.size());
   run_collectively(mpi_.world(), [&] {
@@ -237,13 +237,14 @@ void HashTraining::train_units() {
   log_units_before(units_.size());
 }
 
-// In the order of the units, whoever learned them and when.
+// Logs in the order of the units, whichever rank learned them and when.
 void HashTraining::log_units_before(size_t end) {
   run_collectively(mpi_.world(), [&] {
     if (!is_first_rank()) return;
     for (; logged_ < end; ++logged_) {
       const std::optional<HeadResult> result = load_head(head_path(units_[logged_]), head_key_);
-      require(result.has_value(), "{} was there and is gone", head_path(units_[logged_]).string());
+      require(result.has_value(), "{} was removed or damaged; run train-hash again",
+              head_path(units_[logged_]).string());
       log_unit(units_[logged_], *result);
     }
   });
@@ -293,7 +294,8 @@ void HashTraining::publish() {
       Tensor& stack = weights.layers[static_cast<size_t>(unit.layer)];
       if (!stack) stack = Tensor({model.num_kv_heads, model.head_dim, weights.bits}, DType::f32);
       const std::optional<HeadResult> result = load_head(head_path(unit), head_key_);
-      require(result.has_value(), "{} was there and is gone", head_path(unit).string());
+      require(result.has_value(), "{} was removed or damaged; run train-hash again",
+              head_path(unit).string());
       std::copy_n(result->weight.data<float>(), result->weight.num_elements(),
                   stack.view().rows(unit.kv_head, 1).data<float>());
     }

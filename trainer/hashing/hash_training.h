@@ -16,16 +16,17 @@
 
 namespace switchyard {
 
-// `train-hash`: learns the projections of a frozen model and writes hash_weights_path. By RunPaths:
-//   query_keys    what the model's passes left; removed in the end unless keep_query_keys
-//   hash_heads    finished heads; removed in the end
-//   hash_metrics  losses per head and epoch, and what codes find on held-out text
-// All three are taken up again where a killed training left them, if they are of the same
-// checkpoint and settings. An earlier file of projections stays until the new one is whole.
+// `train-hash`: learns the projections of a frozen model and writes hash_weights_path. Its other
+// files, by their names in RunPaths:
+//   query_keys    queries and keys from the model; removed at the end unless keep_query_keys
+//   hash_heads    finished heads; removed at the end
+//   hash_metrics  losses per head and epoch, and the quality of the codes on held-out text
+// A training that was killed continues from the first two, if they have the same checkpoint and
+// settings, and writes the third anew. Earlier projections stay until the new file is whole.
 class HashTraining {
  public:
-  // `config` has been validated and the session's model loaded. Collective over the world, as all
-  // of it; throws CollectiveError for what is missing or does not fit.
+  // `config` has been validated and the session's model loaded. Throws CollectiveError if a file or
+  // setting is missing or does not fit. Collective over the world, as is run().
   HashTraining(MpiRuntime& mpi, const RunConfig& config, Session& session,
                std::string checkpoint_fingerprint);
 
@@ -65,8 +66,8 @@ class HashTraining {
   std::string settings_;  // YAML
   std::string head_key_;
   int64_t total_pairs_ = 0;
-  std::optional<AppendFile> metrics_;  // rank 0
-  size_t logged_ = 0;                  // units
+  std::optional<AppendFile> metrics_;  // on rank 0 only
+  size_t logged_ = 0;                  // units, from the first one on
 };
 
 }  // namespace switchyard

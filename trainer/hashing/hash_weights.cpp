@@ -24,7 +24,7 @@ std::span<const float> values_of(const Tensor& tensor) {
   return {tensor.data<float>(), static_cast<size_t>(tensor.num_elements())};
 }
 
-// Of everything in the file: a change that HDF5's own checksums cannot see shows here.
+// Covers everything in the file, so it also detects changes that HDF5's own checksums miss.
 uint32_t checksum(const HashWeights& weights) {
   const std::string header =
       fmt::format("{} {} {} {} {} {}", weights.bits, weights.head_dim, weights.num_kv_heads,
@@ -72,7 +72,8 @@ bool has_format(const hdf5::File& file) {
 }
 
 void require_format(const hdf5::File& file) {
-  require(has_format(file), "{} is no file of hash weights", file.path().string());
+  require(has_format(file), "{} is not a file of hash weights; learn them with train-hash",
+          file.path().string());
   require(file.get_int("version") == kVersion,
           "{} has version {} of its format, this program reads {}: learn the weights again with "
           "train-hash",
@@ -115,7 +116,7 @@ void save_hash_weights(const fs::path& path, const HashWeights& weights) {
 }
 
 HashWeights load_hash_weights(const fs::path& path) {
-  require(fs::exists(path), "{} is not there: learn the hash weights with train-hash",
+  require(fs::exists(path), "{} does not exist: learn the hash weights with train-hash",
           path.string());
   const hdf5::File file = hdf5::File::open(path);
   require_format(file);

@@ -11,8 +11,8 @@
 
 namespace switchyard {
 
-// The projections of a model: one matrix per key/value head, shared by the query heads of its
-// group. Bit j of the code of a query or key x (after RoPE) is 1 where column j of x W is positive
+// The projections of a model: one matrix per key/value head, which the query heads of its group
+// share. Bit j of the code of a query or key x (after RoPE) is 1 where column j of x W is positive
 // (HATA, arXiv 2506.02572, algorithm 2). In host memory, whole on every rank: ranks of a tp group
 // read the slices of their own heads.
 struct HashWeights {
@@ -22,8 +22,7 @@ struct HashWeights {
   int num_layers = 0;
   std::string checkpoint_fingerprint;  // of the checkpoint they were learned on; empty: random
   std::string settings;                // what they were learned with, YAML; empty: random
-  // Per layer [num_kv_heads, head_dim, bits] f32; an empty Tensor for a layer without: it stays
-  // dense.
+  // Per layer [num_kv_heads, head_dim, bits] f32; an empty Tensor for a layer that stays dense.
   std::vector<Tensor> layers;
 
   bool has_layer(int layer) const {
@@ -31,23 +30,23 @@ struct HashWeights {
   }
 };
 
-// Where the projections of a run are: those of hash.bits in hash.weights, or where it is empty in
-// run.dir, where train-hash leaves them; those of another number of bits beside them in run.dir.
+// The file of a run's projections of this many bits. For hash.bits it is hash.weights if that is
+// set; otherwise, and for other bits, it is the file in run.dir that train-hash writes.
 std::filesystem::path hash_weights_path(const RunConfig& config, int bits);
 
-// hash_weights.h5, see docs/formats.md. The file has its name only when it is whole and on the
-// disk: an earlier one stays as it is until then. Throws Error.
+// Writes hash_weights.h5, see docs/formats.md. The file gets its name only when it is whole and on
+// the disk; an earlier one stays as it is until then. Throws Error.
 void save_hash_weights(const std::filesystem::path& path, const HashWeights& weights);
 
 // Throws Error, with the path and the remedy, if the file is missing, truncated, altered, of
-// another version or none of hash weights.
+// another version, or not a file of hash weights.
 HashWeights load_hash_weights(const std::filesystem::path& path);
 
-// Whether the file says that it holds hash weights. Throws Error if it is no HDF5 file.
+// Whether the file says that it holds hash weights. Throws Error if it is not an HDF5 file.
 bool is_hash_weights(const std::filesystem::path& path);
 
-// Throws Error that begins with `source` and names the mismatch unless the weights are those of
-// this model, number of bits and checkpoint, with a projection for every layer from `dense_layers`
+// Throws Error that begins with `source` and names the mismatch, unless the weights are of this
+// model, number of bits and checkpoint and have a projection for every layer from `dense_layers`
 // on. Random weights fit every checkpoint.
 void require_fitting(const HashWeights& weights, const std::string& source,
                      const ModelConfig& model, int bits, int dense_layers,

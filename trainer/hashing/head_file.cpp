@@ -107,7 +107,7 @@ std::optional<HeadResult> load_head(const fs::path& path, const std::string& key
     const hdf5::File file = hdf5::File::open(path);
     if (file.get_string("key") == key) return read_result(file);
   } catch (const Error&) {
-    // Damaged: learned anew.
+    // The file is damaged, so the head is learned again.
   }
   fs::remove(path);
   return {};

@@ -8,15 +8,15 @@
 
 namespace switchyard {
 
-// The result of one head on its way to hash_weights.h5, so that a training that was killed does
-// not learn it again:
+// The file that keeps the result of one head until hash_weights.h5 is written, so that a killed
+// training does not learn the head again:
 //   /weight  [head_dim, bits] f32
 //   /losses  [records, 4] f64         similarity, balance, decorrelation, orthogonality
-//   /recall, /attention_mass, /best_mass  [2, budgets] f64: learned, random; where measured
-// An attribute holds a key of all that decides it. The file has its name only when it is whole.
+//   /recall, /attention_mass, /best_mass  [2, budgets] f64: learned, random; if measured
+// An attribute holds a hash of all that decides the result. The file gets its name only when whole.
 void save_head(const std::filesystem::path& path, const std::string& key, const HeadResult& result);
 
-// Nothing unless there is an intact file with this key; one of another key or torn is removed.
+// Empty unless there is an intact file with this key; a file with another key, or torn, is removed.
 std::optional<HeadResult> load_head(const std::filesystem::path& path, const std::string& key);
 
 }  // namespace switchyard

@@ -17,7 +17,7 @@
 namespace switchyard {
 namespace {
 
-// Puts the pairs of one block behind those of the blocks before.
+// Appends the pairs of one block after the other.
 class PairList {
  public:
   PairList(const HeadTask& task, int64_t group, int64_t head_dim)
@@ -30,8 +30,9 @@ class PairList {
     const int64_t group = pairs_.group(), head_dim = pairs_.k.shape()[1];
     const int64_t sequences = head.q.shape()[1], first = num_sequences();
     const int64_t first_row = pairs_.row_offsets.back(), rows = head.row_offsets.back();
-    require(first + sequences <= pairs_.sequences() && first_row + rows <= pairs_.rows(),
-            "the collected blocks hold more queries and keys than before");
+    require(
+        first + sequences <= pairs_.sequences() && first_row + rows <= pairs_.rows(),
+        "the collected blocks now hold more queries and keys than before: run train-hash again");
     for (int64_t g = 0; g < group; ++g) {
       std::copy_n(head.q.data<float>() + g * sequences * head_dim, sequences * head_dim,
                   pairs_.q.data<float>() + (g * pairs_.sequences() + first) * head_dim);
@@ -45,15 +46,16 @@ class PairList {
   }
 
   HashPairs take() {
-    require(num_sequences() == pairs_.sequences() && pairs_.row_offsets.back() == pairs_.rows(),
-            "the collected blocks hold fewer queries and keys than before");
+    require(
+        num_sequences() == pairs_.sequences() && pairs_.row_offsets.back() == pairs_.rows(),
+        "the collected blocks now hold fewer queries and keys than before: run train-hash again");
     return std::move(pairs_);
   }
 
  private:
   int64_t num_sequences() const { return std::ssize(pairs_.row_offsets) - 1; }
 
-  // Every query head's query of the last sequence with its keys.
+  // Labels the keys of the last sequence, for the query of each query head.
   void label_last(const HashTrainingConfig& config) {
     const int64_t sequence = num_sequences() - 1, head_dim = pairs_.k.shape()[1];
     const int64_t first = pairs_.row_offsets[static_cast<size_t>(sequence)];
@@ -70,7 +72,7 @@ class PairList {
   HashPairs pairs_;
 };
 
-// These rows of all pairs.
+// The pairs of these rows alone.
 HashPairs rows_of(const HashPairs& all, std::span<const int64_t> rows,
                   std::vector<int64_t> row_offsets) {
   const int64_t count = std::ssize(rows), head_dim = all.k.shape()[1];
@@ -151,8 +153,8 @@ HeadResult train_head(const HeadTask& task, const HashTrainingConfig& config) {
   const SgdOptions sgd{.lr = static_cast<float>(config.lr),
                        .momentum = static_cast<float>(config.momentum),
                        .weight_decay = static_cast<float>(config.weight_decay)};
-  // Epochs learn from different pairs: their losses are compared on the same ones, which none of
-  // them learns from.
+  // Epochs learn from different pairs. Their losses are compared on a draw of pairs that belongs to
+  // no epoch.
   HashPairs fixed, drawn;
   if (draws_anew) fixed = draw_pairs(all, task, config, config.epochs);
   const HashObjective measured(draws_anew ? fixed : all, config);

@@ -11,7 +11,7 @@
 
 namespace switchyard {
 
-// What the projection of one head is learned from and measured on.
+// One head, and the sets on which its projection is learned and measured.
 struct HeadTask {
   const QueryKeySet& training;
   const QueryKeySet* held_out;  // may be null
@@ -23,25 +23,25 @@ struct HeadTask {
 
 struct HeadResult {
   Tensor weight;                 // [head_dim, bits]
-  std::vector<HashLoss> losses;  // before the first step and after each epoch, of the same pairs
-  // On the held-out set; of the random orthogonal projection beside the learned one.
+  std::vector<HashLoss> losses;  // before the first step and after each epoch, on the same pairs
+  // On the held-out set, of the learned and of a random orthogonal projection.
   std::optional<HashQuality> learned, random;
 };
 
-// How many pairs the set's blocks hold, per query head. Not collective.
+// The number of pairs in the set's blocks, per query head. Not collective.
 int64_t count_pairs(const QueryKeySet& set);
 
 // All pairs of a head with their labels, read from the disk.
 HashPairs read_pairs(const HeadTask& task, const HashTrainingConfig& config);
 
-// Pairs of an epoch: all of them, or a share that gives about config.pairs_per_epoch, each pair
-// with the same probability. A function of the set's seed, the layer and the epoch, the same for
-// all heads of a layer. Every sequence keeps its query's own key, which is its last.
+// The pairs of an epoch: all of them, or a share that gives about config.pairs_per_epoch, where
+// each pair has the same probability. A function of the set's seed, the layer and the epoch, the
+// same for all heads of a layer. Every sequence keeps its last key, which is the query's own.
 HashPairs draw_pairs(const HashPairs& all, const HeadTask& task, const HashTrainingConfig& config,
                      int epoch);
 
-// Trains and measures one head; a function of its arguments and the collected files alone. Holds
-// all pairs of the head in memory, with those of an epoch.
+// Trains and measures one head; a function of its arguments and the collected files alone. All
+// pairs of the head are in memory, and a copy of those of an epoch.
 HeadResult train_head(const HeadTask& task, const HashTrainingConfig& config);
 
 }  // namespace switchyard

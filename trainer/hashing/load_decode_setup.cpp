@@ -17,7 +17,7 @@ namespace fs = std::filesystem;
 HashWeights learned_weights(const RunConfig& config, int bits, const std::string& fingerprint) {
   const fs::path path = hash_weights_path(config, bits);
   require(fs::exists(path),
-          "decode.attention hata needs learned projections, and {} is not there: run `switchyard "
+          "decode.attention hata needs learned projections, and {} does not exist: run `switchyard "
           "train-hash` with hash.bits={} first, or decode with random_hash",
           path.string(), bits);
   HashWeights weights = load_hash_weights(path);
@@ -40,7 +40,7 @@ std::vector<Tensor> local_hash_weights(Stream& stream, const DistributedContext&
          weights.layers[static_cast<size_t>(layer)].view().rows(dist.tp().rank() * heads, heads),
          own);
   }
-  stream.synchronize();  // the weights on the host may go
+  stream.synchronize();  // The caller may free the weights on the host.
   return local;
 }
 

@@ -14,9 +14,9 @@ namespace switchyard {
 std::vector<Tensor> local_hash_weights(Stream& stream, const DistributedContext& dist,
                                        const HashWeights& weights);
 
-// How the session's model, of the checkpoint with that fingerprint, decodes with `keys` and codes
-// of `bits` (hata, random_hash). Collective over the world; throws CollectiveError where learned
-// weights are missing, damaged or of another model, with the remedy.
+// The setup with which the session's model, of the checkpoint with that fingerprint, decodes with
+// `keys` and, for hata and random_hash, codes of `bits`. Collective over the world; throws
+// CollectiveError with the remedy if learned weights are missing, damaged or of another model.
 DecodeSetup load_decode_setup(MpiRuntime& mpi, const RunConfig& config, const DecodeConfig& keys,
                               int bits, Session& session,
                               const std::string& checkpoint_fingerprint);

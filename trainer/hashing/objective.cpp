@@ -13,13 +13,13 @@
 namespace switchyard {
 namespace {
 
-// Sequences are dealt into this many runs whose sums are added up in order: more threads than that
-// find no work, fewer change nothing.
+// Sequences are split into this many runs, whose sums are added in order, so that the result does
+// not depend on the number of threads. More threads than that have no work.
 constexpr int64_t kParts = 64;
 
 }  // namespace
 
-// One run of sequences: its sums, and scratch for one sequence.
+// The sums of one run of sequences, and scratch for one sequence.
 struct HashObjective::Part {
   Part(const HashPairs& pairs, int64_t num_bits)
       : bits(num_bits),
@@ -40,7 +40,7 @@ struct HashObjective::Part {
   std::vector<float> hk;        // [keys, bits], then the gradient of the projections
   std::vector<float> labels;    // [group + 1, keys]; the last row is 1
   std::vector<float> weighted;  // [group + 1, bits]: labels hk
-  std::vector<float> pulls;     // [group + 1, bits]: what labels' times it adds to dhk
+  std::vector<float> pulls;     // [group + 1, bits]: labels' pulls is added to dhk
 };
 
 HashLoss HashObjective::gradient(ConstTensorView weight, TensorView dweight) const {

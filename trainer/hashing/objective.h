@@ -12,7 +12,7 @@ namespace switchyard {
 struct HashPairs {
   Tensor q;                          // [group, sequences, head_dim]
   Tensor k;                          // [rows, head_dim]
-  Tensor labels;                     // [group, rows]: of each query head with the row's key
+  Tensor labels;                     // [group, rows]: of each query head and the row's key
   std::vector<int64_t> row_offsets;  // [sequences + 1]; no sequence is empty
 
   int64_t group() const { return q.shape()[0]; }
@@ -29,21 +29,21 @@ struct HashLoss {
   double total() const { return similarity + balance + decorrelation; }
 };
 
-// The relaxed objective of HATA (arXiv 2506.02572, equation 9) for one head, with sums over pairs
-// turned into means, without which the paper's learning rate diverges. With h(x) = 2 sigmoid(sigma
-// x W) - 1, s the labels, R rows and S sequences of m_j keys:
+// The relaxed objective of HATA (arXiv 2506.02572, equation 9) for one head, with means over pairs
+// instead of sums, which diverge at the paper's learning rate. s are the labels, there are R rows
+// and S sequences of m_j keys, and h(x) = 2 sigmoid(sigma x W) - 1:
 //   similarity     epsilon / R sum over g, j, i of s_gji ||h(q_gj) - h(k_ji)||^2
 //   balance        eta / S     sum over j of ||1 / m_j sum over i of h(k_ji)||^2
 //   decorrelation  lambda (sqrt(||W'W - I||_F^2 + delta^2) - delta)
-// delta = decorrelation_softness. The paper's norm, delta = 0, has a gradient of the same length
-// everywhere but at its minimum, and steps of a fixed rate jump back and forth across it.
+// delta = decorrelation_softness. With delta = 0, the paper's norm, the gradient has the same
+// length everywhere but at the minimum, and steps at a fixed rate jump back and forth across it.
 class HashObjective {
  public:
-  // Keeps a reference to the pairs.
+  // The pairs must outlive this object.
   HashObjective(const HashPairs& pairs, const HashTrainingConfig& config)
       : pairs_(pairs), config_(config) {}
 
-  // The loss at `weight`, and its gradient. The same bits for any number of threads.
+  // Returns the loss at `weight` and writes its gradient. The same bits for any number of threads.
   //   weight, dweight  [head_dim, bits] f32; dweight is overwritten
   HashLoss gradient(ConstTensorView weight, TensorView dweight) const;
 

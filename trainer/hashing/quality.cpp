@@ -14,7 +14,7 @@
 namespace switchyard {
 namespace {
 
-// The keys that codes choose, by the ops that decoding uses.
+// Chooses keys by their codes, with the ops that decoding uses.
 class CodeSelection {
  public:
   //   weight  [head_dim, bits]
@@ -29,7 +29,7 @@ class CodeSelection {
                 codes_, {});
   }
 
-  // Of one query: distances to the keys [first, first + keys), from which `choose` chooses.
+  // Measures one query's distances to the keys [first, first + keys), from which `choose` chooses.
   void measure_distances(int64_t sequence, int64_t first, int64_t keys) {
     const int64_t group = q_codes_.shape()[1], sequences = q_codes_.shape()[2];
     Tensor query({1, group, words_}, DType::i32);
@@ -61,7 +61,7 @@ class CodeSelection {
   Tensor length_{{1}, DType::i32}, distances_;
 };
 
-// The indices of all keys, the smallest cost first; ties: the most recent.
+// The indices of all keys by rising cost; of equal costs the most recent key is first.
 std::vector<int64_t> ranking(const std::vector<double>& cost) {
   std::vector<int64_t> order(cost.size());
   std::iota(order.begin(), order.end(), int64_t{0});
@@ -83,7 +83,7 @@ void add_softmax(std::span<const float> scores, double scale, int64_t group,
   }
 }
 
-// What selections of one query's keys are measured against.
+// The true costs and masses of one query's keys, with which selections are compared.
 struct Truth {
   std::vector<double> cost;  // minus the group's summed score
   std::vector<double> mass;

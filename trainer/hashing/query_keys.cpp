@@ -68,7 +68,7 @@ Tensor QueryKeyFile::read_heads(const std::string& name, int64_t first, int64_t 
   const std::vector<int64_t> checksums = dataset.get_ints(kChecksums);
   for (int64_t head = 0; head < count; ++head) {
     require(checksums.at(static_cast<size_t>(first + head)) == checksum(x.view().rows(head, 1)),
-            "{}: the values of head {} were altered; remove the file, and it is made anew",
+            "{}: the values of head {} were altered; remove the file and run train-hash again",
             dataset.where(), first + head);
   }
   return x;
@@ -91,7 +91,7 @@ bool has_query_keys(const fs::path& path, const std::string& key) {
   try {
     if (QueryKeyFile(path).key() == key) return true;
   } catch (const Error&) {
-    // Damaged: made anew.
+    // The file is damaged, so it is made anew.
   }
   fs::remove(path);
   return false;

@@ -12,14 +12,14 @@
 
 namespace switchyard {
 
-// Queries and keys after RoPE, on disk between the model's passes and the training of its hash: of
+// Queries and keys after RoPE, kept on disk from the model's passes until its hash is trained: for
 // each sequence one query per head, at a position that all heads and layers share, and the keys
-// that it sees. One HDF5 file per block of sequences:
+// that this query sees. One HDF5 file per block of sequences:
 //   /row_offsets  [sequences + 1] i64            where each sequence's keys begin, and the end
 //   /layers.L/q   [heads, sequences, head_dim]   f32
 //   /layers.L/k   [kv_heads, rows, head_dim]     f32; the last of a sequence is the query's own
-// An attribute holds a key that says what they were computed from; each dataset has the CRC32C of
-// every head. A file has its name only when it is whole.
+// An attribute holds a key of everything that they were computed from; each dataset has the CRC32C
+// of every head. A file gets its name only when it is whole.
 
 class QueryKeyWriter {
  public:
@@ -36,7 +36,7 @@ class QueryKeyWriter {
   void write(const std::string& name, ConstTensorView x);
 
   UnfinishedFile unfinished_;
-  hdf5::File file_;  // closed before what was not finished is removed
+  hdf5::File file_;  // closed before an unfinished file is removed
 };
 
 // One key/value head of a block.
@@ -62,8 +62,8 @@ class QueryKeyFile {
   hdf5::File file_;
 };
 
-// Whether there is an intact description of a block with this key. What is in the way, of another
-// key or torn, is removed.
+// Whether there is a block with this key whose description is intact. A torn file, or one with
+// another key, is removed.
 bool has_query_keys(const std::filesystem::path& path, const std::string& key);
 
 }  // namespace switchyard

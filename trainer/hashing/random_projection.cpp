@@ -20,7 +20,7 @@ Eigen::MatrixXd gaussian(RandomKey key, int64_t rows, int64_t columns) {
   return Eigen::Map<const RowMajor>(drawn.data<float>(), rows, columns).cast<double>();
 }
 
-// The Q of the QR decomposition whose R has a positive diagonal, which alone is unique and makes Q
+// The Q of the QR decomposition in which R has a positive diagonal. It is unique, and makes the Q
 // of a Gaussian matrix uniformly distributed (Mezzadri 2007).
 //   m, result  [rows, columns], rows >= columns
 Eigen::MatrixXd orthonormal_columns(const Eigen::MatrixXd& m) {
@@ -33,7 +33,7 @@ Eigen::MatrixXd orthonormal_columns(const Eigen::MatrixXd& m) {
 }  // namespace
 
 Tensor random_projection(HashInit init, RandomKey key, int64_t head_dim, int bits) {
-  // The shorter side's vectors are the orthonormal ones: columns of W, or its rows.
+  // The vectors along the shorter side are orthonormal: the columns of W, or its rows.
   const bool by_columns = bits <= head_dim;
   Eigen::MatrixXd vectors =
       gaussian(key, std::min<int64_t>(bits, head_dim), std::max<int64_t>(bits, head_dim))
@@ -55,7 +55,8 @@ RandomKey projection_key(uint64_t seed, int layer, int kv_head) {
 
 HashWeights random_hash_weights(uint64_t seed, HashInit init, const ModelConfig& model, int bits,
                                 int dense_layers) {
-  require(bits > 0 && bits % 32 == 0, "a code of {} bits does not fill words of 32", bits);
+  require(bits > 0 && bits % 32 == 0,
+          "a code of {} bits does not fill words of 32; set hash.bits to a multiple of 32", bits);
   HashWeights weights{.bits = bits,
                       .head_dim = model.head_dim,
                       .num_kv_heads = model.num_kv_heads,

@@ -6,7 +6,7 @@
 
 namespace switchyard {
 
-// scores[i] = q . k[i]. On the calling thread alone: too little work to share.
+// scores[i] = q . k[i], on the calling thread alone, because it is too little work to share.
 //   q  [head_dim], k  [scores.size(), head_dim]
 inline void score_keys(std::span<const float> q, const float* k, std::span<float> scores) {
   const auto head_dim = static_cast<int64_t>(q.size());

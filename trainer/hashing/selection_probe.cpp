@@ -28,7 +28,7 @@ std::vector<double> softmax(std::vector<double> scores) {
   return scores;
 }
 
-// The rows of (sequence, kv head) number `row` out of what all of them have.
+// Copies the rows of (sequence, key/value head) number `row` out of those of the whole batch.
 GroupAttention rows_of(std::span<const float> q, std::span<const float> k, std::span<const float> v,
                        int64_t row, int64_t group, int64_t length, const Shape& cache) {
   const int64_t max_len = cache[2], head_dim = cache[3];
@@ -107,7 +107,7 @@ SelectionSums AttentionReference::compare(const std::vector<int32_t>& indices,
     }
     double difference = 0.0, length = 0.0;
     for (size_t i = 0; i < output.size(); ++i) {
-      // A mass that underflows to nothing leaves nothing to attend to.
+      // If the mass underflows to zero, the output is zero.
       const double chosen = mass > 0.0 ? output[i] / mass : 0.0;
       difference += (chosen - all[i]) * (chosen - all[i]);
       length += all[i] * all[i];
@@ -130,7 +130,7 @@ void SelectionProbe::append(Stream& stream, Workspace& workspace, ConstTensorVie
   }
 }
 
-// What one candidate chose within one budget, on the host.
+// The choice of one candidate with one budget, on the host.
 struct SelectionProbe::Choice {
   std::vector<int32_t> indices, counts;
   int64_t stride = 0;  // indices per (sequence, key/value head)
@@ -166,7 +166,7 @@ SelectedKeys SelectionProbe::select(Stream& stream, Workspace& workspace, ConstT
   const std::vector<std::vector<Choice>> choices = choose(stream, workspace, q, k, cache);
   const HostF32 queries = host_f32(stream, q), keys = host_f32(stream, cache.k),
                 values = host_f32(stream, cache.v);
-  // By heads, whose sums are apart; sequences in their order, so that threads change no bit.
+  // Parallel over heads, which have sums of their own; the order of the sequences is fixed.
 #pragma omp parallel for schedule(dynamic)
   for (int64_t head = 0; head < kv_heads; ++head) {
     for (int64_t row = head; row < rows_ * kv_heads; row += kv_heads) {

@@ -8,7 +8,7 @@
 
 namespace switchyard {
 
-// How well chosen keys stand for all of them, summed over queries; of one key/value head.
+// How well the chosen keys of one key/value head represent all keys, summed over queries.
 struct SelectionSums {
   double queries = 0.0;
   double recall = 0.0;  // share of the true top N, by sum over the group of <q, k>, N the budget
@@ -16,25 +16,25 @@ struct SelectionSums {
   double output_error = 0.0;    // |o - o_all| / |o_all|, mean over the group
 };
 
-// Measures several ways to choose keys beside each other while a layer decodes densely: every new
-// query is put to all of them, and then attends to all keys.
+// Measures several ways to choose keys while a layer decodes densely: for every new query all
+// candidates choose keys, and then the query attends to all keys.
 class SelectionProbe final : public KeySelector {
  public:
   // Adds to sums[candidate][budget][key/value head] the values of the first `rows` sequences of the
-  // batch. Each of `budgets` as budget_tokens takes it. `sums` must outlive it.
+  // batch. `budgets` are as for budget_tokens. `sums` must outlive this object.
   using Sums = std::vector<std::vector<std::vector<SelectionSums>>>;
   SelectionProbe(std::vector<std::unique_ptr<KeySelector>> candidates, std::vector<double> budgets,
                  int64_t rows, Sums& sums);
 
   void append(Stream& stream, Workspace& workspace, ConstTensorView k,
               int64_t first_position) override;
-  // Always empty: all keys, whatever the budget.
+  // Always returns an empty selection, which stands for all keys.
   SelectedKeys select(Stream& stream, Workspace& workspace, ConstTensorView q, ConstTensorView k,
                       const CachedKeys& cache, int64_t budget) override;
 
  private:
   struct Choice;
-  // By candidate and budget.
+  // [candidate][budget]
   std::vector<std::vector<Choice>> choose(Stream& stream, Workspace& workspace, ConstTensorView q,
                                           ConstTensorView k, const CachedKeys& cache);
 
@@ -51,19 +51,19 @@ struct GroupAttention {
   int64_t group = 0, length = 0, head_dim = 0;
 };
 
-// Full attention of the group's queries, in double, as a reference to compare choices with.
+// Full attention of the group's queries, in double, with which choices are compared.
 class AttentionReference {
  public:
   explicit AttentionReference(const GroupAttention& rows);
 
-  // What the keys at `indices` are worth; `budget` of the best keys are the true ones.
+  // Compares the keys at `indices` with the `budget` keys that have the highest true scores.
   SelectionSums compare(const std::vector<int32_t>& indices, int64_t budget) const;
 
  private:
   const GroupAttention& rows_;
   std::vector<std::vector<double>> weights_;  // [group][length] softmax
   std::vector<std::vector<double>> outputs_;  // [group][head_dim]
-  std::vector<int64_t> rank_;  // [length] by score, the best first; of equal ones the most recent
+  std::vector<int64_t> rank_;  // [length] by score, the best first; ties: the most recent
 };
 
 }  // namespace switchyard

@@ -10,7 +10,7 @@
 
 namespace switchyard {
 
-// How many answers of samples were right; of one task.
+// How many answers of one task's samples were right.
 struct AnswerScore {
   int64_t samples = 0;
   int64_t exact = 0;  // samples with every answer right
@@ -22,7 +22,7 @@ struct AnswerScore {
 };
 using AnswerScores = std::vector<AnswerScore>;  // by the number of the task
 
-// What a benchmark knows of its held-out text: documents are samples, each of a task, and the
+// A benchmark's knowledge of its held-out text: each document is a sample of a task, and the
 // targets of a sample are its answers.
 class AnswerKey {
  public:
@@ -30,7 +30,7 @@ class AnswerKey {
 
   virtual int num_tasks() const = 0;
   virtual std::string_view task_name(int task) const = 0;
-  // The task of the sample that begins with this token; none where no sample begins.
+  // The task of the sample that begins with this token, if one does.
   virtual std::optional<int> task_of(int32_t first_token) const = 0;
   // Whether `token` is right for the answer at `position` of a sample of that task.
   //   targets  [n]: the answers, and -1 everywhere else; targets[position] is an answer
@@ -41,7 +41,7 @@ class AnswerKey {
 // Counts a sample whose answers were predicted as `right` says, in the order of the answers.
 void add_sample(AnswerScore& score, const std::vector<bool>& right);
 
-// Names the counts of all tasks as sums over ranks.
+// Adds the counts of all tasks to the reduction, as sums over ranks.
 void add_scores(RankReduction& reduction, AnswerScores& scores);
 
 }  // namespace switchyard

@@ -11,7 +11,7 @@
 namespace switchyard {
 namespace {
 
-// The first position whose token is followed by a target, in any row; seq_len without any.
+// The first position of any row that has a target; seq_len if there is none.
 int64_t first_target(const MicroBatch& batch) {
   int64_t first = batch.seq_len;
   const int32_t* targets = batch.targets.data<int32_t>();
@@ -67,7 +67,9 @@ DecodePlan plan_decoding(const RunConfig& config, ValidationLoader& validation, 
   world.all_reduce(stream, view_of(std::span(&latest, 1)), ReduceOp::max);
   plan.prefill = static_cast<int64_t>(-latest);
   run_collectively(world, [&] {
-    require(plan.prefill >= 1, "a held-out sequence begins with an answer: nothing comes before");
+    require(
+        plan.prefill >= 1,
+        "a held-out sequence has an answer right after its first token: make its prompt longer");
   });
   return plan;
 }

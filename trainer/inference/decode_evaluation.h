@@ -10,11 +10,11 @@
 
 namespace switchyard {
 
-// Over tokens that were decoded one by one.
+// Sums over tokens that were decoded one by one.
 struct DecodeScore {
   double loss_sum = 0.0;  // cross-entropy
   int64_t targets = 0;
-  AnswerScores answers;  // empty without a key
+  AnswerScores answers;  // empty without an answer key
 
   double loss() const { return targets > 0 ? loss_sum / static_cast<double>(targets) : 0.0; }
   double perplexity() const;
@@ -22,30 +22,30 @@ struct DecodeScore {
 
 // Which tokens of a held-out file are decoded.
 struct DecodePlan {
-  int64_t batches = 0;  // global ones, from the start of the file
+  int64_t batches = 0;  // global batches, from the start of the file
   int64_t prefill = 0;  // tokens of each sequence that are read at once, before the others
   const AnswerKey* answers = nullptr;  // optional; with it each sequence is one sample
 
-  // Without anything decoded.
+  // A score of zero tokens.
   DecodeScore no_score() const;
 };
 
-// All but the last decode.eval_tokens of each sequence are read at once; with an answer key at most
-// those before the last token that asks for the first answer of any sample, so that every answer is
-// decoded. The same on every layout. Collective over the world.
+// All but the last decode.eval_tokens of each sequence are read at once. With an answer key, the
+// last token before the earliest answer of any sample is decoded, too, and with it every answer.
+// The plan is the same on every layout. Collective over the world.
 //   answers  may be null; outlives the plan
 DecodePlan plan_decoding(const RunConfig& config, ValidationLoader& validation, int64_t batches,
                          const AnswerKey* answers, Communicator& world);
 
-// Decodes one batch with the selectors and adds what its targets say. Collective as ForcedDecoding.
+// Decodes one batch with the selectors and scores its targets. As collective as ForcedDecoding.
 void add_decoding(const DecodePlan& plan, ForcedDecoding& decoding,
                   const SelectorFactory& selectors, const MicroBatch& batch, DecodeScore& score);
 
-// The scores of all ranks, on all ranks; tp ranks have the same sequences. Collective over the
-// world.
+// Replaces the scores by their sums over ranks; the ranks of a tp group have the same sequences and
+// count once. Collective over the world.
 void sum_over_ranks(const DistributedContext& dist, std::vector<DecodeScore>& scores);
 
-// The held-out sequences of the plan, decoded once with the selectors of each factory. Collective
+// Decodes the held-out sequences of the plan once with the selectors of each factory. Collective
 // over the world; throws CollectiveError on a damaged file.
 std::vector<DecodeScore> evaluate_decoding(Stream& stream, Transformer& model,
                                            const DistributedContext& dist,

@@ -20,11 +20,13 @@ ForcedDecoding::ForcedDecoding(Stream& stream, Transformer& model, const Distrib
       cache_(model.make_cache(rows_, batch.seq_len)),
       logits_({rows_, model.config().vocab_size}, DType::f32, stream.device()) {
   require(prefill >= 1 && prefill < batch.seq_len,
-          "of {} tokens, {} cannot be read before the others", batch.seq_len, prefill);
+          "of a sequence of {} tokens, {} cannot be read at once: at least 1 must be, and 1 must "
+          "be left",
+          batch.seq_len, prefill);
   read(0, prefill_);
 }
 
-// Tokens [first, first + count) of every sequence; rows that fill up repeat the last sequence.
+// Reads tokens [first, first + count) of every sequence; padding rows repeat the last sequence.
 void ForcedDecoding::read(int64_t first, int64_t count) {
   MicroBatch step{.num_sequences = rows_,
                   .seq_len = count,
@@ -48,7 +50,7 @@ void ForcedDecoding::read(int64_t first, int64_t count) {
   model_.forward_cached(ctx, cache_, logits_);
   saved_.reset();
   scratch_.reset();
-  stream_.synchronize();  // the step's tokens go
+  stream_.synchronize();  // The step's tokens are freed on return.
 }
 
 void ForcedDecoding::run(const SelectorFactory& selectors, const OnLogits& on_logits) {

@@ -9,20 +9,20 @@
 namespace switchyard {
 
 // Decodes sequences along their own tokens: the first ones are read at once, with full attention,
-// the others one by one, each from the cache. All sequences of a batch go together. The mask is
-// causal: a sequence is taken for one document.
+// the others one by one from the cache, in all sequences of a batch together. The mask is causal: a
+// sequence is taken for one document.
 class ForcedDecoding {
  public:
-  // Reads the first `prefill` tokens, at least one and not all. `batch`, on the host, and the
-  // others must outlive it. Collective over the tp and ep groups; all of their ranks have batches
-  // of the same shape.
+  // Reads the first `prefill` tokens, at least one and not all. `batch` is on the host; all
+  // arguments must outlive this object. Collective over the tp and ep groups, whose ranks have
+  // batches of the same shape.
   ForcedDecoding(Stream& stream, Transformer& model, const DistributedContext& dist,
                  const MicroBatch& batch, int64_t prefill);
 
-  //   logits  [batch, vocab_size] f32 on the host: of the token behind `position`
+  //   logits  [batch, vocab_size] f32 on the host: of the token after `position`
   using OnLogits = std::function<void(int64_t position, ConstTensorView logits)>;
-  // Decodes the rest with `selectors`; may be called again, with others. `on_logits` is called for
-  // the positions from `prefill` on. Collective as the constructor.
+  // Decodes the remaining tokens with `selectors`, and may be called again with other ones. Calls
+  // `on_logits` for the positions from `prefill` on. As collective as the constructor.
   void run(const SelectorFactory& selectors, const OnLogits& on_logits);
 
  private:
@@ -33,7 +33,7 @@ class ForcedDecoding {
   const DistributedContext& dist_;
   const MicroBatch& batch_;
   int64_t prefill_;
-  int64_t rows_;  // of the batch, and as many more as tp needs
+  int64_t rows_;  // of the batch, rounded up to a multiple of tp
   Workspace saved_, scratch_;
   KvCache cache_;
   Tensor logits_;  // [rows, vocab_size]

@@ -10,7 +10,7 @@
 namespace switchyard {
 namespace {
 
-// `columns` tokens of every sequence; token(b, t) gives them.
+// A batch of `columns` tokens per sequence; token(b, t) returns them.
 template <class Token>
 MicroBatch batch_of(int64_t batch, int64_t columns, const Token& token) {
   MicroBatch result{.num_sequences = batch,
@@ -26,8 +26,8 @@ MicroBatch batch_of(int64_t batch, int64_t columns, const Token& token) {
   return result;
 }
 
-// Draws the next token of every sample from its row of logits. tp ranks hold the same logits up to
-// the order of sums, and dp ranks too; rank 0 decides for all.
+// Draws the next token of every sample from its row of logits. All ranks hold the same logits up to
+// the order of sums; rank 0 draws for all of them.
 std::vector<int32_t> draw(Stream& stream, const DistributedContext& dist,
                           const GenerationRequest& request, int64_t position,
                           ConstTensorView logits) {
@@ -54,7 +54,7 @@ std::vector<std::vector<int32_t>> generate(Stream& stream, Transformer& model,
   const int64_t context = model.config().seq_len;
   require(prompt_len < context, "the prompt has {} tokens, the model's context {}", prompt_len,
           context);
-  // Sequences are shared out over tp.
+  // The tp ranks share the sequences.
   const int64_t tp = dist.tp().size();
   const int64_t batch = round_up(request.num_samples, tp);
   const int64_t max_len = std::min(context, prompt_len + request.max_tokens);

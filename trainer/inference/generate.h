@@ -13,7 +13,7 @@ struct GenerationRequest {
   std::vector<int32_t> prompt;  // at least one token
   int64_t max_tokens = 128;     // fewer where the context length or end_token comes first
   int64_t num_samples = 1;
-  int32_t end_token = -1;  // a sample ends with it; -1: none
+  int32_t end_token = -1;  // a sample ends with this token; -1: none
   SamplingOptions sampling = {};
   uint64_t seed = 0;
   const DecodeSetup* setup = nullptr;  // null: new tokens attend to all keys

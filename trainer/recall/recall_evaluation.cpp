@@ -17,14 +17,14 @@ int32_t likeliest(std::span<const float> logits) {
   return static_cast<int32_t>(std::ranges::max_element(logits) - logits.begin());
 }
 
-// Of the document that begins at `begin`: behind its last token.
+// The position after the last token of the document that begins at `begin`.
 size_t end_of_document(std::span<const int32_t> tokens, size_t begin) {
   const auto last = std::ranges::find(tokens.subspan(begin), RecallVocabulary::kEndOfDocument);
   return std::min(static_cast<size_t>(last - tokens.subspan(begin).begin()) + begin + 1,
                   tokens.size());
 }
 
-// Samples do not reach over the ends of a row; each begins with its task.
+// Scores the samples of a row. No sample crosses the ends of the row; each begins with its task.
 //   tokens, targets  [seq_len] of one row
 //   logits           [seq_len, vocab_size]
 void score_row(std::span<const int32_t> tokens, std::span<const int32_t> targets,
@@ -32,7 +32,7 @@ void score_row(std::span<const int32_t> tokens, std::span<const int32_t> targets
   const auto vocab = static_cast<size_t>(logits.dim(1));
   for (size_t begin = 0, end = 0; begin < tokens.size(); begin = end) {
     const auto task = recall_task_of(tokens[begin]);
-    if (!task) return;  // what fills up the last batch
+    if (!task) return;  // padding of the last batch
     std::vector<bool> right;
     end = end_of_document(tokens, begin);
     for (size_t t = begin; t < end; ++t) {
@@ -44,7 +44,7 @@ void score_row(std::span<const int32_t> tokens, std::span<const int32_t> targets
   }
 }
 
-// Over the ranks that had sequences of their own: one of each tp group.
+// Sums over the ranks with different sequences: one of each tp group.
 void add_ranks(Stream& stream, const DistributedContext& dist, AnswerScores& scores) {
   if (dist.tp().rank() != 0) scores.assign(scores.size(), {});
   RankReduction reduction(dist.world());

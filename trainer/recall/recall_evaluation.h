@@ -12,23 +12,23 @@
 
 namespace switchyard {
 
-// The answers of the recall tasks, for configurations whose tokenizer is theirs; else null.
+// The answer key of the recall tasks if the tokenizer is that of the recall tasks, else null.
 const AnswerKey* recall_answers(const RunConfig& config);
 
-// Counts the samples of a micro-batch, each by the task that it begins with. Rows without one,
-// which fill up a last batch, count nothing.
-//   batch   of a loader of recall files: no sample reaches over the end of a row
+// Counts the samples of a micro-batch, each for the task that it begins with. Rows that begin with
+// no task, which pad a last batch, are not counted.
+//   batch   of a loader of recall files: no sample crosses the end of a row
 //   logits  [tokens, vocab_size] f32, on the host
 //   scores  by RecallTask
 void add_batch(AnswerScores& scores, const MicroBatch& batch, ConstTensorView logits);
 
-// A table for people, of the tasks that have samples.
+// The scores as a table for people, with a row per task that has samples.
 std::string describe(const AnswerScores& scores, const AnswerKey& answers);
 
-// The likeliest token at the answers of the first `max_batches` global batches of a file of recall
-// tasks, every answer seeing those before it as they should be: what greedy decoding gives where it
-// makes no mistake, and the same on every layout. Collective over the world; throws CollectiveError
-// on a damaged file.
+// Scores the likeliest token at each answer of the first `max_batches` global batches of a file of
+// recall tasks. Each answer sees the right answers before it, so this is greedy decoding until its
+// first mistake. The same on every layout. Collective over the world; throws CollectiveError on a
+// damaged file.
 AnswerScores evaluate_recall(Stream& stream, Transformer& model, const DistributedContext& dist,
                              ValidationLoader& validation, int64_t max_batches);
 

@@ -17,17 +17,18 @@
 namespace switchyard {
 namespace {
 
-// What makes other samples of the same options: counts up with changes of the generator.
+// Must rise with every change of the generator that makes other samples of the same options.
 constexpr int kGeneratorVersion = 1;
 
 void check(const DataSection& config, int64_t seq_len) {
   require(!config.train.empty(), "data.train must name the token file to write");
-  require(config.train != config.validation, "data.train and data.validation are the same file");
-  require(seq_len > 0, "model.seq_len is missing: how long the sequences are");
+  require(config.train != config.validation,
+          "data.train and data.validation are the same file: name two files");
+  require(seq_len > 0, "model.seq_len is missing: it is the length of the sequences");
   require(config.recall.train_sequences > 0,
-          "data.recall.train_sequences is missing: how much to train on");
+          "data.recall.train_sequences is missing: it is the number of sequences to train on");
   require(config.validation.empty() || config.recall.validation_sequences > 0,
-          "data.validation names a file, and data.recall.validation_sequences is 0");
+          "data.validation names a file, but data.recall.validation_sequences is 0; set it");
   for (const ConfigProblem& problem : check_recall(config.recall, seq_len)) {
     fail("{}: {}", problem.key, problem.text);
   }
@@ -45,7 +46,7 @@ std::string describe(const RecallSection& options, int64_t seq_len) {
       options.distractor_share, options.values, options.queries, options.hops);
 }
 
-// The length of the samples in a sequence to train on.
+// The length of each sample in a training sequence.
 int64_t sample_length(const RecallSection& options, int64_t seq_len, int64_t sequence) {
   const std::vector<int64_t> lengths = recall_lengths(options, seq_len);
   const uint64_t draw =
@@ -53,7 +54,7 @@ int64_t sample_length(const RecallSection& options, int64_t seq_len, int64_t seq
   return lengths[draw % lengths.size()];
 }
 
-// The answers count as targets, nothing else does.
+// Only the answers count as targets.
 void append(const RecallSample& sample, TokenFileWriter& writer) {
   std::vector<uint8_t> loss_mask(sample.tokens.size() + 1, 0);
   for (const RecallAnswer& answer : sample.answers) {

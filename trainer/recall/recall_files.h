@@ -9,12 +9,12 @@
 namespace switchyard {
 
 // The command `tokenize` for the recall tasks: makes the token files `train` and, if it is named,
-// `validation`, of config.recall.train_sequences and validation_sequences whole sequences. Those to
-// train on hold samples of one of the lengths of recall_lengths, each length as often; the held-out
-// ones are each one sample. A function of the configuration alone; what is there and up to date is
-// kept.
+// `validation`, of config.recall.train_sequences and validation_sequences whole sequences. A
+// training sequence holds samples of one of the lengths of recall_lengths, drawn uniformly; a
+// held-out sequence is one sample. The files are a function of the configuration alone; a file that
+// is up to date is kept.
 //   log  one line for each thing done
-// Throws Error: options that cannot work, a full disk.
+// Throws Error on options that cannot work and on a full disk.
 TokenizeReport make_recall_files(const DataSection& config, int64_t seq_len, std::ostream& log);
 
 }  // namespace switchyard

@@ -16,15 +16,15 @@ using V = RecallVocabulary;
 
 constexpr double kHeldOutShare = 0.25;
 constexpr int64_t kNeedleTokens = 3;
-constexpr int64_t kWalk = 4;                // answers to a question of a walk, at most
-constexpr int64_t kWalkTokens = 2 + kWalk;  // with the question
+constexpr int64_t kWalk = 4;                // most answers to a question of a walk
+constexpr int64_t kWalkTokens = 2 + kWalk;  // and its question
 constexpr int64_t kEchoTokens = 9;          // "ask a b a b a b a b"
 constexpr int64_t kTaskAndEnd = 2;          // the first and the last token of a document
-// Of the vocabulary, in one sample where they must differ: enough remain to choose from.
+// Most different keys and values of one sample: enough of the vocabulary remains to choose from.
 constexpr int64_t kMostKeys = V::kNumKeys / 4 * 3;
 constexpr int64_t kMostValues = V::kNumValues / 4 * 3;
 
-// One random number after the other, of one sample.
+// A sequence of random numbers, for one sample.
 class Draws {
  public:
   explicit Draws(RandomKey key) : key_(key) {}
@@ -45,7 +45,7 @@ class Draws {
   uint64_t next_ = 0;
 };
 
-// What a task needs per question, and how many questions the vocabulary has words for.
+// The needles and tokens of one question, and the most questions that the vocabulary allows.
 struct QuestionSize {
   int64_t needles, tokens, most;
 };
@@ -55,7 +55,7 @@ QuestionSize question_size(const RecallSection& options, RecallTask task) {
     case RecallTask::single:
     case RecallTask::multi_query:
       return {1, 3, kMostKeys};
-    case RecallTask::multi_key:  // its needles are there whether they are asked for or not
+    case RecallTask::multi_key:  // its needles do not depend on the questions
       return {0, 3, kMostKeys};
     case RecallTask::multi_value:
       return {options.values, 2 + options.values, kMostValues / options.values};
@@ -64,14 +64,14 @@ QuestionSize question_size(const RecallSection& options, RecallTask task) {
     case RecallTask::practice:
       return {1, kWalkTokens, kMostKeys};
   }
-  fail("no such task");
+  fail("unknown recall task");
 }
 
 int64_t share_of(double share, int64_t length) {
   return static_cast<int64_t>(share * static_cast<double>(length));
 }
 
-// Needles of a multi_key sample.
+// The number of needles of a multi_key sample.
 int64_t distractors(const RecallSection& options, int64_t length) {
   return std::clamp<int64_t>(share_of(options.distractor_share, length) / kNeedleTokens, 1,
                              kMostKeys);
@@ -151,7 +151,7 @@ class SampleMaker {
     return wished && practice_room() >= std::max(kNeedleTokens + kWalkTokens, kEchoTokens);
   }
 
-  // Every other sample to train on has as many as it can: a lone answer teaches little.
+  // Half of the training samples have as many as fit: a single answer teaches little.
   int64_t num_questions() {
     if (part_ == RecallPart::train) {
       const int64_t most = most_questions(options_, sample_.task, length_);
@@ -163,12 +163,13 @@ class SampleMaker {
   bool fits(int32_t first, int32_t second) const {
     return is_held_out_needle(first, second) == (part_ == RecallPart::held_out);
   }
-  // One of the words that may follow `first`; it is not given out again.
+  // Takes out of `words` one that may follow `first`.
   int32_t take_second(int32_t first, std::vector<int32_t>& words) {
     // The words are in random order already.
     const auto found =
         std::ranges::find_if(words, [&](int32_t second) { return fits(first, second); });
-    require(found != words.end(), "no needle is left for {}: ask for less at once",
+    require(found != words.end(),
+            "no needle is left for {}: lower data.recall.values, hops or train_share",
             to_string(sample_.task));
     const int32_t second = *found;
     words.erase(found);
@@ -197,7 +198,7 @@ class SampleMaker {
     draws_.shuffle(needles_);
   }
 
-  // Which of `groups` each needle belongs to: each has `size` of them, mixed.
+  // The group of each needle: `size` needles of each of `groups`, in random order.
   std::vector<size_t> mixed_groups(int64_t groups, int64_t size) {
     std::vector<size_t> owners;
     for (int64_t i = 0; i < groups * size; ++i) owners.push_back(static_cast<size_t>(i % groups));
@@ -226,8 +227,8 @@ class SampleMaker {
 
   int64_t practice_room() const { return share_of(options_.train_share, length_) - kTaskAndEnd; }
 
-  // A path through words of any kind, its steps scattered over the haystack; and walks along it
-  // from anywhere, as many as there is room for.
+  // Makes a path through words of any kind, whose steps are scattered over the haystack, and asks
+  // for as many walks along it as there is room for, each from a random step.
   void ask_for_walks() {
     int64_t room = practice_room();
     const int64_t most = std::min(room / (kNeedleTokens + kWalkTokens), kMostKeys);
@@ -248,7 +249,7 @@ class SampleMaker {
     }
   }
 
-  // Two words in turn, as many pairs as there is room for: each word is the one before the last.
+  // Two words in turn, for as many pairs as fit: each word repeats the one before the last.
   void ask_for_echoes() {
     for (int64_t i = 0; i < practice_room() / kEchoTokens; ++i) {
       const int32_t a = any_word(), b = any_word();
@@ -270,8 +271,8 @@ class SampleMaker {
     return tokens;
   }
 
-  // Needles and fillers in any order: the places of the needles among all are drawn one after the
-  // other (selection sampling, Knuth 3.4.2 S).
+  // Writes needles and fillers. The places of the needles are drawn uniformly, in one pass
+  // (selection sampling, Knuth 3.4.2 S).
   void write_haystack() {
     const int64_t needles = std::ssize(needles_);
     const int64_t fillers = length_ - kTaskAndEnd - needle_tokens() - question_tokens();
@@ -304,13 +305,13 @@ class SampleMaker {
   RecallPart part_;
   int64_t length_;
   Draws draws_;
-  std::vector<int32_t> keys_, values_;         // not yet in the sample
-  std::vector<std::vector<int32_t>> needles_;  // as they are written, in the order of the haystack
+  std::vector<int32_t> keys_, values_;         // words that the sample does not use yet
+  std::vector<std::vector<int32_t>> needles_;  // in the order of the haystack
   std::vector<Question> questions_;
   RecallSample sample_;
 };
 
-// Tokens of a held-out sample but for the fillers; of one to train on with a single question, no
+// Tokens of a held-out sample without its fillers; a training sample with a single question has no
 // more.
 int64_t least_length(const RecallSection& options, RecallTask task, int64_t length) {
   const QuestionSize size = question_size(options, task);

@@ -57,9 +57,9 @@ TEST(DecodeBench, RejectsWhatItCannotMeasure) {
   budget.budget = 0.0;
 
   EXPECT_THAT([&] { bench_decode(bits); },
-              testing::ThrowsMessage<Error>(testing::HasSubstr("100 bits")));
+              testing::ThrowsMessage<Error>(testing::HasSubstr("--bits is 100")));
   EXPECT_THAT([&] { bench_decode(budget); },
-              testing::ThrowsMessage<Error>(testing::HasSubstr("budget of 0")));
+              testing::ThrowsMessage<Error>(testing::HasSubstr("--budget is 0")));
 }
 
 }  // namespace

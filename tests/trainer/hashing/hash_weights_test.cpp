@@ -120,7 +120,7 @@ TEST_F(HashWeightsTest, AMissingFileNamesTheCommandThatMakesIt) {
 TEST_F(HashWeightsTest, AnotherHdf5FileIsNotTakenForWeights) {
   hdf5::File::create(path_).close();
 
-  EXPECT_THAT(error_of([&] { load_hash_weights(path_); }), HasSubstr("no file of hash weights"));
+  EXPECT_THAT(error_of([&] { load_hash_weights(path_); }), HasSubstr("not a file of hash weights"));
 }
 
 TEST_F(HashWeightsTest, EveryMismatchIsNamed) {
