@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Times PyTorch's scaled_dot_product_attention (FlashAttention) on the shapes of device_bench.
 
-Prints a Markdown table, so that the two stand side by side. Without PyTorch or a GPU it says so.
+Prints a Markdown table in the format of device_bench. Without PyTorch or a GPU it fails.
 """
 
 import statistics
@@ -21,7 +21,7 @@ SHAPES.append((4096, 128, 4))
 
 
 def seconds(run):
-    """The median of five stretches of ten runs, by the device's events."""
+    """Seconds per run: the median of five stretches of ten runs, timed by events of the device."""
     run()
     times = []
     for _ in range(5):

@@ -2,9 +2,9 @@
 # Packs the program, its device tests and benchmarks, and the shared libraries that they need, Open
 # MPI with its plug-ins included, into one folder:
 #   scripts/bundle.sh [FOLDER]        (build-bundle/bundle unless given)
-# It runs on x86-64 machines with AVX2, glibc 2.36 or newer, an NVIDIA driver and CUDA's libraries
-# (cuBLAS, NCCL): those of the Toolkit or of Python's nvidia-* wheels, which FOLDER/env.sh looks for.
-# There, FOLDER/gpu_check.sh checks everything and writes a report.
+# The bundle runs on x86-64 machines with AVX2, glibc 2.36 or newer, an NVIDIA driver and CUDA's
+# libraries (cuBLAS, NCCL). FOLDER/env.sh finds those of the Toolkit or of Python's nvidia-* wheels.
+# On such a machine FOLDER/gpu_check.sh checks everything and writes a report.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder="$(realpath -m "${1:-build-bundle/bundle}")"
@@ -24,7 +24,7 @@ cp -r configs "$folder/configs"
 cp tests/end_to_end/device_test.py "$folder/tests/end_to_end/"
 cp scripts/gpu_check.sh scripts/attention_reference.py "$folder/"
 
-# Open MPI finds its parts relative to OPAL_PREFIX as it does relative to its own prefix.
+# Open MPI finds its parts relative to OPAL_PREFIX in the same way as relative to its own prefix.
 mpi_path() { ompi_info --path "$1" --parsable | cut -d: -f3; }
 prefix="$(mpi_path prefix)" plugins="$(mpi_path pkglibdir)" help="$(mpi_path pkgdatadir)"
 cp "$(readlink -f "$(command -v mpirun)")" "$folder/bin/mpirun"
@@ -35,12 +35,12 @@ for part in "$plugins" "$help"; do
 done
 pmix_plugins=(/usr/lib/*/pmix*/lib/pmix)
 cp -L "${pmix_plugins[0]}"/*.so "$folder/pmix/"
-# Networks and storage of other machines, and what would bring their libraries.
+# Removes the plug-ins for networks and storage of other machines, which would need more libraries.
 find "$folder" -regextype egrep -regex '.*/mca_[a-z]+_(ofi|ucx|openib|psm2?|usnic|portals4|monitoring|pvfs2|lustre|gpfs|knem)\.so' \
   -delete
 
-# What the linker finds, but for glibc, which must be the machine's own, and CUDA's libraries. The
-# plug-ins' needs come from the folder as well.
+# Copies all libraries that the linker finds for the programs and plug-ins, except glibc, which must
+# be the machine's own, and CUDA's libraries.
 libraries_of() { ldd "$@" 2>/dev/null | awk '$2 == "=>" && $3 ~ /^\// {print $3}' | sort -u; }
 left_to_the_machine='/(ld-linux-x86-64|lib(c|m|dl|rt|pthread|resolv|util|cuda|cublas|cublasLt|nccl))\.so'
 libraries_of "$folder"/bin/* "$folder/${plugins#"$prefix"}"/*.so \
@@ -52,7 +52,7 @@ cat > "$folder/env.sh" <<'EOF'
 bundle="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 export PATH="$bundle/bin:$PATH" OPAL_PREFIX="$bundle" PMIX_PREFIX="$bundle"
 export OMPI_MCA_btl=self,vader,tcp OMPI_MCA_rmaps_base_oversubscribe=1
-# Not the machine's plug-ins, which may be of another version.
+# The machine's own plug-ins may have another version.
 export PMIX_PKGLIBDIR="$bundle/pmix"
 cuda_folders="$(python3 - 2>/dev/null <<'PY'
 import glob, site, sys

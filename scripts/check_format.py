@@ -1,6 +1,8 @@
 #!/usr/bin/python3
-"""Checks the layout of all C++ files: that clang-format 14 would change nothing, and that no line
-is longer than 100 columns (the formatter leaves comments and long strings alone)."""
+"""Checks the layout of all C++ files.
+
+clang-format 14 must change nothing, and no line may be longer than 100 columns (the formatter does
+not break all comments and strings)."""
 
 import argparse
 import pathlib
@@ -29,7 +31,7 @@ def long_lines(root, files):
 
 
 def layout_errors(root, files):
-    """What the formatter says of the places that it would change."""
+    """The formatter's messages about the places that it would change, and the remedy."""
     if shutil.which(FORMATTER) is None:
         return [f"{FORMATTER} is not installed: run scripts/setup.sh"]
     result = subprocess.run([FORMATTER, "--dry-run", "-Werror", *files], cwd=root,

@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""Checks the rules of the source tree that a compiler does not.
+"""Checks the rules of the source tree that a compiler does not check.
 
 Errors (exit code 1):
   - a file of kernels/ parallel/ layers/ optim/ trainer/ includes a folder to its right
@@ -18,28 +18,28 @@ import sys
 
 LAYERS = ["kernels", "parallel", "layers", "optim", "trainer"]
 MAY_USE_DEVICE_LIBRARIES = {"kernels", "parallel"}
-# What bodies of ops are made of; others call the ops.
+# These folders hold parts of the bodies of ops. Only kernels/ may use them; others call the ops.
 PRIVATE_ROOM = re.compile(r"^kernels/(cpu|cuda|inline)/")
 # NCCL works on the streams and events of CUDA.
 MAY_INCLUDE_PRIVATELY = {("parallel/nccl_communicator.cpp", "kernels/cuda/support.h")}
 DEVICE_HEADER = re.compile(r"^(cuda|cublas|cooperative_groups|nccl|nvml|mpi\b|mpi\.h|mpi-ext)")
 INCLUDE = re.compile(r'^\s*#\s*include\s+(?:"([^"]+)"|<([^>]+)>)')
 SUFFIXES = {".h", ".cuh", ".cpp", ".cu"}
-# The rooms of trainer/, from the bottom: each includes those of earlier rungs and itself. main.cpp
-# stands above all.
+# The rooms of trainer/ from the bottom. Each may include itself and the rooms of earlier rungs;
+# main.cpp may include all.
 ROOMS = [["files"], ["config"], ["data", "checkpoint", "planning"], ["interop"], ["training"],
          ["inference"], ["recall", "hashing"], ["bench"], ["commands"]]
 RUNG = {room: rung for rung, rooms in enumerate(ROOMS) for room in rooms}
 ROOM_ORDER = " <- ".join(", ".join(rooms) for rooms in ROOMS)
 SCREEN = 70
 LONGEST_FILE = 500
-# Too long as they are; each goes from this list when it is split.
+# These files are too long. Remove a file from this list when it is split.
 STILL_TOO_LONG = {
     "kernels/attention/attention.cpp",
     "kernels/attention/attention_tensor_core.cu",
     "trainer/config/schema.cpp",
 }
-# Opens a top-level block that is not a function.
+# Matches a line that opens a top-level block other than a function.
 NOT_A_FUNCTION = re.compile(
     r"^(namespace|class|struct|enum|union|extern|constexpr|const|static_assert|#)")
 
@@ -65,13 +65,13 @@ def check_includes(path, lines):
             yield number, f"{layer}/ may not include {included}: {' <- '.join(LAYERS)}"
         if (layer != "kernels" and PRIVATE_ROOM.match(included)
                 and (path.as_posix(), included) not in MAY_INCLUDE_PRIVATELY):
-            yield number, f"{included} is private to kernels/: call an op, or give kernels/ one"
+            yield number, f"{included} is private to kernels/: call an op, or add one to kernels/"
         if layer not in MAY_USE_DEVICE_LIBRARIES and DEVICE_HEADER.match(included):
-            yield number, f"{included} stays inside kernels/ and parallel/"
+            yield number, f"{included}: only kernels/ and parallel/ may include device headers"
 
 
 def room_of(path):
-    """The room of a file of trainer/ ("trainer/data/corpus.h"); none for what stands above all."""
+    """The room of a file of trainer/ ("trainer/data/corpus.h" -> "data"); None for other files."""
     parts = path.split("/")
     return parts[1] if len(parts) > 2 and parts[0] == "trainer" else None
 
@@ -91,7 +91,7 @@ def check_rooms(path, lines):
 
 def check_header(lines):
     if not any(line.strip() == "#pragma once" for line in lines):
-        yield 1, "a header begins with #pragma once"
+        yield 1, "a header must begin with #pragma once"
     for number, line in enumerate(lines, 1):
         if re.match(r"\s*using\s+namespace\b", line):
             yield number, "no `using namespace` in headers"
@@ -103,11 +103,12 @@ def check_own_header_first(root, path, lines):
         return
     first = next(includes_of(lines), None)
     if first is None or first[1] != own.as_posix():
-        yield (first[0] if first else 1), f"the first include is {own}"
+        yield (first[0] if first else 1), f"the first include must be {own}"
 
 
 def long_functions(lines):
-    """Functions at namespace level; clang-format ends them with `}` in column 0."""
+    """(first line, length) of functions at namespace level that are longer than a screen;
+    clang-format ends a function with `}` in column 0."""
     begin = None
     for number, line in enumerate(lines, 1):
         if line and not line[0].isspace() and line[0] not in "{}":
@@ -123,11 +124,11 @@ def long_functions(lines):
 def check_length(path, lines):
     if path.as_posix() in STILL_TOO_LONG:
         return
-    length = len(lines) - 1  # behind the last line break
+    length = len(lines) - 1  # the last element follows the last line break
     if length > LONGEST_FILE:
         yield LONGEST_FILE + 1, f"{length} lines, more than {LONGEST_FILE}: split the file"
     for number, length in long_functions(lines):
-        yield number, f"{length} lines, more than a screen ({SCREEN}): a name is missing"
+        yield number, f"{length} lines, more than a screen ({SCREEN}): split the function"
 
 
 def check_tree(root):

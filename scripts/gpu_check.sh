@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Checks everything on this machine's first GPU, and times it, in at most ten minutes:
 #   gpu_check.sh [REPORT.md [STAGES]]        (in the folder that scripts/bundle.sh made)
-# or those stages alone whose names match a regular expression: kernels|layouts. Every device test, programs beside themselves on the CPU, compute-sanitizer where it exists, the
-# table of ops and of training steps. What fails or takes too long does not keep the rest from
-# running; the exit code is 0 if all passed.
+# STAGES is a regular expression such as 'kernels|layouts'; only stages with matching names run. The
+# stages are every device test, the program compared with itself on the CPU, compute-sanitizer where
+# it exists, and the tables of ops and of training steps. A stage that fails or takes too long does
+# not stop the others; the exit code is 0 if all passed.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")" || exit
 source ./env.sh
@@ -14,7 +15,7 @@ logs="$(mktemp -d)"
 export SWITCHYARD_REQUIRE_CUDA=1 OMP_NUM_THREADS=1
 shards=8
 
-# run NAME SECONDS COMMAND...: into $logs/NAME.{log,rc,seconds}
+# run NAME SECONDS COMMAND...: writes output, exit code and duration to $logs/NAME.{log,rc,seconds}
 run() {
   local name="$1" limit="$2" begin=$SECONDS
   shift 2
@@ -30,7 +31,7 @@ on_ranks() {  # ranks, device, program and arguments
     --mca mpi_yield_when_idle 1 "$@"
 }
 
-# All suites, in as many processes as there are shards; under the tool that the arguments name.
+# Runs all suites in one process per shard, under the tool that the arguments name.
 kernel_suites() {
   local shard pids=() failed=0
   for ((shard = 0; shard < shards; ++shard)); do
@@ -45,8 +46,8 @@ kernel_suites() {
   return $failed
 }
 
-# A sample of the suites: under a sanitizer they take a hundred times as long. Tests of full devices
-# provoke errors.
+# Runs a sample of the suites, because they take a hundred times as long under a sanitizer. It
+# excludes the tests of full devices, which cause CUDA errors on purpose.
 sanitize() {  # tool
   GTEST_FILTER="*Small*:*_31*:*_33*:*Tie*:*Empty*:*Document*:TensorCores/*0:TensorCores/*3:*Plan*:*Drop*:*Decode*-*Memory*" \
     kernel_suites compute-sanitizer --tool "$1" --error-exitcode 9 --print-limit 20 \
@@ -59,7 +60,7 @@ bench_step() {  # configuration, overrides
     train.global_batch_size=16 model.vocab_size=50304 --steps 5 --warmup 2
 }
 
-# Functions run under `timeout` in a shell of their own.
+# `timeout` runs functions in another shell, which needs these.
 export -f on_ranks sanitize kernel_suites bench_step
 export logs shards
 
@@ -72,7 +73,7 @@ begin() {  # NAME SECONDS FUNCTION ARGUMENTS...: in the background
   run "$1" "$2" bash -c '"$@"' shell "${@:3}" &
 }
 
-# Right or wrong: all at once, for neighbours do not change results.
+# Correctness: all stages run at once, because that does not change results.
 begin kernels 240 kernel_suites
 begin communicators_2 120 on_ranks 2 cuda:0 bin/communicator_test --gtest_brief=1
 begin communicators_4 120 on_ranks 4 cuda:0 bin/communicator_test --gtest_brief=1
@@ -92,7 +93,7 @@ if command -v compute-sanitizer >/dev/null; then
   begin racecheck 110 sanitize racecheck
   wait
 fi
-# Fast or slow: one after the other.
+# Speed: the stages run one after the other.
 for stage in "ops 150 bin/device_bench" "pytorch_attention 60 python3 attention_reference.py" \
   "step_bigmac 60 bench_step gpt3_medium_bigmac" \
   "step_fine_grained 60 bench_step gpt3_medium_fine_grained"; do

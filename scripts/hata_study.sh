@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Hash-aware top-k attention (HATA), from nothing to tables and pictures in runs/hata_study/:
+# Studies hash-aware top-k attention (HATA); the tables and pictures are in runs/hata_study/. Steps:
 #   packages, build; recall tasks, and a model that solves them from 2,048 tokens; the quickstart's
 #   BigMac model on real text; hash projections of several bits for both; every way to choose keys,
-#   measured beside dense decoding; pictures and tables.
-# Run again, it skips what is done and goes on with what is not.
+#   compared with dense decoding; pictures and tables.
+# When it is run again, it skips the steps that are complete.
 set -euo pipefail
 
 usage() {
@@ -12,8 +12,8 @@ usage: scripts/hata_study.sh [--recall CONFIG] [--text CONFIG | --no-text] [--bi
   --recall  configuration of the recall model (default: configs/recall_bigmac.yaml)
   --text    configuration of the text model (default: configs/quickstart_bigmac.yaml, which
             scripts/quickstart.sh trains)
-  --no-text the recall model alone
-  --bits    of the codes to learn; the first is the one that tables are of (default: "128 32 64 256")
+  --no-text study only the recall model
+  --bits    bits of the codes to learn; tables use the first number (default: "128 32 64 256")
   --ranks   processes (default: 2)
 USAGE
 }
@@ -36,9 +36,9 @@ done
 
 cd "$(dirname "$0")/.."
 study=runs/hata_study
-# Every layer chooses its keys: in models of few layers two dense ones would do most of the work.
-# Loki compares a quarter of a head's channels, as in the paper's tables (32 of 128). Quest's pages
-# are its own paper's where the smaller of the paper's budgets holds one of them.
+# Every layer chooses its keys, because in models of few layers two dense ones would do most of the
+# work. Loki compares a quarter of a head's channels, as in the paper's tables (32 of 128). Quest's
+# pages have the size of its own paper (16 keys) if the smaller of the paper's budgets holds a page.
 choices=(hash.dense_layers=0 decode.loki_channels=16)
 quest_page() {
   local page=$(($(value_of "$1" seq_len) / 64))
@@ -48,7 +48,8 @@ main_bits=${bits%% *}
 
 say() { printf '\n==> %s\n' "$*"; }
 
-# Once: `step NAME COMMAND...`; what is done has a file of that name, which tells how long it took.
+# `step NAME COMMAND...` runs a command once. A step that is complete has a file of that name, which
+# holds its duration.
 step() {
   local done=$study/done/$1 began=$SECONDS
   if [[ -e $done ]]; then
@@ -60,7 +61,7 @@ step() {
   echo "$((SECONDS - began)) s" >"$done"
 }
 
-# As root, Open MPI wants to be told twice.
+# Open MPI runs as root only if both variables are set.
 switchyard() {
   if (($(id -u) == 0)); then
     export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
@@ -69,8 +70,8 @@ switchyard() {
     build/switchyard "$@"
 }
 
-# Short samples first, where the configuration has a short one beside it; then from its last
-# checkpoint on, or from the newest of its own.
+# Trains on short samples first if there is a configuration CONFIG_short.yaml, then goes on from its
+# last checkpoint, or from the model's own newest one.
 train_recall() {
   local short=${recall%.yaml}_short.yaml from=()
   if [[ -e $short && ! -e $(run_dir "$recall")/checkpoints/latest ]]; then
@@ -82,20 +83,20 @@ train_recall() {
   switchyard train "$recall" "${from[@]}"
 }
 
-# In a whole sample few queries are those of questions, and in the shortest few keys compete: the hash
-# learns from samples of 256 to 2,048 tokens. Settings as docs/hata.md has them.
+# Long samples have few queries of questions, and short ones have few competing keys, so the hash
+# learns from samples of 256 to 2,048 tokens. docs/hata.md explains the settings.
 hash_samples=(data.recall.shortest=256 data.recall.practice_share=0 data.recall.train_sequences=600
   data.train=runs/recall_hash/train.h5 hash.training.num_sequences=300 hash.training.sigma=0.5
   hash.training.balance_weight=0 hash.training.pairs_per_epoch=16384)
 
-# Projections of a model that is there; queries and keys are collected once for all bits.
+# Learns the projections of a trained model. Queries and keys are collected once for all bits.
 learn() {
   local config=$1 width=$2 out=$3
   switchyard train-hash "$config" "${choices[@]}" "${layout[@]}" "${learning[@]}" hash.bits="$width" \
     hash.weights="$out/hash_weights_$width.h5" hash.training.keep_query_keys=true
 }
 
-# All bits, all methods, all budgets, on `sequences` held-out sequences.
+# Measures all bits, methods and budgets on `sequences` held-out sequences.
 measure() {
   local config=$1 run=$2 sequences=$3
   switchyard eval-hash "$config" "${choices[@]}" "${layout[@]}" hash.bits="$main_bits" \
@@ -103,7 +104,7 @@ measure() {
     hash.evaluation.bits="[${bits// /, }]" hash.evaluation.sequences="$sequences"
 }
 
-# name, configuration, run folder, held-out sequences to measure on
+# Arguments: name, configuration, run folder, number of held-out sequences to measure on.
 study_model() {
   local name=$1 config=$2 run=$3 sequences=$4
   for width in $bits; do
@@ -118,7 +119,7 @@ study_model() {
   cp "$run/hash/evaluation.json" "$study/$name/"
 }
 
-# config, key: the first value of that name, as of run.dir and model.seq_len
+# Arguments: configuration, key without its section. Prints the first value of that key.
 value_of() {
   build/switchyard train "$1" parallel.ep=1 --print-config |
     sed -n "s/^ *$2: \"\\?\([^\" ]*\).*/\1/p" | head -n 1
@@ -134,7 +135,7 @@ cmake --build --preset release --target switchyard
 mkdir -p "$study/done"
 
 say "Recall tasks, and a model that solves them: $recall"
-# Checkpoints load on any layout; for one model on few sequences experts need not be split.
+# Checkpoints load on any layout. A small model on few sequences does not need split experts.
 layout=(parallel.ep=1 train.global_batch_size=$((8 * ranks)) train.micro_batch_size=8)
 step recall.trained train_recall
 learning=("${hash_samples[@]}")

@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""Writes what eval-hash measured as Markdown tables, beside those of the paper.
+"""Writes the results of eval-hash as Markdown tables, beside the figures of the paper.
 
   scripts/hata_table.py recall runs/hata_study/recall/evaluation.json \\
                         text runs/hata_study/text/evaluation.json
@@ -27,7 +27,7 @@ def header(cells):
 
 
 def methods_of(evaluation, bits):
-    """(key, name) of the methods that were measured."""
+    """(key, name) of the measured methods."""
     found = []
     for method, (name, _, _) in METHODS.items():
         results = evaluation.of(method, bits)
@@ -43,7 +43,7 @@ def paper_cell(budget, method):
 
 
 def answers_table(evaluation, budget, bits):
-    """Per task the share of answers that are right, beside the paper's average over RULER."""
+    """The share of right answers per task, beside the paper's average over RULER."""
     tasks = list(evaluation.content["dense"]["tasks"])
     lines = header(["method", "keys", *tasks, "mean", "HATA paper, RULER"])
     dense = evaluation.content["dense"]
@@ -77,7 +77,7 @@ def quality_table(evaluation, budget, bits):
 
 
 def layer_table(evaluation, budget, bits):
-    """Learned beside random projections, per layer."""
+    """Compares learned with random projections in every layer."""
     learned = nearest_budget(evaluation.of("hata", bits), budget, evaluation)
     random = nearest_budget(evaluation.of("random_hash", bits), budget, evaluation)
     lines = header(["layer", "recall, learned", "recall, random", "mass, learned",
@@ -93,8 +93,8 @@ def describe(name, evaluation, bits):
     content = evaluation.content
     lines = [f"## {name}", "",
              f"{content['checkpoint']}; {content['sequences']} held-out sequences of "
-             f"{content['context']} tokens, of which all behind the first {content['prefill']} "
-             f"are decoded one by one; the first {content['dense_layers']} layers are dense.", ""]
+             f"{content['context']} tokens. All tokens after the first {content['prefill']} "
+             f"are decoded one by one. The first {content['dense_layers']} layers are dense.", ""]
     for budget in PAPER_BUDGETS:
         lines += [f"### Budget {share_text(budget)}", ""]
         if evaluation.has_tasks():
@@ -108,8 +108,8 @@ def describe(name, evaluation, bits):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("evaluations", nargs="+", metavar="NAME FILE",
-                        help="a name and an evaluation.json, one pair after the other")
-    parser.add_argument("--bits", type=int, help="of the hash methods; 128 or the nearest")
+                        help="pairs of a name and an evaluation.json")
+    parser.add_argument("--bits", type=int, help="bits of the codes; default: 128 or the nearest")
     arguments = parser.parse_args()
     if len(arguments.evaluations) % 2:
         parser.error("every name needs a file")

@@ -17,10 +17,10 @@ import numpy as np  # noqa: E402
 from matplotlib.colors import TwoSlopeNorm  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
 
-# Okabe and Ito's colours: told apart by colour-blind readers too.
+# The colours of Okabe and Ito, which colour-blind readers can distinguish, too.
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]
 INK, FAINT = "#222222", "#d9d9d9"
-SMOOTHED_POINTS = 50  # the smoothed curve averages over this fraction of the run
+SMOOTHED_POINTS = 50  # each point of the smoothed curve is the mean of 1 / 50 of the run
 
 plt.rcParams.update({
     "figure.dpi": 150, "savefig.bbox": "tight", "font.size": 10,
@@ -49,7 +49,7 @@ class Run:
                          for record in self.records if where(record)], dtype=float)
 
     def last_expert_load(self):
-        """[MoE layers, experts] load by the mean load, and its step; None without experts."""
+        """Load over mean load [MoE layers, experts] and its step; None without experts."""
         for record in reversed(self.records):
             if record.get("expert_load"):
                 shares = np.array(record["expert_load"], dtype=float)
@@ -58,7 +58,7 @@ class Run:
 
 
 def read_records(file):
-    """Skips lines that are not records: a run that is being written may end in half a line."""
+    """Yields the records; skips other lines, because an active run may end in half a line."""
     with open(file, encoding="utf-8", errors="replace") as lines:
         for line in lines:
             try:
@@ -76,7 +76,7 @@ def smooth(values):
     sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
     counts = np.concatenate([[0], np.cumsum(finite)])
     index = np.arange(len(values))
-    # As wide on the left as on the right, or the steep beginning would be pulled down.
+    # The window is symmetric; otherwise the steep beginning of the curve would be too low.
     reach = np.minimum(half, np.minimum(index, len(values) - 1 - index))
     begin, end = index - reach, index + reach + 1
     with np.errstate(invalid="ignore"):
@@ -123,7 +123,7 @@ def draw_loss(runs, path):
 
 def draw_load_map(figure, axes, run):
     load, step = run.last_expert_load()
-    # One scale for every picture, so that they compare; what is above it is drawn as its end.
+    # All pictures have one scale, so that they can be compared; larger values are drawn as its end.
     norm = TwoSlopeNorm(vmin=0.0, vcenter=1.0, vmax=3.0)
     image = axes.imshow(load, aspect="auto", cmap="RdBu_r", norm=norm, interpolation="nearest")
     axes.grid(False)
@@ -138,7 +138,7 @@ def draw_load_map(figure, axes, run):
 
 
 def draw_expert_load(runs, path):
-    """A map per run, and below how far the busiest expert was from the mean in every step."""
+    """A map per run, and below them the load of the busiest expert over the mean in every step."""
     mapped = [run for run in runs if run.last_expert_load() is not None]
     heights = [0.9 + 0.22 * len(run.last_expert_load()[0]) for run in mapped] + [2.4]
     figure, rows = plt.subplots(len(heights), 1, figsize=(8, sum(heights) + 0.9 * len(mapped)),
@@ -165,7 +165,7 @@ def draw_expert_load(runs, path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("runs", nargs="+", help="run folders or metrics.jsonl files")
-    parser.add_argument("--out", type=pathlib.Path, help="folder; the first run's by default")
+    parser.add_argument("--out", type=pathlib.Path, help="output folder; default: the first run's")
     arguments = parser.parse_args()
     if len(arguments.runs) > len(COLOURS):
         parser.error(f"at most {len(COLOURS)} runs can be told apart in one picture")

@@ -1,6 +1,8 @@
 #!/usr/bin/python3
-"""Draws what eval-hash measured: recall_by_budget.png, recall_by_bits.png, recall_by_head.png and, of
-recall tasks, answers_by_budget.png.
+"""Draws the results of eval-hash.
+
+The pictures are recall_by_budget.png, recall_by_bits.png, recall_by_head.png and, for recall tasks,
+answers_by_budget.png.
 
   scripts/plot_hash.py runs/recall_bigmac
   scripts/plot_hash.py runs/recall_bigmac/hash/evaluation.json --out pictures
@@ -20,7 +22,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator  # noqa: 
 
 from plot import COLOURS, INK  # noqa: E402
 
-# In the order of legends. A method keeps its colour and its mark in every picture.
+# (name, colour, mark) in the order of legends; the same in every picture.
 METHODS = {
     "exact_topk": ("exact top-k", INK, "x"),
     "hata": ("HATA", COLOURS[0], "o"),
@@ -45,18 +47,18 @@ class Evaluation:
         except (OSError, json.JSONDecodeError) as error:
             raise SystemExit(f"plot_hash: {file}: {error}")
         if self.content.get("format") != "switchyard.hash_evaluation":
-            raise SystemExit(f"plot_hash: {file} is no evaluation of hash projections")
+            raise SystemExit(f"plot_hash: {file} is not an evaluation of hash projections")
         self.folder = file.parent
         self.results = self.content["results"]
         bits = sorted({r["bits"] for r in self.results if "bits" in r})
-        # The paper's number of bits, or the nearest that was measured.
+        # The paper's number of bits, or the nearest measured one.
         self.main_bits = min(bits, key=lambda b: abs(b - MAIN_BITS)) if bits else None
 
     def share(self, result):
         return result["budget_tokens"] / self.content["context"]
 
     def of(self, method, bits=None):
-        """The results of one method (and number of bits), by rising budget."""
+        """The results of one method (and number of bits), in ascending order of budget."""
         found = [r for r in self.results
                  if method_of(r) == method and (bits is None or r.get("bits", bits) == bits)]
         return sorted(found, key=lambda r: r["budget_tokens"])
@@ -66,7 +68,7 @@ class Evaluation:
 
 
 def share_text(share):
-    """As the paper writes its budgets: 1.56 %, 3.13 %."""
+    """A share in the paper's form: 1.56 %, 3.13 %."""
     hundredths = int(10000 * share + 0.5)
     return f"{hundredths // 100}.{hundredths % 100:02} %"
 
@@ -76,7 +78,7 @@ def method_of(result):
 
 
 def mean_answers(scores):
-    """Mean over tasks of the share of answers that are right."""
+    """Mean over tasks of the share of right answers."""
     return float(np.mean([task["answers"] for task in scores["tasks"].values()]))
 
 
@@ -152,7 +154,7 @@ def draw_by_bits(evaluation, path):
 
 
 def head_map(result):
-    """[layers, heads] recall, and the numbers of the layers."""
+    """Recall [layers, heads], and the numbers of the layers."""
     layers = result["layers"]
     return (np.array([[head["recall"] for head in layer["heads"]] for layer in layers]),
             [layer["layer"] for layer in layers])
@@ -204,7 +206,7 @@ def draw_by_head(evaluation, path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("evaluation", help="run folder, or an evaluation.json")
-    parser.add_argument("--out", type=pathlib.Path, help="folder; the evaluation's by default")
+    parser.add_argument("--out", type=pathlib.Path, help="output folder; default: the evaluation's")
     arguments = parser.parse_args()
 
     evaluation = Evaluation(arguments.evaluation)
@@ -212,8 +214,8 @@ def main():
     out.mkdir(parents=True, exist_ok=True)
     draw_by_budget(evaluation, [("Recall of the true top N", lambda r: r["recall"], None),
                                 ("Attention mass", lambda r: r["attention_mass"], None)],
-                   out / "recall_by_budget.png", "What the chosen keys hold, mean over layers "
-                   "and heads")
+                   out / "recall_by_budget.png", "Recall and attention mass of the chosen keys, "
+                   "mean over layers and heads")
     print(out / "recall_by_budget.png")
     if evaluation.main_bits is not None:
         draw_by_bits(evaluation, out / "recall_by_bits.png")
@@ -228,7 +230,7 @@ def main():
             panels.append((task, lambda r, task=task: r["tasks"][task]["answers"],
                            evaluation.content["dense"]["tasks"][task]["answers"]))
         draw_by_budget(evaluation, panels[:1] + panels[1:], out / "answers_by_budget.png",
-                       "Answers that are right")
+                       "Share of right answers")
         print(out / "answers_by_budget.png")
 
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Trains a small mixture-of-experts model on real text, from nothing to pictures:
+# Trains a small mixture-of-experts model on real text. The steps are:
 #   packages, build, text, tokenizer and token files, training on four ranks, evaluation, a sampled
 #   continuation, loss.png and expert_load.png.
-# Run again, it skips what is done and goes on with what is not.
+# When it is run again, it skips the steps that are complete.
 set -euo pipefail
 
 usage() {
@@ -31,14 +31,14 @@ esac
 
 cd "$(dirname "$0")/.."
 config=configs/quickstart_$model.yaml
-# Where the configurations keep their files.
+# The folders that the configurations name.
 run=runs/quickstart_$model
 data=runs/quickstart_data
 default_text=runs/linux-doc
 
 say() { printf '\n==> %s\n' "$*"; }
 
-# Four ranks whatever the number of cores; as root, Open MPI wants to be told twice.
+# Starts four ranks on any number of cores. Open MPI runs as root only if both variables are set.
 ranks() {
   if (($(id -u) == 0)); then
     export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
@@ -46,7 +46,8 @@ ranks() {
   mpirun -n 4 --oversubscribe --bind-to none --mca mpi_yield_when_idle 1 "$@"
 }
 
-# The package's .rst files alone; nothing is installed. A subshell: its end removes the scratch folder.
+# Downloads the package and keeps its .rst files; installs nothing. The function is a subshell, so
+# that the trap removes the scratch folder at its end.
 fetch_linux_doc() (
   if ! apt-cache show linux-doc >/dev/null 2>&1; then
     if (($(id -u) == 0)); then apt-get update -q; else sudo apt-get update -q; fi
@@ -56,34 +57,34 @@ fetch_linux_doc() (
   package=${package:-linux-doc}
   scratch=$(mktemp -d)
   trap 'rm -rf "$scratch"' EXIT
-  # As root, apt downloads as a user of its own.
+  # As root, apt downloads as the user _apt.
   if (($(id -u) == 0)); then chown _apt "$scratch"; fi
   (cd "$scratch" && apt-get download -q "$package")
   mkdir "$scratch/text"
   dpkg-deb --fsys-tarfile "$scratch"/*.deb | tar -x -C "$scratch/text" --wildcards '*.rst*'
-  # The HTML pages come with copies of their sources, named .rst.txt.
+  # The package also has the sources of its HTML pages, named .rst.txt.
   find "$scratch/text" -type f ! -name '*.rst' ! -name '*.rst.gz' -delete
   [[ -n $(find "$scratch/text" -type f -print -quit) ]] || {
-    echo "quickstart: $package holds no .rst files here; give a text with --text" >&2
+    echo "quickstart: $package holds no .rst files; give a text with --text" >&2
     exit 1
   }
   mkdir -p "$(dirname "$default_text")"
-  # Renamed as the last thing, so that a folder of this name is complete.
+  # The rename comes last, so that a folder of this name is complete.
   rm -rf "$default_text.partial"
   mv "$scratch/text" "$default_text.partial"
   mv "$default_text.partial" "$default_text"
 )
 
-# Token files and tokenizer; `source` is written when they are complete, and says of what.
+# Makes token files and tokenizer, then writes the name of their text to $data/source.
 make_token_files() {
   local source=${text:-$default_text}
   if [[ -e $data/source ]]; then
     [[ $(<"$data/source") == "$source" ]] || {
-      echo "quickstart: $data was made of $(<"$data/source"), not of $source;" \
-        "remove $data and runs/quickstart_* to begin anew" >&2
+      echo "quickstart: $data was made from $(<"$data/source"), not from $source;" \
+        "to start again, remove $data and runs/quickstart_*" >&2
       exit 1
     }
-    echo "$data is there already"
+    echo "$data exists already"
     return
   fi
   [[ -n $text || -d $default_text ]] || fetch_linux_doc

@@ -1,8 +1,8 @@
 #!/usr/bin/python3
-"""What a Switchyard model computes, in NumPy and float64: the specification of its forward pass.
+"""The specification of a Switchyard model's forward pass, in NumPy and float64.
 
-It is written from the papers that it names and shares no code with the program, which tests/witness
-compares with it. As a command it shows what a checkpoint makes of some tokens:
+It follows the papers that it names and shares no code with the program; tests/witness compares the
+two. As a command it prints the results of a checkpoint on some tokens:
 
     scripts/reference_model.py RUN_OR_CHECKPOINT TOKEN TOKEN ...
 
@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 import yaml
 
-# To YAML 1.2, and to the program, 1e-05 is a number; PyYAML wants a point in it.
+# In YAML 1.2, and for the program, 1e-05 is a number; without this PyYAML reads it as text.
 yaml.SafeLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"-?\d+e[-+]\d+$"), list("-0123456789"))
 
@@ -54,8 +54,8 @@ def sigmoid(x):
 
 
 def activate(kind, up, gate):
-    """Inside a feed-forward: swiglu, alone with a gate (Shazeer 2020), gelu with tanh (Hendrycks
-    and Gimpel 2016), relu2 (So et al. 2021)."""
+    """The activation of a feed-forward: swiglu (Shazeer 2020), the only one with a gate, gelu with
+    tanh (Hendrycks and Gimpel 2016), relu2 (So et al. 2021)."""
     return {"swiglu": lambda: gate * sigmoid(gate) * up,
             "silu": lambda: up * sigmoid(up),
             "gelu": lambda: up * sigmoid(2 * math.sqrt(2 / math.pi) * (up + 0.044715 * up**3)),
@@ -69,8 +69,8 @@ def rms_norm(x, weight, eps):
 
 
 def rotate(x, theta):
-    """Rotary positions (Su et al. 2021) of x [B, heads, S, D]: pair i turns by the angle
-    position * theta^(-2i/D). It is channel i of the first half and channel i of the second."""
+    """Rotary positions (Su et al. 2021) of x [B, heads, S, D]. Channel i of the first half and
+    channel i of the second form pair i, which turns by the angle position * theta^(-2i/D)."""
     half = x.shape[-1] // 2
     angle = np.outer(np.arange(x.shape[-2]), theta ** (-np.arange(half) / half))
     cos, sin = np.cos(angle), np.sin(angle)
@@ -79,10 +79,10 @@ def rotate(x, theta):
 
 
 def choose_experts(router, scores, bias):
-    """Of scores [T, E] the k experts of greatest score + bias, the best first; of equals the lower
-    index. The bias of loss-free balancing (Wang et al. 2024) is no part of their weights [T, k]."""
+    """The k experts with the greatest score + bias of scores [T, E], best first; ties go to the
+    lower index. The bias of loss-free balancing (Wang et al. 2024) does not change the weights."""
     experts = np.argsort(-(scores + bias), axis=-1, kind="stable")[:, : router["top_k"]]
-    if router["force_balanced"]:  # benchmarks only: experts in turn
+    if router["force_balanced"]:  # for benchmarks only: tokens choose the experts in turn
         experts = np.arange(experts.size).reshape(experts.shape) % scores.shape[1]
     weights = np.take_along_axis(scores, experts, axis=-1)
     if router["normalize_topk"]:
@@ -91,9 +91,9 @@ def choose_experts(router, scores, bias):
 
 
 def within_capacity(router, experts, weights, sequences, num_experts):
-    """Which of the assignments [T, k] stay: per expert and sequence at most capacity_factor times
-    the mean, rounded up. The others, of the latest positions or of the lowest weight (of equals the
-    later position), are dropped: their expert adds nothing."""
+    """Whether each assignment [T, k] is kept. Per sequence an expert keeps at most capacity_factor
+    times the mean number, rounded up. Assignments of the latest positions, or of the lowest weight
+    (the later position if equal), are dropped: their expert adds nothing."""
     kept = np.ones(experts.shape, dtype=bool)
     if router["capacity_factor"] == 0:
         return kept
@@ -110,8 +110,9 @@ def within_capacity(router, experts, weights, sequences, num_experts):
 
 
 def balance_loss(router, experts, probs, sequences):
-    """E * sum_e f_e P_e (Fedus et al. 2021, eq. 4): f an expert's share of the assignments [T, k]
-    before any drop, P its mean probability [T, E]; mean over sequences, or of the whole batch."""
+    """E * sum_e f_e P_e (Fedus et al. 2021, eq. 4), where f_e is the share of the assignments
+    [T, k] that expert e has before drops and P_e is its mean of probs [T, E]. It is computed per
+    sequence and averaged, or once for the whole batch."""
     parts = 1 if router["balance_scope"] == "global_batch" else sequences
     num_experts = probs.shape[1]
     f = [np.bincount(e.ravel(), minlength=num_experts) / e.size for e in np.split(experts, parts)]
@@ -119,7 +120,7 @@ def balance_loss(router, experts, probs, sequences):
 
 
 class ReferenceModel:
-    """A decoder of any structure. `forward` leaves in `moe_layers` one dict per MoE layer: aux_loss
+    """A decoder of any structure. `forward` sets `moe_layers` to one dict per MoE layer: aux_loss
     and z_loss without their coefficients, dropped, expert_counts [E]."""
 
     def __init__(self, config, weights, balancing_bias):
@@ -131,7 +132,7 @@ class ReferenceModel:
         return y + self.weights[name + ".bias"] if bias else y
 
     def norm(self, x, name):
-        """rms_norm, or layer_norm (Ba et al. 2016): the same around the mean, and a bias."""
+        """rms_norm, or layer_norm (Ba et al. 2016), which subtracts the mean and adds a bias."""
         weight, eps = self.weights[name + ".weight"], self.config["norm_eps"]
         if self.config["norm"] == "rms_norm":
             return rms_norm(x, weight, eps)
@@ -162,7 +163,7 @@ class ReferenceModel:
         return self.linear(activate(kind, up, gate), name + ".down", bias)
 
     def expert(self, x, name, e):
-        """Routed expert e. A gated one has the rows of gate before those of up in one matrix."""
+        """Routed expert e. With a gate, one matrix holds the rows of gate before those of up."""
         kind = self.config["activation"]
         if kind == "swiglu":
             gate, up = np.split(x @ self.weights[name + ".gate_up.weight"][e].T, 2, axis=-1)
@@ -171,7 +172,7 @@ class ReferenceModel:
         return activate(kind, up, gate) @ self.weights[name + ".down.weight"][e].T
 
     def route(self, x, name, sequences):
-        """On the full width of x [T, H]: experts, their weights, and which are kept, [T, k]."""
+        """Routes the full width of x [T, H]. Returns experts, weights and kept, each [T, k]."""
         router = self.config["router"]
         logits = self.linear(x, name + ".router")
         scores = {"softmax": softmax, "sigmoid": sigmoid}[router["score"]](logits)
@@ -188,7 +189,7 @@ class ReferenceModel:
 
     def moe(self, x, name):
         """The weighted sum of the chosen experts, plus the shared ones (Dai et al. 2024). BigMac
-        (arXiv 2502.16927, eq. 2) descends to a narrow width before the experts and ascends behind
+        (arXiv 2502.16927, eq. 2) descends to a narrow width before the experts and ascends after
         their sum; its router and its shared experts read the full width."""
         rows, bigmac = x.reshape(-1, x.shape[-1]), self.config["structure"] == "bigmac"
         experts, weights, kept = self.route(rows, name, len(x))
@@ -199,14 +200,14 @@ class ReferenceModel:
             y = self.expert(sent[token], name + ".experts", e)
             summed[token] += weights[token, slot][:, None] * y
         y = self.linear(summed, name + ".ascend") if bigmac else summed
-        if self.config["num_shared_experts"] > 0:  # side by side: one of their joint width
+        if self.config["num_shared_experts"] > 0:  # computed as one of their total width
             y = y + self.feed_forward(rows, name + ".shared")
         return y.reshape(x.shape)
 
     def forward(self, tokens, document_start=None):
         """Logits [B, S, V].
           tokens          [B, S]
-          document_start  [B, S]: first position of the token's own document; None: all are one"""
+          document_start  [B, S]: first position of the token's document; None: one document"""
         c, self.moe_layers = self.config, []
         position = np.arange(tokens.shape[1])
         start = np.zeros_like(tokens) if document_start is None else document_start
@@ -226,7 +227,7 @@ class ReferenceModel:
 
 
 def cross_entropy(logits, targets):
-    """Mean over the targets that are not -1."""
+    """Mean in nats over the targets that are not -1."""
     counted = targets >= 0
     of_target = np.take_along_axis(logits, np.maximum(targets, 0)[..., None], axis=-1)[..., 0]
     return float((log_sum_exp(logits)[..., 0] - of_target)[counted].mean())
@@ -234,8 +235,8 @@ def cross_entropy(logits, targets):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", help="folder of a checkpoint, or of a run: its newest one")
-    parser.add_argument("tokens", type=int, nargs="+", help="one sequence, of two at least")
+    parser.add_argument("checkpoint", help="checkpoint folder, or run folder (newest checkpoint)")
+    parser.add_argument("tokens", type=int, nargs="+", help="one sequence of at least two tokens")
     arguments = parser.parse_args()
     model = ReferenceModel(*load_checkpoint(arguments.checkpoint))
     tokens = np.array([arguments.tokens])

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Installs what Switchyard is built with, from the distribution (Debian 12, Ubuntu 24.04).
-# Needs root or sudo only if something is missing; safe to run again.
+# Installs the packages that Switchyard needs from the distribution (Debian 12, Ubuntu 24.04).
+# It needs root or sudo only if a package is missing, and can be run again.
 set -euo pipefail
 
-# The names are the same in both distributions. --no-install-recommends below, because recommended
-# packages would bring a desktop's worth of fonts and documentation.
+# The names are the same in both distributions. The call below has --no-install-recommends, because
+# recommended packages would install many fonts and documents.
 packages=(
   build-essential cmake ninja-build ccache pkg-config git
   libopenmpi-dev openmpi-bin
@@ -31,7 +31,7 @@ fi
 as_root=()
 if (($(id -u) != 0)); then
   command -v sudo >/dev/null || {
-    echo "setup: run as root or install sudo; missing: ${missing[*]}" >&2
+    echo "setup: packages are missing: ${missing[*]}; run as root, or install sudo" >&2
     exit 1
   }
   as_root=(sudo)

@@ -7,12 +7,12 @@ cd "$(dirname "$0")/.."
 
 scripts/setup.sh
 
-# Open MPI refuses to start as root, which is what a container's user is, without both.
+# In a container the user is root, and Open MPI runs as root only if both variables are set.
 if (($(id -u) == 0)); then
   export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 fi
 
 cmake --preset release -DSWITCHYARD_WERROR="${CI:+ON}"
 cmake --build --preset release
-# Tests under mpiexec claim two processors each, so this never starts two of them on two cores.
+# Tests under mpiexec claim two processors each, so ctest does not run two of them on two cores.
 ctest --preset release --parallel "$(nproc)" "$@"

@@ -7,7 +7,7 @@ foreach(test ${script_tests})
   add_test(NAME scripts_${name} COMMAND ${SYSTEM_PYTHON} ${test})
 endforeach()
 
-# scripts/reference_model.py, the specification, beside the program, for every kind of model.
+# Compares the program with its specification, scripts/reference_model.py, for every kind of model.
 add_executable(write_case ${CMAKE_CURRENT_SOURCE_DIR}/witness/write_case.cpp)
 target_link_libraries(write_case PRIVATE switchyard_trainer switchyard_test_support)
 add_test(NAME reference_model
@@ -15,11 +15,11 @@ add_test(NAME reference_model
                  $<TARGET_FILE:write_case>)
 set_tests_properties(reference_model PROPERTIES TIMEOUT 300 ENVIRONMENT OMP_NUM_THREADS=1)
 
-# Every header compiles on its own: one translation unit each, unoptimised, never linked.
+# Every header must compile on its own: one translation unit each, unoptimised and never linked.
 file(GLOB_RECURSE headers RELATIVE ${CMAKE_SOURCE_DIR} CONFIGURE_DEPENDS
   ${CMAKE_SOURCE_DIR}/kernels/*.h ${CMAKE_SOURCE_DIR}/parallel/*.h ${CMAKE_SOURCE_DIR}/layers/*.h
   ${CMAKE_SOURCE_DIR}/optim/*.h ${CMAKE_SOURCE_DIR}/trainer/*.h)
-# What only .cu files include; compiled with them.
+# Only .cu files include these headers, which are compiled with them.
 list(FILTER headers EXCLUDE REGEX "^kernels/cuda/")
 set(header_sources)
 foreach(header ${headers})
@@ -35,7 +35,7 @@ target_link_libraries(standalone_headers PRIVATE
   switchyard_trainer MPI::MPI_C OneDNN::OneDNN Random123::Random123 HDF5::HDF5 yaml-cpp CLI11::CLI11
   SentencePiece::train)
 
-# The program as a user meets it.
+# Tests of the program from the command line.
 add_test(NAME end_to_end
          COMMAND ${SYSTEM_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/end_to_end/cli_test.py
                  $<TARGET_FILE:switchyard> ${MPIEXEC_EXECUTABLE})

@@ -1,5 +1,5 @@
 # oneDNN. Imported target: OneDNN::OneDNN
-# Not the package's own dnnl-config.cmake: Debian's asks for OpenCL, which nothing here uses.
+# The package's own dnnl-config.cmake is not used, because Debian's asks for OpenCL.
 find_path(OneDNN_INCLUDE_DIR dnnl.hpp)
 find_library(OneDNN_LIBRARY dnnl)
 include(FindPackageHandleStandardArgs)

@@ -1,5 +1,5 @@
 # The SentencePiece library and its trainer. Imported targets: SentencePiece::sentencepiece,
-# SentencePiece::train (which brings the first)
+# SentencePiece::train (which links the first)
 find_path(SentencePiece_INCLUDE_DIR sentencepiece_processor.h)
 find_library(SentencePiece_LIBRARY sentencepiece)
 find_library(SentencePiece_TRAIN_LIBRARY sentencepiece_train)

@@ -1,14 +1,14 @@
 include_guard()
 
-# SWITCHYARD_CUDA: AUTO compiles the CUDA kernels where there is a compiler for them (a GPU is needed
-# to run them, never to build them), ON insists on it, OFF leaves all of CUDA out.
+# SWITCHYARD_CUDA: AUTO compiles the CUDA kernels if there is a CUDA compiler (a GPU is needed to
+# run them, never to build them), ON fails without one, OFF builds without CUDA.
 set(SWITCHYARD_CUDA AUTO CACHE STRING "CUDA kernels: AUTO, ON or OFF")
 set_property(CACHE SWITCHYARD_CUDA PROPERTY STRINGS AUTO ON OFF)
 
 set(SWITCHYARD_WITH_CUDA OFF)
 if(NOT SWITCHYARD_CUDA STREQUAL "OFF")
   include(CheckLanguage)
-  # Not on PATH by default where NVIDIA's packages put it.
+  # NVIDIA's packages install nvcc in a folder that is not in PATH by default.
   find_program(SWITCHYARD_NVCC nvcc HINTS ENV CUDACXX PATHS /usr/local/cuda/bin)
   if(SWITCHYARD_NVCC AND NOT CMAKE_CUDA_COMPILER)
     set(CMAKE_CUDA_COMPILER ${SWITCHYARD_NVCC})
@@ -16,7 +16,7 @@ if(NOT SWITCHYARD_CUDA STREQUAL "OFF")
   check_language(CUDA)
   if(CMAKE_CUDA_COMPILER)
     if(NOT CMAKE_CUDA_ARCHITECTURES)
-      # A100 and Hopper; newer devices compile the last one's PTX.
+      # A100 and Hopper; newer devices compile the PTX of the last architecture.
       set(CMAKE_CUDA_ARCHITECTURES 80-real 90)
     endif()
     # CMake 3.25 does not know that nvcc 12 and later speak C++20.

@@ -1,6 +1,6 @@
 include_guard()
 
-# Flags that every target of the project shares.
+# The flags of every target of the project.
 add_library(switchyard_flags INTERFACE)
 target_include_directories(switchyard_flags INTERFACE ${CMAKE_SOURCE_DIR})
 target_link_libraries(switchyard_flags INTERFACE OpenMP::OpenMP_CXX)
@@ -8,13 +8,13 @@ set(cxx_options
   -Wall -Wextra -Wpedantic -Wshadow -Wnon-virtual-dtor
   # GCC 12 warns of overlapping copies inside std::string where there are none (GCC bug 105329).
   -Wno-restrict
-  # Nothing here reads errno or traps after arithmetic; both keep loops from being vectorised.
-  # Sums keep their order: results must be repeatable, so no -ffast-math.
+  # No code reads errno or traps after arithmetic; either would prevent vectorised loops.
+  # Sums must keep their order so that results are repeatable; hence no -ffast-math.
   -fno-math-errno -fno-trapping-math -ffp-contract=fast)
 # {fmt} 9 takes nvcc for a compiler that cannot check format strings.
 set(cuda_options --expt-relaxed-constexpr -DFMT_USE_CONSTEXPR=1 -Xcompiler=-Wall,-Wextra)
 if(SWITCHYARD_NATIVE)
-  # GCC prefers 256-bit vectors where 512 are there; the loops here are long enough for the latter.
+  # GCC prefers 256-bit vectors on machines with 512; the loops here are long enough for 512.
   list(APPEND cxx_options -march=native -mprefer-vector-width=512)
 elseif(CMAKE_SYSTEM_PROCESSOR STREQUAL "x86_64")
   list(APPEND cxx_options -march=x86-64-v3)
@@ -34,9 +34,9 @@ if(SWITCHYARD_DEBUG_MEMORY)
   target_compile_definitions(switchyard_flags INTERFACE SWITCHYARD_DEBUG_MEMORY)
 endif()
 
-# switchyard_add_library(FOLDER PUBLIC targets PRIVATE targets): one static library per top-level folder, made of
-# all its .cpp files but main.cpp, and but those that belong to a backend or stand in for one
-# (kernels/cuda/absent/, nccl_communicator*.cpp): CMakeLists.txt adds the one or the other.
+# switchyard_add_library(FOLDER PUBLIC targets PRIVATE targets): one static library per top-level
+# folder from all its .cpp files except main.cpp and those of a backend or of its stand-in
+# (kernels/cuda/absent/, nccl_communicator*.cpp); CMakeLists.txt adds one of the two.
 function(switchyard_add_library folder)
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/${folder}/*.cpp)
   list(FILTER sources EXCLUDE REGEX "/main\\.cpp$|/absent/|/nccl_communicator")
@@ -46,7 +46,7 @@ function(switchyard_add_library folder)
 endfunction()
 
 # switchyard_add_cuda(FOLDER PUBLIC targets PRIVATE targets): adds the folder's .cu files to its
-# library, and what they need.
+# library and links the targets that they need.
 function(switchyard_add_cuda folder)
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/${folder}/*.cu)
   target_sources(switchyard_${folder} PRIVATE ${sources})

@@ -13,7 +13,7 @@
 
 namespace switchyard::bench {
 
-// The better of oneDNN's products: bf16 operands may be widened and multiplied as f32.
+// The faster of oneDNN's two products: bf16 operands may be widened and multiplied as f32.
 inline double best_product_ceiling(DType dtype) {
   Stream stream;
   return std::max(measure_product_ceiling(stream, dtype),

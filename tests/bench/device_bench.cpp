@@ -1,9 +1,9 @@
-// Every op on a CUDA device, beside what the device does at best in the same run, as a Markdown
-// table: device_bench [OP ...] runs the ops whose names contain one of the words.
+// Measures every op on a CUDA device beside the device's ceilings of the same run and prints a
+// Markdown table. `device_bench [OP ...]` runs the ops whose names contain one of the words.
 //
 // An op is launched many times in a row between two events of the device, so that no launch waits
-// for the host; the median of several such stretches counts. Operands are random, and several times
-// as large as the cache.
+// for the host; the time is the median of several such stretches. Operands are random and several
+// times as large as the cache.
 
 #include <fmt/format.h>
 
@@ -207,7 +207,7 @@ void DeviceBench::embedding() {
   const std::string shape = fmt::format("{} of {} x {} bf16", kTokens, kVocab, kHidden);
   memory_row("embedding forward", shape, 2 * bytes_of(out),
              [&] { embedding_forward(stream_, ids, table, 0, out); });
-  // Each token's row is read; the rows that it is added to are read and written in f32.
+  // Each token's row of `out` is read; the rows of dtable are read and written in f32.
   memory_row("embedding backward", shape, 5 * bytes_of(out),
              [&] { embedding_backward(stream_, workspace_, ids, out, 0, dtable); });
 }
@@ -363,8 +363,8 @@ void DeviceBench::dense_products() {
   }
 }
 
-// 64 experts, 16 K tokens, top-8, with groups as uneven as a router leaves them: 0.5 to 1.5 times
-// the mean.
+// 64 experts, 16 K tokens, top-8. Groups are as uneven as a router makes them: 0.5 to 1.5 times the
+// mean.
 void DeviceBench::grouped_products(int64_t in, int64_t out) {
   if (!is_wanted("experts")) return;
   constexpr int64_t kExperts = 64, kRows = kTokens * 8;

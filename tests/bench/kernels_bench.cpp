@@ -51,7 +51,7 @@ BENCHMARK(linear)
     ->ArgsProduct({dtype_arguments(), {2048}, {2048}, {2048}})
     ->UseRealTime();
 
-// 64 experts, groups of 0 to 256 rows as a router that is not balanced would leave them.
+// 64 experts with groups of 0 to 256 rows, as an unbalanced router makes them.
 std::vector<int64_t> ragged_offsets() {
   std::mt19937 engine(1);
   std::vector<int64_t> offsets = {0};
@@ -128,7 +128,7 @@ struct AttentionOperands {
 };
 
 // FLOPs are those of the causal half: 2 products forward, 5 backward, of
-// seq_len (seq_len + 1) / 2 pairs. What diagonal blocks compute in vain does not count.
+// seq_len (seq_len + 1) / 2 pairs. The masked half of diagonal blocks does not count.
 template <class Run>
 void attention(benchmark::State& state, int products, Run run) {
   const int64_t batch = 2, heads = 8, kv_heads = state.range(1), seq_len = state.range(2);

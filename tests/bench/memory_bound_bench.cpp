@@ -12,8 +12,8 @@
 #include "kernels/vocabulary/cross_entropy.h"
 #include "tests/support/test_tensors.h"
 
-// Ops whose ceiling is the memory: bytes are those that an op must read and write once. What fits
-// the caches can go past the ceiling, which is that of main memory.
+// Ops that the memory bounds: bytes are those that an op must read and write once. The ceiling is
+// that of main memory; an op whose operands fit the caches can exceed it.
 namespace switchyard::bench {
 namespace {
 
@@ -91,7 +91,7 @@ BENCHMARK(swiglu_backward)->Apply(both_dtypes);
 
 constexpr int64_t kTopK = 8;
 
-// Every token's kTopK rows, spread at random as expert order spreads them.
+// The kTopK rows of every token, shuffled, because expert order spreads them, too.
 std::vector<int32_t> shuffled_slots(int64_t tokens) {
   std::vector<int32_t> slots;
   for (int64_t i = 0; i < tokens * kTopK; ++i) slots.push_back(static_cast<int32_t>(i));
@@ -128,7 +128,7 @@ void unpermute(benchmark::State& state) {
 }
 BENCHMARK(unpermute)->Apply(both_dtypes);
 
-// The two passes over the logits, and the gradient; dlogits in the dtype of training.
+// The two passes over the logits and the gradient. dlogits has the dtype of training.
 void cross_entropy(benchmark::State& state) {
   const int64_t tokens = 1024, vocab = 16384;
   Stream stream;

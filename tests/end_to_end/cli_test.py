@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The program as a user meets it: commands, exit codes, messages, resume, under mpiexec.
+"""Tests the program from the command line: commands, exit codes, messages, resume, mpiexec.
 
 usage: cli_test.py PATH_TO_SWITCHYARD PATH_TO_MPIEXEC [unittest options]
 """
@@ -26,10 +26,10 @@ class Training(Program):
                 self.assertLess(losses[-1], losses[0] - 1.0)
 
     def test_commands_work_on_what_was_trained_elsewhere(self):
-        self.train(4, "parallel.ep=4", "train.eval_batches=100")  # all of them, as eval takes
+        self.train(4, "parallel.ep=4", "train.eval_batches=100")  # all batches, as in eval
         output = self.run_program(2, "eval", "configs/tiny_bigmac.yaml", "parallel.tp=2")
         self.assertAlmostEqual(float(output.split("held-out loss ")[1].split(",")[0]),
-                               self.metrics()[-1]["val_loss"], delta=1e-4)  # it prints four digits
+                               self.metrics()[-1]["val_loss"], delta=1e-4)  # eval prints 4 digits
         text = self.run_program(0, "generate", "configs/tiny_bigmac.yaml", "--prompt", "ab",
                                 "--max-tokens", "20")
         self.assertTrue(text.startswith("ab"))
@@ -49,7 +49,7 @@ class Training(Program):
         self.run_program(0, "tokenize", *config)
         self.run_program(0, "train", *config)
         losses = [m["loss"] for m in self.metrics("recall")]
-        # From ln 160, all of the vocabulary, towards ln 128, its keys and values.
+        # The loss falls from ln 160 (the vocabulary) towards ln 128 (its keys and values).
         self.assertGreater(sum(losses[:5]) / 5, sum(losses[-20:]) / 20 + 0.08)
         output = self.run_program(2, "eval", *config, "parallel.tp=2")
         for task in ["single", "multi_key", "multi_value", "multi_query", "variable_tracking"]:
@@ -77,18 +77,18 @@ class Training(Program):
 
 
 class Resume(Program):
-    # 46 sequences or so per epoch: 20 steps of 8 cross the end of three.
+    # An epoch has about 46 sequences, so 20 steps of 8 sequences cross the end of three epochs.
     def test_a_killed_run_goes_on_bit_for_bit(self):
         self.train(4, "parallel.ep=4")
         straight, straight_shards = self.metrics(), self.shards(20)
         shutil.rmtree(self.folder / "runs" / "tiny_bigmac")
 
-        # Killed between the checkpoint of step 10 and that of step 20.
+        # The run is killed between the checkpoints of steps 10 and 20.
         job = self.start_program(4, "train", "configs/tiny_bigmac.yaml", "parallel.ep=4",
                                  stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.wait_for(job, self.checkpoint(10).exists)
         kill(job)
-        if self.checkpoint(20).exists():  # it was faster than the signal
+        if self.checkpoint(20).exists():  # the run was faster than the signal
             shutil.rmtree(self.checkpoint(20))
         output = self.train(4, "parallel.ep=4")
 
@@ -134,7 +134,7 @@ class BadInput(Program):
     def expect_error(self, output, *texts):
         for text in texts:
             self.assertIn(text, output)
-        # From rank 0 only.
+        # Only rank 0 prints it.
         self.assertEqual(output.count(f"switchyard: {texts[0]}"), 1, output)
 
     def test_all_mistakes_of_a_configuration_are_named_at_once(self):
@@ -176,7 +176,7 @@ class BadInput(Program):
                 self.expect_error(output, "rank", "train.h5")
 
     def test_a_file_that_is_missing_on_one_rank_only(self):
-        # Rank 1 works in a folder without token files, as on a machine that lacks them.
+        # Rank 1 works in a folder without token files, as on a machine without them.
         elsewhere = self.folder / "elsewhere"
         elsewhere.mkdir()
         arguments = [SWITCHYARD, "train", "configs/tiny_bigmac.yaml", "parallel.ep=2"]

@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""The program on a CUDA device, real or emulated, beside itself on the CPU.
+"""Compares the program on a CUDA device, real or emulated, with the program on the CPU.
 
 Usage: device_test.py SWITCHYARD MPIEXEC
 """
@@ -14,9 +14,9 @@ import unittest
 
 PROGRAM, MPIEXEC = pathlib.Path(sys.argv[1]).resolve(), sys.argv[2]
 SOURCE = pathlib.Path(__file__).resolve().parents[2]
-# More of everything, for real devices.
+# Real devices are fast enough for more steps and configurations.
 THOROUGH = os.environ.get("SWITCHYARD_THOROUGH") == "1"
-# Emulation takes its time: little of everything.
+# Emulation is slow, so sizes are small.
 SMALL = ["train.global_batch_size=2", "model.seq_len=16", "train.eval_interval=0",
          "checkpoint.interval=2"]
 
@@ -64,8 +64,8 @@ class DeviceTest(unittest.TestCase):
         for config in ("tiny_vanilla", "tiny_fine_grained", "tiny_bigmac") if THOROUGH else (
                 "tiny_bigmac",):
             for dtype, bound in (("f32", 1e-5), ("bf16", 1e-2)):
-                # SGD shows wrong gradients, and does not blow up rounding where one is zero but for
-                # that, as Adam does.
+                # SGD shows wrong gradients. Adam would make full steps of rounding errors where a
+                # gradient is zero except for rounding.
                 overrides = (f"run.compute_dtype={dtype}", "optimizer.type=sgd", "optimizer.lr=0.1")
                 on_cpu, on_device, again = (
                     self.train(f"{config}_{dtype}_{run}", device, steps, *overrides, config=config)
@@ -118,7 +118,7 @@ class DeviceTest(unittest.TestCase):
         arguments = ("train", "configs/tiny_bigmac.yaml", "run.dir=runs/none", *SMALL)
         message = self.run_program(1, *arguments, "run.device=cuda:99")
         self.assertRegex(message, r"cuda:99 is not there: this machine has \d+ CUDA devices?")
-        # More than any machine has GPUs.
+        # No machine has 17 GPUs.
         message = self.run_program(1, *arguments, "run.device=cuda", "train.global_batch_size=17",
                                    ranks=17)
         self.assertRegex(message, r"17 ranks run on this machine, which has \d+ CUDA devices?: start")

@@ -1,10 +1,10 @@
 #!/usr/bin/python3
-"""Ranks that die, stop or run out of memory, and devices that are not there: every rank ends, soon, with
-an exit code that is not zero and a message that says where and what to do.
+"""Tests ranks that die, stop or run out of memory, and devices that do not exist. Every rank must
+end soon, with a nonzero exit code and a message that names the place and the remedy.
 
 usage: failure_test.py SWITCHYARD MPIEXEC cpu|cuda [unittest options]
 
-With cuda SWITCHYARD must be the emulated program, whose devices the environment describes.
+With `cuda`, SWITCHYARD must be the emulated program, whose devices the environment describes.
 """
 
 import os
@@ -21,12 +21,12 @@ import program
 from program import CONFIGS, MPI_FLAGS, MPIEXEC, SWITCHYARD
 
 ON_CUDA = sys.argv[3] == "cuda"
-# That a job may take until it has ended.
+# A job must end within this time.
 SECONDS_TO_END = 60
-# Emulation takes its time: little of everything.
+# Emulation is slow, so sizes are small.
 SMALL = ["train.global_batch_size=4", "model.seq_len=16", "train.eval_interval=0",
          "checkpoint.interval=0", "parallel.ep=2", "checkpoint.resume=none"]
-# How tensors of two ranks travel, by how they find their devices.
+# The transports between two ranks, with the setting of run.device that selects each.
 TRANSPORTS = {"staged": ["run.device=cuda:0"], "NCCL": ["run.device=cuda"]} if ON_CUDA else {
     "MPI": []}
 WHERE = r"\(step \d+, [a-z ]+\)"
@@ -57,7 +57,8 @@ class Failure(unittest.TestCase):
                            env=self.environment(**environment))
 
     def start(self, *overrides):
-        """Two ranks that would train for ever, in their third step or later; and rank 1's process."""
+        """Starts two ranks that would train for ever and waits until step 2 has ended. Returns the
+        job and the id of rank 1's process."""
         run = self.folder / "runs" / self.id()
         metrics = run / "metrics.jsonl"
         metrics.unlink(missing_ok=True)
@@ -83,7 +84,7 @@ class Failure(unittest.TestCase):
         raise AssertionError(f"mpiexec has no child that is rank {rank}")
 
     def end_of(self, job):
-        """Exit code, output and seconds until the whole job has ended."""
+        """Exit code and output of the job, and the seconds until it ended."""
         begin = time.time()
         output = job.communicate(timeout=SECONDS_TO_END)[0]
         return job.returncode, output, time.time() - begin
@@ -98,7 +99,7 @@ class DyingRank(Failure):
                 code, output, _ = self.end_of(job)
 
                 self.assertNotEqual(code, 0, output)
-                self.assertIn("rank 1", output)  # mpiexec says who died, and of what
+                self.assertIn("rank 1", output)  # mpiexec names the rank and the signal
                 self.assertIn("exited on signal 9", output)
                 self.assertRegex(output, rf"switchyard: rank 0 {WHERE}: ")
 
@@ -125,14 +126,14 @@ class DyingRank(Failure):
                     f"SWITCHYARD_EMULATED_DEVICE_BYTES={24 << 20}", *train)
 
                 self.assertNotEqual(code, 0, output)
-                # The first product wants more than the weights have left.
+                # The first product needs more memory than the weights leave free.
                 self.assertRegex(output, r"switchyard: rank 1 \((start|step 1, forward)\): out of "
                                          r"memory on cuda:\d: 32.0 MiB for the workspace of cuBLAS; ")
 
 
 @unittest.skipUnless(ON_CUDA, "needs a device whose memory the test chooses")
 class DeviceMemory(Failure):
-    # 33 MiB are cuBLAS's and the stream's.
+    # cuBLAS and the stream take 33 MiB.
     MODEL = ["configs/tiny_bigmac.yaml", "model.vocab_size=257", "train.global_batch_size=8",
              "train.micro_batch_size=8", "run.device=cuda"]
 
@@ -156,7 +157,7 @@ class DeviceMemory(Failure):
 
         self.assertRegex(output, r"for the (first|second) moments of layers\.0\.")
 
-    def test_what_would_fit_does(self):
+    def test_the_advised_changes_fit(self):
         code, output = self.bench(40.4, "model.num_layers=4")
         self.assertEqual(code, 1, output)
         self.assertRegex(output, r"for a tensor of the workspace, f32 \[[\d, ]+\], beside [\d.]+ MiB "
@@ -176,7 +177,7 @@ class MissingDevice(Failure):
                                 "configs/tiny_bigmac.yaml", "run.dir=runs/none", *overrides,
                                 **environment)
 
-    def test_a_name_that_is_none_is_refused_with_the_rest_of_the_configuration(self):
+    def test_an_invalid_device_name_is_refused_with_the_rest_of_the_configuration(self):
         for name in ("gpu", "cuda:-1", "cuda:1x", "cuda:99999999999"):
             with self.subTest(name):
                 code, output = self.train(2, f"run.device={name}")
@@ -203,7 +204,7 @@ class MissingDevice(Failure):
         code, output = self.train(2, "run.device=cuda", "parallel.ep=2")
 
         self.assertIn(code, (1, 2), output)
-        # The first where the build has CUDA, the second where it has not.
+        # The first message is of a build with CUDA, the second of one without.
         self.assertRegex(output, r"cuda:0 cannot be used: .*; install an NVIDIA driver|"
                                  r"device cuda is not in this build")
         self.assertEqual(output.count("switchyard: "), 1, output)

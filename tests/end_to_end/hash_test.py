@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Hash codes as a user meets them: learning them, decoding with them, measuring them.
+"""Tests hash codes from the command line: learning them, decoding with them, measuring them.
 
 usage: hash_test.py PATH_TO_SWITCHYARD PATH_TO_MPIEXEC [unittest options]
 """
@@ -37,15 +37,15 @@ class HashTraining(Program):
     def held_out(self):
         return [r["held_out"] for r in self.records() if "held_out" in r]
 
-    def test_a_killed_one_goes_on_bit_for_bit_and_leaves_the_old_weights(self):
+    def test_a_killed_training_goes_on_bit_for_bit_and_leaves_the_old_weights(self):
         self.train_hash(0)
         straight = (self.hash / "hash_weights.h5").read_bytes()
         straight_metrics = (self.hash / "metrics.jsonl").read_text()
         shutil.rmtree(self.hash)
-        self.train_hash(0, "hash.training.epochs=1")  # what is there before
+        self.train_hash(0, "hash.training.epochs=1")  # the old weights
         old = (self.hash / "hash_weights.h5").read_bytes()
 
-        # Killed when one of the two heads is done.
+        # The training is killed when one of the two heads is done.
         job = self.start_program(0, "train-hash", "configs/tiny_bigmac.yaml", *self.SETTINGS,
                                  stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.wait_for(job, lambda: list(self.hash.glob("heads/*.h5")))
@@ -77,7 +77,7 @@ class HashTraining(Program):
                 self.assertEqual(len(losses), 16)
                 self.assertLess(losses[-1], losses[0])
                 last = [r["orthogonality"] for r in self.records() if r.get("epoch") == 15]
-                # 32 bits of heads of width 8: sqrt(24) is the least.
+                # With 32 bits and heads of width 8 the minimum is sqrt(24).
                 self.assertLess(max(last), 1.02 * 24 ** 0.5)
                 self.assertEqual(len(self.held_out()), 2)
                 shutil.rmtree(self.hash)
@@ -93,7 +93,7 @@ class HashTraining(Program):
                 self.train_hash(2, "parallel.ep=2", *overrides)
                 losses = self.losses(kv_head=1)
                 self.assertLess(losses[-1], losses[0])
-                # The best keys do not depend on what is learned, nor much on the precision.
+                # The best keys do not depend on the learned weights, and hardly on the precision.
                 for found, expected in zip(self.held_out(), in_f32, strict=True):
                     self.assertEqual(found["queries"], 8)
                     for mass, best in zip(found["attention_mass"], found["attention_mass_best"]):
@@ -108,7 +108,8 @@ class HashTraining(Program):
                 shutil.rmtree(self.hash)
 
     def test_losses_of_epochs_are_of_the_same_pairs(self):
-        # Steps too small for f32: whatever pairs an epoch draws, the loss stays.
+        # The steps are too small to change f32 weights, so the loss must be constant, whatever
+        # pairs an epoch draws.
         self.train_hash(0, "hash.training.lr=1e-12", "hash.training.pairs_per_epoch=256")
         losses = self.losses(kv_head=0)
         self.assertEqual(len(losses), 16)
@@ -143,10 +144,10 @@ class HashTraining(Program):
 
 
 class Decoding(Program):
-    """Ways to choose keys, of a model that is there, with hash weights of 32 bits."""
+    """Decodes a trained model with every way to choose keys; hash weights have 32 bits."""
     METHODS = ["hata", "exact_topk", "random_hash", "quest", "loki", "streaming"]
-    # Small weights would learn in these few steps to do without attention: then it would not matter
-    # which keys a method chooses.
+    # With small weights the model would learn in these few steps to ignore attention, and the
+    # choice of keys would not matter.
     SETTINGS = ["model.init_std=0.2", "hash.dense_layers=1", "hash.bits=32", "decode.budget=6",
                 "decode.quest_page=2", "decode.loki_channels=4"]
 
@@ -175,7 +176,7 @@ class Decoding(Program):
                 self.assertEqual(self.generate(2, f"decode.attention={method}", "parallel.tp=2"),
                                  text)
                 texts.add(text)
-        self.assertGreater(len(texts), 1)  # what a method chooses makes a difference
+        self.assertGreater(len(texts), 1)  # the choice of keys changes the text
 
     def test_a_budget_of_everything_generates_what_dense_decoding_does(self):
         dense = self.generate(0)
@@ -192,7 +193,7 @@ class Decoding(Program):
                   for line in output.splitlines() if "held-out loss" in line}
         self.assertEqual(self.run_program(0, "eval", *arguments), output)
 
-        # eval-hash decodes the same tokens, by another command.
+        # eval-hash decodes the same tokens.
         self.run_program(0, "eval-hash", *arguments, "hash.evaluation.methods=[hata]",
                          "hash.evaluation.budgets=[6]", "hash.evaluation.key_norm=false",
                          "hash.evaluation.sequences=0")
@@ -212,12 +213,12 @@ class Decoding(Program):
             evaluations.append(json.loads((self.hash / "evaluation.json").read_text()))
         alone, split = evaluations
         self.assertEqual(alone["decoded_targets"], split["decoded_targets"])
-        self.assertEqual(len(alone["results"]), 3 * (len(self.METHODS) + 1))  # and the key norm
+        self.assertEqual(len(alone["results"]), 3 * (len(self.METHODS) + 1))  # + hata with key norm
         for one, other in zip(alone["results"], split["results"]):
             self.assertEqual(one["method"], other["method"])
             for key in ["recall", "attention_mass", "output_error", "loss"]:
-                # Where a product is zero but for rounding, a layout may choose another key: one of
-                # 4 for each of the 32 tokens and 2 heads.
+                # Where a product is zero except for rounding, a layout may choose another key: one
+                # of 4 for each of the 32 tokens and 2 heads.
                 self.assertAlmostEqual(one[key], other[key], delta=1.01 / (4 * 32 * 2))
             self.assertEqual([len(layer["heads"]) for layer in one["layers"]], [2])
         of = {(r["method"], r["budget"]): r for r in alone["results"]}

@@ -1,4 +1,4 @@
-"""What the tests of the program share: a folder to work in, and jobs that are started and ended.
+"""Shared by the tests of the program: a working folder, and functions that start and end jobs.
 
 The first two arguments of such a test are the paths of switchyard and of mpiexec.
 """
@@ -33,18 +33,18 @@ def command(ranks, *arguments):
 
 
 def start(job, folder, **options):
-    """A job in a session of its own, by which `kill` finds all of its processes."""
+    """Starts a job in its own session, by which `kill` finds all processes of the job."""
     return subprocess.Popen(list(map(str, job)), cwd=folder, text=True, errors="replace",
                             start_new_session=True, **{"env": environment(), **options})
 
 
 def processes_of(job):
-    """Those of its session that live. Process groups would not do: every rank has one of its own."""
+    """The live processes of the job's session. Every rank has its own process group."""
     pids = []
     for path in pathlib.Path("/proc").glob("[0-9]*"):
         try:
             state, _, _, session = (path / "stat").read_text().rsplit(")", 1)[1].split()[:4]
-        except (FileNotFoundError, ProcessLookupError):  # it has just ended
+        except (FileNotFoundError, ProcessLookupError):  # the process has just ended
             continue
         if int(session) == job.pid and state != "Z":
             pids.append(int(path.name))
@@ -52,7 +52,7 @@ def processes_of(job):
 
 
 def kill(job):
-    """Ends the job, ranks included, and returns when none of them is left."""
+    """Kills all processes of the job, ranks included, and returns when all have ended."""
     while pids := processes_of(job):
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
@@ -72,7 +72,7 @@ def run(job, folder, timeout, **options):
 
 
 def write_text(folder):
-    """Words of a small language, so that there is something to learn."""
+    """Writes text of 60 words, so that a model has something to learn."""
     rng = random.Random(3)
     words = ["".join(rng.choices("abcdefghij", k=rng.randint(2, 6))) for _ in range(60)]
     folder.mkdir()
@@ -82,7 +82,7 @@ def write_text(folder):
 
 
 class Program(unittest.TestCase):
-    """A folder with token files; every test has a copy."""
+    """Gives every test its own copy of a folder with token files."""
 
     @classmethod
     def setUpClass(cls):
@@ -93,7 +93,7 @@ class Program(unittest.TestCase):
 
     @classmethod
     def prepare(cls, *arguments):
-        """What every test finds in its copy."""
+        """Runs a command whose results every test finds in its copy."""
         code, output = run(command(0, *arguments), cls.template, timeout=120)
         if code != DONE:
             raise RuntimeError(output)
@@ -120,7 +120,7 @@ class Program(unittest.TestCase):
         return job
 
     def wait_for(self, job, condition, interval=0.002):
-        """Until the condition holds, which must be before the job ends."""
+        """Waits until the condition holds; fails if the job ends first."""
         deadline = time.time() + 60
         while not condition() and job.poll() is None and time.time() < deadline:
             time.sleep(interval)

@@ -1,5 +1,5 @@
-// Attention to caches that are longer than what one task of the CPU, or one block of a device,
-// takes.
+// Attention to caches that are longer than the piece that one task of the CPU, or one block of a
+// device, reads.
 #include "kernels/decode/attend_cached.h"
 
 #include <gtest/gtest.h>
@@ -38,7 +38,7 @@ std::ostream& operator<<(std::ostream& out, const Case& c) {
   return out << c.heads << "/" << c.kv_heads << "x" << c.head_dim << "_" << to_string(c.dtype);
 }
 
-// Heads that share a pass, and others; widths that fill vectors, and others.
+// Heads that share a pass and heads that do not; widths that fill vectors and widths that do not.
 const Case kCases[] = {{1, 1, 128, DType::f32}, {4, 1, 128, DType::f32}, {5, 1, 40, DType::f32},
                        {2, 2, 7, DType::f32},   {9, 1, 33, DType::bf16}, {1, 1, 128, DType::bf16},
                        {4, 1, 128, DType::bf16}};
@@ -56,7 +56,7 @@ struct Cache {
         out({2, c.heads * c.head_dim}, c.dtype) {}
 
   void attend_densely() { decode_attention(stream, workspace, q, k, v, lengths, scale, out); }
-  // To the positions in order.
+  // Gathers all positions in order.
   void attend_by_list() {
     Tensor list({2, c.kv_heads, kMaxLen}, DType::i32);
     for (int64_t i = 0; i < list.num_elements(); ++i) {
@@ -133,7 +133,7 @@ TEST_P(LongCacheTest, AllPositionsInOrderGiveTheBitsOfDenseAttention) {
 
 INSTANTIATE_TEST_SUITE_P(All, LongCacheTest, testing::ValuesIn(kCases));
 
-// All ops of a hash-aware step, on caches of several pieces.
+// Runs all ops of a hash-aware step on caches of several pieces.
 std::vector<float> step_with_threads(int threads) {
   const int before = omp_get_max_threads();
   omp_set_num_threads(threads);

@@ -136,7 +136,7 @@ Reference reference(const Attention& a) {
 class AttentionTest : public testing::TestWithParam<Case> {
  protected:
   // Relative to the greatest element. bf16 rounds results to 8 bits, and the backward pass reads
-  // the rounded `out`.
+  // `out` after that rounding.
   double tolerance() const { return GetParam().dtype == DType::f32 ? 1e-5 : 1e-2; }
 };
 
@@ -158,7 +158,7 @@ TEST_P(AttentionTest, BackwardEqualsTheDoubleReference) {
   a.backward();
 
   EXPECT_LT(relative_error(to_floats(a.dv), expected.dv), tolerance());
-  // With one key per query the gradients of q and k are zero but for rounding.
+  // With one key per query the gradients of q and k are zero except for rounding.
   const auto difference = [](const Tensor& x, std::vector<float> wanted) {
     std::vector<float> actual = to_floats(x);
     actual.push_back(1.0f);
@@ -201,7 +201,7 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{1, 2, 1, 257, 64, {}, DType::bf16},
                     Case{1, 4, 2, 257, 31, {0, 100, 101}, DType::bf16}));
 
-// What CUDA computes on tensor cores, in tiles of 64 and 32 rows.
+// CUDA computes these cases on tensor cores, in tiles of 64 and 32 rows.
 INSTANTIATE_TEST_SUITE_P(TensorCores, AttentionTest,
                          testing::Values(Case{2, 2, 1, 31, 64, {}, DType::bf16},
                                          Case{1, 1, 1, 33, 128, {}, DType::bf16},
@@ -228,7 +228,7 @@ TEST(AttentionGradientTest, EqualsCentralFiniteDifferences) {
   EXPECT_LT(relative_error(to_floats(a.dv), test::numeric_gradient(a.v, loss)), 1e-3);
 }
 
-// The rows from `start` on of every head of x [1, heads, seq_len, head_dim].
+// The rows of every head of x [1, heads, seq_len, head_dim], beginning with row `start`.
 std::vector<float> rows_from(ConstTensorView x, int64_t start) {
   const ConstTensorView heads = x.reshape({x.dim(1), x.dim(2), x.dim(3)});
   std::vector<float> values;

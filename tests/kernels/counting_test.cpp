@@ -1,5 +1,5 @@
-// What a device that only counts promises (Device::counts_only): workspaces are used as on a real
-// device of the kind, ops check and do nothing, and products are added up.
+// On a device that only counts (Device::counts_only), ops use workspaces as on a real device of the
+// kind and check their arguments, but do nothing; the operations of products are added up.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -41,7 +41,7 @@ using testing::HasSubstr;
 
 constexpr DType kF32 = DType::f32, kBf16 = DType::bf16, kI32 = DType::i32, kF64 = DType::f64;
 
-// A device with what ops work with.
+// A device with a stream, a workspace and tensors for ops.
 struct Bench {
   explicit Bench(Device on) : device(on), stream(on), workspace(on) {}
 
@@ -98,7 +98,7 @@ std::vector<ScratchCase> attention_cases() {
   return cases;
 }
 
-// Every sequence as long as its cache: what is counted is the most that a step may take.
+// Every sequence is as long as its cache, because the largest need of a step is counted.
 std::vector<ScratchCase> decode_cases() {
   std::vector<ScratchCase> cases;
   for (const int max_len : {1, 70, 1500}) {
@@ -126,7 +126,7 @@ std::vector<ScratchCase> decode_cases() {
   return cases;
 }
 
-// Widths for every way that a CUDA kernel has to share a row out, and rows around the CPU's blocks.
+// Widths for every way in which a CUDA kernel divides a row; row counts around the CPU's blocks.
 std::vector<ScratchCase> norm_cases() {
   std::vector<ScratchCase> cases;
   for (const DType dtype : {kF32, kBf16}) {
@@ -169,7 +169,7 @@ void plan_sending(Bench& b, int64_t tokens, int64_t top_k, int64_t ranks) {
               .assignments = b.i32({slots, 2})});
 }
 
-// All for the first expert, and from one row of the first rank.
+// All assignments are for the first expert and come from one row of the first rank.
 void plan_arriving(Bench& b, int64_t count, size_t ranks) {
   std::vector<int64_t> rows(ranks + 1, 1), assignments(ranks + 1, count);
   rows[0] = assignments[0] = 0;

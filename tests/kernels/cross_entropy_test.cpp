@@ -1,5 +1,5 @@
-// Cross-entropy on the device of the tests against the CPU's bodies, at vocabularies that allow
-// 16-byte accesses and that do not.
+// Cross-entropy on the device of the tests against the CPU's bodies, with vocabulary sizes that
+// allow 16-byte accesses and sizes that do not.
 #include "kernels/vocabulary/cross_entropy.h"
 
 #include <gtest/gtest.h>
@@ -27,7 +27,7 @@ TEST_P(CrossEntropyAgreementTest, EveryStepIsTheCpus) {
   Stream stream;
   switchyard::Stream cpu_stream;
   const Tensor logits = random_tensor({kTokens, vocab()}, 1, DType::f32, 4.0f);
-  // The first and the last id of this shard, one of another shard on either side, and none.
+  // The first and the last id of this shard, one id of the shard on either side, and no target.
   const auto last = static_cast<int32_t>(kFirst + vocab() - 1);
   const Tensor targets = make_tensor<int32_t>({kTokens}, {kFirst, last, last + 1, kFirst - 1, -1});
   struct Rows {
@@ -41,7 +41,7 @@ TEST_P(CrossEntropyAgreementTest, EveryStepIsTheCpus) {
   cpu::cross_entropy_forward(cpu_stream, logits, targets, kFirst, cpu_rows.max, cpu_rows.sum,
                              cpu_rows.target);
   EXPECT_EQ(to_floats(rows.max), to_floats(cpu_rows.max));
-  // One of the two may add thousands of terms one after the other.
+  // Either body may add thousands of terms one after the other.
   EXPECT_LT(test::relative_error(to_floats(rows.sum), to_floats(cpu_rows.sum)), 1e-5);
   EXPECT_EQ(to_floats(rows.target), to_floats(cpu_rows.target));
 

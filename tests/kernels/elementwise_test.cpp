@@ -1,4 +1,4 @@
-// Copies, casts and sums, at sizes and addresses that forbid 16-byte accesses too.
+// Copies, casts and sums, also at sizes and addresses that forbid 16-byte accesses.
 #include "kernels/basic/elementwise.h"
 
 #include <gtest/gtest.h>

@@ -7,7 +7,8 @@
 
 namespace switchyard::elsewhere {
 
-// Values with gaps, out of order in the table, one of them not listed; in another namespace.
+// The values have gaps, their table has another order and lacks one of them, and the namespace is
+// another one.
 enum class Colour { red = 3, green = 1, blue = 7, secret = 9 };
 SWITCHYARD_ENUM_NAMES(Colour, blue, red, green)
 

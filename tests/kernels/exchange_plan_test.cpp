@@ -1,4 +1,4 @@
-// Plans made on the device of the tests against the CPU's, and what they must hold by themselves.
+// Plans made on the device of the tests equal the CPU's, and their lists are consistent.
 #include "kernels/moe/exchange_plan.h"
 
 #include <gtest/gtest.h>
@@ -24,7 +24,7 @@ struct PlanCase {
   double dropped;  // share of the slots
 };
 
-// Distinct experts per token, some slots dropped.
+// The experts of a token are distinct; some slots are dropped.
 Tensor random_dispatch(const PlanCase& c) {
   std::mt19937 engine(7);
   std::vector<int32_t> experts(static_cast<size_t>(c.ranks * c.local_experts));
@@ -120,7 +120,7 @@ TEST_P(ExchangePlanTest, RowsLeadBackToTheirTokens) {
   }
 }
 
-// As if every rank had sent this rank what this rank sends to all: any well-formed message will do.
+// The arriving message is the one that this rank sends to all: any well-formed message will do.
 TEST_P(ExchangePlanTest, ArrivalsAreThoseOfTheCpu) {
   const int64_t row_size = 1 + GetParam().local_experts;
   const auto counts = to_vector<int64_t>(expected_.counts);

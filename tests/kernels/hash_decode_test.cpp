@@ -1,4 +1,4 @@
-// The ops of hash-aware decoding, each against brute force in double or integers.
+// Each op of hash-aware decoding against brute force in double or integers.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -65,8 +65,8 @@ struct Encoded {
   Tensor q, k, weight, q_codes, codes, norms;
 };
 
-// Bits of `codes` against signs in double, except within a band around zero: rounding of a sum of
-// head_dim products in f32.
+// Compares the bits of `codes` with signs in double, except within a band around zero as wide as
+// the rounding error of a sum of head_dim products in f32.
 //   x      [rows, head_dim], row r of the projection head_of(r)
 void expect_signs(const Case& c, const Tensor& x, const Tensor& weight,
                   const std::vector<int32_t>& codes,
@@ -248,7 +248,7 @@ struct Selection {
   int64_t sink = 0, recent = 0;
 };
 
-// Brute force: the windows, then a stable sort.
+// Brute force: a stable sort that puts the windows first.
 template <class Better>
 std::vector<int32_t> best_positions(int64_t length, int64_t count, int64_t sink, int64_t recent,
                                     const Better& better) {
@@ -306,7 +306,7 @@ std::vector<uint16_t> random_distances(size_t n, uint32_t values) {
 }
 
 TEST_P(SelectTopKTest, TakesTheSmallestDistances) {
-  // Few values: ties everywhere; and distances beyond one byte.
+  // Few distinct values make ties everywhere; the largest distances exceed one byte.
   for (const uint32_t values : {1u, 5u, 129u, 65536u}) {
     expect_best(random_distances(2 * 3 * 600, values), 2, 3, 600, GetParam(),
                 [](uint16_t a, uint16_t b) { return a < b; });

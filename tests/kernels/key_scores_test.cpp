@@ -36,7 +36,7 @@ const Case kCases[] = {{1, 1, 1, 1, 1, {1}},
                        {2, 3, 1, 130, 128, {1, 130}},
                        {2, 4, 2, 257, 64, {256, 17}, DType::bf16}};
 
-// What stands in a score that must not be written.
+// The value of scores that an op must not write.
 constexpr float kUntouched = -777.0f;
 
 Tensor untouched_scores(const Case& c) {
@@ -45,7 +45,7 @@ Tensor untouched_scores(const Case& c) {
   return scores;
 }
 
-// value(row, g, p) summed over the group, for every (sequence, kv head) and position.
+// Expects value(row, g, p) summed over the group, for every (sequence, kv head) and position.
 template <class Value>
 void expect_scores(const Case& c, const Tensor& scores, double bound, const Value& value) {
   const std::vector<float> actual = to_floats(scores);
@@ -159,7 +159,7 @@ TEST_P(PageBoundsTest, KeyByKeyGivesTheBitsOfAllAtOnce) {
   Bounds at_once(c), one_by_one(c);
 
   update_page_bounds(stream, keys, 0, kPage, at_once.lower, at_once.upper);
-  // Begins within a page where there are so many, and then goes on by one.
+  // The prompt ends within a page where the cache is long enough; then keys follow one by one.
   const int64_t prompt = std::min<int64_t>(21, c.max_len);
   update_page_bounds(stream, part_of(keys, 0, prompt), 0, kPage, one_by_one.lower,
                      one_by_one.upper);

@@ -25,7 +25,7 @@ using test::to_floats;
 
 constexpr int64_t kSizes[] = {1, 31, 32, 33, 257};
 
-// Relative to the greatest element: f32 sums of up to 1,100 terms; half a step of 8 bits.
+// Relative to the greatest element. f32: sums of up to 1,100 terms; bf16: half a step of 8 bits.
 double tolerance(DType out) { return out == DType::f32 ? 3e-6 : 4.1e-3; }
 
 class ThreadCount {
@@ -39,7 +39,7 @@ class ThreadCount {
   int before_;
 };
 
-// c + op(a) op(b) in double; c empty: without it.
+// c + op(a) op(b) in double; op(a) op(b) if c is empty.
 std::vector<float> reference(ConstTensorView a, Transpose transpose_a, ConstTensorView b,
                              Transpose transpose_b, const std::vector<float>& c = {}) {
   const bool ta = transpose_a == Transpose::yes, tb = transpose_b == Transpose::yes;
@@ -82,7 +82,7 @@ class MatmulTest
 
     matmul(stream_, a, transpose_a, b, transpose_b, accumulate, c);
 
-    // A single element may cancel to almost nothing: its terms set the scale, not its value.
+    // A single element may cancel to almost zero: the scale is that of its terms, not of its value.
     std::vector<float> actual = to_floats(c), wanted = expected;
     actual.push_back(std::sqrt(static_cast<float>(k)));
     wanted.push_back(std::sqrt(static_cast<float>(k)));
@@ -161,7 +161,7 @@ TEST(MatmulErrorTest, NamesTheInnerDimensionsThatDiffer) {
               testing::ThrowsMessage<Error>(testing::HasSubstr("inner dimensions differ")));
 }
 
-// Both ways of multiplying bf16 must agree on every machine, whichever compute_block takes there.
+// Both ways to multiply bf16 must agree on every machine, whichever one compute_block chooses.
 TEST(Bf16BlockTest, NativeAndWidenedProductsAgree) {
   SWITCHYARD_CPU_ONLY("oneDNN alone");
   for (const Transpose transpose : {Transpose::no, Transpose::yes}) {
@@ -215,15 +215,15 @@ TEST(MatrixProductTest, StridedBlocksLeaveTheirSurroundingsAlone) {
   }
 }
 
-// The dtype, and the widths of input and output: with every row aligned to 16 bytes or not; of one
-// tile of a device's kernel or several, the last of them cut short.
+// The dtype, and the widths of input and output: with and without every row aligned to 16 bytes;
+// one tile of a device's kernel or several, of which the last is not full.
 class GroupedLinearTest
     : public testing::TestWithParam<std::tuple<DType, std::pair<int64_t, int64_t>>> {
  protected:
   static DType dtype() { return std::get<0>(GetParam()); }
   const int64_t in_ = std::get<1>(GetParam()).first, out_ = std::get<1>(GetParam()).second;
 
-  // Empty first, last and in between; more than one block of rows.
+  // Some experts have no rows (first, last and in between), some more than one block of rows.
   const std::vector<int64_t> row_offsets_{0, 0, 1, 32, 32, 64, 97, 354, 954, 954};
   const int64_t experts_ = std::ssize(row_offsets_) - 1;
   const int64_t rows_ = row_offsets_.back();
@@ -240,7 +240,7 @@ class GroupedLinearTest
     return x.rows(row_offsets_[i], row_offsets_[i + 1] - row_offsets_[i]);
   }
 
-  // The rows of reference(x of the expert, weight of the expert), one expert after the other.
+  // Joins the rows of reference(x, weight) of one expert after the other.
   std::vector<float> reference_rows(ConstTensorView x, Transpose transpose_weight) const {
     std::vector<float> rows;
     for (int64_t e = 0; e < experts_; ++e) {

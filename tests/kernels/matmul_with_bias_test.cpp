@@ -25,7 +25,7 @@ class MatmulWithBiasTest
   Transpose transpose_a() const { return std::get<1>(GetParam()); }
   Transpose transpose_b() const { return std::get<2>(GetParam()); }
 
-  // `skip` elements into a larger tensor, so that addresses are misaligned.
+  // A matrix that begins `skip` elements into a larger tensor, so that its address is misaligned.
   TensorView part(Tensor& tensor, int64_t rows, int64_t columns, Transpose transpose) const {
     const Shape shape = transpose == Transpose::yes ? Shape{columns, rows} : Shape{rows, columns};
     return tensor.view().rows(std::get<3>(GetParam()), rows * columns).reshape(shape);
@@ -40,7 +40,7 @@ class MatmulWithBiasTest
     const TensorView product = part(c, m, n, Transpose::no);
     const TensorView addend = part(bias, n, 1, Transpose::no).reshape({n});
 
-    // Twice: the second finds what the first chose.
+    // The second call finds the algorithm that the first one chose.
     for (int i = 0; i < 2; ++i) {
       matmul_with_bias(stream_, part(a, m, k, transpose_a()), transpose_a(),
                        part(b, k, n, transpose_b()), transpose_b(), addend, product);
@@ -50,7 +50,8 @@ class MatmulWithBiasTest
     const auto y = to_floats(part(b, k, n, transpose_b()));
     const auto added = to_floats(addend), actual = to_floats(product);
     const bool ta = transpose_a() == Transpose::yes, tb = transpose_b() == Transpose::yes;
-    // Up to a step in all: half of one of the bias, and on some backends two halves of the sum.
+    // The error is at most one step: half a step of rounding from the bias, and on some backends
+    // two further roundings of the sum.
     const double step = dtype() == DType::f32 ? 1e-6 : 0x1p-7;
     for (int64_t i = 0; i < m; ++i) {
       for (int64_t j = 0; j < n; ++j) {

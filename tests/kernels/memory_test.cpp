@@ -22,7 +22,7 @@ using test::error_of;
 using testing::AllOf;
 using testing::HasSubstr;
 
-// Elements of four bytes: 4 PiB, more than an address space holds.
+// Elements of four bytes: 4 PiB, more than an address space.
 constexpr int64_t kTooMany = int64_t{1} << 50;
 
 class OutOfMemoryTest : public testing::Test {
@@ -44,7 +44,7 @@ TEST_F(OutOfMemoryTest, ATensorThatDoesNotFitIsNamed) {
 TEST_F(OutOfMemoryTest, TheFiguresAreThoseOfTheDevice) {
   try {
     const switchyard::Tensor huge({kTooMany}, DType::f32, test::device());
-    FAIL() << "4 PiB were given out";
+    FAIL() << "4 PiB were allocated";
   } catch (const OutOfMemory& error) {
     EXPECT_EQ(error.device(), test::device());
     EXPECT_EQ(error.memory().total_bytes, memory_of(test::device()).total_bytes);
@@ -70,8 +70,8 @@ TEST_F(OutOfMemoryTest, AWorkspaceSaysWhichTensorAndWhatItHoldsAndGoesOn) {
 
 // ---- Host values -------------------------------------------------------------------------------
 
-// Values that nobody but the workspace holds when the op runs; memory that was freed would be given
-// out again to the vectors in between.
+// Only the workspace holds the values when the op runs. If their memory had been freed, the vectors
+// allocated in between would have reused it.
 TEST(ToDeviceTest, ValuesLiveUntilTheirMemoryIsGivenBack) {
   test::Stream stream;
   test::Workspace workspace;

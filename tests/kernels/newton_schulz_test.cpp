@@ -1,4 +1,4 @@
-// The iteration against itself in double, and what it does to singular values.
+// The iteration against itself in double, and its effect on singular values.
 #include "kernels/optimizer/newton_schulz.h"
 
 #include <gtest/gtest.h>
@@ -56,7 +56,8 @@ INSTANTIATE_TEST_SUITE_P(Shapes, NewtonSchulzTest,
                          testing::Combine(testing::Values(1, 31, 32, 33, 70),
                                           testing::Values(1, 31, 32, 33, 70)));
 
-// Of a matrix with orthogonal columns the singular values are their lengths, before and after.
+// The singular values of a matrix with orthogonal columns are the lengths of the columns, and the
+// iteration keeps the columns orthogonal.
 TEST(NewtonSchulzSpectrumTest, SingularValuesApproachOneWhateverTheyWere) {
   constexpr int64_t kSize = 32;
   Stream stream;
@@ -96,7 +97,7 @@ TEST(NewtonSchulzSpectrumTest, AMatrixOfZerosStaysOne) {
   EXPECT_EQ(to_floats(y), std::vector<float>(15, 0.0f));
 }
 
-// Gradients of 1e30 have squares beyond f32.
+// The squares of gradients of 1e30 overflow f32.
 TEST(NewtonSchulzSpectrumTest, TheScaleOfAMatrixDoesNotMatter) {
   Stream stream;
   Tensor x = random_tensor({33, 31}, 7), large = random_tensor({33, 31}, 7);

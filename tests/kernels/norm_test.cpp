@@ -1,5 +1,5 @@
-// Both norms on the device of the tests against the CPU's bodies: rows of a part of a warp, of one,
-// and of several; widths that forbid 16-byte accesses; more rows than blocks run at a time.
+// Both norms on the device of the tests against the CPU's bodies: rows that take a part of a warp,
+// one warp or several; widths that forbid 16-byte accesses; more rows than blocks run at a time.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -28,7 +28,7 @@ class NormAgreementTest : public testing::TestWithParam<std::tuple<int64_t, int6
   static DType dtype() { return std::get<2>(GetParam()); }
   static Tensor matrix(uint64_t seed) { return random_tensor({rows(), width()}, seed, dtype()); }
 
-  // Sums in another order; and bf16 may round to a neighbour.
+  // The order of summation differs, and bf16 may round to a neighbouring value.
   static void expect_close(const Tensor& a, const Tensor& b, double f32_bound = 3e-6) {
     EXPECT_LT(test::relative_error(to_floats(a), to_floats(b)),
               a.dtype() == DType::f32 && dtype() == DType::f32 ? f32_bound : 1e-2);
@@ -131,7 +131,7 @@ TEST_P(NormAgreementTest, BackwardRepeatsBitForBit) {
   EXPECT_EQ(gradients(), first);
 }
 
-// As a parameter behind one of odd size in a flat buffer.
+// In a flat buffer a parameter may follow one of odd size.
 TEST_P(NormAgreementTest, AddressesNeedNoAlignment) {
   Tensor shifted({width() + 1}, DType::f32);
   std::copy_n(weight_.data<float>(), width(), shifted.data<float>() + 1);

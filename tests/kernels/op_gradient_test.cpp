@@ -1,5 +1,5 @@
-// The memory-bound ops, forward against double references and backward against central finite
-// differences. Inputs near one and a step of 1e-2 make differences good to about 1e-3.
+// The memory-bound ops: forward against double references, backward against central finite
+// differences. With inputs near one and a step of 1e-2 the differences are good to about 1e-3.
 #include <gtest/gtest.h>
 #include <omp.h>
 
@@ -57,7 +57,7 @@ TEST_P(NormWidthTest, RmsNormAddsNormalisesAndDifferentiates) {
     EXPECT_NEAR(y.data<float>()[last],
                 sum.data<float>()[last] * expected * weight.data<float>()[hidden - 1], 1e-4);
   }
-  // dx holds what flows past the norm.
+  // dx holds the gradient of the residual path, which does not pass the norm.
   Tensor dx = random_tensor({tokens, hidden}, 5), dweight = random_tensor({hidden}, 6);
   auto past = to_floats(dx), before = to_floats(dweight);
   rms_norm_backward(stream, workspace, dy, sum, weight, rstd, dx, dweight);
@@ -86,7 +86,7 @@ TEST_P(NormWidthTest, LayerNormDifferentiates) {
       dbias({hidden}, DType::f32);
   layer_norm_backward(stream, workspace, dy, x, weight, mean, rstd, dx, dweight, dbias);
 
-  if (hidden > 1) {  // of one element the result is the bias, whatever x is
+  if (hidden > 1) {  // with one element per row the result is the bias for every x
     EXPECT_LT(relative_error(to_floats(dx), numeric_gradient(x, loss)), 5e-3);
     EXPECT_LT(relative_error(to_floats(dweight), numeric_gradient(weight, loss)), 5e-3);
   }
@@ -138,7 +138,7 @@ TEST_P(ActivationTest, MatchesItsFormulaAndFiniteDifferences) {
   const Activation activation = GetParam();
   const int64_t rows = 3, ffn = 33, width = is_gated(activation) ? 2 * ffn : ffn;
   Tensor in = random_tensor({rows, width}, 1, DType::f32, 2.0f), scale = random_tensor({rows}, 2);
-  // Away from the kink of relu, by more than the step.
+  // The inputs are farther from the kink of relu than the step.
   for (int64_t i = 0; i < in.num_elements(); ++i) {
     float& x = in.data<float>()[i];
     if (std::abs(x) < 0.02f) x = 0.02f;
@@ -182,7 +182,7 @@ INSTANTIATE_TEST_SUITE_P(All, ActivationTest,
                          testing::Values(Activation::swiglu, Activation::gelu, Activation::relu,
                                          Activation::relu2, Activation::silu));
 
-// The vocabulary in two shards, as under tp = 2, must give what one shard gives.
+// Two shards of the vocabulary, as under tp = 2, must give the loss and gradient of one shard.
 TEST(CrossEntropyTest, ShardsGiveTheLossAndGradientOfTheWhole) {
   Stream stream;
   constexpr int64_t kTokens = 4, kVocab = 33, kFirst = 20;
@@ -214,7 +214,7 @@ TEST(CrossEntropyTest, ShardsGiveTheLossAndGradientOfTheWhole) {
   }
   EXPECT_NEAR(whole, 0.5 * direct, 1e-5);
 
-  // The shards alone: their sums refer to the maximum of the whole, and add up to its sum.
+  // The sums of the shards refer to the maximum of the whole row and add up to its sum.
   loss();
   const auto shard = [&](int64_t first, int64_t count) {
     Tensor part({kTokens, count}, DType::f32);
@@ -264,7 +264,7 @@ TEST(CrossEntropyTest, ANanAmongTheLogitsReachesTheLoss) {
 
 TEST(CrossEntropyTest, LogitsOfMinusInfinityAndEmptyShardsAddNothing) {
   Stream stream;
-  constexpr int64_t kVocab = 1100;  // some threads see no other logit
+  constexpr int64_t kVocab = 1100;  // some threads see only logits of minus infinity
   std::vector<float> values(kVocab, -INFINITY);
   values[7] = values[1030] = 2.0f;
   const Tensor logits = make_tensor<float>({1, kVocab}, values), none({1, 0}, DType::f32);

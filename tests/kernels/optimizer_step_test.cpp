@@ -1,4 +1,4 @@
-// One update against double references; ranges begin anywhere.
+// One update against double references; ranges begin at any element.
 #include "kernels/optimizer/optimizer_step.h"
 
 #include <gtest/gtest.h>

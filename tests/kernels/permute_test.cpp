@@ -40,7 +40,7 @@ TEST_P(PermuteTest, GathersRowsInAnyOrderAndNumber) {
   }
 }
 
-// Members repeat; rows without members become zero; what y held is gone.
+// Members may repeat; rows without members become zero; y is overwritten.
 TEST_P(PermuteTest, SumsTheMembersOfEachRowInOrder) {
   const Tensor x = random_tensor({kRows, width()}, 1, dtype());
   const std::vector<int32_t> offsets = {0, 0, 1, 4, 13, 13};

@@ -1,5 +1,5 @@
-// The split of the fused projection and the rotation, on the device of the tests against the CPU's
-// bodies: widths that allow 16-byte accesses and widths that do not.
+// The split of the fused projection and the rotation on the device of the tests against the CPU's
+// bodies, at widths that allow 16-byte accesses and widths that do not.
 #include "kernels/attention/rope.h"
 
 #include <gtest/gtest.h>
@@ -29,7 +29,7 @@ class RopeAgreementTest : public testing::TestWithParam<std::tuple<int64_t, DTyp
   Tensor fused(uint64_t seed) const {
     return random_tensor({kBatch * kSeqLen, (kHeads + 2 * kKvHeads) * head_dim()}, seed, dtype());
   }
-  // Two roundings may differ where fused multiply-adds do.
+  // Results may differ by two roundings where one body uses fused multiply-adds.
   void expect_close(const Tensor& a, const Tensor& b) const {
     EXPECT_LT(test::relative_error(to_floats(a), to_floats(b)),
               dtype() == DType::f32 ? 1e-6 : 1e-2);
@@ -70,7 +70,7 @@ TEST_P(RopeAgreementTest, Joins) {
   expect_close(dqkv, cpu_dqkv);
 }
 
-// Heads of an odd width are never rotated.
+// Only heads of an even width are rotated.
 class RotationAgreementTest : public RopeAgreementTest {};
 
 TEST_P(RotationAgreementTest, RotatesInPlace) {

@@ -117,7 +117,7 @@ TEST(RouterTest, NanLogitsStillChooseDistinctExperts) {
 }
 
 TEST(RouterTest, CountsAssignmentsAndSumsProbabilitiesPerSequence) {
-  // The last token of a sequence of two, and a whole one.
+  // The tokens are the last one of a sequence of two and a whole sequence.
   const Routed routed({.top_k = 1}, make_tensor<float>({3, 2}, {0, std::log(3.0f), 1, 1, 1, 1}),
                       {1, 2});
 
@@ -152,7 +152,7 @@ TEST(RouterTest, RejectsMoreSlotsThanExperts) {
   EXPECT_THROW(Routed({.top_k = 3}, test::random_tensor({1, 2}, 1), {0, 1}), Error);
 }
 
-// The gradient of <r, weights> + <c, probability sums> + z * sum lse^2 by the logits.
+// The gradient of <r, weights> + <c, probability sums> + z * sum lse^2 with respect to the logits.
 class RouterGradientTest : public testing::TestWithParam<std::tuple<RouterScore, bool>> {};
 
 TEST_P(RouterGradientTest, MatchesFiniteDifferences) {
@@ -188,7 +188,7 @@ INSTANTIATE_TEST_SUITE_P(
 
 TEST(BalanceLossTest, IsExactlyOneWhenPerfectlyBalanced) {
   constexpr int64_t kTokens = 16, kExperts = 8, kTopK = 2;
-  // Equal scores, and experts in turn.
+  // The scores are equal, and the tokens choose the experts in turn.
   const Routed routed({.top_k = kTopK, .force_balanced = true},
                       Tensor({kTokens, kExperts}, DType::f32), {0, kTokens / 2});
   Tensor dprobs({2, kExperts}, DType::f32);
@@ -233,8 +233,8 @@ TEST(DropTest, KeepsTheGreatestWeightsOrTheEarliestPositions) {
   EXPECT_EQ(to_vector<int32_t>(kept), (std::vector<int32_t>{0, 0, -1, 0, 0, 1}));
 }
 
-// The bodies of all devices against the CPU's, at sizes that do not fill a warp, and over sequences
-// that the range of tokens cuts.
+// The bodies of all devices against the CPU's, at sizes that do not fill a warp and with sequences
+// of which the token range holds a part only.
 struct RouterCase {
   int64_t experts;
   int top_k;

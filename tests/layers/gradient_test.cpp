@@ -21,7 +21,7 @@ using test::tiny_model;
 
 constexpr double kBound = 4e-3;
 
-// Checks d<r, layer(x)> by x and by every parameter in the store.
+// Checks the gradient of <r, layer(x)> with respect to x and to every parameter in the store.
 //   forward   computes y and returns the scalar
 //   backward  fills dx and the parameters' gradients
 void expect_gradients(LayerBench& bench, Tensor& x, const Tensor& dx,
@@ -33,7 +33,7 @@ void expect_gradients(LayerBench& bench, Tensor& x, const Tensor& dx,
   EXPECT_LT(gradient_error(x, dx, scalar, step), bound) << "by the input";
   for (Parameter& p : bench.store.parameters()) {
     const Tensor grad = test::make_tensor<float>(p.grad.shape(), test::to_floats(p.grad));
-    // A step that changes which experts are chosen is an error of the differences.
+    // The differences are wrong if the step changes which experts are chosen.
     const bool routes = p.spec.name.find("router") != std::string::npos;
     EXPECT_LT(gradient_error(p.value, grad, scalar, routes ? 1e-3f : step), bound)
         << "by " << p.spec.name;
@@ -136,8 +136,8 @@ TEST_P(FeedForwardGradient, MatchesFiniteDifferences) {
   FeedForward layer(bench.build, "ff", config.ffn_hidden, /*bias=*/true, Part::dense_feed_forward);
   bench.materialize();
 
-  // relu has a kink, and a step across it is an error of the differences: smaller steps, more
-  // noise.
+  // The differences are wrong if the step crosses the kink of relu. A smaller step has more
+  // rounding noise, hence the larger bound.
   const bool kink = GetParam() == Activation::relu;
   check_layer(bench, layer, kink ? 1e-2 : kBound, {}, kink ? 1e-3f : 1e-2f);
 }
@@ -187,8 +187,8 @@ struct MoeCase {
 
 class MoeGradient : public testing::TestWithParam<MoeCase> {};
 
-// The scalar holds the balance loss and the z-loss too, with their coefficients, so that their
-// gradients by the router, and through it by x, are part of what is compared.
+// The scalar includes the balance loss and the z-loss with their coefficients, so that their
+// gradients by the router weights, and through the router by x, are compared, too.
 TEST_P(MoeGradient, MatchesFiniteDifferencesWithBothRouterLosses) {
   ModelConfig config = tiny_model(GetParam().structure);
   GetParam().change(config);
@@ -282,7 +282,7 @@ TEST_P(EmbeddingAndHeadGradient, MatchesFiniteDifferences) {
   Embedding embedding(bench.build);
   LmHead head(bench.build, embedding.table());
   bench.materialize();
-  bench.batch.targets.data<int32_t>()[3] = -1;  // a token that does not count
+  bench.batch.targets.data<int32_t>()[3] = -1;  // this token has no target
   Tensor y(bench.input().shape(), DType::f32), dy(y.shape(), DType::f32);
   const auto run = [&](bool backward) {
     StepContext ctx = bench.context();

@@ -87,7 +87,7 @@ TEST_F(ParameterStoreTest, AStageThatFindsAFullFlatBufferBeginsAnother) {
   ASSERT_EQ(store.buffers().size(), 2u);
   EXPECT_EQ(store.buffers()[0].num_elements, 24);
   EXPECT_EQ(store.buffers()[0].first_stage, 0);
-  EXPECT_EQ(store.buffers()[1].num_elements, 7);  // with a gap: parameters begin at 16 bytes
+  EXPECT_EQ(store.buffers()[1].num_elements, 7);  // a gap aligns parameters to 16 bytes
   EXPECT_EQ(store.buffers()[1].first_stage, 2);
   EXPECT_EQ(store.buffers()[1].parameters.front()->flat_begin, 0);
   EXPECT_EQ(store.fused_value(first, last).shape(), Shape({6, 3}));
@@ -134,12 +134,12 @@ TEST_F(ParameterStoreTest, NormalValuesHaveTheStatedMeanAndStandardDeviation) {
     sum += value;
     squares += static_cast<double>(value) * value;
   }
-  // Five standard errors of the mean, and of the standard deviation.
+  // The bounds are five standard errors of the mean and of the standard deviation.
   EXPECT_NEAR(sum / kCount, 0.0, 5 * kStd / std::sqrt(kCount));
   EXPECT_NEAR(std::sqrt(squares / kCount), kStd, 5 * kStd / std::sqrt(2.0 * kCount));
 }
 
-// Boxes by rows, by columns, of a slice, and in either dtype hold what the whole holds there.
+// Boxes of rows, of columns and of a slice hold the whole tensor's values, in either dtype.
 TEST_F(ParameterStoreTest, BoxesDrawTheValuesOfTheWholeWhateverWasAddedBefore) {
   constexpr int64_t kA = 4, kB = 33, kC = 31;
   const Parameter& reference = store_.add(whole("weight", {kA, kB, kC}));
@@ -191,7 +191,7 @@ TEST_F(ParameterStoreTest, NamesAndSeedsDrawDifferentValues) {
 
 TEST_F(ParameterStoreTest, FusedViewsCoverNeighboursInOnePiece) {
   Parameter& q = store_.add(whole("q", {6, 5}));
-  store_.add(whole("q_norm", {9}, DType::bf16));  // another buffer: not in between
+  store_.add(whole("q_norm", {9}, DType::bf16));  // in another buffer, so not between q and k
   store_.add(whole("k", {2, 5}));
   Parameter& v = store_.add(whole("v", {3, 5}));
   Parameter& bias = store_.add(whole("bias", {4}));
@@ -240,9 +240,9 @@ TEST_F(ParameterStoreTest, RefusesToFuseWhatDoesNotFit) {
   EXPECT_THROW(store_.fused_value(a, a), Error);  // no values yet
   store_.materialize(stream_, kSeed, 1);
 
-  EXPECT_THROW(store_.fused_value(a, odd), Error);      // other rows
-  EXPECT_THROW(store_.fused_value(a, b), Error);        // something else between them
-  EXPECT_THROW(store_.fused_value(b, a), Error);        // the wrong way round
+  EXPECT_THROW(store_.fused_value(a, odd), Error);      // rows of another width
+  EXPECT_THROW(store_.fused_value(a, b), Error);        // another parameter between them
+  EXPECT_THROW(store_.fused_value(b, a), Error);        // the wrong order
   EXPECT_THROW(store_.fused_value(a, rounded), Error);  // another buffer
   EXPECT_THROW(store_.fused_grad(b, expert), Error);    // another rank
 }

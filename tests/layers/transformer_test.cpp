@@ -1,4 +1,4 @@
-// The whole model as an object: what its passes leave, and that they do not disturb each other.
+// The whole model: its passes leave the expected memory in use and do not disturb each other.
 #include "layers/transformer.h"
 
 #include <gtest/gtest.h>

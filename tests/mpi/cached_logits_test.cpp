@@ -1,5 +1,5 @@
-// Reading a prompt and then one token at a time gives the logits of a pass over the whole text:
-// where a token stands, and which keys it sees, does not depend on how the text is read.
+// Reading a prompt and then one token at a time gives the logits of a pass over the whole text: the
+// position of a token, and the keys that it sees, do not depend on how the text is read.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -50,7 +50,7 @@ MicroBatch columns_of(const MicroBatch& text, int64_t first, int64_t count) {
   return part;
 }
 
-// A model on tp ranks, and all that is asked of it here.
+// A model on tp ranks that reads a text in one pass or token by token.
 class Reader {
  public:
   Reader(const ModelConfig& config, int tp)
@@ -61,7 +61,7 @@ class Reader {
         saved_(stream_.device()),
         scratch_(stream_.device()) {}
 
-  // [sequences, length, vocab_size] of one pass over the text.
+  // Logits [sequences, length, vocab_size] of one pass over the text.
   std::vector<float> logits(const MicroBatch& text) {
     Tensor logits({text.num_sequences * text.seq_len, model_.config().vocab_size}, DType::f32,
                   stream_.device());
@@ -69,7 +69,7 @@ class Reader {
     return test::to_floats(logits);
   }
 
-  // The same of the text from position prompt - 1 on, read as a prompt and then token by token.
+  // Logits of the text from position prompt - 1 on, read as a prompt and then token by token.
   std::vector<float> cached_logits(const MicroBatch& text, int64_t prompt) {
     const int64_t vocab_size = model_.config().vocab_size, positions = text.seq_len - prompt + 1;
     KvCache cache = model_.make_cache(text.num_sequences, text.seq_len);
@@ -101,7 +101,7 @@ class Reader {
                     .scales = {},
                     .dropless = true};
     body(ctx);
-    stream_.synchronize();  // the copy goes
+    stream_.synchronize();  // `copied` is freed at the end of this function
   }
 
   switchyard::Stream stream_;

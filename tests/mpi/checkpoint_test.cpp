@@ -61,7 +61,7 @@ struct CheckpointMpiTest : testing::Test {
     return result;
   }
 
-  // Every rank has the same text.
+  // Expects that every rank has the same text.
   void expect_same(const std::string& text) {
     for (const std::string& other : gather_text(world, text)) EXPECT_EQ(other, text);
   }

@@ -1,5 +1,5 @@
-// What every communicator must do: the group of one rank, all ranks, neighbours, and ranks that lie
-// apart; in host memory, and in that of the device that SWITCHYARD_TEST_DEVICE names.
+// The behaviour of every communicator, for a group of one rank, of all ranks, of neighbours and of
+// ranks apart, on tensors of the device that SWITCHYARD_TEST_DEVICE names.
 #include <gtest/gtest.h>
 #include <omp.h>
 
@@ -24,7 +24,7 @@ namespace {
 using test::Tensor;
 using test::test_mpi;
 
-// nccl_self: NCCL's group of one rank, the only one that ranks who share a device can have.
+// nccl_self: NCCL's group of one rank, the only NCCL group that ranks on a shared device can have.
 enum class Kind { self, world, neighbours, apart, nccl_self };
 SWITCHYARD_ENUM_NAMES(Kind, self, world, neighbours, apart, nccl_self)
 
@@ -32,8 +32,8 @@ constexpr DType kAllDTypes[] = {DType::f32, DType::bf16, DType::f64, DType::i32,
                                 DType::i64, DType::u16,  DType::u8};
 constexpr ReduceOp kAllOps[] = {ReduceOp::sum, ReduceOp::max, ReduceOp::min};
 
-// Below and above the size up to which all ranks reduce everything (16 KiB, so 2,048 to 8,192
-// elements), and more than one block.
+// Sizes below and above that up to which all ranks reduce everything (16 KiB, so 2,048 to 8,192
+// elements), and sizes of more than one block.
 constexpr int64_t kSizes[] = {0, 1, 2, 33, 2049, 4096, 4097, 8193, 100003, (int64_t{1} << 18) + 5};
 
 class CommunicatorTest : public testing::TestWithParam<Kind> {
@@ -71,7 +71,7 @@ class CommunicatorTest : public testing::TestWithParam<Kind> {
   int size() { return group().size(); }
   int rank() { return group().rank(); }
 
-  // Groups of one kind work at the same time; their data differ, so that none gets another's.
+  // Groups of one kind work at the same time. Their data differ, so that mixed-up messages show.
   int colour() const {
     switch (GetParam()) {
       case Kind::self:
@@ -86,7 +86,7 @@ class CommunicatorTest : public testing::TestWithParam<Kind> {
     }
   }
 
-  // Bytes that tell group, rank and place apart.
+  // Differs by group, rank and place.
   uint8_t byte_of(int of_rank, size_t i) const {
     return static_cast<uint8_t>(31 * of_rank + 101 * colour() + 7 * static_cast<int>(i % kPeriod) +
                                 1);
@@ -104,8 +104,8 @@ class CommunicatorTest : public testing::TestWithParam<Kind> {
     EXPECT_EQ(right, view.num_bytes()) << to_string(view.dtype()) << " of rank " << of_rank;
   }
 
-  // Inexact in every floating dtype, so that another order of summation gives other bits. From a
-  // table: computed in place, the compiler may fuse the last product with the sum.
+  // Inexact in every floating dtype, so that another order of summation gives other bits. The
+  // values come from a table: the compiler could fuse a product computed here with the sum.
   template <class T>
   T element_of(int of_rank, int64_t i) const {
     const auto at = static_cast<size_t>((i + 113 * of_rank + 29 * colour()) % kPeriod);
@@ -141,7 +141,7 @@ class CommunicatorTest : public testing::TestWithParam<Kind> {
     return results;
   }
 
-  // NCCL adds up what is large in an order of its own.
+  // NCCL chooses the order in which it sums large tensors.
   bool sums_in_rank_order(int64_t n, DType dtype, ReduceOp op) {
     constexpr size_t kOrderedBytes = 65536;
     return dist_.transport().find("NCCL") == std::string::npos || GetParam() == Kind::self ||
@@ -152,7 +152,7 @@ class CommunicatorTest : public testing::TestWithParam<Kind> {
   template <class T>
   void expect_close(const T* values, const std::vector<T>& expected) {
     for (size_t i = 0; i < expected.size(); ++i) {
-      // Values of up to 1000 per rank, with a rounding each.
+      // Each rank adds a value of up to 1000 and one rounding error.
       const double bound = std::is_integral_v<T> ? 0.0
                            : sizeof(T) == 4      ? 1e-3 * size()
                                                  : 1e-11 * size();
@@ -336,7 +336,7 @@ TEST_P(CommunicatorTest, AllGatherJoinsInRankOrderAlsoInPlace) {
 }
 
 TEST_P(CommunicatorTest, AllToAllVMovesRaggedRowsOfAnyDtype) {
-  // Some counts are zero and all differ.
+  // Some counts are zero, and all of them differ.
   const auto ragged = [](int from, int to) { return int64_t{3} * from + to; };
   for (const DType dtype : kAllDTypes) {
     for (const int64_t width : {1, 3, 33}) expect_all_to_all_v(ragged, width, dtype);
@@ -352,7 +352,7 @@ TEST_P(CommunicatorTest, AllToAllVMovesNothingAllToOneAndManyRows) {
                       DType::f32);
 }
 
-// As the chunks of an expert exchange do: all are started before the first is waited for.
+// The chunks of an expert exchange do the same: all start before the first is waited for.
 TEST_P(CommunicatorTest, SeveralTransfersMayBeUnderWay) {
   constexpr int kTransfers = 4;
   constexpr int64_t kRows = 700, kWidth = 33;
@@ -370,7 +370,7 @@ TEST_P(CommunicatorTest, SeveralTransfersMayBeUnderWay) {
   for (size_t t = 0; t < kTransfers; ++t) {
     pending.push_back(group().start_all_to_all_v(stream_, in[t], each, out[t], each));
   }
-  // In another order than they were started.
+  // The order of the waits differs from that of the starts.
   for (size_t t = kTransfers; t-- > 0;) pending[t]->wait(stream_);
 
   for (size_t t = 0; t < kTransfers; ++t) {
@@ -381,7 +381,7 @@ TEST_P(CommunicatorTest, SeveralTransfersMayBeUnderWay) {
   }
 }
 
-// What was put into the stream before is sent, and what is put in after the wait sees the rows.
+// The transfer sends what earlier work of the stream wrote; work after the wait sees the rows.
 TEST_P(CommunicatorTest, TransfersAreOrderedWithTheStream) {
   const int64_t n = size();
   const std::vector<int64_t> ones(static_cast<size_t>(n), 1);
@@ -410,11 +410,11 @@ TEST_P(CommunicatorTest, EmptyViewsWithoutMemoryAreOrdinary) {
   group().reduce_scatter(stream_, none, none);
   group().all_to_all_v(stream_, none, zeros, none, zeros);
 
-  // And what follows still pairs up.
+  // Later collectives still match between the ranks.
   expect_all_reduce<float>(33, ReduceOp::sum);
 }
 
-// Every rank refuses, so none waits.
+// Every rank throws, so no rank waits.
 TEST_P(CommunicatorTest, RefusesShapesCountsAndDtypesThatDoNotFit) {
   const auto n = static_cast<int64_t>(size());
   Tensor one({1}, DType::f32), many({n + 1}, DType::f32), bytes({n}, DType::u8);

@@ -1,5 +1,5 @@
-// Decoding with chosen keys on several ranks: heads are split over tp, and nothing about the choice
-// travels, so that every layout gives the tokens of one rank.
+// Decoding with chosen keys on several ranks: heads are split over tp, and ranks exchange nothing
+// to choose the keys. Every layout gives the tokens of one rank.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -62,7 +62,7 @@ struct Decoder {
     return generate(stream, model, dist, request);
   }
 
-  // The logits of forced decoding, of every position behind the prefill.
+  // The logits of forced decoding for every position after the prefill.
   std::vector<float> decode(const DecodeSetup& setup) {
     const MicroBatch batch = test::synthetic_batch(config, 0, 3);  // not a multiple of tp
     ForcedDecoding decoding(stream, model, dist, batch, 30);

@@ -60,7 +60,7 @@ TEST(DistributedContextTest, RefusesALayoutOfAnotherWorld) {
                Error);
 }
 
-// What run_collectively throws for a body, empty when nothing.
+// The message of the Error that run_collectively throws for `body`; empty if it throws none.
 std::string message_of(Communicator& group, const std::function<void()>& body) {
   try {
     run_collectively(group, body);

@@ -1,4 +1,4 @@
-// ZeRO-1 on every layout against one rank, and against plain arithmetic on the whole.
+// ZeRO-1 on every layout against one rank and against plain arithmetic on whole tensors.
 #include "optim/distributed_optimizer.h"
 
 #include <fmt/format.h>
@@ -24,8 +24,8 @@ namespace {
 using test::test_mpi;
 
 constexpr double kLr = 0.05;
-// Gradients are integers over this, so that every sum of them, and of their squares, is exact:
-// results must then be the same bits on every layout.
+// Gradients are integers divided by kUnit. Sums of gradients and of their squares are then exact,
+// and every layout must give the same bits.
 constexpr float kUnit = 64.0f;
 
 // Calls body(index in the box, index in the whole).
@@ -43,8 +43,8 @@ void for_each_in_box(const Shape& global_shape, const Shape& offset, const Shape
   }
 }
 
-// The gradient of an element in units: a sum over the ranks that hold copies of it, to which copy
-// `copy` of `num_copies` adds its part.
+// The gradient of an element in units of 1 / kUnit. It is the sum of the parts (gradient_part) of
+// all `num_copies` ranks that hold a copy of the element.
 int64_t whole_gradient(const std::string& name, int step, int64_t at) {
   const RandomKey key{static_cast<uint64_t>(step), stream_id(name)};
   return static_cast<int64_t>(random_bits(key, static_cast<uint64_t>(at)) % 1001) - 500;
@@ -57,7 +57,7 @@ int64_t gradient_part(const std::string& name, int step, int64_t at, int copy, i
   return rest;
 }
 
-// One parameter of each kind, each of a stage of its own.
+// One parameter of each kind, each in its own stage.
 struct Model {
   Model(const DistributedContext& context, const OptimizerConfig& config, DType dtype,
         int64_t bucket_elements = ParameterStore::kBucketElements)
@@ -145,7 +145,7 @@ double whole_norm(const Model& model, int step) {
   return std::sqrt(squares);
 }
 
-// Every rank's boxes hold what one rank's whole holds there, bit for bit.
+// Expects that the boxes of this rank hold the bits of the whole tensors of `reference`.
 void expect_same_values(const Model& model, const Model& reference) {
   for (size_t k = 0; k < model.store.parameters().size(); ++k) {
     const Parameter& p = model.store.parameters()[k];
@@ -159,8 +159,8 @@ void expect_same_values(const Model& model, const Model& reference) {
   }
 }
 
-// What a checkpoint holds: whole tensors of main weights and of all kinds of state; those that a
-// parameter's update rule does not keep stay zero.
+// The contents of a checkpoint: whole tensors of the main weights and of all kinds of state. Kinds
+// that a parameter's update rule does not keep stay zero.
 constexpr const char* kStates[] = {kExpAvg, kExpAvgSq, kMuonMomentum};
 constexpr size_t kKinds = 1 + std::size(kStates);
 using Saved = std::map<std::string, std::array<std::vector<float>, kKinds>>;
@@ -188,7 +188,7 @@ std::array<std::span<float>, kKinds> spans_of(const ShardPiece& piece) {
   return spans;
 }
 
-// Joins the pieces of all ranks; every element must be in exactly one.
+// Joins the pieces of all ranks; every element must be in exactly one piece.
 Saved save(Model& model) {
   Saved saved;
   std::map<std::string, std::vector<int32_t>> covered;
@@ -295,8 +295,8 @@ TEST_P(LayoutsTest, EveryLayoutGivesTheBitsOfOneRank) {
   }
 }
 
-// As in a backward pass: the gradients of the last stage come first, and each stage's are reduced
-// where that is possible before the next one's exist.
+// As in a backward pass, the gradients of the last stage come first. Those of each stage are
+// reduced, where possible, before those of the next one exist.
 TEST_P(LayoutsTest, BucketsReducedStageByStageGiveTheBitsOfOneRank) {
   for (const ParallelLayout& layout : all_layouts()) {
     for (const int64_t bucket_elements : {1, 8}) {
@@ -337,7 +337,7 @@ TEST_P(LayoutsTest, ShardsMoveFromAnyLayoutToAnotherAndTrainingGoesOn) {
     const Saved saved = save(before);
     load(after, saved, before.optimizer->num_steps());
     EXPECT_EQ(save(after), saved);
-    expect_same_values(after, halfway);  // published, before any step writes them
+    expect_same_values(after, halfway);  // loading publishes the values before any step
     for (int step = 3; step <= 4; ++step) after.step(step);
 
     expect_same_values(after, reference);
@@ -356,7 +356,7 @@ INSTANTIATE_TEST_SUITE_P(Optimizers, LayoutsTest,
                                           testing::Values(DType::f32, DType::bf16)),
                          name_of);
 
-// Expert e has a gradient of e + 1 everywhere, each copy its share; all other gradients are zero.
+// Every element of expert e has the gradient e + 1, split among its copies; all others are zero.
 TEST(ClippingTest, TheNormOfSpreadExpertGradientsIsThatOfTheWhole) {
   constexpr double kClip = 2.0;
   const double norm = std::sqrt(3 * 5 * (8.0 * 9.0 * 17.0 / 6.0));  // 15 elements of each e + 1
@@ -427,7 +427,7 @@ TEST(SkipTest, ANonFiniteGradientOnAnyRankChangesNothingAnywhere) {
       EXPECT_EQ(model.optimizer->num_steps(), 1);
       EXPECT_EQ(save(model), before);
       expect_same_values(model, reference);
-      // And the next step is as if nothing had happened.
+      // The next step does not depend on the skipped one.
       reference.step(3);
       EXPECT_FALSE(model.step(3).skipped);
       expect_same_values(model, reference);

@@ -1,4 +1,4 @@
-// Dispatch and combine on all group sizes against what one process computes.
+// Dispatch and combine on all group sizes against the results of one process.
 #include "parallel/expert_exchange.h"
 
 #include <gtest/gtest.h>
@@ -22,7 +22,7 @@ using test::test_mpi;
 constexpr int kExperts = 8;
 constexpr int64_t kWidth = 5;
 
-// dispatch_idx of rank r; experts of a token differ, -1 is dropped.
+// Makes the dispatch_idx of a rank. The experts of a token differ; -1 is a dropped slot.
 using Routing = std::function<std::vector<std::vector<int32_t>>(int rank)>;
 
 struct NamedRouting {
@@ -65,12 +65,12 @@ std::vector<NamedRouting> routings() {
 float token_value(int rank, int64_t token, int64_t column) {
   return std::sin(static_cast<float>(rank * 1000 + token * 10 + column));
 }
-// Experts are linear here: expert e multiplies by this.
+// Experts are linear here: expert e multiplies by factor(e).
 float factor(int64_t expert) { return 0.5f + static_cast<float>(expert); }
 
 using Transfers = std::vector<std::unique_ptr<ChunkTransfer>>;
 
-// Routing, whether rows are deduplicated, and chunks.
+// Index of the routing, whether rows are deduplicated, number of chunks.
 class ExchangeTest : public testing::TestWithParam<std::tuple<size_t, bool, int>> {
  protected:
   ExchangeTest()
@@ -93,7 +93,7 @@ class ExchangeTest : public testing::TestWithParam<std::tuple<size_t, bool, int>
     plan_->finish(stream_, lists_, scratch_);
   }
 
-  // The rows of each chunk, as the experts get them. All chunks are under way at a time.
+  // The rows of each chunk as the experts get them. All chunks are in flight at once.
   std::vector<ExpertRows> arrive(const Transfers& transfers) {
     std::vector<ExpertRows> rows;
     for (const auto& transfer : transfers) rows.push_back(transfer->arrive(stream_, scratch_));
@@ -112,7 +112,7 @@ class ExchangeTest : public testing::TestWithParam<std::tuple<size_t, bool, int>
     }
     return -1;
   }
-  // Of the tokens of a rank, those of one chunk: the first and the one behind the last.
+  // The range [first, end) of a rank's tokens that one chunk holds.
   static std::pair<size_t, size_t> tokens_of(size_t chunk, size_t chunks, size_t tokens) {
     return {tokens * chunk / chunks, tokens * (chunk + 1) / chunks};
   }
@@ -131,7 +131,7 @@ TEST_P(ExchangeTest, RowsArriveByChunkThenExpertThenSourceRankThenToken) {
   const Transfers transfers = dispatch();
   const std::vector<ExpertRows> arrived = arrive(transfers);
 
-  // With one rank there is one chunk, whatever was asked for.
+  // One rank uses one chunk, whatever the options say.
   ASSERT_EQ(arrived.size(),
             test_mpi().world_size() == 1 ? 1u : static_cast<size_t>(std::get<2>(GetParam())));
   for (size_t c = 0; c < arrived.size(); ++c) {

@@ -1,5 +1,5 @@
-// No test of the program: what mpi_test_main.cpp does with a rank that fails. failing_rank_test.py
-// runs each of these, and expects what becomes of the job.
+// Tests of mpi_test_main.cpp, not of the program: one rank fails in each. failing_rank_test.py runs
+// them and checks how the job ends.
 #include <gtest/gtest.h>
 
 #include <stdexcept>

@@ -17,7 +17,7 @@ SECONDS_TO_END = 60
 
 class FailingRank(unittest.TestCase):
     def run_tests(self, name):
-        """Exit code and output of a test and of the one behind it, on three ranks."""
+        """Exit code and output of a test and of the one after it, on three ranks."""
         environment = dict(os.environ, OMP_NUM_THREADS="1", OMPI_ALLOW_RUN_AS_ROOT="1",
                            OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
         job = subprocess.run(

@@ -1,5 +1,5 @@
-// train-hash on all ranks: the same weights for any number of them, and what is left of a training
-// is taken up.
+// train-hash on all ranks: any number of ranks gives the same weights, and an interrupted training
+// goes on from its files.
 #include "trainer/hashing/hash_training.h"
 
 #include <gmock/gmock.h>
@@ -108,7 +108,7 @@ class HashTrainingTest : public testing::Test {
     HashTraining(test_mpi(), config, session, fingerprint).run();
   }
 
-  // The bytes that one rank alone computes.
+  // The bytes of the result files.
   struct Files {
     std::string weights, metrics;
   };
@@ -129,7 +129,7 @@ TEST_F(HashTrainingTest, AnyNumberOfRanksLearnsTheSameBits) {
   train(config_);
   const Files all = files_of(config_);
 
-  // Every rank on its own, as a world of one.
+  // Now every rank trains alone, as a world of one.
   const HashWeights weights = load_hash_weights(hash_weights_path(config_, config_.hash.bits));
   const fs::path own = folder_.path() / std::to_string(test_mpi().rank());
   const QueryKeySet set{.folder = own,
@@ -188,7 +188,8 @@ TEST_F(HashTrainingTest, ChangesTheProjectionsAndLowersTheLoss) {
   EXPECT_FALSE(fs::exists(fs::path(config_.run.dir) / "hash" / "heads"));
 }
 
-// Everything after some point is lost: a head, blocks of the model's passes, the weights.
+// Files of an interrupted training are missing or torn: the weights, two blocks of queries and
+// keys, the metrics.
 TEST_F(HashTrainingTest, WhatAKilledTrainingLeftIsTakenUpBitForBit) {
   config_.hash.training.keep_query_keys = true;
   train(config_);

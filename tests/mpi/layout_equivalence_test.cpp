@@ -26,7 +26,7 @@ using test::test_mpi;
 bool is_on_cpu() { return test::device().kind == DeviceKind::cpu; }
 
 constexpr int64_t kGlobalBatch = 32;  // sequences: 4 micro-batches of one on each of 8 dp ranks
-// Devices may be emulated, which takes its time.
+// Devices may be emulated, and emulation is slow.
 int num_steps() { return is_on_cpu() ? 10 : 2; }
 
 struct Layout {
@@ -41,7 +41,7 @@ OptimizerConfig sgd() {
   config.type = OptimizerType::sgd;
   config.lr = 0.1;
   config.momentum = 0.9;
-  config.clip = 2.0;  // small enough to act in some of the steps
+  config.clip = 2.0;  // small enough to clip in some of the steps
   config.weight_decay = 0.01;
   return config;
 }
@@ -50,8 +50,8 @@ OptimizerConfig adamw() {
   OptimizerConfig config;
   config.type = OptimizerType::adamw;
   config.lr = 3e-3;
-  // Large beside rounding errors of the gradients: where a gradient is zero but for those, Adam
-  // would otherwise blow them up to full steps.
+  // Large compared with the rounding errors of gradients: where a gradient is zero except for
+  // rounding, Adam would otherwise make full steps of the error.
   config.eps = 1e-4;
   return config;
 }
@@ -62,7 +62,7 @@ OptimizerConfig muon() {
   return config;
 }
 
-// Ties between equal scores must stay ties: what reaches the router's weights is not applied.
+// Ties between equal scores must stay ties, so the learning rate is zero.
 OptimizerConfig frozen_router_sgd() {
   OptimizerConfig config = sgd();
   config.lr = 0.0;
@@ -76,7 +76,7 @@ struct Run {
   std::vector<std::vector<float>> values;
 };
 
-// Variations of what is trained.
+// Variations of the model and its data.
 struct Variant {
   TransformerOptions options;
   bool documents = false;
@@ -139,8 +139,8 @@ std::vector<float> box_of(const std::vector<float>& whole, const ParameterSpec& 
   return box;
 }
 
-// Largest difference over the largest value, or over 1e-3: the bias of the keys has a gradient of
-// zero but for rounding, and stays there.
+// Largest difference over the largest value, or over 1e-3 if that is larger: the bias of the keys
+// stays near zero because its gradient is zero except for rounding.
 double parameter_error(const std::vector<float>& values, const std::vector<float>& expected) {
   double difference = values.size() == expected.size() ? 0.0 : INFINITY, scale = 1e-3;
   for (size_t i = 0; i < std::min(values.size(), expected.size()); ++i) {
@@ -175,7 +175,7 @@ void expect_equal_runs(const Run& run, const Run& reference, const Bounds& bound
   }
 }
 
-// The same bits on every rank.
+// Expects the same bits on every rank.
 void expect_identical_on_all_ranks(const DistributedContext& dist, const Run& run) {
   Stream stream;
   for (const StepReport& report : run.reports) {
@@ -200,7 +200,7 @@ void compare_layouts(const ModelConfig& model, const OptimizerConfig& optimizer,
     const DistributedContext dist(test_mpi(), ParallelLayout(layout.world(), layout.tp, layout.ep),
                                   test::device());
     const Run run = train(test::device(), dist, model, optimizer, accumulation, variant);
-    // Another backend sums in another order.
+    // The backends sum in different orders.
     expect_equal_runs(run, reference, is_on_cpu() ? bounds : kOtherBackendBounds);
     expect_identical_on_all_ranks(dist, run);
   }
@@ -256,8 +256,8 @@ TEST(LayoutVariantTest, GlobalBatchBalanceWithAccumulation) {
   compare_layouts(model, sgd(), 4, kSgdBounds);
 }
 
-// Hidden matrices, embeddings, norms and biases of every kind side by side, in buckets that end
-// elsewhere on the rank with the shorter part of the vocabulary.
+// Hidden matrices, embeddings, norms and biases of every kind share buckets. The buckets end at
+// other parameters on the rank with the smaller part of the vocabulary.
 TEST(LayoutVariantTest, MuonInGptStyleWithTiedEmbeddingsAndBuckets) {
   ModelConfig model = test::tiny_model(Structure::fine_grained);
   model.position = Position::learned;
@@ -311,8 +311,8 @@ TEST(LayoutVariantTest, ExchangeInChunks) {
   }
 }
 
-// A bucket per stage and group, with the table of tied embeddings final last of all. Where
-// transfers go on behind other work, they are reduced during the backward pass.
+// There is a bucket per stage and group; the table of tied embeddings is final last. Where
+// transfers overlap other work, buckets are reduced during the backward pass.
 TEST(LayoutVariantTest, GradientsInBuckets) {
   ModelConfig model = test::tiny_model(Structure::bigmac);
   model.tie_embeddings = true;
@@ -320,7 +320,7 @@ TEST(LayoutVariantTest, GradientsInBuckets) {
                   {.options = {.recompute = true, .bucket_elements = 1}});
 }
 
-// With k = 1 all tokens go to one expert: the others are empty, and so are all ranks but one.
+// With k = 1 all tokens go to one expert, so all other experts and all ranks but one are empty.
 TEST(DegenerateRoutingTest, AllTokensToTheSameExperts) {
   for (const Structure structure :
        {Structure::vanilla, Structure::fine_grained, Structure::bigmac}) {
@@ -332,7 +332,7 @@ TEST(DegenerateRoutingTest, AllTokensToTheSameExperts) {
   }
 }
 
-// One token per micro-batch on eight dp ranks; there are fewer busy experts than ranks.
+// There is one token per micro-batch on eight dp ranks, so fewer experts than ranks have tokens.
 TEST(DegenerateRoutingTest, OneTokenPerMicroBatch) {
   ModelConfig model = test::tiny_model(Structure::bigmac);
   model.seq_len = 1;

@@ -4,8 +4,8 @@
 
 namespace switchyard::test {
 
-// The one MPI runtime of the test process, which is there before suites are instantiated. Every
-// rank runs every test, in the same order. A rank that throws or fails an ASSERT ends all of them.
+// The one MPI runtime of the test process, which exists before suites are instantiated. Every rank
+// runs every test in the same order. A rank that throws or fails an ASSERT ends all ranks.
 MpiRuntime& test_mpi();
 
 }  // namespace switchyard::test

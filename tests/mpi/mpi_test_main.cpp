@@ -14,8 +14,8 @@ namespace {
 MpiRuntime* runtime = nullptr;
 
 // Prints failures with their rank. A rank that leaves a test by an exception or a failed ASSERT
-// would go on to the next test while the others may wait for it in a collective: it ends them all.
-// After a failed EXPECT the rank is still in step with the others.
+// would go on to the next test while other ranks may wait for it in a collective, so it ends the
+// job. A failed EXPECT does not end it: that rank calls the same collectives as the others.
 class FailureListener : public testing::EmptyTestEventListener {
  public:
   void OnTestPartResult(const testing::TestPartResult& result) override {
@@ -39,11 +39,11 @@ int main(int argc, char** argv) {
   switchyard::MpiRuntime mpi(&argc, &argv);
   switchyard::test::runtime = &mpi;
   testing::InitGoogleTest(&argc,
-                          argv);  // suites that depend on the number of ranks ask for it here
+                          argv);  // here suites that depend on the number of ranks read it
   const std::string device = switchyard::test::device_name();
   if (device != "cpu") switchyard::test::chosen_device() = switchyard::choose_device(mpi, device);
   auto& listeners = testing::UnitTest::GetInstance()->listeners();
-  // Ranks other than 0 print nothing but failures.
+  // Ranks other than 0 print failures only.
   if (mpi.rank() != 0) delete listeners.Release(listeners.default_result_printer());
   listeners.Append(new switchyard::test::FailureListener);
   return RUN_ALL_TESTS();

@@ -1,4 +1,4 @@
-// The plan of every rank against what the rank has, on layouts that split everything there is.
+// The plan of every rank against the memory that the rank uses, on layouts that split everything.
 #include "trainer/planning/plan.h"
 
 #include <fmt/format.h>
@@ -32,7 +32,7 @@ RunConfig config_of(Structure structure, DType dtype, bool deduplicate) {
   config.train.micro_batch_size = 4;
   config.train.global_batch_size = 32;
   config.model = test::tiny_model(structure);
-  config.model.vocab_size = 40;  // divides by every tp, so that all ranks have as much
+  config.model.vocab_size = 40;  // every tp divides it, so all ranks hold equally many rows
   config.model.seq_len = 64;
   config.model.hidden = 64;
   config.model.head_dim = 16;
@@ -46,7 +46,7 @@ RunConfig config_of(Structure structure, DType dtype, bool deduplicate) {
 
 using Case = std::tuple<Layout, Structure, DType>;
 
-// Those of as many ranks as there are.
+// The cases whose layout has the number of ranks of this job.
 std::vector<Case> cases() {
   std::vector<Case> cases;
   for (const Layout& layout : kLayouts) {

@@ -28,7 +28,7 @@ ModelConfig model_config() {
   return config;
 }
 
-// A file of its own for every rank. 20 samples: the second batch is not full.
+// Every rank has its own file. It holds 20 samples, so the second batch is not full.
 class RecallEvaluationTest : public ::testing::Test {
  protected:
   RecallEvaluationTest() {
@@ -43,7 +43,7 @@ class RecallEvaluationTest : public ::testing::Test {
     path_ = data.validation;
   }
 
-  // The scores of a model that has learned some of the samples by heart.
+  // The scores of a model that has memorised some of the samples.
   AnswerScores scores_on(const DistributedContext& dist) {
     Stream stream;
     Transformer model(stream, model_config(), dist, {});

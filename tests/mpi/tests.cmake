@@ -12,7 +12,7 @@ switchyard_add_mpi_test(decode_test 1 2 4)
 switchyard_add_mpi_test(cached_logits_test 1 2)
 switchyard_add_mpi_test(recall_evaluation_test 1 2 4)
 
-# What becomes of a job when a rank fails in one of these tests.
+# Checks how a job ends when a rank fails in one of these tests.
 switchyard_add_mpi_test(failing_rank)
 add_test(NAME failing_rank
          COMMAND ${SYSTEM_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/mpi/failing_rank_test.py

@@ -1,4 +1,4 @@
-// Whole training steps on all ranks: what travels, and what happens when a rank's figures break.
+// Whole training steps on all ranks: the bytes that they exchange, and values that are not finite.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -87,7 +87,7 @@ TEST(ExchangeTrafficTest, DeduplicationSendsLess) {
   const int64_t fewer = with.run().metrics.exchange_bytes,
                 all = without.run().metrics.exchange_bytes;
 
-  // Slots s and s + 1 are neighbouring experts: one rank's, unless a rank has only one.
+  // Slots s and s + 1 choose neighbouring experts: on one rank, unless a rank has only one expert.
   if (test_mpi().world_size() > 1 && test_mpi().world_size() < 8) {
     EXPECT_LT(fewer, all);
   } else {

@@ -19,8 +19,8 @@ namespace {
 
 constexpr double kLr = 1e-2;
 
-// A matrix with weight decay, and a norm without, in one flat buffer when both are f32: [rows, 7]
-// and [rows].
+// A matrix [rows, 7] with weight decay and a norm [rows] without. They share a flat buffer when
+// both are f32.
 struct Model {
   Model(const OptimizerConfig& config, int64_t rows, DType dtype = DType::f32,
         int hidden_matrices = 0) {
@@ -78,7 +78,7 @@ struct Model {
   std::unique_ptr<DistributedOptimizer> optimizer;
 };
 
-// One element in double.
+// The reference of one element, in double.
 struct Element {
   double weight, exp_avg = 0.0, exp_avg_sq = 0.0;
 
@@ -109,7 +109,7 @@ void expect_near(const Parameter& p, const std::vector<Element>& expected, doubl
   }
 }
 
-// Weight decay for what has it, clipping always at work.
+// Compares steps with `update`; the matrix has weight decay, and every gradient is clipped.
 template <class Update>
 void follow(const OptimizerConfig& config, const Update& update) {
   for (const int64_t rows : {1, 31, 32, 33, 257}) {
@@ -166,7 +166,7 @@ OptimizerConfig muon() {
   return config;
 }
 
-// Liu et al. 2025, equations 1, 2 and 4, of one matrix. Jordan's Nesterov momentum.
+// Liu et al. 2025, equations 1, 2 and 4, for one matrix, with Jordan's Nesterov momentum.
 class MuonReference {
  public:
   MuonReference(const OptimizerConfig& config, test::Matrix weight)
@@ -224,7 +224,7 @@ TEST(MuonTest, HiddenMatricesFollowTheFormulaAndNormsFollowAdamW) {
   }
 }
 
-// What a rule does not need is not kept.
+// Only the state that an update rule needs is kept.
 TEST(MuonTest, HiddenMatricesKeepTheirMomentumAndTheRestKeepsTwoMoments) {
   Model model(muon(), 33, DType::f32, /*hidden_matrices=*/1);
 
@@ -243,7 +243,7 @@ TEST(MuonTest, HiddenMatricesKeepTheirMomentumAndTheRestKeepsTwoMoments) {
   }
 }
 
-// Two experts, each with a gate above up: four matrices of one parameter.
+// Two experts, each with the rows of gate before those of up: four matrices in one parameter.
 struct ExpertModel {
   explicit ExpertModel(const OptimizerConfig& config) {
     weight = &store.add({.name = "gate_up",
@@ -259,7 +259,7 @@ struct ExpertModel {
     optimizer = std::make_unique<DistributedOptimizer>(stream, config, store, dist);
   }
 
-  // Weights after a step; the gradient of matrix `changed` is another one than usual.
+  // Weights after a step in which the gradient of matrix `changed` differs from the usual one.
   std::vector<float> step(int changed) {
     for (int64_t i = 0; i < weight->grad.num_elements(); ++i) {
       const auto shift = i / kElements == changed ? 0.5 : 0.0;
@@ -280,7 +280,7 @@ struct ExpertModel {
 
 TEST(MuonTest, TheGradientOfOneMatrixReachesNoOther) {
   OptimizerConfig config = muon();
-  config.clip = 0.0;  // the norm is everybody's
+  config.clip = 0.0;  // clipping would couple the matrices by their common norm
   const std::vector<float> usual = ExpertModel(config).step(/*changed=*/-1);
   for (int changed = 0; changed < 4; ++changed) {
     const std::vector<float> values = ExpertModel(config).step(changed);
@@ -295,7 +295,7 @@ TEST(MuonTest, TheGradientOfOneMatrixReachesNoOther) {
   }
 }
 
-// Whatever the shape, entries of an update have the root mean square of AdamW's, about 0.2.
+// For every shape, entries of an update have the root mean square of AdamW's updates, about 0.2.
 TEST(MuonTest, UpdatesOfEveryShapeHaveTheSameRootMeanSquare) {
   for (const int64_t rows : {7, 28, 257}) {
     OptimizerConfig config = muon();
@@ -329,7 +329,7 @@ TEST(DistributedOptimizerTest, GradientsAreZeroAfterAStepAndAfterASkippedOne) {
   EXPECT_EQ(test::to_floats(model.norm->grad), zeros);
 }
 
-// Squares of such gradients overflow f32; the norm is taken in double.
+// Squares of such gradients overflow f32; the norm is computed in double.
 TEST(DistributedOptimizerTest, LargeFiniteGradientsAreClippedNotSkipped) {
   OptimizerConfig config = sgd();
   config.momentum = 0.0;
@@ -377,7 +377,7 @@ TEST(DistributedOptimizerTest, Bf16ParametersAreTheRoundedMainWeights) {
   EXPECT_EQ(compared, 1);
 }
 
-// Each update is far below half a unit in the last place of bf16.
+// Each update is much smaller than half a unit in the last place of bf16.
 TEST(DistributedOptimizerTest, SmallUpdatesAddUpInTheMainWeights) {
   OptimizerConfig config = sgd();
   config.clip = config.momentum = config.weight_decay = 0.0;

@@ -14,7 +14,7 @@ namespace {
 using Group = std::vector<int> (ParallelLayout::*)(int) const;
 using Coordinate = int (ParallelLayout::*)(int) const;
 
-// Every rank is in its own group, at its coordinate, and the groups part the world.
+// Every rank is in its own group at its coordinate, and the groups partition the world.
 void expect_partition(const ParallelLayout& layout, Group group, Coordinate coordinate, int size) {
   std::map<std::vector<int>, std::set<int>> members;
   for (int rank = 0; rank < layout.world_size(); ++rank) {
@@ -32,8 +32,8 @@ void expect_partition(const ParallelLayout& layout, Group group, Coordinate coor
   EXPECT_EQ(covered, layout.world_size());
 }
 
-// tp and ep are independent of each other, so each value of either once is every case; 960 has
-// divisors that are no powers of two.
+// tp and ep are independent of each other, so trying each value of either once covers every case.
+// 960 has divisors that are not powers of two.
 TEST(ParallelLayoutTest, EveryDivisorPartsTheWorldIntoGroups) {
   for (const int world : {1, 2, 960, 1024}) {
     std::vector<int> divisors;

@@ -15,13 +15,13 @@ using testing::ExitedWithCode;
 
 constexpr int kFailed = 1, kLivedOn = 42;
 
-// Long enough for the watchdog to have looked several times.
+// Waits until the watchdog has checked several times.
 void wait_and_live_on() {
   std::this_thread::sleep_for(2500ms);
   _exit(kLivedOn);
 }
 
-// A process of its own for each test: threads do not survive a fork.
+// Each test runs in its own process, because threads do not survive a fork.
 class WatchdogDeathTest : public testing::Test {
  protected:
   void SetUp() override { GTEST_FLAG_SET(death_test_style, "threadsafe"); }
@@ -86,7 +86,7 @@ TEST_F(WatchdogDeathTest, AnErrorOfACommunicatorEndsTheProcessUnlessItIsForgotte
       ExitedWithCode(kLivedOn), "");
 }
 
-// mpirun kills a second or so after it has told a process to end.
+// mpirun sends SIGKILL about a second after it has asked a process to end.
 TEST_F(WatchdogDeathTest, AProcessThatIsToldToEndSaysWhatItWaitsFor) {
   EXPECT_EXIT(
       {

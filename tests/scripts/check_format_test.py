@@ -1,4 +1,4 @@
-"""check_format.py on small trees that break one rule each."""
+"""Tests check_format.py on small trees that break one rule each."""
 
 import pathlib
 import shutil

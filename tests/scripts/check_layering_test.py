@@ -1,4 +1,4 @@
-"""check_layering.py on small trees that break one rule each."""
+"""Tests check_layering.py on small trees that break one rule each."""
 
 import pathlib
 import sys

@@ -1,4 +1,4 @@
-"""plot_hash.py and hata_table.py on what eval-hash leaves."""
+"""Tests plot_hash.py and hata_table.py on results in the format of eval-hash."""
 
 import json
 import pathlib
@@ -108,7 +108,7 @@ class PlotHashTest(unittest.TestCase):
                                   ("hata_table.py", ["x", self.root / "hash/evaluation.json"])]:
             done = self.run_script(script, *arguments)
             self.assertNotEqual(done.returncode, 0)
-            self.assertIn("evaluation.json is no evaluation", done.stderr)
+            self.assertIn("evaluation.json is not an evaluation", done.stderr)
 
     def test_a_table_of_the_paper_for_each_of_its_budgets(self):
         self.assertEqual(set(hata_table.PAPER_AVERAGES), set(plot_hash.PAPER_BUDGETS))

@@ -1,4 +1,4 @@
-"""plot.py on metrics as a run leaves them."""
+"""Tests plot.py on metrics as a run writes them."""
 
 import json
 import pathlib

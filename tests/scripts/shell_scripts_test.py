@@ -1,5 +1,5 @@
-"""Shell scripts that no other test runs: bash can read them, and the keys of the configuration that
-they and the documentation set are there."""
+"""Checks that bash can parse the shell scripts, which no other test runs, and that the
+configuration keys that scripts and documentation set exist."""
 
 import pathlib
 import re
@@ -11,7 +11,7 @@ SHELL_SCRIPTS = sorted((ROOT / "scripts").glob("*.sh"))
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 KEYS = set(re.findall(r"^\| `([a-z0-9_.]+)`", (ROOT / "docs/configuration.md").read_text(), re.M))
 SECTIONS = "|".join(sorted({key.split(".")[0] for key in KEYS}))
-# "train.max_steps=100", as on a command line.
+# A setting as on a command line: "train.max_steps=100".
 SETTING = re.compile(rf"(?<![\w./-])((?:{SECTIONS})\.[a-z_.]+)=")
 
 

@@ -14,7 +14,7 @@ namespace {
 
 bool is_supported(cudaDataType_t ab, cudaDataType_t c) { return ab == c || c == CUDA_R_32F; }
 
-// cuBLAS misreads memory where this is violated, so the emulation refuses it.
+// cuBLAS reads the wrong memory for other arguments, so the emulation refuses them.
 bool is_valid(cublasOperation_t transa, cublasOperation_t transb, int m, int n, int k, int lda,
               int ldb, int ldc) {
   return m >= 0 && n >= 0 && k >= 0 && lda >= std::max(1, transa == CUBLAS_OP_N ? m : k) &&
@@ -87,7 +87,7 @@ cublasStatus_t cublasGemmGroupedBatchedEx(
         !is_valid(transa[g], transb[g], m[g], n[g], k[g], lda[g], ldb[g], ldc[g])) {
       return CUBLAS_STATUS_INVALID_VALUE;
     }
-    // Sizes and factors are the host's, and read now; the arrays of pointers are the device's.
+    // Sizes and factors are in host memory and read now; the arrays of pointers are on the device.
     for (int i = 0; i < group_size[g]; ++i, ++at) {
       simt::enqueue(handle->stream, [=, left_transposed = transa[g] == CUBLAS_OP_T,
                                      right_transposed = transb[g] == CUBLAS_OP_T, m = m[g],

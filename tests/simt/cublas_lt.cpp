@@ -141,7 +141,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t oper
       (operation->epilogue == CUBLASLT_EPILOGUE_BIAS && operation->bias == nullptr)) {
     return CUBLAS_STATUS_INVALID_VALUE;
   }
-  // Descriptors are the host's, and read now.
+  // Descriptors are in host memory and are read now.
   simt::enqueue(stream, [=, op = *operation, left = *a_layout, right = *b_layout, out = *d_layout,
                          alpha = *static_cast<const float*>(alpha),
                          beta = *static_cast<const float*>(beta)] {

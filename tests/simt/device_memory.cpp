@@ -1,4 +1,4 @@
-// The runtime library's part of the emulation: devices and memory.
+// The emulated CUDA runtime library: devices and memory.
 #include <cuda_runtime.h>
 #include <fmt/format.h>
 #include <sys/mman.h>
@@ -17,7 +17,7 @@ using switchyard::require;
 
 constexpr size_t kReservedBytes = size_t{64} << 30;
 constexpr size_t kPageBytes = 4096;
-// What cudaMemGetInfo tells of an emulated device unless the environment says otherwise.
+// Memory of an emulated device unless SWITCHYARD_EMULATED_DEVICE_BYTES is set.
 constexpr size_t kDefaultDeviceBytes = size_t{8} << 30;
 
 size_t device_bytes() {
@@ -25,8 +25,8 @@ size_t device_bytes() {
   return text ? std::strtoull(text, nullptr, 10) : kDefaultDeviceBytes;
 }
 
-// One stretch of addresses that nobody may touch unless a kernel or a copy runs. Freed pieces are
-// given out again whole.
+// One range of addresses that is accessible only while a kernel or a copy runs. A freed piece is
+// reused whole.
 class DeviceMemory {
  public:
   DeviceMemory() {
@@ -95,7 +95,7 @@ DeviceMemory& device_memory() {
   return memory;
 }
 
-// Pinned and managed memory: where it lies, by address.
+// The allocations of pinned and managed memory: size by address.
 std::map<const std::byte*, size_t>& pinned_memory() {
   static auto& memory = *new std::map<const std::byte*, size_t>;  // outlives static buffers
   return memory;
@@ -148,7 +148,7 @@ int current_device() { return device_in_use; }
 
 }  // namespace simt
 
-// All share one memory: ranks are processes, and each uses one device.
+// All emulated devices share one memory: ranks are processes, and each uses one device.
 cudaError_t cudaGetDeviceCount(int* count) {
   const char* text = std::getenv("SWITCHYARD_EMULATED_DEVICES");
   *count = text ? std::atoi(text) : 1;
@@ -174,7 +174,8 @@ cudaError_t cudaDeviceGetPCIBusId(char* text, int length, int device) {
   return size < static_cast<size_t>(length) ? cudaSuccess : cudaErrorInvalidValue;
 }
 
-// Few processors: kernels that size their grid by them must not emulate thousands of blocks.
+// The device has few multiprocessors, so that kernels that size their grid by them do not make the
+// emulation run thousands of blocks.
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   *value = attribute == cudaDevAttrMultiProcessorCount ? 4 : 9;
   return cudaSuccess;
@@ -196,14 +197,14 @@ cudaError_t cudaMallocManaged(void** address, size_t num_bytes, unsigned int) {
 }
 
 cudaError_t cudaMallocHost(void** address, size_t num_bytes) {
-  // Exactly as long as asked for, so that AddressSanitizer sees what goes past its end.
+  // Exactly num_bytes long, so that AddressSanitizer sees accesses past the end.
   *address = operator new(num_bytes, kHostAlignment, std::nothrow);
   if (*address == nullptr) return cudaErrorMemoryAllocation;
   simt::pinned_memory()[static_cast<std::byte*>(*address)] = num_bytes;
   return cudaSuccess;
 }
 
-// CUDA, too, waits for the device before it takes memory back.
+// CUDA, too, waits for the device before it frees memory.
 cudaError_t cudaFree(void* address) {
   cudaDeviceSynchronize();
   if (!simt::device_memory().release(address)) cudaFreeHost(address);  // managed

@@ -1,4 +1,4 @@
-// A device whose memory runs out, which only an emulated one does when a test wants it.
+// A device that runs out of memory. A test can choose that on an emulated device only.
 #include <gtest/gtest.h>
 
 #include <cstdlib>
@@ -19,7 +19,7 @@ class DeviceMemoryTest : public testing::Test {
 
   void TearDown() override { unsetenv("SWITCHYARD_EMULATED_DEVICE_BYTES"); }
 
-  // So much is free from now on.
+  // Changes the size of the device so that `num_bytes` are free.
   void leave_free(size_t num_bytes) {
     const MemoryFigures memory = memory_of(kDevice);
     const size_t used = memory.total_bytes - memory.free_bytes;
@@ -43,14 +43,14 @@ TEST_F(DeviceMemoryTest, TheErrorTellsWhatWasFree) {
   leave_free(3 * kMebibyte);
   try {
     const Buffer too_large(4 * kMebibyte, kDevice);
-    FAIL() << "4 of 3 MiB were given out";
+    FAIL() << "4 MiB were allocated where 3 MiB were free";
   } catch (const OutOfMemory& error) {
     EXPECT_EQ(error.memory().free_bytes, 3 * kMebibyte);
   }
 }
 
-// It asks for a quarter more than it holds, to grow seldom.
-TEST_F(DeviceMemoryTest, AWorkspaceTakesWhatItNeedsWhereMoreIsNotToBeHad) {
+// A workspace asks for a quarter more than it holds, so that it grows seldom.
+TEST_F(DeviceMemoryTest, AWorkspaceTakesOnlyWhatItNeedsWhenMemoryIsShort) {
   Workspace workspace(kDevice);
   workspace.take({static_cast<int64_t>(16 * kMebibyte)}, DType::u8);
   leave_free(2 * kMebibyte);

@@ -23,7 +23,7 @@ std::vector<bfloat16> random_values(size_t count, unsigned int seed) {
   return values;
 }
 
-// c [16, 8] = a [16, 16] b, where b is given as its transpose [8, 16] or as it is [16, 8].
+// c [16, 8] = a [16, 16] b, where b is given as [16, 8] or as its transpose [8, 16].
 template <bool kGivenTransposed>
 __global__ void product_kernel(const bfloat16* a, const bfloat16* b, float* c) {
   auto* shared = dynamic_shared<bfloat16>();
@@ -41,7 +41,7 @@ __global__ void product_kernel(const bfloat16* a, const bfloat16* b, float* c) {
   }
   const FragmentB right{{pairs[0], pairs[1]}};
   FragmentC sum;
-  for (float& value : sum.value) value = 1.0f;  // added to, not overwritten
+  for (float& value : sum.value) value = 1.0f;  // multiply_add must add to these
   multiply_add(left, right, sum);
   for (int i = 0; i < 4; ++i) {
     c[(lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] = sum.value[i];
@@ -76,7 +76,7 @@ TEST(MmaTest, PacksTheFirstValueIntoTheLowerHalf) {
   EXPECT_EQ(pack_bf16(1.0f, -2.0f), 0xc0003f80u);
 }
 
-// Each thread copies a piece of its own and one that is not there, then reads both.
+// Each thread copies its own piece and a missing one, which becomes zero, then reads both.
 template <int kPending>
 __global__ void copy_kernel(const float4* in, float4* out) {
   auto* shared = dynamic_shared<float4>();
@@ -108,7 +108,7 @@ TEST(AsyncCopyTest, CopiesAndFillsWithZeros) {
   EXPECT_EQ(out[32 + 31].x, 0.0f);
 }
 
-// On a device they may land earlier.
+// On a device a copy may end before it is waited for.
 TEST(AsyncCopyTest, WhatWasNotWaitedForHasNotLanded) {
   EXPECT_EQ(copied<1>()[31].x, 32.0f);
   EXPECT_EQ(copied<1>()[32 + 31].x, -1.0f);

@@ -1,6 +1,6 @@
-// NCCL's part of the emulation: messages between the processes of an MPI job. Like all work of
-// emulated streams they travel when somebody waits for them, so a group of calls is one operation
-// here, too. Sums are made from the last rank to the first: nobody may count on an order.
+// The emulated NCCL sends messages between the processes of an MPI job. Like all work of emulated
+// streams, messages are sent when their result is waited for; a group of calls is one operation, as
+// in NCCL. Sums run from the last rank to the first, because no caller may rely on an order.
 #include <mpi.h>
 #include <nccl.h>
 #include <signal.h>
@@ -17,7 +17,7 @@ struct EmulatedComm {
   MPI_Comm mpi = MPI_COMM_NULL;
   int rank = 0;
   int size = 0;
-  std::vector<int> processes;  // of the ranks; all on this machine
+  std::vector<int> processes;  // ids of the ranks' processes, all on this machine
 };
 
 namespace {
@@ -50,7 +50,8 @@ size_t size_of(ncclDataType_t type) {
   }
 }
 
-// Device memory is closed to MPI, which may work at any time: messages go through host memory.
+// Messages pass through host memory: MPI may read and write at any time, but device memory is not
+// always accessible.
 void exchange(MPI_Comm comm, const std::vector<Message>& messages) {
   std::vector<std::vector<std::byte>> buffers;
   for (const Message& m : messages) {
@@ -76,7 +77,7 @@ void exchange(MPI_Comm comm, const std::vector<Message>& messages) {
   }
 }
 
-// All ranks' bytes, rank by rank.
+// The bytes of all ranks, in rank order.
 std::vector<std::byte> gather(const EmulatedComm& comm, const void* in, size_t num_bytes) {
   std::vector<std::byte> mine(num_bytes), all(num_bytes * static_cast<size_t>(comm.size));
   {
@@ -88,7 +89,7 @@ std::vector<std::byte> gather(const EmulatedComm& comm, const void* in, size_t n
   return all;
 }
 
-// out[i] = sum over ranks of their element first + i, of `count` each.
+// out[i] = sum over ranks of element first + i; each rank has `count` elements.
 template <class T>
 void add_backwards(const EmulatedComm& comm, const std::vector<std::byte>& all, size_t count,
                    size_t first, size_t n, void* out) {
@@ -119,7 +120,7 @@ void add_backwards(const EmulatedComm& comm, const void* in, size_t count, size_
 }
 
 ncclResult_t add_message(Message message, ncclComm_t comm, cudaStream_t stream) {
-  if (open_group.depth == 0) return ncclInvalidUsage;  // alone it would wait for its counterpart
+  if (open_group.depth == 0) return ncclInvalidUsage;  // without a group it would block
   if (message.peer < 0 || message.peer >= comm->size) return ncclInvalidArgument;
   open_group.comm = comm;
   open_group.stream = stream;
@@ -152,7 +153,7 @@ ncclResult_t ncclGetVersion(int* version) {
   return ncclSuccess;
 }
 
-// The rank that made the id names the group.
+// The id holds the rank that made it, which identifies the group.
 ncclResult_t ncclGetUniqueId(ncclUniqueId* id) {
   int rank = 0;
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
@@ -160,7 +161,7 @@ ncclResult_t ncclGetUniqueId(ncclUniqueId* id) {
   return ncclSuccess;
 }
 
-// All ranks make their groups of one kind together.
+// All ranks of the job call this together, each for its own group.
 ncclResult_t ncclCommInitRank(ncclComm_t* comm, int ranks, ncclUniqueId id, int rank) {
   int group = 0;
   std::memcpy(&group, id.internal, sizeof(group));
@@ -185,7 +186,7 @@ ncclResult_t ncclCommAbort(ncclComm_t comm) {
   return ncclSuccess;
 }
 
-// NCCL notices by the connection that a process has gone.
+// NCCL notices by a broken connection that a process has ended; the emulation asks the system.
 ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t* error) {
   const bool all_live = std::ranges::none_of(comm->processes, [](int process) {
     return kill(process, /*signal: ask only*/ 0) != 0 && errno == ESRCH;

@@ -28,14 +28,14 @@ using switchyard::require;
 
 constexpr int kWarpSize = 32;
 constexpr unsigned int kMaxThreads = 1024;
-// A Hopper block's most.
+// The maximum of a block on Hopper.
 constexpr size_t kMaxSharedBytes = 227 * 1024;
 constexpr size_t kStackBytes = 96 * 1024;
-// Shared memory begins as NaN: nobody may count on zeros.
+// Shared memory begins as NaN, because no kernel may rely on zeros.
 constexpr int kPoisonByte = 0xff;
 
-// Lanes of one mask at one meeting. Two buffers: a lane can be at most one meeting ahead of
-// another.
+// A meeting of the lanes of one mask. Two buffers suffice, because a lane can be at most one
+// meeting ahead of another.
 struct WarpMeeting {
   uint32_t mask = 0;
   uint32_t arrived = 0;
@@ -43,7 +43,7 @@ struct WarpMeeting {
   alignas(16) std::byte slots[2][kWarpSize * kSlotBytes];
 };
 
-// Of 16 bytes or so, that a thread has started and not yet waited for.
+// An asynchronous copy of about 16 bytes that a thread has started and not yet waited for.
 struct StartedCopy {
   void* shared;
   const void* global;  // null: zeros
@@ -58,15 +58,15 @@ struct Thread {
   const void* stack = nullptr;
   size_t stack_bytes = 0;
   bool ended = false;
-  // While waiting: goes on when *generation differs from what it was.
+  // Set while the thread waits; it goes on when *generation differs from `seen`.
   const uint64_t* generation = nullptr;
   uint64_t seen = 0;
-  int line = 0;  // of the barrier, for messages; 0: a warp's meeting
+  int line = 0;  // of the barrier at which it waits, for messages; 0 for a meeting of a warp
   std::vector<StartedCopy> uncommitted;
   std::deque<std::vector<StartedCopy>> copies;  // committed groups, oldest first
 };
 
-// Exactly as long as asked for, so that AddressSanitizer sees what goes past its end.
+// Exactly num_bytes long, so that AddressSanitizer sees accesses past the end.
 struct SharedMemory {
   static constexpr std::align_val_t kAlignment{128};
 
@@ -124,7 +124,7 @@ class StackSwitch {
 #endif
 };
 
-// Stacks outlive launches: making a thousand of them costs more than most kernels.
+// Stacks are reused by later launches: to make a thousand of them costs more than most kernels.
 class StackPool {
  public:
   context::stack_context allocate() {
@@ -157,7 +157,7 @@ struct PooledStack {
   void deallocate(context::stack_context& stack) { stack_pool().deallocate(stack); }
 };
 
-// Back to the scheduler, until it resumes this thread.
+// Switches to the scheduler until it resumes this thread.
 void yield() {
   const StackSwitch to_scheduler(launch->scheduler_stack, launch->scheduler_stack_bytes);
   launch->scheduler = std::move(launch->scheduler).resume();
@@ -172,7 +172,7 @@ void wait_for(const uint64_t& generation, int line) {
   self.generation = nullptr;
 }
 
-// Before the last switch from a thread's stack.
+// Called before the last switch from a thread's stack.
 void leave_thread_for_good() {
 #ifdef __SANITIZE_ADDRESS__
   __sanitizer_start_switch_fiber(nullptr, launch->scheduler_stack, launch->scheduler_stack_bytes);
@@ -194,7 +194,7 @@ context::fiber start_fiber(Thread& thread) {
             thread.ended = true;
             Block& block = *launch->block;
             --block.running;
-            // Whoever waits at the block's barrier waits for one thread less.
+            // The barrier waits for one thread less.
             if (block.waiting > 0 && block.waiting == block.running) {
               block.waiting = 0;
               ++block.barrier_generation;
@@ -250,7 +250,7 @@ void reset_block(Block& block) {
   }
 }
 
-// Every phase runs the threads in another order.
+// Runs the threads in another order in every phase.
 void run_block(Block& block, std::minstd_rand& random) {
   std::vector<Thread*> order;
   for (Thread& thread : block.threads) order.push_back(&thread);
@@ -268,10 +268,10 @@ void run_block(Block& block, std::minstd_rand& random) {
   }
 }
 
-// After an error some threads wait for ever. Their stacks are left as they are: AddressSanitizer
-// cannot follow an unwinding that crosses stacks.
+// After an error some threads never resume. Their stacks are never unwound, because
+// AddressSanitizer cannot follow an unwinding that crosses stacks.
 void abandon_waiting_threads(Block& block) {
-  static auto& abandoned = *new std::vector<context::fiber>;  // never destroyed: that would unwind
+  static auto& abandoned = *new std::vector<context::fiber>;  // never destroyed
   for (Thread& thread : block.threads) {
     if (thread.fiber) abandoned.push_back(std::move(thread.fiber));
   }
@@ -289,7 +289,7 @@ void* dynamic_shared_memory() { return launch->block->shared.data; }
 void start_copy(void* shared, const void* global, size_t num_bytes) {
   for (const void* address : {static_cast<const void*>(shared), global}) {
     require(reinterpret_cast<uintptr_t>(address) % num_bytes == 0,
-            "an asynchronous copy of {} bytes is not aligned to that", num_bytes);
+            "an asynchronous copy of {} bytes is not aligned to its size", num_bytes);
   }
   launch->thread->uncommitted.push_back({shared, global, num_bytes});
 }
@@ -329,7 +329,7 @@ void sync_block(int line) {
 void meet_warp(uint32_t mask, const void* mine, size_t size,
                const std::function<void(const std::byte* all)>& gather) {
   const Thread& self = *launch->thread;
-  require((mask >> self.lane & 1u) != 0, "lane {} calls with a mask, {:#x}, that is without it",
+  require((mask >> self.lane & 1u) != 0, "lane {} calls with mask {:#x}, which does not hold it",
           self.lane, mask);
   require(size <= kSlotBytes, "{} bytes per lane are more than {}", size, kSlotBytes);
   auto& meetings = launch->block->meetings[static_cast<size_t>(self.warp)];

@@ -1,4 +1,4 @@
-// The emulation itself: what it computes, and what it catches.
+// The emulation itself: its results, and the errors that it finds.
 #include "tests/simt/simt.h"
 
 #include <cuda_runtime.h>
@@ -25,7 +25,7 @@ using testing::HasSubstr;
 
 class SimtTest : public testing::Test {
  protected:
-  // A launch and its end.
+  // Launches a kernel and waits for its end.
   template <class Kernel, class... Args>
   void run(Kernel kernel, dim3 grid, dim3 block, size_t shared_bytes, Args&&... args) {
     launch(kernel, grid, block, shared_bytes, stream_, std::forward<Args>(args)...);
@@ -50,7 +50,7 @@ TEST_F(SimtTest, EveryThreadOfEveryBlockRunsOnce) {
   }
 }
 
-// Sums 1 .. blockDim.x by halving; `steps_with_barrier` false leaves the barriers out.
+// Sums 1 .. blockDim.x by halving; without barriers if `with_barriers` is false.
 __global__ void tree_sum(bool with_barriers, int* out) {
   int* values = cuda::dynamic_shared<int>();
   const unsigned int t = threadIdx.x;
@@ -170,7 +170,7 @@ TEST_F(StreamsTest, AnEventOrdersTwoStreams) {
 
   consumer_.wait(produced);
 
-  // What came after the record has still not run.
+  // The work after the recorded event has not run yet.
   EXPECT_EQ(consume(), 1);
 }
 
@@ -186,7 +186,7 @@ TEST_F(StreamsTest, AskingWhetherAnEventHasFinishedComesToAnEnd) {
   EXPECT_EQ(consume(), 3);
 }
 
-// As the watchdog looks at a collective that waits for another rank.
+// The watchdog checks a collective that waits for another rank in the same way.
 TEST_F(StreamsTest, WorkThatHasBegunHasNotFinished) {
   Event done(kDevice);
   bool finished_too_early = true;

@@ -1,9 +1,9 @@
-// The runtime library's part of the emulation: streams, events and copies.
+// The emulated CUDA runtime library: streams, events and copies.
 //
-// A stream's work waits until somebody must have its result: a host that synchronises, or a stream
-// that waits for an event and is itself made to run. So a consumer that forgot to wait reads old
+// The work of a stream runs only when its result is needed: when the host synchronises, or when
+// another stream that waits for an event runs. A consumer that does not wait therefore reads old
 // values here, and memory that is reused too early is overwritten before it was read. On a device
-// both happen seldom, and never under a debugger.
+// both errors show seldom, and never under a debugger.
 #include <cuda_runtime.h>
 
 #include <atomic>
@@ -21,8 +21,8 @@
 namespace simt {
 namespace {
 
-// Tasks in order, counted since the stream was made. One that waits for another process has begun
-// and not finished, as the watchdog's thread must see.
+// Tasks in order, counted since the stream was made. A task that waits for another process has
+// begun but not finished, and the thread of the watchdog must see that.
 struct Queue {
   std::deque<std::function<void()>> tasks;
   uint64_t begun = 0;
@@ -40,7 +40,7 @@ struct Queue {
   }
 };
 
-// Of streams that live, and of the legacy stream.
+// The queues of existing streams and of the legacy stream.
 std::vector<Queue*>& all_queues() {
   static auto& queues = *new std::vector<Queue*>;  // outlives static streams
   return queues;
@@ -58,9 +58,9 @@ struct EmulatedStream {
 };
 
 struct EmulatedEvent {
-  std::shared_ptr<simt::Queue> queue;  // none before it is recorded
+  std::shared_ptr<simt::Queue> queue;  // null before the event is recorded
   uint64_t position = 0;
-  // With timing: when the stream came to it.
+  // The time at which the stream reached the event; null without timing.
   using Clock = std::chrono::steady_clock;
   std::shared_ptr<Clock::time_point> reached;
 
@@ -144,7 +144,8 @@ namespace {
 const std::thread::id main_thread = std::this_thread::get_id();
 }  // namespace
 
-// Whoever asks again and again must see an end. Work runs on the main thread only: others look.
+// On the main thread every query runs one more task, so that a loop of queries ends. Other threads
+// run no work.
 cudaError_t cudaEventQuery(cudaEvent_t event) {
   if (event->has_finished()) return cudaSuccess;
   if (std::this_thread::get_id() != main_thread) return cudaErrorNotReady;
@@ -178,8 +179,8 @@ void copy_rows(std::byte* to, size_t to_pitch, const std::byte* from, size_t fro
 
 }  // namespace
 
-// From pageable memory CUDA takes the values before it returns, and to pageable memory it returns
-// when they are there.
+// As in CUDA, a copy from pageable memory has read the values when the call returns, and a copy to
+// pageable memory has written them.
 cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch,
                               size_t width, size_t height, cudaMemcpyKind, cudaStream_t stream) {
   if (width > to_pitch || width > from_pitch) return cudaErrorInvalidValue;

@@ -28,8 +28,8 @@ struct FakeTensor {
   std::vector<std::string> state = {kExpAvg, kExpAvgSq};
 };
 
-// One of each way in which a model's tensors are split; 37 does not divide by any tp. Attention's
-// output follows another update rule than the rest.
+// One tensor for each way in which a model's tensors are split; no tp divides 37. Attention's
+// output has another update rule than the rest.
 inline std::vector<FakeTensor> fake_model() {
   const std::vector<std::string> muon = {kMuonMomentum};
   return {{"embedding.weight", {37, 8}, ParameterGroup::sharded, 0},
@@ -41,7 +41,7 @@ inline std::vector<FakeTensor> fake_model() {
           {"layers.0.moe.experts.down.weight", {8, 8, 11}, ParameterGroup::expert, 0}};
 }
 
-// Any bits at all, the not-a-numbers too: checkpoints move bits, not numbers.
+// All bit patterns are possible, NaNs included, because checkpoints must preserve bits.
 inline float fake_value(const std::string& kind, const std::string& name, int64_t global_index,
                         uint64_t seed) {
   uint64_t bits = std::hash<std::string>()(kind + name) + seed * 0x9E3779B97F4A7C15u +
@@ -51,7 +51,8 @@ inline float fake_value(const std::string& kind, const std::string& name, int64_
   return std::bit_cast<float>(static_cast<uint32_t>(bits >> 32));
 }
 
-// What one rank of a layout owns: boxes by tp and ep, ranges by ZeRO, as the optimizer makes them.
+// The pieces that one rank of a layout owns: boxes by tp and ep, ranges by ZeRO, as the optimizer
+// makes them.
 class FakeRank {
  public:
   FakeRank(const ParallelLayout& layout, int rank, std::vector<FakeTensor> model = fake_model())
@@ -68,7 +69,7 @@ class FakeRank {
   void clear() {
     for_each([](Piece& piece, size_t i, int64_t) { piece.data[i] = 0.0f; });
   }
-  // Of elements whose bits are not those that `fill` gave.
+  // The number of elements whose bits differ from those that fill(seed) wrote.
   int64_t wrong_elements(uint64_t seed) {
     int64_t wrong = 0;
     for_each([&](Piece& piece, size_t i, int64_t global) {
@@ -139,7 +140,7 @@ class FakeRank {
     return geometry;
   }
 
-  // This rank's place among those that split the optimizer state, and their number.
+  // This rank's place among the ranks that split the optimizer state, and their number.
   std::pair<int64_t, int64_t> zero_part(ParameterGroup group) const {
     switch (group) {
       case ParameterGroup::sharded:
@@ -152,7 +153,7 @@ class FakeRank {
     fail("no such group");
   }
 
-  // function(piece, place in its data, global flat index), over all pieces.
+  // Calls function(piece, index in its data, global flat index) for every element of every piece.
   template <class Function>
   void for_each(Function function) {
     for (Piece& piece : pieces_) for_each_element(piece, function);

@@ -17,7 +17,7 @@ int main(int argc, char** argv) {
     const char* required = std::getenv("SWITCHYARD_REQUIRE_CUDA");
     const bool must_run = required && std::string_view(required) == "1";
     std::printf("[  SKIPPED ] there is no CUDA device%s\n",
-                must_run ? ", and SWITCHYARD_REQUIRE_CUDA=1 wants one" : "");
+                must_run ? ", but SWITCHYARD_REQUIRE_CUDA=1 needs one" : "");
     return must_run ? EXIT_FAILURE : kSkipped;
   }
   return RUN_ALL_TESTS();

@@ -17,8 +17,8 @@
 
 namespace switchyard::test {
 
-// A model small enough for finite differences, with large enough weights that its gradients stand
-// out of f32 noise. Inner widths divide by every tp that the tests use.
+// A model that is small enough for finite differences and has weights so large that its gradients
+// exceed f32 noise. Every tp of the tests divides its inner widths.
 inline ModelConfig tiny_model(Structure structure) {
   ModelConfig config;
   config.structure = structure;
@@ -64,8 +64,8 @@ inline MicroBatch synthetic_batch(const ModelConfig& config, int64_t first, int6
     std::mt19937 engine(static_cast<uint32_t>(977 * (first + s) + 13));
     int32_t previous = static_cast<int32_t>(engine() % static_cast<uint32_t>(config.vocab_size));
     for (int64_t t = 0; t < config.seq_len; ++t) {
-      // Never the same token twice in a row: at the start of a sequence the two would have the same
-      // hidden state but for rounding, and routing would break the tie by it.
+      // The same token never stands twice in a row: at the start of a sequence both would have the
+      // same hidden state except for rounding, and routing would depend on the rounding.
       const auto shift = 1 + engine() % static_cast<uint32_t>(config.vocab_size - 1);
       const auto next = static_cast<int32_t>((previous + shift) % config.vocab_size);
       batch.tokens.data<int32_t>()[s * config.seq_len + t] = previous;
@@ -80,7 +80,7 @@ inline MicroBatch synthetic_batch(const ModelConfig& config, int64_t first, int6
   return batch;
 }
 
-// Every token of a synthetic batch is a target.
+// Every token of a synthetic batch has a target.
 inline GlobalBatchSize size_of(const ModelConfig& config, int64_t sequences) {
   return {.targets = sequences * config.seq_len, .tokens = sequences * config.seq_len};
 }
@@ -126,9 +126,8 @@ struct LayerBench {
   BuildContext build;
 };
 
-// Largest |analytic - numeric| over the largest numeric element, or over 0.1 where all are smaller:
-// some gradients are zero (a shift of all keys changes no softmax), and their differences are
-// noise.
+// Largest |analytic - numeric| over the largest numeric element, or over 0.1 if all are smaller:
+// some gradients are zero (a shift of all keys changes no softmax), and numeric ones are noise.
 inline double gradient_error(TensorView x, ConstTensorView analytic,
                              const std::function<double()>& f, float step = 1e-2f) {
   const std::vector<float> expected = numeric_gradient(x, f, step), actual = to_floats(analytic);

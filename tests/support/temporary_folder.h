@@ -10,8 +10,8 @@
 
 namespace switchyard::test {
 
-// An empty folder of the running test, removed with all that is in it. `owner` tells apart those of
-// ranks that run the same test.
+// An empty folder for the running test; the destructor removes it with its contents. `owner`
+// distinguishes the folders of ranks that run the same test.
 class TemporaryFolder {
  public:
   explicit TemporaryFolder(std::string_view owner = "") {

@@ -6,8 +6,8 @@
 #include "kernels/runtime/memory.h"
 #include "kernels/runtime/tensor.h"
 
-// The kernel suites run on whatever device the environment names in SWITCHYARD_TEST_DEVICE (cpu
-// unless it is set). There Stream and Tensor mean these two.
+// The kernel suites run on the device that the environment variable SWITCHYARD_TEST_DEVICE names
+// (cpu by default). They use the Stream, Tensor and Workspace declared here.
 namespace switchyard::test {
 
 inline const char* device_name() {
@@ -15,7 +15,7 @@ inline const char* device_name() {
   return name ? name : "cpu";
 }
 
-// For tests under MPI, whose ranks may have a device each.
+// Tests under MPI, whose ranks may each have a device, assign to it.
 inline Device& chosen_device() {
   static Device chosen = parse_device(device_name());
   return chosen;
@@ -29,8 +29,8 @@ inline Device device() {
   return device;
 }
 
-// While it lives, buffers lie where only the device can use them, as outside of tests: there is no
-// end to managed memory, and hosts swap it.
+// While an object of this class exists, buffers are in memory that only the device can access, as
+// outside of tests. Managed memory never runs out, because hosts swap it.
 class DeviceOnlyMemory {
  public:
   DeviceOnlyMemory() {
@@ -47,7 +47,7 @@ class Stream : public switchyard::Stream {
   Stream() : switchyard::Stream(test::device()) {}
 };
 
-// On the device of the tests, and open to the host: reading or writing it waits for the device.
+// A tensor on the device of the tests that the host can access: data() waits for the device.
 class Tensor : public switchyard::Tensor {
  public:
   Tensor() = default;
@@ -72,6 +72,6 @@ class Workspace : public switchyard::Workspace {
 
 }  // namespace switchyard::test
 
-// For tests of what only the CPU bodies promise.
+// Skips tests of guarantees that only the CPU bodies give.
 #define SWITCHYARD_CPU_ONLY(reason) \
   if (::switchyard::test::device().kind != ::switchyard::DeviceKind::cpu) GTEST_SKIP() << (reason)

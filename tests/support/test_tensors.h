@@ -18,7 +18,7 @@ std::vector<T> to_vector(ConstTensorView view) {
   return {view.data<T>(), view.data<T>() + view.num_elements()};
 }
 
-// f32 or bf16 as float.
+// The values of an f32 or bf16 tensor.
 inline std::vector<float> to_floats(ConstTensorView view) {
   synchronize(view.device());
   std::vector<float> values(static_cast<size_t>(view.num_elements()));
@@ -36,7 +36,7 @@ Tensor make_tensor(Shape shape, const std::vector<T>& values) {
   return tensor;
 }
 
-// Normal values, the same for the same seed; rounded for bf16.
+// Normally distributed values, a function of the seed; rounded for bf16.
 inline Tensor random_tensor(Shape shape, uint64_t seed, DType dtype = DType::f32,
                             float std = 1.0f) {
   std::mt19937_64 engine(seed);
@@ -57,7 +57,7 @@ inline Tensor random_tensor(Shape shape, uint64_t seed, DType dtype = DType::f32
 inline double relative_error(const std::vector<float>& a, const std::vector<float>& b) {
   double difference = a.size() == b.size() ? 0.0 : INFINITY, scale = 1e-30;
   for (size_t i = 0; i < std::min(a.size(), b.size()); ++i) {
-    // A NaN must not hide behind std::max.
+    // std::max would drop a NaN.
     const double d = std::abs(static_cast<double>(a[i]) - b[i]);
     if (!(d <= difference)) difference = std::isnan(d) ? INFINITY : d;
     scale = std::max(scale, std::abs(static_cast<double>(b[i])));
@@ -65,7 +65,7 @@ inline double relative_error(const std::vector<float>& a, const std::vector<floa
   return difference / scale;
 }
 
-// Central finite differences of a scalar function by every element of an f32 tensor.
+// Central finite differences of a scalar function with respect to every element of an f32 tensor.
 inline std::vector<float> numeric_gradient(TensorView x, const std::function<double()>& f,
                                            float step = 1e-2f) {
   std::vector<float> gradient(static_cast<size_t>(x.num_elements()));

@@ -1,5 +1,5 @@
-"""scripts/reference_model.py beside the program: the same logits, losses and expert counts from the
-same checkpoint, for every configs/tiny_*.yaml and every option that decides what a model computes.
+"""Compares scripts/reference_model.py with the program: both must give the same logits, losses and
+expert counts from the same checkpoint, for every configs/tiny_*.yaml and every option of the model.
 
     reference_model_test.py WRITE_CASE [unittest arguments]
 """
@@ -20,13 +20,13 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 import reference_model  # noqa: E402
 
-# The program computes in f32, with sums of 20 to 100 terms in series some 10 deep.
+# The program computes in f32: about 10 sums of 20 to 100 terms follow each other.
 BOUND = 1e-5
-# Odd sizes, and weights so large that every part of the model shows in the logits.
+# Odd sizes, and weights so large that every part of the model affects the logits.
 SMALL = "run.dir=unused model.vocab_size=41 model.seq_len=20 model.init_std=0.2"
 
-# name: configuration, overrides, and of an option that leaves the tensors as they are another value:
-# with that the reference must not agree, or the case would not see the option at all.
+# name: configuration, overrides, another value. Options that do not change the tensors have another
+# value, with which the reference must not agree; otherwise the case would not test the option.
 OPTIONS = {
     "learned_positions": ("dense", "model.position=learned", {"position": "rope"}),
     "rope_theta": ("dense", "model.rope_theta=50", {"rope_theta": 10000}),
@@ -75,7 +75,7 @@ OPTIONS = {
                     {"drop_policy": "latest_position"}),
     "drop_latest": ("bigmac", "model.router.capacity_factor=0.8 "
                     "model.router.drop_policy=latest_position", {"drop_policy": "lowest_weight"}),
-    # Experts without router weights have the score 0.5 for every token: what ties is dropped.
+    # Experts with router weights of zero score 0.5 for every token: tied tokens are dropped.
     "drop_ties": ("fine_grained", "model.router.capacity_factor=0.5 model.router.score=sigmoid "
                   "model.router.normalize_topk=false", {"capacity_factor": 0.4}),
     "capacity_is_rounded_up": ("vanilla", "model.router.capacity_factor=1.05",
@@ -91,7 +91,7 @@ OPTIONS = {
 
 
 class TensorsRead(dict):
-    """Knows which of its tensors have been read."""
+    """Remembers which of its tensors have not been read."""
 
     def __init__(self, tensors):
         super().__init__(tensors)
@@ -106,7 +106,7 @@ class TensorsRead(dict):
 
 
 def error(actual, expected):
-    """Largest difference by the largest value; of anything that is not a number infinite."""
+    """Largest difference over the largest value; infinite for NaNs and for other shapes."""
     actual, expected = np.asarray(actual, dtype=float), np.asarray(expected, dtype=float)
     if actual.shape != expected.shape:
         return np.inf
@@ -115,7 +115,7 @@ def error(actual, expected):
 
 
 class Case:
-    """What the program computed of a configuration, and its checkpoint."""
+    """The program's results for a configuration, and the checkpoint."""
 
     def __init__(self, folder, config, overrides):
         folder = pathlib.Path(folder)
@@ -128,7 +128,7 @@ class Case:
             self.program = {name: item[:] for name, item in file.items()}
 
     def errors(self, config):
-        """Of everything that the reference computes with `config`."""
+        """The errors of all results that the reference computes with `config`."""
         model = reference_model.ReferenceModel(config, self.weights, self.biases)
         logits = model.forward(self.program["tokens"], self.program.get("document_start"))
         loss = reference_model.cross_entropy(logits, self.program["targets"])

@@ -1,9 +1,9 @@
-// write_case CONFIG FOLDER [key=value ...]: what the model of a configuration computes on some
-// tokens, for reference_model_test.py to compare with.
+// write_case CONFIG FOLDER [key=value ...] writes the results of a configuration's model on some
+// tokens; reference_model_test.py compares them with the reference.
 //
-// FOLDER/step_00000000 is a checkpoint of the model on one rank, FOLDER/case.h5 holds
+// FOLDER/step_00000000 is a checkpoint of the model on one rank; FOLDER/case.h5 holds
 //   tokens, targets  [sequences, tokens] i32
-//   document_start   likewise; with data.mask: document
+//   document_start   [sequences, tokens] i32; with data.mask: document only
 //   logits           [sequences, tokens, vocab_size] f32
 //   loss             [1] f64
 //   aux_loss, z_loss, dropped (the sum over layers), and expert_counts per MoE layer, f64
@@ -29,9 +29,9 @@ namespace {
 
 constexpr int64_t kSequences = 3;
 
-// Numbers that a mistake would show in: norms whose weights are not 1, biases that are not 0, and
-// among the routed experts some that tie, for all tokens or for a few. Experts 1, 5, 9 ... have no
-// router weights at all: their logits are 0.
+// Chooses values with which a mistake shows: norms with weights other than 1, biases other than 0,
+// and routed experts that tie for all tokens or for a few. The router weights of experts 1, 5, 9
+// ... are zero, so their logits are 0.
 void make_less_symmetric(Transformer& model) {
   std::mt19937 engine(4711);
   std::normal_distribution<float> normal;
@@ -54,7 +54,7 @@ void make_less_symmetric(Transformer& model) {
   }
 }
 
-// Targets that are not counted, and documents that begin anywhere, the first position among them.
+// Some targets do not count, and documents begin at any position, also at the first.
 MicroBatch make_batch(const RunConfig& config) {
   MicroBatch batch = test::synthetic_batch(config.model, 0, kSequences,
                                            config.data.mask == AttentionMask::document);

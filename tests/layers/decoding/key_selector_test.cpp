@@ -80,7 +80,7 @@ struct Bench {
     return part;
   }
 
-  // Per (sequence, kv head), rising; within the configuration's budget.
+  // The chosen positions per (sequence, kv head), ascending, with the configuration's budget.
   std::vector<std::vector<int32_t>> select() { return select_within(setup.config.budget); }
 
   std::vector<std::vector<int32_t>> select_within(double budget) {
@@ -163,7 +163,7 @@ TEST(KeySelector, EveryCallHasABudgetOfItsOwn) {
 
 TEST(KeySelector, LokiWithAllChannelsTakesWhatExactTopKTakes) {
   DecodeConfig config = config_of(DecodeMethod::loki, 12.0);
-  config.channels = 1000;  // more than there are
+  config.channels = 1000;  // more than a head has
   Bench bench(config);
 
   const auto chosen = bench.select();
@@ -212,7 +212,7 @@ TEST(KeySelector, QuestTakesWholePagesOfGreatestBound) {
     });
     std::vector<int32_t> expected;
     for (const int64_t page : order) {
-      // What the newest page lacks comes from the next best, its newest keys first.
+      // The newest page is not full: the next best page fills the gap, with its newest keys first.
       for (int64_t p = std::min((page + 1) * kPage, kLength) - 1; p >= page * kPage; --p) {
         if (std::ssize(expected) < 3 * kPage) expected.push_back(static_cast<int32_t>(p));
       }
@@ -228,7 +228,7 @@ TEST(KeySelector, QuestTakesAtLeastOnePage) {
   for (const auto& chosen : bench.select()) EXPECT_EQ(chosen.size(), 8u);
 }
 
-// A share of a length that is just short of whole pages must not cost one.
+// A budget that is slightly smaller than a number of whole pages must not lose a page.
 TEST(KeySelector, QuestTakesTheNearestNumberOfPages) {
   for (const auto& [budget, keys] : {std::pair{19.0, 16u}, {20.0, 24u}, {23.0, 24u}, {27.0, 24u}}) {
     Bench bench(config_of(DecodeMethod::quest, budget));
@@ -275,7 +275,7 @@ TEST(KeySelector, HashesTakeTheKeysOfLeastDistance) {
 
 TEST(KeySelector, WindowsAreAlwaysAmongTheChosen) {
   for (const DecodeMethod method : kMethods) {
-    if (method == DecodeMethod::streaming) continue;  // has windows of its own
+    if (method == DecodeMethod::streaming) continue;  // it has its own windows
     DecodeConfig config = config_of(method, 16.0);
     config.sink = 3;
     config.recent = 2;
@@ -292,7 +292,7 @@ TEST(KeySelector, WindowsAreAlwaysAmongTheChosen) {
 
 TEST(KeySelector, AKeyThatIsWrittenAgainReplacesTheFirstOne) {
   for (const DecodeMethod method : kMethods) {
-    if (method == DecodeMethod::quest) continue;  // its page keeps the wider bounds
+    if (method == DecodeMethod::quest) continue;  // the bounds of its page stay wider
     Bench bench(config_of(method, 12.0)), twice(config_of(method, 12.0));
     const Tensor other = random_tensor({kBatch, kKvHeads, 1, kDim}, 77, DType::f32, 9.0f);
 
@@ -312,7 +312,7 @@ ModelConfig decoding_model(int kv_heads) {
   return config;
 }
 
-// A model, and tokens that it decodes along.
+// A model and the tokens that it is made to decode.
 struct Decoder {
   explicit Decoder(const ModelConfig& model_config, DType dtype = DType::f32)
       : config(model_config),
@@ -328,7 +328,7 @@ struct Decoder {
     return s;
   }
 
-  // Logits of every step behind the prefill, for sequences [first, first + count).
+  // Logits of every step after the prefill, for sequences [first, first + count).
   std::vector<float> decode(const DecodeSetup& s, int64_t first = 0, int64_t count = 3,
                             bool attach_late = false) {
     constexpr int64_t kPrefill = 29;
@@ -434,7 +434,7 @@ TEST_P(DecodingTest, Bf16DecodesFiniteLogitsNearF32) {
   Decoder wide(config()), narrow(config(), DType::bf16);
   const DecodeSetup setup = wide.setup(method(), 1000.0);
 
-  // Of logits up to 2.4; with other keys they differ by as much.
+  // Logits reach 2.4; with other keys they differ by as much.
   EXPECT_LT(largest_difference(narrow.decode(setup), wide.decode(setup)), 0.1);
 }
 

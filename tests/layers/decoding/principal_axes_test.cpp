@@ -20,7 +20,7 @@ std::vector<float> stretched_rows(int64_t n, int64_t dim) {
   for (int64_t row = 0; row < n; ++row) {
     std::vector<float> x;
     for (int64_t i = 0; i < dim; ++i) x.push_back(static_cast<float>(dim - i) * normal(engine));
-    // A rotation by a quarter of a right angle in the plane of each pair of neighbours.
+    // Rotates by a quarter of a right angle in the plane of each pair of neighbouring axes.
     for (size_t i = 0; i + 1 < x.size(); i += 2) {
       const float a = x[i], b = x[i + 1], c = std::cos(0.4f), s = std::sin(0.4f);
       x[i] = c * a - s * b;

@@ -1,7 +1,7 @@
 #pragma once
 
 // Stands in for cuBLASLt in the emulated build: products with a bias, as the project calls them.
-// tests/simt/cublas_lt.cpp.
+// See tests/simt/cublas_lt.cpp.
 
 #include <cublas_v2.h>
 
@@ -59,7 +59,7 @@ cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t prefer
 cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t preference,
                                                     cublasLtMatmulPreferenceAttributes_t attribute,
                                                     const void* value, size_t num_bytes);
-// Refuses matrices at addresses of less than 4 bytes' alignment.
+// Refuses matrices whose addresses are not aligned to 4 bytes.
 cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle,
                                               cublasLtMatmulDesc_t operation,
                                               cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,

@@ -1,7 +1,7 @@
 #pragma once
 
-// Stands in for cuBLAS in the emulated build: what the project calls, column-major and plain, with
-// the library's own checks of its arguments. tests/simt/cublas.cpp.
+// Stands in for cuBLAS in the emulated build: the functions that the project calls, column-major
+// and plain, with the library's own checks of its arguments. See tests/simt/cublas.cpp.
 
 #include <cuda_runtime.h>
 
@@ -36,7 +36,7 @@ cublasStatus_t cublasGemmEx(cublasHandle_t handle, cublasOperation_t transa,
                             cudaDataType_t c_type, int ldc, cublasComputeType_t compute_type,
                             cublasGemmAlgo_t algo);
 
-// a, b, c: arrays on the device. All types must be one.
+// a, b and c are arrays on the device. All types must be equal.
 cublasStatus_t cublasGemmGroupedBatchedEx(
     cublasHandle_t handle, const cublasOperation_t transa[], const cublasOperation_t transb[],
     const int m[], const int n[], const int k[], const void* alpha, const void* const a[],

@@ -1,3 +1,3 @@
 #pragma once
 
-// Stands in for the CUDA toolkit's header, of which kernels use nothing when they run on the host.
+// Stands in for the CUDA toolkit's header. It is empty: kernels need none of it on the host.

@@ -1,7 +1,7 @@
 #pragma once
 
-// Stands in for the CUDA toolkit's header when .cu files are compiled with the host compiler: the
-// device language through tests/simt, and of the runtime library what the project uses.
+// Stands in for the CUDA toolkit's header when .cu files are compiled for the host. It has the
+// device language (tests/simt) and the functions of the runtime library that the project uses.
 
 #include <bit>
 #include <cmath>
@@ -20,7 +20,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-// One block runs at a time.
+// Static variables can be shared memory because one block runs at a time.
 #define __shared__ static
 #define __constant__ static
 #define __align__(n) alignas(n)
@@ -78,8 +78,8 @@ T value_of_lane(const std::byte* all, int from) {
   return value;
 }
 
-// `source` gives the lane to read from; out of the segment of `width`, or of the mask: its own
-// value.
+// The value of lane `source`, or the lane's own value if the source is outside its segment
+// (in_segment false).
 template <class T>
 T shuffle(uint32_t mask, T value, int source, bool in_segment) {
   T result = value;
@@ -219,7 +219,7 @@ template <class T>
 void __stcs(T* address, T value) {
   *address = value;
 }
-// CUDA has these without a namespace.
+// CUDA has min and max without a namespace.
 template <class T>
 constexpr T min(T a, T b) {
   return b < a ? b : a;
@@ -231,9 +231,9 @@ constexpr T max(T a, T b) {
 
 // ---- Runtime library ---------------------------------------------------------------------------
 
-// Device memory is the host's, but closed to it outside kernels and copies (device_memory.cpp), so
-// that host code that reaches into it fails here as it would on a device. Managed memory is open.
-// What is put into a stream runs when somebody waits for it, not before (streams.cpp).
+// Device memory is host memory that only kernels and copies may access (device_memory.cpp), so that
+// host code that accesses it fails here as it would with a device. Managed memory is always
+// accessible. Work of a stream runs when its result is waited for, not before (streams.cpp).
 
 enum cudaError_t {
   cudaSuccess = 0,
@@ -262,9 +262,9 @@ constexpr unsigned int cudaMemAttachGlobal = 1;
 
 namespace simt {
 int current_device();
-// Throws unless the stream is one of the current device, as CUDA demands of launches.
+// Throws unless the stream belongs to the current device, as CUDA demands of launches.
 void check_launch(cudaStream_t stream);
-// One more piece of work for the stream, after what it was given before.
+// Adds a task to the end of the stream.
 void enqueue(cudaStream_t stream, std::function<void()> task);
 }  // namespace simt
 

@@ -1,7 +1,7 @@
 #pragma once
 
-// Stands in for NCCL's header in the emulated build: what the project calls, over MPI. See
-// tests/simt/nccl.cpp.
+// Stands in for NCCL's header in the emulated build: the functions that the project calls, over
+// MPI. See tests/simt/nccl.cpp.
 
 #include <cuda_runtime.h>
 

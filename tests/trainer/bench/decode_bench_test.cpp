@@ -29,9 +29,9 @@ TEST(DecodeBench, MeasuresEveryPartOfAStep) {
   const DecodeBenchCase& c = report.decode[0];
   EXPECT_FALSE(c.skipped);
   EXPECT_EQ(c.selected, 1);  // 1.56 % of 100
-  // Two sequences of two key/value heads: 100 keys and values of 128 bf16; queries and outputs.
+  // Two sequences of two key/value heads with 100 keys and values of 128 bf16; queries and outputs.
   EXPECT_EQ(c.dense.bytes, 2 * 2 * 100 * 2 * 256 + 2 * (2 * 4 * 256));
-  // 128 bits and a distance per key; the codes of the queries.
+  // 128 bits and a distance of 2 bytes per key; the codes of the queries.
   EXPECT_EQ(c.score.bytes, 2 * 2 * 100 * (16 + 2) + 2 * 4 * 16);
   for (const BenchFigure& figure : {c.memory, c.dense, c.hata, c.encode, c.score, c.select}) {
     EXPECT_GT(figure.seconds, 0.0);

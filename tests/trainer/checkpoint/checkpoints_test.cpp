@@ -69,7 +69,7 @@ TEST_F(CheckpointsTest, EqualContentsMakeEqualFiles) {
   save(7);
   const std::string shard = test::read_file(step_folder(7) / "shard_00000.h5");
   const std::string manifest = test::read_file(step_folder(7) / "manifest.json");
-  // The times of HDF5 count seconds.
+  // HDF5 would store times in whole seconds.
   std::this_thread::sleep_for(std::chrono::milliseconds(1010));
 
   save(7);
@@ -224,7 +224,7 @@ class FileSizeLimit {
   void (*handler_)(int);
 };
 
-// With room for nothing, for a part of the description, and for all but the description's end.
+// The limits leave room for nothing, for a part of the description, and for all but its end.
 class NoRoom : public CheckpointsTest, public testing::WithParamInterface<int64_t> {};
 
 TEST_P(NoRoom, FailsWithTheReasonAndLosesNothing) {
@@ -245,7 +245,7 @@ TEST_P(NoRoom, FailsWithTheReasonAndLosesNothing) {
 INSTANTIATE_TEST_SUITE_P(Limits, NoRoom, testing::Values(0, 1000, 20000, 40000));
 
 TEST_F(CheckpointsTest, AFullDiskFailsTheSaveAndLosesNothing) {
-  // A mount of our own needs the right to make one.
+  // The test needs the right to mount a file system.
   fs::create_directories(run);
   const std::string mount = "mount -t tmpfs -o size=512k tmpfs " + run.string() + " 2>/dev/null";
   if (::geteuid() != 0 || std::system(mount.c_str()) != 0) {

@@ -10,7 +10,7 @@
 namespace switchyard {
 namespace {
 
-// The global flat index of every element of a piece, one at a time: the oracle.
+// The reference: computes the global flat index of every element of a piece one at a time.
 std::vector<int64_t> global_indices(const PieceGeometry& piece) {
   std::vector<int64_t> indices;
   for (int64_t flat = piece.begin; flat < piece.end; ++flat) {

@@ -1,5 +1,4 @@
-// All ranks of a layout in one process: what each one writes, and what each one of another layout
-// reads from it.
+// All ranks of a layout in one process write a checkpoint, and all ranks of another layout read it.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -121,7 +120,7 @@ TEST(Reshard, TheModelFileShowsWholeTensorsToAnyReader) {
     std::vector<FakeRank> ranks = make_ranks(layout);
     for (FakeRank& rank : ranks) rank.fill(6);
     write_checkpoint(path, ranks);
-    // Its parts are found wherever the folder is moved to.
+    // The model file finds its parts after the folder was moved.
     fs::rename(path, path.string() + " moved");
 
     const hdf5::File file = hdf5::File::open((path.string() + " moved") / fs::path(kModelFileName));
@@ -184,7 +183,7 @@ TEST(Reshard, AHoleInTheCheckpointIsNamed) {
               testing::ContainsRegex("holds (no|[0-9]+ of [0-9]+ elements of) (weights|exp|muon)"));
 }
 
-// Rows of a column-parallel weight are apart in the file: more than one window of reading.
+// The rows of a split matrix lie apart in the file and take more than one read window.
 TEST(Reshard, ColumnsOfALargeMatrixAreReadInWindows) {
   const std::vector<test::FakeTensor> model = {{"wide", {3, 700001}, ParameterGroup::sharded, 1},
                                                {"tall", {70001, 33}, ParameterGroup::sharded, 1}};

@@ -133,13 +133,13 @@ TEST(ConfigReaderTest, NamesMistypedValuesAtTheValue) {
 TEST(ConfigReaderTest, NamesNumbersThatAreTooLarge) {
   EXPECT_THAT(problems_in("model: {num_experts: 100001}\n"),
               ElementsAre("run.yaml:1:22: model.num_experts: must be at most 100000, not 100001"));
-  // Sizes are multiplied with each other: none may come near the end of 64 bits.
+  // Sizes are multiplied with each other, so each must be far below the limit of 64 bits.
   EXPECT_THAT(problems_in("train: {micro_batch_size: 4611686018427387904}\n"),
               ElementsAre("run.yaml:1:27: train.micro_batch_size: must be at most 2147483647, not "
                           "4611686018427387904"));
 }
 
-TEST(ConfigReaderTest, NumbersMustEndWhereTheyEnd) {
+TEST(ConfigReaderTest, NamesNumbersWithTextBehindThem) {
   EXPECT_THAT(problems_in("model: {hidden: 64k}\n"),
               ElementsAre("run.yaml:1:17: model.hidden: expected an integer, not '64k'"));
 }

@@ -12,7 +12,7 @@
 namespace switchyard {
 namespace {
 
-// A value that the field takes and that is not its default.
+// A value that the field accepts and that is not its default.
 ConfigValue other_value(const ConfigField& field) {
   const std::string before = field.print(RunConfig{});
   for (const std::string candidate : {"7", "0.625", "7.5", "true", "false"}) {
@@ -25,7 +25,7 @@ ConfigValue other_value(const ConfigField& field) {
   }
   if (field.type == "text") return {{"a \"b\" \\ c: [d] # é\te\nf"}, false};
   if (field.type == "list of text") return {{"a, b", "\"c\"", "true", ""}, true};
-  return {{field.type.substr(field.type.rfind(' ') + 1)}, false};  // the last of a choice
+  return {{field.type.substr(field.type.rfind(' ') + 1)}, false};  // the last choice
 }
 
 RunConfig config_of_other_values() {

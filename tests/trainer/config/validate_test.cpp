@@ -34,7 +34,7 @@ constexpr const char* kMoeYaml =
     "  router: {top_k: 2}\n"
     "train: {global_batch_size: 8}\n";
 
-// What is wrong with the model above, with these values instead, on so many ranks.
+// The problems of the configuration above with these overrides on `world_size` ranks.
 Lines problems_with(const std::vector<std::string>& overrides, int world_size = 1) {
   test::TemporaryFolder folder;
   const auto path = folder.path() / "run.yaml";
@@ -176,10 +176,10 @@ TEST(ValidateConfigTest, LeadingDenseLayersMustFit) {
       ElementsAre(names("model.first_dense_layers", "3 is more than model.num_layers = 2")));
 }
 
-TEST(ValidateConfigTest, EveryTpRankNeedsAWord) {
+TEST(ValidateConfigTest, EveryTpRankNeedsATokenId) {
   EXPECT_THAT(problems_with({"model.vocab_size=1", "parallel.tp=2"}, 2),
               ElementsAre(names("model.vocab_size", "1 ids in parts of 1 leave none")));
-  // Two each for the first three ranks would be six.
+  // The first three ranks would hold two ids each, so none would be left for the fourth.
   EXPECT_THAT(problems_with({"model.vocab_size=6", "parallel.tp=4"}, 4),
               ElementsAre(names("model.vocab_size", "6 ids in parts of 2 leave none")));
   EXPECT_THAT(problems_with({"model.vocab_size=7", "parallel.tp=4"}, 4), ElementsAre());

@@ -22,7 +22,7 @@ using ::testing::HasSubstr;
 constexpr int64_t kSeqLen = 16;
 constexpr int32_t kEndOfDocument = 0;
 
-// One sequence as a loader gave it.
+// One sequence that a loader returned.
 struct Row {
   std::vector<int32_t> tokens, targets, document_start;
 
@@ -50,10 +50,10 @@ std::vector<Row> rows_of(const GlobalBatch& batch) {
 
 class DataLoaderTest : public ::testing::Test {
  protected:
-  // Whether the token at a position counts, in files with a loss mask; ends of documents, too.
+  // The loss mask: whether the token at a position is a target. Ends of documents can be targets.
   static uint8_t counts(int64_t position) { return position % 7 < 3 || position % 11 == 0; }
 
-  // Tokens count up from 1, so that each says where it stands; 0 ends a document.
+  // Tokens count up from 1, so that each tells its position; 0 ends a document.
   void write(const std::vector<int64_t>& lengths, bool loss_mask = false) {
     TokenFileWriter writer(path_, {.vocab_size = 60000,
                                    .end_of_document = kEndOfDocument,
@@ -87,7 +87,7 @@ class DataLoaderTest : public ::testing::Test {
     write(lengths, loss_mask);
   }
 
-  // What a sequence must be, from the definition.
+  // The expected sequence, computed from the definition.
   Row expected_row(int64_t sequence, AttentionMask mask) const {
     Row row;
     const auto count = static_cast<int64_t>(all_.size());
@@ -234,7 +234,8 @@ TEST_F(DataLoaderTest, MaskedTargetsOfTheGlobalBatchAreKnownToEveryRank) {
   }
 }
 
-// More tokens than the loader counts at once, and sequences that do not divide that number.
+// The file has more tokens than the loader counts at once, and the sequence length does not divide
+// the number that it counts at once.
 TEST_F(DataLoaderTest, MaskedTargetsOfALongFileAreCounted) {
   constexpr int64_t kLength = (1 << 20) + 5000;
   TokenFileWriter writer(path_, {.vocab_size = 300,
@@ -304,7 +305,8 @@ TEST_F(DataLoaderTest, AnySampleCanBeResumedAt) {
 }
 
 TEST_F(DataLoaderTest, DocumentStartsAreRightAcrossCuts) {
-  // Ends at the cut, one before it, one after it; a document over three sequences; empty ones.
+  // Documents end at a cut between sequences, one token before it and one after it; one document
+  // spans three sequences; some are empty.
   write({15, 14, 0, 16, 40, 0, 0, 30, 3, 200});
   DataLoader loader(*file_, config());
 

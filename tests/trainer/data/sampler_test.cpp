@@ -57,7 +57,7 @@ TEST(SamplerTest, OrdersOfDifferentSeedsAreUnrelated) {
     correlation_seeds += x * y / variance / kN;
   }
 
-  // Five standard deviations of 1 / sqrt(n).
+  // The bound is five standard deviations, each 1 / sqrt(n).
   EXPECT_LT(std::abs(correlation_identity), 5 / std::sqrt(kN));
   EXPECT_LT(std::abs(correlation_seeds), 5 / std::sqrt(kN));
 }

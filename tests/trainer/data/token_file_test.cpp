@@ -35,7 +35,7 @@ std::vector<int32_t> read_all(TokenFile& file) {
 
 class TokenFileTest : public ::testing::Test {
  protected:
-  // Documents of the lengths given; the end-of-document token is 0.
+  // Writes documents of the given lengths and returns all tokens; the end-of-document token is 0.
   std::vector<int32_t> write(const std::vector<size_t>& lengths, int64_t vocab_size = 1000) {
     TokenFileWriter writer(path_, info(vocab_size));
     std::vector<int32_t> all;
@@ -59,7 +59,7 @@ class TokenFileTest : public ::testing::Test {
             .source_hash = "fedcba9876543210"};
   }
 
-  // In place: ext4 flushes a file that was rewritten from nothing.
+  // Changes the byte in place: ext4 would flush a file that is truncated and rewritten.
   void flip(size_t byte, int bit) {
     std::fstream file(path_, std::ios::binary | std::ios::in | std::ios::out);
     file.seekg(static_cast<std::streamoff>(byte));
@@ -124,7 +124,7 @@ TEST_F(TokenFileTest, AttributesComeBack) {
   EXPECT_EQ(read.source_hash, "fedcba9876543210");
 }
 
-// Tokens counting up, of which every third is a target.
+// The tokens count up, and every third is a target.
 class MaskedTokenFileTest : public TokenFileTest {
  protected:
   MaskedTokenFileTest() {
@@ -162,7 +162,7 @@ TEST_F(MaskedTokenFileTest, TheMaskComesBackAcrossChunks) {
   EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder_.path()), {}), 1);
 }
 
-// What programs that know nothing of masks look at: they refuse the file by its version.
+// Programs without support for masks refuse the file because of its version.
 TEST_F(MaskedTokenFileTest, HasAVersionOfItsOwnAndTheFingerprintOfItsTokens) {
   EXPECT_EQ(hdf5::File::open(path_).get_int("version"), 2);
   const TokenFile masked(path_);
@@ -281,7 +281,7 @@ TEST_F(TokenFileTest, AFileCutOffWhileInUseIsAClearError) {
   EXPECT_THAT(error_of([&] { read_all(file); }), HasSubstr("cut off"));
 }
 
-// Every byte of the file in turn: HDF5's structures, the tokens, the offsets, the checksums.
+// Flips a bit of every byte of the file: HDF5's structures, tokens, offsets, checksums.
 TEST_F(TokenFileTest, AFlippedBitIsAClearErrorOrWithoutEffect) {
   const auto tokens = write({150, 20, 33});
   const auto size = std::filesystem::file_size(path_);
@@ -307,7 +307,7 @@ TEST_F(TokenFileTest, AFlippedBitIsAClearErrorOrWithoutEffect) {
     flip(byte, static_cast<int>(byte % 8));
   }
 
-  // All but HDF5's unused room: at the least every byte of tokens, offsets and checksums.
+  // Only HDF5's unused bytes have no effect; those of tokens, offsets and checksums must have one.
   EXPECT_GE(errors, 2 * 206 + 8 * 4 + 4);
 }
 
@@ -330,7 +330,7 @@ TEST_F(TokenFileTest, ADamagedTokenNamesItsChunkAndSparesTheOthers) {
   EXPECT_TRUE(std::equal(slice.begin(), slice.end(), tokens.begin() + 131072));
 }
 
-// A file by another program: right checksums, wrong contents.
+// A file that another program wrote, with correct checksums and wrong contents.
 class ForeignTokenFileTest : public TokenFileTest {
  protected:
   void write_foreign(int64_t version, int64_t vocab_size, const std::vector<uint16_t>& tokens,

@@ -129,7 +129,7 @@ TEST_F(CorpusTest, DamagedCompressedFilesAreErrors) {
 
 class TokenizeTest : public CorpusTest {
  protected:
-  // Documents of a few sentences, each its own.
+  // Writes documents of a few sentences; all documents differ.
   void put_documents(int count) {
     for (int i = 0; i < count; ++i) {
       std::string text;
@@ -188,7 +188,7 @@ TEST_F(TokenizeTest, EveryDocumentIsInOneOfTheFilesInItsOrder) {
     EXPECT_EQ(report.documents, 300);
     EXPECT_EQ(report.train_tokens, TokenFile(config().train).num_tokens());
     EXPECT_EQ(report.trained_tokenizer, type == TokenizerType::sentencepiece);
-    // Binomial: 30 expected, five standard deviations.
+    // The count is binomial with mean 30; the bound is five standard deviations.
     EXPECT_NEAR(static_cast<double>(validation.size()), 30.0, 26.0);
   }
 }

@@ -21,7 +21,7 @@ namespace {
 using test::error_of;
 using ::testing::HasSubstr;
 
-// Words in random order, the same for the same seed.
+// Words in random order, a function of the seed.
 std::string generated_text(int lines, uint32_t seed = 1) {
   constexpr std::array<const char*, 12> kWords = {"expert", "token",   "router", "gradient",
                                                   "the",    "of",      "a",      "shrink",
@@ -101,7 +101,7 @@ TEST_F(SentencePieceTest, UnseenTextComesBackByBytes) {
   }
 }
 
-// Generation prints token by token.
+// Generation decodes and prints one token at a time.
 TEST_F(SentencePieceTest, TokensDecodeOneByOne) {
   const auto tokenizer = make_tokenizer(config_);
   const std::string text = generated_text(3, /*seed=*/4);
@@ -114,7 +114,7 @@ TEST_F(SentencePieceTest, TokensDecodeOneByOne) {
   EXPECT_EQ(pieces, text);
 }
 
-// Several blocks long, with all that a block could be cut at or must not be cut at.
+// Texts of several blocks, with all characters at which a block can be cut or must not be cut.
 std::vector<std::string> long_texts() {
   const std::string lines = generated_text(1200, /*seed=*/6);
   std::string one_line = lines, no_space = lines, odd = lines;
@@ -151,7 +151,7 @@ TEST_F(SentencePieceTest, LongTextsHaveTheTokensThatTheLibraryGivesThemWhole) {
   expect_tokens_of_the_library(config_);
 }
 
-// With a space before each text, with spaces removed, and with pieces that reach over spaces.
+// The models add a space before each text, remove spaces, or have pieces that span spaces.
 TEST_F(SentencePieceTest, LongTextsAreRightWithModelsMadeElsewhere) {
   const auto text = folder_.path() / "text.txt";
   test::write_file(text, generated_text(300));

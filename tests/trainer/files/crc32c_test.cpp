@@ -19,7 +19,7 @@ std::vector<std::byte> counting(int first, int step) {
   return bytes;
 }
 
-// RFC 3720, appendix B.4; the RFC prints the bytes in the order in which they travel.
+// RFC 3720, appendix B.4. The RFC prints the bytes in the order in which they are sent.
 TEST(Crc32c, MatchesTheVectorsOfRfc3720) {
   EXPECT_EQ(crc32c(repeated(32, 0x00)), 0x8A9136AAu);
   EXPECT_EQ(crc32c(repeated(32, 0xFF)), 0x62A8AB43u);

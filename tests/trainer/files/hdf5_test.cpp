@@ -105,7 +105,7 @@ TEST_F(Hdf5Test, TheSameCallsGiveTheSameBytes) {
     file.set_string("source", "text");
     file.create_dataset("group/x", Element::u8, {3}).write<uint8_t>(std::vector<uint8_t>{1, 2, 3});
     file.close();
-    // Past the resolution of the times that HDF5 would keep.
+    // Longer than the resolution of the times that HDF5 would store.
     std::this_thread::sleep_for(std::chrono::milliseconds(1050));
   }
 
@@ -193,16 +193,15 @@ TEST_F(Hdf5Test, ATruncatedFileIsRefused) {
   }
 }
 
-// A limit on the size of files stands in for a full disk.
-// HDF5 crashes when the process ends if it learns of failed writes; so this is also a test of the
-// test program's exit code.
+// A limit on the size of files stands in for a full disk. HDF5 crashes at the end of the process if
+// it learns of failed writes, so the exit code of the test program is tested, too.
 TEST_F(Hdf5Test, AFullDiskIsAnErrorAndLaterFilesAreWritten) {
   rlimit limit{};
   getrlimit(RLIMIT_FSIZE, &limit);
   const rlimit kept = limit;
   const auto handler = std::signal(SIGXFSZ, SIG_IGN);
 
-  // With room that is claimed at the start, and without.
+  // The last limit is used with space that is reserved at the start, the others without.
   for (const rlim_t room : {0, 10, 300, 2000, 5000, 40000, 50000, 80001, 99999}) {
     limit.rlim_cur = room;
     setrlimit(RLIMIT_FSIZE, &limit);

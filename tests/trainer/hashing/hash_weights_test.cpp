@@ -67,7 +67,7 @@ TEST_F(HashWeightsTest, TheSameWeightsGiveTheSameBytes) {
   EXPECT_EQ(test::read_file(path_), test::read_file(folder_.path() / "again.h5"));
 }
 
-// Every 61st byte: in the superblock, attributes, object headers and elements.
+// Alters every 61st byte: in the superblock, attributes, object headers and elements.
 TEST_F(HashWeightsTest, AnAlteredByteAnywhereIsNoticed) {
   save_hash_weights(path_, weights_);
   const std::string intact = test::read_file(path_);

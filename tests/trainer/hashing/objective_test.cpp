@@ -110,7 +110,7 @@ class Reference {
 class ObjectiveTest : public testing::TestWithParam<Sizes> {
  protected:
   ObjectiveTest() {
-    // At which every term and its gradient weigh something.
+    // With these weights every term and its gradient affect the result.
     config_.sigma = 0.7;
     config_.similarity_weight = 0.5;
     config_.balance_weight = 2.0;
@@ -177,8 +177,8 @@ INSTANTIATE_TEST_SUITE_P(Sizes, ObjectiveTest,
                                          Sizes{4, 16, 32, {0, 31, 64}},
                                          Sizes{2, 5, 64, {0, 3, 6, 9, 257}}));
 
-// The paper's norm is left where it is nowhere smooth: at delta = 0 the gradient has the length
-// 2 lambda at every distance; with delta > 0 it falls to nothing at the minimum.
+// The paper's norm (delta = 0) is not smooth at the minimum: its gradient has the length 2 lambda
+// at every distance. With delta > 0 the gradient falls to zero at the minimum.
 TEST(DecorrelationTest, SoftnessLetsTheGradientVanishWithTheDistance) {
   HostTensor weight = random_projection(HashInit::orthogonal, {5, 6}, 32, 32);
   for (int64_t i = 0; i < weight.num_elements(); ++i) weight.data<float>()[i] *= 1.0001f;

@@ -10,7 +10,7 @@
 namespace switchyard {
 namespace {
 
-// Keys in a plane, the query along the first axis: key i at the angle of i steps.
+// Keys in a plane, key i at the angle i * step, and a query along the first axis.
 HeadQueryKeys fan(int64_t keys, double step) {
   HeadQueryKeys head{.q = Tensor({1, 1, 2}, DType::f32),
                      .k = Tensor({1, keys, 2}, DType::f32),
@@ -25,7 +25,7 @@ HeadQueryKeys fan(int64_t keys, double step) {
 }
 
 TEST(QualityTest, CodesThatKnowTheAngleFindEveryKey) {
-  // 4,096 directions all around.
+  // 4,096 directions that divide the circle evenly.
   Tensor weight({2, 4096}, DType::f32);
   for (int64_t b = 0; b < 4096; ++b) {
     const double angle = 6.283185307179586 * (static_cast<double>(b) + 0.5) / 4096.0;
@@ -43,7 +43,7 @@ TEST(QualityTest, CodesThatKnowTheAngleFindEveryKey) {
   }
 }
 
-// All codes equal: the most recent keys are selected, which here are the worst.
+// All codes are equal, so the most recent keys are selected; here they are the worst.
 TEST(QualityTest, TiesGoToTheMostRecentKeys) {
   Tensor weight({2, 32}, DType::f32);  // zero: every bit is 0
   HashQuality quality;
@@ -70,7 +70,7 @@ TEST(QualityTest, IsTheMeanOverQueries) {
               1e-12);
 }
 
-// Heads of a group of two that look in other directions in each of two sequences.
+// The two query heads of a group have different directions in each of two sequences.
 TEST(QualityTest, SequencesOfAHeadAreMeasuredApart) {
   const Tensor weight = random_projection(HashInit::orthogonal, {1, 2}, 2, 32);
   HeadQueryKeys both{.q = Tensor({2, 2, 2}, DType::f32),

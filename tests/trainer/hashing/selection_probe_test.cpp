@@ -42,7 +42,7 @@ TEST(AttentionReference, MassIsTheMeanOverTheGroup) {
 }
 
 TEST(AttentionReference, RecallCountsTheBestBySummedProducts) {
-  const GroupAttention rows = by_hand();  // summed scores 0, 0.5, 1, 1.5: the best are 3 and 2
+  const GroupAttention rows = by_hand();  // the summed scores are 0, 0.5, 1, 1.5
 
   const AttentionReference reference(rows);
 
@@ -64,7 +64,7 @@ TEST(AttentionReference, OfEqualScoresTheMostRecentAreTheTrueOnes) {
 TEST(AttentionReference, ErrorIsTheDistanceOfOutputsByTheirLength) {
   GroupAttention rows = by_hand();
   rows.group = 1;
-  rows.q = {0.0f};  // all weights equal: the mean of the values is 277.75
+  rows.q = {0.0f};  // the weights are equal, and the mean of the values is 277.75
 
   const AttentionReference reference(rows);
 
@@ -72,7 +72,7 @@ TEST(AttentionReference, ErrorIsTheDistanceOfOutputsByTheirLength) {
   EXPECT_NEAR(reference.compare({1, 2}, 2).output_error, (277.75 - 55.0) / 277.75, 1e-9);
 }
 
-// A cache of one layer beside a probe of exact top-k and streaming.
+// A probe of exact top-k and streaming on the cache of one layer.
 TEST(SelectionProbe, MeasuresEveryCandidateAndBudgetAndLeavesDecodingDense) {
   constexpr int64_t kBatch = 3, kKvHeads = 2, kLength = 40, kDim = 8;
   Stream stream;
@@ -102,7 +102,7 @@ TEST(SelectionProbe, MeasuresEveryCandidateAndBudgetAndLeavesDecodingDense) {
   EXPECT_FALSE(selected);
   for (size_t head = 0; head < kKvHeads; ++head) {
     for (size_t b = 0; b < budgets.size(); ++b) {
-      EXPECT_EQ(sums[0][b][head].queries, 2.0);  // not that of the sequence beyond the rows
+      EXPECT_EQ(sums[0][b][head].queries, 2.0);  // the third sequence is outside the probe's rows
       EXPECT_DOUBLE_EQ(sums[0][b][head].recall, 2.0);
       EXPECT_LE(sums[1][b][head].recall, 2.0);
     }

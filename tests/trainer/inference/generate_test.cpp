@@ -25,7 +25,7 @@ struct Generator {
     return generate(stream, model, dist, request);
   }
 
-  // Of the token behind `tokens`.
+  // Logits of the token after `tokens`.
   std::vector<float> logits_behind(const std::vector<int32_t>& tokens) {
     MicroBatch batch;
     batch.num_sequences = 1;
@@ -102,8 +102,8 @@ TEST(Generate, SamplesHaveTheProbabilitiesOfTheModel) {
     ++counts.at(static_cast<size_t>(sample.at(0)));
   }
 
-  // Binomial counts; five standard deviations are left by one seed in two million, and a rare
-  // token's by some more: its count is nearer to Poisson's, which one more count allows for.
+  // Counts are binomial. One seed in two million exceeds five standard deviations. The count of a
+  // rare token is nearly Poisson-distributed and exceeds them more often; hence the added 1.
   for (size_t token = 0; token < counts.size(); ++token) {
     const double p = probabilities[token] / sum, deviation = std::sqrt(kSamples * p * (1.0 - p));
     EXPECT_NEAR(counts[token], kSamples * p, 5.0 * deviation + 1.0) << "token " << token;

@@ -13,9 +13,9 @@
 namespace switchyard {
 namespace {
 
-// Every token is drawn where `uniform` lies in one interval of its probability's length. Of kGrid
-// evenly spaced points an interval of length p holds kGrid * p to within one, so the bound of these
-// counts holds always, and not just with a high probability.
+// A token is drawn where `uniform` lies in one interval as long as the token's probability p. Of
+// kGrid evenly spaced points such an interval holds kGrid * p to within one, so these counts never
+// exceed their bound.
 constexpr int kGrid = 10000;
 
 std::vector<int> counts_over_grid(const std::vector<float>& logits,
@@ -88,7 +88,7 @@ TEST(Sampling, TopPKeepsTheFewestLikeliestTokensThatReachIt) {
 }
 
 TEST(Sampling, TopPCountsProbabilitiesAfterTheTemperature) {
-  // At temperature 0.5 the squares: 0.25, 0.09, 0.0225 and 0.0025 of 0.365.
+  // Temperature 0.5 squares the probabilities: 0.25, 0.09, 0.0225 and 0.0025 of 0.365.
   const std::vector<float> logits = logits_of({0.05, 0.5, 0.15, 0.3});
 
   expect_probabilities(logits, {.temperature = 0.5, .top_p = 0.68}, {0.0, 1.0, 0.0, 0.0});
@@ -127,7 +127,7 @@ TEST(Sampling, RandomNumbersOfASeedDrawTheProbabilities) {
     ++counts.at(static_cast<size_t>(sample_token(logits, {}, uniform)));
   }
 
-  // A count is binomial. Five standard deviations are left by one seed in two million.
+  // A count is binomial. One seed in two million exceeds five standard deviations.
   for (size_t token = 0; token < 4; ++token) {
     const double p = probabilities[token], deviation = std::sqrt(kDraws * p * (1.0 - p));
     EXPECT_NEAR(counts[token], kDraws * p, 5.0 * deviation) << "token " << token;

@@ -1,4 +1,4 @@
-// Every file of configs/ can be read, works on a fitting number of ranks and can be planned.
+// Every file of configs/ can be read, is valid for a suitable number of ranks and can be planned.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -19,7 +19,7 @@ const std::filesystem::path kConfigs = std::filesystem::path(SWITCHYARD_SOURCE_D
 LoadedConfig load(const std::string& name) {
   LoadedConfig loaded = load_config((kConfigs / (name + ".yaml")).string(), {});
   int64_t& vocab_size = loaded.config.model.vocab_size;
-  if (vocab_size == 0) vocab_size = 257;  // 256 bytes and an end of document
+  if (vocab_size == 0) vocab_size = 257;  // 256 bytes and the end of a document
   return loaded;
 }
 
@@ -29,7 +29,7 @@ Plan plan_of(const std::string& name) {
   return make_plan(config, ParallelLayout(ranks, config.parallel.tp, config.parallel.ep));
 }
 
-// Files that others name as their base are no experiments.
+// The files of configs/ except those that are only the base of others.
 std::vector<std::string> experiments() {
   std::vector<std::string> names;
   for (const auto& entry : std::filesystem::directory_iterator(kConfigs)) {

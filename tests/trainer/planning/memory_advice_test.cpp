@@ -33,7 +33,7 @@ int64_t needs(const RunConfig& config, int ranks) {
 }
 
 TEST(MemoryAdviceTest, NamesTheLargestMicroBatchThatFitsAndDividesTheGlobalBatch) {
-  // 5 does not divide 24, so that 4 is the next.
+  // 5 does not divide 24, so 4 is the largest.
   const int64_t four = needs(config_of([](RunConfig& c) { c.train.micro_batch_size = 4; }), 1);
   const int64_t three = needs(config_of([](RunConfig& c) { c.train.micro_batch_size = 3; }), 1);
 
@@ -79,7 +79,7 @@ TEST(MemoryAdviceTest, NamesRanksThatShareTheExperts) {
       c.parallel.ep = ep;
     });
   };
-  ASSERT_GT(needs(wide(1), 1024), needs(wide(4), 4));  // replicas alone would not do
+  ASSERT_GT(needs(wide(1), 1024), needs(wide(4), 4));  // replicas alone do not save enough
 
   const std::string advice = advise_on_memory(wide(1), 1, needs(wide(4), 4));
 
@@ -100,7 +100,7 @@ TEST(MemoryAdviceTest, SaysThatSomethingElseTakesTheMemoryWhereThePlanFits) {
   EXPECT_THAT(advice, Not(HasSubstr("these would fit")));
 }
 
-// The processors' share, libraries and stacks, is none of the device's.
+// The libraries and stacks of the program are in host memory, not on the device.
 TEST(MemoryAdviceTest, ADeviceHoldsTensorsAndCublas) {
   const MemoryPlan plan = make_plan(config_of(), ParallelLayout(1, 1, 1)).memory;
 

@@ -17,7 +17,7 @@ RunConfig config_of(const std::string& name) {
   return load_config(std::string(SWITCHYARD_SOURCE_DIR) + "/configs/" + name + ".yaml", {}).config;
 }
 
-// BigMac's Table 4, to the digits that it prints.
+// Table 4 of the BigMac paper, to the printed digits.
 TEST(PaperArithmeticTest, GivesTable4) {
   const PaperSetting setting = paper_setting(config_of("gpt3_xl_fine_grained").model);
 
@@ -41,16 +41,16 @@ TEST(PaperArithmeticTest, EitherTwinHasTheSameSetting) {
   EXPECT_EQ(bigmac.vocab, 50304.0);
 }
 
-// The models themselves, counted tensor by tensor, round to the same figures. They have a router in
-// every layer (the paper counts one), no biases in the experts (the paper 2 r h for each), and as
-// many embeddings as there are tokens and positions.
+// The models of configs/, counted tensor by tensor, round to the same figures. They have a router
+// in every layer (the paper counts one), no biases in the experts (the paper counts 2 r h for
+// each), and as many embeddings as there are tokens and positions.
 TEST(PaperArithmeticTest, TheXlTwinsThemselvesHaveThePapersSizes) {
   const int64_t fine_grained = count_parameters(config_of("gpt3_xl_fine_grained").model).total;
   const int64_t bigmac = count_parameters(config_of("gpt3_xl_bigmac").model).total;
 
   EXPECT_NEAR(static_cast<double>(fine_grained) * 1e-9, 3.73, 0.005);
   EXPECT_NEAR(static_cast<double>(bigmac) * 1e-9, 3.78, 0.005);
-  // 2 r l h^2, exactly as in Table 3.
+  // The difference is 2 r l h^2, exactly as in Table 3.
   EXPECT_EQ(bigmac - fine_grained, 2 * 24 * 512 * int64_t{2048});
 }
 

@@ -37,7 +37,8 @@ ModelConfig mid_size_model(Structure structure) {
   return model;
 }
 
-// Enough tokens that attention's scratch, which does not grow with them, hides nothing.
+// The model has so many tokens that attention's scratch, whose size does not depend on them, cannot
+// hide an error.
 ModelConfig small_model(Structure structure) {
   ModelConfig model = tiny_model(structure);
   model.seq_len = 256;
@@ -75,7 +76,7 @@ struct Variant {
   std::function<void(RunConfig&)> change;
 };
 
-// What changes which tensors the layers take.
+// Options that change which tensors the layers allocate.
 const std::vector<Variant> kVariants = {
     {"plain", [](RunConfig&) {}},
     {"bf16", [](RunConfig& c) { c.run.compute_dtype = DType::bf16; }},
@@ -111,9 +112,9 @@ class PlanTest : public ::testing::TestWithParam<std::tuple<Structure, size_t, S
 
 struct Measured {
   int64_t elements = 0;
-  int64_t whole_elements = 0;  // of the tensors that this rank has a box of
+  int64_t whole_elements = 0;  // of the whole tensors of which this rank has a box
   int64_t value_bytes = 0, gradient_bytes = 0;
-  int64_t state_elements = 0;  // that the optimizer keeps moments of, without padding
+  int64_t state_elements = 0;  // of which the optimizer keeps moments, without padding
   int64_t workspace_peak = 0;
 };
 
@@ -167,7 +168,7 @@ TEST_P(PlanTest, AgreesWithTheModelItself) {
   EXPECT_EQ(plan.memory.gradients, measured.gradient_bytes);
   EXPECT_EQ(measured.state_elements, measured.elements);
   EXPECT_EQ(plan.memory.optimizer_state, 2 * plan.memory.gradients);
-  // One rank gets every row, balanced or not: nothing is left to chance.
+  // One rank receives every row, whether or not routing is balanced, so the peak is exact.
   EXPECT_NEAR(static_cast<double>(plan.memory.activations.peak()),
               static_cast<double>(measured.workspace_peak),
               0.001 * static_cast<double>(measured.workspace_peak));
@@ -216,7 +217,7 @@ TEST(PlanTermsTest, ZeroSplitsTheOptimizerStateOverTheRanks) {
 
 TEST(PlanTermsTest, ExpertStateIsSplitOverItsOwnCopiesOnly) {
   RunConfig config = run_of(mid_size_model(Structure::fine_grained));
-  // All experts on every rank pair: 4 copies of half of them each.
+  // Every pair of ranks holds all experts: there are 4 copies of each half.
   const Plan plan = make_plan(config, ParallelLayout(8, 1, 2));
   const int64_t experts = plan.parameters.routed_experts;
   const int64_t others = plan.parameters.total - experts;
@@ -307,7 +308,7 @@ TEST(PlanTermsTest, StepsAreCountedByTheirSequences) {
             3.0 * plan.forward_flops.total() * static_cast<double>(plan.tokens_per_step));
 }
 
-// By hand: d = 2, one layer, heads of 2 x 4, sequences of 3, vocabulary of 5.
+// Computed by hand: hidden = 2, one layer, 2 heads of 4, sequences of 3 tokens, vocabulary of 5.
 TEST(FlopsTest, CountsEveryProductOfADenseModel) {
   ModelConfig model;
   model.vocab_size = 5;
@@ -322,7 +323,7 @@ TEST(FlopsTest, CountsEveryProductOfADenseModel) {
   const ForwardFlops flops = forward_flops_per_token(model);
 
   EXPECT_EQ(flops.attention_projections, 2.0 * 2 * (8 + 4 + 4 + 8));  // q, k, v, out
-  EXPECT_EQ(flops.attention_scores, 2.0 * 2 * 8 * 2);                 // 2 of 3 keys in the mean
+  EXPECT_EQ(flops.attention_scores, 2.0 * 2 * 8 * 2);                 // a mean of 2 of the 3 keys
   EXPECT_EQ(flops.dense_feed_forward, 2.0 * 3 * 2 * 7);               // gate, up, down
   EXPECT_EQ(flops.head, 2.0 * 2 * 5);
   EXPECT_EQ(flops.total(), 96.0 + 64.0 + 84.0 + 20.0);
@@ -330,7 +331,7 @@ TEST(FlopsTest, CountsEveryProductOfADenseModel) {
 
 TEST(FlopsTest, CountsEveryProductOfABigmacLayer) {
   ModelConfig model = tiny_model(Structure::bigmac);
-  model.first_dense_layers = 1;  // of 2
+  model.first_dense_layers = 1;  // of 2 layers
 
   const ForwardFlops flops = forward_flops_per_token(model);
 

@@ -19,7 +19,7 @@ const AnswerScore& score_of(const AnswerScores& scores, RecallTask task) {
   return scores[static_cast<size_t>(task)];
 }
 
-// Two rows: two samples of half the length, and nothing.
+// The first row holds two samples of half its length, the second holds none.
 class AddBatchTest : public ::testing::Test {
  protected:
   AddBatchTest() {

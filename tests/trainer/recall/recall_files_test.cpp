@@ -106,8 +106,8 @@ TEST_F(RecallFilesTest, OtherOptionsReplaceTheFiles) {
   EXPECT_NE(read_file(config_.train), train);
 }
 
-// The rule that tells answers from the tokens alone: the words behind the one that a question asks
-// for, up to the next marker.
+// Finds the answers from the tokens alone: they are the words between the one that a question asks
+// for and the next marker.
 std::vector<uint8_t> answers_by_rule(const std::vector<int32_t>& tokens) {
   std::vector<uint8_t> answers;
   bool asked = false;

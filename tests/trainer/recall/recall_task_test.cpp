@@ -42,10 +42,10 @@ struct Needle {
   Pair pair;
 };
 
-// A sample as a reader takes it: all that follows is from its tokens alone.
+// The contents of a sample, read from its tokens alone.
 struct Reading {
   std::vector<Needle> needles;
-  size_t haystack_end = 0;  // where the first question is
+  size_t haystack_end = 0;  // the position of the first question
   std::vector<std::pair<int32_t, Words>> questions;
 };
 
@@ -67,8 +67,8 @@ Reading read(const RecallSample& sample) {
   return reading;
 }
 
-// What the haystack says about `asked`: every value it is set to, in order; and for variables also
-// what they are set to.
+// Every value to which the haystack sets `asked`, in order. For variable_tracking a value is itself
+// a variable, so its values follow it.
 Words look_up(const Reading& reading, RecallTask task, int32_t asked) {
   Words found;
   for (const Needle& needle : reading.needles) {
@@ -83,7 +83,7 @@ Words look_up(const Reading& reading, RecallTask task, int32_t asked) {
 
 class RecallTaskTest : public ::testing::TestWithParam<RecallTask> {
  protected:
-  // Calls body(sample, part, length) for samples of sizes around those that the tasks fill.
+  // Calls body(sample, part, length) for samples of small, odd and large lengths.
   template <class Body>
   void for_samples(const Body& body) const {
     for (const RecallPart part : kParts) {
@@ -199,8 +199,8 @@ TEST_P(RecallTaskTest, TrainingSamplesHaveFromOneQuestionToTheirShare) {
   EXPECT_EQ(*counts.rbegin(), counts.size());
 }
 
-// Mean and spread of a uniform distribution on [0, 1): 1/2 and 1/12.
-TEST_P(RecallTaskTest, NeedlesStandAnywhereAlike) {
+// A uniform distribution on [0, 1) has the mean 1/2 and the variance 1/12.
+TEST_P(RecallTaskTest, NeedlesAreDistributedUniformly) {
   double sum = 0.0, squares = 0.0, count = 0.0;
   for (int64_t index = 0; index < 2000; ++index) {
     const Reading reading = read(make(GetParam(), RecallPart::held_out, index, 256));
@@ -354,8 +354,8 @@ TEST_F(PracticeTest, SamplesTooShortForItHaveATask) {
   EXPECT_EQ(make_recall_sample(options, RecallPart::train, 0, 13).task, RecallTask::practice);
 }
 
-// As many as the largest task can take after each word: a value begins one chain, a key may be in
-// it anywhere (data.recall.hops of 8), or have 8 values.
+// Each word needs as many held-out needles as the largest task can use: a value begins one chain; a
+// key may stand anywhere in a chain (data.recall.hops of 8) or have 8 values.
 TEST(RecallVocabularyTest, EveryWordHasHeldOutNeedles) {
   const auto held_out = [](int32_t first, int32_t begin, int32_t count) {
     int number = 0;

@@ -48,12 +48,12 @@ class MetricsFileTest : public ::testing::Test {
     std::ofstream(path_, std::ios::app | std::ios::binary) << text;
   }
 
-  // Fails on a line that is not JSON.
+  // The steps of all lines; throws at a line that is not JSON.
   std::vector<int64_t> steps() const {
     std::vector<int64_t> found;
     std::ifstream file(path_);
     for (std::string line; std::getline(file, line);) {
-      EXPECT_EQ(line.find('\0'), std::string::npos);  // where the JSON parser would stop
+      EXPECT_EQ(line.find('\0'), std::string::npos);  // the JSON parser would stop there
       found.push_back(nlohmann::json::parse(line).at("step").get<int64_t>());
     }
     return found;
@@ -66,7 +66,7 @@ TEST(MetricsToJson, HoldsEveryFigureUnderItsName) {
   StepMetrics metrics;
   metrics.step = 7;
   metrics.tokens = 57344;
-  metrics.loss = 0.1;  // not a binary fraction: must come back as the same double
+  metrics.loss = 0.1;  // not a binary fraction; it must read back as the same double
   metrics.exchange_bytes = int64_t{1} << 40;
   metrics.skipped = true;
 
@@ -166,7 +166,7 @@ TEST_F(MetricsFileTest, CutsATornLastLine) {
   EXPECT_THAT(steps(), ElementsAre(1, 2, 3, 4));
 }
 
-// {"step":41} torn after the first digit would read as step 4.
+// If {"step":41} is torn after the first digit, the rest reads as step 4.
 TEST_F(MetricsFileTest, CutsALastLineWithoutALineBreakEvenIfItIsJson) {
   write_steps(1, 3);
   append_raw(R"({"step":4})");

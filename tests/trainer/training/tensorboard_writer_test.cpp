@@ -90,7 +90,7 @@ std::string read_file(const std::filesystem::path& path) {
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
-// The records of an event file, checksums compared.
+// The records of an event file; their checksums are compared.
 std::vector<std::string_view> records_of(std::string_view bytes) {
   std::vector<std::string_view> records;
   while (!bytes.empty()) {
@@ -180,7 +180,7 @@ TEST_F(TensorboardWriterTest, StampsEventsWithTheWallTime) {
   EXPECT_NEAR(seconds, static_cast<double>(std::time(nullptr)), 60.0);
 }
 
-// TensorBoard drops what other files hold from the step of a session start on.
+// TensorBoard drops the events of other files from the step of a session start on.
 TEST_F(TensorboardWriterTest, AResumedRunStartsASessionAfterTheRestoredStep) {
   const TensorboardWriter first(folder_, 0);
   const TensorboardWriter resumed(folder_, 120);

@@ -15,8 +15,8 @@
 namespace cub {
 
 struct DeviceRadixSort {
-  // By bits [begin_bit, end_bit) of the keys; begin_bit is 0. Without scratch it says how much it
-  // wants.
+  // Sorts by bits [begin_bit, end_bit) of the keys; begin_bit is 0. If scratch is null, only sets
+  // num_bytes to the size that scratch must have.
   template <class Key, class Value>
   static cudaError_t SortPairs(void* scratch, size_t& num_bytes, const Key* keys, Key* sorted_keys,
                                const Value* values, Value* sorted_values, int64_t n,
@@ -27,7 +27,7 @@ struct DeviceRadixSort {
     }
     simt::enqueue(stream, [=] {
       const simt::DeviceMemoryAccess access;
-      // What a sort by fewer bits would get wrong.
+      // CUB would sort keys with more bits wrongly.
       for (int64_t i = 0; i < n; ++i) {
         switchyard::require(keys[i] >= 0 && int64_t{keys[i]} >> end_bit == 0,
                             "key {} has more than {} bits", keys[i], end_bit);

@@ -1,6 +1,6 @@
 #pragma once
 
-// Stands in for kernels/cuda/async_copy.h: copies land as late as they may.
+// Stands in for kernels/cuda/async_copy.h: a copy is made only when the thread waits for it.
 
 #include <cuda_runtime.h>
 

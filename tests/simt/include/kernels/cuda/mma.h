@@ -1,6 +1,6 @@
 #pragma once
 
-// Stands in for kernels/cuda/mma.h, whose functions it computes on the host.
+// Stands in for kernels/cuda/mma.h: the same functions, computed on the host.
 
 #include <cuda_runtime.h>
 

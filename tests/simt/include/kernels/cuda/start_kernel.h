@@ -1,6 +1,6 @@
 #pragma once
 
-// Stands in for kernels/cuda/start_kernel.h: the stream of the emulation runs the grid.
+// Stands in for kernels/cuda/start_kernel.h: adds the grid to the emulated stream.
 
 #include <cuda_runtime.h>
 

@@ -4,7 +4,7 @@
 
 namespace switchyard {
 
-// An emulated device has no speed that is worth knowing.
+// The sizes are small because the speed of an emulated device does not matter.
 constexpr int64_t kWidth = 64, kCopyBytes = int64_t{1} << 16;
 
 }  // namespace switchyard
