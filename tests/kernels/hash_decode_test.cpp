@@ -171,7 +171,7 @@ TEST(HashEncode, RejectsAPositionBeyondTheCacheAndBitsThatFillNoWord) {
       [&] {
         hash_encode(stream, {}, k, Tensor({1, 4, 48}, DType::f32), 0, {}, codes, {});
       },
-      testing::ThrowsMessage<Error>(testing::HasSubstr("48 bits")));
+      testing::ThrowsMessage<Error>(testing::HasSubstr("bits is 48")));
 }
 
 // ---- hamming_scores ----------------------------------------------------------------------------
