@@ -9,6 +9,7 @@
 
 #include "kernels/runtime/check.h"
 #include "kernels/runtime/integers.h"
+#include "kernels/runtime/team_size.h"
 
 namespace switchyard {
 namespace {
@@ -37,12 +38,19 @@ void zero(const MatrixProduct& p) {
   }
 }
 
+// The team size around every call of oneDNN, which cuts its work for omp_get_max_threads() threads.
+// A team that is granted fewer leaves parts out: the product is wrong, without an error. Being
+// inside a parallel region does not help: one that got a single thread does not count as parallel
+// (omp_in_parallel). With one thread the cut, and so the bits, are the same everywhere.
+constexpr int kLibraryTeam = 1;
+
 // All operands are f32. Unlike a primitive, this BLAS call has no set-up cost for a new shape.
 void sgemm(const MatrixProduct& p) {
   const auto letter = [](const MatrixOperand& x) {
     return x.transpose == Transpose::yes ? 'T' : 'N';
   };
   const float beta = p.accumulate == Accumulate::yes ? 1.0f : 0.0f;
+  const TeamSize one_thread(kLibraryTeam);
   const dnnl_status_t status =
       dnnl_sgemm(letter(p.a), letter(p.b), p.m, p.n, p.k, 1.0f, static_cast<const float*>(p.a.data),
                  p.a.stride, static_cast<const float*>(p.b.data), p.b.stride, beta,
@@ -205,6 +213,7 @@ void compute_block(const MatrixProduct& product) {
 }
 
 void compute_block_native_bf16(const MatrixProduct& p) {
+  const TeamSize one_thread(kLibraryTeam);  // before the primitive is made, for that cuts the work
   const Bf16Primitive& primitive =
       find_primitive({p.m, p.n, p.k, p.a.stride, p.b.stride, p.c_stride, p.a.transpose,
                       p.b.transpose, p.c_dtype, p.accumulate});

@@ -39,8 +39,7 @@ class ProductBlocks {
 // Computes the product on all OpenMP threads, block by block.
 void compute(const MatrixProduct& product);
 
-// Computes the product on the calling thread only. Call it inside a parallel region: outside one,
-// oneDNN would start its own threads.
+// Computes the product on the calling thread only, inside a parallel region or outside one.
 void compute_block(const MatrixProduct& product);
 
 // The two methods of compute_block for bf16 operands; it uses the first on CPUs with AMX, else the

@@ -15,7 +15,6 @@ struct MatrixOperand {
 
 // c [m, n] = op(a) [m, k] op(b) [k, n], or += where accumulating: f32 in host memory, rows of c
 // without gaps. It runs on the calling thread only, for loops that give each thread whole products.
-// Call it inside a parallel region: outside one, oneDNN would start its own threads.
 void multiply_block(int64_t m, int64_t n, int64_t k, MatrixOperand a, MatrixOperand b,
                     Accumulate accumulate, float* c);
 

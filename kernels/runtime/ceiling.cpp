@@ -12,6 +12,7 @@
 #include "kernels/linear/matmul.h"
 #include "kernels/runtime/ceiling_sizes.h"
 #include "kernels/runtime/stopwatch.h"
+#include "kernels/runtime/team_size.h"
 
 namespace switchyard {
 namespace {
@@ -59,6 +60,8 @@ double blas_rate(int64_t n) {
 }
 
 double product_ceiling_of_cpu(DType dtype) {
+  // oneDNN would leave out what it meant for threads that are not granted, and be too fast.
+  const TeamSize granted(granted_team_size());
   double best = 0.0;
   for (const int64_t width : {1024, 2048}) {
     best = std::max(best, square_product_rate(width, dtype));

@@ -1,7 +1,5 @@
 #include "trainer/bench/decode_bench.h"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <cmath>
 #include <ctime>
@@ -19,6 +17,7 @@
 #include "kernels/runtime/ceiling.h"
 #include "kernels/runtime/check.h"
 #include "kernels/runtime/stopwatch.h"
+#include "kernels/runtime/team_size.h"
 
 namespace switchyard {
 namespace {
@@ -48,7 +47,7 @@ class Timer {
   // The sum over all stretches since the last call.
   double take_seconds() {
     if (clock_ == BenchClock::wall) return stopwatch_.take_seconds();
-    return static_cast<double>(std::exchange(ticks_, 0)) / CLOCKS_PER_SEC / omp_get_max_threads();
+    return static_cast<double>(std::exchange(ticks_, 0)) / CLOCKS_PER_SEC / threads_;
   }
 
  private:
@@ -56,6 +55,7 @@ class Timer {
   BenchClock clock_;
   Stopwatch stopwatch_;
   std::clock_t ticks_ = 0;
+  int threads_ = granted_team_size();
 };
 
 // The seconds of an operation in all repetitions.
@@ -331,7 +331,7 @@ double DecodeBenchReport::code_share(DType dtype) const {
 DecodeBenchReport bench_decode(const DecodeBenchOptions& options) {
   require_usable(options);
   DecodeBenchReport report{
-      .options = options, .threads = omp_get_max_threads(), .decode = {}, .prefill = {}};
+      .options = options, .threads = granted_team_size(), .decode = {}, .prefill = {}};
   Bench bench(options);
   for (const DType dtype : options.dtypes) {
     for (const HeadLayout& layout : options.layouts) {

@@ -1,7 +1,6 @@
 #include "trainer/bench/step_bench.h"
 
 #include <fmt/format.h>
-#include <omp.h>
 
 #include <algorithm>
 #include <chrono>
@@ -9,6 +8,7 @@
 #include "kernels/basic/random.h"
 #include "kernels/runtime/ceiling.h"
 #include "kernels/runtime/check.h"
+#include "kernels/runtime/team_size.h"
 #include "optim/distributed_optimizer.h"
 #include "trainer/training/session.h"
 #include "trainer/training/train_step.h"
@@ -113,7 +113,7 @@ StepBenchReport bench_steps(MpiRuntime& mpi, const RunConfig& config, int64_t wa
   const int64_t tokens = config.train.global_batch_size * config.model.seq_len;
 
   StepBenchReport report;
-  report.threads = omp_get_max_threads();
+  report.threads = granted_team_size();
   report.plan = make_plan(config, session.dist.layout());
   std::vector<TimedStep> timed;
   Profiler profiler(session.stream);
