@@ -1,11 +1,11 @@
 #include "trainer/hashing/objective.h"
 
 #include <gtest/gtest.h>
-#include <omp.h>
 
 #include <cmath>
 #include <cstring>
 
+#include "tests/support/every_team.h"
 #include "tests/support/test_tensors.h"
 #include "trainer/hashing/random_projection.h"
 
@@ -160,22 +160,36 @@ TEST_P(ObjectiveTest, GradientIsThatOfFiniteDifferencesInDouble) {
   EXPECT_LT(test::relative_error(actual, expected), 2e-5);
 }
 
-TEST_P(ObjectiveTest, ResultsDoNotDependOnTheNumberOfThreads) {
-  HostTensor again(gradient_.shape(), DType::f32);
-  omp_set_num_threads(1);
-  const HashLoss one = HashObjective(pairs_, config_).gradient(weight_, gradient_);
-  omp_set_num_threads(3);
-  const HashLoss three = HashObjective(pairs_, config_).gradient(weight_, again);
-  omp_set_num_threads(1);
+class ObjectiveTeamTest : public ObjectiveTest {};
 
-  EXPECT_EQ(one.total(), three.total());
-  EXPECT_EQ(std::memcmp(gradient_.data<float>(), again.data<float>(), again.view().num_bytes()), 0);
+TEST_P(ObjectiveTeamTest, ResultsDoNotDependOnTheTeamOfThreads) {
+  const std::vector<test::TeamCase> teams = test::every_team();
+  HashLoss expected;
+  teams.front().run(
+      [&] { expected = HashObjective(pairs_, config_).gradient(weight_, gradient_); });
+
+  for (const test::TeamCase& team : teams) {
+    HostTensor again(gradient_.shape(), DType::f32);
+    HashLoss loss;
+    team.run([&] { loss = HashObjective(pairs_, config_).gradient(weight_, again); });
+
+    EXPECT_EQ(loss.total(), expected.total()) << team.name;
+    EXPECT_EQ(std::memcmp(gradient_.data<float>(), again.data<float>(), again.view().num_bytes()),
+              0)
+        << team.name;
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Sizes, ObjectiveTest,
                          testing::Values(Sizes{1, 8, 32, {0, 1}}, Sizes{1, 33, 32, {0, 7, 8, 40}},
                                          Sizes{4, 16, 32, {0, 31, 64}},
                                          Sizes{2, 5, 64, {0, 3, 6, 9, 257}}));
+
+// Also wide enough for a library to share a product out among threads.
+INSTANTIATE_TEST_SUITE_P(Sizes, ObjectiveTeamTest,
+                         testing::Values(Sizes{1, 33, 32, {0, 7, 8, 40}},
+                                         Sizes{2, 5, 64, {0, 3, 6, 9, 257}},
+                                         Sizes{4, 128, 128, {0, 700, 1300, 1301}}));
 
 // The paper's norm (delta = 0) is not smooth at the minimum: its gradient has the length 2 lambda
 // at every distance. With delta > 0 the gradient falls to zero at the minimum.
