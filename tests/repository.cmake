@@ -42,7 +42,10 @@ add_test(NAME end_to_end
 add_test(NAME end_to_end_hash
          COMMAND ${SYSTEM_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/end_to_end/hash_test.py
                  $<TARGET_FILE:switchyard> ${MPIEXEC_EXECUTABLE})
-set_tests_properties(end_to_end end_to_end_hash PROPERTIES TIMEOUT 900 PROCESSORS 2)
+add_test(NAME end_to_end_settings
+         COMMAND ${SYSTEM_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/end_to_end/settings_test.py
+                 $<TARGET_FILE:switchyard> ${MPIEXEC_EXECUTABLE})
+set_tests_properties(end_to_end end_to_end_hash end_to_end_settings PROPERTIES TIMEOUT 900 PROCESSORS 2)
 add_test(NAME failures
          COMMAND ${SYSTEM_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/end_to_end/failure_test.py
                  $<TARGET_FILE:switchyard> ${MPIEXEC_EXECUTABLE} cpu)

@@ -6,6 +6,7 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -38,13 +39,14 @@ class CommandLine {
   CommandLine() : app_("Trains mixture-of-experts models under mpirun.", "switchyard") {
     app_.require_subcommand(1);
     add("tokenize", "Turn text into token files; train the tokenizer if it is missing",
-        tokenize_command, UsesLayout::no);
-    add("train", "Train, from the newest checkpoint if there is one", train_command);
-    add("eval", "Held-out loss of the newest checkpoint", eval_command);
+        tokenize_command, std::nullopt, UsesLayout::no);
+    add("train", "Train, from the newest checkpoint if there is one", train_command,
+        CheckpointUse::training);
+    add("eval", "Held-out loss of the newest checkpoint", eval_command, CheckpointUse::inference);
     add("train-hash", "Learn hash projections for decoding from the newest checkpoint, frozen",
-        train_hash_command);
+        train_hash_command, CheckpointUse::inference);
     add("eval-hash", "Measure ways to choose keys: recall, attention, perplexity, answers",
-        eval_hash_command);
+        eval_hash_command, CheckpointUse::inference);
     add_generate();
     add_bench();
     add("plan", "The same as --dry-run", [this](MpiRuntime& mpi, const LoadedConfig& loaded) {
@@ -69,10 +71,14 @@ class CommandLine {
   enum class UsesLayout { no, yes };
 
   CLI::App* add(const std::string& name, const std::string& help, ConfigCommand body,
-                UsesLayout uses_layout = UsesLayout::yes) {
+                std::optional<CheckpointUse> use = {}, UsesLayout uses_layout = UsesLayout::yes) {
     CLI::App* command = app_.add_subcommand(name, help);
     ConfigArguments& arguments = arguments_;
-    command->add_option("config", arguments.path, "experiment file")->required();
+    command
+        ->add_option("config", arguments.path,
+                     use == CheckpointUse::inference ? "experiment file, run folder or checkpoint"
+                                                     : "experiment file")
+        ->required();
     command->add_option("overrides", arguments.overrides, "key.sub=value ...");
     command->add_flag("--print-config", arguments.print_config,
                       "show every value and where it came from, and end");
@@ -80,16 +86,23 @@ class CommandLine {
                       "show parameters, memory, exchange and disk, and end");
     command->add_option("--ranks", arguments.ranks, "plan for this many ranks instead")
         ->check(CLI::PositiveNumber);
-    command->callback([this, command, uses_layout, body = std::move(body)] {
+    command->callback([this, command, use, uses_layout, body = std::move(body)] {
       if (!command->get_subcommands().empty()) return;  // Its own callback has chosen.
       if (arguments_.path.empty()) throw CLI::RequiredError("config");
-      chosen_ = [this, uses_layout, body](MpiRuntime& mpi) { return run(mpi, uses_layout, body); };
+      chosen_ = [this, use, uses_layout, body](MpiRuntime& mpi) {
+        return run(mpi, use, uses_layout, body);
+      };
     });
     return command;
   }
 
-  int run(MpiRuntime& mpi, UsesLayout uses_layout, const ConfigCommand& body) const {
-    const LoadedConfig loaded = load_shared_config(mpi, arguments_.path, arguments_.overrides);
+  int run(MpiRuntime& mpi, std::optional<CheckpointUse> use, UsesLayout uses_layout,
+          const ConfigCommand& body) const {
+    const bool only_shows = arguments_.print_config || arguments_.dry_run;
+    const CheckpointNeed need{.use = use,
+                              .must_exist = use == CheckpointUse::inference && !only_shows};
+    const LoadedConfig loaded =
+        load_shared_config(mpi, arguments_.path, arguments_.overrides, need);
     if (uses_layout == UsesLayout::yes) {
       validate_config(loaded, planned_ranks(mpi), recall_problems(loaded.config));
     }
@@ -106,10 +119,12 @@ class CommandLine {
   }
 
   void add_generate() {
-    CLI::App* command = add("generate", "Sample a continuation from the newest checkpoint",
-                            [this](MpiRuntime& mpi, const LoadedConfig& loaded) {
-                              return generate_command(mpi, loaded, generate_);
-                            });
+    CLI::App* command = add(
+        "generate", "Sample a continuation from the newest checkpoint",
+        [this](MpiRuntime& mpi, const LoadedConfig& loaded) {
+          return generate_command(mpi, loaded, generate_);
+        },
+        CheckpointUse::inference);
     command->add_option("--prompt", generate_.prompt, "text to continue");
     command->add_option("--max-tokens", generate_.max_tokens, "tokens to add")
         ->check(CLI::PositiveNumber)
