@@ -16,12 +16,34 @@
 #include "trainer/commands/shared_config.h"
 #include "trainer/config/config_error.h"
 #include "trainer/config/config_reader.h"
+#include "trainer/config/field_types.h"
 #include "trainer/recall/recall_task.h"
 
 namespace switchyard {
 namespace {
 
 using Command = std::function<int(MpiRuntime&)>;
+
+constexpr int64_t kMostSteps = 1'000'000;
+
+// CLI::Range and CLI::PositiveNumber let NaN and infinities pass.
+CLI::Validator whole_number(int64_t lowest, int64_t highest) {
+  const auto check = [=](std::string& text) {
+    int64_t value = 0;
+    const field_types::Problem problem = field_types::parse_integer(text, lowest, highest, &value);
+    if (!problem) text = std::to_string(value);  // CLI11 does not read 1e3.
+    return problem.value_or("");
+  };
+  return {check, fmt::format("INTEGER, {} to {}", lowest, highest)};
+}
+
+CLI::Validator number(double lowest, double highest) {
+  const auto check = [=](const std::string& text) {
+    double value = 0.0;
+    return field_types::parse_real(text, lowest, highest, &value).value_or("");
+  };
+  return {check, fmt::format("NUMBER, {} to {}", lowest, highest)};
+}
 
 // The arguments of most sub-commands.
 struct ConfigArguments {
@@ -85,7 +107,7 @@ class CommandLine {
     command->add_flag("--dry-run", arguments.dry_run,
                       "show parameters, memory, exchange and disk, and end");
     command->add_option("--ranks", arguments.ranks, "plan for this many ranks instead")
-        ->check(CLI::PositiveNumber);
+        ->transform(whole_number(1, 1 << 20));
     command->callback([this, command, use, uses_layout, body = std::move(body)] {
       if (!command->get_subcommands().empty()) return;  // Its own callback has chosen.
       if (arguments_.path.empty()) throw CLI::RequiredError("config");
@@ -127,17 +149,17 @@ class CommandLine {
         CheckpointUse::inference);
     command->add_option("--prompt", generate_.prompt, "text to continue");
     command->add_option("--max-tokens", generate_.max_tokens, "tokens to add")
-        ->check(CLI::PositiveNumber)
+        ->transform(whole_number(1, field_types::kLargestCount))
         ->capture_default_str();
     command->add_option("--samples", generate_.num_samples, "continuations to draw")
-        ->check(CLI::PositiveNumber)
+        ->transform(whole_number(1, 1 << 20))
         ->capture_default_str();
     command->add_option("--temperature", generate_.sampling.temperature, "0: likeliest token")
-        ->check(CLI::NonNegativeNumber)
+        ->check(number(0.0, 1e6))
         ->capture_default_str();
     command
         ->add_option("--top-p", generate_.sampling.top_p, "sample from the likeliest tokens only")
-        ->check(CLI::Range(0.0, 1.0))
+        ->check(number(0.0, 1.0))
         ->capture_default_str();
   }
 
@@ -147,10 +169,10 @@ class CommandLine {
                               return bench_command(mpi, loaded, bench_);
                             });
     command->add_option("--steps", bench_.steps, "timed steps")
-        ->check(CLI::PositiveNumber)
+        ->transform(whole_number(1, kMostSteps))
         ->capture_default_str();
     command->add_option("--warmup", bench_.warmup_steps, "steps before the timed ones")
-        ->check(CLI::NonNegativeNumber)
+        ->transform(whole_number(0, kMostSteps))
         ->capture_default_str();
     add_bench_decode(command);
   }
@@ -162,21 +184,29 @@ class CommandLine {
     CLI::App* command = bench->add_subcommand(
         "decode", "Speed of attention in decoding, dense and hash-aware, beside the memory's");
     DecodeBenchOptions& o = decode_bench_;
-    command->add_option("--lengths", o.lengths, "cached tokens")->delimiter(',');
-    command->add_option("--batch", o.batches, "sequences")->delimiter(',');
+    command->add_option("--lengths", o.lengths, "cached tokens")
+        ->delimiter(',')
+        ->transform(whole_number(1, field_types::kLargestCount));
+    command->add_option("--batch", o.batches, "sequences")
+        ->delimiter(',')
+        ->transform(whole_number(1, 1 << 20));
     command->add_option("--dtype", decode_dtypes_, "of the caches: f32, bf16 or both")
         ->delimiter(',')
         ->check(CLI::IsMember({"f32", "bf16"}));
-    command->add_option("--bits", o.bits, "bits of a code")->capture_default_str();
+    command->add_option("--bits", o.bits, "bits of a code")
+        ->transform(whole_number(32, 512))
+        ->capture_default_str();
     command->add_option("--budget", o.budget, "share of the keys to attend to")
+        ->check(number(0.0, 1.0))
         ->capture_default_str();
     command->add_option("--repetitions", o.repetitions, "timed steps; their median is reported")
-        ->check(CLI::PositiveNumber)
+        ->transform(whole_number(1, kMostSteps))
         ->capture_default_str();
     command->add_option("--prefill-tokens", o.prefill_tokens, "tokens whose encoding is timed")
-        ->check(CLI::PositiveNumber)
+        ->transform(whole_number(1, field_types::kLargestCount))
         ->capture_default_str();
     command->add_option("--memory", o.memory_gib, "GiB for caches; larger cases are skipped")
+        ->check(number(0.0, 1e6))
         ->capture_default_str();
     command->add_flag("--processor-time", uses_processor_time_,
                       "time that threads ran instead of wall-clock time");

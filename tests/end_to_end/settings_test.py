@@ -109,5 +109,41 @@ class OtherModel(Program):
         self.assertEqual(output.count("empty/checkpoints holds no checkpoint"), 1, output)
 
 
+class Ranges(Program):
+    def test_options_have_ranges(self):
+        for name, option, value, message in [
+                ("generate", "--temperature", "nan", "expected a number, not 'nan'"),
+                ("generate", "--temperature", "inf", "expected a number, not 'inf'"),
+                ("generate", "--temperature", "-1", "must be from 0 to 1000000, not -1"),
+                ("generate", "--top-p", "nan", "expected a number, not 'nan'"),
+                ("generate", "--top-p", "1.5", "must be from 0 to 1, not 1.5"),
+                ("generate", "--max-tokens", "0", "must be at least 1, not 0"),
+                ("generate", "--max-tokens", "1e18", "at most 2147483647"),
+                ("generate", "--samples", "1.5", "expected an integer, not '1.5'"),
+                ("bench", "--steps", "nan", "expected an integer, not 'nan'"),
+                ("bench", "--warmup", "-1", "must be at least 0, not -1"),
+                ("train", "--ranks", "1e9", "must be at most 1048576")]:
+            with self.subTest(f"{name} {option} {value}"):
+                output = self.run_program(0, name, "configs/tiny_bigmac.yaml", f"{option}={value}",
+                                          code=BAD_INPUT)
+                self.assertIn(f"{option}: ", output)
+                self.assertIn(message, output)
+        for option, value in [("--lengths", "64,0"), ("--batch", "-1"), ("--budget", "nan"),
+                              ("--memory", "inf"), ("--bits", "nan")]:
+            with self.subTest(f"bench decode {option} {value}"):
+                self.assertIn(f"{option}: ", self.run_program(0, "bench", "decode",
+                                                              f"{option}={value}", code=BAD_INPUT))
+
+    def test_schedules_longer_than_the_run_are_refused_before_it(self):
+        for overrides, message in [
+                (["optimizer.schedule.warmup_steps=21"],
+                 "optimizer.schedule.warmup_steps: a warm-up of 21 steps is longer than the run"),
+                (["optimizer.schedule.type=wsd", "optimizer.schedule.decay_steps=19"],
+                 "a fall of 19 steps does not fit in the run, train.max_steps = 20")]:
+            output = self.train(2, "parallel.ep=2", *overrides, code=BAD_INPUT)
+            self.assertEqual(output.count(message), 1, output)
+            self.assertFalse((self.folder / "runs" / "tiny_bigmac").exists())
+
+
 if __name__ == "__main__":
     unittest.main(argv=[sys.argv[0], *sys.argv[3:]])
