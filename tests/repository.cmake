@@ -45,7 +45,11 @@ add_test(NAME end_to_end_hash
 add_test(NAME end_to_end_team
          COMMAND ${SYSTEM_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/end_to_end/team_test.py
                  $<TARGET_FILE:switchyard> ${MPIEXEC_EXECUTABLE})
-set_tests_properties(end_to_end end_to_end_hash end_to_end_team PROPERTIES TIMEOUT 900 PROCESSORS 2)
+add_test(NAME end_to_end_settings
+         COMMAND ${SYSTEM_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/end_to_end/settings_test.py
+                 $<TARGET_FILE:switchyard> ${MPIEXEC_EXECUTABLE})
+set_tests_properties(end_to_end end_to_end_hash end_to_end_team end_to_end_settings
+                     PROPERTIES TIMEOUT 900 PROCESSORS 2)
 add_test(NAME failures
          COMMAND ${SYSTEM_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/end_to_end/failure_test.py
                  $<TARGET_FILE:switchyard> ${MPIEXEC_EXECUTABLE} cpu)

@@ -6,6 +6,7 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -15,12 +16,34 @@
 #include "trainer/commands/shared_config.h"
 #include "trainer/config/config_error.h"
 #include "trainer/config/config_reader.h"
+#include "trainer/config/field_types.h"
 #include "trainer/recall/recall_task.h"
 
 namespace switchyard {
 namespace {
 
 using Command = std::function<int(MpiRuntime&)>;
+
+constexpr int64_t kMostSteps = 1'000'000;
+
+// CLI::Range and CLI::PositiveNumber let NaN and infinities pass.
+CLI::Validator whole_number(int64_t lowest, int64_t highest) {
+  const auto check = [=](std::string& text) {
+    int64_t value = 0;
+    const field_types::Problem problem = field_types::parse_integer(text, lowest, highest, &value);
+    if (!problem) text = std::to_string(value);  // CLI11 does not read 1e3.
+    return problem.value_or("");
+  };
+  return {check, fmt::format("INTEGER, {} to {}", lowest, highest)};
+}
+
+CLI::Validator number(double lowest, double highest) {
+  const auto check = [=](const std::string& text) {
+    double value = 0.0;
+    return field_types::parse_real(text, lowest, highest, &value).value_or("");
+  };
+  return {check, fmt::format("NUMBER, {} to {}", lowest, highest)};
+}
 
 // The arguments of most sub-commands.
 struct ConfigArguments {
@@ -38,13 +61,14 @@ class CommandLine {
   CommandLine() : app_("Trains mixture-of-experts models under mpirun.", "switchyard") {
     app_.require_subcommand(1);
     add("tokenize", "Turn text into token files; train the tokenizer if it is missing",
-        tokenize_command, UsesLayout::no);
-    add("train", "Train, from the newest checkpoint if there is one", train_command);
-    add("eval", "Held-out loss of the newest checkpoint", eval_command);
+        tokenize_command, std::nullopt, UsesLayout::no);
+    add("train", "Train, from the newest checkpoint if there is one", train_command,
+        CheckpointUse::training);
+    add("eval", "Held-out loss of the newest checkpoint", eval_command, CheckpointUse::inference);
     add("train-hash", "Learn hash projections for decoding from the newest checkpoint, frozen",
-        train_hash_command);
+        train_hash_command, CheckpointUse::inference);
     add("eval-hash", "Measure ways to choose keys: recall, attention, perplexity, answers",
-        eval_hash_command);
+        eval_hash_command, CheckpointUse::inference);
     add_generate();
     add_bench();
     add("plan", "The same as --dry-run", [this](MpiRuntime& mpi, const LoadedConfig& loaded) {
@@ -69,27 +93,38 @@ class CommandLine {
   enum class UsesLayout { no, yes };
 
   CLI::App* add(const std::string& name, const std::string& help, ConfigCommand body,
-                UsesLayout uses_layout = UsesLayout::yes) {
+                std::optional<CheckpointUse> use = {}, UsesLayout uses_layout = UsesLayout::yes) {
     CLI::App* command = app_.add_subcommand(name, help);
     ConfigArguments& arguments = arguments_;
-    command->add_option("config", arguments.path, "experiment file")->required();
+    command
+        ->add_option("config", arguments.path,
+                     use == CheckpointUse::inference ? "experiment file, run folder or checkpoint"
+                                                     : "experiment file")
+        ->required();
     command->add_option("overrides", arguments.overrides, "key.sub=value ...");
     command->add_flag("--print-config", arguments.print_config,
                       "show every value and where it came from, and end");
     command->add_flag("--dry-run", arguments.dry_run,
                       "show parameters, memory, exchange and disk, and end");
     command->add_option("--ranks", arguments.ranks, "plan for this many ranks instead")
-        ->check(CLI::PositiveNumber);
-    command->callback([this, command, uses_layout, body = std::move(body)] {
+        ->transform(whole_number(1, 1 << 20));
+    command->callback([this, command, use, uses_layout, body = std::move(body)] {
       if (!command->get_subcommands().empty()) return;  // Its own callback has chosen.
       if (arguments_.path.empty()) throw CLI::RequiredError("config");
-      chosen_ = [this, uses_layout, body](MpiRuntime& mpi) { return run(mpi, uses_layout, body); };
+      chosen_ = [this, use, uses_layout, body](MpiRuntime& mpi) {
+        return run(mpi, use, uses_layout, body);
+      };
     });
     return command;
   }
 
-  int run(MpiRuntime& mpi, UsesLayout uses_layout, const ConfigCommand& body) const {
-    const LoadedConfig loaded = load_shared_config(mpi, arguments_.path, arguments_.overrides);
+  int run(MpiRuntime& mpi, std::optional<CheckpointUse> use, UsesLayout uses_layout,
+          const ConfigCommand& body) const {
+    const bool only_shows = arguments_.print_config || arguments_.dry_run;
+    const CheckpointNeed need{.use = use,
+                              .must_exist = use == CheckpointUse::inference && !only_shows};
+    const LoadedConfig loaded =
+        load_shared_config(mpi, arguments_.path, arguments_.overrides, need);
     if (uses_layout == UsesLayout::yes) {
       validate_config(loaded, planned_ranks(mpi), recall_problems(loaded.config));
     }
@@ -106,23 +141,25 @@ class CommandLine {
   }
 
   void add_generate() {
-    CLI::App* command = add("generate", "Sample a continuation from the newest checkpoint",
-                            [this](MpiRuntime& mpi, const LoadedConfig& loaded) {
-                              return generate_command(mpi, loaded, generate_);
-                            });
+    CLI::App* command = add(
+        "generate", "Sample a continuation from the newest checkpoint",
+        [this](MpiRuntime& mpi, const LoadedConfig& loaded) {
+          return generate_command(mpi, loaded, generate_);
+        },
+        CheckpointUse::inference);
     command->add_option("--prompt", generate_.prompt, "text to continue");
     command->add_option("--max-tokens", generate_.max_tokens, "tokens to add")
-        ->check(CLI::PositiveNumber)
+        ->transform(whole_number(1, field_types::kLargestCount))
         ->capture_default_str();
     command->add_option("--samples", generate_.num_samples, "continuations to draw")
-        ->check(CLI::PositiveNumber)
+        ->transform(whole_number(1, 1 << 20))
         ->capture_default_str();
     command->add_option("--temperature", generate_.sampling.temperature, "0: likeliest token")
-        ->check(CLI::NonNegativeNumber)
+        ->check(number(0.0, 1e6))
         ->capture_default_str();
     command
         ->add_option("--top-p", generate_.sampling.top_p, "sample from the likeliest tokens only")
-        ->check(CLI::Range(0.0, 1.0))
+        ->check(number(0.0, 1.0))
         ->capture_default_str();
   }
 
@@ -132,10 +169,10 @@ class CommandLine {
                               return bench_command(mpi, loaded, bench_);
                             });
     command->add_option("--steps", bench_.steps, "timed steps")
-        ->check(CLI::PositiveNumber)
+        ->transform(whole_number(1, kMostSteps))
         ->capture_default_str();
     command->add_option("--warmup", bench_.warmup_steps, "steps before the timed ones")
-        ->check(CLI::NonNegativeNumber)
+        ->transform(whole_number(0, kMostSteps))
         ->capture_default_str();
     add_bench_decode(command);
   }
@@ -147,21 +184,29 @@ class CommandLine {
     CLI::App* command = bench->add_subcommand(
         "decode", "Speed of attention in decoding, dense and hash-aware, beside the memory's");
     DecodeBenchOptions& o = decode_bench_;
-    command->add_option("--lengths", o.lengths, "cached tokens")->delimiter(',');
-    command->add_option("--batch", o.batches, "sequences")->delimiter(',');
+    command->add_option("--lengths", o.lengths, "cached tokens")
+        ->delimiter(',')
+        ->transform(whole_number(1, field_types::kLargestCount));
+    command->add_option("--batch", o.batches, "sequences")
+        ->delimiter(',')
+        ->transform(whole_number(1, 1 << 20));
     command->add_option("--dtype", decode_dtypes_, "of the caches: f32, bf16 or both")
         ->delimiter(',')
         ->check(CLI::IsMember({"f32", "bf16"}));
-    command->add_option("--bits", o.bits, "bits of a code")->capture_default_str();
+    command->add_option("--bits", o.bits, "bits of a code")
+        ->transform(whole_number(32, 512))
+        ->capture_default_str();
     command->add_option("--budget", o.budget, "share of the keys to attend to")
+        ->check(number(0.0, 1.0))
         ->capture_default_str();
     command->add_option("--repetitions", o.repetitions, "timed steps; their median is reported")
-        ->check(CLI::PositiveNumber)
+        ->transform(whole_number(1, kMostSteps))
         ->capture_default_str();
     command->add_option("--prefill-tokens", o.prefill_tokens, "tokens whose encoding is timed")
-        ->check(CLI::PositiveNumber)
+        ->transform(whole_number(1, field_types::kLargestCount))
         ->capture_default_str();
     command->add_option("--memory", o.memory_gib, "GiB for caches; larger cases are skipped")
+        ->check(number(0.0, 1e6))
         ->capture_default_str();
     command->add_flag("--processor-time", uses_processor_time_,
                       "time that threads ran instead of wall-clock time");

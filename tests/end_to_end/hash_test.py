@@ -82,13 +82,12 @@ class HashTraining(Program):
                 self.assertEqual(len(self.held_out()), 2)
                 shutil.rmtree(self.hash)
 
-    def test_other_precisions_masks_and_starts_learn_too(self):
+    def test_other_precisions_and_starts_learn_too(self):
         self.train_hash(2, "parallel.ep=2")
         in_f32 = self.held_out()
         self.assertEqual(len(in_f32), 2)
         shutil.rmtree(self.hash)
-        for overrides in (["run.compute_dtype=bf16"], ["data.mask=document"],
-                          ["hash.training.init=gaussian"]):
+        for overrides in (["run.compute_dtype=bf16"], ["hash.training.init=gaussian"]):
             with self.subTest(overrides):
                 self.train_hash(2, "parallel.ep=2", *overrides)
                 losses = self.losses(kv_head=1)
@@ -106,6 +105,16 @@ class HashTraining(Program):
                                           "decode.eval_tokens=4", *overrides)
                 self.assertIn("hata: held-out loss", output)
                 shutil.rmtree(self.hash)
+
+    def test_a_model_with_the_document_mask_learns_too(self):
+        shutil.rmtree(self.hash.parent)
+        self.train(0, "data.mask=document")
+        self.train_hash(2, "parallel.ep=2")
+        losses = self.losses(kv_head=1)
+        self.assertLess(losses[-1], losses[0])
+        output = self.run_program(2, "eval", "configs/tiny_bigmac.yaml", *self.SETTINGS,
+                                  "parallel.ep=2", "decode.attention=hata", "decode.eval_tokens=4")
+        self.assertIn("hata: held-out loss", output)
 
     def test_losses_of_epochs_are_of_the_same_pairs(self):
         # The steps are too small to change f32 weights, so the loss must be constant, whatever

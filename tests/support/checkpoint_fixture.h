@@ -182,7 +182,8 @@ inline TrainingState fake_state(int64_t step) {
           .samples_consumed = step * 32,
           .tokens = step * 32 * 1024,
           .dataset_fingerprint = "0123abcd",
-          .config = "run:\n  seed: 1234  # \"quoted\", and ü\n"};
+          .config = "run:\n  seed: 1234  # \"quoted\", and ü\n",
+          .tokenizer_hash = "0123456789abcdef"};
 }
 
 inline void flip_bit(const std::filesystem::path& path, size_t byte, int bit = 3) {

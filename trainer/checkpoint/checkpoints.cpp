@@ -37,6 +37,18 @@ std::optional<int64_t> step_of(std::string_view name) {
   return step_name(step) == name ? std::optional(step) : std::nullopt;
 }
 
+// The steps of the complete checkpoints in a folder, ascending.
+std::vector<int64_t> steps_in(const fs::path& folder) {
+  std::vector<int64_t> steps;
+  if (!fs::exists(folder)) return steps;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
+    const std::optional<int64_t> step = step_of(entry.path().filename().string());
+    if (step && entry.is_directory()) steps.push_back(*step);
+  }
+  std::sort(steps.begin(), steps.end());
+  return steps;
+}
+
 // A complete folder is at `to` at every moment, if the file system can exchange two names.
 void exchange_or_rename(const fs::path& from, const fs::path& to) {
   if (!fs::exists(to)) {
@@ -125,16 +137,7 @@ void Checkpoints::enter(SaveStage stage) const {
 
 fs::path Checkpoints::folder_of(int64_t step) const { return folder_ / step_name(step); }
 
-std::vector<int64_t> Checkpoints::steps() const {
-  std::vector<int64_t> steps;
-  if (!fs::exists(folder_)) return steps;
-  for (const fs::directory_entry& entry : fs::directory_iterator(folder_)) {
-    const std::optional<int64_t> step = step_of(entry.path().filename().string());
-    if (step && entry.is_directory()) steps.push_back(*step);
-  }
-  std::sort(steps.begin(), steps.end());
-  return steps;
-}
+std::vector<int64_t> Checkpoints::steps() const { return steps_in(folder_); }
 
 SaveResult Checkpoints::save(const TrainingState& state, const CheckpointTensors& tensors) {
   Communicator& world = dist_.world();
@@ -288,6 +291,12 @@ std::vector<int64_t> Checkpoints::steps_of_first_rank() const {
   shared.resize(static_cast<size_t>(count));
   if (count > 0) world.broadcast(stream, view_of(std::span(shared)), 0);
   return shared;
+}
+
+std::vector<fs::path> checkpoints_in(const fs::path& folder) {
+  std::vector<fs::path> checkpoints;
+  for (const int64_t step : steps_in(folder)) checkpoints.push_back(folder / step_name(step));
+  return checkpoints;
 }
 
 TrainingState load_checkpoint(const fs::path& folder, const CheckpointTensors& tensors,

@@ -77,6 +77,10 @@ class Checkpoints {
   std::function<void(SaveStage)> hook_;
 };
 
+// The complete checkpoints in the folder of a run's checkpoints, by step; none if it does not
+// exist.
+std::vector<std::filesystem::path> checkpoints_in(const std::filesystem::path& folder);
+
 // Loads one checkpoint, given its folder. Throws Error that names the damage (file and tensor), or
 // the tensor and both shapes if it is of another model. Collective.
 TrainingState load_checkpoint(const std::filesystem::path& folder, const CheckpointTensors& tensors,

@@ -87,13 +87,16 @@ StoredFile to_file(const Json& json) {
 }
 
 Json to_json(const TrainingState& state) {
-  return {{"step", state.step},
-          {"optimizer_steps", state.optimizer_steps},
-          {"skipped_steps", state.skipped_steps},
-          {"samples_consumed", state.samples_consumed},
-          {"tokens", state.tokens},
-          {"dataset_fingerprint", state.dataset_fingerprint},
-          {"config", state.config}};
+  Json json = {{"step", state.step},
+               {"optimizer_steps", state.optimizer_steps},
+               {"skipped_steps", state.skipped_steps},
+               {"samples_consumed", state.samples_consumed},
+               {"tokens", state.tokens},
+               {"dataset_fingerprint", state.dataset_fingerprint},
+               {"config", state.config}};
+  // The text of an older manifest, and so its fingerprint, stays as it was.
+  if (!state.tokenizer_hash.empty()) json["tokenizer_hash"] = state.tokenizer_hash;
+  return json;
 }
 
 TrainingState to_state(const Json& json) {
@@ -105,6 +108,7 @@ TrainingState to_state(const Json& json) {
   state.tokens = json.at("tokens").get<int64_t>();
   state.dataset_fingerprint = json.at("dataset_fingerprint").get<std::string>();
   state.config = json.at("config").get<std::string>();
+  state.tokenizer_hash = json.value("tokenizer_hash", std::string());
   return state;
 }
 
@@ -143,6 +147,14 @@ void check_checksum(std::string_view text, const std::string& source) {
 }
 
 }  // namespace
+
+void require_same_tokenizer(const TrainingState& state, const std::string& tokenizer_hash,
+                            const std::string& checkpoint) {
+  require(state.tokenizer_hash.empty() || state.tokenizer_hash == tokenizer_hash,
+          "data.tokenizer.model: this tokenizer ({}) is not that of the checkpoint {} ({}), whose "
+          "model knows other tokens; name the file that the model was trained with",
+          tokenizer_hash, checkpoint, state.tokenizer_hash);
+}
 
 std::string to_text(const Manifest& manifest) {
   Json json = {{"format", kFormat},

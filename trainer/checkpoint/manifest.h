@@ -24,7 +24,8 @@ struct TrainingState {
   int64_t samples_consumed = 0;  // sequences of the training data
   int64_t tokens = 0;            // target tokens trained on
   std::string dataset_fingerprint;
-  std::string config;  // the resolved configuration, YAML
+  std::string config;          // the resolved configuration, YAML
+  std::string tokenizer_hash;  // Tokenizer::hash; empty in checkpoints of older programs
 
   bool operator==(const TrainingState&) const = default;
 };
@@ -72,6 +73,11 @@ struct Manifest {
 
 // (kind, name) of a tensor.
 using TensorKey = std::pair<std::string, std::string>;
+
+// Throws Error that names both hashes unless the checkpoint's run had this tokenizer; checkpoints
+// of older programs do not say which one they had.
+void require_same_tokenizer(const TrainingState& state, const std::string& tokenizer_hash,
+                            const std::string& checkpoint);
 
 // The text contains its own CRC32C.
 std::string to_text(const Manifest& manifest);

@@ -52,7 +52,7 @@ int eval_command(MpiRuntime& mpi, const LoadedConfig& loaded) {
             "data.validation is missing: it names the token file to evaluate on");
   });
   Session session(mpi, config);
-  const LoadedModel loaded_model = load_newest_model(mpi, config, session);
+  const LoadedModel loaded_model = load_newest_model(mpi, config, session, data.tokenizer->hash());
   if (config.decode.keys.method != DecodeMethod::dense) {
     return eval_decoding(mpi, config, session, loaded_model, data.validation->loader);
   }

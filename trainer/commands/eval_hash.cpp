@@ -129,7 +129,7 @@ int eval_hash_command(MpiRuntime& mpi, const LoadedConfig& loaded) {
             config.hash.dense_layers, config.model.num_layers);
   });
   Session session(mpi, config);
-  const LoadedModel model = load_newest_model(mpi, config, session);
+  const LoadedModel model = load_newest_model(mpi, config, session, data.tokenizer->hash());
   const std::vector<HashCandidate> candidates =
       load_candidates(mpi, config, session, model.fingerprint);
   const auto log = [](const std::string& line) {

@@ -15,7 +15,7 @@ int generate_command(MpiRuntime& mpi, const LoadedConfig& loaded, const Generate
   RunConfig config = loaded.config;
   const std::unique_ptr<Tokenizer> tokenizer = open_tokenizer(mpi, config);
   Session session(mpi, config);
-  const LoadedModel model = load_newest_model(mpi, config, session);
+  const LoadedModel model = load_newest_model(mpi, config, session, tokenizer->hash());
   const DecodeSetup setup = load_decode_setup(mpi, config, config.decode.keys, config.hash.bits,
                                               session, model.fingerprint);
 

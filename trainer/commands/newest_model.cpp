@@ -7,11 +7,13 @@
 #include "kernels/runtime/check.h"
 #include "trainer/checkpoint/checkpoint_reader.h"
 #include "trainer/checkpoint/checkpoints.h"
+#include "trainer/config/checkpoint_config.h"
 #include "trainer/config/run_paths.h"
 
 namespace switchyard {
 
-LoadedModel load_newest_model(MpiRuntime& mpi, const RunConfig& config, Session& session) {
+LoadedModel load_newest_model(MpiRuntime& mpi, const RunConfig& config, Session& session,
+                              const std::string& tokenizer_hash) {
   namespace fs = std::filesystem;
   const fs::path run_checkpoints = RunPaths(config.run.dir).checkpoints();
   const Checkpoints checkpoints(run_checkpoints, config.checkpoint.keep, session.dist);
@@ -33,6 +35,8 @@ LoadedModel load_newest_model(MpiRuntime& mpi, const RunConfig& config, Session&
                                                 state.step, state.tokens),
                      .fingerprint = {}};
   run_collectively(mpi.world(), [&] {
+    require_checkpoint_config(config, state.config, folder.string(), CheckpointUse::inference);
+    require_same_tokenizer(state, tokenizer_hash, folder.string());
     loaded.fingerprint = checkpoint_fingerprint(CheckpointReader(folder).manifest());
   });
   return loaded;

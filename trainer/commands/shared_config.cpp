@@ -1,11 +1,21 @@
 #include "trainer/commands/shared_config.h"
 
+#include <fmt/format.h>
+
+#include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "kernels/runtime/check.h"
+#include "trainer/checkpoint/checkpoint_reader.h"
+#include "trainer/checkpoint/checkpoints.h"
 #include "trainer/config/config_error.h"
+#include "trainer/config/field_types.h"
+#include "trainer/config/run_paths.h"
 
 namespace switchyard {
 namespace {
+
+namespace fs = std::filesystem;
 
 void broadcast_text(Communicator& group, std::string& text) {
   Stream stream;
@@ -21,27 +31,93 @@ std::string as_text(const nlohmann::json& json) {
   return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
-// {"problems": [...]} or {"yaml": ..., "origins": {...}}
-std::string read_as_json(const std::string& path, const std::vector<std::string>& overrides) {
+// The configuration of a run folder's newest checkpoint, or of one checkpoint.
+LoadedConfig load_folder(const fs::path& folder, const std::vector<std::string>& overrides) {
+  fs::path checkpoint = folder.has_filename() ? folder : folder.parent_path();
+  fs::path run_dir = checkpoint;
+  const bool is_checkpoint = fs::exists(checkpoint / kManifestName);
+  if (is_checkpoint) {
+    run_dir = fs::absolute(checkpoint).lexically_normal().parent_path().parent_path();
+    if (!checkpoint.is_absolute()) run_dir = run_dir.lexically_relative(fs::current_path());
+  } else {
+    const std::vector<fs::path> all = checkpoints_in(RunPaths(run_dir).checkpoints());
+    require(!all.empty(), "{} holds no checkpoint; train first, or name another folder",
+            RunPaths(run_dir).checkpoints().string());
+    checkpoint = all.back();
+  }
+  std::vector<std::string> settings = {
+      fmt::format("run.dir={}", field_types::quoted(run_dir.string()))};
+  if (is_checkpoint) {
+    settings.push_back(
+        fmt::format("checkpoint.resume={}", field_types::quoted(checkpoint.string())));
+  }
+  settings.insert(settings.end(), overrides.begin(), overrides.end());
+  return load_stored_config(CheckpointReader(checkpoint).manifest().state.config,
+                            checkpoint.string(), settings);
+}
+
+// The configuration in the newest checkpoint whose manifest can be read; training passes over
+// damaged ones, too.
+void adopt_newest(LoadedConfig& loaded, const CheckpointNeed& need) {
+  const std::string& wish = loaded.config.checkpoint.resume;
+  const bool trains = need.use == CheckpointUse::training;
+  if (trains && wish == "none") return;
+  std::vector<fs::path> candidates;
+  if (wish == "auto" || wish == "none") {
+    candidates = checkpoints_in(RunPaths(loaded.config.run.dir).checkpoints());
+  } else if (fs::exists(wish) || need.must_exist) {
+    candidates = {wish};
+  }
+  require(!candidates.empty() || !need.must_exist,
+          "{} holds no checkpoint; train first, or name one with checkpoint.resume=PATH",
+          RunPaths(loaded.config.run.dir).checkpoints().string());
+  for (auto folder = candidates.rbegin(); folder != candidates.rend(); ++folder) {
+    std::string stored;
+    try {
+      stored = CheckpointReader(*folder).manifest().state.config;
+    } catch (const Error&) {
+      if (!trains && need.must_exist) throw;
+      continue;  // Loading will say what is wrong with it.
+    }
+    adopt_checkpoint_config(loaded, stored, folder->string(), *need.use);
+    return;
+  }
+}
+
+LoadedConfig read_config(const std::string& path, const std::vector<std::string>& overrides,
+                         const CheckpointNeed& need) {
+  const bool is_folder = need.use == CheckpointUse::inference && fs::is_directory(path);
+  LoadedConfig loaded = is_folder ? load_folder(path, overrides) : load_config(path, overrides);
+  if (need.use) adopt_newest(loaded, need);
+  return loaded;
+}
+
+// {"problems": [...]}, {"failure": ...} or {"yaml": ..., "origins": {...}}
+std::string read_as_json(const std::string& path, const std::vector<std::string>& overrides,
+                         const CheckpointNeed& need) {
   try {
-    const LoadedConfig loaded = load_config(path, overrides);
+    const LoadedConfig loaded = read_config(path, overrides, need);
     return as_text({{"yaml", to_yaml(loaded.config)}, {"origins", loaded.origins}});
   } catch (const ConfigError& error) {
     return as_text({{"problems", error.lines()}});
+  } catch (const std::exception& error) {
+    return as_text({{"failure", error.what()}});
   }
 }
 
 }  // namespace
 
 LoadedConfig load_shared_config(MpiRuntime& mpi, const std::string& path,
-                                const std::vector<std::string>& overrides) {
+                                const std::vector<std::string>& overrides,
+                                const CheckpointNeed& need) {
   std::string text;
-  if (mpi.rank() == 0) text = read_as_json(path, overrides);
+  if (mpi.rank() == 0) text = read_as_json(path, overrides, need);
   broadcast_text(mpi.world(), text);
   const nlohmann::json shared = nlohmann::json::parse(text);
   if (shared.contains("problems")) {
     throw ConfigError(shared["problems"].get<std::vector<std::string>>());
   }
+  if (shared.contains("failure")) throw CollectiveError(shared["failure"].get<std::string>());
   LoadedConfig loaded = parse_config(shared["yaml"].get<std::string>(), path);
   loaded.origins = shared["origins"].get<std::map<std::string, std::string>>();
   return loaded;

@@ -8,9 +8,9 @@ namespace switchyard {
 
 int train_hash_command(MpiRuntime& mpi, const LoadedConfig& loaded) {
   RunConfig config = loaded.config;
-  open_tokenizer(mpi, config);  // for the size of the vocabulary
+  const std::unique_ptr<Tokenizer> tokenizer = open_tokenizer(mpi, config);
   Session session(mpi, config);
-  const LoadedModel model = load_newest_model(mpi, config, session);
+  const LoadedModel model = load_newest_model(mpi, config, session, tokenizer->hash());
   HashTraining(mpi, config, session, model.fingerprint).run();
   return kExitDone;
 }

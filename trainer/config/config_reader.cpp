@@ -297,6 +297,18 @@ LoadedConfig build(Collected collected) {
   return loaded;
 }
 
+// Whether a stored value belongs to the run that saved it, and not to its model, data or hash
+// stage.
+bool is_of_training(const std::string& key) {
+  static const std::vector<std::string> kept = {
+      "run.seed",        "run.compute_dtype",      "data.train",
+      "data.validation", "train.micro_batch_size", "train.global_batch_size"};
+  if (key == "run.dir" || key == "checkpoint.resume") return true;
+  const Decides decides = decided_by(key);
+  return (decides == Decides::training || decides == Decides::state) &&
+         std::ranges::find(kept, key) == kept.end();
+}
+
 // Calls emit(indentation, name, field) for every section (field null) and key, in YAML's nesting.
 template <class Emit>
 void walk_schema(const Emit& emit) {
@@ -336,6 +348,17 @@ LoadedConfig parse_config(const std::string& yaml, const std::string& name) {
   return build(std::move(collected));
 }
 
+LoadedConfig load_stored_config(const std::string& yaml, const std::string& name,
+                                const std::vector<std::string>& overrides) {
+  Collected collected;
+  Collector collector(collected);
+  collector.yaml(yaml, name, {});
+  std::erase_if(collected.entries, [](const auto& entry) { return is_of_training(entry.first); });
+  for (auto& [key, entry] : collected.entries) entry.origin = name;
+  for (const std::string& text : overrides) collector.override(text);
+  return build(std::move(collected));
+}
+
 std::string to_yaml(const RunConfig& config) {
   std::string out;
   walk_schema([&](size_t depth, const std::string& name, const ConfigField* field) {
@@ -367,6 +390,9 @@ std::string config_reference() {
       "top inherits another file; `key.sub=value` on the command line overrides both;\n"
       "`--print-config` shows every value and where it came from. Unknown, repeated and mistyped\n"
       "keys are errors.\n\n"
+      "Where a checkpoint is loaded, `model`, `data.tokenizer.type` and `data.mask` are the\n"
+      "checkpoint's: without a value here its value is taken, and another value is an error.\n"
+      "Training that goes on may change `model.seq_len`, but not `optimizer.type`.\n\n"
       "It is generated from the table that reads the files:\n"
       "`switchyard config-reference > docs/configuration.md`.\n";
   std::string section;

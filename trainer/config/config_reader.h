@@ -27,6 +27,12 @@ LoadedConfig load_config(const std::string& path, const std::vector<std::string>
 // file in messages.
 LoadedConfig parse_config(const std::string& yaml, const std::string& name);
 
+// Does the same for the configuration stored in a checkpoint, with overrides. Only the model, the
+// data, the hash stage and the ways to decode are taken from it; where it ran, on how many ranks
+// and how it was optimized are not.
+LoadedConfig load_stored_config(const std::string& yaml, const std::string& name,
+                                const std::vector<std::string>& overrides);
+
 // A problem with the value of a key, and the remedy.
 struct ConfigProblem {
   std::string key;

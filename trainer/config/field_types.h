@@ -108,9 +108,12 @@ ConfigField make_field(Key<Member> key, std::string type, std::string help, Pars
                        Print print) {
   const auto member = key.member;
   return {
-      std::move(key.name), std::move(type), std::move(help),
+      std::move(key.name),
+      std::move(type),
+      std::move(help),
       [=](RunConfig& config, const ConfigValue& value) { return parse(value, &member(config)); },
-      [=](const RunConfig& config) { return print(member(config)); }};
+      [=](const RunConfig& config) { return print(member(config)); },
+      [=](const RunConfig& from, RunConfig& to) { member(to) = member(from); }};
 }
 
 template <class Member>

@@ -313,6 +313,7 @@ const std::vector<ConfigField>& config_schema() {
           hash_evaluation_fields, decode_fields}) {
       std::ranges::move(section(), std::back_inserter(all));
     }
+    for (ConfigField& field : all) field.decides = decided_by(field.key);
     return all;
   }();
   return fields;

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "trainer/config/decides.h"
 #include "trainer/config/run_config.h"
 
 namespace switchyard {
@@ -24,6 +25,8 @@ struct ConfigField {
   // Stores the value; returns what is wrong with it, or nothing if it is valid.
   std::function<std::optional<std::string>(RunConfig&, const ConfigValue&)> parse;
   std::function<std::string(const RunConfig&)> print;  // as YAML
+  std::function<void(const RunConfig& from, RunConfig& to)> copy;
+  Decides decides = Decides::model;  // set by config_schema
 };
 
 // All keys, in the order of the sections of the file.

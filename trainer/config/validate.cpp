@@ -11,6 +11,9 @@
 namespace switchyard {
 namespace {
 
+constexpr int64_t kMostBits = 4096;  // of a hash code
+constexpr int64_t kSecondsOfAYear = 31'536'000;
+
 // Collects the settings that cannot work, each with the origin of the key that should change.
 class Checks {
  public:
@@ -24,6 +27,7 @@ class Checks {
     if (config_.model.structure != Structure::dense) experts();
     batches();
     optimizer();
+    schedule();
     hash();
     decode();
     for (const ConfigProblem& other : others) expect(false, other.key, "{}", other.text);
@@ -58,6 +62,9 @@ class Checks {
            "another value",
            m.hidden, m.num_heads);
     expect(!config_.run.dir.empty(), "run.dir", "is missing: where the run keeps its files");
+    expect(config_.run.collective_timeout <= kSecondsOfAYear, "run.collective_timeout",
+           "{} seconds are more than a year; choose at most {}", config_.run.collective_timeout,
+           kSecondsOfAYear);
     try {
       parse_device(config_.run.device);
     } catch (const Error& error) {
@@ -138,6 +145,13 @@ class Checks {
 
   void batches() {
     const TrainSection& t = config_.train;
+    // Steps, sequences and tokens are counted in 64 bits.
+    const double tokens = static_cast<double>(t.max_steps) *
+                          static_cast<double>(t.global_batch_size) *
+                          static_cast<double>(config_.model.seq_len);
+    expect(tokens < 9e18, "train.max_steps",
+           "{} steps of {} sequences of {} tokens cannot be counted; choose fewer", t.max_steps,
+           t.global_batch_size, config_.model.seq_len);
     if (world_size_ % config_.parallel.tp != 0) return;
     const int64_t dp = world_size_ / config_.parallel.tp;
     expect(t.global_batch_size % (t.micro_batch_size * dp) == 0, "train.global_batch_size",
@@ -153,6 +167,10 @@ class Checks {
   // Each update rule has keys of its own, which have no effect on the others.
   void optimizer() {
     const OptimizerConfig& o = config_.optimizer;
+    expect(o.type == OptimizerType::sgd || o.eps > 0.0, "optimizer.eps",
+           "0 divides by zero where a gradient is zero; choose more, such as 1e-8");
+    expect(o.type != OptimizerType::adamw || o.momentum == 0.0, "optimizer.momentum",
+           "has no effect without optimizer.type: sgd; take it out");
     if (o.type == OptimizerType::muon) {
       expect(o.momentum == 0.0, "optimizer.momentum",
              "is the momentum of sgd; with muon set optimizer.muon.momentum");
@@ -167,7 +185,45 @@ class Checks {
     only_with_muon(o.muon.ns_steps == standard.ns_steps, "optimizer.muon.ns_steps");
   }
 
+  // A run of 0 steps has no length yet: train asks for it.
+  void schedule() {
+    const ScheduleConfig& s = config_.optimizer.schedule;
+    const int64_t steps = config_.train.max_steps;
+    const double lr = config_.optimizer.lr;
+    expect(s.type == ScheduleType::constant || s.min_lr <= lr, "optimizer.schedule.min_lr",
+           "{} is more than optimizer.lr = {}, from which the rate falls; choose less", s.min_lr,
+           lr);
+    const bool falls = s.type == ScheduleType::wsd;
+    expect(!falls || s.decay_steps > 0, "optimizer.schedule.decay_steps",
+           "is missing: the length of wsd's fall; or set optimizer.schedule.type: constant");
+    if (steps == 0) return;
+    expect(s.warmup_steps <= steps, "optimizer.schedule.warmup_steps",
+           "a warm-up of {} steps is longer than the run, train.max_steps = {}; choose fewer",
+           s.warmup_steps, steps);
+    if (!falls || s.warmup_steps > steps) return;
+    expect(s.decay_steps <= steps - s.warmup_steps, "optimizer.schedule.decay_steps",
+           "a fall of {} steps does not fit in the run, train.max_steps = {}, after the {} of the "
+           "warm-up; choose at most {}",
+           s.decay_steps, steps, s.warmup_steps, steps - s.warmup_steps);
+  }
+
+  void hash_training() {
+    const HashTrainingConfig& t = config_.hash.training;
+    expect(t.positive_share > 0.0, "hash.training.positive_share",
+           "with 0 no key is similar; choose more");
+    expect(t.sigma > 0.0, "hash.training.sigma",
+           "with 0 every code is the same and nothing is learned; choose more");
+    expect(t.last_label <= t.top_label, "hash.training.last_label",
+           "{} is more than hash.training.top_label = {}, from which labels fall; choose less",
+           t.last_label, t.top_label);
+    expect(t.negative_label < t.last_label, "hash.training.negative_label",
+           "{} is not less than hash.training.last_label = {}, the least label of a similar key; "
+           "choose less",
+           t.negative_label, t.last_label);
+  }
+
   void hash() {
+    hash_training();
     const HashSection& h = config_.hash;
     expect(h.bits % 32 == 0, "hash.bits", "{} is not a multiple of 32, the bits of a word", h.bits);
     expect(h.training.seq_len <= config_.model.seq_len, "hash.training.seq_len",
@@ -175,6 +231,8 @@ class Checks {
            config_.model.seq_len);
     for (const int64_t bits : h.evaluation.bits) {
       expect(bits % 32 == 0, "hash.evaluation.bits", "{} is not a multiple of 32", bits);
+      expect(bits <= kMostBits, "hash.evaluation.bits", "{} is more than {}; choose fewer", bits,
+             kMostBits);
     }
     for (const double budget : h.evaluation.budgets) {
       expect(budget > 0.0, "hash.evaluation.budgets", "{} keys are none; choose more than 0",
@@ -186,6 +244,11 @@ class Checks {
     const DecodeSection& d = config_.decode;
     expect(d.keys.budget > 0.0, "decode.budget", "{} keys are none; choose more than 0",
            d.keys.budget);
+    const auto always = static_cast<double>(d.keys.sink + d.keys.recent);
+    expect(d.keys.budget < 1.0 || always <= d.keys.budget, "decode.budget",
+           "{} keys do not hold decode.sink + decode.recent = {}, which are always chosen; choose "
+           "more keys, or fewer of those",
+           d.keys.budget, always);
     expect(config_.model.seq_len <= 0 || d.eval_tokens < config_.model.seq_len,
            "decode.eval_tokens",
            "{} leaves none of the model.seq_len = {} tokens as context; choose fewer",

@@ -10,6 +10,7 @@
 #include "kernels/runtime/ceiling.h"
 #include "kernels/runtime/check.h"
 #include "optim/lr_schedule.h"
+#include "trainer/config/checkpoint_config.h"
 #include "trainer/config/run_paths.h"
 #include "trainer/planning/flops.h"
 #include "trainer/planning/plan.h"
@@ -61,6 +62,7 @@ TrainingRun::TrainingRun(MpiRuntime& mpi, const RunConfig& config)
   mpi_.watchdog().set_end_requested(&StopSignal::received);
   state_.config = to_yaml(config_);
   state_.dataset_fingerprint = fmt::format("{:016x}", data_.train->file.fingerprint());
+  state_.tokenizer_hash = data_.tokenizer->hash();
 }
 
 StagedTensors TrainingRun::staged_tensors() {
@@ -92,6 +94,10 @@ void TrainingRun::resume() {
     name = wish;
   }
   if (!restored) return;
+  run_collectively(mpi_.world(), [&] {
+    require_checkpoint_config(config_, restored->config, name, CheckpointUse::training);
+    require_same_tokenizer(*restored, state_.tokenizer_hash, name);
+  });
   staged.upload(session_.stream);
   if (restored->dataset_fingerprint != state_.dataset_fingerprint) {
     log("the training data are not those of the checkpoint: training continues at the same place "
@@ -101,10 +107,14 @@ void TrainingRun::resume() {
   state_ = *restored;
   state_.config = fresh.config;
   state_.dataset_fingerprint = fresh.dataset_fingerprint;
+  state_.tokenizer_hash = fresh.tokenizer_hash;
   optimizer_.set_num_steps(state_.optimizer_steps);
   optimizer_.publish_main_params(session_.stream);
   last_saved_step_ = state_.step;
   log(fmt::format("resumed from {} at step {}", name, state_.step));
+  for (const std::string& line : changes_since_checkpoint(config_, restored->config, name)) {
+    log("changed since then: " + line);
+  }
 }
 
 void TrainingRun::open_log() {

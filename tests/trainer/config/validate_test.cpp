@@ -237,6 +237,79 @@ TEST(ValidateConfigTest, KeysOfAnUpdateRuleBelongToThatRule) {
   EXPECT_THAT(problems_with({"optimizer.type=muon", "optimizer.muon.momentum=0.9"}), ElementsAre());
 }
 
+TEST(ValidateConfigTest, MomentumIsNotOfAdamw) {
+  EXPECT_THAT(problems_with({"optimizer.momentum=0.9"}),
+              ElementsAre(names("optimizer.momentum", "without optimizer.type: sgd")));
+  EXPECT_THAT(problems_with({"optimizer.momentum=0.9", "optimizer.type=sgd"}), ElementsAre());
+}
+
+TEST(ValidateConfigTest, AdaptiveRulesDivideByMoreThanZero) {
+  EXPECT_THAT(problems_with({"optimizer.eps=0"}),
+              ElementsAre(names("optimizer.eps", "choose more, such as 1e-8")));
+  EXPECT_THAT(problems_with({"optimizer.eps=0", "optimizer.type=sgd"}), ElementsAre());
+}
+
+TEST(ValidateConfigTest, TheWarmUpIsNotLongerThanTheRun) {
+  EXPECT_THAT(problems_with({"optimizer.schedule.warmup_steps=11", "train.max_steps=10"}),
+              ElementsAre(names("optimizer.schedule.warmup_steps",
+                                "a warm-up of 11 steps is longer than the run, "
+                                "train.max_steps = 10; choose fewer")));
+  EXPECT_THAT(problems_with({"optimizer.schedule.warmup_steps=10", "train.max_steps=10"}),
+              ElementsAre());
+  EXPECT_THAT(problems_with({"optimizer.schedule.warmup_steps=11"}), ElementsAre());
+}
+
+TEST(ValidateConfigTest, TheFallOfWsdFitsInTheRun) {
+  const auto with = [](const std::string& decay_steps) {
+    return problems_with({"optimizer.schedule.type=wsd", "optimizer.schedule.warmup_steps=3",
+                          "train.max_steps=10", "optimizer.schedule.decay_steps=" + decay_steps});
+  };
+  EXPECT_THAT(with("7"), ElementsAre());
+  EXPECT_THAT(with("8"), ElementsAre(names("optimizer.schedule.decay_steps",
+                                           "after the 3 of the warm-up; choose at most 7")));
+  EXPECT_THAT(with("2147483647"), ElementsAre(names("optimizer.schedule.decay_steps", "not fit")));
+  EXPECT_THAT(with("0"), ElementsAre(names("optimizer.schedule.decay_steps", "is missing")));
+}
+
+TEST(ValidateConfigTest, TheRateFalls) {
+  EXPECT_THAT(
+      problems_with({"optimizer.lr=0.1", "optimizer.schedule.min_lr=0.2"}),
+      ElementsAre(names("optimizer.schedule.min_lr", "0.2 is more than optimizer.lr = 0.1")));
+  EXPECT_THAT(problems_with({"optimizer.lr=0.1", "optimizer.schedule.min_lr=0.1"}), ElementsAre());
+}
+
+TEST(ValidateConfigTest, TokensOfARunCanBeCounted) {
+  EXPECT_THAT(problems_with({"train.max_steps=2147483647", "train.global_batch_size=2147483647"}),
+              ElementsAre(names("train.max_steps", "cannot be counted; choose fewer")));
+}
+
+TEST(ValidateConfigTest, ARankDoesNotWaitForYears) {
+  EXPECT_THAT(problems_with({"run.collective_timeout=9223372036854775807"}),
+              ElementsAre(names("run.collective_timeout", "choose at most 31536000")));
+}
+
+TEST(ValidateConfigTest, HashLabelsFall) {
+  EXPECT_THAT(problems_with({"hash.training.last_label=21"}),
+              ElementsAre(names("hash.training.last_label", "21 is more than")));
+  EXPECT_THAT(problems_with({"hash.training.negative_label=1"}),
+              ElementsAre(names("hash.training.negative_label", "1 is not less than")));
+}
+
+TEST(ValidateConfigTest, HashesLearnFromSomething) {
+  EXPECT_THAT(problems_with({"hash.training.positive_share=0", "hash.training.sigma=0"}),
+              ElementsAre(names("hash.training.positive_share", "choose more"),
+                          names("hash.training.sigma", "choose more")));
+  EXPECT_THAT(problems_with({"hash.evaluation.bits=[32, 8192]"}),
+              ElementsAre(names("hash.evaluation.bits", "8192 is more than 4096")));
+}
+
+TEST(ValidateConfigTest, KeysThatAreAlwaysChosenFitInTheBudget) {
+  EXPECT_THAT(problems_with({"decode.budget=4", "decode.sink=3", "decode.recent=2"}),
+              ElementsAre(names("decode.budget", "decode.sink + decode.recent = 5")));
+  EXPECT_THAT(problems_with({"decode.budget=5", "decode.sink=3", "decode.recent=2"}),
+              ElementsAre());
+}
+
 TEST(ValidateConfigTest, RecallSamplesMustFitTheContext) {
   EXPECT_THAT(problems_with({"data.tokenizer.type=recall", "model.seq_len=64"}), ElementsAre());
   EXPECT_THAT(problems_with({"data.tokenizer.type=recall", "data.recall.tasks=[multi_value]"}),
