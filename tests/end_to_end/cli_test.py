@@ -193,6 +193,12 @@ class BadInput(Program):
         self.assertIn("cannot be read", self.run_program(0, "train", "no.yaml", code=BAD_INPUT))
         self.run_program(0, "trian", "configs/tiny_bigmac.yaml", code=BAD_INPUT)
 
+    def test_a_padded_vocabulary_is_never_sampled(self):
+        self.train(0, "parallel.ep=1", "model.vocab_size=4096", "train.max_steps=1")
+        self.run_program(0, "generate", "configs/tiny_bigmac.yaml", "parallel.ep=1",
+                         "model.vocab_size=4096", "--prompt", "ab", "--max-tokens", "40",
+                         "--temperature", "5")
+
     def test_a_run_that_diverges_ends_with_an_error(self):
         output = self.train(2, "parallel.ep=2", "optimizer.lr=1e3", "optimizer.clip=0",
                             "train.max_steps=200", "checkpoint.interval=0", "optimizer.type=sgd",

@@ -23,6 +23,7 @@ int generate_command(MpiRuntime& mpi, const LoadedConfig& loaded, const Generate
                             .max_tokens = options.max_tokens,
                             .num_samples = options.num_samples,
                             .end_token = tokenizer->end_of_document(),
+                            .vocab_size = tokenizer->vocab_size(),
                             .sampling = options.sampling,
                             .seed = config.run.seed,
                             .setup = &setup};
