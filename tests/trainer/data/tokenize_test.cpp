@@ -338,7 +338,7 @@ TEST_F(TokenizeTest, WrongConfigurationsAreErrors) {
   EXPECT_THAT(error_with([](auto& d) { d.train.clear(); }), HasSubstr("data.train"));
   EXPECT_THAT(error_with([](auto& d) { d.validation = d.train; }), HasSubstr("same file"));
   EXPECT_THAT(error_with([](auto& d) { d.validation_share = 0.0; }), HasSubstr("validation_share"));
-  EXPECT_THAT(error_with([](auto& d) { d.validation_share = 0.5; }), HasSubstr("less than 0.5"));
+  EXPECT_THAT(error_with([](auto& d) { d.validation_share = 0.6; }), HasSubstr("from 0 to 0.5"));
   EXPECT_THAT(error_with([](auto& d) { d.text.clear(); }), HasSubstr("data.text"));
   EXPECT_THAT(error_with([](auto& d) {
                 d.tokenizer = {TokenizerType::sentencepiece, d.train + ".model", 0};
