@@ -20,6 +20,18 @@
 namespace switchyard {
 namespace {
 
+// CLI11's own checks of signs print the greatest double with its 309 digits.
+CLI::Validator at_least(int lowest) {
+  const std::string range = fmt::format("at least {}", lowest);
+  return CLI::Validator(
+      [=](const std::string& text) {
+        double value = 0.0;
+        const bool fits = CLI::detail::lexical_cast(text, value) && value >= lowest;
+        return fits ? std::string() : fmt::format("must be a number, {}, not {}", range, text);
+      },
+      range);
+}
+
 using Command = std::function<int(MpiRuntime&)>;
 
 // The arguments of most sub-commands.
@@ -79,7 +91,7 @@ class CommandLine {
     command->add_flag("--dry-run", arguments.dry_run,
                       "show parameters, memory, exchange and disk, and end");
     command->add_option("--ranks", arguments.ranks, "plan for this many ranks instead")
-        ->check(CLI::PositiveNumber);
+        ->check(at_least(1));
     command->callback([this, command, uses_layout, body = std::move(body)] {
       if (!command->get_subcommands().empty()) return;  // Its own callback has chosen.
       if (arguments_.path.empty()) throw CLI::RequiredError("config");
@@ -112,13 +124,13 @@ class CommandLine {
                             });
     command->add_option("--prompt", generate_.prompt, "text to continue");
     command->add_option("--max-tokens", generate_.max_tokens, "tokens to add")
-        ->check(CLI::PositiveNumber)
+        ->check(at_least(1))
         ->capture_default_str();
     command->add_option("--samples", generate_.num_samples, "continuations to draw")
-        ->check(CLI::PositiveNumber)
+        ->check(at_least(1))
         ->capture_default_str();
     command->add_option("--temperature", generate_.sampling.temperature, "0: likeliest token")
-        ->check(CLI::NonNegativeNumber)
+        ->check(at_least(0))
         ->capture_default_str();
     command
         ->add_option("--top-p", generate_.sampling.top_p, "sample from the likeliest tokens only")
@@ -132,10 +144,10 @@ class CommandLine {
                               return bench_command(mpi, loaded, bench_);
                             });
     command->add_option("--steps", bench_.steps, "timed steps")
-        ->check(CLI::PositiveNumber)
+        ->check(at_least(1))
         ->capture_default_str();
     command->add_option("--warmup", bench_.warmup_steps, "steps before the timed ones")
-        ->check(CLI::NonNegativeNumber)
+        ->check(at_least(0))
         ->capture_default_str();
     add_bench_decode(command);
   }
@@ -156,10 +168,10 @@ class CommandLine {
     command->add_option("--budget", o.budget, "share of the keys to attend to")
         ->capture_default_str();
     command->add_option("--repetitions", o.repetitions, "timed steps; their median is reported")
-        ->check(CLI::PositiveNumber)
+        ->check(at_least(1))
         ->capture_default_str();
     command->add_option("--prefill-tokens", o.prefill_tokens, "tokens whose encoding is timed")
-        ->check(CLI::PositiveNumber)
+        ->check(at_least(1))
         ->capture_default_str();
     command->add_option("--memory", o.memory_gib, "GiB for caches; larger cases are skipped")
         ->capture_default_str();

@@ -15,6 +15,7 @@
 #include "trainer/checkpoint/checkpoint_reader.h"
 #include "trainer/checkpoint/gather_text.h"
 #include "trainer/checkpoint/shard.h"
+#include "trainer/config/run_paths.h"
 #include "trainer/files/durable_file.h"
 
 namespace switchyard {
@@ -35,6 +36,18 @@ std::optional<int64_t> step_of(std::string_view name) {
   int64_t step = 0;
   std::from_chars(digits.data(), digits.data() + digits.size(), step);
   return step_name(step) == name ? std::optional(step) : std::nullopt;
+}
+
+// The steps of the checkpoints in a folder, ascending.
+std::vector<int64_t> steps_in(const fs::path& folder) {
+  std::vector<int64_t> steps;
+  if (!fs::exists(folder)) return steps;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
+    const std::optional<int64_t> step = step_of(entry.path().filename().string());
+    if (step && entry.is_directory()) steps.push_back(*step);
+  }
+  std::sort(steps.begin(), steps.end());
+  return steps;
 }
 
 // A complete folder is at `to` at every moment, if the file system can exchange two names.
@@ -103,7 +116,7 @@ TrainingState read_collectively(CheckpointReader& reader, std::span<const Tensor
 TrainingState load_pieces(const fs::path& folder, std::span<const TensorPiece> pieces,
                           Communicator& world) {
   std::optional<CheckpointReader> reader;
-  run_collectively(world, [&] { reader.emplace(folder); });
+  run_collectively(world, [&] { reader.emplace(find_checkpoint(folder)); });
   const std::vector<std::string> damage = find_damage(*reader, world);
   if (!damage.empty()) {
     throw CollectiveError(
@@ -125,16 +138,7 @@ void Checkpoints::enter(SaveStage stage) const {
 
 fs::path Checkpoints::folder_of(int64_t step) const { return folder_ / step_name(step); }
 
-std::vector<int64_t> Checkpoints::steps() const {
-  std::vector<int64_t> steps;
-  if (!fs::exists(folder_)) return steps;
-  for (const fs::directory_entry& entry : fs::directory_iterator(folder_)) {
-    const std::optional<int64_t> step = step_of(entry.path().filename().string());
-    if (step && entry.is_directory()) steps.push_back(*step);
-  }
-  std::sort(steps.begin(), steps.end());
-  return steps;
-}
+std::vector<int64_t> Checkpoints::steps() const { return steps_in(folder_); }
 
 SaveResult Checkpoints::save(const TrainingState& state, const CheckpointTensors& tensors) {
   Communicator& world = dist_.world();
@@ -288,6 +292,16 @@ std::vector<int64_t> Checkpoints::steps_of_first_rank() const {
   shared.resize(static_cast<size_t>(count));
   if (count > 0) world.broadcast(stream, view_of(std::span(shared)), 0);
   return shared;
+}
+
+fs::path find_checkpoint(const fs::path& path) {
+  if (!fs::is_directory(path) || fs::exists(path / kManifestName)) return path;
+  for (const fs::path& folder : {path, RunPaths(path).checkpoints()}) {
+    const std::vector<int64_t> steps = steps_in(folder);
+    if (!steps.empty()) return folder / step_name(steps.back());
+  }
+  fail("{} is neither a checkpoint nor a run: it has no {} and no checkpoints/step_00000100",
+       path.string(), kManifestName);
 }
 
 TrainingState load_checkpoint(const fs::path& folder, const CheckpointTensors& tensors,
