@@ -7,6 +7,10 @@
 # not stop the others; the exit code is 0 if all passed.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")" || exit
+[[ -e env.sh ]] || {
+  echo "gpu_check: $PWD is no bundle; start it in the folder that scripts/bundle.sh makes" >&2
+  exit 2
+}
 source ./env.sh
 report="$(realpath -m "${1:-gpu_report.md}")"
 wanted="${2:-.}"

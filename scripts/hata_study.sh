@@ -18,14 +18,21 @@ usage: scripts/hata_study.sh [--recall CONFIG] [--text CONFIG | --no-text] [--bi
 USAGE
 }
 
+refuse() {
+  echo "hata_study: $*" >&2
+  exit 2
+}
+# The whole name of a configuration, which may be relative to the caller's folder.
+configuration() { realpath -e -- "$2" 2>/dev/null || refuse "$1: $2 does not exist"; }
+
 recall=configs/recall_bigmac.yaml
 text=configs/quickstart_bigmac.yaml
 bits="128 32 64 256"
 ranks=2
 while (($# > 0)); do
   case "$1" in
-    --recall) recall=${2:?--recall needs a configuration}; shift 2 ;;
-    --text) text=${2:?--text needs a configuration}; shift 2 ;;
+    --recall) recall=$(configuration --recall "${2:?--recall needs a configuration}"); shift 2 ;;
+    --text) text=$(configuration --text "${2:?--text needs a configuration}"); shift 2 ;;
     --no-text) text=; shift ;;
     --bits) bits=${2:?--bits needs numbers}; shift 2 ;;
     --ranks) ranks=${2:?--ranks needs a number}; shift 2 ;;
@@ -33,8 +40,12 @@ while (($# > 0)); do
     *) usage >&2; exit 2 ;;
   esac
 done
+[[ $bits =~ ^[1-9][0-9]*(\ [1-9][0-9]*)*$ ]] || refuse "--bits: \"$bits\" is no list such as \"128 64\""
+[[ $ranks =~ ^[1-9][0-9]*$ ]] || refuse "--ranks: \"$ranks\" is no number of processes"
 
-cd "$(dirname "$0")/.."
+cd -P "$(dirname "$0")/.."
+# Configurations of this folder have their short names again, by which the text model is known.
+recall=${recall#"$PWD"/} text=${text#"$PWD"/}
 study=runs/hata_study
 # Every layer chooses its keys, because in models of few layers two dense ones would do most of the
 # work. Loki compares a quarter of a head's channels, as in the paper's tables (32 of 128). Quest's
@@ -46,7 +57,11 @@ quest_page() {
 }
 main_bits=${bits%% *}
 
-say() { printf '\n==> %s\n' "$*"; }
+say() { stage=$* && printf '\n==> %s\n' "$*"; }
+stage=start
+# The command that failed has said why; this says where that was.
+trap 'code=$?; ((code == 0)) ||
+  echo "hata_study: the step \"$stage\" failed (exit code $code); started again, the script goes on there" >&2' EXIT
 
 # `step NAME COMMAND...` runs a command once. A step that is complete has a file of that name, which
 # holds its duration.
@@ -135,21 +150,24 @@ cmake --build --preset release --target switchyard
 mkdir -p "$study/done"
 
 say "Recall tasks, and a model that solves them: $recall"
+# Assigned by itself, because an error within the arguments of a command would not stop the script.
+recall_run=$(run_dir "$recall")
 # Checkpoints load on any layout. A small model on few sequences does not need split experts.
 layout=(parallel.ep=1 train.global_batch_size=$((8 * ranks)) train.micro_batch_size=8)
 step recall.trained train_recall
 learning=("${hash_samples[@]}")
 step recall.samples build/switchyard tokenize "$recall" "${learning[@]}"
-study_model recall "$recall" "$(run_dir "$recall")" 500
+study_model recall "$recall" "$recall_run" 500
 
 tables=(recall "$study/recall/evaluation.json")
 if [[ -n $text ]]; then
   say "A model of text: $text"
+  text_run=$(run_dir "$text")
   if [[ $text == configs/quickstart_bigmac.yaml ]]; then
     step text.trained scripts/quickstart.sh --model bigmac
   fi
   learning=()
-  study_model text "$text" "$(run_dir "$text")" 64
+  study_model text "$text" "$text_run" 64
   tables+=(text "$study/text/evaluation.json")
 fi
 

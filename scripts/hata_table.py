@@ -7,6 +7,7 @@
 
 import argparse
 
+import endings
 from plot_hash import (METHODS, PAPER_BUDGETS, Evaluation, mean_answers, nearest_budget,
                        share_text)
 
@@ -116,8 +117,12 @@ def main():
     pairs = zip(arguments.evaluations[::2], arguments.evaluations[1::2])
     for name, path in pairs:
         evaluation = Evaluation(path)
+        measured = sorted({r["bits"] for r in evaluation.results if "bits" in r})
+        if arguments.bits and arguments.bits not in measured:
+            raise endings.Unusable(f"{path} has no codes of {arguments.bits} bits; measured are: "
+                                   f"{', '.join(map(str, measured)) or 'none'}")
         print("\n".join(describe(name, evaluation, arguments.bits or evaluation.main_bits)))
 
 
 if __name__ == "__main__":
-    main()
+    endings.run(main)

@@ -8,14 +8,21 @@
 import argparse
 import json
 import pathlib
+import sys
 
-import matplotlib
+import endings
+from endings import Unusable, number, table
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-from matplotlib.colors import TwoSlopeNorm  # noqa: E402
-from matplotlib.ticker import MaxNLocator  # noqa: E402
+try:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import numpy as np
+    from matplotlib.colors import TwoSlopeNorm
+    from matplotlib.ticker import MaxNLocator
+except ImportError as missing:
+    endings.without(missing, "plot")
 
 # The colours of Okabe and Ito, which colour-blind readers can distinguish, too.
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]
@@ -37,22 +44,34 @@ class Run:
     def __init__(self, path):
         path = pathlib.Path(path)
         file = path / "metrics.jsonl" if path.is_dir() else path
+        if not file.exists():
+            raise Unusable(f"{file} does not exist; give the folder of a run that `switchyard train` "
+                           "has begun")
         self.folder = file.parent
         self.name = file.resolve().parent.name
         self.records = list(read_records(file))
         if not self.records:
-            raise SystemExit(f"plot: {file} holds no records")
+            raise Unusable(f"{file} holds no whole record of a step; the run has not finished one")
+        finite = np.isfinite(self.column("loss"))
+        first = self.records[int(np.argmin(finite))]["step"]
+        if not finite.any():
+            raise Unusable(f"the run diverged: {file} has no finite loss, from step {first} on; "
+                           "there is nothing to draw")
+        if not finite.all():
+            print(f"plot: {file}: the loss is not finite in {np.count_nonzero(~finite)} of "
+                  f"{finite.size} steps, first in step {first}", file=sys.stderr)
 
     def column(self, key, where=lambda record: True):
-        """Values of a key as floats; NaN where it is null or missing."""
-        return np.array([np.nan if record.get(key) is None else record[key]
-                         for record in self.records if where(record)], dtype=float)
+        """Values of a key as floats; NaN where it is null, missing or no finite number."""
+        values = np.array([number(record.get(key)) for record in self.records if where(record)])
+        return np.where(np.isfinite(values), values, np.nan)
 
     def last_expert_load(self):
         """Load over mean load [MoE layers, experts] and its step; None without experts."""
         for record in reversed(self.records):
-            if record.get("expert_load"):
-                shares = np.array(record["expert_load"], dtype=float)
+            load = table(record.get("expert_load"))
+            if load is not None:
+                shares = np.array(load)
                 return shares * shares.shape[1], record["step"]
         return None
 
@@ -63,9 +82,10 @@ def read_records(file):
         for line in lines:
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 continue
-            if isinstance(record, dict) and "step" in record and "tokens" in record:
+            if isinstance(record, dict) and np.isfinite(
+                    [number(record.get("step")), number(record.get("tokens"))]).all():
                 yield record
 
 
@@ -103,7 +123,7 @@ def draw_loss(runs, path):
         lows.append(np.nanmin(loss))
         starts.append(np.nanmax(loss))
 
-        evaluated = lambda record: record.get("val_loss") is not None  # noqa: E731
+        evaluated = lambda record: np.isfinite(number(record.get("val_loss")))  # noqa: E731
         held_out = run.column("val_loss", evaluated)
         if held_out.size:
             axes.plot(run.column("tokens", evaluated) / scale, held_out, color=colour,
@@ -111,7 +131,8 @@ def draw_loss(runs, path):
                       label=f"{run.name}, held out (last {held_out[-1]:.3f})")
             lows.append(held_out.min())
     low, high = min(lows), max(starts)
-    axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+    margin = 0.05 * (high - low) or 0.5  # a single step has no range
+    axes.set_ylim(low - margin, high + margin)
     axes.set_xlim(left=0)
     axes.set_xlabel(unit)
     axes.set_ylabel("cross-entropy (nats per token)")
@@ -172,13 +193,14 @@ def main():
 
     runs = [Run(path) for path in arguments.runs]
     out = arguments.out or runs[0].folder
+    endings.make_folder(out)
     draw_loss(runs, out / "loss.png")
     print(out / "loss.png")
-    routed = [run for run in runs if np.nanmax(run.column("max_load_ratio"), initial=0.0) > 0.0]
+    routed = [run for run in runs if np.any(run.column("max_load_ratio") > 0.0)]
     if routed:
         draw_expert_load(routed, out / "expert_load.png")
         print(out / "expert_load.png")
 
 
 if __name__ == "__main__":
-    main()
+    endings.run(main)

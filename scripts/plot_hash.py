@@ -9,18 +9,15 @@ answers_by_budget.png.
 """
 
 import argparse
-import json
+import math
 import pathlib
 
-import matplotlib
+import endings
+from endings import Unusable, number
+from plot import COLOURS, INK, np, plt  # plot ends with a sentence without these packages
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-from matplotlib.colors import TwoSlopeNorm  # noqa: E402
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator  # noqa: E402
-
-from plot import COLOURS, INK  # noqa: E402
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 # (name, colour, mark) in the order of legends; the same in every picture.
 METHODS = {
@@ -37,19 +34,22 @@ MAIN_BITS = 128
 
 
 class Evaluation:
-    """One evaluation.json."""
+    """One evaluation.json. Figures that are not finite are NaN."""
 
     def __init__(self, path):
         path = pathlib.Path(path)
         file = path / "hash" / "evaluation.json" if path.is_dir() else path
-        try:
-            self.content = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
-            raise SystemExit(f"plot_hash: {file}: {error}")
+        self.content = endings.read_json(file, "`switchyard eval-hash` makes it")
         if self.content.get("format") != "switchyard.hash_evaluation":
-            raise SystemExit(f"plot_hash: {file} is not an evaluation of hash projections")
+            raise Unusable(f"{file} is not an evaluation of hash projections; "
+                           "`switchyard eval-hash` makes one")
+        missing = first_missing(self.content)
+        if missing:
+            raise Unusable(f"{file} is incomplete: {missing}; `switchyard eval-hash` makes it again")
         self.folder = file.parent
         self.results = self.content["results"]
+        if not any(math.isfinite(result["recall"]) for result in self.results):
+            raise Unusable(f"{file} holds no finite recall: the model or its hash weights diverged")
         bits = sorted({r["bits"] for r in self.results if "bits" in r})
         # The paper's number of bits, or the nearest measured one.
         self.main_bits = min(bits, key=lambda b: abs(b - MAIN_BITS)) if bits else None
@@ -65,6 +65,82 @@ class Evaluation:
 
     def has_tasks(self):
         return "tasks" in self.content["dense"]
+
+
+FIGURES = ("recall", "attention_mass", "output_error", "loss", "perplexity")
+
+
+def read_figures(entry, keys, name):
+    """Replaces an object's figures by floats, NaN for null. Returns which is missing, or None."""
+    if not isinstance(entry, dict):
+        return f"{name} is no object"
+    for key in keys:
+        if key not in entry:
+            return f"{name} has no {key}"
+        entry[key] = number(entry[key])
+    return None
+
+
+def first_missing_of_layers(result, name):
+    """The same for the layers and heads of a result; every layer must have as many heads."""
+    layers = result.get("layers")
+    if not isinstance(layers, list) or not layers:
+        return f"{name} has no layers"
+    heads = []
+    for layer in layers:
+        missing = read_figures(layer, FIGURES[:2], f"a layer of {name}")
+        found = None if missing else layer.get("heads")
+        if not missing and ("layer" not in layer or not isinstance(found, list) or not found):
+            missing = f"a layer of {name} has no number or no heads"
+        for head in found or []:
+            missing = missing or read_figures(head, FIGURES[:1], f"a head of {name}")
+        if missing:
+            return missing
+        heads.append(len(found))
+    return None if len(set(heads)) == 1 else f"the layers of {name} differ in their heads"
+
+
+def first_missing_of_tasks(scores, tasks, name):
+    """The same for the recall tasks of a result, which must be those of dense decoding."""
+    found = scores.get("tasks", {})
+    if not isinstance(found, dict) or found.keys() != tasks.keys():
+        return f"{name} has other tasks than dense decoding"
+    for task, of_task in found.items():
+        missing = read_figures(of_task, ["answers"], f"task {task} of {name}")
+        if missing:
+            return missing
+    return None
+
+
+def first_missing(content):
+    """What an evaluation lacks of the keys that pictures and tables read, or None."""
+    for key in ("checkpoint", "sequences", "prefill", "dense_layers"):
+        if key not in content:
+            return f"there is no {key}"
+    if not number(content.get("context")) > 0:
+        return "there is no context"
+    missing = read_figures(content.get("dense"), FIGURES[3:], "dense")
+    tasks = {} if missing else content["dense"].get("tasks", {})
+    if not missing and (not isinstance(tasks, dict) or ("tasks" in content["dense"] and not tasks)):
+        missing = "dense has no tasks"
+    missing = missing or first_missing_of_tasks(content["dense"], tasks, "dense")
+    results = content.get("results")
+    if not missing and (not isinstance(results, list) or not results):
+        missing = "there are no results"
+    for index, result in enumerate([] if missing else results):
+        name = f"result {index + 1}"
+        missing = read_figures(result, (*FIGURES, "budget_tokens"), name)
+        if not missing and not isinstance(result.get("method"), str):
+            missing = f"{name} has no method"
+        if not missing and not math.isfinite(number(result.get("bits", 0))):
+            missing = f"{name} has no number of bits"
+        if not missing:
+            result["budget_tokens"] = int(result["budget_tokens"])
+        missing = missing or first_missing_of_tasks(result, tasks, name)
+        missing = missing or first_missing_of_layers(result, name)
+        if missing:
+            return missing
+    return missing
 
 
 def share_text(share):
@@ -170,6 +246,8 @@ def draw_map(figure, axes, values, layers, title, label, **style):
     axes.set_title(title)
     if values.size <= 64:
         for (y, x), value in np.ndenumerate(values):
+            if not np.isfinite(value):
+                continue
             axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=8,
                       color=ink_on(image, value))
     bar = figure.colorbar(image, ax=axes, pad=0.02)
@@ -196,7 +274,7 @@ def draw_by_head(evaluation, path):
              cmap="viridis", vmin=0.0, vmax=1.0)
     if random:
         gain = values - head_map(nearest_budget(random, PAPER_BUDGETS[0], evaluation))[0]
-        reach = max(float(np.abs(gain).max()), 0.05)
+        reach = max(float(np.nanmax(np.abs(gain), initial=0.0)), 0.05)
         draw_map(figure, row[0, 1], gain, layers, "HATA - random projection",
                  "difference of recall", cmap="RdBu", norm=TwoSlopeNorm(0.0, -reach, reach))
     figure.savefig(path)
@@ -211,7 +289,7 @@ def main():
 
     evaluation = Evaluation(arguments.evaluation)
     out = arguments.out or evaluation.folder
-    out.mkdir(parents=True, exist_ok=True)
+    endings.make_folder(out)
     draw_by_budget(evaluation, [("Recall of the true top N", lambda r: r["recall"], None),
                                 ("Attention mass", lambda r: r["attention_mass"], None)],
                    out / "recall_by_budget.png", "Recall and attention mass of the chosen keys, "
@@ -235,4 +313,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    endings.run(main)

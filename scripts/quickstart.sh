@@ -19,7 +19,12 @@ text=
 while (($# > 0)); do
   case "$1" in
     --model) model=${2:?--model needs a value}; shift 2 ;;
-    --text) text=$(realpath -e -- "${2:?--text needs a path}"); shift 2 ;;
+    --text)
+      text=$(realpath -e -- "${2:?--text needs a path}" 2>/dev/null) || {
+        echo "quickstart: --text: $2 does not exist" >&2
+        exit 2
+      }
+      shift 2 ;;
     -h | --help) usage; exit 0 ;;
     *) usage >&2; exit 2 ;;
   esac
@@ -36,7 +41,11 @@ run=runs/quickstart_$model
 data=runs/quickstart_data
 default_text=runs/linux-doc
 
-say() { printf '\n==> %s\n' "$*"; }
+say() { stage=$* && printf '\n==> %s\n' "$*"; }
+stage=start
+# The command that failed has said why; this says where that was.
+trap 'code=$?; ((code == 0)) ||
+  echo "quickstart: the step \"$stage\" failed (exit code $code); started again, the script goes on there" >&2' EXIT
 
 # Starts four ranks on any number of cores. Open MPI runs as root only if both variables are set.
 ranks() {

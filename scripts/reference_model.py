@@ -11,14 +11,19 @@ of each, T = B * S, H the width of the model, E experts, k experts per token, V 
 """
 
 import argparse
-import json
 import math
 import pathlib
 import re
 
-import h5py
-import numpy as np
-import yaml
+import endings
+from endings import Unusable
+
+try:
+    import h5py
+    import numpy as np
+    import yaml
+except ImportError as missing:
+    endings.without(missing, "reference_model")
 
 # In YAML 1.2, and for the program, 1e-05 is a number; without this PyYAML reads it as text.
 yaml.SafeLoader.add_implicit_resolver(
@@ -31,13 +36,28 @@ def load_checkpoint(path):
     folder = pathlib.Path(path)
     if not (folder / "manifest.json").exists():
         folder = folder / "checkpoints" / "latest"
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    remedy = "give a checkpoint that `switchyard inspect --verify` calls intact, or its run"
+    manifest = endings.read_json(folder / "manifest.json", remedy)
     tensors = {"weights": {}, "balancing_bias": {}}
-    with h5py.File(folder / "model.h5") as file:
-        for kind in tensors.keys() & file.keys():
-            file[kind].visititems(lambda name, item: tensors[kind].update(
-                {name: item[:].astype(float)}) if isinstance(item, h5py.Dataset) else None)
-    return yaml.safe_load(manifest["state"]["config"])["model"], *tensors.values()
+    try:
+        with h5py.File(folder / "model.h5") as file:
+            for kind in tensors.keys() & file.keys():
+                file[kind].visititems(lambda name, item: tensors[kind].update(
+                    {name: item[:].astype(float)}) if isinstance(item, h5py.Dataset) else None)
+        return yaml.safe_load(manifest["state"]["config"])["model"], *tensors.values()
+    except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise Unusable(f"{folder} is no whole checkpoint ({error}); {remedy}") from error
+
+
+def check_tokens(tokens, config):
+    """Refuses a sequence that the model cannot read."""
+    if len(tokens) < 2:
+        raise Unusable("one token has no next one; give at least two")
+    for token in tokens:
+        if not 0 <= token < config["vocab_size"]:
+            raise Unusable(f"token {token} is outside the vocabulary of {config['vocab_size']}")
+    if len(tokens) > config["seq_len"]:
+        raise Unusable(f"{len(tokens)} tokens exceed the context of {config['seq_len']}")
 
 
 def log_sum_exp(x):
@@ -239,8 +259,16 @@ def main():
     parser.add_argument("tokens", type=int, nargs="+", help="one sequence of at least two tokens")
     arguments = parser.parse_args()
     model = ReferenceModel(*load_checkpoint(arguments.checkpoint))
+    check_tokens(arguments.tokens, model.config)
     tokens = np.array([arguments.tokens])
-    logits = model.forward(tokens)
+    with np.errstate(all="ignore"):  # what is not finite is reported below
+        try:
+            logits = model.forward(tokens)
+        except KeyError as error:
+            raise Unusable(f"{arguments.checkpoint} has no tensor {error}") from error
+    if not np.isfinite(logits).all():
+        raise Unusable(f"{arguments.checkpoint}: the logits are not finite: the run diverged, or "
+                       "its weights are damaged")
     for i, layer in enumerate(model.moe_layers):
         print(f"MoE layer {i}:", {key: layer[key] for key in ("aux_loss", "z_loss", "dropped")})
     print(f"loss of the tokens after the first {cross_entropy(logits[:, :-1], tokens[:, 1:]):.6f}")
@@ -248,4 +276,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    endings.run(main)

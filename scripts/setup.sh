@@ -28,6 +28,11 @@ if ((${#missing[@]} == 0)); then
   exit 0
 fi
 
+command -v apt-get >/dev/null || {
+  echo "setup: this is neither Debian nor Ubuntu; install what is missing: ${missing[*]}" >&2
+  exit 1
+}
+
 as_root=()
 if (($(id -u) != 0)); then
   command -v sudo >/dev/null || {

@@ -11,7 +11,7 @@ namespace switchyard {
 // the ceiling of the same run.
 
 // FLOP/s of the best product of square matrices of `dtype` (f32 or bf16): oneDNN's with f32 sums,
-// or cuBLAS's. CPUs without AMX multiply bf16 more slowly than f32.
+// or cuBLAS's. Some CPUs with avx512_bf16 but without AMX multiply bf16 more slowly than f32.
 double measure_product_ceiling(Stream& stream, DType dtype);
 
 // Bytes per second, read and written, of copying 256 MiB (1 GiB on a CUDA device).

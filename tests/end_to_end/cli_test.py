@@ -193,6 +193,34 @@ class BadInput(Program):
         self.assertIn("cannot be read", self.run_program(0, "train", "no.yaml", code=BAD_INPUT))
         self.run_program(0, "trian", "configs/tiny_bigmac.yaml", code=BAD_INPUT)
 
+    def test_numbers_on_the_command_line_have_a_range(self):
+        for option, value in [("--max-tokens", "0"), ("--temperature", "-1")]:
+            output = self.run_program(0, "generate", "configs/tiny_bigmac.yaml", option, value,
+                                      code=BAD_INPUT)
+            self.assertRegex(output, rf"{option}: must be a number, at least [01], not {value}")
+            self.assertNotIn("0000000000", output)
+
+    def test_a_run_folder_is_its_newest_checkpoint(self):
+        self.train(0, "parallel.ep=1")
+        run_folder = self.folder / "runs" / "tiny_bigmac"
+        text = self.run_program(0, "generate", "configs/tiny_bigmac.yaml", "--prompt", "ab",
+                                f"checkpoint.resume={run_folder}", "run.dir=runs/other",
+                                "--max-tokens", "1000")
+        self.assertIn("note: --max-tokens 1000 exceeds the context", text)
+        self.assertIn("of the prompt at most ", text)
+        self.assertIn("step_00000020", self.run_program(0, "inspect", run_folder))
+        shown = self.run_program(0, "inspect", self.checkpoint(20) / "model.h5")
+        self.assertIn("is a part of this checkpoint", shown)
+        self.assertIn("step                 20 ", shown)
+        output = self.run_program(0, "inspect", "configs/tiny_bigmac.yaml", code=FAILED)
+        self.assertNotIn("make it again", output)
+
+    def test_a_padded_vocabulary_is_never_sampled(self):
+        self.train(0, "parallel.ep=1", "model.vocab_size=4096", "train.max_steps=1")
+        self.run_program(0, "generate", "configs/tiny_bigmac.yaml", "parallel.ep=1",
+                         "model.vocab_size=4096", "--prompt", "ab", "--max-tokens", "40",
+                         "--temperature", "5")
+
     def test_a_run_that_diverges_ends_with_an_error(self):
         output = self.train(2, "parallel.ep=2", "optimizer.lr=1e3", "optimizer.clip=0",
                             "train.max_steps=200", "checkpoint.interval=0", "optimizer.type=sgd",

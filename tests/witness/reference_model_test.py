@@ -5,6 +5,7 @@ expert counts from the same checkpoint, for every configs/tiny_*.yaml and every 
 """
 
 import copy
+import math
 import pathlib
 import re
 import subprocess
@@ -90,6 +91,28 @@ OPTIONS = {
 }
 
 
+# The numbers that the shapes of docs/formats.md are made of.
+SIZES = ("vocab_size", "seq_len", "hidden", "num_heads", "num_kv_heads", "head_dim", "ffn_hidden",
+         "num_experts", "expert_ffn_hidden", "latent", "num_shared_experts",
+         "shared_expert_ffn_hidden")
+
+
+def documented_tensors():
+    """[(name, shape as text)] of the table of tensors in docs/formats.md."""
+    page = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
+    table = page.split("\n### Tensors\n")[1].split("\n### ")[0]
+    return re.findall(r"^\| `([a-zA-Z0-9_.]+)` \| \[([^]]+)\] \|", table, re.M)
+
+
+def documented_shape(text, config):
+    """The shape that such a text means: extents are products of sizes of the model."""
+    sizes = {key: config[key] for key in SIZES}
+    sizes["width"] = sizes["latent" if config["structure"] == "bigmac" else "hidden"]
+    return tuple(math.prod(sizes[factor] if factor in sizes else int(factor)
+                           for factor in extent.strip().split(" * "))
+                 for extent in text.split(","))
+
+
 class TensorsRead(dict):
     """Remembers which of its tensors have not been read."""
 
@@ -168,6 +191,20 @@ class ReferenceModelTest(unittest.TestCase):
             section[key] = value
             self.assertGreater(max(case.errors(config).values()), 100 * BOUND, key)
 
+    def test_documents_list_every_tensor(self):
+        documented, seen = dict(documented_tensors()), set()
+        for number, (config, overrides) in enumerate(all_models()):
+            case = Case(self.folder / str(number), config, overrides)
+            for name, weight in case.weights.items():
+                row = re.sub(r"^layers\.\d+", "layers.L", name)
+                seen.add(row)
+                self.assertIn(row, documented)
+                self.assertEqual(weight.shape, documented_shape(documented[row], case.config), name)
+            moe_blocks = case.config["num_layers"] - case.config["first_dense_layers"]
+            self.assertIn(set(case.biases), (
+                set(), {f"moe_layers.{layer}" for layer in range(moe_blocks)}))
+        self.assertEqual(set(documented), seen)
+
     def test_balancing_bias_decides(self):
         case = Case(self.folder, "bigmac", OPTIONS["balancing_bias"][1])
         case.biases = TensorsRead({})
@@ -200,9 +237,18 @@ class ReferenceModelTest(unittest.TestCase):
                          {"a": 1e-5, "b": 1e16, "c": 3, "d": "text"})
 
 
-def add_cases():
+def all_cases():
     tiny = sorted(path.stem.removeprefix("tiny_") for path in ROOT.glob("configs/tiny_*.yaml"))
-    cases = {f"config_{name}": (name, "", {}) for name in tiny} | OPTIONS
+    return {f"config_{name}": (name, "", {}) for name in tiny} | OPTIONS
+
+
+def all_models():
+    """(configuration, overrides) of every case."""
+    return sorted({(config, overrides) for config, overrides, _ in all_cases().values()})
+
+
+def add_cases():
+    cases = all_cases()
     for name, case in cases.items():
         setattr(ReferenceModelTest, f"test_{name}",
                 lambda self, case=case: self.check(*case))

@@ -15,6 +15,7 @@
 #include "trainer/checkpoint/checkpoint_reader.h"
 #include "trainer/checkpoint/gather_text.h"
 #include "trainer/checkpoint/shard.h"
+#include "trainer/config/run_paths.h"
 #include "trainer/files/durable_file.h"
 
 namespace switchyard {
@@ -115,7 +116,7 @@ TrainingState read_collectively(CheckpointReader& reader, std::span<const Tensor
 TrainingState load_pieces(const fs::path& folder, std::span<const TensorPiece> pieces,
                           Communicator& world) {
   std::optional<CheckpointReader> reader;
-  run_collectively(world, [&] { reader.emplace(folder); });
+  run_collectively(world, [&] { reader.emplace(find_checkpoint(folder)); });
   const std::vector<std::string> damage = find_damage(*reader, world);
   if (!damage.empty()) {
     throw CollectiveError(
@@ -297,6 +298,16 @@ std::vector<fs::path> checkpoints_in(const fs::path& folder) {
   std::vector<fs::path> checkpoints;
   for (const int64_t step : steps_in(folder)) checkpoints.push_back(folder / step_name(step));
   return checkpoints;
+}
+
+fs::path find_checkpoint(const fs::path& path) {
+  if (!fs::is_directory(path) || fs::exists(path / kManifestName)) return path;
+  for (const fs::path& folder : {path, RunPaths(path).checkpoints()}) {
+    const std::vector<int64_t> steps = steps_in(folder);
+    if (!steps.empty()) return folder / step_name(steps.back());
+  }
+  fail("{} is neither a checkpoint nor a run: it has no {} and no checkpoints/step_00000100",
+       path.string(), kManifestName);
 }
 
 TrainingState load_checkpoint(const fs::path& folder, const CheckpointTensors& tensors,

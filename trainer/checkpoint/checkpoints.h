@@ -81,8 +81,12 @@ class Checkpoints {
 // exist.
 std::vector<std::filesystem::path> checkpoints_in(const std::filesystem::path& folder);
 
-// Loads one checkpoint, given its folder. Throws Error that names the damage (file and tensor), or
-// the tensor and both shapes if it is of another model. Collective.
+// The checkpoint that a path means: the folder itself if it has a manifest; else the newest one of
+// the run, or of the folder of checkpoints, that the path is. Throws Error for any other folder.
+std::filesystem::path find_checkpoint(const std::filesystem::path& path);
+
+// Loads the checkpoint that `find_checkpoint` finds. Throws Error that names the damage (file and
+// tensor), or the tensor and both shapes if it is of another model. Collective.
 TrainingState load_checkpoint(const std::filesystem::path& folder, const CheckpointTensors& tensors,
                               const DistributedContext& dist);
 

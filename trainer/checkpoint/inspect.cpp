@@ -128,8 +128,9 @@ std::string list_checkpoints(const std::filesystem::path& folder) {
 
 std::string inspect_checkpoint(const std::filesystem::path& folder, bool verify) {
   if (!std::filesystem::exists(folder / kManifestName)) {
-    const std::string list = list_checkpoints(folder);
-    if (!list.empty()) return list;
+    const std::filesystem::path newest = find_checkpoint(folder);
+    const std::string list = list_checkpoints(newest.parent_path());
+    if (newest != folder) return verify ? list + inspect_checkpoint(newest, verify) : list;
   }
   CheckpointReader reader(folder);
   if (verify) verify_files(reader);

@@ -23,6 +23,7 @@ int generate_command(MpiRuntime& mpi, const LoadedConfig& loaded, const Generate
                             .max_tokens = options.max_tokens,
                             .num_samples = options.num_samples,
                             .end_token = tokenizer->end_of_document(),
+                            .vocab_size = tokenizer->vocab_size(),
                             .sampling = options.sampling,
                             .seed = config.run.seed,
                             .setup = &setup};
@@ -34,6 +35,14 @@ int generate_command(MpiRuntime& mpi, const LoadedConfig& loaded, const Generate
     require(static_cast<int64_t>(request.prompt.size()) < config.model.seq_len,
             "--prompt has {} tokens, model.seq_len is {}: shorten it", request.prompt.size(),
             config.model.seq_len);
+    const int64_t room = config.model.seq_len - static_cast<int64_t>(request.prompt.size());
+    if (mpi.rank() == 0 && options.max_tokens > room) {
+      fmt::print(
+          stderr,
+          "note: --max-tokens {} exceeds the context, model.seq_len {}: behind the {} tokens "
+          "of the prompt at most {} are added\n",
+          options.max_tokens, config.model.seq_len, request.prompt.size(), room);
+    }
   });
   samples = generate(session.stream, session.model, session.dist, request);
   if (mpi.rank() != 0) return kExitDone;

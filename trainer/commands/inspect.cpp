@@ -7,6 +7,7 @@
 #include <string>
 
 #include "kernels/runtime/check.h"
+#include "trainer/checkpoint/manifest.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/exit_codes.h"
 #include "trainer/data/token_file.h"
@@ -45,10 +46,16 @@ void inspect_hash_weights(const std::string& path) {
 }
 
 void inspect_file(const std::string& path, bool verify) {
-  if (is_hash_weights(path)) {
+  const auto folder = std::filesystem::absolute(path).parent_path();
+  if (std::filesystem::exists(folder / kManifestName)) {
+    fmt::print("{} is a part of this checkpoint:\n{}", path, inspect_checkpoint(folder, verify));
+  } else if (is_hash_weights(path)) {
     inspect_hash_weights(path);
-  } else {
+  } else if (is_token_file(path)) {
     inspect_token_file(path, verify);
+  } else {
+    fail("{} is no file that can be shown: name a token file, hash weights, a checkpoint or a run",
+         path);
   }
 }
 

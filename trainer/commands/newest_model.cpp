@@ -19,7 +19,10 @@ LoadedModel load_newest_model(MpiRuntime& mpi, const RunConfig& config, Session&
   const Checkpoints checkpoints(run_checkpoints, config.checkpoint.keep, session.dist);
   fs::path folder = config.checkpoint.resume;
   run_collectively(mpi.world(), [&] {
-    if (config.checkpoint.resume != "auto" && config.checkpoint.resume != "none") return;
+    if (config.checkpoint.resume != "auto" && config.checkpoint.resume != "none") {
+      folder = find_checkpoint(folder);
+      return;
+    }
     const std::vector<int64_t> steps = checkpoints.steps();
     require(!steps.empty(),
             "{} holds no checkpoint; train first, or name one with checkpoint.resume=PATH",

@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <yaml-cpp/eventhandler.h>
 #include <yaml-cpp/yaml.h>
 
 #include <algorithm>
@@ -16,6 +15,7 @@
 
 #include "trainer/config/config_error.h"
 #include "trainer/config/schema.h"
+#include "trainer/config/yaml_mistakes.h"
 
 namespace switchyard {
 namespace {
@@ -59,38 +59,6 @@ YAML::Mark value_mark(const YAML::Node& key, const YAML::Node& value) {
 bool is_quoted(const YAML::Node& scalar) { return scalar.Tag() == "!"; }
 
 std::string last_part(const std::string& key) { return key.substr(key.rfind('.') + 1); }
-
-// Records where a document begins, and ignores its contents.
-class DocumentStart final : public YAML::EventHandler {
- public:
-  const YAML::Mark& mark() const { return mark_; }
-
-  void OnDocumentStart(const YAML::Mark& mark) override { mark_ = mark; }
-  void OnDocumentEnd() override {}
-  void OnNull(const YAML::Mark&, YAML::anchor_t) override {}
-  void OnAlias(const YAML::Mark&, YAML::anchor_t) override {}
-  void OnScalar(const YAML::Mark&, const std::string&, YAML::anchor_t,
-                const std::string&) override {}
-  void OnSequenceStart(const YAML::Mark&, const std::string&, YAML::anchor_t,
-                       YAML::EmitterStyle::value) override {}
-  void OnSequenceEnd() override {}
-  void OnMapStart(const YAML::Mark&, const std::string&, YAML::anchor_t,
-                  YAML::EmitterStyle::value) override {}
-  void OnMapEnd() override {}
-
- private:
-  YAML::Mark mark_;
-};
-
-// YAML::Load reads the first document and ignores the others without an error; YAML::LoadAll never
-// returns for some malformed texts.
-std::optional<YAML::Mark> second_document(const std::string& text) {
-  std::istringstream in(text);
-  YAML::Parser parser(in);
-  DocumentStart start;
-  if (!parser.HandleNextDocument(start) || !parser.HandleNextDocument(start)) return {};
-  return start.mark();
-}
 
 // Every key, and every section ("model", "model.router").
 const std::set<std::string>& known_names() {
@@ -147,13 +115,14 @@ class Collector {
     YAML::Node root;
     try {
       root = YAML::Load(text);
-      if (const auto second = second_document(text)) {
+      if (const auto mistake = find_yaml_mistake(text)) {
         out_.problems.push_back(
-            fmt::format("{}: a second document begins; give each experiment its own file",
-                        place(name, *second)));
+            fmt::format("{}: {}", place(name, mistake->mark), mistake->message));
+        return;
       }
     } catch (const YAML::ParserException& error) {
-      out_.problems.push_back(fmt::format("{}: {}", place(name, error.mark), error.msg));
+      const YamlMistake mistake = explain_yaml_error(text, error);
+      out_.problems.push_back(fmt::format("{}: {}", place(name, mistake.mark), mistake.message));
       return;
     }
     if (root.IsNull()) return;
@@ -184,7 +153,10 @@ class Collector {
     }
     if (is_section(key)) {
       out_.problems.push_back(fmt::format("'{}': {} is a section, not a value", text, key));
-    } else if (!known_names().contains(key) || key == "base") {
+    } else if (key == "base") {
+      out_.problems.push_back(
+          fmt::format("'{}': base is read from files alone; write it at the top of a file", text));
+    } else if (!known_names().contains(key)) {
       out_.problems.push_back(fmt::format("'{}': unknown key {}{}", text, key, did_you_mean(key)));
     } else {
       leaf(node, key, origin);
@@ -234,6 +206,10 @@ class Collector {
           out_.problems.push_back(
               fmt::format("{}: {} is a section: expected keys below it", at, key));
         }
+      } else if (last_part(key) == "base" || pair.first.Scalar() == "<<") {
+        out_.problems.push_back(fmt::format(
+            "{}: {} is not read here; inherit whole files by `base: other.yaml` at the top", at,
+            pair.first.Scalar() == "<<" ? "the merge key <<" : key));
       } else if (!known_names().contains(key)) {
         out_.problems.push_back(fmt::format("{}: unknown key {}{}", at, key, did_you_mean(key)));
       } else {
@@ -389,7 +365,8 @@ std::string config_reference() {
       "This page lists every key of an experiment file. `base: other.yaml` at the\n"
       "top inherits another file; `key.sub=value` on the command line overrides both;\n"
       "`--print-config` shows every value and where it came from. Unknown, repeated and mistyped\n"
-      "keys are errors.\n\n"
+      "keys are errors, and so is a quoted text that runs on to a line that looks like a key:\n"
+      "its closing quote is missing.\n\n"
       "Where a checkpoint is loaded, `model`, `data.tokenizer.type` and `data.mask` are the\n"
       "checkpoint's: without a value here its value is taken, and another value is an error.\n"
       "Training that goes on may change `model.seq_len`, but not `optimizer.type`.\n\n"

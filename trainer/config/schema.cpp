@@ -45,8 +45,10 @@ std::vector<ConfigField> model_fields() {
       real(SWITCHYARD_KEY(model.norm_eps), 0.0, 1.0, "added to the variance"),
       boolean(SWITCHYARD_KEY(model.qk_norm),
               "RMSNorm of every head's query and key before the rotation"),
-      boolean(SWITCHYARD_KEY(model.bias), "biases in attention and dense feed-forward (GPT style)"),
-      choice(SWITCHYARD_KEY(model.activation), "activation of every feed-forward; swiglu is gated"),
+      boolean(SWITCHYARD_KEY(model.bias),
+              "biases in attention and dense feed-forward (GPT style); needs norm: layer_norm"),
+      choice(SWITCHYARD_KEY(model.activation),
+             "activation of every feed-forward; swiglu is gated, gelu is the tanh form"),
       boolean(SWITCHYARD_KEY(model.tie_embeddings), "the head uses the embedding's weight"),
       real(SWITCHYARD_KEY(model.init_std), 0.0, 10.0, "standard deviation of initial weights"),
       count(SWITCHYARD_KEY(model.ffn_hidden), 0, "inner width of dense feed-forwards"),
@@ -114,12 +116,15 @@ std::vector<ConfigField> data_fields() {
       text(SWITCHYARD_KEY(data.tokenizer.model),
            "sentencepiece: the .model file; `tokenize` trains it if it is missing"),
       count(SWITCHYARD_KEY(data.tokenizer.vocab_size), 0, "sentencepiece: pieces to train"),
-      choice(SWITCHYARD_KEY(data.mask), "document: no token attends to another document"),
+      choice(SWITCHYARD_KEY(data.mask),
+             "document: no token attends to another document, and the first token of a document is "
+             "no target; positions, learned ones too, count from the start of the sequence"),
       text_list(SWITCHYARD_KEY(data.text),
                 "`tokenize`: text files, or folders that are searched for *.txt, *.rst, *.md and "
                 "their .gz; one document per file"),
-      real(SWITCHYARD_KEY(data.validation_share), 0.0, 0.9,
-           "`tokenize`: share of the documents that is held out"),
+      real(SWITCHYARD_KEY(data.validation_share), 0.0, 0.5,
+           "`tokenize`: share of the documents that is held out; where they are too few for that, "
+           "this share of the end of each"),
   };
 }
 
@@ -158,15 +163,20 @@ std::vector<ConfigField> optimizer_fields() {
       real(SWITCHYARD_KEY(optimizer.lr), 0.0, 1e3, "largest learning rate"),
       choice(SWITCHYARD_KEY(optimizer.schedule.type),
              "course of the learning rate after the warm-up; wsd: constant, then a straight fall"),
-      count(SWITCHYARD_KEY(optimizer.schedule.warmup_steps), 0, "steps of a straight rise to lr"),
+      count(SWITCHYARD_KEY(optimizer.schedule.warmup_steps), 0,
+            "steps of a straight rise: step s of w has lr * s / (w + 1), and step w + 1 is the "
+            "first one with lr"),
       count(SWITCHYARD_KEY(optimizer.schedule.decay_steps), 0,
             "cosine: length of the fall, 0: until max_steps; wsd: length of the fall before "
             "max_steps"),
       real(SWITCHYARD_KEY(optimizer.schedule.min_lr), 0.0, 1e3,
-           "learning rate at the end of the fall"),
+           "learning rate at the end of the fall; where that is the end of the run, one step after "
+           "the last one"),
       real(SWITCHYARD_KEY(optimizer.clip), 0.0, 1e9,
            "largest global gradient norm; 0: never clipped"),
-      real(SWITCHYARD_KEY(optimizer.weight_decay), 0.0, 1e3, "not applied to norms and biases"),
+      real(SWITCHYARD_KEY(optimizer.weight_decay), 0.0, 1e3,
+           "not applied to norms and biases; adamw and muon: decoupled from the gradient; sgd: "
+           "coupled, added to the gradient before the momentum"),
       real(SWITCHYARD_KEY(optimizer.beta1), 0.0, 0.999999, "adamw, muon"),
       real(SWITCHYARD_KEY(optimizer.beta2), 0.0, 0.999999, "adamw, muon"),
       real(SWITCHYARD_KEY(optimizer.eps), 0.0, 1.0, "adamw, muon"),

@@ -1,5 +1,6 @@
 #include "trainer/data/corpus.h"
 
+#include <fmt/format.h>
 #include <zlib.h>
 
 #include <algorithm>
@@ -39,6 +40,27 @@ std::vector<std::filesystem::path> files_in(const std::filesystem::path& folder)
   std::ranges::sort(files, {},
                     [](const auto& path) -> const std::string& { return path.native(); });
   return files;
+}
+
+// Why a line is no JSON, in words for people who did not write its bytes by hand.
+std::string explain_json_error(std::string_view line, const nlohmann::json::parse_error& error) {
+  const std::string_view message = error.what();
+  const auto says = [&](std::string_view words) { return message.find(words) != message.npos; };
+  if (says("ill-formed UTF-8")) {
+    return "the text is not UTF-8, perhaps Latin-1; convert the file to UTF-8";
+  }
+  if (says("surrogate")) return "a \\u escape is half of a surrogate pair; write both halves";
+  const size_t at = error.byte > 0 ? error.byte - 1 : 0;
+  const size_t word = std::min(line.find_last_of(" \t,:[{", at) + 1, line.size());
+  for (const std::string_view name : {"NaN", "nan", "Infinity", "-Infinity", "inf", "-inf"}) {
+    if (line.substr(word).starts_with(name)) {
+      return fmt::format("JSON has no {}; write null instead", name);
+    }
+  }
+  // The library's message ends with what it read, which may be no text at all.
+  const size_t begin = message.find(" - "), end = message.find("; last read");
+  return fmt::format("is no JSON: {}",
+                     begin == message.npos ? message : message.substr(begin + 3, end - begin - 3));
 }
 
 }  // namespace
@@ -127,9 +149,16 @@ std::optional<std::string> DocumentReader::next() {
 }
 
 std::string DocumentReader::parse(const std::string& line) const {
-  const auto object = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
-  require(object.is_object(), "{}:{}: is not a JSON object", json_lines_->path().string(),
-          json_lines_->line_number());
+  nlohmann::json object;
+  try {
+    object = nlohmann::json::parse(line);
+  } catch (const nlohmann::json::parse_error& error) {
+    fail("{}:{}:{}: {}", json_lines_->path().string(), json_lines_->line_number(), error.byte,
+         explain_json_error(line, error));
+  }
+  require(object.is_object(), "{}:{}: is not a JSON object, but {} {}",
+          json_lines_->path().string(), json_lines_->line_number(), object.is_array() ? "an" : "a",
+          object.type_name());
   const auto text = object.find("text");
   require(text != object.end() && text->is_string(), "{}:{}: the object has no string \"text\"",
           json_lines_->path().string(), json_lines_->line_number());

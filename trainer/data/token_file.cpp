@@ -30,8 +30,11 @@ uint32_t checksum(const std::vector<T>& values) {
 }
 
 const std::filesystem::path& existing(const std::filesystem::path& path) {
-  require(std::filesystem::exists(path),
+  std::error_code error;  // of a folder that may not be searched: opening the file reports it
+  require(std::filesystem::exists(path, error) || error,
           "token file {} does not exist; make it with `switchyard tokenize`", path.string());
+  require(!std::filesystem::is_directory(path, error),
+          "{} is a folder, and not a token file; name the file in it", path.string());
   return path;
 }
 
@@ -40,6 +43,8 @@ template <class Read>
 void or_damaged(const std::filesystem::path& path, const Read& read) {
   try {
     read();
+  } catch (const CannotReadError&) {
+    throw;
   } catch (const Error& error) {
     fail("token file {} is damaged: {}; {}", path.string(), error.what(), kRemedy);
   }
@@ -56,6 +61,8 @@ void check_mask(int64_t first, std::span<const std::byte> bytes) {
 TokenFile::TokenFile(std::filesystem::path path) : path_(std::move(path)), bytes_(existing(path_)) {
   try {
     load_header();
+  } catch (const CannotReadError&) {
+    throw;
   } catch (const Error& error) {
     fail("token file {} cannot be used ({}); {}", path_.string(), error.what(), kRemedy);
   }
@@ -169,6 +176,11 @@ void TokenFile::verify() {
     tokens_->verify();
     if (loss_mask_) loss_mask_->verify();
   });
+}
+
+bool is_token_file(const std::filesystem::path& path) {
+  const auto file = hdf5::File::open(path);
+  return file.has_attribute("format") && file.get_string("format") == kFormat;
 }
 
 void require_tokenizer(const TokenFile& file, const Tokenizer& tokenizer) {

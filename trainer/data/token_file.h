@@ -82,6 +82,9 @@ class TokenFile {
   std::vector<std::byte> narrow_;  // tokens as they are stored
 };
 
+// Whether an HDF5 file says that it is a token file. Throws Error for any other file.
+bool is_token_file(const std::filesystem::path& path);
+
 // Throws Error unless the tokens of the file are those of this tokenizer.
 void require_tokenizer(const TokenFile& file, const Tokenizer& tokenizer);
 

@@ -188,8 +188,8 @@ class Encoder {
 void check(const DataSection& config) {
   require(!config.train.empty(), "data.train must name the token file to write");
   require(config.train != config.validation, "data.train and data.validation are the same file");
-  require(config.validation_share >= 0.0 && config.validation_share < 0.5,
-          "data.validation_share {} must be at least 0 and less than 0.5", config.validation_share);
+  require(config.validation_share >= 0.0 && config.validation_share <= 0.5,
+          "data.validation_share {} must be from 0 to 0.5", config.validation_share);
   require(config.validation.empty() || config.validation_share > 0.0,
           "data.validation names a file, but data.validation_share is 0; set a share above 0");
 }

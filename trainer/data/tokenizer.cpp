@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <exception>
+#include <regex>
 
 #include "kernels/basic/random.h"
 #include "kernels/runtime/check.h"
@@ -194,6 +195,29 @@ std::unique_ptr<Tokenizer> make_tokenizer(const TokenizerSection& config) {
   return std::make_unique<SentencePieceTokenizer>(config);
 }
 
+namespace {
+
+// The reason within a message of the library, which names its own source files and options.
+std::string explain_training_error(const std::string& message) {
+  std::smatch match;
+  if (std::regex_search(message, match, std::regex("too high.*<= ([0-9]+)"))) {
+    return fmt::format(
+        "this text has too few different pieces; "
+        "data.tokenizer.vocab_size may be at most {}",
+        match[1].str());
+  }
+  if (std::regex_search(message, match, std::regex("required_chars. [0-9]+ vs ([0-9]+)"))) {
+    return fmt::format(
+        "the characters of this text alone need more; "
+        "data.tokenizer.vocab_size must be at least {}",
+        match[1].str());
+  }
+  if (message.find("sentences_.empty()") != message.npos) return "there is no text to learn from";
+  return message;
+}
+
+}  // namespace
+
 void train_sentencepiece(const LineSource& next_line, int64_t vocab_size,
                          const std::filesystem::path& model) {
   LineIterator lines(next_line);
@@ -221,7 +245,7 @@ void train_sentencepiece(const LineSource& next_line, int64_t vocab_size,
       &lines, &serialized);
   lines.rethrow();
   require(status.ok(), "SentencePiece cannot train {} pieces for {}: {}", vocab_size,
-          model.string(), status.ToString());
+          model.string(), explain_training_error(status.ToString()));
   write_durably(model, serialized);
 }
 

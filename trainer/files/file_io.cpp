@@ -4,6 +4,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
@@ -22,6 +24,14 @@ constexpr size_t kChunkBytes = size_t{1} << 20;
 int open_or_throw(const std::filesystem::path& path, int flags) {
   const int descriptor = ::open(path.c_str(), flags | O_CLOEXEC, 0644);
   require(descriptor >= 0, "cannot open {}: {}", path.string(), std::strerror(errno));
+  return descriptor;
+}
+
+int open_to_read(const std::filesystem::path& path) {
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (descriptor < 0) {
+    throw CannotReadError(fmt::format("cannot open {}: {}", path.string(), std::strerror(errno)));
+  }
   return descriptor;
 }
 
@@ -47,7 +57,7 @@ void OutputFile::close() {
 }
 
 InputFile::InputFile(std::filesystem::path path)
-    : path_(std::move(path)), descriptor_(open_or_throw(path_, O_RDONLY)) {}
+    : path_(std::move(path)), descriptor_(open_to_read(path_)) {}
 
 InputFile::~InputFile() { ::close(descriptor_); }
 
@@ -60,7 +70,10 @@ int64_t InputFile::size() const {
 
 void InputFile::read(int64_t offset, std::span<std::byte> bytes) const {
   const ReadResult result = read_fully(descriptor_, offset, bytes);
-  require(result.error == 0, "cannot read {}: {}", path_.string(), std::strerror(result.error));
+  if (result.error != 0) {
+    throw CannotReadError(
+        fmt::format("cannot read {}: {}", path_.string(), std::strerror(result.error)));
+  }
   require(result.bytes == bytes.size(), "{} is cut off at byte {}: {} bytes are missing",
           path_.string(), offset + static_cast<int64_t>(result.bytes), bytes.size() - result.bytes);
 }

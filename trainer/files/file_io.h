@@ -6,7 +6,16 @@
 #include <span>
 #include <string>
 
+#include "kernels/runtime/check.h"
+
 namespace switchyard {
+
+// The system refuses to open or to read a file. Its contents may be right, so messages must not ask
+// to make it again.
+class CannotReadError : public Error {
+ public:
+  using Error::Error;
+};
 
 // A file that is written from its start to its end. Every failure throws Error with the path and
 // the system's reason.

@@ -4,12 +4,15 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstddef>
 #include <cstring>
 #include <functional>
 #include <numeric>
+#include <span>
 #include <utility>
 
 #include "kernels/runtime/check.h"
+#include "trainer/files/file_io.h"
 #include "trainer/files/write_driver.h"
 
 namespace switchyard::hdf5 {
@@ -381,8 +384,21 @@ File File::create(const std::filesystem::path& path, int64_t reserved_bytes) {
   return {std::move(file), std::move(root), path, std::move(write_error)};
 }
 
+// HDF5 gives the same reason for a file that cannot be read and for one of another format.
+static void require_readable(const std::filesystem::path& path) {
+  const InputFile file(path);
+  std::byte first{};
+  try {
+    file.read(0, std::span(&first, 1));
+  } catch (const CannotReadError&) {
+    throw;
+  } catch (const Error&) {  // an empty file, which HDF5 explains
+  }
+}
+
 File File::open(const std::filesystem::path& path) {
   start_library();
+  require_readable(path);
   const std::string where = path.string();
   const Handle access = access_properties(where);
   Handle file(check_id(H5Fopen(path.c_str(), H5F_ACC_RDONLY, access.id()), where, "open the file"),

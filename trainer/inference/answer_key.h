@@ -29,6 +29,8 @@ class AnswerKey {
   virtual ~AnswerKey() = default;
 
   virtual int num_tasks() const = 0;
+  // Answers are ids below this one; a model's vocabulary may be padded with further ones.
+  virtual int64_t vocab_size() const = 0;
   virtual std::string_view task_name(int task) const = 0;
   // The task of the sample that begins with this token, if one does.
   virtual std::optional<int> task_of(int32_t first_token) const = 0;

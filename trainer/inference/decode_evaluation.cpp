@@ -92,7 +92,8 @@ void add_decoding(const DecodePlan& plan, ForcedDecoding& decoding,
       ++score.targets;
       const std::optional<int> task = tasks[static_cast<size_t>(row)];
       if (!task) continue;
-      const auto likeliest = static_cast<int32_t>(std::ranges::max_element(own) - own.begin());
+      const auto known = own.first(static_cast<size_t>(plan.answers->vocab_size()));
+      const auto likeliest = static_cast<int32_t>(std::ranges::max_element(known) - known.begin());
       right[static_cast<size_t>(row)].push_back(
           plan.answers->is_right(*task, targets, position, likeliest));
     }

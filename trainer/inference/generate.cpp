@@ -32,11 +32,12 @@ std::vector<int32_t> draw(Stream& stream, const DistributedContext& dist,
                           const GenerationRequest& request, int64_t position,
                           ConstTensorView logits) {
   const int64_t vocab = logits.dim(1);
+  const int64_t drawable = request.vocab_size > 0 ? request.vocab_size : vocab;
   std::vector<int32_t> next(static_cast<size_t>(logits.dim(0)));
   for (size_t b = 0; b < next.size(); ++b) {
     const RandomKey key{request.seed, stream_id("sample") + b};
     const std::span row(logits.data<float>() + static_cast<int64_t>(b) * vocab,
-                        static_cast<size_t>(vocab));
+                        static_cast<size_t>(drawable));
     next[b] =
         sample_token(row, request.sampling, random_uniform(key, static_cast<uint64_t>(position)));
   }
@@ -54,6 +55,9 @@ std::vector<std::vector<int32_t>> generate(Stream& stream, Transformer& model,
   const int64_t context = model.config().seq_len;
   require(prompt_len < context, "the prompt has {} tokens, the model's context {}", prompt_len,
           context);
+  require(request.vocab_size >= 0 && request.vocab_size <= model.config().vocab_size,
+          "the tokenizer has {} tokens, the model only {}", request.vocab_size,
+          model.config().vocab_size);
   // The tp ranks share the sequences.
   const int64_t tp = dist.tp().size();
   const int64_t batch = round_up(request.num_samples, tp);

@@ -14,6 +14,9 @@ struct GenerationRequest {
   int64_t max_tokens = 128;     // fewer where the context length or end_token comes first
   int64_t num_samples = 1;
   int32_t end_token = -1;  // a sample ends with this token; -1: none
+  // Ids that may be drawn: those below this one, the tokenizer's. A model's vocabulary may be
+  // padded, and no token has such an id, although its logits are finite. 0: all of the model's.
+  int64_t vocab_size = 0;
   SamplingOptions sampling = {};
   uint64_t seed = 0;
   const DecodeSetup* setup = nullptr;  // null: new tokens attend to all keys

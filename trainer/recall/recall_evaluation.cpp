@@ -13,8 +13,10 @@
 namespace switchyard {
 namespace {
 
+// The likeliest token; ids beyond the vocabulary of the tasks, which pad that of a model, are none.
 int32_t likeliest(std::span<const float> logits) {
-  return static_cast<int32_t>(std::ranges::max_element(logits) - logits.begin());
+  const auto known = logits.first(RecallVocabulary::kSize);
+  return static_cast<int32_t>(std::ranges::max_element(known) - known.begin());
 }
 
 // The position after the last token of the document that begins at `begin`.
@@ -55,6 +57,7 @@ void add_ranks(Stream& stream, const DistributedContext& dist, AnswerScores& sco
 class RecallAnswers final : public AnswerKey {
  public:
   int num_tasks() const override { return RecallVocabulary::kNumTasks; }
+  int64_t vocab_size() const override { return RecallVocabulary::kSize; }
   std::string_view task_name(int task) const override {
     return to_string(static_cast<RecallTask>(task));
   }

@@ -79,7 +79,8 @@ std::span<const MetricField> step_metric_fields() {
       {"val_loss", "nat", OverRanks::same, &M::val_loss, "validation/loss",
        "held-out loss, if evaluated after this step"},
       {"expert_load", "0..1", OverRanks::same, &M::expert_load, "",
-       "if evaluated: share of the assignments per MoE layer and expert; every row sums to 1"},
+       "if evaluated: share of the assignments per MoE layer and expert in the training batch of "
+       "this step, not in the held-out text; every row sums to 1"},
   };
   return kFields;
 }

@@ -338,7 +338,8 @@ TEST_F(CheckpointsTest, AFolderWithoutAManifestIsNoCheckpoint) {
   const std::string error =
       error_of([&] { load_checkpoint(run / "step_00000003", rank.tensors(), dist); });
 
-  EXPECT_THAT(error, HasSubstr("step_00000003/manifest.json: No such file or directory"));
+  EXPECT_THAT(
+      error, HasSubstr("step_00000003 is neither a checkpoint nor a run: it has no manifest.json"));
 }
 
 TEST_F(CheckpointsTest, ResumeFallsBackToTheNewestIntactOneAndSaysSo) {

@@ -75,12 +75,34 @@ TEST_F(InspectTest, ListsTheCheckpointsOfARun) {
   EXPECT_THAT(text, HasSubstr("step_00000007  cannot open"));
 }
 
+TEST_F(InspectTest, ListsTheCheckpointsOfARunFolderAndVerifiesTheNewest) {
+  const fs::path run = folder.path() / "run";
+  fs::create_directory(run);
+  fs::create_directory(run / "checkpoints");
+  for (const char* name : {"step_00000006", "step_00000007"}) {
+    fs::rename(folder.path() / name, run / "checkpoints" / name);
+  }
+
+  const std::string list = inspect_checkpoint(run, /*verify=*/false);
+  const std::string verified = inspect_checkpoint(run, /*verify=*/true);
+
+  EXPECT_THAT(list, HasSubstr("step_00000006  step 6, 196608 target tokens, 1 ranks\n"));
+  EXPECT_THAT(list, HasSubstr("step_00000007  step 7"));
+  EXPECT_THAT(verified, testing::StartsWith(list));
+  EXPECT_THAT(verified, HasSubstr("step                 7 (6 updates"));
+  EXPECT_THAT(verified, HasSubstr("intact"));
+  EXPECT_EQ(find_checkpoint(run), run / "checkpoints" / "step_00000007");
+  EXPECT_EQ(find_checkpoint(run / "checkpoints"), run / "checkpoints" / "step_00000007");
+  EXPECT_EQ(find_checkpoint(run / "checkpoints" / "step_00000006"),
+            run / "checkpoints" / "step_00000006");
+}
+
 TEST_F(InspectTest, AnotherFolderIsNoCheckpoint) {
   const fs::path empty = folder.path() / "empty";
   fs::create_directory(empty);
 
   EXPECT_THAT(test::error_of([&] { inspect_checkpoint(empty, false); }),
-              HasSubstr("empty/manifest.json: No such file or directory"));
+              HasSubstr("empty is neither a checkpoint nor a run: it has no manifest.json"));
 }
 
 }  // namespace

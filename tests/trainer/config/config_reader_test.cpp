@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <functional>
 #include <string>
 #include <vector>
@@ -192,6 +193,51 @@ TEST(ConfigReaderTest, NamesASecondDocument) {
   EXPECT_THAT(problems_in("---\nmodel: {hidden: 8}\n...\n"), ElementsAre());
 }
 
+TEST(ConfigReaderTest, SaysWhereATextBeganThatSwallowedTheRestOfTheFile) {
+  const std::string missing = "the closing quote of the text that begins here is missing";
+  for (const char quote : {'"', '\''}) {
+    const auto with_quote = [&](std::string text) {
+      std::ranges::replace(text, '"', quote);
+      return problems_in(text);
+    };
+    const std::string to_line = missing + ": it runs on to line 4, which looks like a key";
+    EXPECT_THAT(
+        with_quote("run:\n  dir: \"runs/x\n  seed: 3\nmodel:\n  hidden: 8\n\"\n"),
+        ElementsAre("run.yaml:2:8: " + missing + ": it runs on to line 3, which looks like a key"));
+    EXPECT_THAT(with_quote("run:\n  dir: \"runs/x\n\nmodel: {hidden: 8}\ndata: {train: \"a\"}\n"),
+                ElementsAre("run.yaml:2:8: " + missing));
+    EXPECT_THAT(with_quote("data:\n  text:\n    - \"a\n    - b: 4\n    - c\"\n"),
+                ElementsAre("run.yaml:3:7: " + to_line));
+    EXPECT_THAT(with_quote("run:\n  dir: \"runs/x\n  seed: 3\n"),
+                ElementsAre("run.yaml:2:8: " + missing));
+    EXPECT_THAT(with_quote("# it's a \" in a comment\nrun: {dir: \"x}\n"),
+                ElementsAre("run.yaml:2:12: " + missing));
+  }
+}
+
+TEST(ConfigReaderTest, AQuotedTextMayHaveLineBreaksAndColons) {
+  EXPECT_THAT(problems_in("run:\n  dir: \"runs/x\n    y\"\n  seed: 3\n"), ElementsAre());
+  EXPECT_THAT(problems_in("run: {dir: \"a: b\", seed: 3}\n"), ElementsAre());
+  EXPECT_THAT(problems_in("run:\n  dir: 'it''s: \"x'\n  seed: 3\n"), ElementsAre());
+  EXPECT_THAT(problems_in("run:\n  dir: \"a \\\" b\"\n  seed: 3\n"), ElementsAre());
+}
+
+TEST(ConfigReaderTest, NamesTabsAndMergeKeys) {
+  const std::string inherit =
+      " is not read here; inherit whole files by `base: other.yaml` at the top";
+  EXPECT_THAT(problems_in("model:\n\thidden: 3\n"),
+              ElementsAre("run.yaml:2:1: the line is indented by a tab; YAML wants spaces"));
+  EXPECT_THAT(problems_in("model:\n  hidden: 3\n  \tnum_heads: 3\n"),
+              ElementsAre("run.yaml:3:3: the line is indented by a tab; YAML wants spaces"));
+  EXPECT_THAT(problems_in("model:\n  <<: {hidden: 3}\n"),
+              ElementsAre("run.yaml:2:3: the merge key <<" + inherit));
+  EXPECT_THAT(problems_in("model:\n  base: other.yaml\n"),
+              ElementsAre("run.yaml:2:3: model.base" + inherit));
+  EXPECT_THAT(problems_with({"base=other.yaml"}),
+              ElementsAre("'base=other.yaml': base is read from files alone; write it at the top "
+                          "of a file"));
+}
+
 TEST(ConfigReaderTest, QuotesMakeTextOfNumbersAndTruthValues) {
   EXPECT_THAT(
       problems_in("model: {hidden: \"8\", norm_eps: '1e-6', bias: \"true\"}\n"),
@@ -376,7 +422,7 @@ TEST(ConfigOverrideTest, NamesUnknownKeys) {
 TEST(ConfigOverrideTest, NamesSectionsAndBases) {
   EXPECT_THAT(problems_with({"model=8", "base=x.yaml"}),
               ElementsAre("'model=8': model is a section, not a value",
-                          ::testing::StartsWith("'base=x.yaml': unknown key base")));
+                          ::testing::StartsWith("'base=x.yaml': base is read from files alone")));
 }
 
 TEST(ConfigOverrideTest, NamesWhatIsNoAssignment) {

@@ -256,6 +256,15 @@ TEST_F(TokenFileTest, TheWriterRefusesTokensOutsideTheVocabularyAndEmptyFiles) {
   EXPECT_THROW(TokenFileWriter(path_, info(1000)).finish(), Error);
 }
 
+TEST_F(TokenFileTest, AFileThatCannotBeReadIsNotToBeMadeAgain) {
+  const auto path = folder_.path() / "unreadable.h5";
+  std::filesystem::create_symlink("/proc/self/mem", path);  // reading its first byte fails
+
+  EXPECT_THAT(error_of([&] { TokenFile file(path); }),
+              AllOf(HasSubstr("cannot read"), ::testing::Not(HasSubstr("make it again"))));
+  EXPECT_THAT(error_of([&] { TokenFile file(folder_.path()); }), HasSubstr("is a folder"));
+}
+
 TEST_F(TokenFileTest, AMissingFileIsNamedWithTheRemedy) {
   EXPECT_THAT(error_of([&] { TokenFile file(path_); }),
               AllOf(HasSubstr("train.h5 does not exist"), HasSubstr("switchyard tokenize")));

@@ -90,6 +90,21 @@ TEST_F(CorpusTest, LongLinesAndManyLinesAreRead) {
   for (size_t i = 0; i < 100; ++i) EXPECT_EQ(documents[i].size(), i * i * 60 + 1);
 }
 
+TEST_F(CorpusTest, LinesThatAreNoJsonAreExplained) {
+  const auto error_in = [&](const std::string& line) {
+    const auto file = put("a.jsonl", "{\"text\": \"a\"}\n" + line + "\n");
+    return error_of([&] { documents_of({file}); });
+  };
+
+  EXPECT_THAT(error_in(R"({"text": "a", "x": NaN})"),
+              HasSubstr("a.jsonl:2:20: JSON has no NaN; write null instead"));
+  EXPECT_THAT(error_in(R"({"text": "a", "x": -Infinity})"), HasSubstr("JSON has no -Infinity"));
+  EXPECT_THAT(error_in(R"({"text": "\ud800 x"})"), HasSubstr("half of a surrogate pair"));
+  EXPECT_THAT(error_in("{\"text\": \"caf\xe9\"}"), HasSubstr("not UTF-8, perhaps Latin-1"));
+  EXPECT_THAT(error_in("[1]"), HasSubstr("a.jsonl:2: is not a JSON object, but an array"));
+  EXPECT_THAT(error_in("17"), HasSubstr("a.jsonl:2: is not a JSON object, but a number"));
+}
+
 TEST_F(CorpusTest, BadInputsAreNamed) {
   put("bad.jsonl", "{\"text\": \"a\"}\n{\"text\": 7}\n");
   put("worse.jsonl", "{\"text\": \"a\"\n");
@@ -104,7 +119,7 @@ TEST_F(CorpusTest, BadInputsAreNamed) {
   EXPECT_THAT(error_of([&] { documents_of(in("empty")); }), HasSubstr("empty"));
   EXPECT_THAT(error_of([&] { documents_of(in("bad.jsonl")); }), HasSubstr("bad.jsonl:2: the obj"));
   EXPECT_THAT(error_of([&] { documents_of(in("worse.jsonl")); }),
-              HasSubstr("worse.jsonl:1: is not"));
+              HasSubstr("worse.jsonl:1:13: is no JSON: unexpected end of input"));
   EXPECT_THAT(error_of([&] { documents_of(in("fake.txt.gz")); }), HasSubstr("not compressed"));
 }
 
@@ -338,7 +353,7 @@ TEST_F(TokenizeTest, WrongConfigurationsAreErrors) {
   EXPECT_THAT(error_with([](auto& d) { d.train.clear(); }), HasSubstr("data.train"));
   EXPECT_THAT(error_with([](auto& d) { d.validation = d.train; }), HasSubstr("same file"));
   EXPECT_THAT(error_with([](auto& d) { d.validation_share = 0.0; }), HasSubstr("validation_share"));
-  EXPECT_THAT(error_with([](auto& d) { d.validation_share = 0.5; }), HasSubstr("less than 0.5"));
+  EXPECT_THAT(error_with([](auto& d) { d.validation_share = 0.6; }), HasSubstr("from 0 to 0.5"));
   EXPECT_THAT(error_with([](auto& d) { d.text.clear(); }), HasSubstr("data.text"));
   EXPECT_THAT(error_with([](auto& d) {
                 d.tokenizer = {TokenizerType::sentencepiece, d.train + ".model", 0};

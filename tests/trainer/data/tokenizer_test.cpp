@@ -239,9 +239,17 @@ TEST_F(SentencePieceTest, TooLittleTextIsAnErrorThatLeavesNoFile) {
   const auto model = folder_.path() / "none.model";
 
   EXPECT_THAT(error_of([&] { train_sentencepiece(lines_of("a b\n"), 4000, model); }),
-              HasSubstr("4000 pieces"));
+              ::testing::AllOf(HasSubstr("4000 pieces"),
+                               HasSubstr("data.tokenizer.vocab_size may be at most 2"),
+                               ::testing::Not(HasSubstr("trainer_interface"))));
   EXPECT_THAT(error_of([&] { train_sentencepiece(lines_of(""), 300, model); }),
               HasSubstr("300 pieces"));
+  std::string many;
+  for (char c = '!'; c <= '~'; ++c) many += std::string(100, c) + '\n';
+  EXPECT_THAT(error_of([&] { train_sentencepiece(lines_of(many), 290, model); }),
+              ::testing::AllOf(HasSubstr("290 pieces"),
+                               HasSubstr("data.tokenizer.vocab_size must be at least 3"),
+                               ::testing::Not(HasSubstr("trainer_interface"))));
   EXPECT_FALSE(std::filesystem::exists(model));
 }
 

@@ -1,5 +1,6 @@
 #include "trainer/inference/generate.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -7,6 +8,7 @@
 #include <numeric>
 #include <vector>
 
+#include "kernels/runtime/check.h"
 #include "tests/support/model_fixture.h"
 
 namespace switchyard {
@@ -61,6 +63,44 @@ TEST(Generate, AtTemperatureZeroEveryTokenIsTheLikeliest) {
     EXPECT_EQ(token, std::max_element(logits.begin(), logits.end()) - logits.begin());
     tokens.push_back(token);
   }
+}
+
+TEST(Generate, IdsBeyondTheTokenizersAreNeverDrawn) {
+  Generator generator;
+  std::vector<float> logits = generator.logits_behind(generator.request(0.0, 1).prompt);
+  const auto likeliest = std::max_element(logits.begin(), logits.end()) - logits.begin();
+  ASSERT_GT(likeliest, 1);
+
+  for (const double temperature : {0.0, 1.0, 1e9}) {
+    GenerationRequest request = generator.request(temperature, 1);
+    request.vocab_size = likeliest;
+    request.num_samples = 50;
+    for (const std::vector<int32_t>& sample : generator.generate_with(request)) {
+      EXPECT_LT(*std::max_element(sample.begin(), sample.end()), likeliest);
+    }
+  }
+}
+
+TEST(Generate, AtTemperatureZeroAPaddedVocabularyGivesTheLikeliestTokenOfTheOthers) {
+  Generator generator;
+  GenerationRequest request = generator.request(0.0, 1);
+  const std::vector<float> logits = generator.logits_behind(request.prompt);
+  request.vocab_size = std::max_element(logits.begin(), logits.end()) - logits.begin();
+  request.max_tokens = 1;
+
+  const std::vector<int32_t> generated = generator.generate_with(request)[0];
+
+  const auto end = logits.begin() + request.vocab_size;
+  EXPECT_EQ(generated[0], std::max_element(logits.begin(), end) - logits.begin());
+}
+
+TEST(Generate, RefusesATokenizerWithMoreTokensThanTheModel) {
+  Generator generator;
+  GenerationRequest request = generator.request(0.0, 1);
+  request.vocab_size = generator.model.config().vocab_size + 1;
+
+  EXPECT_THAT([&] { generator.generate_with(request); },
+              testing::ThrowsMessage<Error>(testing::HasSubstr("the model only")));
 }
 
 TEST(Generate, ASeedGivesTheSameTokensAgainAndAnotherOneOthers) {

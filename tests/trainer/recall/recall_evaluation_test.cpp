@@ -98,6 +98,20 @@ TEST_F(AddBatchTest, WhatIsNoAnswerMayBeAnything) {
   EXPECT_EQ(score_of(scores_, RecallTask::multi_value).right, 4);
 }
 
+TEST_F(AddBatchTest, IdsThatPadTheVocabularyAreNoAnswers) {
+  constexpr int64_t kPadded = V::kSize + 7;
+  Tensor padded({2 * kSeqLen, kPadded}, DType::f32);
+  std::fill_n(padded.data<float>(), 2 * kSeqLen * kPadded, 9.0f);
+  for (int64_t t = 0; t < 2 * kSeqLen; ++t) {
+    std::copy_n(logits_.data<float>() + t * V::kSize, V::kSize, padded.data<float>() + t * kPadded);
+  }
+
+  add_batch(scores_, batch_, padded);
+
+  EXPECT_EQ(score_of(scores_, RecallTask::multi_value).right, 4);
+  EXPECT_EQ(score_of(scores_, RecallTask::variable_tracking).right, 5);
+}
+
 TEST_F(AddBatchTest, TheTableHasTheTasksThatWereAsked) {
   spoil(answers(64).front());
   add_batch(scores_, batch_, logits_);
@@ -122,6 +136,7 @@ TEST(RecallAnswersTest, BelongToTheTokenizerOfTheTasks) {
   EXPECT_EQ(answers.task_name(2), "multi_value");
   EXPECT_FALSE(answers.task_of(V::kEndOfDocument).has_value());
   const std::vector<int32_t> targets = {V::kFirstValue, V::kFirstValue + 1};
+  EXPECT_EQ(answers.vocab_size(), V::kSize);
   EXPECT_TRUE(answers.is_right(2, targets, 0, V::kFirstValue + 1));
   EXPECT_FALSE(answers.is_right(0, targets, 0, V::kFirstValue + 1));
 }
