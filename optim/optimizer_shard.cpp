@@ -52,7 +52,7 @@ void OptimizerShard::allocate_state(Stream& stream, const UpdateRule& rule) {
   for (const std::string& name : rule.state_names()) {
     state_.push_back({&rule, name,
                       Tensor({elements}, DType::f32, stream.device(),
-                             fmt::format("the {} of {}", name, describe(*buffer_)))});
+                             fmt::format("the optimizer state {} of {}", name, describe(*buffer_)))});
   }
 }
 

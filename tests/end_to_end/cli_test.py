@@ -197,7 +197,7 @@ class BadInput(Program):
         for option, value in [("--max-tokens", "0"), ("--temperature", "-1")]:
             output = self.run_program(0, "generate", "configs/tiny_bigmac.yaml", option, value,
                                       code=BAD_INPUT)
-            self.assertRegex(output, rf"{option}: must be a number, at least [01], not {value}")
+            self.assertRegex(output, rf"{option}: must be (at least 1|from 0 to \S+), not {value}")
             self.assertNotIn("0000000000", output)
 
     def test_a_run_folder_is_its_newest_checkpoint(self):
