@@ -50,9 +50,10 @@ void OptimizerShard::allocate_state(Stream& stream, const UpdateRule& rule) {
   }
   if (elements == 0) return;
   for (const std::string& name : rule.state_names()) {
-    state_.push_back({&rule, name,
-                      Tensor({elements}, DType::f32, stream.device(),
-                             fmt::format("the optimizer state {} of {}", name, describe(*buffer_)))});
+    state_.push_back(
+        {&rule, name,
+         Tensor({elements}, DType::f32, stream.device(),
+                fmt::format("the optimizer state {} of {}", name, describe(*buffer_)))});
   }
 }
 
