@@ -216,7 +216,7 @@ class BadInput(Program):
         self.assertNotIn("make it again", output)
 
     def test_a_padded_vocabulary_is_never_sampled(self):
-        self.train(0, "parallel.ep=1", "model.vocab_size=4096", "train.max_steps=1")
+        self.train(0, "parallel.ep=1", "model.vocab_size=4096", "train.max_steps=2")
         self.run_program(0, "generate", "configs/tiny_bigmac.yaml", "parallel.ep=1",
                          "model.vocab_size=4096", "--prompt", "ab", "--max-tokens", "40",
                          "--temperature", "5")

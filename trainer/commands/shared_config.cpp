@@ -66,7 +66,7 @@ void adopt_newest(LoadedConfig& loaded, const CheckpointNeed& need) {
   if (wish == "auto" || wish == "none") {
     candidates = checkpoints_in(RunPaths(loaded.config.run.dir).checkpoints());
   } else if (fs::exists(wish) || need.must_exist) {
-    candidates = {wish};
+    candidates = {find_checkpoint(wish)};
   }
   require(!candidates.empty() || !need.must_exist,
           "{} holds no checkpoint; train first, or name one with checkpoint.resume=PATH",
