@@ -23,20 +23,25 @@ namespace switchyard::field_types {
 inline constexpr int64_t kLargestCount = std::numeric_limits<int32_t>::max();
 inline constexpr int64_t kNoLimit = std::numeric_limits<int64_t>::max();
 
-// A key of the file, and the member of a RunConfig that holds its value.
-template <class Member>
+// A key of the file, and the member of a RunConfig that holds its value. Pointers to functions, so
+// that the functions below are compiled once per type of value, not once per key.
+template <class Value>
 struct Key {
   std::string name;
-  Member member;  // returns a reference to the member of a given RunConfig
-
-  using Value = std::remove_cvref_t<std::invoke_result_t<Member, RunConfig&>>;
+  Value& (*member)(RunConfig&);
+  const Value& (*const_member)(const RunConfig&);
 };
+
+template <class Member>
+auto make_key(std::string name, Member member) {
+  using Value = std::remove_cvref_t<std::invoke_result_t<Member, RunConfig&>>;
+  return Key<Value>{std::move(name), member, member};
+}
 
 #define SWITCHYARD_MEMBER(path) \
   [](auto& config) -> auto& { return config.path; }
 // The key whose name is the path of its member.
-#define SWITCHYARD_KEY(path) \
-  Key { #path, SWITCHYARD_MEMBER(path) }
+#define SWITCHYARD_KEY(path) make_key(#path, SWITCHYARD_MEMBER(path))
 
 // What is wrong with a text; empty if nothing is wrong.
 using Problem = std::optional<std::string>;
@@ -103,25 +108,26 @@ auto list_of(Parse parse) {
   };
 }
 
-template <class Member, class Parse, class Print>
-ConfigField make_field(Key<Member> key, std::string type, std::string help, Parse parse,
+template <class Value, class Parse, class Print>
+ConfigField make_field(Key<Value> key, std::string type, std::string help, Parse parse,
                        Print print) {
   const auto member = key.member;
+  const auto const_member = key.const_member;
   return {
       std::move(key.name),
       std::move(type),
       std::move(help),
       [=](RunConfig& config, const ConfigValue& value) { return parse(value, &member(config)); },
-      [=](const RunConfig& config) { return print(member(config)); },
-      [=](const RunConfig& from, RunConfig& to) { member(to) = member(from); }};
+      [=](const RunConfig& config) { return print(const_member(config)); },
+      [=](const RunConfig& from, RunConfig& to) { member(to) = const_member(from); }};
 }
 
-template <class Member>
-ConfigField integer(Key<Member> key, int64_t lowest, int64_t highest, std::string help) {
+template <class Value>
+ConfigField integer(Key<Value> key, int64_t lowest, int64_t highest, std::string help) {
   const auto parse = [=](const std::string& text, auto* target) -> Problem {
     int64_t value = 0;
     if (Problem problem = parse_integer(text, lowest, highest, &value)) return problem;
-    *target = static_cast<typename Key<Member>::Value>(value);
+    *target = static_cast<Value>(value);
     return {};
   };
   std::string type = highest >= kLargestCount ? fmt::format("integer, at least {}", lowest)
@@ -130,13 +136,13 @@ ConfigField integer(Key<Member> key, int64_t lowest, int64_t highest, std::strin
                     plain_scalar("an integer", parse), print_plainly);
 }
 
-template <class Member>
-ConfigField count(Key<Member> key, int64_t lowest, std::string help) {
+template <class Value>
+ConfigField count(Key<Value> key, int64_t lowest, std::string help) {
   return integer(std::move(key), lowest, kLargestCount, std::move(help));
 }
 
-template <class Member>
-ConfigField count_list(Key<Member> key, int64_t lowest, std::string help) {
+template <class Value>
+ConfigField count_list(Key<Value> key, int64_t lowest, std::string help) {
   const auto parse = [=](const std::string& item, int64_t* number) {
     return parse_integer(item, lowest, kLargestCount, number);
   };
@@ -144,8 +150,8 @@ ConfigField count_list(Key<Member> key, int64_t lowest, std::string help) {
                     std::move(help), list_of(parse), print_list(print_plainly));
 }
 
-template <class Member>
-ConfigField real(Key<Member> key, double lowest, double highest, std::string help) {
+template <class Value>
+ConfigField real(Key<Value> key, double lowest, double highest, std::string help) {
   const auto parse = [=](const std::string& text, double* value) {
     return parse_real(text, lowest, highest, value);
   };
@@ -153,8 +159,8 @@ ConfigField real(Key<Member> key, double lowest, double highest, std::string hel
                     std::move(help), plain_scalar("a number", parse), print_plainly);
 }
 
-template <class Member>
-ConfigField real_list(Key<Member> key, double lowest, double highest, std::string help) {
+template <class Value>
+ConfigField real_list(Key<Value> key, double lowest, double highest, std::string help) {
   const auto parse = [=](const std::string& item, double* number) {
     return parse_real(item, lowest, highest, number);
   };
@@ -162,19 +168,16 @@ ConfigField real_list(Key<Member> key, double lowest, double highest, std::strin
                     std::move(help), list_of(parse), print_list(print_plainly));
 }
 
-template <class Member>
-ConfigField boolean(Key<Member> key, std::string help) {
+inline ConfigField boolean(Key<bool> key, std::string help) {
   return make_field(std::move(key), "true | false", std::move(help),
                     plain_scalar("true or false", parse_boolean), print_plainly);
 }
 
-template <class Member>
-ConfigField text(Key<Member> key, std::string help) {
+inline ConfigField text(Key<std::string> key, std::string help) {
   return make_field(std::move(key), "text", std::move(help), scalar("text", parse_text), quoted);
 }
 
-template <class Member>
-ConfigField text_list(Key<Member> key, std::string help) {
+inline ConfigField text_list(Key<std::vector<std::string>> key, std::string help) {
   return make_field(std::move(key), "list of text", std::move(help), list_of(parse_text),
                     print_list(quoted));
 }
@@ -194,8 +197,8 @@ std::vector<E> all_but(E left_out) {
 }
 
 // One value from `allowed`.
-template <class Member, class E = typename Key<Member>::Value>
-ConfigField choice(Key<Member> key, const std::vector<E>& allowed, std::string help) {
+template <NamedEnum E>
+ConfigField choice(Key<E> key, const std::vector<E>& allowed, std::string help) {
   const std::string type = alternatives(allowed);
   const auto parse = [=](const std::string& text, E* chosen) -> Problem {
     const auto value = value_of<E>(text);
@@ -209,14 +212,14 @@ ConfigField choice(Key<Member> key, const std::vector<E>& allowed, std::string h
                     print_name);
 }
 
-template <class Member>
-ConfigField choice(Key<Member> key, std::string help) {
-  return choice(std::move(key), all_values<typename Key<Member>::Value>(), std::move(help));
+template <NamedEnum E>
+ConfigField choice(Key<E> key, std::string help) {
+  return choice(std::move(key), all_values<E>(), std::move(help));
 }
 
 // A list of values from `allowed`, each at most once.
-template <class Member, class E = typename Key<Member>::Value::value_type>
-ConfigField choice_list(Key<Member> key, const std::vector<E>& allowed, std::string help) {
+template <NamedEnum E>
+ConfigField choice_list(Key<std::vector<E>> key, const std::vector<E>& allowed, std::string help) {
   const std::string type = alternatives(allowed);
   const auto parse = [=](const ConfigValue& value, std::vector<E>* chosen) -> Problem {
     chosen->clear();

@@ -285,11 +285,11 @@ std::vector<ConfigField> hash_evaluation_fields() {
 
 // The members of decode.keys, a struct of layers/, are keys of the section decode itself.
 #define SWITCHYARD_DECODE_KEY(member) \
-  Key { "decode." #member, SWITCHYARD_MEMBER(decode.keys.member) }
+  make_key("decode." #member, SWITCHYARD_MEMBER(decode.keys.member))
 
 std::vector<ConfigField> decode_fields() {
   return {
-      choice(Key{"decode.attention", SWITCHYARD_MEMBER(decode.keys.method)},
+      choice(make_key("decode.attention", SWITCHYARD_MEMBER(decode.keys.method)),
              "generate, eval: how a new token chooses the keys that it attends to"),
       real(SWITCHYARD_DECODE_KEY(budget), 0.0, 1e9,
            "keys to attend to: from 1 on their number, below 1 their share of the context"),
@@ -298,9 +298,9 @@ std::vector<ConfigField> decode_fields() {
       boolean(SWITCHYARD_DECODE_KEY(key_norm),
               "hata, random_hash: rank keys by the estimated cosine times the key's length instead "
               "of the distance"),
-      count(Key{"decode.quest_page", SWITCHYARD_MEMBER(decode.keys.page_size)}, 1,
+      count(make_key("decode.quest_page", SWITCHYARD_MEMBER(decode.keys.page_size)), 1,
             "quest: keys of a page"),
-      count(Key{"decode.loki_channels", SWITCHYARD_MEMBER(decode.keys.channels)}, 1,
+      count(make_key("decode.loki_channels", SWITCHYARD_MEMBER(decode.keys.channels)), 1,
             "loki: principal axes along which keys are compared; at most the width of a head is "
             "used"),
       count(SWITCHYARD_DECODE_KEY(streaming_sink), 0,
