@@ -1,63 +1,15 @@
-#!/usr/bin/python3
 """The specification of a Switchyard model's forward pass, in NumPy and float64.
 
 It follows the papers that it names and shares no code with the program; tests/witness compares the
-two. As a command it prints the results of a checkpoint on some tokens:
-
-    scripts/reference_model.py RUN_OR_CHECKPOINT TOKEN TOKEN ...
+two. scripts/reference_forward.py runs it on a checkpoint.
 
 Weights are stored [out, in], so that a linear map is x @ W.T. Shapes below: B sequences, S tokens
 of each, T = B * S, H the width of the model, E experts, k experts per token, V the vocabulary.
 """
 
-import argparse
 import math
-import pathlib
-import re
 
-import endings
-from endings import Unusable
-
-try:
-    import h5py
-    import numpy as np
-    import yaml
-except ImportError as missing:
-    endings.without(missing, "reference_model")
-
-# In YAML 1.2, and for the program, 1e-05 is a number; without this PyYAML reads it as text.
-yaml.SafeLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"-?\d+e[-+]\d+$"), list("-0123456789"))
-
-
-def load_checkpoint(path):
-    """(the `model` section of the configuration, weights by name, balancing biases by MoE layer) of
-    a checkpoint's folder, or of the newest checkpoint in a run's folder. See docs/formats.md."""
-    folder = pathlib.Path(path)
-    if not (folder / "manifest.json").exists():
-        folder = folder / "checkpoints" / "latest"
-    remedy = "give a checkpoint that `switchyard inspect --verify` calls intact, or its run"
-    manifest = endings.read_json(folder / "manifest.json", remedy)
-    tensors = {"weights": {}, "balancing_bias": {}}
-    try:
-        with h5py.File(folder / "model.h5") as file:
-            for kind in tensors.keys() & file.keys():
-                file[kind].visititems(lambda name, item: tensors[kind].update(
-                    {name: item[:].astype(float)}) if isinstance(item, h5py.Dataset) else None)
-        return yaml.safe_load(manifest["state"]["config"])["model"], *tensors.values()
-    except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise Unusable(f"{folder} is no whole checkpoint ({error}); {remedy}") from error
-
-
-def check_tokens(tokens, config):
-    """Refuses a sequence that the model cannot read."""
-    if len(tokens) < 2:
-        raise Unusable("one token has no next one; give at least two")
-    for token in tokens:
-        if not 0 <= token < config["vocab_size"]:
-            raise Unusable(f"token {token} is outside the vocabulary of {config['vocab_size']}")
-    if len(tokens) > config["seq_len"]:
-        raise Unusable(f"{len(tokens)} tokens exceed the context of {config['seq_len']}")
+import numpy as np
 
 
 def log_sum_exp(x):
@@ -251,29 +203,3 @@ def cross_entropy(logits, targets):
     counted = targets >= 0
     of_target = np.take_along_axis(logits, np.maximum(targets, 0)[..., None], axis=-1)[..., 0]
     return float((log_sum_exp(logits)[..., 0] - of_target)[counted].mean())
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", help="checkpoint folder, or run folder (newest checkpoint)")
-    parser.add_argument("tokens", type=int, nargs="+", help="one sequence of at least two tokens")
-    arguments = parser.parse_args()
-    model = ReferenceModel(*load_checkpoint(arguments.checkpoint))
-    check_tokens(arguments.tokens, model.config)
-    tokens = np.array([arguments.tokens])
-    with np.errstate(all="ignore"):  # what is not finite is reported below
-        try:
-            logits = model.forward(tokens)
-        except KeyError as error:
-            raise Unusable(f"{arguments.checkpoint} has no tensor {error}") from error
-    if not np.isfinite(logits).all():
-        raise Unusable(f"{arguments.checkpoint}: the logits are not finite: the run diverged, or "
-                       "its weights are damaged")
-    for i, layer in enumerate(model.moe_layers):
-        print(f"MoE layer {i}:", {key: layer[key] for key in ("aux_loss", "z_loss", "dropped")})
-    print(f"loss of the tokens after the first {cross_entropy(logits[:, :-1], tokens[:, 1:]):.6f}")
-    print(f"likeliest next token {logits[0, -1].argmax()}")
-
-
-if __name__ == "__main__":
-    endings.run(main)

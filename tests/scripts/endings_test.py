@@ -158,7 +158,7 @@ class EndingsTest(unittest.TestCase):
 
         self.expect_sentence(done, "no codes of 99 bits", "32, 128")
 
-    # reference_model.py
+    # reference_forward.py
 
     def write_checkpoint(self, values):
         import h5py
@@ -170,32 +170,32 @@ class EndingsTest(unittest.TestCase):
         return self.root
 
     def test_the_reference_on_a_run_that_is_missing_or_torn(self):
-        self.expect_sentence(self.run_script("reference_model.py", self.root / "none", 1, 2),
+        self.expect_sentence(self.run_script("reference_forward.py", self.root / "none", 1, 2),
                              "manifest.json does not exist")
         self.write_checkpoint([1.0, 2.0, 3.0, 4.0])
         manifest = (self.root / "manifest.json").read_text()
         (self.root / "manifest.json").write_text(manifest[:20])
-        self.expect_sentence(self.run_script("reference_model.py", self.root, 1, 2), "torn")
+        self.expect_sentence(self.run_script("reference_forward.py", self.root, 1, 2), "torn")
         (self.root / "manifest.json").write_text("{}")
-        self.expect_sentence(self.run_script("reference_model.py", self.root, 1, 2),
+        self.expect_sentence(self.run_script("reference_forward.py", self.root, 1, 2),
                              "no whole checkpoint")
         (self.root / "manifest.json").write_text(manifest)
         (self.root / "model.h5").write_bytes(b"torn")
-        self.expect_sentence(self.run_script("reference_model.py", self.root, 1, 2),
+        self.expect_sentence(self.run_script("reference_forward.py", self.root, 1, 2),
                              "no whole checkpoint")
 
     def test_the_reference_on_tokens_that_the_model_cannot_read(self):
         self.write_checkpoint([1.0, 2.0, 3.0, 4.0])
 
-        self.assertEqual(self.run_script("reference_model.py", self.root, 1, 2).returncode, 0)
+        self.assertEqual(self.run_script("reference_forward.py", self.root, 1, 2).returncode, 0)
         for tokens, words in [((1,), "at least two"), ((1, 4), "token 4 is outside"),
                               ((1,) * 9, "9 tokens exceed the context of 8")]:
-            self.expect_sentence(self.run_script("reference_model.py", self.root, *tokens), words)
+            self.expect_sentence(self.run_script("reference_forward.py", self.root, *tokens), words)
 
     def test_the_reference_on_a_run_that_diverged(self):
         self.write_checkpoint([float("nan")] * 4)
 
-        done = self.run_script("reference_model.py", self.root, 1, 2)
+        done = self.run_script("reference_forward.py", self.root, 1, 2)
 
         self.expect_sentence(done, "the logits are not finite")
 

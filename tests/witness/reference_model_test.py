@@ -19,6 +19,7 @@ import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
+import reference_forward  # noqa: E402
 import reference_model  # noqa: E402
 
 # The program computes in f32: about 10 sums of 20 to 100 terms follow each other.
@@ -145,7 +146,7 @@ class Case:
         subprocess.run([WRITE_CASE, ROOT / "configs" / f"tiny_{config}.yaml", folder,
                         *SMALL.split(), *overrides.split()], check=True)
         self.checkpoint = folder / "step_00000000"
-        self.config, weights, biases = reference_model.load_checkpoint(self.checkpoint)
+        self.config, weights, biases = reference_forward.load_checkpoint(self.checkpoint)
         self.weights, self.biases = TensorsRead(weights), TensorsRead(biases)
         with h5py.File(folder / "case.h5") as file:
             self.program = {name: item[:] for name, item in file.items()}
@@ -224,7 +225,7 @@ class ReferenceModelTest(unittest.TestCase):
         expected = reference_model.cross_entropy(logits[:-1], tokens[1:])
 
         printed = subprocess.run(
-            [sys.executable, ROOT / "scripts" / "reference_model.py", case.checkpoint,
+            [sys.executable, ROOT / "scripts" / "reference_forward.py", case.checkpoint,
              *map(str, tokens)], capture_output=True, text=True, check=True).stdout
 
         loss = float(re.search("^loss of the tokens after the first (.*)$", printed, re.M)[1])
