@@ -30,7 +30,8 @@ class HashTraining {
   HashTraining(MpiRuntime& mpi, const RunConfig& config, Session& session,
                std::string checkpoint_fingerprint);
 
-  void run();
+  // Returns false if a signal stopped it before its end (StopSignal).
+  [[nodiscard]] bool run();
 
  private:
   struct Unit {
@@ -45,6 +46,8 @@ class HashTraining {
   void make_settings(const Tokens& tokens);
   bool is_finished() const;
 
+  void remove_leftovers() const;
+  bool stops();
   void collect(const QueryKeySet& set, Tokens& tokens);
   std::filesystem::path head_path(const Unit& unit) const;
   std::vector<size_t> missing_units() const;
@@ -68,6 +71,7 @@ class HashTraining {
   int64_t total_pairs_ = 0;
   std::optional<AppendFile> metrics_;  // on rank 0 only
   size_t logged_ = 0;                  // units, from the first one on
+  bool stopped_ = false;               // the same on every rank
 };
 
 }  // namespace switchyard

@@ -129,7 +129,15 @@ void TrainingRun::open_log() {
   });
 }
 
+// A signal before the first step ends the run without one: all of its steps are saved already.
+bool TrainingRun::stops_before_first_step() {
+  const bool stops = StopSignal::received_by_any(mpi_.world());
+  if (stops) log("stopped by a signal before the first step; start again to go on");
+  return stops;
+}
+
 TrainingEnd TrainingRun::run() {
+  if (stops_before_first_step()) return TrainingEnd::stopped;
   resume();
   open_log();
   if (state_.step >= config_.train.max_steps) {
@@ -140,6 +148,7 @@ TrainingEnd TrainingRun::run() {
   log(fmt::format("training {} parameters on {} ranks ({})",
                   format_count(static_cast<double>(count_parameters(config_.model).total)),
                   mpi_.world_size(), to_string(session_.dist.layout())));
+  if (stops_before_first_step()) return TrainingEnd::stopped;
   while (state_.step < config_.train.max_steps) {
     const StepReport report = take_step();
     check_skipped(report);
@@ -166,7 +175,7 @@ StepReport TrainingRun::take_step() {
   const GlobalBatchSize size{.targets = batch.target_tokens,
                              .tokens = config_.train.global_batch_size * config_.model.seq_len};
   const double lr = learning_rate(config_.optimizer, state_.step, config_.train.max_steps);
-  StepReport report = step_.run(batch.micro_batches, size, lr, data_ms, StopSignal::received());
+  StepReport report = step_.run(batch.micro_batches, size, lr, data_ms, &StopSignal::received);
 
   ++state_.step;
   state_.samples_consumed += config_.train.global_batch_size;

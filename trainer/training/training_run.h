@@ -33,6 +33,7 @@ class TrainingRun {
   StagedTensors staged_tensors();
   void resume();
   void open_log();
+  bool stops_before_first_step();
   StepReport take_step();
   void add_run_figures(StepMetrics& metrics, double step_seconds) const;
   void evaluate_into(StepMetrics& metrics);
@@ -51,8 +52,7 @@ class TrainingRun {
   int64_t last_saved_step_ = -1;
   int64_t skipped_in_a_row_ = 0;
   double flops_per_token_;
-  double ceiling_flops_ = 0.0;  // of all ranks' cores
-  StopSignal stop_signal_;
+  double ceiling_flops_ = 0.0;      // of all ranks' cores
   std::optional<TrainingLog> log_;  // rank 0
 };
 
