@@ -11,6 +11,7 @@
 
 #include "kernels/runtime/check.h"
 #include "trainer/files/file_io.h"
+#include "trainer/files/transfer.h"
 
 namespace switchyard {
 namespace {
@@ -23,9 +24,10 @@ fs::path folder_of(const fs::path& path) {
 
 // Returns errno, or 0.
 int open_and_sync(const fs::path& path, int flags) {
-  const int descriptor = ::open(path.c_str(), flags | O_RDONLY | O_CLOEXEC);
+  const int descriptor =
+      uninterrupted([&] { return ::open(path.c_str(), flags | O_RDONLY | O_CLOEXEC); });
   if (descriptor < 0) return errno;
-  const int error = ::fsync(descriptor) == 0 ? 0 : errno;
+  const int error = uninterrupted([&] { return ::fsync(descriptor); }) == 0 ? 0 : errno;
   ::close(descriptor);
   return error;
 }
