@@ -37,8 +37,18 @@ int open_and_sync(const fs::path& path, int flags) {
 UnfinishedFile::UnfinishedFile(fs::path path)
     : path_(std::move(path)), unfinished_(path_.string() + ".tmp") {
   std::error_code error;
+  // Renaming a file to /dev/stdout would replace the device.
+  require(!fs::exists(path_, error) || fs::is_regular_file(path_, error),
+          "{} is no regular file, so it is not replaced: name another one", path_.string());
   fs::create_directories(folder_of(path_), error);
   require(!error, "cannot make the folder {}: {}", folder_of(path_).string(), error.message());
+  do {
+    lock_.emplace(unfinished_);
+    require(lock_->lock(0, LockableFile::Mode::exclusive) != LockableFile::Outcome::held,
+            "another process writes {}: wait until it has ended, or name another file",
+            path_.string());
+    // Between opening and locking it, its writer may have renamed or removed it.
+  } while (!lock_->is_in_place());
 }
 
 UnfinishedFile::~UnfinishedFile() {

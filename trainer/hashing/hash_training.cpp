@@ -69,6 +69,7 @@ HashTraining::HashTraining(MpiRuntime& mpi, const RunConfig& config, Session& se
       config_(config),
       paths_(config.run.dir),
       session_(session),
+      lock_(mpi.world(), paths_.hash(), "train-hash"),
       fingerprint_(std::move(checkpoint_fingerprint)) {
   const HashTrainingConfig& training = config_.hash.training;
   const ModelConfig& model = config_.model;
@@ -309,6 +310,7 @@ void HashTraining::publish() {
   const fs::path path = hash_weights_path(config_, config_.hash.bits);
   run_collectively(mpi_.world(), [&] {
     if (!is_first_rank()) return;
+    lock_.require_in_place();
     const ModelConfig& model = config_.model;
     HashWeights weights{.bits = config_.hash.bits,
                         .head_dim = model.head_dim,

@@ -10,6 +10,7 @@
 #include "trainer/config/run_paths.h"
 #include "trainer/data/open_data.h"
 #include "trainer/files/append_file.h"
+#include "trainer/files/folder_lock.h"
 #include "trainer/hashing/collect.h"
 #include "trainer/hashing/head_training.h"
 #include "trainer/training/session.h"
@@ -61,6 +62,7 @@ class HashTraining {
   const RunConfig& config_;
   RunPaths paths_;
   Session& session_;
+  FolderLock lock_;  // of the folder of all these files
   std::string fingerprint_;
   std::unique_ptr<Tokens> training_tokens_, held_out_tokens_;
   QueryKeySet training_;

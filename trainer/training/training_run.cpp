@@ -50,6 +50,7 @@ TrainingRun::TrainingRun(MpiRuntime& mpi, const RunConfig& config)
     : mpi_(mpi),
       config_(config),
       data_(open_data(mpi, config_, NeedsTraining::yes)),
+      lock_(mpi.world(), config_.run.dir, "train"),
       session_(mpi, config_),
       optimizer_(session_.stream, config_.optimizer, session_.model.parameters(), session_.dist),
       step_(session_.stream, session_.model, optimizer_, session_.dist),
@@ -57,7 +58,10 @@ TrainingRun::TrainingRun(MpiRuntime& mpi, const RunConfig& config)
       flops_per_token_(training_flops_per_token(config_.model)) {
   run_collectively(mpi_.world(), [&] {
     require(config_.train.max_steps > 0, "train.max_steps is missing: how long to train");
-    if (mpi_.rank() == 0) fs::create_directories(config_.run.dir);
+  });
+  checkpoints_.set_stage_hook([this](SaveStage stage) {
+    const bool changes_names = stage == SaveStage::prepare || stage == SaveStage::publish;
+    if (changes_names && mpi_.rank() == 0) lock_.require_in_place();
   });
   mpi_.watchdog().set_end_requested(&StopSignal::received);
   state_.config = to_yaml(config_);

@@ -7,6 +7,7 @@
 #include "trainer/checkpoint/checkpoints.h"
 #include "trainer/config/config_reader.h"
 #include "trainer/data/open_data.h"
+#include "trainer/files/folder_lock.h"
 #include "trainer/training/session.h"
 #include "trainer/training/stop_signal.h"
 #include "trainer/training/train_step.h"
@@ -44,6 +45,7 @@ class TrainingRun {
   MpiRuntime& mpi_;
   RunConfig config_;
   OpenData data_;
+  FolderLock lock_;  // of run.dir
   Session session_;
   DistributedOptimizer optimizer_;
   TrainStep step_;
