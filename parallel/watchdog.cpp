@@ -16,6 +16,9 @@ constexpr std::chrono::milliseconds kPeriod{250};
 // Ranks may wait this long for each other in ordinary steps, too.
 constexpr std::chrono::milliseconds kOrdinaryWait{300};
 
+// fmt::print would throw, and so end the process, if nobody reads stderr any more.
+void print_line(const std::string& line) { std::fputs((line + '\n').c_str(), stderr); }
+
 }  // namespace
 
 Watchdog::~Watchdog() {
@@ -89,11 +92,9 @@ void Watchdog::look() {
 void Watchdog::tell_what_waits() {
   for (const Watch& w : watches_) {
     if (Clock::now() - w.begin < kOrdinaryWait) continue;
-    fmt::print(
-        stderr,
-        "switchyard: rank {} ({}): told to end while it waits for other ranks: {} in group {}\n",
-        rank_, where(), w.collective, w.group);
-    std::fflush(stderr);
+    print_line(fmt::format(
+        "switchyard: rank {} ({}): told to end while it waits for other ranks: {} in group {}",
+        rank_, where(), w.collective, w.group));
     has_told_ = true;
     return;
   }
@@ -107,8 +108,7 @@ std::string Watchdog::where() const {
 
 // Does not call exit(), because destructors that exit() runs may wait for the same collective.
 void Watchdog::end_process(const std::string& message) const {
-  fmt::print(stderr, "switchyard: rank {} ({}): {}\n", rank_, where(), message);
-  std::fflush(stderr);
+  print_line(fmt::format("switchyard: rank {} ({}): {}", rank_, where(), message));
   std::_Exit(EXIT_FAILURE);
 }
 

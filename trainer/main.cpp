@@ -5,6 +5,7 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <exception>
 #include <functional>
 #include <optional>
 #include <string>
@@ -18,6 +19,7 @@
 #include "trainer/config/config_reader.h"
 #include "trainer/config/field_types.h"
 #include "trainer/recall/recall_task.h"
+#include "trainer/training/stop_signal.h"
 
 namespace switchyard {
 namespace {
@@ -63,10 +65,10 @@ class CommandLine {
     add("tokenize", "Turn text into token files; train the tokenizer if it is missing",
         tokenize_command, std::nullopt, UsesLayout::no);
     add("train", "Train, from the newest checkpoint if there is one", train_command,
-        CheckpointUse::training);
+        CheckpointUse::training, UsesLayout::yes, OnSignal::save);
     add("eval", "Held-out loss of the newest checkpoint", eval_command, CheckpointUse::inference);
     add("train-hash", "Learn hash projections for decoding from the newest checkpoint, frozen",
-        train_hash_command, CheckpointUse::inference);
+        train_hash_command, CheckpointUse::inference, UsesLayout::yes, OnSignal::save);
     add("eval-hash", "Measure ways to choose keys: recall, attention, perplexity, answers",
         eval_hash_command, CheckpointUse::inference);
     add_generate();
@@ -78,9 +80,19 @@ class CommandLine {
     add_reference();
   }
 
+  // `command` throws the errors of the arguments, because only one rank may report them.
+  void parse(int argc, char** argv) {
+    try {
+      app_.parse(argc, argv);
+    } catch (const std::exception&) {
+      mistake_ = std::current_exception();
+    }
+  }
+  // Whether the command polls StopSignal and saves its work, instead of ending at once.
+  bool saves_on_signal() const { return saves_on_signal_; }
   // Throws CLI::ParseError.
-  Command parse(int argc, char** argv) {
-    app_.parse(argc, argv);
+  const Command& command() const {
+    if (mistake_) std::rethrow_exception(mistake_);
     return chosen_;
   }
   int report(const CLI::ParseError& error, bool speaks) const {
@@ -91,9 +103,11 @@ class CommandLine {
  private:
   // Whether the number of ranks must suit the configuration.
   enum class UsesLayout { no, yes };
+  enum class OnSignal { end, save };
 
   CLI::App* add(const std::string& name, const std::string& help, ConfigCommand body,
-                std::optional<CheckpointUse> use = {}, UsesLayout uses_layout = UsesLayout::yes) {
+                std::optional<CheckpointUse> use = {}, UsesLayout uses_layout = UsesLayout::yes,
+                OnSignal on_signal = OnSignal::end) {
     CLI::App* command = app_.add_subcommand(name, help);
     ConfigArguments& arguments = arguments_;
     command
@@ -108,9 +122,10 @@ class CommandLine {
                       "show parameters, memory, exchange and disk, and end");
     command->add_option("--ranks", arguments.ranks, "plan for this many ranks instead")
         ->transform(whole_number(1, 1 << 20));
-    command->callback([this, command, use, uses_layout, body = std::move(body)] {
+    command->callback([this, command, use, uses_layout, on_signal, body = std::move(body)] {
       if (!command->get_subcommands().empty()) return;  // Its own callback has chosen.
       if (arguments_.path.empty()) throw CLI::RequiredError("config");
+      saves_on_signal_ = on_signal == OnSignal::save && !only_shows();
       chosen_ = [this, use, uses_layout, body](MpiRuntime& mpi) {
         return run(mpi, use, uses_layout, body);
       };
@@ -120,9 +135,8 @@ class CommandLine {
 
   int run(MpiRuntime& mpi, std::optional<CheckpointUse> use, UsesLayout uses_layout,
           const ConfigCommand& body) const {
-    const bool only_shows = arguments_.print_config || arguments_.dry_run;
     const CheckpointNeed need{.use = use,
-                              .must_exist = use == CheckpointUse::inference && !only_shows};
+                              .must_exist = use == CheckpointUse::inference && !only_shows()};
     const LoadedConfig loaded =
         load_shared_config(mpi, arguments_.path, arguments_.overrides, need);
     if (uses_layout == UsesLayout::yes) {
@@ -135,6 +149,8 @@ class CommandLine {
     if (arguments_.dry_run) return plan_command(mpi, loaded, planned_ranks(mpi));
     return body(mpi, loaded);
   }
+
+  bool only_shows() const { return arguments_.print_config || arguments_.dry_run; }
 
   int planned_ranks(const MpiRuntime& mpi) const {
     return arguments_.ranks > 0 ? arguments_.ranks : mpi.world_size();
@@ -247,6 +263,8 @@ class CommandLine {
 
   CLI::App app_;
   Command chosen_;
+  std::exception_ptr mistake_;
+  bool saves_on_signal_ = false;
   ConfigArguments arguments_;
   GenerateOptions generate_;
   BenchOptions bench_;
@@ -258,11 +276,15 @@ class CommandLine {
   bool verify_ = false;
 };
 
+// fmt::print would throw if nobody reads stderr any more.
+void print_error(const std::string& line) {
+  std::fflush(stdout);
+  std::fputs(fmt::format("switchyard: {}\n", line).c_str(), stderr);
+}
+
 void print_errors(const MpiRuntime& mpi, const std::vector<std::string>& lines) {
   if (mpi.rank() != 0) return;
-  std::fflush(stdout);
-  for (const std::string& line : lines) fmt::print(stderr, "switchyard: {}\n", line);
-  std::fflush(stderr);
+  for (const std::string& line : lines) print_error(line);
 }
 
 // Rank 0 has printed its errors before any rank ends: mpirun kills the others when the first one
@@ -273,11 +295,9 @@ int end_together(MpiRuntime& mpi, int exit_code) {
   return exit_code;
 }
 
-int run(MpiRuntime& mpi, int argc, char** argv) {
-  CommandLine command_line;
+int run(MpiRuntime& mpi, const CommandLine& command_line) {
   try {
-    const Command command = command_line.parse(argc, argv);
-    return end_together(mpi, command(mpi));
+    return end_together(mpi, command_line.command()(mpi));
   } catch (const CLI::ParseError& error) {
     return end_together(mpi, command_line.report(error, mpi.rank() == 0));
   } catch (const ConfigError& error) {
@@ -293,15 +313,21 @@ int run(MpiRuntime& mpi, int argc, char** argv) {
 }  // namespace switchyard
 
 int main(int argc, char** argv) {
+  switchyard::StopSignal::hold();
+  switchyard::CommandLine command_line;
+  command_line.parse(argc, argv);
+  // Decided before MPI starts, which may take long.
+  const bool saves_on_signal = command_line.saves_on_signal();
+  if (!saves_on_signal) switchyard::StopSignal::release();
   switchyard::MpiRuntime mpi(&argc, &argv);
+  if (saves_on_signal) switchyard::StopSignal::hold();
   omp_set_num_threads(mpi.num_threads());
   try {
-    return switchyard::run(mpi, argc, argv);
+    return switchyard::run(mpi, command_line);
   } catch (const std::exception& error) {
     // Only this rank has failed: the others wait in a collective and only an abort reaches them.
-    fmt::print(stderr, "switchyard: rank {} ({}): {}\n", mpi.rank(), mpi.watchdog().where(),
-               error.what());
-    std::fflush(stderr);
+    switchyard::print_error(
+        fmt::format("rank {} ({}): {}", mpi.rank(), mpi.watchdog().where(), error.what()));
     if (mpi.world_size() > 1) switchyard::MpiRuntime::abort(switchyard::kExitFailed);
     return switchyard::kExitFailed;
   }

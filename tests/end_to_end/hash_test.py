@@ -58,7 +58,7 @@ class HashTraining(Program):
         self.assertEqual((self.hash / "hash_weights.h5").read_bytes(), straight)
         self.assertEqual((self.hash / "metrics.jsonl").read_text(), straight_metrics)
         self.assertEqual([path.name for path in sorted(self.hash.iterdir())],
-                         ["hash_weights.h5", "metrics.jsonl"])
+                         [".lock", "hash_weights.h5", "metrics.jsonl"])
 
     def test_any_number_of_ranks_learns_the_same_bits(self):
         files = []

@@ -51,6 +51,16 @@ def processes_of(job):
     return pids
 
 
+def ranks_of(job):
+    """The processes of the job that run switchyard, in the order in which they were started."""
+    found = []
+    for pid in processes_of(job):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if pathlib.Path(f"/proc/{pid}/exe").resolve() == pathlib.Path(SWITCHYARD).resolve():
+                found.append(pid)
+    return sorted(found)
+
+
 def kill(job):
     """Kills all processes of the job, ranks included, and returns when all have ended."""
     while pids := processes_of(job):

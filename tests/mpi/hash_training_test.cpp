@@ -105,7 +105,7 @@ class HashTrainingTest : public testing::Test {
 
   void train(const RunConfig& config, const std::string& fingerprint = kFingerprint) {
     Session session(test_mpi(), config);
-    HashTraining(test_mpi(), config, session, fingerprint).run();
+    EXPECT_TRUE(HashTraining(test_mpi(), config, session, fingerprint).run());
   }
 
   // The bytes of the result files.

@@ -128,7 +128,7 @@ TEST(StopSignalTest, OneRanksWishReachesAll) {
 
   const StepReport report =
       bench.step.run(batches, test::size_of(bench.model.config(), bench.dist.world().size()), 1e-3,
-                     /*data_ms=*/0.0, mine);
+                     /*data_ms=*/0.0, [&] { return mine; });
 
   EXPECT_TRUE(report.stop_requested);
 }

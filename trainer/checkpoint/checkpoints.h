@@ -53,8 +53,8 @@ class Checkpoints {
   std::vector<int64_t> steps() const;
   std::filesystem::path folder_of(int64_t step) const;
 
-  // Called on every rank before each stage of its part of a save; tests throw from it, or end the
-  // process.
+  // Called on every rank before each stage of its part of a save; an error that it throws fails the
+  // save.
   void set_stage_hook(std::function<void(SaveStage)> hook) { hook_ = std::move(hook); }
 
  private:

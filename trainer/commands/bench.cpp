@@ -1,12 +1,11 @@
 #include <fmt/format.h>
 
-#include <fstream>
-
 #include "kernels/runtime/check.h"
 #include "trainer/bench/step_bench.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/exit_codes.h"
 #include "trainer/commands/memory_help.h"
+#include "trainer/files/durable_file.h"
 
 namespace switchyard {
 
@@ -32,9 +31,7 @@ int bench_decode_command(MpiRuntime& mpi, const DecodeBenchOptions& options,
   const DecodeBenchReport report = bench_decode(options);
   fmt::print("{}", describe(report));
   if (json_path.empty()) return kExitDone;
-  std::ofstream file(json_path);
-  file << to_json(report) << std::flush;
-  require(file.good(), "cannot write {}", json_path);
+  write_durably(json_path, to_json(report));
   return kExitDone;
 }
 

@@ -12,6 +12,7 @@
 #include "trainer/config/run_paths.h"
 #include "trainer/data/open_data.h"
 #include "trainer/files/durable_file.h"
+#include "trainer/files/folder_lock.h"
 #include "trainer/hashing/evaluate_hash.h"
 #include "trainer/hashing/load_decode_setup.h"
 #include "trainer/recall/recall_evaluation.h"
@@ -128,6 +129,7 @@ int eval_hash_command(MpiRuntime& mpi, const LoadedConfig& loaded) {
             "hash.dense_layers = {} leaves none of the {} layers to choose keys in; lower it",
             config.hash.dense_layers, config.model.num_layers);
   });
+  const FolderLock lock(mpi.world(), RunPaths(config.run.dir).hash(), "eval-hash");
   Session session(mpi, config);
   const LoadedModel model = load_newest_model(mpi, config, session, data.tokenizer->hash());
   const std::vector<HashCandidate> candidates =

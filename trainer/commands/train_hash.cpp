@@ -11,8 +11,7 @@ int train_hash_command(MpiRuntime& mpi, const LoadedConfig& loaded) {
   const std::unique_ptr<Tokenizer> tokenizer = open_tokenizer(mpi, config);
   Session session(mpi, config);
   const LoadedModel model = load_newest_model(mpi, config, session, tokenizer->hash());
-  HashTraining(mpi, config, session, model.fingerprint).run();
-  return kExitDone;
+  return HashTraining(mpi, config, session, model.fingerprint).run() ? kExitDone : kExitStopped;
 }
 
 }  // namespace switchyard

@@ -16,6 +16,7 @@ class RunPaths {
   std::filesystem::path tensorboard() const { return dir_ / "tensorboard"; }
 
   // The hash stage stores projections of hash.bits, and of other numbers of bits.
+  std::filesystem::path hash() const { return dir_ / "hash"; }
   std::filesystem::path hash_weights() const { return hash() / "hash_weights.h5"; }
   std::filesystem::path hash_weights(int bits) const {
     return hash() / ("hash_weights_" + std::to_string(bits) + ".h5");
@@ -27,8 +28,6 @@ class RunPaths {
   std::filesystem::path hash_heads() const { return hash() / "heads"; }
 
  private:
-  std::filesystem::path hash() const { return dir_ / "hash"; }
-
   std::filesystem::path dir_;
 };
 

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <exception>
 #include <regex>
+#include <span>
 
 #include "kernels/basic/random.h"
 #include "kernels/runtime/check.h"
@@ -220,6 +221,7 @@ std::string explain_training_error(const std::string& message) {
 
 void train_sentencepiece(const LineSource& next_line, int64_t vocab_size,
                          const std::filesystem::path& model) {
+  UnfinishedFile file(model);  // so that no two processes train it at once
   LineIterator lines(next_line);
   std::string serialized;
   const auto status = sentencepiece::SentencePieceTrainer::Train(
@@ -246,7 +248,10 @@ void train_sentencepiece(const LineSource& next_line, int64_t vocab_size,
   lines.rethrow();
   require(status.ok(), "SentencePiece cannot train {} pieces for {}: {}", vocab_size,
           model.string(), explain_training_error(status.ToString()));
-  write_durably(model, serialized);
+  OutputFile out(file.path());
+  out.write(std::as_bytes(std::span(serialized)));
+  out.close();
+  file.publish();
 }
 
 }  // namespace switchyard

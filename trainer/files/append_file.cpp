@@ -7,13 +7,15 @@
 #include <cstring>
 
 #include "kernels/runtime/check.h"
+#include "trainer/files/transfer.h"
 
 namespace switchyard {
 
 AppendFile::AppendFile(std::filesystem::path path, int64_t size) : path_(std::move(path)) {
-  descriptor_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+  descriptor_ = uninterrupted(
+      [&] { return ::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644); });
   require(descriptor_ >= 0, "cannot open {}: {}", path_.string(), std::strerror(errno));
-  if (::ftruncate(descriptor_, size) != 0) {
+  if (uninterrupted([&] { return ::ftruncate(descriptor_, size); }) != 0) {
     const int error = errno;
     ::close(descriptor_);
     fail("cannot truncate {} to {} bytes: {}", path_.string(), size, std::strerror(error));
@@ -24,10 +26,16 @@ AppendFile::~AppendFile() { ::close(descriptor_); }
 
 void AppendFile::append(std::string_view record) {
   const off_t before = ::lseek(descriptor_, 0, SEEK_END);
-  const ssize_t written = ::write(descriptor_, record.data(), record.size());
-  if (written == static_cast<ssize_t>(record.size())) return;
-  const int error = written < 0 ? errno : ENOSPC;  // a short write means a full disk
-  const bool restored = ::ftruncate(descriptor_, before) == 0;
+  std::string_view rest = record;
+  ssize_t written = 0;
+  while (!rest.empty()) {
+    written = uninterrupted([&] { return ::write(descriptor_, rest.data(), rest.size()); });
+    if (written <= 0) break;
+    rest.remove_prefix(static_cast<size_t>(written));
+  }
+  if (rest.empty()) return;
+  const int error = written < 0 ? errno : ENOSPC;
+  const bool restored = uninterrupted([&] { return ::ftruncate(descriptor_, before); }) == 0;
   fail("cannot write to {}: {}{}", path_.string(), std::strerror(error),
        restored ? "" : "; its last record is incomplete");
 }

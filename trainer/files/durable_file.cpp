@@ -11,6 +11,7 @@
 
 #include "kernels/runtime/check.h"
 #include "trainer/files/file_io.h"
+#include "trainer/files/transfer.h"
 
 namespace switchyard {
 namespace {
@@ -23,9 +24,10 @@ fs::path folder_of(const fs::path& path) {
 
 // Returns errno, or 0.
 int open_and_sync(const fs::path& path, int flags) {
-  const int descriptor = ::open(path.c_str(), flags | O_RDONLY | O_CLOEXEC);
+  const int descriptor =
+      uninterrupted([&] { return ::open(path.c_str(), flags | O_RDONLY | O_CLOEXEC); });
   if (descriptor < 0) return errno;
-  const int error = ::fsync(descriptor) == 0 ? 0 : errno;
+  const int error = uninterrupted([&] { return ::fsync(descriptor); }) == 0 ? 0 : errno;
   ::close(descriptor);
   return error;
 }
@@ -35,8 +37,18 @@ int open_and_sync(const fs::path& path, int flags) {
 UnfinishedFile::UnfinishedFile(fs::path path)
     : path_(std::move(path)), unfinished_(path_.string() + ".tmp") {
   std::error_code error;
+  // Renaming a file to /dev/stdout would replace the device.
+  require(!fs::exists(path_, error) || fs::is_regular_file(path_, error),
+          "{} is no regular file, so it is not replaced: name another one", path_.string());
   fs::create_directories(folder_of(path_), error);
   require(!error, "cannot make the folder {}: {}", folder_of(path_).string(), error.message());
+  do {
+    lock_.emplace(unfinished_);
+    require(lock_->lock(0, LockableFile::Mode::exclusive) != LockableFile::Outcome::held,
+            "another process writes {}: wait until it has ended, or name another file",
+            path_.string());
+    // Between opening and locking it, its writer may have renamed or removed it.
+  } while (!lock_->is_in_place());
 }
 
 UnfinishedFile::~UnfinishedFile() {

@@ -2,16 +2,20 @@
 
 #include <filesystem>
 #include <functional>
+#include <optional>
 #include <string_view>
+
+#include "trainer/files/file_lock.h"
 
 namespace switchyard {
 
 // A file that gets its name only when it is complete and on the disk. Until then it is named
-// `path`.tmp, and an older file named `path` stays unchanged. Every failure throws Error with the
-// path and the system's reason.
+// `path`.tmp, and an older file named `path` stays unchanged. Only one process at a time can have
+// it: `path`.tmp is locked (file_lock.h), if the file system has locks. Every failure throws Error
+// with the path and the system's reason.
 class UnfinishedFile {
  public:
-  // Makes the folder of the file, but not the file.
+  // Makes the folder of the file, and an empty file or what a killed process has left.
   explicit UnfinishedFile(std::filesystem::path path);
   // Removes the file unless it was published.
   ~UnfinishedFile();
@@ -25,6 +29,7 @@ class UnfinishedFile {
 
  private:
   std::filesystem::path path_, unfinished_;
+  std::optional<LockableFile> lock_;
   bool published_ = false;
 };
 

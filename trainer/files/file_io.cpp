@@ -22,13 +22,14 @@ namespace {
 constexpr size_t kChunkBytes = size_t{1} << 20;
 
 int open_or_throw(const std::filesystem::path& path, int flags) {
-  const int descriptor = ::open(path.c_str(), flags | O_CLOEXEC, 0644);
+  const int descriptor =
+      uninterrupted([&] { return ::open(path.c_str(), flags | O_CLOEXEC, 0644); });
   require(descriptor >= 0, "cannot open {}: {}", path.string(), std::strerror(errno));
   return descriptor;
 }
 
 int open_to_read(const std::filesystem::path& path) {
-  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  const int descriptor = uninterrupted([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC); });
   if (descriptor < 0) {
     throw CannotReadError(fmt::format("cannot open {}: {}", path.string(), std::strerror(errno)));
   }
@@ -53,7 +54,9 @@ void OutputFile::write(std::span<const std::byte> bytes) {
 void OutputFile::close() {
   // Network file systems may report a lost write only at close.
   const int status = ::close(std::exchange(descriptor_, -1));
-  require(status == 0, "cannot write {}: {}", path_.string(), std::strerror(errno));
+  // After an interruption the writes go on, and fsync reports their errors.
+  require(status == 0 || errno == EINTR, "cannot write {}: {}", path_.string(),
+          std::strerror(errno));
 }
 
 InputFile::InputFile(std::filesystem::path path)

@@ -2,16 +2,15 @@
 
 #include <unistd.h>
 
-#include <cerrno>
-
 namespace switchyard {
 
 ReadResult read_fully(int descriptor, int64_t offset, std::span<std::byte> bytes) {
   size_t done = 0;
   while (done < bytes.size()) {
-    const ssize_t count = ::pread(descriptor, bytes.data() + done, bytes.size() - done,
-                                  offset + static_cast<off_t>(done));
-    if (count < 0 && errno == EINTR) continue;
+    const ssize_t count = uninterrupted([&] {
+      return ::pread(descriptor, bytes.data() + done, bytes.size() - done,
+                     offset + static_cast<off_t>(done));
+    });
     if (count < 0) return {done, errno};
     if (count == 0) break;
     done += static_cast<size_t>(count);
@@ -21,8 +20,8 @@ ReadResult read_fully(int descriptor, int64_t offset, std::span<std::byte> bytes
 
 int write_fully(int descriptor, int64_t offset, std::span<const std::byte> bytes) {
   while (!bytes.empty()) {
-    const ssize_t count = ::pwrite(descriptor, bytes.data(), bytes.size(), offset);
-    if (count < 0 && errno == EINTR) continue;
+    const ssize_t count =
+        uninterrupted([&] { return ::pwrite(descriptor, bytes.data(), bytes.size(), offset); });
     // pwrite writes no byte and reports no error only if the disk is full.
     if (count <= 0) return count < 0 ? errno : ENOSPC;
     bytes = bytes.subspan(static_cast<size_t>(count));

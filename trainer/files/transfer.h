@@ -1,10 +1,20 @@
 #pragma once
 
+#include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <span>
 
 namespace switchyard {
+
+// Repeats a system call as long as a signal interrupts it. Handlers ask for that (SA_RESTART), but
+// network file systems and FUSE do not always obey.
+template <class Call>
+auto uninterrupted(const Call& call) {
+  auto result = call();
+  while (result < 0 && errno == EINTR) result = call();
+  return result;
+}
 
 // These functions transfer all bytes at an offset of an open file; one system call may transfer
 // fewer, or be interrupted. Errors are returned, not thrown: HDF5 calls these functions through C.

@@ -38,11 +38,8 @@ const DriverFile* file_of(const H5FD_t* file) { return reinterpret_cast<const Dr
 // Returns errno, or 0.
 int reserve(int descriptor, int64_t bytes) {
   if (bytes == 0) return 0;
-  if (::ftruncate(descriptor, bytes) != 0) return errno;
-  int status = 0;
-  do {
-    status = ::fallocate(descriptor, 0, 0, bytes);
-  } while (status != 0 && errno == EINTR);
+  if (uninterrupted([&] { return ::ftruncate(descriptor, bytes); }) != 0) return errno;
+  const int status = uninterrupted([&] { return ::fallocate(descriptor, 0, 0, bytes); });
   // Some file systems cannot reserve space in advance; if the disk is full, their writes fail.
   return status == 0 || errno == EOPNOTSUPP || errno == ENOSYS ? 0 : errno;
 }
@@ -50,7 +47,8 @@ int reserve(int descriptor, int64_t bytes) {
 H5FD_t* open_file(const char* name, unsigned, hid_t access, haddr_t) {
   const auto* info = static_cast<const DriverInfo*>(H5Pget_driver_info(access));
   if (!info) return nullptr;
-  const int descriptor = ::open(name, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  const int descriptor =
+      uninterrupted([&] { return ::open(name, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644); });
   if (descriptor < 0) {
     *info->write_error = errno;
     return nullptr;
@@ -69,8 +67,11 @@ H5FD_t* open_file(const char* name, unsigned, hid_t access, haddr_t) {
 
 herr_t close_file(H5FD_t* header) {
   DriverFile* file = file_of(header);
-  // close releases the descriptor even if it fails; its error is that of an earlier write.
-  if (::close(file->descriptor) != 0 && *file->write_error == 0) *file->write_error = errno;
+  // close releases the descriptor even if it fails; its error is that of an earlier write. After an
+  // interruption the writes go on, and the caller's fsync reports their errors.
+  if (::close(file->descriptor) != 0 && errno != EINTR && *file->write_error == 0) {
+    *file->write_error = errno;
+  }
   delete file;
   return 0;
 }
@@ -113,7 +114,8 @@ herr_t write_file(H5FD_t* header, H5FD_mem_t, hid_t, haddr_t address, size_t siz
 herr_t truncate_file(H5FD_t* header, hid_t, hbool_t) {
   DriverFile* file = file_of(header);
   if (file->size != file->end_of_space) {
-    const int status = ::ftruncate(file->descriptor, static_cast<off_t>(file->end_of_space));
+    const int status = uninterrupted(
+        [&] { return ::ftruncate(file->descriptor, static_cast<off_t>(file->end_of_space)); });
     if (status != 0 && *file->write_error == 0) *file->write_error = errno;
   }
   file->size = file->end_of_file = file->end_of_space;

@@ -142,13 +142,15 @@ int64_t query_position(const QueryKeySet& set, int64_t sequence, int64_t seq_len
 }
 
 int64_t collect_query_keys(Stream& stream, Transformer& model, const DistributedContext& dist,
-                           DataLoader& loader, const QueryKeySet& set) {
+                           DataLoader& loader, const QueryKeySet& set,
+                           const std::function<bool()>& stops) {
   const std::vector<int64_t> missing = missing_blocks(dist, set);
   const auto count = static_cast<int64_t>(missing.size());
   const int64_t dp = dist.dp().size(), own = dist.dp().rank();
   Workspace saved(stream.device()), scratch(stream.device());
   // Experts are spread over dp ranks, so a rank without a block of its own runs another's, too.
   for (int64_t begin = 0; begin < count; begin += dp) {
+    if (stops()) return begin;
     const bool has_own = begin + own < count;
     const int64_t block = missing[static_cast<size_t>(has_own ? begin + own : begin)];
     GlobalBatch loaded;

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <string>
 
 #include "kernels/basic/random.h"
@@ -35,7 +36,9 @@ int64_t query_position(const QueryKeySet& set, int64_t sequence, int64_t seq_len
 // block's values do not depend on the rank that computes it, but another tp or ep sums otherwise.
 // One layer of one block is in memory at a time. The loader has batches of `sequences_per_block`
 // sequences and a single dp rank. Returns the number of computed blocks. Collective over the world.
-int64_t collect_query_keys(Stream& stream, Transformer& model, const DistributedContext& dist,
-                           DataLoader& loader, const QueryKeySet& set);
+//   stops  the same on every rank; if it returns true, no further block is computed
+int64_t collect_query_keys(
+    Stream& stream, Transformer& model, const DistributedContext& dist, DataLoader& loader,
+    const QueryKeySet& set, const std::function<bool()>& stops = [] { return false; });
 
 }  // namespace switchyard

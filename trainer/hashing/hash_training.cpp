@@ -12,6 +12,7 @@
 #include "trainer/config/schema.h"
 #include "trainer/hashing/hash_weights.h"
 #include "trainer/hashing/head_file.h"
+#include "trainer/training/stop_signal.h"
 
 namespace switchyard {
 namespace {
@@ -68,6 +69,7 @@ HashTraining::HashTraining(MpiRuntime& mpi, const RunConfig& config, Session& se
       config_(config),
       paths_(config.run.dir),
       session_(session),
+      lock_(mpi.world(), paths_.hash(), "train-hash"),
       fingerprint_(std::move(checkpoint_fingerprint)) {
   const HashTrainingConfig& training = config_.hash.training;
   const ModelConfig& model = config_.model;
@@ -162,30 +164,52 @@ bool HashTraining::is_finished() const {
   return finished != 0;
 }
 
-void HashTraining::run() {
+// The unfinished files of killed trainings.
+void HashTraining::remove_leftovers() const {
+  std::vector<fs::path> leftovers;
+  for (const fs::path& folder : {paths_.hash(), paths_.hash_heads(), paths_.query_keys()}) {
+    if (!fs::exists(folder)) continue;
+    for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
+      if (entry.path().extension() == ".tmp") leftovers.push_back(entry.path());
+    }
+  }
+  for (const fs::path& path : leftovers) fs::remove(path);
+}
+
+bool HashTraining::run() {
+  run_collectively(mpi_.world(), [&] {
+    if (is_first_rank()) remove_leftovers();
+  });
   if (is_finished()) {
     print_line(
         fmt::format("{} was learned on this checkpoint with these settings; remove it to learn it "
                     "again",
                     hash_weights_path(config_, config_.hash.bits).string()));
-    return;
+    return true;
   }
   run_collectively(mpi_.world(), [&] {
     if (is_first_rank()) fs::create_directories(paths_.hash_heads());
   });
   collect(training_, *training_tokens_);
   if (held_out_) collect(*held_out_, *held_out_tokens_);
-  run_collectively(mpi_.world(), [&] { total_pairs_ = count_pairs(training_); });
-  run_collectively(mpi_.world(), [&] {
-    if (is_first_rank()) metrics_.emplace(paths_.hash_metrics(), 0);
-  });
-  train_units();
+  if (!stopped_) train_units();
+  if (stopped_) {
+    print_line("stopped by a signal; start again to go on with what is done");
+    return false;
+  }
   publish();
+  return true;
+}
+
+// Asked between blocks and between heads, which are stored one by one.
+bool HashTraining::stops() {
+  stopped_ = stopped_ || StopSignal::received_by_any(mpi_.world());
+  return stopped_;
 }
 
 void HashTraining::collect(const QueryKeySet& set, Tokens& tokens) {
-  const int64_t computed =
-      collect_query_keys(session_.stream, session_.model, session_.dist, tokens.loader, set);
+  const int64_t computed = collect_query_keys(session_.stream, session_.model, session_.dist,
+                                              tokens.loader, set, [this] { return stops(); });
   print_line(fmt::format("{}: queries and keys of {} sequences, {} of {} passes run now", set.name,
                          set.num_sequences, computed, set.num_blocks()));
 }
@@ -213,6 +237,10 @@ std::vector<size_t> HashTraining::missing_units() const {
 }
 
 void HashTraining::train_units() {
+  run_collectively(mpi_.world(), [&] { total_pairs_ = count_pairs(training_); });
+  run_collectively(mpi_.world(), [&] {
+    if (is_first_rank()) metrics_.emplace(paths_.hash_metrics(), 0);
+  });
   const std::vector<size_t> missing = missing_units();
   print_line(
       fmt::format("learning {} bits for {} heads from {} pairs each, {} heads are done already",
@@ -220,6 +248,7 @@ void HashTraining::train_units() {
   const auto world = static_cast<size_t>(mpi_.world_size());
   for (size_t begin = 0; begin < missing.size(); begin += world) {
     log_units_before(missing[begin]);
+    if (stops()) return;
     session_.dist.set_phase(Phase::learning_hash);
     const size_t own = begin + static_cast<size_t>(mpi_.rank());
     run_collectively(mpi_.world(), [&] {
@@ -281,6 +310,7 @@ void HashTraining::publish() {
   const fs::path path = hash_weights_path(config_, config_.hash.bits);
   run_collectively(mpi_.world(), [&] {
     if (!is_first_rank()) return;
+    lock_.require_in_place();
     const ModelConfig& model = config_.model;
     HashWeights weights{.bits = config_.hash.bits,
                         .head_dim = model.head_dim,

@@ -10,6 +10,7 @@
 #include "trainer/config/run_paths.h"
 #include "trainer/data/open_data.h"
 #include "trainer/files/append_file.h"
+#include "trainer/files/folder_lock.h"
 #include "trainer/hashing/collect.h"
 #include "trainer/hashing/head_training.h"
 #include "trainer/training/session.h"
@@ -30,7 +31,8 @@ class HashTraining {
   HashTraining(MpiRuntime& mpi, const RunConfig& config, Session& session,
                std::string checkpoint_fingerprint);
 
-  void run();
+  // Returns false if a signal stopped it before its end (StopSignal).
+  [[nodiscard]] bool run();
 
  private:
   struct Unit {
@@ -45,6 +47,8 @@ class HashTraining {
   void make_settings(const Tokens& tokens);
   bool is_finished() const;
 
+  void remove_leftovers() const;
+  bool stops();
   void collect(const QueryKeySet& set, Tokens& tokens);
   std::filesystem::path head_path(const Unit& unit) const;
   std::vector<size_t> missing_units() const;
@@ -58,6 +62,7 @@ class HashTraining {
   const RunConfig& config_;
   RunPaths paths_;
   Session& session_;
+  FolderLock lock_;  // of the folder of all these files
   std::string fingerprint_;
   std::unique_ptr<Tokens> training_tokens_, held_out_tokens_;
   QueryKeySet training_;
@@ -68,6 +73,7 @@ class HashTraining {
   int64_t total_pairs_ = 0;
   std::optional<AppendFile> metrics_;  // on rank 0 only
   size_t logged_ = 0;                  // units, from the first one on
+  bool stopped_ = false;               // the same on every rank
 };
 
 }  // namespace switchyard

@@ -80,7 +80,7 @@ void TrainStep::forward_backward(StepContext& ctx) {
 }
 
 StepReport TrainStep::run(std::span<const MicroBatch> micro_batches, const GlobalBatchSize& size,
-                          double lr, double data_ms, bool stop_requested) {
+                          double lr, double data_ms, const std::function<bool()>& stop_requested) {
   require(optimizer_ != nullptr, "this TrainStep evaluates only");
   micro_batches = on_device(micro_batches);
   const RouterConfig& router = model_.config().router;
@@ -111,7 +111,7 @@ StepReport TrainStep::run(std::span<const MicroBatch> micro_batches, const Globa
 
   StepMetrics mine;
   mine.data_ms = data_ms;
-  StepReport report = reduce(std::move(mine), stop_requested);
+  StepReport report = reduce(std::move(mine), stop_requested && stop_requested());
   report.metrics.lr = lr;
   report.metrics.grad_norm = update.grad_norm;
   report.metrics.skipped = update.skipped;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -31,9 +32,10 @@ class TrainStep {
   // Takes one step over this rank's micro-batches of the global batch; every rank has the same
   // number of micro-batches.
   //   data_ms         of this rank; the report has the slowest rank's
-  //   stop_requested  whether this rank was asked to stop; the report says whether any rank was
+  //   stop_requested  whether this rank is asked to stop; called at the end of the step. The report
+  //                   says whether any rank is
   StepReport run(std::span<const MicroBatch> micro_batches, const GlobalBatchSize& size, double lr,
-                 double data_ms = 0.0, bool stop_requested = false);
+                 double data_ms = 0.0, const std::function<bool()>& stop_requested = {});
 
   // Returns only the losses and the counts of experts, as sums over the target tokens.
   StepReport evaluate(std::span<const MicroBatch> micro_batches);

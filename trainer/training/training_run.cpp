@@ -50,6 +50,7 @@ TrainingRun::TrainingRun(MpiRuntime& mpi, const RunConfig& config)
     : mpi_(mpi),
       config_(config),
       data_(open_data(mpi, config_, NeedsTraining::yes)),
+      lock_(mpi.world(), config_.run.dir, "train"),
       session_(mpi, config_),
       optimizer_(session_.stream, config_.optimizer, session_.model.parameters(), session_.dist),
       step_(session_.stream, session_.model, optimizer_, session_.dist),
@@ -57,7 +58,10 @@ TrainingRun::TrainingRun(MpiRuntime& mpi, const RunConfig& config)
       flops_per_token_(training_flops_per_token(config_.model)) {
   run_collectively(mpi_.world(), [&] {
     require(config_.train.max_steps > 0, "train.max_steps is missing: how long to train");
-    if (mpi_.rank() == 0) fs::create_directories(config_.run.dir);
+  });
+  checkpoints_.set_stage_hook([this](SaveStage stage) {
+    const bool changes_names = stage == SaveStage::prepare || stage == SaveStage::publish;
+    if (changes_names && mpi_.rank() == 0) lock_.require_in_place();
   });
   mpi_.watchdog().set_end_requested(&StopSignal::received);
   state_.config = to_yaml(config_);
@@ -129,7 +133,15 @@ void TrainingRun::open_log() {
   });
 }
 
+// A signal before the first step ends the run without one: all of its steps are saved already.
+bool TrainingRun::stops_before_first_step() {
+  const bool stops = StopSignal::received_by_any(mpi_.world());
+  if (stops) log("stopped by a signal before the first step; start again to go on");
+  return stops;
+}
+
 TrainingEnd TrainingRun::run() {
+  if (stops_before_first_step()) return TrainingEnd::stopped;
   resume();
   open_log();
   if (state_.step >= config_.train.max_steps) {
@@ -140,6 +152,7 @@ TrainingEnd TrainingRun::run() {
   log(fmt::format("training {} parameters on {} ranks ({})",
                   format_count(static_cast<double>(count_parameters(config_.model).total)),
                   mpi_.world_size(), to_string(session_.dist.layout())));
+  if (stops_before_first_step()) return TrainingEnd::stopped;
   while (state_.step < config_.train.max_steps) {
     const StepReport report = take_step();
     check_skipped(report);
@@ -166,7 +179,7 @@ StepReport TrainingRun::take_step() {
   const GlobalBatchSize size{.targets = batch.target_tokens,
                              .tokens = config_.train.global_batch_size * config_.model.seq_len};
   const double lr = learning_rate(config_.optimizer, state_.step, config_.train.max_steps);
-  StepReport report = step_.run(batch.micro_batches, size, lr, data_ms, StopSignal::received());
+  StepReport report = step_.run(batch.micro_batches, size, lr, data_ms, &StopSignal::received);
 
   ++state_.step;
   state_.samples_consumed += config_.train.global_batch_size;

@@ -7,6 +7,7 @@
 #include "trainer/checkpoint/checkpoints.h"
 #include "trainer/config/config_reader.h"
 #include "trainer/data/open_data.h"
+#include "trainer/files/folder_lock.h"
 #include "trainer/training/session.h"
 #include "trainer/training/stop_signal.h"
 #include "trainer/training/train_step.h"
@@ -33,6 +34,7 @@ class TrainingRun {
   StagedTensors staged_tensors();
   void resume();
   void open_log();
+  bool stops_before_first_step();
   StepReport take_step();
   void add_run_figures(StepMetrics& metrics, double step_seconds) const;
   void evaluate_into(StepMetrics& metrics);
@@ -43,6 +45,7 @@ class TrainingRun {
   MpiRuntime& mpi_;
   RunConfig config_;
   OpenData data_;
+  FolderLock lock_;  // of run.dir
   Session session_;
   DistributedOptimizer optimizer_;
   TrainStep step_;
@@ -51,8 +54,7 @@ class TrainingRun {
   int64_t last_saved_step_ = -1;
   int64_t skipped_in_a_row_ = 0;
   double flops_per_token_;
-  double ceiling_flops_ = 0.0;  // of all ranks' cores
-  StopSignal stop_signal_;
+  double ceiling_flops_ = 0.0;      // of all ranks' cores
   std::optional<TrainingLog> log_;  // rank 0
 };
 

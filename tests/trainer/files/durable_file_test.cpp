@@ -71,6 +71,14 @@ TEST_F(DurableFileTest, FoldersAreMade) {
 }
 
 // A limit on the size of files stands in for a full disk.
+TEST_F(DurableFileTest, FoldersAndDevicesAreNotReplaced) {
+  for (const fs::path& path : {folder_.path(), fs::path("/dev/null")}) {
+    EXPECT_THAT(error_of([&] { write_durably(path, "text"); }),
+                HasSubstr(path.string() + " is no regular file, so it is not replaced"));
+    EXPECT_FALSE(fs::exists(path.string() + ".tmp"));
+  }
+}
+
 TEST_F(DurableFileTest, AFullDiskIsAnErrorWithTheReasonAndLeavesWhatWasThere) {
   write_durably(path_, "old");
   rlimit limit{};

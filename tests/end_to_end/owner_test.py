@@ -1,0 +1,151 @@
+#!/usr/bin/env python3
+"""Tests that a folder has one owner.
+
+usage: owner_test.py PATH_TO_SWITCHYARD PATH_TO_MPIEXEC [unittest options]
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import unittest
+
+from program import DONE, FAILED, STOPPED, Program, kill, ranks_of
+
+ENDLESS = "train.max_steps=1000000"
+TINY = "configs/tiny_bigmac.yaml"
+IN_USE = r"runs/tiny_bigmac is in use \(train, process {} on {}, since 20[0-9: -]+ UTC\): wait"
+
+
+class Owner(Program):
+    def begin_training(self, ranks, *overrides):
+        """Returns the job when it has logged a step."""
+        metrics = self.folder / "runs" / "tiny_bigmac" / "metrics.jsonl"
+        before = len(metrics.read_text()) if metrics.exists() else 0
+        job = self.start_program(ranks, "train", TINY, f"parallel.ep={max(ranks, 1)}", *overrides,
+                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        self.wait_for(job, lambda: metrics.exists() and len(metrics.read_text()) > before)
+        return job
+
+    def stop(self, job):
+        job.send_signal(signal.SIGUSR1)
+        output = job.communicate(timeout=60)[0]
+        self.assertEqual(job.returncode, STOPPED, output)
+        steps = [m["step"] for m in self.metrics()]
+        self.assertEqual(steps, list(range(1, len(steps) + 1)))
+        self.run_program(0, "inspect", self.checkpoint(steps[-1]), "--verify")
+
+
+class OneOwner(Owner):
+    def test_a_second_training_is_refused_and_the_first_goes_on(self):
+        for ranks in (0, 2):
+            job = self.begin_training(ranks, ENDLESS)
+            first = ranks_of(job)[0]
+            for others in (0, 2):
+                with self.subTest(f"{others} beside {ranks}"):
+                    output = self.train(others, f"parallel.ep={max(others, 1)}", code=FAILED)
+                    self.assertRegex(output, IN_USE.format(first, socket.gethostname()))
+                    self.assertEqual(output.count("switchyard: "), 1, output)
+            self.stop(job)
+
+    def test_one_of_many_that_start_at_once_wins(self):
+        jobs = [self.start_program(0, "train", TINY, "train.max_steps=300", "checkpoint.interval=0",
+                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+                for _ in range(4)]
+        outputs = [job.communicate(timeout=120)[0] for job in jobs]
+        codes = sorted(job.returncode for job in jobs)
+        # A job that waits for the lock may get it when the first has finished.
+        self.assertEqual(codes[0], DONE, outputs)
+        self.assertLessEqual(set(codes), {DONE, FAILED})
+        trained = [output for output in outputs if "training" in output]
+        self.assertEqual(len(trained), 1, outputs)
+        self.assertEqual(len(self.metrics()), 300)
+
+    def test_a_killed_owner_leaves_nothing_behind(self):
+        for ranks in (0, 2):
+            for _ in range(3):
+                job = self.begin_training(ranks, ENDLESS)
+                for pid in ranks_of(job):
+                    os.kill(pid, signal.SIGKILL)
+                output = self.train(ranks, "train.max_steps=2", f"parallel.ep={max(ranks, 1)}")
+                self.assertNotIn("in use", output)
+                kill(job)
+
+    def test_a_rank_that_outlives_its_rank_0_keeps_others_out(self):
+        job = self.begin_training(2, ENDLESS)
+        first, second = ranks_of(job)
+        os.kill(second, signal.SIGSTOP)
+        os.kill(job.pid, signal.SIGKILL)  # mpiexec would kill the second
+        os.kill(first, signal.SIGKILL)
+
+        output = self.train(0, "parallel.ep=1", code=FAILED)
+        self.assertIn("runs/tiny_bigmac is in use by other ranks of a run whose rank 0 has ended "
+                      f"(train, process {first} on ", output)
+
+        os.kill(second, signal.SIGKILL)
+        self.train(0, "parallel.ep=1", "train.max_steps=2")
+
+    def test_a_copied_folder_has_no_owner(self):
+        job = self.begin_training(0, ENDLESS)
+        shutil.copytree(self.folder / "runs" / "tiny_bigmac", self.folder / "runs" / "copy",
+                        symlinks=True, ignore=shutil.ignore_patterns("*.tmp"))
+        self.assertTrue((self.folder / "runs" / "copy" / ".lock").exists())
+        self.train(0, "parallel.ep=1", "run.dir=runs/copy", "train.max_steps=2")
+        self.stop(job)
+
+    def test_a_run_whose_folder_was_moved_saves_nothing_into_the_new_one(self):
+        job = self.begin_training(0, ENDLESS, "checkpoint.interval=0")
+        (self.folder / "runs" / "tiny_bigmac").rename(self.folder / "runs" / "moved")
+        self.train(0, "parallel.ep=1", "train.max_steps=3")
+        steps = self.metrics()
+        job.send_signal(signal.SIGUSR1)
+        output = job.communicate(timeout=60)[0]
+
+        self.assertIn("runs/tiny_bigmac was moved or removed while this run had it", output)
+        self.assertEqual(self.metrics(), steps)
+        self.assertEqual([path.name for path in sorted(self.checkpoint(3).parent.iterdir())],
+                         ["latest", "step_00000003"])
+
+    def test_other_commands_have_owners_too(self):
+        self.train(0, "parallel.ep=1", "train.max_steps=2")
+        hash_training = ["train-hash", TINY, "parallel.ep=1", "hash.dense_layers=1"]
+        job = self.start_program(0, *hash_training, stdout=subprocess.PIPE,
+                                 stderr=subprocess.STDOUT)
+        heads = self.folder / "runs" / "tiny_bigmac" / "hash" / "heads"
+        self.wait_for(job, heads.exists)
+        job.send_signal(signal.SIGSTOP)
+        for other in (hash_training,
+                      ["eval-hash", TINY, "parallel.ep=1", "hash.dense_layers=1",
+                       'hash.evaluation.methods=["random_hash"]']):
+            output = self.run_program(0, *other, code=FAILED)
+            self.assertIn(f"runs/tiny_bigmac/hash is in use (train-hash, process {job.pid} on ",
+                          output)
+        self.train(0, "parallel.ep=1", "train.max_steps=3")  # owns another folder
+        job.send_signal(signal.SIGCONT)
+        self.assertEqual(job.wait(60), DONE)
+
+
+class Tokenizing(Owner):
+    def test_two_of_the_same_file(self):
+        tokens = self.folder / "runs" / "big" / "train.h5"
+        (self.folder / "big.txt").write_text("the quick brown fox\n" * 200000)
+        tokenize = ["tokenize", TINY, 'data.text=["big.txt"]', f"data.train={tokens}",
+                    "data.validation=runs/big/validation.h5"]
+        job = self.start_program(0, *tokenize, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        self.wait_for(job, (tokens.parent / "train.h5.spool.tmp").exists)
+        job.send_signal(signal.SIGSTOP)
+        output = self.run_program(0, *tokenize, code=FAILED)
+        self.assertIn(f"another process writes {tokens}: wait until it has ended", output)
+        job.send_signal(signal.SIGCONT)
+
+        self.assertEqual(job.wait(60), DONE)
+        self.run_program(0, "inspect", tokens, "--verify")
+        self.assertIn("up to date", self.run_program(0, *tokenize))
+        self.assertEqual([path.name for path in sorted(tokens.parent.iterdir())],
+                         ["train.h5", "validation.h5"])
+
+
+if __name__ == "__main__":
+    unittest.main(argv=[sys.argv[0], *sys.argv[3:]])

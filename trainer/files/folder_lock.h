@@ -1,0 +1,43 @@
+#pragma once
+
+#include <filesystem>
+#include <optional>
+#include <string>
+
+#include "parallel/communicator.h"
+#include "trainer/files/file_lock.h"
+
+namespace switchyard {
+
+// Makes a job the owner of a folder that it writes to, for the lifetime of the object. A second job
+// gets an error that names the folder and the first one. Readers need no lock.
+//
+// The folder's file `.lock` is locked: byte 0 by rank 0 alone, byte 1 by every rank together. So a
+// new job also notices ranks that outlive the rank 0 of their own job and may still write. Only the
+// kernel's locks count (file_lock.h); the file's text tells people who has the folder.
+class FolderLock {
+ public:
+  // Makes the folder if it is missing. A job that was just killed may need seconds to end, so a
+  // lock is waited for that long. Collective over `world`; throws CollectiveError.
+  //   what  the kind of job, for messages: "training"
+  FolderLock(Communicator& world, std::filesystem::path folder, std::string what);
+
+  // Renames the folder to `aside`, which must not exist, makes it anew, and owns the new one.
+  // Collective; throws CollectiveError. Must be called before files in the folder are opened.
+  void move_folder_to(const std::filesystem::path& aside);
+
+  // Throws Error if the folder's path no longer leads to the locked folder: it was moved or
+  // removed, and another job may own what is there now. Not collective.
+  void require_in_place() const;
+
+ private:
+  void own();
+  void join_all();
+
+  Communicator& world_;
+  std::filesystem::path folder_;
+  std::string what_;
+  std::optional<LockableFile> file_;
+};
+
+}  // namespace switchyard
