@@ -31,6 +31,9 @@ struct Key {
 
   using Value = std::remove_cvref_t<std::invoke_result_t<Member, RunConfig&>>;
 };
+// Clang before version 17 does not deduce the parameter of an aggregate.
+template <class Member>
+Key(std::string, Member) -> Key<Member>;
 
 #define SWITCHYARD_MEMBER(path) \
   [](auto& config) -> auto& { return config.path; }
