@@ -2,11 +2,19 @@
 
 #include <algorithm>
 #include <functional>
+#include <limits>
 #include <numeric>
 
 #include "kernels/runtime/check.h"
 
 namespace switchyard {
+
+namespace {
+
+// The bytes of any tensor can be counted in 64 bits. Files may claim any extents.
+constexpr int64_t kMostElements = std::numeric_limits<int64_t>::max() / 8;
+
+}  // namespace
 
 size_t size_of(DType dtype) {
   switch (dtype) {
@@ -30,7 +38,12 @@ Shape::Shape(std::initializer_list<int64_t> dims)
 
 Shape::Shape(std::span<const int64_t> dims) : rank_(static_cast<int>(dims.size())) {
   require(rank_ <= kMaxRank, "a shape has at most {} dimensions, not {}", kMaxRank, rank_);
-  for (const int64_t dim : dims) require(dim >= 0, "a dimension is negative: {}", dim);
+  int64_t elements = 1;
+  for (const int64_t dim : dims) {
+    require(dim >= 0, "a dimension is negative: {}", dim);
+    require(dim <= kMostElements / elements, "a shape has more than {} elements", kMostElements);
+    elements *= std::max<int64_t>(dim, 1);
+  }
   std::copy(dims.begin(), dims.end(), dims_.begin());
 }
 

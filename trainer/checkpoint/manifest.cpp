@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <charconv>
+#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "kernels/basic/random.h"
@@ -14,6 +15,9 @@ namespace switchyard {
 namespace {
 
 using Json = nlohmann::ordered_json;
+// Reading needs no order, and an ordered object copies its values whenever it grows, which takes
+// stack for each of their levels.
+using ParsedJson = nlohmann::json;
 
 constexpr char kFormat[] = "switchyard checkpoint";
 // The checksum is computed with zeros in its own field.
@@ -38,8 +42,17 @@ Json to_json(const Shape& shape) {
   return dims;
 }
 
-Shape to_shape(const Json& json) {
-  const auto dims = json.get<std::vector<int64_t>>();
+// All numbers of a manifest are counts or places. The library would convert any other number.
+int64_t to_count(const ParsedJson& json, int64_t most = std::numeric_limits<int64_t>::max()) {
+  require(json.is_number_unsigned() && json.get<uint64_t>() <= static_cast<uint64_t>(most),
+          "there is no count from 0 to {} where one is expected", most);
+  return json.get<int64_t>();
+}
+
+Shape to_shape(const ParsedJson& json) {
+  require(json.is_array(), "there is no list where a shape is expected");
+  std::vector<int64_t> dims;
+  for (const ParsedJson& dim : json) dims.push_back(to_count(dim));
   return Shape(std::span<const int64_t>(dims));
 }
 
@@ -55,14 +68,14 @@ Json to_json(const StoredPiece& piece) {
           {"crc32c", to_hex(piece.crc32c)}};
 }
 
-StoredPiece to_piece(const Json& json) {
+StoredPiece to_piece(const ParsedJson& json) {
   StoredPiece piece;
   piece.kind = json.at("kind").get<std::string>();
   piece.name = json.at("name").get<std::string>();
   piece.geometry = {to_shape(json.at("shape")), to_shape(json.at("offset")),
-                    to_shape(json.at("extent")), json.at("begin").get<int64_t>(),
-                    json.at("end").get<int64_t>()};
-  piece.address = json.at("address").get<int64_t>();
+                    to_shape(json.at("extent")), to_count(json.at("begin")),
+                    to_count(json.at("end"))};
+  piece.address = to_count(json.at("address"));
   piece.crc32c = from_hex(json.at("crc32c").get<std::string>());
   check_geometry(piece.geometry, piece.name);
   return piece;
@@ -77,12 +90,27 @@ Json to_json(const StoredFile& file) {
           {"pieces", pieces}};
 }
 
-StoredFile to_file(const Json& json) {
+// The name of a file in the manifest's own folder.
+std::string to_file_name(const ParsedJson& json) {
+  const auto name = json.get<std::string>();
+  require(
+      name != "." && name != ".." && name.find_first_of(std::string_view("/\0", 2)) == name.npos,
+      "{} is not the name of a file", Json(name).dump());
+  return name;
+}
+
+StoredFile to_file(const ParsedJson& json) {
   StoredFile file;
-  file.name = json.at("file").get<std::string>();
-  file.bytes = json.at("bytes").get<int64_t>();
+  file.name = to_file_name(json.at("file"));
+  file.bytes = to_count(json.at("bytes"));
   file.crc32c = from_hex(json.at("crc32c").get<std::string>());
-  for (const Json& piece : json.at("pieces")) file.pieces.push_back(to_piece(piece));
+  for (const ParsedJson& entry : json.at("pieces")) {
+    const StoredPiece& piece = file.pieces.emplace_back(to_piece(entry));
+    const int64_t bytes = piece.geometry.num_elements() * static_cast<int64_t>(sizeof(float));
+    require(bytes <= file.bytes && piece.address <= file.bytes - bytes,
+            "{} {} is not inside {}, which has {} bytes", piece.kind, piece.name, file.name,
+            file.bytes);
+  }
   return file;
 }
 
@@ -99,39 +127,43 @@ Json to_json(const TrainingState& state) {
   return json;
 }
 
-TrainingState to_state(const Json& json) {
+TrainingState to_state(const ParsedJson& json) {
   TrainingState state;
-  state.step = json.at("step").get<int64_t>();
-  state.optimizer_steps = json.at("optimizer_steps").get<int64_t>();
-  state.skipped_steps = json.at("skipped_steps").get<int64_t>();
-  state.samples_consumed = json.at("samples_consumed").get<int64_t>();
-  state.tokens = json.at("tokens").get<int64_t>();
+  state.step = to_count(json.at("step"));
+  state.optimizer_steps = to_count(json.at("optimizer_steps"));
+  state.skipped_steps = to_count(json.at("skipped_steps"));
+  state.samples_consumed = to_count(json.at("samples_consumed"));
+  state.tokens = to_count(json.at("tokens"));
   state.dataset_fingerprint = json.at("dataset_fingerprint").get<std::string>();
   state.config = json.at("config").get<std::string>();
   state.tokenizer_hash = json.value("tokenizer_hash", std::string());
   return state;
 }
 
-Manifest to_manifest(const Json& json) {
+Manifest to_manifest(const ParsedJson& json) {
   Manifest manifest;
   manifest.state = to_state(json.at("state"));
-  const Json& layout = json.at("layout");
-  manifest.layout = {layout.at("world_size").get<int>(), layout.at("tp").get<int>(),
-                     layout.at("ep").get<int>()};
+  const ParsedJson& layout = json.at("layout");
+  const auto ranks = [&](const char* key) {
+    return static_cast<int>(to_count(layout.at(key), std::numeric_limits<int>::max()));
+  };
+  manifest.layout = {ranks("world_size"), ranks("tp"), ranks("ep")};
   manifest.model_fingerprint = json.at("model_fingerprint").get<std::string>();
   manifest.model_file = to_file(json.at("model_file"));
-  for (const Json& shard : json.at("shards")) manifest.shards.push_back(to_file(shard));
+  for (const ParsedJson& shard : json.at("shards")) manifest.shards.push_back(to_file(shard));
   return manifest;
 }
 
 uint32_t checksum(std::string_view text) { return crc32c(std::as_bytes(std::span(text))); }
 
-// Called before the checksum is checked: programs of other versions must be able to report it.
+// Called before the checksum is checked: programs of other versions must be able to report it. Only
+// numbers are printed, because copying or printing any JSON takes stack for each of its levels.
 void check_version(std::string_view text, const std::string& source) {
-  const Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
-  require(json.is_object() && json.value("format", Json()) == kFormat,
+  const ParsedJson json = ParsedJson::parse(text, nullptr, /*allow_exceptions=*/false);
+  require(json.is_object() && json.contains("format") && json["format"] == kFormat &&
+              json.contains("version") && json["version"].is_number(),
           "{} is damaged, or not the manifest of a checkpoint", source);
-  const Json version = json.value("version", Json());
+  const ParsedJson& version = json["version"];
   require(version == kCheckpointVersion, "{} has format version {}; this program reads version {}",
           source, version.dump(), kCheckpointVersion);
 }
@@ -179,7 +211,7 @@ Manifest parse_manifest(std::string_view text, const std::string& source) {
   check_version(text, source);
   check_checksum(text, source);
   try {
-    return to_manifest(Json::parse(text));
+    return to_manifest(ParsedJson::parse(text));
   } catch (const std::exception& error) {
     fail("{} cannot be parsed as a manifest: {}", source, error.what());
   }
@@ -187,7 +219,7 @@ Manifest parse_manifest(std::string_view text, const std::string& source) {
 
 std::string to_text(const StoredFile& file) { return to_json(file).dump(); }
 
-StoredFile parse_stored_file(std::string_view text) { return to_file(Json::parse(text)); }
+StoredFile parse_stored_file(std::string_view text) { return to_file(ParsedJson::parse(text)); }
 
 std::map<TensorKey, Shape> tensors_of(const std::vector<StoredFile>& shards) {
   std::map<TensorKey, Shape> shapes;

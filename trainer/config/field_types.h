@@ -31,6 +31,9 @@ struct Key {
   Value& (*member)(RunConfig&);
   const Value& (*const_member)(const RunConfig&);
 };
+// Clang before version 17 does not deduce the parameter of an aggregate.
+template <class Member>
+Key(std::string, Member) -> Key<Member>;
 
 template <class Member>
 auto make_key(std::string name, Member member) {

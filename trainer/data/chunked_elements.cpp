@@ -22,10 +22,11 @@ ChunkedElements::ChunkedElements(const InputFile& file, std::string name,
       checksums_(std::move(checksums)),
       check_(std::move(check)),
       intact_(checksums_.size()) {
-  require(
-      chunk_elements > 0 && std::ssize(checksums_) == (size_ + chunk_elements - 1) / chunk_elements,
-      "it has {} checksums for {} {} in chunks of {}", checksums_.size(), size_, name_,
-      chunk_elements);
+  // The number of chunks is not rounded up by an addition, which may overflow.
+  require(chunk_elements > 0 &&
+              std::ssize(checksums_) == size_ / chunk_elements + (size_ % chunk_elements != 0),
+          "it has {} checksums for {} {} in chunks of {}", checksums_.size(), size_, name_,
+          chunk_elements);
 }
 
 int64_t ChunkedElements::size_of_chunk(int64_t chunk) const {

@@ -155,6 +155,9 @@ std::string DocumentReader::parse(const std::string& line) const {
   } catch (const nlohmann::json::parse_error& error) {
     fail("{}:{}:{}: {}", json_lines_->path().string(), json_lines_->line_number(), error.byte,
          explain_json_error(line, error));
+  } catch (const nlohmann::json::out_of_range&) {
+    fail("{}:{}: a number is too large to be read; write null instead",
+         json_lines_->path().string(), json_lines_->line_number());
   }
   require(object.is_object(), "{}:{}: is not a JSON object, but {} {}",
           json_lines_->path().string(), json_lines_->line_number(), object.is_array() ? "an" : "a",

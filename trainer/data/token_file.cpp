@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <functional>
+#include <limits>
 
 #include "kernels/basic/random.h"
 #include "kernels/runtime/check.h"
@@ -75,8 +76,14 @@ void TokenFile::read_attributes(const hdf5::File& file) {
   require(version == kVersion || version == kVersionWithMask,
           "its format version is {}, this program reads {} and {}", version, kVersion,
           kVersionWithMask);
-  info_ = {.vocab_size = file.get_int("vocab_size"),
-           .end_of_document = static_cast<int32_t>(file.get_int("end_of_document")),
+  const int64_t vocab_size = file.get_int("vocab_size");
+  const int64_t end_of_document = file.get_int("end_of_document");
+  require(vocab_size <= std::numeric_limits<int32_t>::max() && end_of_document >= 0 &&
+              end_of_document < vocab_size,
+          "its end-of-document token {} is outside its vocabulary of {}", end_of_document,
+          vocab_size);
+  info_ = {.vocab_size = vocab_size,
+           .end_of_document = static_cast<int32_t>(end_of_document),
            .tokenizer = file.get_string("tokenizer"),
            .tokenizer_hash = file.get_string("tokenizer_hash"),
            .source = file.get_string("source"),

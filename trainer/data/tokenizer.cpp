@@ -11,6 +11,7 @@
 
 #include "kernels/basic/random.h"
 #include "kernels/runtime/check.h"
+#include "trainer/data/normalization_table.h"
 #include "trainer/data/recall_tokenizer.h"
 #include "trainer/files/durable_file.h"
 #include "trainer/files/file_io.h"
@@ -79,6 +80,11 @@ class SentencePieceTokenizer final : public Tokenizer {
   explicit SentencePieceTokenizer(const TokenizerSection& config) {
     const std::string& path = config.model;
     const std::string bytes = read_file(path);
+    try {
+      require_sound_normalization(bytes);
+    } catch (const Error& error) {
+      fail("{} is not a SentencePiece model, or damaged: {}", path, error.what());
+    }
     const auto status = processor_.LoadFromSerializedProto(bytes);
     require(status.ok() && processor_.GetPieceSize() > 0,
             "{} is not a SentencePiece model, or damaged: {}", path, status.ToString());

@@ -65,6 +65,14 @@ int64_t product(const std::vector<int64_t>& values) {
   return std::accumulate(values.begin(), values.end(), int64_t{1}, std::multiplies<>());
 }
 
+// Whether the bytes of all elements can be counted. Files may claim any shape.
+bool is_countable(const std::vector<int64_t>& shape, size_t element_bytes) {
+  auto bytes = static_cast<int64_t>(element_bytes);
+  return std::ranges::all_of(shape, [&](int64_t extent) {
+    return extent >= 0 && !__builtin_mul_overflow(bytes, std::max<int64_t>(extent, 1), &bytes);
+  });
+}
+
 hid_t hdf5_type(Element element) {
   switch (element) {
     case Element::u8:
@@ -156,46 +164,6 @@ Element element_of_type(hid_t type, const std::string& where) {
 
 }  // namespace
 
-size_t size_of(Element element) {
-  switch (element) {
-    case Element::u8:
-      return 1;
-    case Element::u16:
-      return 2;
-    case Element::u32:
-    case Element::i32:
-    case Element::f32:
-      return 4;
-    case Element::i64:
-    case Element::f64:
-      return 8;
-  }
-  fail("no such element type");
-}
-
-std::string_view to_string(Element element) {
-  constexpr std::string_view kNames[] = {"u8", "u16", "u32", "i32", "i64", "f32", "f64"};
-  return kNames[static_cast<size_t>(element)];
-}
-
-Handle::Handle(Handle&& other) noexcept
-    : id_(std::exchange(other.id_, -1)), close_(std::exchange(other.close_, nullptr)) {}
-
-Handle& Handle::operator=(Handle&& other) noexcept {
-  if (this != &other) {
-    reset();
-    id_ = std::exchange(other.id_, -1);
-    close_ = std::exchange(other.close_, nullptr);
-  }
-  return *this;
-}
-
-bool Handle::reset() noexcept {
-  const int64_t id = std::exchange(id_, -1);
-  if (id < 0 || !close_) return true;
-  return close_(id) >= 0;
-}
-
 bool Object::has_attribute(const std::string& name) const {
   return H5Aexists(handle_.id(), name.c_str()) > 0;
 }
@@ -276,7 +244,8 @@ int64_t Object::get_int(const std::string& name) const {
 
 std::vector<int64_t> Object::get_ints(const std::string& name) const {
   const OpenAttribute attribute(handle_.id(), where_, name);
-  attribute.expect(H5Tget_class(attribute.type.id()) == H5T_INTEGER, "a list of integers");
+  attribute.expect(H5Tget_class(attribute.type.id()) == H5T_INTEGER && attribute.num_elements >= 0,
+                   "a list of integers");
   std::vector<int64_t> values(static_cast<size_t>(attribute.num_elements));
   if (!values.empty()) attribute.read(H5T_STD_I64LE, values.data());
   return values;
@@ -313,6 +282,14 @@ Dataset::Dataset(Handle handle, std::string where, const int* write_error)
   check_status(H5Sget_simple_extent_dims(space.id(), dims.data(), nullptr), where_,
                "read its shape");
   shape_.assign(dims.begin(), dims.end());
+  require(is_countable(shape_, size_of(element_)), "{}: its shape {} has too many elements", where_,
+          join(shape_));
+  const Handle creation(check_id(H5Dget_create_plist(handle_.id()), where_, "read its layout"),
+                        H5Pclose);
+  const H5D_layout_t layout = H5Pget_layout(creation.id());
+  require(layout == H5D_VIRTUAL ||
+              (layout == H5D_CONTIGUOUS && H5Pget_external_count(creation.id()) == 0),
+          "{}: its elements are not stored in the way that Switchyard stores them", where_);
 }
 
 int64_t Dataset::num_elements() const { return product(shape_); }
@@ -324,6 +301,12 @@ int64_t Dataset::file_offset() const {
   if (num_elements() == 0) return 0;
   const haddr_t offset = H5Dget_offset(handle_.id());
   if (offset == HADDR_UNDEF) fail("{}: cannot find its data: {}", where_, hdf5_reason());
+  const Handle file(check_id(H5Iget_file_id(handle_.id()), where_, "find its file"), H5Fclose);
+  hsize_t file_bytes = 0;
+  check_status(H5Fget_filesize(file.id(), &file_bytes), where_, "read the size of its file");
+  const uint64_t bytes = static_cast<uint64_t>(num_elements()) * size_of(element_);
+  require(offset <= file_bytes && bytes <= file_bytes - offset,
+          "{}: its {} elements are more than the file holds", where_, num_elements());
   return static_cast<int64_t>(offset);
 }
 

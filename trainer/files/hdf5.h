@@ -104,14 +104,18 @@ class Object {
 };
 
 // A dataset is valid until its file is closed. Elements must have the same type in memory as in the
-// file; another type is an error, and elements are never converted.
+// file; another type is an error, and elements are never converted. So is a layout that Switchyard
+// does not write: chunks, of which a small file may claim large ones, or a part of another file.
 class Dataset : public Object {
  public:
   Element element() const { return element_; }
   const std::vector<int64_t>& shape() const { return shape_; }
   int64_t num_elements() const;
-  // Byte offset of the first element in the file. Throws unless the dataset is contiguous.
+  // Byte offset of the first element in the file. Throws unless the dataset is contiguous and the
+  // file holds all of it.
   int64_t file_offset() const;
+  // The same check. A file may claim any shape, so memory for elements is taken after it.
+  void require_stored() const { file_offset(); }
 
   // These write or read the slab in row-major order; `bytes` must have its size.
   void write_bytes(std::span<const std::byte> bytes, const Slab& slab);
@@ -127,13 +131,14 @@ class Dataset : public Object {
     check_element(element_of<T>());
     read_bytes(std::as_writable_bytes(values), slab);
   }
-  // These write or read the whole dataset.
+  // These write or read the whole dataset; reading throws for a virtual one.
   template <class T>
   void write(std::span<const T> values) {
     write(values, whole());
   }
   template <class T>
   std::vector<T> read_all() const {
+    require_stored();
     std::vector<T> values(static_cast<size_t>(num_elements()));
     read(std::span<T>(values), whole());
     return values;

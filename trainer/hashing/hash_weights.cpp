@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <limits>
 #include <span>
 
 #include "kernels/runtime/check.h"
@@ -17,6 +18,8 @@ namespace fs = std::filesystem;
 
 constexpr char kFormat[] = "switchyard.hash_weights";
 constexpr int kVersion = 1;
+// A layer that stays dense takes no room in the file, so its size does not limit their number.
+constexpr int kMostLayers = 1 << 16;
 
 std::string dataset_name(int layer) { return fmt::format("layers.{}/hash_weight", layer); }
 
@@ -61,6 +64,7 @@ void read_layer(const hdf5::File& file, HashWeights& weights, int layer) {
   const Shape shape = stack_shape(weights);
   require(Shape(dataset.shape()) == shape, "{} has the shape {}, not {}", dataset.where(),
           to_string(Shape(dataset.shape())), to_string(shape));
+  dataset.require_stored();
   Tensor& stack = weights.layers[static_cast<size_t>(layer)];
   stack = Tensor(shape, DType::f32);
   dataset.read(std::span(stack.data<float>(), static_cast<size_t>(stack.num_elements())),
@@ -80,11 +84,19 @@ void require_format(const hdf5::File& file) {
           file.path().string(), file.get_int("version"), kVersion);
 }
 
+int read_count(const hdf5::File& file, const char* name,
+               int most = std::numeric_limits<int>::max()) {
+  const int64_t value = file.get_int(name);
+  require(value > 0 && value <= most, "{}: {} is {}, which is not from 1 to {}",
+          file.path().string(), name, value, most);
+  return static_cast<int>(value);
+}
+
 HashWeights read_weights(const hdf5::File& file) {
-  HashWeights weights{.bits = static_cast<int>(file.get_int("bits")),
-                      .head_dim = file.get_int("head_dim"),
-                      .num_kv_heads = static_cast<int>(file.get_int("num_kv_heads")),
-                      .num_layers = static_cast<int>(file.get_int("num_layers")),
+  HashWeights weights{.bits = read_count(file, "bits"),
+                      .head_dim = read_count(file, "head_dim"),
+                      .num_kv_heads = read_count(file, "num_kv_heads"),
+                      .num_layers = read_count(file, "num_layers", kMostLayers),
                       .checkpoint_fingerprint = file.get_string("checkpoint_fingerprint"),
                       .settings = file.get_string("settings"),
                       .layers = {}};

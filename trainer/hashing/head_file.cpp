@@ -66,10 +66,11 @@ void write_quality(hdf5::File& file, const HashQuality& learned, const HashQuali
 }
 
 HeadResult read_result(const hdf5::File& file) {
-  const std::vector<int64_t> shape = file.dataset("weight").shape();
-  HeadResult result{
-      .weight = Tensor(Shape(shape), DType::f32), .losses = {}, .learned = {}, .random = {}};
   const std::vector<float> weight = read<float>(file, "weight");
+  HeadResult result{.weight = Tensor(Shape(file.dataset("weight").shape()), DType::f32),
+                    .losses = {},
+                    .learned = {},
+                    .random = {}};
   std::copy(weight.begin(), weight.end(), result.weight.data<float>());
   const std::vector<double> losses = read<double>(file, "losses");
   for (size_t i = 0; i + kLossFields <= losses.size(); i += kLossFields) {

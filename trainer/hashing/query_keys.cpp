@@ -60,14 +60,18 @@ QueryKeyFile::QueryKeyFile(const fs::path& path) : file_(hdf5::File::open(path))
 Tensor QueryKeyFile::read_heads(const std::string& name, int64_t first, int64_t count) const {
   const hdf5::Dataset dataset = file_.dataset(name);
   const std::vector<int64_t>& shape = dataset.shape();
+  const std::vector<int64_t> checksums = dataset.get_ints(kChecksums);
+  require(std::ssize(checksums) == shape[0] && first + count <= shape[0],
+          "{}: heads {} to {} of {} were asked for, and there are {} checksums", dataset.where(),
+          first, first + count - 1, shape[0], checksums.size());
+  dataset.require_stored();
   Tensor x({count, shape[1], shape[2]}, DType::f32);
   if (x.num_elements() > 0) {
     dataset.read(std::span(x.data<float>(), static_cast<size_t>(x.num_elements())),
                  {{first, 0, 0}, {count, shape[1], shape[2]}});
   }
-  const std::vector<int64_t> checksums = dataset.get_ints(kChecksums);
   for (int64_t head = 0; head < count; ++head) {
-    require(checksums.at(static_cast<size_t>(first + head)) == checksum(x.view().rows(head, 1)),
+    require(checksums[static_cast<size_t>(first + head)] == checksum(x.view().rows(head, 1)),
             "{}: the values of head {} were altered; remove the file and run train-hash again",
             dataset.where(), first + head);
   }
@@ -79,8 +83,12 @@ std::vector<int64_t> QueryKeyFile::row_offsets() const {
 }
 
 HeadQueryKeys QueryKeyFile::read(int layer, int kv_head) const {
-  const int64_t heads = file_.dataset(query_name(layer)).shape()[0];
-  const int64_t group = heads / file_.dataset(key_name(layer)).shape()[0];
+  const std::vector<int64_t> q = file_.dataset(query_name(layer)).shape();
+  const std::vector<int64_t> k = file_.dataset(key_name(layer)).shape();
+  require(q.size() == 3 && k.size() == 3 && k[0] > 0 && q[0] % k[0] == 0 && q[2] == k[2],
+          "{}: the queries and keys of layer {} have other shapes than the program writes",
+          file_.path().string(), layer);
+  const int64_t group = q[0] / k[0];
   return {.q = read_heads(query_name(layer), kv_head * group, group),
           .k = read_heads(key_name(layer), kv_head, 1),
           .row_offsets = row_offsets()};

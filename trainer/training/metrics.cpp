@@ -5,6 +5,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <type_traits>
+#include <utility>
 
 #include "kernels/runtime/check.h"
 
@@ -17,6 +18,10 @@ std::optional<int64_t> step_of(const std::string& line) {
   if (!record.is_object()) return std::nullopt;
   const auto step = record.find("step");
   if (step == record.end() || !step->is_number_integer()) return std::nullopt;
+  // A greater number would be taken for a negative one.
+  if (step->is_number_unsigned() && !std::in_range<int64_t>(step->get<uint64_t>())) {
+    return std::nullopt;
+  }
   return step->get<int64_t>();
 }
 

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <fstream>
+#include <limits>
 #include <random>
 
 #include "kernels/runtime/check.h"
@@ -343,13 +344,14 @@ TEST_F(TokenFileTest, ADamagedTokenNamesItsChunkAndSparesTheOthers) {
 class ForeignTokenFileTest : public TokenFileTest {
  protected:
   void write_foreign(int64_t version, int64_t vocab_size, const std::vector<uint16_t>& tokens,
-                     const std::vector<int64_t>& offsets) {
+                     const std::vector<int64_t>& offsets, int64_t end_of_document = 0,
+                     int64_t chunk_tokens = 4) {
     auto file = hdf5::File::create(path_);
     file.set_string("format", "switchyard.tokens");
     file.set_int("version", version);
     file.set_int("vocab_size", vocab_size);
-    file.set_int("end_of_document", 0);
-    file.set_int("chunk_tokens", 4);
+    file.set_int("end_of_document", end_of_document);
+    file.set_int("chunk_tokens", chunk_tokens);
     for (const char* name : {"tokenizer", "tokenizer_hash", "source", "source_hash"}) {
       file.set_string(name, "x");
     }
@@ -386,6 +388,29 @@ TEST_F(ForeignTokenFileTest, ATokenOutsideTheVocabularyIsNamedWithItsPosition) {
 
   EXPECT_THAT(error_of([&] { read_all(file); }),
               AllOf(HasSubstr("the token 10 at position 5"), HasSubstr("vocabulary of 10")));
+}
+
+TEST_F(ForeignTokenFileTest, AnEndOfDocumentTokenOutsideTheVocabularyIsRefused) {
+  const auto error_of_end = [&](int64_t end_of_document) {
+    write_foreign(1, 10, {1, 2, 0}, {0, 3}, end_of_document);
+    return error_of([&] { TokenFile file(path_); });
+  };
+
+  EXPECT_EQ(error_of_end(9), "");
+  for (const int64_t end : {int64_t{10}, int64_t{-1}, (int64_t{1} << 32) + 3}) {
+    EXPECT_THAT(error_of_end(end), HasSubstr("end-of-document token")) << end;
+  }
+}
+
+TEST_F(ForeignTokenFileTest, ChunksOfAnyClaimedSizeAreCounted) {
+  write_foreign(1, 10, {1, 2, 3, 0}, {0, 4}, 0, std::numeric_limits<int64_t>::max());
+  TokenFile whole(path_);
+  EXPECT_EQ(read_all(whole), (std::vector<int32_t>{1, 2, 3, 0}));
+
+  for (const int64_t chunk : {int64_t{0}, int64_t{-1}, int64_t{3}}) {
+    write_foreign(1, 10, {1, 2, 3, 0}, {0, 4}, 0, chunk);
+    EXPECT_THAT(error_of([&] { TokenFile file(path_); }), HasSubstr("1 checksums for 4 tokens"));
+  }
 }
 
 TEST_F(ForeignTokenFileTest, AnotherVersionIsRefused) {

@@ -103,6 +103,8 @@ TEST_F(CorpusTest, LinesThatAreNoJsonAreExplained) {
   EXPECT_THAT(error_in("{\"text\": \"caf\xe9\"}"), HasSubstr("not UTF-8, perhaps Latin-1"));
   EXPECT_THAT(error_in("[1]"), HasSubstr("a.jsonl:2: is not a JSON object, but an array"));
   EXPECT_THAT(error_in("17"), HasSubstr("a.jsonl:2: is not a JSON object, but a number"));
+  EXPECT_THAT(error_in(R"({"text": "a", "x": 1e999})"),
+              HasSubstr("a.jsonl:2: a number is too large to be read; write null instead"));
 }
 
 TEST_F(CorpusTest, BadInputsAreNamed) {

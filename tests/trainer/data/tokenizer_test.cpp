@@ -222,6 +222,34 @@ TEST_F(SentencePieceTest, AModelOfAnotherSizeThanConfiguredIsAnError) {
               ::testing::AllOf(HasSubstr("320 pieces"), HasSubstr("500")));
 }
 
+// Models of other programs normalize text by a table, which the library follows unchecked.
+TEST_F(SentencePieceTest, ADamagedNormalizationTableIsAnError) {
+  test::write_file(folder_.path() / "text", generated_text(300));
+  const auto status =
+      sentencepiece::SentencePieceTrainer::Train({{"input", folder_.path() / "text"},
+                                                  {"model_prefix", folder_.path() / "sp"},
+                                                  {"vocab_size", "320"},
+                                                  {"model_type", "bpe"},
+                                                  {"byte_fallback", "true"},
+                                                  {"minloglevel", "2"}});
+  ASSERT_TRUE(status.ok()) << status.ToString();
+  const std::string bytes = test::read_file(config_.model);
+  // The name of the rules, then the table: a tag, its length in three bytes, and the trie's size.
+  const size_t name = bytes.find("nmt_nfkc");
+  ASSERT_NE(name, bytes.npos);
+  const size_t table = name + 12, trie = table + 4;
+  ASSERT_EQ(bytes[name + 8], 0x12);
+  const auto error_with = [&](size_t place, const std::string& damage) {
+    test::write_file(config_.model, std::string(bytes).replace(place, damage.size(), damage));
+    return error_of([&] { make_tokenizer(config_); });
+  };
+
+  EXPECT_EQ(error_with(0, ""), "");
+  EXPECT_THAT(error_with(table, "\xff\xff\xff\xff"), HasSubstr("has a trie of 4294967295 bytes"));
+  EXPECT_THAT(error_with(trie + 1, "\xff\xff\x7f"), HasSubstr("leads out of its trie"));
+  EXPECT_THAT(error_with(trie + 1, "\xff\xff\xff"), HasSubstr("leads out of its texts"));
+}
+
 TEST_F(SentencePieceTest, ADamagedModelIsAnError) {
   const std::string bytes = test::read_file(config_.model);
 

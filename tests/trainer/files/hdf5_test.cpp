@@ -2,12 +2,14 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <hdf5.h>
 #include <sys/resource.h>
 
 #include <chrono>
 #include <csignal>
 #include <cstring>
 #include <filesystem>
+#include <functional>
 #include <numeric>
 #include <thread>
 
@@ -149,9 +151,13 @@ TEST_F(Hdf5Test, AVirtualDatasetShowsThePartsAsOne) {
   whole.create_virtual_dataset("x", Element::i32, {3, 3}, sources);
   whole.close();
 
-  const auto values = File::open(path_).dataset("x").read_all<int32_t>();
+  std::vector<int32_t> values(9);
+  const File read = File::open(path_);
+  read.dataset("x").read(std::span(values), {{0, 0}, {3, 3}});
 
   EXPECT_EQ(values, (std::vector<int32_t>{0, 1, 12, 2, 3, 13, 0, 0, 0}));
+  EXPECT_THAT(error_of([&] { read.dataset("x").read_all<int32_t>(); }),
+              HasSubstr("not contiguous"));
 }
 
 TEST_F(Hdf5Test, DatasetNamesAreListedWithTheirGroups) {
@@ -179,6 +185,57 @@ TEST_F(Hdf5Test, ErrorsNameTheFileTheObjectAndTheReason) {
   EXPECT_THAT(error_of([&] { file.get_int("version"); }), HasSubstr("attribute version"));
   file.set_string("text", "a");
   EXPECT_THAT(error_of([&] { file.get_int("text"); }), HasSubstr("is not an integer"));
+}
+
+// Makes datasets in ways in which Switchyard does not, by HDF5's own functions.
+class ForeignHdf5Test : public Hdf5Test {
+ protected:
+  using Properties = std::function<void(hid_t)>;
+
+  // The file holds no element, whatever the shape.
+  void create(const std::vector<hsize_t>& shape, const Properties& set) {
+    const hid_t file = H5Fcreate(path_.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT);
+    const hid_t properties = H5Pcreate(H5P_DATASET_CREATE);
+    set(properties);
+    const hid_t space = H5Screate_simple(static_cast<int>(shape.size()), shape.data(), nullptr);
+    const hid_t dataset =
+        H5Dcreate2(file, "x", H5T_IEEE_F32LE, space, H5P_DEFAULT, properties, H5P_DEFAULT);
+    EXPECT_GE(dataset, 0);
+    H5Dclose(dataset);
+    H5Sclose(space);
+    H5Pclose(properties);
+    H5Fclose(file);
+    EXPECT_LT(std::filesystem::file_size(path_), 10000u);
+  }
+  std::string error() {
+    return error_of([&] { File::open(path_).dataset("x").read_all<float>(); });
+  }
+};
+
+TEST_F(ForeignHdf5Test, ElementsThatTheFileDoesNotHoldAreRefusedBeforeMemoryIsTaken) {
+  create({hsize_t{1} << 40}, [](hid_t) {});
+
+  EXPECT_THAT(error(), HasSubstr("/x: cannot find its data"));
+}
+
+TEST_F(ForeignHdf5Test, AShapeWhoseElementsCannotBeCountedIsRefused) {
+  create({hsize_t{1} << 31, hsize_t{1} << 30}, [](hid_t) {});
+
+  EXPECT_THAT(error(), HasSubstr("has too many elements"));
+}
+
+TEST_F(ForeignHdf5Test, OtherLayoutsAreRefused) {
+  const Properties layouts[] = {
+      [](hid_t properties) { H5Pset_layout(properties, H5D_COMPACT); },
+      [](hid_t properties) { H5Pset_external(properties, "other", 0, 16); },
+      [](hid_t properties) {
+        const hsize_t chunk = 4;
+        H5Pset_chunk(properties, 1, &chunk);
+      }};
+  for (const Properties& layout : layouts) {
+    create({4}, layout);
+    EXPECT_THAT(error(), HasSubstr("/x: its elements are not stored in the way that Switchyard"));
+  }
 }
 
 TEST_F(Hdf5Test, ATruncatedFileIsRefused) {

@@ -123,6 +123,33 @@ TEST_F(HashWeightsTest, AnotherHdf5FileIsNotTakenForWeights) {
   EXPECT_THAT(error_of([&] { load_hash_weights(path_); }), HasSubstr("not a file of hash weights"));
 }
 
+// Two bytes could claim any size, and the checksum is compared after all layers are read.
+TEST_F(HashWeightsTest, CountsThatNoFileCanHoldAreRefused) {
+  const auto error_with = [&](const char* name, int64_t value) {
+    hdf5::File file = hdf5::File::create(path_);
+    file.set_string("format", "switchyard.hash_weights");
+    file.set_int("version", 1);
+    for (const char* other : {"bits", "head_dim", "num_kv_heads", "num_layers"}) {
+      file.set_int(other, std::string_view(other) == name ? value : 4);
+    }
+    file.set_string("checkpoint_fingerprint", "x");
+    file.set_string("settings", "x");
+    const hdf5::VirtualSource elsewhere{"other.h5", "x", {64}, {{0}, {64}}, {{0, 0, 0}, {4, 4, 4}}};
+    file.create_virtual_dataset("layers.0/hash_weight", hdf5::Element::f32, {4, 4, 4},
+                                {&elsewhere, 1});
+    file.close();
+    return error_of([&] { load_hash_weights(path_); });
+  };
+
+  for (const char* name : {"bits", "head_dim", "num_kv_heads", "num_layers"}) {
+    for (const int64_t value : {int64_t{0}, int64_t{-1}, (int64_t{1} << 32) + 4}) {
+      EXPECT_THAT(error_with(name, value), HasSubstr(fmt::format("{} is {}", name, value)));
+    }
+  }
+  EXPECT_THAT(error_with("num_layers", int64_t{1} << 30), HasSubstr("not from 1 to 65536"));
+  EXPECT_THAT(error_with("", 0), HasSubstr("/layers.0/hash_weight: is not contiguous"));
+}
+
 TEST_F(HashWeightsTest, EveryMismatchIsNamed) {
   const std::string own = weights_.checkpoint_fingerprint;
   EXPECT_EQ(misfit(model_, 64, 1, own), "");

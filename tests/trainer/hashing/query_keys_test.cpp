@@ -4,9 +4,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "tests/support/error_of.h"
 #include "tests/support/temporary_folder.h"
+#include "trainer/files/hdf5.h"
 #include "trainer/hashing/collect.h"
 
 namespace switchyard {
@@ -67,6 +69,27 @@ TEST_F(QueryKeysTest, AnAlteredValueIsNamed) {
   EXPECT_EQ(test::error_of([&] { QueryKeyFile(path_).read(5, 0); }), "");
   EXPECT_THAT(test::error_of([&] { QueryKeyFile(path_).read(5, 1); }),
               HasSubstr("values of head 1 were altered"));
+}
+
+TEST_F(QueryKeysTest, OtherShapesThanTheProgramWritesAreRefused) {
+  const auto error_of_shapes = [&](const std::vector<int64_t>& q, const std::vector<int64_t>& k) {
+    hdf5::File file = hdf5::File::create(path_);
+    file.create_dataset("row_offsets", hdf5::Element::i64, {0});
+    for (const auto& [name, shape] : {std::pair("layers.0/q", q), std::pair("layers.0/k", k)}) {
+      hdf5::Dataset dataset = file.create_dataset(name, hdf5::Element::f32, shape);
+      dataset.set_ints("crc32c_of_heads", std::vector<int64_t>{0});
+    }
+    file.close();
+    return test::error_of([&] { QueryKeyFile(path_).read(0, 0); });
+  };
+
+  const char* const shapes = "have other shapes than the program writes";
+  EXPECT_THAT(error_of_shapes({}, {}), HasSubstr(shapes));
+  EXPECT_THAT(error_of_shapes({4, 3}, {2, 3}), HasSubstr(shapes));
+  EXPECT_THAT(error_of_shapes({4, 2, 3}, {0, 7, 3}), HasSubstr(shapes));
+  EXPECT_THAT(error_of_shapes({4, 2, 3}, {3, 7, 3}), HasSubstr(shapes));
+  EXPECT_THAT(error_of_shapes({4, 2, 3}, {2, 7, 5}), HasSubstr(shapes));
+  EXPECT_THAT(error_of_shapes({4, 0, 3}, {2, 0, 3}), HasSubstr("there are 1 checksums"));
 }
 
 TEST_F(QueryKeysTest, AFileWithoutItsLastStepIsNone) {

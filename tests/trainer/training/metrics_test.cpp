@@ -185,6 +185,16 @@ TEST_F(MetricsFileTest, CutsTrailingGarbageWithALineBreak) {
   EXPECT_THAT(steps(), ElementsAre(1, 2, 3));
 }
 
+// A number beyond the range of steps must not be taken for a negative one, which would be kept.
+TEST_F(MetricsFileTest, CutsAStepOutsideTheRange) {
+  write_steps(1, 2);
+  append_raw("{\"step\":18446744073709551615}\n");
+
+  MetricsFile(path_, 10).append(at_step(3));
+
+  EXPECT_THAT(steps(), ElementsAre(1, 2, 3));
+}
+
 TEST_F(MetricsFileTest, NamesAPathThatCannotBeOpened) {
   try {
     MetricsFile file("/nonexistent/folder/metrics.jsonl", 0);
