@@ -29,6 +29,7 @@ parser.add_argument("--only", type=int, help="tell this story only")
 parser.add_argument("--jobs", type=int, default=1, help="tell this many stories at a time")
 parser.add_argument("--mode", choices=["all", "training", "hash", "nan", "disk"], default="all")
 parser.add_argument("--layouts", type=int, default=4, help="use this many of the layouts")
+parser.add_argument("--stop", action="store_true", help="end after the first run that failed")
 parser.add_argument("--report", type=pathlib.Path, help="file for the figures, as JSON")
 parser.add_argument("--keep", type=pathlib.Path, help="folder for the runs that failed")
 parser.add_argument("--interpose", type=pathlib.Path,
@@ -82,6 +83,8 @@ def tell_all(workplace, tally, keep, end):
     def work():
         for index in iter(lambda: next(indices, None), None):
             if tally.total("injected") >= options.faults or time.time() > end:
+                return
+            if tally.problems and options.stop:
                 return
             tell(workplace, tally, index, keep)
             if index % 20 == 19:

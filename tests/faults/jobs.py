@@ -95,6 +95,14 @@ class Job:
         return pathlib.Path(self.log).read_text(errors="replace")
 
 
+def processor_seconds(pid):
+    """The processor time that the process has used."""
+    with contextlib.suppress(OSError):
+        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
+
+
 def handles(pid, number):
     """Whether the process has a handler for the signal."""
     with contextlib.suppress(OSError):

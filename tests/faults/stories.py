@@ -346,7 +346,7 @@ class SmallDiskStory(Story):
     with an error, because its last state is not saved. With room it goes on to the same bytes."""
 
     def prepare(self):
-        expected = self.workplace.expected(self.layout, STEPS)
+        expected = self.workplace.expected(((self.layout, 0),), STEPS)
         size = sum(path.stat().st_size for path in expected.iterdir())
         self.size = int(1.5 * size) + (64 << 10)
         self.run.mkdir()
