@@ -90,7 +90,8 @@ class Story:
                   self.workplace.preload if disturbance else None, disturbance)
         if fault:
             (companion or fault).during(self, job)
-        job.wait(SECONDS_TO_END + (0 if fault else 120))
+        # A machine with other work may need longer for an undisturbed start.
+        job.wait(max(SECONDS_TO_END, 4 * self.workplace.seconds[self.layout]))
         self.starts.append(f"{self.layout} {fault.text if fault else 'undisturbed'}: "
                            f"code {job.code} after {job.seconds:.1f} s")
         self.tally.starts += 1
