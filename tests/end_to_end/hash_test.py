@@ -60,6 +60,18 @@ class HashTraining(Program):
         self.assertEqual([path.name for path in sorted(self.hash.iterdir())],
                          [".lock", "hash_weights.h5", "metrics.jsonl"])
 
+    def test_what_a_training_left_that_was_killed_behind_its_weights_is_removed(self):
+        self.train_hash(0, "hash.training.keep_query_keys=true")
+        self.assertTrue((self.hash / "query_keys").exists())
+        (self.hash / "heads").mkdir()
+
+        for keeps in (True, False):
+            output = self.train_hash(0, f"hash.training.keep_query_keys={str(keeps).lower()}")
+
+            self.assertIn("was learned on this checkpoint with these settings", output)
+            self.assertFalse((self.hash / "heads").exists())
+            self.assertEqual((self.hash / "query_keys").exists(), keeps)
+
     def test_any_number_of_ranks_learns_the_same_bits(self):
         files = []
         for ranks in (0, 2, 4):

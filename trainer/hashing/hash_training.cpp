@@ -181,6 +181,7 @@ bool HashTraining::run() {
     if (is_first_rank()) remove_leftovers();
   });
   if (is_finished()) {
+    run_collectively(mpi_.world(), [&] { remove_intermediate_files(); });
     print_line(
         fmt::format("{} was learned on this checkpoint with these settings; remove it to learn it "
                     "again",
@@ -330,10 +331,17 @@ void HashTraining::publish() {
                   stack.view().rows(unit.kv_head, 1).data<float>());
     }
     save_hash_weights(path, weights);
-    fs::remove_all(paths_.hash_heads());
-    if (!config_.hash.training.keep_query_keys) fs::remove_all(paths_.query_keys());
+    remove_intermediate_files();
   });
   print_line(fmt::format("wrote {}", path.string()));
+}
+
+// Also called when the weights are there already: the process that wrote them may have been killed
+// before it came here.
+void HashTraining::remove_intermediate_files() const {
+  if (!is_first_rank()) return;
+  fs::remove_all(paths_.hash_heads());
+  if (!config_.hash.training.keep_query_keys) fs::remove_all(paths_.query_keys());
 }
 
 void HashTraining::print_line(const std::string& text) const {

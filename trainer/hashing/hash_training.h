@@ -56,6 +56,7 @@ class HashTraining {
   void log_units_before(size_t end);
   void log_unit(const Unit& unit, const HeadResult& result);
   void publish();
+  void remove_intermediate_files() const;
   void print_line(const std::string& text) const;
 
   MpiRuntime& mpi_;
