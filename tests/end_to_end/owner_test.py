@@ -1,18 +1,21 @@
 #!/usr/bin/env python3
-"""Tests that a folder has one owner.
+"""Tests that a folder has one owner, and that readers beside a writer get right numbers or an error.
 
 usage: owner_test.py PATH_TO_SWITCHYARD PATH_TO_MPIEXEC [unittest options]
 """
 
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
 import unittest
 
-from program import DONE, FAILED, STOPPED, Program, kill, ranks_of
+from program import (DONE, FAILED, MPI_FLAGS, MPIEXEC, STOPPED, SWITCHYARD, Program, command, kill,
+                     ranks_of, run)
 
 ENDLESS = "train.max_steps=1000000"
 TINY = "configs/tiny_bigmac.yaml"
@@ -145,6 +148,76 @@ class Tokenizing(Owner):
         self.assertIn("up to date", self.run_program(0, *tokenize))
         self.assertEqual([path.name for path in sorted(tokens.parent.iterdir())],
                          ["train.h5", "validation.h5"])
+
+
+class Readers(Owner):
+    def test_they_read_a_run_that_trains_and_prunes(self):
+        everything = ["train.eval_interval=1", "train.eval_batches=1000"]
+        job = self.begin_training(0, ENDLESS, "checkpoint.interval=1", "checkpoint.keep=1",
+                                  *everything)
+        read = []
+        for _ in range(6):
+            output = self.run_program(2, "eval", TINY, "parallel.ep=2")
+            read.append(re.search(r"\(step (\d+), .*held-out loss ([0-9.]+)", output, re.S).groups())
+            for reader in (["inspect", "runs/tiny_bigmac", "--verify"],
+                           ["generate", "runs/tiny_bigmac", "parallel.ep=1", "--prompt", "ab",
+                            "--max-tokens", "3"]):
+                self.run_program(0, *reader)
+        self.stop(job)
+
+        losses = {m["step"]: m["val_loss"] for m in self.metrics()}
+        for step, loss in read:
+            self.assertAlmostEqual(losses[int(step)], float(loss), delta=1e-3)
+
+    def test_one_that_is_named_and_removed_is_an_error(self):
+        job = self.begin_training(0, ENDLESS, "checkpoint.interval=1", "checkpoint.keep=1")
+        latest = self.checkpoint(0).parent / "latest"
+        self.wait_for(job, latest.exists)
+        removed = 0
+        for _ in range(40):
+            code, output = self.run_any("inspect", latest.parent / os.readlink(latest), "--verify")
+            if code != DONE:
+                removed += 1
+                self.assertRegex(output, "removed or replaced while it was read|does not exist|"
+                                         "is neither a checkpoint nor a run|cannot open")
+        self.assertGreater(removed, 0)
+        self.stop(job)
+
+    def run_any(self, *arguments):
+        job = self.start_program(0, *arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        return job.wait(60), job.communicate()[0]
+
+    def test_ranks_that_open_different_token_files_train_nothing(self):
+        # Rank 1 works in a folder where the tokens were made anew from other text.
+        elsewhere = self.folder / "elsewhere"
+        shutil.copytree(self.template, elsewhere)
+        (elsewhere / "text" / "more.txt").write_text("another document\n" * 50)
+        code, output = run(command(0, "tokenize", TINY, 'data.text=["text"]'), elsewhere, timeout=60)
+        self.assertEqual(code, DONE, output)
+        train = [SWITCHYARD, "train", TINY, "parallel.ep=2"]
+        code, output = run([MPIEXEC, *MPI_FLAGS, "-n", 1, "--wdir", self.folder, *train, ":",
+                            "-n", 1, "--wdir", elsewhere, *train], self.folder, timeout=60)
+
+        self.assertEqual(code, FAILED, output)
+        self.assertIn("train.h5 of rank 1 is another one than that of rank 0", output)
+        self.assertEqual(output.count("switchyard: "), 1, output)
+
+    def test_they_need_no_right_to_write(self):
+        self.train(0, "parallel.ep=1", "train.max_steps=2")
+        run = self.folder / "runs" / "tiny_bigmac"
+        mounted = subprocess.run(["mount", "--bind", run, run], capture_output=True, check=False)
+        if mounted.returncode != 0:
+            self.skipTest("a file system can only be mounted as root")
+        try:
+            subprocess.run(["mount", "-o", "remount,ro,bind", run], check=True)
+            self.run_program(0, "eval", TINY, "parallel.ep=1")
+            self.run_program(0, "generate", run, "parallel.ep=1", "--prompt", "ab")
+            self.run_program(0, "inspect", run, "--verify")
+            output = self.train(0, "parallel.ep=1", code=FAILED)
+            self.assertIn("runs/tiny_bigmac/.lock: Read-only file system", output)
+        finally:
+            time.sleep(0.1)
+            subprocess.run(["umount", run], check=True)
 
 
 if __name__ == "__main__":

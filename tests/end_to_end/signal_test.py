@@ -5,6 +5,7 @@ usage: signal_test.py PATH_TO_SWITCHYARD PATH_TO_MPIEXEC [unittest options]
 """
 
 import os
+import pathlib
 import random
 import shutil
 import signal
@@ -31,6 +32,16 @@ def by_default():
 def ignore_hangup():
     by_default()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def has_handlers(pid):
+    """Whether main has begun: its first call installs the handlers."""
+    try:
+        status = pathlib.Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    caught = int(status.split("SigCgt:")[1].split()[0], 16)
+    return all(caught >> number - 1 & 1 for number in SIGNALS)
 
 
 class Signals(Program):
@@ -79,17 +90,19 @@ class Signals(Program):
 class Training(Signals):
     def test_a_signal_at_any_moment_of_the_start_loses_nothing(self):
         rng = random.Random(5)
-        for attempt in range(18):
+        for attempt in range(24):
             number = SIGNALS[attempt % len(SIGNALS)]
-            delay = rng.uniform(0.0, 0.5)
-            with self.subTest(f"{number.name} after {delay:.3f} s"):
+            in_main = attempt >= 6  # before main, a signal has its default action
+            delay = rng.uniform(0.0, 0.5 if in_main else 0.02)
+            with self.subTest(f"{number.name} {delay:.3f} s after {'main' if in_main else 'exec'}"):
                 job = self.begin_training(0, ENDLESS)
+                if in_main:
+                    self.wait_for(job, lambda: has_handlers(job.pid), interval=0.0002)
                 time.sleep(delay)
                 job.send_signal(number)
                 output = job.communicate(timeout=60)[0]
 
-                # Before the first instruction of main, a signal has its default action.
-                self.assertIn(job.returncode, (STOPPED, -number), output)
+                self.assertIn(job.returncode, (STOPPED,) if in_main else (STOPPED, -number), output)
                 self.assertEqual(job.returncode == STOPPED, "stopped by a signal" in output)
                 self.expect_nothing_lost()
         self.expect_the_bits_of_an_undisturbed_run(0)
@@ -108,13 +121,28 @@ class Training(Signals):
                 while output is None:
                     job.send_signal(number)
                     try:
-                        output = job.communicate(timeout=10)[0]
+                        output = job.communicate(timeout=20)[0]
                     except subprocess.TimeoutExpired:
                         pass
 
                 self.assertIn(job.returncode, (STOPPED, -number, 128 + number), output)
                 self.expect_nothing_lost()
         self.expect_the_bits_of_an_undisturbed_run(4)
+
+    def test_an_early_signal_to_one_rank_stops_all(self):
+        rng = random.Random(9)
+        for attempt in range(8):
+            number = SIGNALS[attempt % len(SIGNALS)]
+            delay = rng.uniform(0.0, 0.5)
+            with self.subTest(f"{number.name} {delay:.3f} s after main"):
+                job = self.begin_training(4, ENDLESS)
+                self.wait_for(job, lambda: any(map(has_handlers, ranks_of(job))), interval=0.0002)
+                time.sleep(delay)
+                os.kill(rng.choice(list(filter(has_handlers, ranks_of(job)))), number)
+                output = job.communicate(timeout=60)[0]
+
+                self.assertEqual(job.returncode, STOPPED, output)
+                self.expect_nothing_lost()
 
     def test_a_signal_to_one_rank_stops_all(self):
         for number in SIGNALS:

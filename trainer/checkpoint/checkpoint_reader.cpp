@@ -17,11 +17,6 @@ constexpr int64_t kFloatBytes = sizeof(float);
 constexpr int64_t kGapElements = 16 << 10;
 constexpr int64_t kWindowElements = 1 << 20;
 
-Manifest read_manifest(const std::filesystem::path& folder) {
-  const std::filesystem::path path = folder / kManifestName;
-  return parse_manifest(read_file(path), path.string());
-}
-
 std::string display_name(const std::string& kind, const std::string& name) {
   return kind + ' ' + name;
 }
@@ -64,13 +59,28 @@ void read_runs(const InputFile& file, int64_t address, const std::vector<CopyRun
 }  // namespace
 
 CheckpointReader::CheckpointReader(std::filesystem::path folder)
-    : folder_(std::move(folder)), manifest_(read_manifest(folder_)) {
+    : folder_(std::move(folder)),
+      manifest_text_(read_file(folder_ / kManifestName)),
+      manifest_(parse_manifest(manifest_text_, (folder_ / kManifestName).string())) {
   open_shards_.resize(manifest_.shards.size());
   for (size_t shard = 0; shard < manifest_.shards.size(); ++shard) {
     for (const StoredPiece& piece : manifest_.shards[shard].pieces) {
       places_[{piece.kind, piece.name}].push_back({shard, &piece});
     }
   }
+}
+
+void CheckpointReader::require_current() const {
+  bool is_current = false;
+  try {
+    is_current = read_file(folder_ / kManifestName) == manifest_text_;
+  } catch (const Error&) {
+    // It was removed.
+  }
+  require(is_current,
+          "the checkpoint {} was removed or replaced while it was read: a run that trains keeps "
+          "only its newest ones (checkpoint.keep)",
+          folder_.string());
 }
 
 std::vector<std::string> CheckpointReader::damage_of(const StoredFile& stored) const {

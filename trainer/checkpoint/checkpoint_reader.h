@@ -23,6 +23,11 @@ class CheckpointReader {
   const std::filesystem::path& folder() const { return folder_; }
   const Manifest& manifest() const { return manifest_; }
 
+  // Throws Error if the folder no longer holds the checkpoint that was opened: a run that trains
+  // removes old ones, and may replace one by another of the same step. What was read before is then
+  // worth nothing.
+  void require_current() const;
+
   // Describes the damage of a shard: that it is missing, its wrong length, or the tensors whose
   // checksums do not match. One line each, with the file's name; empty if the shard is intact.
   std::vector<std::string> damage_of(const StoredFile& file) const;
@@ -42,6 +47,7 @@ class CheckpointReader {
   const InputFile& open_shard(size_t shard);
 
   std::filesystem::path folder_;
+  std::string manifest_text_;
   Manifest manifest_;
   std::map<TensorKey, std::vector<Place>> places_;
   std::vector<std::unique_ptr<InputFile>> open_shards_;

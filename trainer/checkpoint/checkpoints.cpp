@@ -115,14 +115,28 @@ TrainingState read_collectively(CheckpointReader& reader, std::span<const Tensor
 
 TrainingState load_pieces(const fs::path& folder, std::span<const TensorPiece> pieces,
                           Communicator& world) {
+  std::string path;
+  run_collectively(world, [&] {
+    if (world.rank() == 0) path = find_checkpoint(folder).string();
+  });
+  // What is newest may change between the looks of two ranks.
+  path = gather_text(world, path).front();
   std::optional<CheckpointReader> reader;
-  run_collectively(world, [&] { reader.emplace(find_checkpoint(folder)); });
-  const std::vector<std::string> damage = find_damage(*reader, world);
-  if (!damage.empty()) {
-    throw CollectiveError(
-        fmt::format("the checkpoint cannot be loaded: {}", fmt::join(damage, "; ")));
+  run_collectively(world, [&] { reader.emplace(path); });
+  try {
+    const std::vector<std::string> damage = find_damage(*reader, world);
+    if (!damage.empty()) {
+      throw CollectiveError(
+          fmt::format("the checkpoint cannot be loaded: {}", fmt::join(damage, "; ")));
+    }
+    const TrainingState state = read_collectively(*reader, pieces, world);
+    // If it was replaced, some of the values may be those of the other one.
+    run_collectively(world, [&] { reader->require_current(); });
+    return state;
+  } catch (const CollectiveError&) {
+    run_collectively(world, [&] { reader->require_current(); });
+    throw;
   }
-  return read_collectively(*reader, pieces, world);
 }
 
 }  // namespace
@@ -298,6 +312,22 @@ std::vector<fs::path> checkpoints_in(const fs::path& folder) {
   std::vector<fs::path> checkpoints;
   for (const int64_t step : steps_in(folder)) checkpoints.push_back(folder / step_name(step));
   return checkpoints;
+}
+
+void with_newest_checkpoint(const fs::path& folder,
+                            const std::function<void(const fs::path& checkpoint)>& read) {
+  std::vector<fs::path> all = checkpoints_in(folder);
+  require(!all.empty(), "{} holds no checkpoint; train first, or name another folder",
+          folder.string());
+  for (int attempt = 1;; ++attempt) {
+    const fs::path tried = all.back();
+    try {
+      return read(tried);
+    } catch (const Error&) {
+      all = checkpoints_in(folder);
+      if (attempt == kMostAttemptsToRead || all.empty() || all.back() == tried) throw;
+    }
+  }
 }
 
 fs::path find_checkpoint(const fs::path& path) {

@@ -81,6 +81,16 @@ class Checkpoints {
 // exist.
 std::vector<std::filesystem::path> checkpoints_in(const std::filesystem::path& folder);
 
+// A run that trains may remove the checkpoint that is being read. Then the newest one is read
+// instead, as often as this.
+inline constexpr int kMostAttemptsToRead = 10;
+
+// Calls `read` with the newest checkpoint in such a folder, and again if it throws Error and there
+// is a newer one by now. Throws Error if there is none.
+void with_newest_checkpoint(
+    const std::filesystem::path& folder,
+    const std::function<void(const std::filesystem::path& checkpoint)>& read);
+
 // The checkpoint that a path means: the folder itself if it has a manifest; else the newest one of
 // the run, or of the folder of checkpoints, that the path is. Throws Error for any other folder.
 std::filesystem::path find_checkpoint(const std::filesystem::path& path);

@@ -130,14 +130,26 @@ std::string inspect_checkpoint(const std::filesystem::path& folder, bool verify)
   if (!std::filesystem::exists(folder / kManifestName)) {
     const std::filesystem::path newest = find_checkpoint(folder);
     const std::string list = list_checkpoints(newest.parent_path());
-    if (newest != folder) return verify ? list + inspect_checkpoint(newest, verify) : list;
+    if (newest != folder) {
+      std::string report;
+      const auto inspect = [&](const auto& path) { report = inspect_checkpoint(path, verify); };
+      if (verify) with_newest_checkpoint(newest.parent_path(), inspect);
+      return list + report;
+    }
   }
   CheckpointReader reader(folder);
-  if (verify) verify_files(reader);
   const TrainingState& state = reader.manifest().state;
-  return folder.string() + '\n' + describe_state(reader.manifest()) +
-         describe_tensors(reader, verify) + (verify ? "intact: every checksum matches\n" : "") +
-         "configuration\n" + state.config;
+  std::string tensors;
+  try {
+    if (verify) verify_files(reader);
+    tensors = describe_tensors(reader, verify);
+  } catch (const Error&) {
+    reader.require_current();
+    throw;
+  }
+  if (verify) reader.require_current();
+  return folder.string() + '\n' + describe_state(reader.manifest()) + tensors +
+         (verify ? "intact: every checksum matches\n" : "") + "configuration\n" + state.config;
 }
 
 }  // namespace switchyard

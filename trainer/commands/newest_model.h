@@ -13,8 +13,9 @@ struct LoadedModel {
 };
 
 // Loads the weights of the run's newest checkpoint, or of the one that checkpoint.resume names,
-// into the session's model. Collective over the world; throws CollectiveError if there is none or
-// it is damaged, if `config` describes another model, or if the run had another tokenizer.
+// into the session's model. If a run that trains removes the checkpoint meanwhile, the one that is
+// newest then is taken. Collective over the world; throws CollectiveError if there is none or it is
+// damaged, if `config` describes another model, or if the run had another tokenizer.
 //   tokenizer_hash  of the tokenizer that is used with the model
 LoadedModel load_newest_model(MpiRuntime& mpi, const RunConfig& config, Session& session,
                               const std::string& tokenizer_hash);

@@ -36,14 +36,17 @@ LoadedConfig load_folder(const fs::path& folder, const std::vector<std::string>&
   fs::path checkpoint = folder.has_filename() ? folder : folder.parent_path();
   fs::path run_dir = checkpoint;
   const bool is_checkpoint = fs::exists(checkpoint / kManifestName);
+  std::string stored;
+  const auto read = [&](const fs::path& path) {
+    checkpoint = path;
+    stored = CheckpointReader(path).manifest().state.config;
+  };
   if (is_checkpoint) {
     run_dir = fs::absolute(checkpoint).lexically_normal().parent_path().parent_path();
     if (!checkpoint.is_absolute()) run_dir = run_dir.lexically_relative(fs::current_path());
+    read(checkpoint);
   } else {
-    const std::vector<fs::path> all = checkpoints_in(RunPaths(run_dir).checkpoints());
-    require(!all.empty(), "{} holds no checkpoint; train first, or name another folder",
-            RunPaths(run_dir).checkpoints().string());
-    checkpoint = all.back();
+    with_newest_checkpoint(RunPaths(run_dir).checkpoints(), read);
   }
   std::vector<std::string> settings = {
       fmt::format("run.dir={}", field_types::quoted(run_dir.string()))};
@@ -52,8 +55,7 @@ LoadedConfig load_folder(const fs::path& folder, const std::vector<std::string>&
         fmt::format("checkpoint.resume={}", field_types::quoted(checkpoint.string())));
   }
   settings.insert(settings.end(), overrides.begin(), overrides.end());
-  return load_stored_config(CheckpointReader(checkpoint).manifest().state.config,
-                            checkpoint.string(), settings);
+  return load_stored_config(stored, checkpoint.string(), settings);
 }
 
 // The configuration in the newest checkpoint whose manifest can be read; training passes over
@@ -61,26 +63,34 @@ LoadedConfig load_folder(const fs::path& folder, const std::vector<std::string>&
 void adopt_newest(LoadedConfig& loaded, const CheckpointNeed& need) {
   const std::string& wish = loaded.config.checkpoint.resume;
   const bool trains = need.use == CheckpointUse::training;
+  const bool takes_newest = wish == "auto" || wish == "none";
   if (trains && wish == "none") return;
+  const fs::path own = RunPaths(loaded.config.run.dir).checkpoints();
   std::vector<fs::path> candidates;
-  if (wish == "auto" || wish == "none") {
-    candidates = checkpoints_in(RunPaths(loaded.config.run.dir).checkpoints());
+  if (takes_newest) {
+    candidates = checkpoints_in(own);
   } else if (fs::exists(wish) || need.must_exist) {
     candidates = {find_checkpoint(wish)};
   }
   require(!candidates.empty() || !need.must_exist,
           "{} holds no checkpoint; train first, or name one with checkpoint.resume=PATH",
-          RunPaths(loaded.config.run.dir).checkpoints().string());
-  for (auto folder = candidates.rbegin(); folder != candidates.rend(); ++folder) {
-    std::string stored;
+          own.string());
+  std::string stored;
+  const auto read = [&](const fs::path& folder) {
+    stored = CheckpointReader(folder).manifest().state.config;
+    adopt_checkpoint_config(loaded, stored, folder.string(), *need.use);
+  };
+  if (!trains && need.must_exist) {
+    if (takes_newest) return with_newest_checkpoint(own, read);
+    return read(candidates.back());
+  }
+  for (auto folder = candidates.rbegin(); folder != candidates.rend() && stored.empty(); ++folder) {
     try {
-      stored = CheckpointReader(*folder).manifest().state.config;
+      read(*folder);
     } catch (const Error&) {
-      if (!trains && need.must_exist) throw;
-      continue;  // Loading will say what is wrong with it.
+      if (!stored.empty()) throw;
+      // Loading will say what is wrong with it.
     }
-    adopt_checkpoint_config(loaded, stored, folder->string(), *need.use);
-    return;
   }
 }
 

@@ -1,6 +1,10 @@
 #include "trainer/data/open_data.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <span>
+#include <vector>
 
 #include "kernels/runtime/check.h"
 #include "parallel/parallel_layout.h"
@@ -37,6 +41,23 @@ std::unique_ptr<OpenTokens<Loader>> open_tokens(const std::string& path,
   return tokens;
 }
 
+// A file that is made anew while ranks open it, or that differs between machines, would give the
+// ranks sequences of different texts.
+template <class Loader>
+void require_same_on_all_ranks(Communicator& world, const OpenTokens<Loader>* tokens) {
+  if (!tokens) return;
+  const auto mine = static_cast<int64_t>(tokens->file.fingerprint());
+  std::vector<int64_t> all(static_cast<size_t>(world.size()));
+  Stream stream;
+  world.all_gather(stream, view_of(std::span(&mine, 1)), view_of(std::span(all)));
+  const auto other = std::ranges::find_if(all, [&](int64_t one) { return one != all.front(); });
+  if (other == all.end()) return;
+  throw CollectiveError(fmt::format(
+      "the token file {} of rank {} is another one than that of rank 0: give all machines the same "
+      "file, and start again when nothing makes it anew",
+      tokens->file.path().string(), other - all.begin()));
+}
+
 }  // namespace
 
 OpenData open_data(MpiRuntime& mpi, RunConfig& config, NeedsTraining needs_training) {
@@ -54,6 +75,8 @@ OpenData open_data(MpiRuntime& mpi, RunConfig& config, NeedsTraining needs_train
           open_tokens<ValidationLoader>(config.data.validation, shape, *data.tokenizer);
     }
   });
+  require_same_on_all_ranks(mpi.world(), data.train.get());
+  require_same_on_all_ranks(mpi.world(), data.validation.get());
   return data;
 }
 
