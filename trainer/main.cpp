@@ -121,8 +121,7 @@ class CommandLine {
   int run(MpiRuntime& mpi, std::optional<CheckpointUse> use, UsesLayout uses_layout,
           const ConfigCommand& body) const {
     const bool only_shows = arguments_.print_config || arguments_.dry_run;
-    const CheckpointNeed need{.use = use,
-                              .must_exist = use == CheckpointUse::inference && !only_shows};
+    const CheckpointNeed need{.use = use, .must_exist = !only_shows};
     const LoadedConfig loaded =
         load_shared_config(mpi, arguments_.path, arguments_.overrides, need);
     if (uses_layout == UsesLayout::yes) {

@@ -11,6 +11,7 @@
 
 #include "kernels/runtime/check.h"
 #include "trainer/files/file_io.h"
+#include "trainer/files/make_folder.h"
 
 namespace switchyard {
 namespace {
@@ -34,9 +35,7 @@ int open_and_sync(const fs::path& path, int flags) {
 
 UnfinishedFile::UnfinishedFile(fs::path path)
     : path_(std::move(path)), unfinished_(path_.string() + ".tmp") {
-  std::error_code error;
-  fs::create_directories(folder_of(path_), error);
-  require(!error, "cannot make the folder {}: {}", folder_of(path_).string(), error.message());
+  make_folder(folder_of(path_));
 }
 
 UnfinishedFile::~UnfinishedFile() {
