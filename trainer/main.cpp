@@ -1,5 +1,6 @@
 // switchyard COMMAND CONFIG.yaml [key.sub=value ...]
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <omp.h>
 
@@ -10,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/runtime/check.h"
 #include "parallel/distributed_context.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/exit_codes.h"
@@ -87,6 +89,8 @@ class CommandLine {
     if (speaks) app_.exit(error);
     return error.get_exit_code() == 0 ? kExitDone : kExitBadInput;
   }
+  // Training leaves its result in run.dir, whatever becomes of the console.
+  bool result_is_printed() const { return !app_.got_subcommand("train") || only_shows(); }
 
  private:
   // Whether the number of ranks must suit the configuration.
@@ -120,8 +124,7 @@ class CommandLine {
 
   int run(MpiRuntime& mpi, std::optional<CheckpointUse> use, UsesLayout uses_layout,
           const ConfigCommand& body) const {
-    const bool only_shows = arguments_.print_config || arguments_.dry_run;
-    const CheckpointNeed need{.use = use, .must_exist = !only_shows};
+    const CheckpointNeed need{.use = use, .must_exist = !only_shows()};
     const LoadedConfig loaded =
         load_shared_config(mpi, arguments_.path, arguments_.overrides, need);
     if (uses_layout == UsesLayout::yes) {
@@ -135,6 +138,7 @@ class CommandLine {
     return body(mpi, loaded);
   }
 
+  bool only_shows() const { return arguments_.print_config || arguments_.dry_run; }
   int planned_ranks(const MpiRuntime& mpi) const {
     return arguments_.ranks > 0 ? arguments_.ranks : mpi.world_size();
   }
@@ -257,6 +261,24 @@ class CommandLine {
   bool verify_ = false;
 };
 
+constexpr char kOutputIsLost[] =
+    "standard output cannot be written; what was to be printed is lost";
+
+// The error of a failed write to standard output does not say where that was.
+std::string reason_of(const std::exception& error) {
+  const std::string reason = error.what();
+  const bool is_said = reason.find(kOutputIsLost) != std::string::npos;
+  return std::ferror(stdout) == 0 || is_said ? reason : reason + "; " + kOutputIsLost;
+}
+
+// A file or socket that is opened would get the number of a standard stream that is closed, and
+// with it all that is printed. Writing to what is opened here fails.
+void occupy_closed_standard_streams() {
+  for (const int stream : {0, 1, 2}) {
+    if (::fcntl(stream, F_GETFD) < 0) ::open("/dev/null", stream == 0 ? O_WRONLY : O_RDONLY);
+  }
+}
+
 void print_errors(const MpiRuntime& mpi, const std::vector<std::string>& lines) {
   if (mpi.rank() != 0) return;
   std::fflush(stdout);
@@ -272,18 +294,31 @@ int end_together(MpiRuntime& mpi, int exit_code) {
   return exit_code;
 }
 
-int run(MpiRuntime& mpi, int argc, char** argv) {
+int run_command(MpiRuntime& mpi, int argc, char** argv) {
   CommandLine command_line;
+  int exit_code = kExitDone;
   try {
-    const Command command = command_line.parse(argc, argv);
-    return end_together(mpi, command(mpi));
+    exit_code = command_line.parse(argc, argv)(mpi);
   } catch (const CLI::ParseError& error) {
-    return end_together(mpi, command_line.report(error, mpi.rank() == 0));
+    exit_code = command_line.report(error, mpi.rank() == 0);
+  }
+  if (command_line.result_is_printed()) {
+    run_collectively(mpi.world(), [] {
+      std::fflush(stdout);
+      require(std::ferror(stdout) == 0, "{}", kOutputIsLost);
+    });
+  }
+  return exit_code;
+}
+
+int run(MpiRuntime& mpi, int argc, char** argv) {
+  try {
+    return end_together(mpi, run_command(mpi, argc, argv));
   } catch (const ConfigError& error) {
     print_errors(mpi, error.lines());
     return end_together(mpi, kExitBadInput);
   } catch (const CollectiveError& error) {
-    print_errors(mpi, {error.what()});
+    print_errors(mpi, {reason_of(error)});
     return end_together(mpi, kExitFailed);
   }
 }
@@ -292,6 +327,7 @@ int run(MpiRuntime& mpi, int argc, char** argv) {
 }  // namespace switchyard
 
 int main(int argc, char** argv) {
+  switchyard::occupy_closed_standard_streams();
   switchyard::MpiRuntime mpi(&argc, &argv);
   omp_set_num_threads(mpi.num_threads());
   try {
@@ -299,7 +335,7 @@ int main(int argc, char** argv) {
   } catch (const std::exception& error) {
     // Only this rank has failed: the others wait in a collective and only an abort reaches them.
     fmt::print(stderr, "switchyard: rank {} ({}): {}\n", mpi.rank(), mpi.watchdog().where(),
-               error.what());
+               switchyard::reason_of(error));
     std::fflush(stderr);
     if (mpi.world_size() > 1) switchyard::MpiRuntime::abort(switchyard::kExitFailed);
     return switchyard::kExitFailed;

@@ -18,7 +18,7 @@ import unittest
 import h5py
 import numpy
 
-from program import FAILED, Program
+from program import DONE, FAILED, SWITCHYARD, Program, environment
 
 CONFIG = "configs/tiny_bigmac.yaml"
 RUN = pathlib.Path("runs/tiny_bigmac")
@@ -148,6 +148,38 @@ class LostResults(RunFolder):
                       output)
         self.assertIn(f"the last good checkpoint is {RUN}/checkpoints/step_00000010", output)
         self.assertEqual(self.names(), ["latest", "step_00000005", "step_00000010"])
+
+    def test_output_that_cannot_be_written_fails(self):
+        self.train(0)
+        hash_stage = ["hash.dense_layers=1", "hash.bits=32", "hash.training.epochs=1",
+                      "hash.training.pairs_per_epoch=256", "hash.training.num_sequences=8",
+                      "hash.evaluation.sequences=2"]
+        commands = [["tokenize", CONFIG, 'data.text=["text"]'], ["eval", RUN],
+                    ["generate", RUN, "--max-tokens", "5"], ["inspect", RUN],
+                    ["inspect", self.checkpoint(20), "--verify"], ["train-hash", RUN, *hash_stage],
+                    ["eval-hash", RUN, *hash_stage], ["plan", CONFIG], ["train", CONFIG, "--dry-run"],
+                    ["train", CONFIG, "--print-config"], ["config-reference"], ["--help"],
+                    ["bench", "decode", "--lengths", "64", "--batch", "1", "--repetitions", "1",
+                     "--memory", "0.01", "--prefill-tokens", "64"]]
+        for command in commands:
+            for redirect in ("> /dev/full", ">&-"):
+                with self.subTest(f"{command[0]} {redirect}"):
+                    shell = subprocess.run(["sh", "-c", f'"$@" {redirect}', "sh", SWITCHYARD,
+                                            *map(str, command)], cwd=self.folder,
+                                           env=environment(), capture_output=True, text=True,
+                                           check=False, timeout=120)
+                    self.assertEqual(shell.returncode, FAILED, shell.stderr)
+                    self.assertIn("standard output cannot be written", shell.stderr)
+
+    def test_training_needs_no_console(self):
+        for redirect in ("> /dev/full", ">&-"):
+            shutil.rmtree(self.folder / RUN, ignore_errors=True)
+            shell = subprocess.run(["sh", "-c", f'"$@" {redirect}', "sh", SWITCHYARD, "train", CONFIG],
+                                   cwd=self.folder, env=environment(), capture_output=True,
+                                   check=False, timeout=120)
+            self.assertEqual(shell.returncode, DONE, shell.stderr)
+            self.assertEqual(self.steps(), list(range(1, 21)))
+            self.assertTrue(self.checkpoint(20).exists())
 
 
 class WhereARunGoesOn(RunFolder):
