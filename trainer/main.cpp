@@ -1,5 +1,6 @@
 // switchyard COMMAND CONFIG.yaml [key.sub=value ...]
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <omp.h>
 
@@ -11,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/runtime/check.h"
 #include "parallel/distributed_context.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/exit_codes.h"
@@ -99,6 +101,8 @@ class CommandLine {
     if (speaks) app_.exit(error);
     return error.get_exit_code() == 0 ? kExitDone : kExitBadInput;
   }
+  // Training leaves its result in run.dir, whatever becomes of the console.
+  bool result_is_printed() const { return !app_.got_subcommand("train") || only_shows(); }
 
  private:
   // Whether the number of ranks must suit the configuration.
@@ -135,8 +139,7 @@ class CommandLine {
 
   int run(MpiRuntime& mpi, std::optional<CheckpointUse> use, UsesLayout uses_layout,
           const ConfigCommand& body) const {
-    const CheckpointNeed need{.use = use,
-                              .must_exist = use == CheckpointUse::inference && !only_shows()};
+    const CheckpointNeed need{.use = use, .must_exist = !only_shows()};
     const LoadedConfig loaded =
         load_shared_config(mpi, arguments_.path, arguments_.overrides, need);
     if (uses_layout == UsesLayout::yes) {
@@ -276,6 +279,24 @@ class CommandLine {
   bool verify_ = false;
 };
 
+constexpr char kOutputIsLost[] =
+    "standard output cannot be written; what was to be printed is lost";
+
+// The error of a failed write to standard output does not say where that was.
+std::string reason_of(const std::exception& error) {
+  const std::string reason = error.what();
+  const bool is_said = reason.find(kOutputIsLost) != std::string::npos;
+  return std::ferror(stdout) == 0 || is_said ? reason : reason + "; " + kOutputIsLost;
+}
+
+// A file or socket that is opened would get the number of a standard stream that is closed, and
+// with it all that is printed. Writing to what is opened here fails.
+void occupy_closed_standard_streams() {
+  for (const int stream : {0, 1, 2}) {
+    if (::fcntl(stream, F_GETFD) < 0) ::open("/dev/null", stream == 0 ? O_WRONLY : O_RDONLY);
+  }
+}
+
 // fmt::print would throw if nobody reads stderr any more.
 void print_error(const std::string& line) {
   std::fflush(stdout);
@@ -295,16 +316,30 @@ int end_together(MpiRuntime& mpi, int exit_code) {
   return exit_code;
 }
 
+int run_command(MpiRuntime& mpi, const CommandLine& command_line) {
+  int exit_code = kExitDone;
+  try {
+    exit_code = command_line.command()(mpi);
+  } catch (const CLI::ParseError& error) {
+    exit_code = command_line.report(error, mpi.rank() == 0);
+  }
+  if (command_line.result_is_printed()) {
+    run_collectively(mpi.world(), [] {
+      std::fflush(stdout);
+      require(std::ferror(stdout) == 0, "{}", kOutputIsLost);
+    });
+  }
+  return exit_code;
+}
+
 int run(MpiRuntime& mpi, const CommandLine& command_line) {
   try {
-    return end_together(mpi, command_line.command()(mpi));
-  } catch (const CLI::ParseError& error) {
-    return end_together(mpi, command_line.report(error, mpi.rank() == 0));
+    return end_together(mpi, run_command(mpi, command_line));
   } catch (const ConfigError& error) {
     print_errors(mpi, error.lines());
     return end_together(mpi, kExitBadInput);
   } catch (const CollectiveError& error) {
-    print_errors(mpi, {error.what()});
+    print_errors(mpi, {reason_of(error)});
     return end_together(mpi, kExitFailed);
   }
 }
@@ -314,6 +349,7 @@ int run(MpiRuntime& mpi, const CommandLine& command_line) {
 
 int main(int argc, char** argv) {
   switchyard::StopSignal::hold();
+  switchyard::occupy_closed_standard_streams();
   switchyard::CommandLine command_line;
   command_line.parse(argc, argv);
   // Decided before MPI starts, which may take long.
@@ -326,8 +362,8 @@ int main(int argc, char** argv) {
     return switchyard::run(mpi, command_line);
   } catch (const std::exception& error) {
     // Only this rank has failed: the others wait in a collective and only an abort reaches them.
-    switchyard::print_error(
-        fmt::format("rank {} ({}): {}", mpi.rank(), mpi.watchdog().where(), error.what()));
+    switchyard::print_error(fmt::format("rank {} ({}): {}", mpi.rank(), mpi.watchdog().where(),
+                                        switchyard::reason_of(error)));
     if (mpi.world_size() > 1) switchyard::MpiRuntime::abort(switchyard::kExitFailed);
     return switchyard::kExitFailed;
   }

@@ -227,19 +227,28 @@ class BadInput(Program):
                             "model.init_std=10", code=FAILED)
         self.assertIn("steps in a row had no finite gradient", output)
 
-    def test_a_full_disk_does_not_end_the_training(self):
+    def test_a_full_disk_does_not_end_the_training_but_fails_it_if_nothing_is_saved(self):
         folder = self.checkpoint(20).parent
         folder.mkdir(parents=True)
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder],
-                                 capture_output=True, check=False)
+        self.train(2, "parallel.ep=2", "train.max_steps=2", "run.dir=runs/size")
+        bytes_of_one = sum(path.stat().st_size for path in self.checkpoint(2, "size").iterdir())
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={bytes_of_one * 3 // 2}",
+                                  "tmpfs", folder], capture_output=True, check=False)
         if mounted.returncode != 0:
             self.skipTest("a file system can only be mounted as root")
         try:
-            output = self.train(2, "parallel.ep=2")
+            output = self.train(2, "parallel.ep=2", "checkpoint.interval=5", code=FAILED)
+            steps = sorted(path.name for path in folder.iterdir())
         finally:
             subprocess.run(["umount", folder], check=True)
-        self.assertIn("no checkpoint at step 20", output)
+        self.assertIn("is free for 3 more checkpoints", output)
+        for step in (10, 15, 20):
+            self.assertIn(f"no checkpoint at step {step}: ", output)
         self.assertIn("No space left on device", output)
+        self.assertIn("switchyard: the state after step 20 is not saved: ", output)
+        self.assertIn("the last good checkpoint is runs/tiny_bigmac/checkpoints/step_00000005",
+                      output)
+        self.assertEqual(steps, ["latest", "step_00000005"])
         self.assertEqual(len(self.metrics()), 20)
 
 

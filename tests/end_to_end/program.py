@@ -114,7 +114,7 @@ class Program(unittest.TestCase):
 
     def setUp(self):
         self.folder = pathlib.Path(tempfile.mkdtemp())
-        shutil.copytree(self.template, self.folder, dirs_exist_ok=True)
+        shutil.copytree(self.template, self.folder, symlinks=True, dirs_exist_ok=True)
 
     def tearDown(self):
         shutil.rmtree(self.folder)

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 
+#include <cmath>
 #include <csignal>
 #include <cstdlib>
 
@@ -9,6 +10,7 @@
 #include "tests/support/checkpoint_fixture.h"
 #include "trainer/checkpoint/checkpoint_reader.h"
 #include "trainer/checkpoint/checkpoints.h"
+#include "trainer/checkpoint/folder_trial.h"
 #include "trainer/checkpoint/gather_text.h"
 
 namespace switchyard {
@@ -38,13 +40,14 @@ struct CheckpointMpiTest : testing::Test {
   CheckpointMpiTest() {
     std::string name = (fs::temp_directory_path() / "switchyard-XXXXXX").string();
     if (rank == 0 && ::mkdtemp(name.data()) == nullptr) name.clear();
-    folder = gather_text(world, name)[0];
-    require(!folder.empty(), "cannot make a folder");
+    run_dir = broadcast_text(world, name);
+    folder = run_dir / "checkpoints";
+    require(!run_dir.empty(), "cannot make a folder");
   }
   ~CheckpointMpiTest() override {
     world.barrier(stream);
     std::error_code ignored;
-    if (rank == 0) fs::remove_all(folder, ignored);
+    if (rank == 0) fs::remove_all(run_dir, ignored);
     world.barrier(stream);
   }
 
@@ -61,6 +64,11 @@ struct CheckpointMpiTest : testing::Test {
     return result;
   }
 
+  ResumeResult resume(FakeRank& own, const DistributedContext& dist) {
+    Checkpoints checkpoints(folder, 0, dist);
+    return test::resume_newest(checkpoints, run_dir, own.tensors(), dist);
+  }
+
   // Expects that every rank has the same text.
   void expect_same(const std::string& text) {
     for (const std::string& other : gather_text(world, text)) EXPECT_EQ(other, text);
@@ -70,7 +78,7 @@ struct CheckpointMpiTest : testing::Test {
   Communicator& world = test_mpi().world();
   int rank = world.rank();
   int last_rank = world.size() - 1;
-  fs::path folder;
+  fs::path run_dir, folder;
 };
 
 TEST_F(CheckpointMpiTest, AChainThroughAllLayoutsKeepsEveryBit) {
@@ -88,7 +96,7 @@ TEST_F(CheckpointMpiTest, AChainThroughAllLayoutsKeepsEveryBit) {
     Checkpoints checkpoints(folder, /*keep=*/1, dist);
     FakeRank own(dist.layout(), rank);
 
-    const ResumeResult resumed = checkpoints.resume_newest(own.tensors());
+    const ResumeResult resumed = test::resume_newest(checkpoints, run_dir, own.tensors(), dist);
     const SaveResult saved = checkpoints.save(fake_state(step + 1), own.tensors());
 
     EXPECT_EQ(resumed.state, fake_state(step));
@@ -98,7 +106,7 @@ TEST_F(CheckpointMpiTest, AChainThroughAllLayoutsKeepsEveryBit) {
   }
   if (rank == 0) {
     FakeRank all(one, 0);
-    EXPECT_EQ(Checkpoints(folder, 0, alone).resume_newest(all.tensors()).state, fake_state(step));
+    EXPECT_EQ(resume(all, alone).state, fake_state(step));
     EXPECT_EQ(all.wrong_elements(3), 0);
   }
 }
@@ -132,7 +140,7 @@ TEST_F(CheckpointMpiTest, AFailureOnOneRankIsKnownToAllAndLosesNothing) {
   EXPECT_THAT(Checkpoints(folder, 0, dist).steps(), ElementsAre(1));
   EXPECT_FALSE(fs::exists(folder / "step_00000002.tmp"));
   FakeRank own(dist.layout(), rank);
-  EXPECT_EQ(Checkpoints(folder, 0, dist).resume_newest(own.tensors()).state, fake_state(1));
+  EXPECT_EQ(resume(own, dist).state, fake_state(1));
   EXPECT_EQ(own.wrong_elements(1), 0);
 }
 
@@ -159,6 +167,56 @@ TEST_F(CheckpointMpiTest, NoRoomForOneRanksShardFailsTheSaveOnAll) {
   EXPECT_THAT(Checkpoints(folder, 0, dist).steps(), ElementsAre(1, 3));
 }
 
+TEST_F(CheckpointMpiTest, AValueThatIsNotFiniteOnOneRankIsNamedOnAll) {
+  const DistributedContext dist(test_mpi(), layout(1, 1));
+  ASSERT_TRUE(save(1, dist).saved);
+  FakeRank own(dist.layout(), rank);
+  CheckpointTensors tensors = own.tensors();
+  if (rank == last_rank) tensors.owned.back().data.back() = NAN;
+
+  const SaveResult result = Checkpoints(folder, /*keep=*/1, dist).save(fake_state(2), tensors);
+
+  EXPECT_FALSE(result.saved);
+  EXPECT_THAT(result.problem, HasSubstr("holds 1 NaN"));
+  expect_same(result.problem);
+  EXPECT_THAT(Checkpoints(folder, 0, dist).steps(), ElementsAre(1));
+}
+
+TEST_F(CheckpointMpiTest, EveryRankTriesToWriteBeforeTheFirstStep) {
+  const DistributedContext dist(test_mpi(), layout(1, 1));
+  FakeRank own(dist.layout(), rank);
+
+  const DiskRoom room = try_folder_of_checkpoints(world, folder, own.tensors());
+  ASSERT_TRUE(save(1, dist).saved);
+  int64_t bytes = 0;
+  for (const auto& file : fs::directory_iterator(folder / "step_00000001")) {
+    bytes += static_cast<int64_t>(fs::file_size(file));
+  }
+
+  EXPECT_GE(room.checkpoint_bytes + (32 << 10), bytes);
+  EXPECT_EQ(room.checkpoints, 0);
+  EXPECT_GT(room.free_bytes, 0);
+  EXPECT_EQ(try_folder_of_checkpoints(world, folder, own.tensors()).checkpoints, 1);
+  world.barrier(stream);
+  EXPECT_FALSE(fs::exists(folder / "step_trial.tmp"));
+}
+
+// The last rank's folder is another one, as on a machine that does not share it.
+TEST_F(CheckpointMpiTest, ARankThatSeesAnotherFolderIsFoundBeforeTheFirstStep) {
+  const DistributedContext dist(test_mpi(), layout(1, 1));
+  FakeRank own(dist.layout(), rank);
+  const fs::path mine = rank == last_rank && rank > 0 ? run_dir / "elsewhere" : folder;
+
+  try {
+    try_folder_of_checkpoints(world, mine, own.tensors());
+    EXPECT_EQ(world.size(), 1);
+  } catch (const CollectiveError& error) {
+    EXPECT_THAT(error.what(), HasSubstr(fmt::format("rank {}: checkpoints cannot be written: "
+                                                    "cannot open {}/elsewhere",
+                                                    last_rank, run_dir.string())));
+  }
+}
+
 TEST_F(CheckpointMpiTest, AllRanksFallBackFromADamagedShardTogether) {
   const DistributedContext dist(test_mpi(), layout(1, 1));
   ASSERT_TRUE(save(1, dist).saved);
@@ -168,7 +226,7 @@ TEST_F(CheckpointMpiTest, AllRanksFallBackFromADamagedShardTogether) {
   world.barrier(stream);
   FakeRank own(dist.layout(), rank);
 
-  const ResumeResult result = Checkpoints(folder, 0, dist).resume_newest(own.tensors());
+  const ResumeResult result = resume(own, dist);
 
   EXPECT_EQ(result.name, "step_00000001");
   EXPECT_EQ(own.wrong_elements(1), 0);
@@ -184,7 +242,8 @@ TEST_F(CheckpointMpiTest, DamageUnderAnExplicitPathIsAnErrorOfAllRanks) {
   world.barrier(stream);
   FakeRank own(dist.layout(), rank);
 
-  EXPECT_THROW(load_checkpoint(folder / "step_00000001", own.tensors(), dist), CollectiveError);
+  EXPECT_THROW(test::load_checkpoint(folder / "step_00000001", own.tensors(), dist),
+               CollectiveError);
 }
 
 TEST_F(CheckpointMpiTest, AnotherModelIsAnErrorOfAllRanks) {
@@ -195,7 +254,7 @@ TEST_F(CheckpointMpiTest, AnotherModelIsAnErrorOfAllRanks) {
   FakeRank other(dist.layout(), rank, model);
 
   try {
-    Checkpoints(folder, 0, dist).resume_newest(other.tensors());
+    resume(other, dist);
     FAIL() << "accepted";
   } catch (const CollectiveError& error) {
     EXPECT_THAT(error.what(), HasSubstr("embedding.weight has shape [37, 8] in the checkpoint"));

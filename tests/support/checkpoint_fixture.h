@@ -41,14 +41,16 @@ inline std::vector<FakeTensor> fake_model() {
           {"layers.0.moe.experts.down.weight", {8, 8, 11}, ParameterGroup::expert, 0}};
 }
 
-// All bit patterns are possible, NaNs included, because checkpoints must preserve bits.
+// All bit patterns of finite numbers are possible, because checkpoints must preserve bits.
 inline float fake_value(const std::string& kind, const std::string& name, int64_t global_index,
                         uint64_t seed) {
   uint64_t bits = std::hash<std::string>()(kind + name) + seed * 0x9E3779B97F4A7C15u +
                   static_cast<uint64_t>(global_index) * 0xBF58476D1CE4E5B9u;
   bits ^= bits >> 31;
   bits *= 0x94D049BB133111EBu;
-  return std::bit_cast<float>(static_cast<uint32_t>(bits >> 32));
+  const auto pattern = static_cast<uint32_t>(bits >> 32);
+  constexpr uint32_t kExponent = 0x7F800000u, kSomeOfIt = 0x00800000u;
+  return std::bit_cast<float>((pattern & kExponent) == kExponent ? pattern ^ kSomeOfIt : pattern);
 }
 
 // The pieces that one rank of a layout owns: boxes by tp and ep, ranges by ZeRO, as the optimizer
@@ -183,7 +185,26 @@ inline TrainingState fake_state(int64_t step) {
           .tokens = step * 32 * 1024,
           .dataset_fingerprint = "0123abcd",
           .config = "run:\n  seed: 1234  # \"quoted\", and ü\n",
-          .tokenizer_hash = "0123456789abcdef"};
+          .tokenizer_hash = "0123456789abcdef",
+          .origins = {{"runs/base", "fedcba9876543210"}}};
+}
+
+// Goes on from the newest checkpoint in `run_dir`, as training does. Collective.
+inline ResumeResult resume_newest(Checkpoints& checkpoints, const std::filesystem::path& run_dir,
+                                  const CheckpointTensors& tensors,
+                                  const DistributedContext& dist) {
+  checkpoints.tidy();
+  return checkpoints.resume(
+      choose_checkpoint_together(dist.world(), run_dir, "auto", CheckpointUse::training), tensors);
+}
+
+// Loads one checkpoint. Collective.
+inline TrainingState load_checkpoint(const std::filesystem::path& folder,
+                                     const CheckpointTensors& tensors,
+                                     const DistributedContext& dist) {
+  const CheckpointChoice choice = choose_checkpoint_together(
+      dist.world(), folder.parent_path() / "no_run", folder.string(), CheckpointUse::training);
+  return *Checkpoints(folder.parent_path(), 0, dist).resume(choice, tensors).state;
 }
 
 inline void flip_bit(const std::filesystem::path& path, size_t byte, int bit = 3) {

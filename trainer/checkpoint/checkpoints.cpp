@@ -4,51 +4,25 @@
 #include <fmt/format.h>
 #include <stdio.h>
 
-#include <algorithm>
-#include <charconv>
 #include <deque>
+#include <exception>
 #include <set>
 #include <utility>
 
 #include "kernels/basic/elementwise.h"
 #include "kernels/runtime/check.h"
+#include "trainer/checkpoint/checkpoint_folders.h"
 #include "trainer/checkpoint/checkpoint_reader.h"
 #include "trainer/checkpoint/gather_text.h"
 #include "trainer/checkpoint/shard.h"
-#include "trainer/config/run_paths.h"
 #include "trainer/files/durable_file.h"
+#include "trainer/files/make_folder.h"
+#include "trainer/files/not_finite.h"
 
 namespace switchyard {
 namespace {
 
 namespace fs = std::filesystem;
-
-constexpr std::string_view kStepPrefix = "step_", kTemporarySuffix = ".tmp";
-constexpr char kLatest[] = "latest";
-constexpr char kLatestTemporary[] = "latest.tmp";
-
-std::string step_name(int64_t step) { return fmt::format("{}{:08d}", kStepPrefix, step); }
-
-// The step in "step_00000100"; nothing for any other name.
-std::optional<int64_t> step_of(std::string_view name) {
-  if (!name.starts_with(kStepPrefix)) return std::nullopt;
-  const std::string_view digits = name.substr(kStepPrefix.size());
-  int64_t step = 0;
-  std::from_chars(digits.data(), digits.data() + digits.size(), step);
-  return step_name(step) == name ? std::optional(step) : std::nullopt;
-}
-
-// The steps of the complete checkpoints in a folder, ascending.
-std::vector<int64_t> steps_in(const fs::path& folder) {
-  std::vector<int64_t> steps;
-  if (!fs::exists(folder)) return steps;
-  for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
-    const std::optional<int64_t> step = step_of(entry.path().filename().string());
-    if (step && entry.is_directory()) steps.push_back(*step);
-  }
-  std::sort(steps.begin(), steps.end());
-  return steps;
-}
 
 // A complete folder is at `to` at every moment, if the file system can exchange two names.
 void exchange_or_rename(const fs::path& from, const fs::path& to) {
@@ -113,22 +87,17 @@ TrainingState read_collectively(CheckpointReader& reader, std::span<const Tensor
   return reader.manifest().state;
 }
 
+std::string cannot_be_loaded(std::span<const std::string> damage) {
+  return fmt::format("the checkpoint cannot be loaded: {}", fmt::join(damage, "; "));
+}
+
 TrainingState load_pieces(const fs::path& folder, std::span<const TensorPiece> pieces,
                           Communicator& world) {
-  std::string path;
-  run_collectively(world, [&] {
-    if (world.rank() == 0) path = find_checkpoint(folder).string();
-  });
-  // What is newest may change between the looks of two ranks.
-  path = gather_text(world, path).front();
   std::optional<CheckpointReader> reader;
-  run_collectively(world, [&] { reader.emplace(path); });
+  run_collectively(world, [&] { reader.emplace(folder); });
   try {
     const std::vector<std::string> damage = find_damage(*reader, world);
-    if (!damage.empty()) {
-      throw CollectiveError(
-          fmt::format("the checkpoint cannot be loaded: {}", fmt::join(damage, "; ")));
-    }
+    if (!damage.empty()) throw CollectiveError(cannot_be_loaded(damage));
     const TrainingState state = read_collectively(*reader, pieces, world);
     // If it was replaced, some of the values may be those of the other one.
     run_collectively(world, [&] { reader->require_current(); });
@@ -136,6 +105,26 @@ TrainingState load_pieces(const fs::path& folder, std::span<const TensorPiece> p
   } catch (const CollectiveError&) {
     run_collectively(world, [&] { reader->require_current(); });
     throw;
+  }
+}
+
+// A line for each of this rank's tensors that holds a value which is not finite.
+std::vector<std::string> lines_of_not_finite(const CheckpointTensors& tensors) {
+  std::vector<std::string> lines;
+  for (const TensorPiece& piece : all_pieces(tensors)) {
+    const NotFinite count = count_not_finite(piece.data);
+    if (count.total() == 0) continue;
+    lines.push_back(fmt::format("{} {} holds {}", piece.kind, piece.name, describe(count)));
+  }
+  return lines;
+}
+
+// Calls `body`, and adds its error to what a save says: the checkpoint itself is saved.
+void note_failure(SaveResult& result, const std::function<void()>& body) {
+  try {
+    body();
+  } catch (const std::exception& error) {
+    result.notices.push_back(error.what());
   }
 }
 
@@ -152,12 +141,23 @@ void Checkpoints::enter(SaveStage stage) const {
 
 fs::path Checkpoints::folder_of(int64_t step) const { return folder_ / step_name(step); }
 
-std::vector<int64_t> Checkpoints::steps() const { return steps_in(folder_); }
+std::vector<int64_t> Checkpoints::steps() const {
+  std::vector<int64_t> steps;
+  for (const fs::path& checkpoint : checkpoints_in(folder_)) {
+    if (const auto step = step_of(checkpoint.filename())) steps.push_back(*step);
+  }
+  return steps;
+}
 
 SaveResult Checkpoints::save(const TrainingState& state, const CheckpointTensors& tensors) {
   Communicator& world = dist_.world();
+  const std::vector<std::string> not_finite = gather_lines(world, lines_of_not_finite(tensors));
+  if (!not_finite.empty()) {
+    return {.saved = false, .is_finite = false, .problem = not_finite.front(), .notices = {}};
+  }
   fs::path temporary = folder_of(state.step);
   temporary += kTemporarySuffix;
+  SaveResult result;
   try {
     run_collectively(world, [&] { prepare(temporary); });
     std::string entry;
@@ -166,42 +166,31 @@ SaveResult Checkpoints::save(const TrainingState& state, const CheckpointTensors
     run_collectively(world, [&] {
       if (!is_first_rank()) return;
       write_manifest(temporary, state, entries);
-      publish(temporary, state.step);
+      publish(temporary, state.step, result);
     });
+    result.saved = true;
   } catch (const std::exception& error) {
     std::error_code ignored;  // remaining files are removed before the next save
     if (is_first_rank()) fs::remove_all(temporary, ignored);
-    return {.saved = false, .problem = error.what()};
+    result.problem = error.what();
   }
-  try {
-    run_collectively(world, [&] {
-      if (is_first_rank()) link_and_prune(state.step);
-    });
-  } catch (const std::exception& error) {
-    return {.saved = true, .problem = error.what()};
+  if (result.saved) {
+    past_end_ = state.step;
+    if (is_first_rank()) {
+      note_failure(result, [&] { link(state.step, result); });
+      note_failure(result, [&] { prune(result); });
+    }
   }
-  return {.saved = true, .problem = {}};
+  result.notices = gather_lines(world, result.notices);
+  return result;
 }
 
 void Checkpoints::prepare(const fs::path& temporary) const {
   enter(SaveStage::prepare);
   if (!is_first_rank()) return;
-  fs::create_directories(folder_);
-  remove_leftovers();
-  fs::create_directory(temporary);
-}
-
-// Removes the files of killed saves.
-void Checkpoints::remove_leftovers() const {
-  std::vector<fs::path> leftovers;
-  for (const fs::directory_entry& entry : fs::directory_iterator(folder_)) {
-    const std::string name = entry.path().filename().string();
-    if (name == kLatestTemporary ||
-        (name.starts_with(kStepPrefix) && name.ends_with(kTemporarySuffix))) {
-      leftovers.push_back(entry.path());
-    }
-  }
-  for (const fs::path& path : leftovers) fs::remove_all(path);
+  make_folder(folder_);
+  remove_leftovers(folder_);
+  make_folder(temporary);
 }
 
 StoredFile Checkpoints::save_shard(const fs::path& temporary,
@@ -227,66 +216,65 @@ void Checkpoints::write_manifest(const fs::path& temporary, const TrainingState&
   write_durably(temporary / kManifestName, to_text(manifest));
 }
 
-void Checkpoints::publish(const fs::path& temporary, int64_t step) const {
+// The checkpoints that are not of this run's past are renamed only now, when there is another one
+// to go on from. Were they left, pruning would count them, and the next start would find them.
+void Checkpoints::publish(const fs::path& temporary, int64_t step, SaveResult& result) const {
   enter(SaveStage::publish);
+  for (const int64_t other : steps()) {
+    if (other <= past_end_.value_or(step - 1)) continue;
+    // The same steps, taken again, have led to the same bytes.
+    if (other == step && have_same_manifest(temporary, folder_of(step))) continue;
+    result.notices.push_back(set_aside(folder_of(other)));
+  }
   exchange_or_rename(temporary, folder_of(step));
   sync_folder(folder_);
 }
 
-void Checkpoints::link_and_prune(int64_t step) const {
+void Checkpoints::link(int64_t step, SaveResult& result) {
   enter(SaveStage::link);
-  const fs::path link = folder_ / kLatestTemporary;
-  fs::remove(link);
-  fs::create_symlink(step_name(step), link);
-  fs::rename(link, folder_ / kLatest);
-  sync_folder(folder_);
-
-  enter(SaveStage::prune);
-  set_aside_later_than(step);
-  const std::vector<int64_t> all = steps();
-  if (keep_ == 0 || all.size() <= static_cast<size_t>(keep_)) return;
-  for (auto old = all.begin(); old != all.end() - keep_; ++old) fs::remove_all(folder_of(*old));
-}
-
-// Renames checkpoints of later steps. This run did not reach them: it resumed from an earlier one
-// or started afresh. It must not resume from them, but must not delete them either.
-void Checkpoints::set_aside_later_than(int64_t step) const {
-  for (const int64_t later : steps()) {
-    if (later <= step) continue;
-    fs::path aside = folder_of(later);
-    do {
-      aside += ".abandoned";
-    } while (fs::exists(aside));
-    fs::rename(folder_of(later), aside);
+  try {
+    link_latest(folder_, step);
+  } catch (const Error& error) {
+    if (std::exchange(says_no_link_, false)) {
+      result.notices.push_back(fmt::format("{}; nothing depends on it", error.what()));
+    }
   }
 }
 
-ResumeResult Checkpoints::resume_newest(const CheckpointTensors& tensors) {
+void Checkpoints::prune(SaveResult& result) const {
+  enter(SaveStage::prune);
+  const std::vector<int64_t> all = steps();
+  if (keep_ == 0 || all.size() <= static_cast<size_t>(keep_)) return;
+  for (auto old = all.begin(); old != all.end() - keep_; ++old) {
+    note_failure(result, [&] { remove_checkpoint(folder_of(*old)); });
+  }
+}
+
+ResumeResult Checkpoints::resume(const CheckpointChoice& choice, const CheckpointTensors& tensors) {
   Communicator& world = dist_.world();
-  run_collectively(world, [&] {
-    if (is_first_rank() && fs::exists(folder_)) remove_leftovers();
-  });
-  const std::vector<int64_t> candidates = steps_of_first_rank();
   ResumeResult result;
-  for (auto step = candidates.rbegin(); step != candidates.rend(); ++step) {
+  std::vector<std::string> damage;
+  for (const fs::path& folder : choice.candidates) {
+    result.name = choice.of_this_run ? folder.filename().string() : folder.string();
     std::optional<CheckpointReader> reader;
-    std::vector<std::string> damage;
     try {
-      run_collectively(world, [&] { reader.emplace(folder_of(*step)); });
+      run_collectively(world, [&] { reader.emplace(folder); });
       damage = find_damage(*reader, world);
     } catch (const Error& error) {
       damage = {error.what()};
     }
     if (damage.empty()) {
       result.state = read_collectively(*reader, all_pieces(tensors), world);
-      result.name = step_name(*step);
+      const std::optional<int64_t> step = step_of(folder.filename());
+      past_end_ = choice.of_this_run && step ? *step : -1;
       return result;
     }
     for (const std::string& line : damage) {
-      result.notices.push_back(fmt::format("passed over {}: {}", step_name(*step), line));
+      result.notices.push_back(fmt::format("passed over {}: {}", result.name, line));
     }
   }
-  if (!candidates.empty()) {
+  if (choice.origin) throw CollectiveError(cannot_be_loaded(damage));
+  if (!choice.candidates.empty()) {
     throw CollectiveError(fmt::format(
         "none of the checkpoints in {} is intact; move them away, or set checkpoint.resume to "
         "none, to start afresh: {}",
@@ -295,54 +283,15 @@ ResumeResult Checkpoints::resume_newest(const CheckpointTensors& tensors) {
   return result;
 }
 
-// Ranks that see different folders must still try the same ones, in the same order.
-std::vector<int64_t> Checkpoints::steps_of_first_rank() const {
-  Communicator& world = dist_.world();
-  Stream stream;
-  std::vector<int64_t> shared;
-  run_collectively(world, [&] { shared = steps(); });
-  auto count = static_cast<int64_t>(shared.size());
-  world.broadcast(stream, view_of(std::span(&count, 1)), 0);
-  shared.resize(static_cast<size_t>(count));
-  if (count > 0) world.broadcast(stream, view_of(std::span(shared)), 0);
-  return shared;
-}
-
-std::vector<fs::path> checkpoints_in(const fs::path& folder) {
-  std::vector<fs::path> checkpoints;
-  for (const int64_t step : steps_in(folder)) checkpoints.push_back(folder / step_name(step));
-  return checkpoints;
-}
-
-void with_newest_checkpoint(const fs::path& folder,
-                            const std::function<void(const fs::path& checkpoint)>& read) {
-  std::vector<fs::path> all = checkpoints_in(folder);
-  require(!all.empty(), "{} holds no checkpoint; train first, or name another folder",
-          folder.string());
-  for (int attempt = 1;; ++attempt) {
-    const fs::path tried = all.back();
-    try {
-      return read(tried);
-    } catch (const Error&) {
-      all = checkpoints_in(folder);
-      if (attempt == kMostAttemptsToRead || all.empty() || all.back() == tried) throw;
-    }
-  }
-}
-
-fs::path find_checkpoint(const fs::path& path) {
-  if (!fs::is_directory(path) || fs::exists(path / kManifestName)) return path;
-  for (const fs::path& folder : {path, RunPaths(path).checkpoints()}) {
-    const std::vector<int64_t> steps = steps_in(folder);
-    if (!steps.empty()) return folder / step_name(steps.back());
-  }
-  fail("{} is neither a checkpoint nor a run: it has no {} and no checkpoints/step_00000100",
-       path.string(), kManifestName);
-}
-
-TrainingState load_checkpoint(const fs::path& folder, const CheckpointTensors& tensors,
-                              const DistributedContext& dist) {
-  return load_pieces(folder, all_pieces(tensors), dist.world());
+std::vector<std::string> Checkpoints::tidy() const {
+  std::vector<std::string> notices;
+  run_collectively(dist_.world(), [&] {
+    if (!is_first_rank()) return;
+    remove_leftovers(folder_);
+    const std::string line = settle_latest(folder_);
+    if (!line.empty()) notices.push_back(line);
+  });
+  return gather_lines(dist_.world(), notices);
 }
 
 TrainingState load_weights(Stream& stream, const fs::path& folder, ParameterStore& parameters,

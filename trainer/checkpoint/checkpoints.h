@@ -10,6 +10,7 @@
 
 #include "layers/parameter.h"
 #include "parallel/distributed_context.h"
+#include "trainer/checkpoint/checkpoint_choice.h"
 #include "trainer/checkpoint/manifest.h"
 #include "trainer/checkpoint/tensor_piece.h"
 
@@ -18,22 +19,23 @@ namespace switchyard {
 // The same on every rank.
 struct SaveResult {
   bool saved = false;
-  // Why the checkpoint was not saved; or, if it was, which error followed (such as an old one that
-  // could not be removed). Empty if there was no error.
-  std::string problem;
+  bool is_finite = true;  // false: not saved, because a value is NaN or infinite
+  std::string problem;    // why the checkpoint was not saved; empty if it was
+  // What else changed or failed, such as an old checkpoint that could not be removed.
+  std::vector<std::string> notices;
 };
 
 // The same on every rank.
 struct ResumeResult {
-  std::optional<TrainingState> state;  // empty if there is no checkpoint and nothing was loaded
-  std::string name;                    // of the checkpoint: "step_00000100"
+  std::optional<TrainingState> state;  // empty if the choice was a fresh start
+  std::string name;                    // "step_00000100", or the path of another run's checkpoint
   std::vector<std::string> notices;    // checkpoints that were skipped, and why
 };
 
 enum class SaveStage { prepare, shard, manifest, publish, link, prune };
 
 // The checkpoints of one run: the folders step_00000100, step_00000200 ... of a folder that all
-// ranks see. `latest` is a symbolic link to the newest.
+// ranks see. `latest` is a symbolic link to the newest, for people; nothing depends on it.
 //
 // A save writes step_00000100.tmp and renames it when all of it is on the disk; a failure before
 // that leaves earlier checkpoints unchanged. Every call is collective over the world.
@@ -43,11 +45,17 @@ class Checkpoints {
   Checkpoints(std::filesystem::path folder, int keep, const DistributedContext& dist);
 
   // Never throws for an error of a file or the disk: training goes on without the checkpoint.
+  // Values that are not finite are never saved. The first save sets aside the checkpoints that are
+  // not of this run's past: those behind the step that it resumed from.
   SaveResult save(const TrainingState& state, const CheckpointTensors& tensors);
 
-  // Loads the newest intact checkpoint. Throws Error if there are checkpoints but none is intact
-  // (training from scratch would supersede them), or if the newest intact one is of another model.
-  ResumeResult resume_newest(const CheckpointTensors& tensors);
+  // Loads the first intact one of the candidates. Throws Error if there are some but none is intact
+  // (training from scratch would supersede them), or if the first intact one is of another model.
+  ResumeResult resume(const CheckpointChoice& choice, const CheckpointTensors& tensors);
+
+  // To be called before the choice of a checkpoint: removes what killed saves have left, and gives
+  // the name `latest` free if a copy without links took it. Returns what was renamed.
+  std::vector<std::string> tidy() const;
 
   // Steps of the complete checkpoints, ascending. Not collective.
   std::vector<int64_t> steps() const;
@@ -65,40 +73,19 @@ class Checkpoints {
                         const CheckpointTensors& tensors) const;
   void write_manifest(const std::filesystem::path& temporary, const TrainingState& state,
                       const std::vector<std::string>& shards) const;
-  void publish(const std::filesystem::path& temporary, int64_t step) const;
-  void link_and_prune(int64_t step) const;
-  void set_aside_later_than(int64_t step) const;
-  void remove_leftovers() const;
-  std::vector<int64_t> steps_of_first_rank() const;
+  void publish(const std::filesystem::path& temporary, int64_t step, SaveResult& result) const;
+  void link(int64_t step, SaveResult& result);
+  void prune(SaveResult& result) const;
 
   std::filesystem::path folder_;
   int keep_;
   const DistributedContext& dist_;
   std::function<void(SaveStage)> hook_;
+  // The last step of this run's past: not known before a resume or a save, and -1 if no checkpoint
+  // in the folder is of its past.
+  std::optional<int64_t> past_end_;
+  bool says_no_link_ = true;  // that `latest` cannot be made is said once
 };
-
-// The complete checkpoints in the folder of a run's checkpoints, by step; none if it does not
-// exist.
-std::vector<std::filesystem::path> checkpoints_in(const std::filesystem::path& folder);
-
-// A run that trains may remove the checkpoint that is being read. Then the newest one is read
-// instead, as often as this.
-inline constexpr int kMostAttemptsToRead = 10;
-
-// Calls `read` with the newest checkpoint in such a folder, and again if it throws Error and there
-// is a newer one by now. Throws Error if there is none.
-void with_newest_checkpoint(
-    const std::filesystem::path& folder,
-    const std::function<void(const std::filesystem::path& checkpoint)>& read);
-
-// The checkpoint that a path means: the folder itself if it has a manifest; else the newest one of
-// the run, or of the folder of checkpoints, that the path is. Throws Error for any other folder.
-std::filesystem::path find_checkpoint(const std::filesystem::path& path);
-
-// Loads the checkpoint that `find_checkpoint` finds. Throws Error that names the damage (file and
-// tensor), or the tensor and both shapes if it is of another model. Collective.
-TrainingState load_checkpoint(const std::filesystem::path& folder, const CheckpointTensors& tensors,
-                              const DistributedContext& dist);
 
 // Loads the weights alone into a model's parameters, rounded to their dtype. Collective.
 TrainingState load_weights(Stream& stream, const std::filesystem::path& folder,

@@ -26,6 +26,17 @@ std::vector<std::string> gather_text(Communicator& group, std::string_view text)
   return texts;
 }
 
+std::string broadcast_text(Communicator& group, std::string_view text) {
+  Stream stream;
+  auto length = static_cast<int64_t>(text.size());
+  group.broadcast(stream, view_of(std::span(&length, 1)), 0);
+  std::string shared(text);
+  shared.resize(static_cast<size_t>(length));
+  group.broadcast(stream,
+                  view_of(std::span(reinterpret_cast<uint8_t*>(shared.data()), shared.size())), 0);
+  return shared;
+}
+
 std::vector<std::string> gather_lines(Communicator& group, std::span<const std::string> lines) {
   std::string text;
   for (const std::string& line : lines) text += line + '\n';

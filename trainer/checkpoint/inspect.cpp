@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "kernels/runtime/check.h"
+#include "trainer/checkpoint/checkpoint_folders.h"
 #include "trainer/checkpoint/checkpoint_reader.h"
-#include "trainer/checkpoint/checkpoints.h"
 
 namespace switchyard {
 namespace {
@@ -80,16 +80,21 @@ std::string describe_state(const Manifest& manifest) {
   const SavedLayout& layout = manifest.layout;
   int64_t bytes = manifest.model_file.bytes;
   for (const StoredFile& shard : manifest.shards) bytes += shard.bytes;
+  std::string origins;
+  for (const Origin& origin : state.origins) {
+    origins += fmt::format("came from            {} ({})\n", origin.path, origin.fingerprint);
+  }
   return fmt::format(
       "step                 {} ({} updates, {} steps skipped)\n"
       "trained on           {} sequences, {} target tokens\n"
       "dataset fingerprint  {}\n"
       "model fingerprint    {}\n"
       "saved by             {} ranks (tp {}, ep {})\n"
-      "files                {} shards, {} bytes\n",
+      "files                {} shards, {} bytes\n"
+      "{}",
       state.step, state.optimizer_steps, state.skipped_steps, state.samples_consumed, state.tokens,
       state.dataset_fingerprint, manifest.model_fingerprint, layout.world_size, layout.tp,
-      layout.ep, manifest.shards.size(), bytes);
+      layout.ep, manifest.shards.size(), bytes, origins);
 }
 
 std::string describe_tensors(CheckpointReader& reader, bool with_statistics) {
@@ -108,13 +113,11 @@ std::string describe_tensors(CheckpointReader& reader, bool with_statistics) {
 
 // Empty unless the folder contains checkpoints.
 std::string list_checkpoints(const std::filesystem::path& folder) {
-  const DistributedContext alone;
-  const Checkpoints checkpoints(folder, /*keep=*/0, alone);
   std::string text;
-  for (const int64_t step : checkpoints.steps()) {
-    const std::string name = checkpoints.folder_of(step).string();
+  for (const std::filesystem::path& checkpoint : checkpoints_in(folder)) {
+    const std::string name = checkpoint.string();
     try {
-      const Manifest manifest = CheckpointReader(name).manifest();
+      const Manifest manifest = CheckpointReader(checkpoint).manifest();
       text += fmt::format("{}  step {}, {} target tokens, {} ranks\n", name, manifest.state.step,
                           manifest.state.tokens, manifest.layout.world_size);
     } catch (const Error& error) {
@@ -133,7 +136,7 @@ std::string inspect_checkpoint(const std::filesystem::path& folder, bool verify)
     if (newest != folder) {
       std::string report;
       const auto inspect = [&](const auto& path) { report = inspect_checkpoint(path, verify); };
-      if (verify) with_newest_checkpoint(newest.parent_path(), inspect);
+      if (verify) read_current([&] { return find_checkpoint(folder); }, inspect);
       return list + report;
     }
   }

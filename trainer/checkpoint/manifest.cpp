@@ -124,6 +124,9 @@ Json to_json(const TrainingState& state) {
                {"config", state.config}};
   // The text of an older manifest, and so its fingerprint, stays as it was.
   if (!state.tokenizer_hash.empty()) json["tokenizer_hash"] = state.tokenizer_hash;
+  for (const Origin& origin : state.origins) {
+    json["origins"].push_back({{"path", origin.path}, {"fingerprint", origin.fingerprint}});
+  }
   return json;
 }
 
@@ -137,6 +140,10 @@ TrainingState to_state(const ParsedJson& json) {
   state.dataset_fingerprint = json.at("dataset_fingerprint").get<std::string>();
   state.config = json.at("config").get<std::string>();
   state.tokenizer_hash = json.value("tokenizer_hash", std::string());
+  for (const Json& origin : json.value("origins", Json::array())) {
+    state.origins.push_back(
+        {origin.at("path").get<std::string>(), origin.at("fingerprint").get<std::string>()});
+  }
   return state;
 }
 

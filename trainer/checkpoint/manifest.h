@@ -15,6 +15,14 @@ inline constexpr int kCheckpointVersion = 1;
 inline constexpr char kManifestName[] = "manifest.json";
 inline constexpr char kModelFileName[] = "model.h5";
 
+// A checkpoint where a path in checkpoint.resume let a run begin, or go back to.
+struct Origin {
+  std::string path;         // as it was given
+  std::string fingerprint;  // of the checkpoint; see checkpoint_fingerprint
+
+  bool operator==(const Origin&) const = default;
+};
+
 // The state of a run except its tensors; the same on every rank. Randomness is a function of the
 // seed and of positions, so the seed in the configuration is the whole random state.
 struct TrainingState {
@@ -24,8 +32,9 @@ struct TrainingState {
   int64_t samples_consumed = 0;  // sequences of the training data
   int64_t tokens = 0;            // target tokens trained on
   std::string dataset_fingerprint;
-  std::string config;          // the resolved configuration, YAML
-  std::string tokenizer_hash;  // Tokenizer::hash; empty in checkpoints of older programs
+  std::string config;           // the resolved configuration, YAML
+  std::string tokenizer_hash;   // Tokenizer::hash; empty in checkpoints of older programs
+  std::vector<Origin> origins;  // oldest first; none in checkpoints of older programs
 
   bool operator==(const TrainingState&) const = default;
 };

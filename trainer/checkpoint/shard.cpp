@@ -63,15 +63,6 @@ void add_size_and_checksum(const std::filesystem::path& path, StoredFile& stored
   add(file.checksum(end, stored.bytes - end), stored.bytes - end);
 }
 
-// The bytes of the elements, which are most of the file, and enough for their description.
-int64_t bytes_to_reserve(std::span<const TensorPiece> pieces) {
-  int64_t bytes = kFileOverhead;
-  for (const TensorPiece& piece : pieces) {
-    bytes += kDatasetOverhead + static_cast<int64_t>(piece.data.size_bytes());
-  }
-  return bytes;
-}
-
 hdf5::Slab to_hdf5(const Shape& offset, const Shape& extent) {
   return {to_vector(offset), to_vector(extent)};
 }
@@ -99,8 +90,17 @@ std::map<TensorKey, std::vector<hdf5::VirtualSource>> sources_of(
 
 std::string shard_name(int rank) { return fmt::format("shard_{:05d}.h5", rank); }
 
+// The bytes of the elements, which are most of the file, and enough for their description.
+int64_t shard_bytes(std::span<const TensorPiece> pieces) {
+  int64_t bytes = kFileOverhead;
+  for (const TensorPiece& piece : pieces) {
+    bytes += kDatasetOverhead + static_cast<int64_t>(piece.data.size_bytes());
+  }
+  return bytes;
+}
+
 StoredFile write_shard(const std::filesystem::path& path, std::span<const TensorPiece> pieces) {
-  hdf5::File file = hdf5::File::create(path, bytes_to_reserve(pieces));
+  hdf5::File file = hdf5::File::create(path, shard_bytes(pieces));
   file.set_int("format_version", kCheckpointVersion);
   StoredFile stored{.name = path.filename().string(), .bytes = 0, .crc32c = 0, .pieces = {}};
   for (const TensorPiece& piece : pieces) stored.pieces.push_back(store(file, piece));

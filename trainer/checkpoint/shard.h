@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 #include <span>
 #include <string>
@@ -10,6 +11,9 @@
 namespace switchyard {
 
 std::string shard_name(int rank);  // "shard_00000.h5"
+
+// The bytes of a shard of these pieces, or a little more.
+int64_t shard_bytes(std::span<const TensorPiece> pieces);
 
 // Writes one rank's pieces as /KIND/NAME, one-dimensional f32, each with its geometry and checksum
 // in attributes. On return the file is on the disk. Throws Error on failure, such as a full disk.

@@ -4,39 +4,17 @@
 
 #include <filesystem>
 #include <optional>
-#include <vector>
 
-#include "kernels/runtime/check.h"
+#include "trainer/checkpoint/checkpoint_choice.h"
+#include "trainer/checkpoint/checkpoint_folders.h"
 #include "trainer/checkpoint/checkpoint_reader.h"
 #include "trainer/checkpoint/checkpoints.h"
-#include "trainer/checkpoint/gather_text.h"
 #include "trainer/config/checkpoint_config.h"
-#include "trainer/config/run_paths.h"
 
 namespace switchyard {
 namespace {
 
 namespace fs = std::filesystem;
-
-// Rank 0 chooses, because what is newest may change between the looks of two ranks.
-fs::path choose_checkpoint(MpiRuntime& mpi, const RunConfig& config) {
-  const std::string& wish = config.checkpoint.resume;
-  std::string chosen;
-  run_collectively(mpi.world(), [&] {
-    if (mpi.rank() != 0) return;
-    if (wish != "auto" && wish != "none") {
-      chosen = find_checkpoint(wish).string();
-      return;
-    }
-    const fs::path own = RunPaths(config.run.dir).checkpoints();
-    const std::vector<fs::path> all = checkpoints_in(own);
-    require(!all.empty(),
-            "{} holds no checkpoint; train first, or name one with checkpoint.resume=PATH",
-            own.string());
-    chosen = all.back().string();
-  });
-  return gather_text(mpi.world(), chosen).front();
-}
 
 LoadedModel load_model(MpiRuntime& mpi, const RunConfig& config, Session& session,
                        const std::string& tokenizer_hash, const fs::path& folder) {
@@ -61,14 +39,17 @@ LoadedModel load_model(MpiRuntime& mpi, const RunConfig& config, Session& sessio
 
 LoadedModel load_newest_model(MpiRuntime& mpi, const RunConfig& config, Session& session,
                               const std::string& tokenizer_hash) {
-  for (int attempt = 1;; ++attempt) {
-    const fs::path folder = choose_checkpoint(mpi, config);
-    try {
-      return load_model(mpi, config, session, tokenizer_hash, folder);
-    } catch (const CollectiveError&) {
-      if (attempt == kMostAttemptsToRead || choose_checkpoint(mpi, config) == folder) throw;
-    }
-  }
+  LoadedModel loaded;
+  read_current(
+      [&] {
+        return choose_checkpoint_together(mpi.world(), config.run.dir, config.checkpoint.resume,
+                                          CheckpointUse::inference)
+            .candidates.front();
+      },
+      [&](const fs::path& folder) {
+        loaded = load_model(mpi, config, session, tokenizer_hash, folder);
+      });
+  return loaded;
 }
 
 }  // namespace switchyard

@@ -5,26 +5,17 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
-#include "kernels/runtime/check.h"
+#include "trainer/checkpoint/checkpoint_choice.h"
+#include "trainer/checkpoint/checkpoint_folders.h"
 #include "trainer/checkpoint/checkpoint_reader.h"
-#include "trainer/checkpoint/checkpoints.h"
+#include "trainer/checkpoint/gather_text.h"
 #include "trainer/config/config_error.h"
 #include "trainer/config/field_types.h"
-#include "trainer/config/run_paths.h"
 
 namespace switchyard {
 namespace {
 
 namespace fs = std::filesystem;
-
-void broadcast_text(Communicator& group, std::string& text) {
-  Stream stream;
-  auto length = static_cast<int64_t>(text.size());
-  group.broadcast(stream, view_of(std::span(&length, 1)), 0);
-  text.resize(static_cast<size_t>(length));
-  group.broadcast(stream, view_of(std::span(reinterpret_cast<uint8_t*>(text.data()), text.size())),
-                  0);
-}
 
 // Bytes that are not UTF-8, which file names and the command line may hold, are replaced.
 std::string as_text(const nlohmann::json& json) {
@@ -36,69 +27,67 @@ LoadedConfig load_folder(const fs::path& folder, const std::vector<std::string>&
   fs::path checkpoint = folder.has_filename() ? folder : folder.parent_path();
   fs::path run_dir = checkpoint;
   const bool is_checkpoint = fs::exists(checkpoint / kManifestName);
-  std::string stored;
-  const auto read = [&](const fs::path& path) {
-    checkpoint = path;
-    stored = CheckpointReader(path).manifest().state.config;
-  };
+  std::string wish = "auto";
   if (is_checkpoint) {
     run_dir = fs::absolute(checkpoint).lexically_normal().parent_path().parent_path();
     if (!checkpoint.is_absolute()) run_dir = run_dir.lexically_relative(fs::current_path());
-    read(checkpoint);
-  } else {
-    with_newest_checkpoint(RunPaths(run_dir).checkpoints(), read);
+    wish = checkpoint.string();
   }
+  std::string stored;
+  read_current(
+      [&] { return choose_checkpoint(run_dir, wish, CheckpointUse::inference).candidates.front(); },
+      [&](const fs::path& chosen) {
+        stored = CheckpointReader(chosen).manifest().state.config;
+        checkpoint = chosen;
+      });
   std::vector<std::string> settings = {
       fmt::format("run.dir={}", field_types::quoted(run_dir.string()))};
   if (is_checkpoint) {
-    settings.push_back(
-        fmt::format("checkpoint.resume={}", field_types::quoted(checkpoint.string())));
+    settings.push_back(fmt::format("checkpoint.resume={}", field_types::quoted(wish)));
   }
   settings.insert(settings.end(), overrides.begin(), overrides.end());
   return load_stored_config(stored, checkpoint.string(), settings);
 }
 
-// The configuration in the newest checkpoint whose manifest can be read; training passes over
+// What decides the model, from the first candidate whose manifest can be read: training passes over
 // damaged ones, too.
-void adopt_newest(LoadedConfig& loaded, const CheckpointNeed& need) {
-  const std::string& wish = loaded.config.checkpoint.resume;
-  const bool trains = need.use == CheckpointUse::training;
-  const bool takes_newest = wish == "auto" || wish == "none";
-  if (trains && wish == "none") return;
-  const fs::path own = RunPaths(loaded.config.run.dir).checkpoints();
-  std::vector<fs::path> candidates;
-  if (takes_newest) {
-    candidates = checkpoints_in(own);
-  } else if (fs::exists(wish) || need.must_exist) {
-    candidates = {find_checkpoint(wish)};
+void adopt_chosen(LoadedConfig& loaded, const CheckpointNeed& need) {
+  CheckpointChoice choice;
+  try {
+    choice = choose_checkpoint(loaded.config.run.dir, loaded.config.checkpoint.resume, *need.use);
+  } catch (const Error&) {
+    if (need.must_exist) throw;
   }
-  require(!candidates.empty() || !need.must_exist,
-          "{} holds no checkpoint; train first, or name one with checkpoint.resume=PATH",
-          own.string());
-  std::string stored;
-  const auto read = [&](const fs::path& folder) {
-    stored = CheckpointReader(folder).manifest().state.config;
-    adopt_checkpoint_config(loaded, stored, folder.string(), *need.use);
-  };
-  if (!trains && need.must_exist) {
-    if (takes_newest) return with_newest_checkpoint(own, read);
-    return read(candidates.back());
-  }
-  for (auto folder = candidates.rbegin(); folder != candidates.rend() && stored.empty(); ++folder) {
+  for (const fs::path& folder : choice.candidates) {
+    std::string stored;
     try {
-      read(*folder);
+      stored = CheckpointReader(folder).manifest().state.config;
     } catch (const Error&) {
-      if (!stored.empty()) throw;
-      // Loading will say what is wrong with it.
+      if (need.use == CheckpointUse::inference && need.must_exist) throw;
+      continue;  // Loading will say what is wrong with it.
     }
+    adopt_checkpoint_config(loaded, stored, folder.string(), *need.use);
+    return;
   }
+}
+
+// A run that trains may remove the newest checkpoint while it is read.
+void adopt_current(LoadedConfig& loaded, const CheckpointNeed& need) {
+  const bool takes_one = need.use == CheckpointUse::inference && need.must_exist;
+  if (!takes_one) return adopt_chosen(loaded, need);
+  read_current(
+      [&] {
+        return choose_checkpoint(loaded.config.run.dir, loaded.config.checkpoint.resume, *need.use)
+            .candidates.front();
+      },
+      [&](const fs::path&) { adopt_chosen(loaded, need); });
 }
 
 LoadedConfig read_config(const std::string& path, const std::vector<std::string>& overrides,
                          const CheckpointNeed& need) {
   const bool is_folder = need.use == CheckpointUse::inference && fs::is_directory(path);
   LoadedConfig loaded = is_folder ? load_folder(path, overrides) : load_config(path, overrides);
-  if (need.use) adopt_newest(loaded, need);
+  if (need.use) adopt_current(loaded, need);
   return loaded;
 }
 
@@ -122,8 +111,7 @@ LoadedConfig load_shared_config(MpiRuntime& mpi, const std::string& path,
                                 const CheckpointNeed& need) {
   std::string text;
   if (mpi.rank() == 0) text = read_as_json(path, overrides, need);
-  broadcast_text(mpi.world(), text);
-  const nlohmann::json shared = nlohmann::json::parse(text);
+  const nlohmann::json shared = nlohmann::json::parse(broadcast_text(mpi.world(), text));
   if (shared.contains("problems")) {
     throw ConfigError(shared["problems"].get<std::vector<std::string>>());
   }

@@ -13,7 +13,8 @@ namespace switchyard {
 // How a command depends on a checkpoint.
 struct CheckpointNeed {
   std::optional<CheckpointUse> use;  // none: the command loads no checkpoint
-  bool must_exist = false;           // an error if there is none
+  bool must_exist = false;           // an error if there is none that can be loaded; training that
+                                     // names none may start afresh
 };
 
 // Rank 0 reads the files; all ranks return the same configuration, not validated yet, or throw the

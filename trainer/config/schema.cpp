@@ -209,8 +209,9 @@ std::vector<ConfigField> checkpoint_and_log_fields() {
       integer(SWITCHYARD_KEY(checkpoint.keep), 0, 1 << 30,
               "newest checkpoints that are kept; 0: all"),
       text(SWITCHYARD_KEY(checkpoint.resume),
-           "auto: from the newest intact checkpoint of run.dir, if any | none | the path of a "
-           "checkpoint"),
+           "auto: from the newest intact checkpoint of run.dir, if any | none: a fresh start; an "
+           "earlier run in run.dir is moved aside | the path of a checkpoint or run, where the run "
+           "begins; it goes on from its own checkpoints when it has some that came from there"),
       count(SWITCHYARD_KEY(log.interval), 1, "steps between lines on the console"),
       boolean(SWITCHYARD_KEY(log.tensorboard),
               "write TensorBoard event files beside metrics.jsonl"),

@@ -15,10 +15,14 @@ AppendFile::AppendFile(std::filesystem::path path, int64_t size) : path_(std::mo
   descriptor_ = uninterrupted(
       [&] { return ::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644); });
   require(descriptor_ >= 0, "cannot open {}: {}", path_.string(), std::strerror(errno));
-  if (uninterrupted([&] { return ::ftruncate(descriptor_, size); }) != 0) {
+  const bool is_writable = uninterrupted([&] { return ::ftruncate(descriptor_, size); }) == 0 &&
+                           uninterrupted([&] { return ::write(descriptor_, "\n", 1); }) == 1 &&
+                           uninterrupted([&] { return ::fsync(descriptor_); }) == 0 &&
+                           uninterrupted([&] { return ::ftruncate(descriptor_, size); }) == 0;
+  if (!is_writable) {
     const int error = errno;
     ::close(descriptor_);
-    fail("cannot truncate {} to {} bytes: {}", path_.string(), size, std::strerror(error));
+    fail("cannot write to {}: {}", path_.string(), std::strerror(error));
   }
 }
 

@@ -9,7 +9,8 @@ namespace switchyard {
 // A file to which whole records are appended; a record that cannot be written whole is removed.
 class AppendFile {
  public:
-  // Opens or makes the file for appending, and truncates it to `size` bytes. Throws Error.
+  // Opens or makes the file for appending, and truncates it to `size` bytes. Throws Error, also if
+  // it cannot be written: a byte is appended, flushed to the disk and removed.
   AppendFile(std::filesystem::path path, int64_t size);
   ~AppendFile();
   AppendFile(const AppendFile&) = delete;

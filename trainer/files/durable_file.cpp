@@ -11,6 +11,7 @@
 
 #include "kernels/runtime/check.h"
 #include "trainer/files/file_io.h"
+#include "trainer/files/make_folder.h"
 #include "trainer/files/transfer.h"
 
 namespace switchyard {
@@ -40,8 +41,7 @@ UnfinishedFile::UnfinishedFile(fs::path path)
   // Renaming a file to /dev/stdout would replace the device.
   require(!fs::exists(path_, error) || fs::is_regular_file(path_, error),
           "{} is no regular file, so it is not replaced: name another one", path_.string());
-  fs::create_directories(folder_of(path_), error);
-  require(!error, "cannot make the folder {}: {}", folder_of(path_).string(), error.message());
+  make_folder(folder_of(path_));
   do {
     lock_.emplace(unfinished_);
     require(lock_->lock(0, LockableFile::Mode::exclusive) != LockableFile::Outcome::held,

@@ -110,14 +110,11 @@ void FolderLock::join_all() {
   });
 }
 
-void FolderLock::move_folder_to(const fs::path& aside) {
+void FolderLock::move_folder(const std::function<void()>& rename) {
   run_collectively(world_, [&] {
     if (world_.rank() != 0) return;
-    require(!fs::exists(aside), "cannot move {} to {}, which exists", folder_.string(),
-            aside.string());
-    std::error_code error;
-    fs::rename(folder_, aside, error);
-    require(!error, "cannot move {} to {}: {}", folder_.string(), aside.string(), error.message());
+    rename();
+    if (file_->is_in_place()) return;
     // The old folder stays locked until the new one is, too.
     const std::optional<LockableFile> old = std::exchange(file_, std::nullopt);
     own();

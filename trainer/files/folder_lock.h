@@ -1,6 +1,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <string>
 
@@ -22,9 +23,9 @@ class FolderLock {
   //   what  the kind of job, for messages: "training"
   FolderLock(Communicator& world, std::filesystem::path folder, std::string what);
 
-  // Renames the folder to `aside`, which must not exist, makes it anew, and owns the new one.
+  // Calls `rename` on rank 0, which may rename the folder; then makes it anew, and owns the new one.
   // Collective; throws CollectiveError. Must be called before files in the folder are opened.
-  void move_folder_to(const std::filesystem::path& aside);
+  void move_folder(const std::function<void()>& rename);
 
   // Throws Error if the folder's path no longer leads to the locked folder: it was moved or
   // removed, and another job may own what is there now. Not collective.

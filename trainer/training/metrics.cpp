@@ -2,44 +2,13 @@
 
 #include <fmt/format.h>
 
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <type_traits>
-#include <utility>
 
 #include "kernels/runtime/check.h"
+#include "trainer/training/metric_records.h"
 
 namespace switchyard {
-namespace {
-
-// The step of a record; nothing if the line is not a record.
-std::optional<int64_t> step_of(const std::string& line) {
-  const auto record = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
-  if (!record.is_object()) return std::nullopt;
-  const auto step = record.find("step");
-  if (step == record.end() || !step->is_number_integer()) return std::nullopt;
-  // A greater number would be taken for a negative one.
-  if (step->is_number_unsigned() && !std::in_range<int64_t>(step->get<uint64_t>())) {
-    return std::nullopt;
-  }
-  return step->get<int64_t>();
-}
-
-// Where the last whole record of a step up to `last_step` ends. Steps ascend within the file.
-int64_t end_of_step(const std::filesystem::path& path, int64_t last_step) {
-  std::ifstream file(path, std::ios::binary);
-  int64_t end = 0, position = 0;
-  for (std::string line; std::getline(file, line);) {
-    if (file.eof()) break;  // a line without a line break is incomplete
-    position += static_cast<int64_t>(line.size()) + 1;
-    const std::optional<int64_t> step = step_of(line);
-    if (step && *step > last_step) break;
-    if (step) end = position;
-  }
-  return end;
-}
-
-}  // namespace
 
 std::span<const MetricField> step_metric_fields() {
   using M = StepMetrics;
@@ -161,7 +130,7 @@ std::string to_json(const StepMetrics& metrics) {
 }
 
 MetricsFile::MetricsFile(const std::filesystem::path& path, int64_t last_step)
-    : file_(path, end_of_step(path, last_step)) {}
+    : file_(path, last_metric_record(path, last_step).end) {}
 
 void MetricsFile::append(const StepMetrics& metrics) { file_.append(to_json(metrics) + '\n'); }
 

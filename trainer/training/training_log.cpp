@@ -24,7 +24,16 @@ void TrainingLog::record(const StepMetrics& metrics) {
           fmt::format("warning: step {} is missing from the log: {}", metrics.step, error.what()));
     }
     failing_ = true;
+    if (missing_++ == 0) first_missing_ = metrics.step;
+    last_missing_ = metrics.step;
+    problem_ = error.what();
   }
+}
+
+void TrainingLog::say_what_is_missing() {
+  if (missing_ == 0) return;
+  console_.message(fmt::format("warning: {} steps from {} to {} are missing from the log: {}",
+                               missing_, first_missing_, last_missing_, problem_));
 }
 
 }  // namespace switchyard

@@ -15,6 +15,7 @@
 #include "trainer/planning/flops.h"
 #include "trainer/planning/plan.h"
 #include "trainer/training/evaluation.h"
+#include "trainer/training/run_folder.h"
 
 namespace switchyard {
 namespace {
@@ -83,45 +84,90 @@ void TrainingRun::log(const std::string& text) {
   }
 }
 
-void TrainingRun::resume() {
-  const std::string& wish = config_.checkpoint.resume;
-  StagedTensors staged = staged_tensors();
-  std::optional<TrainingState> restored;
-  std::string name;
-  if (wish == "auto") {
-    ResumeResult result = checkpoints_.resume_newest(staged.tensors());
-    for (const std::string& notice : result.notices) log(notice);
-    restored = result.state;
-    name = result.name;
-  } else if (wish != "none") {
-    restored = load_checkpoint(wish, staged.tensors(), session_.dist);
-    name = wish;
+void TrainingRun::log_all(const std::vector<std::string>& lines) {
+  for (const std::string& line : lines) log(line);
+}
+
+// Moves an earlier run in run.dir aside if this one is to start afresh.
+void TrainingRun::prepare_folder() {
+  if (config_.checkpoint.resume != "none") return;
+  std::optional<fs::path> aside;
+  // Hash training has a lock of its own, and writes to the folder by its name.
+  std::optional<FolderLock> of_hash;
+  const fs::path hash = RunPaths(config_.run.dir).hash();
+  const std::string found = mpi_.rank() == 0 && fs::exists(hash) ? "hash" : "";
+  if (!broadcast_text(mpi_.world(), found).empty()) of_hash.emplace(mpi_.world(), hash, "train");
+  lock_.move_folder([&] { aside = move_earlier_run_aside(config_); });
+  if (aside) {
+    log(fmt::format("checkpoint.resume=none: the earlier run in {} is now {}", config_.run.dir,
+                    aside->string()));
   }
-  if (!restored) return;
+}
+
+void TrainingRun::resume() {
+  log_all(checkpoints_.tidy());
+  const CheckpointChoice choice = choose_checkpoint_together(
+      mpi_.world(), config_.run.dir, config_.checkpoint.resume, CheckpointUse::training);
+  if (!choice.reason.empty()) log(choice.reason);
+  StagedTensors staged = staged_tensors();
+  const ResumeResult result = checkpoints_.resume(choice, staged.tensors());
+  log_all(result.notices);
+  if (!result.state) return;
   run_collectively(mpi_.world(), [&] {
-    require_checkpoint_config(config_, restored->config, name, CheckpointUse::training);
-    require_same_tokenizer(*restored, state_.tokenizer_hash, name);
+    require_checkpoint_config(config_, result.state->config, result.name, CheckpointUse::training);
+    require_same_tokenizer(*result.state, state_.tokenizer_hash, result.name);
   });
   staged.upload(session_.stream);
-  if (restored->dataset_fingerprint != state_.dataset_fingerprint) {
+  adopt(*result.state, choice, result.name);
+}
+
+// Continues the state of the checkpoint, whose tensors have been loaded.
+void TrainingRun::adopt(const TrainingState& restored, const CheckpointChoice& choice,
+                        const std::string& name) {
+  // The run of a path has nothing of its own yet.
+  if (!choice.of_this_run && restored.step >= config_.train.max_steps) {
+    throw CollectiveError(
+        fmt::format("checkpoint.resume: {} is at step {} and train.max_steps is {}: there is "
+                    "nothing to train; raise train.max_steps",
+                    name, restored.step, config_.train.max_steps));
+  }
+  if (restored.dataset_fingerprint != state_.dataset_fingerprint) {
     log("the training data are not those of the checkpoint: training continues at the same place "
         "in a new order of samples");
   }
   const TrainingState fresh = state_;
-  state_ = *restored;
+  state_ = restored;
   state_.config = fresh.config;
   state_.dataset_fingerprint = fresh.dataset_fingerprint;
   state_.tokenizer_hash = fresh.tokenizer_hash;
+  if (!choice.of_this_run) state_.origins.clear();
+  if (choice.origin) state_.origins.push_back(*choice.origin);
   optimizer_.set_num_steps(state_.optimizer_steps);
   optimizer_.publish_main_params(session_.stream);
   last_saved_step_ = state_.step;
+  last_checkpoint_ = choice.of_this_run ? checkpoints_.folder_of(state_.step).string() : name;
   log(fmt::format("resumed from {} at step {}", name, state_.step));
-  for (const std::string& line : changes_since_checkpoint(config_, restored->config, name)) {
+  for (const std::string& line : changes_since_checkpoint(config_, restored.config, name)) {
     log("changed since then: " + line);
   }
 }
 
+// Finds out before the first step whether checkpoints can be written.
+void TrainingRun::try_to_write() {
+  const StagedTensors staged = staged_tensors();
+  const DiskRoom room = try_folder_of_checkpoints(
+      mpi_.world(), RunPaths(config_.run.dir).checkpoints(), staged.tensors());
+  const int64_t steps = config_.train.max_steps - state_.step,
+                interval = config_.checkpoint.interval;
+  std::string warning;
+  run_collectively(mpi_.world(), [&] {
+    warning = check_room(room, config_, 1 + (interval > 0 ? (steps - 1) / interval : 0));
+  });
+  if (!warning.empty()) log(warning);
+}
+
 void TrainingRun::open_log() {
+  std::optional<fs::path> kept;
   run_collectively(mpi_.world(), [&] {
     if (mpi_.rank() != 0) return;
     const ConsoleOptions console{.first_step = state_.step + 1,
@@ -129,8 +175,11 @@ void TrainingRun::open_log() {
                                  .interval = config_.log.interval,
                                  .is_terminal = is_watched(),
                                  .columns = terminal_columns()};
+    kept =
+        keep_other_metrics(RunPaths(config_.run.dir).metrics(), checkpoints_.steps(), state_.step);
     log_.emplace(config_.run.dir, config_.log.tensorboard, state_.step, std::cout, console);
   });
+  if (kept) log(fmt::format("metrics of another past are kept in {}", kept->string()));
 }
 
 // A signal before the first step ends the run without one: all of its steps are saved already.
@@ -142,12 +191,14 @@ bool TrainingRun::stops_before_first_step() {
 
 TrainingEnd TrainingRun::run() {
   if (stops_before_first_step()) return TrainingEnd::stopped;
+  prepare_folder();
   resume();
-  open_log();
   if (state_.step >= config_.train.max_steps) {
     log(fmt::format("already at step {} of {}", state_.step, config_.train.max_steps));
     return TrainingEnd::finished;
   }
+  try_to_write();
+  open_log();
   ceiling_flops_ = product_ceiling(session_.stream, mpi_.world(), config_.run.compute_dtype);
   log(fmt::format("training {} parameters on {} ranks ({})",
                   format_count(static_cast<double>(count_parameters(config_.model).total)),
@@ -160,11 +211,24 @@ TrainingEnd TrainingRun::run() {
         config_.checkpoint.interval > 0 && state_.step % config_.checkpoint.interval == 0;
     if (due || report.stop_requested || state_.step == config_.train.max_steps) save();
     if (report.stop_requested && state_.step < config_.train.max_steps) {
-      log(fmt::format("stopped by a signal after step {}; start again to go on", state_.step));
-      return TrainingEnd::stopped;
+      return end(TrainingEnd::stopped);
     }
   }
-  return TrainingEnd::finished;
+  return end(TrainingEnd::finished);
+}
+
+// Nothing is a success whose result is lost.
+TrainingEnd TrainingRun::end(TrainingEnd how) {
+  if (log_) log_->say_what_is_missing();
+  if (last_saved_step_ != state_.step) {
+    throw CollectiveError(fmt::format("the state after step {} is not saved: {}; {}", state_.step,
+                                      save_problem_, describe_last_checkpoint()));
+  }
+  if (how == TrainingEnd::stopped) {
+    log(fmt::format("stopped by a signal after step {}; start again{} to go on", state_.step,
+                    config_.checkpoint.resume == "none" ? " with checkpoint.resume=auto" : ""));
+  }
+  return how;
 }
 
 StepReport TrainingRun::take_step() {
@@ -237,15 +301,28 @@ void TrainingRun::save() {
   StagedTensors staged = staged_tensors();
   staged.download(session_.stream);
   const SaveResult result = checkpoints_.save(state_, staged.tensors());
-  if (result.saved) last_saved_step_ = state_.step;
-  if (!result.saved) {
-    log(
-        fmt::format("no checkpoint at step {}: {}; training goes on, earlier checkpoints are "
-                    "untouched",
-                    state_.step, result.problem));
-  } else if (!result.problem.empty()) {
-    log(fmt::format("checkpoint at step {}: {}", state_.step, result.problem));
+  log_all(result.notices);
+  save_problem_ = result.problem;
+  if (result.saved) {
+    last_saved_step_ = state_.step;
+    last_checkpoint_ = checkpoints_.folder_of(state_.step).string();
+    return;
   }
+  if (!result.is_finite) {
+    throw CollectiveError(
+        fmt::format("after step {} {}; nothing was saved, lower optimizer.lr or set "
+                    "optimizer.clip; {}",
+                    state_.step, result.problem, describe_last_checkpoint()));
+  }
+  log(
+      fmt::format("no checkpoint at step {}: {}; training goes on, earlier checkpoints are "
+                  "untouched",
+                  state_.step, result.problem));
+}
+
+std::string TrainingRun::describe_last_checkpoint() const {
+  return last_checkpoint_.empty() ? "there is no checkpoint"
+                                  : "the last good checkpoint is " + last_checkpoint_;
 }
 
 }  // namespace switchyard

@@ -27,12 +27,16 @@ class TrainingRun {
 
   TrainingRun(MpiRuntime& mpi, const RunConfig& config);
 
-  // Throws CollectiveError.
+  // Throws CollectiveError, also if the last state could not be saved.
   TrainingEnd run();
 
  private:
   StagedTensors staged_tensors();
+  void prepare_folder();
   void resume();
+  void adopt(const TrainingState& restored, const CheckpointChoice& choice,
+             const std::string& name);
+  void try_to_write();
   void open_log();
   bool stops_before_first_step();
   StepReport take_step();
@@ -40,7 +44,10 @@ class TrainingRun {
   void evaluate_into(StepMetrics& metrics);
   void check_skipped(const StepReport& report);
   void save();
+  TrainingEnd end(TrainingEnd how);
+  std::string describe_last_checkpoint() const;
   void log(const std::string& text);
+  void log_all(const std::vector<std::string>& lines);
 
   MpiRuntime& mpi_;
   RunConfig config_;
@@ -52,6 +59,8 @@ class TrainingRun {
   Checkpoints checkpoints_;
   TrainingState state_;
   int64_t last_saved_step_ = -1;
+  std::string last_checkpoint_;  // the newest that was saved or resumed from; empty: none
+  std::string save_problem_;     // why the last save failed; empty if it did not
   int64_t skipped_in_a_row_ = 0;
   double flops_per_token_;
   double ceiling_flops_ = 0.0;      // of all ranks' cores

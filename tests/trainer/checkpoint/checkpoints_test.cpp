@@ -6,10 +6,12 @@
 #include <sys/wait.h>
 
 #include <chrono>
+#include <cmath>
 #include <csignal>
 #include <thread>
 
 #include "tests/support/checkpoint_fixture.h"
+#include "trainer/checkpoint/checkpoint_folders.h"
 #include "trainer/checkpoint/checkpoint_reader.h"
 #include "trainer/checkpoint/shard.h"
 
@@ -21,6 +23,7 @@ using test::error_of;
 using test::fake_state;
 using test::FakeRank;
 using test::flip_bit;
+using test::load_checkpoint;
 using testing::ElementsAre;
 using testing::HasSubstr;
 
@@ -36,7 +39,8 @@ struct CheckpointsTest : testing::Test {
     return checkpoints.save(fake_state(step), rank.tensors());
   }
   ResumeResult resume(FakeRank& rank) {
-    return Checkpoints(run, 0, dist).resume_newest(rank.tensors());
+    Checkpoints checkpoints(run, 0, dist);
+    return test::resume_newest(checkpoints, folder.path(), rank.tensors(), dist);
   }
   std::vector<std::string> names() const {
     std::vector<std::string> names;
@@ -120,17 +124,165 @@ TEST_F(CheckpointsTest, ThereIsNothingToResumeFromInANewRun) {
   EXPECT_TRUE(result.notices.empty());
 }
 
-TEST_F(CheckpointsTest, SavingTheSameStepAgainReplacesIt) {
+TEST_F(CheckpointsTest, SavingTheSameBytesAgainReplacesThem) {
+  save(7);
+  save(7);
+
+  EXPECT_THAT(names(), ElementsAre("latest", "step_00000007"));
+}
+
+TEST_F(CheckpointsTest, OtherContentsOfTheSameStepAreSetAside) {
   save(7);
   FakeRank rank(kOneRank, 0);
   rank.fill(99);
 
-  ASSERT_TRUE(Checkpoints(run, 2, dist).save(fake_state(7), rank.tensors()).saved);
+  const SaveResult result = Checkpoints(run, 2, dist).save(fake_state(7), rank.tensors());
 
+  EXPECT_THAT(result.notices, ElementsAre(HasSubstr("set aside as step_00000007.abandoned")));
   FakeRank loaded(kOneRank, 0);
   resume(loaded);
   EXPECT_EQ(loaded.wrong_elements(99), 0);
-  EXPECT_THAT(names(), ElementsAre("latest", "step_00000007"));
+  EXPECT_THAT(names(), ElementsAre("latest", "step_00000007", "step_00000007.abandoned"));
+}
+
+// Pruning would otherwise remove the good one in favour of the damaged ones.
+TEST_F(CheckpointsTest, EverythingBehindTheRestoredStepIsSetAsideByTheFirstSave) {
+  for (const int64_t step : {100, 200, 300}) save(step);
+  for (const int64_t step : {200, 300}) flip_bit(step_folder(step) / "shard_00000.h5", 5000);
+  Checkpoints checkpoints(run, /*keep=*/2, dist);
+  FakeRank rank(kOneRank, 0);
+  EXPECT_EQ(test::resume_newest(checkpoints, folder.path(), rank.tensors(), dist).name,
+            "step_00000100");
+
+  checkpoints.save(fake_state(250), rank.tensors());
+
+  EXPECT_THAT(names(), ElementsAre("latest", "step_00000100", "step_00000200.abandoned",
+                                   "step_00000250", "step_00000300.abandoned"));
+}
+
+// --- values that are not finite ---
+
+TEST_F(CheckpointsTest, ValuesThatAreNotFiniteAreNeverSaved) {
+  save(7);
+  for (const float bad : {NAN, INFINITY, -INFINITY}) {
+    FakeRank rank(kOneRank, 0);
+    CheckpointTensors tensors = rank.tensors();
+    tensors.owned.at(4).data.back() = bad;
+
+    const SaveResult result = Checkpoints(run, /*keep=*/1, dist).save(fake_state(8), tensors);
+
+    EXPECT_FALSE(result.saved);
+    EXPECT_FALSE(result.is_finite);
+    EXPECT_THAT(result.problem, HasSubstr(tensors.owned[4].kind + ' ' + tensors.owned[4].name));
+    EXPECT_THAT(names(), ElementsAre("latest", "step_00000007"));
+  }
+}
+
+TEST_F(CheckpointsTest, ABalancingBiasThatIsNotFiniteIsNotSaved) {
+  FakeRank rank(kOneRank, 0);
+  CheckpointTensors tensors = rank.tensors();
+  tensors.replicated.at(0).data.front() = NAN;
+
+  const SaveResult result = Checkpoints(run, 0, dist).save(fake_state(8), tensors);
+
+  EXPECT_THAT(result.problem, HasSubstr("balancing_bias moe_layers.0 holds 1 NaN"));
+}
+
+// --- copies without links ---
+
+struct CopyWithoutLinks : CheckpointsTest {
+  // As `cp -rL` leaves it.
+  void make_latest_a_folder() {
+    fs::remove(run / "latest");
+    fs::copy(step_folder(7), run / "latest", fs::copy_options::recursive);
+  }
+  // A run that goes on, saves step 8 and keeps one checkpoint.
+  std::vector<std::string> go_on() {
+    Checkpoints checkpoints(run, /*keep=*/1, dist);
+    const std::vector<std::string> notices = checkpoints.tidy();
+    FakeRank rank(kOneRank, 0);
+    EXPECT_EQ(test::resume_newest(checkpoints, folder.path(), rank.tensors(), dist).state,
+              fake_state(7));
+    EXPECT_EQ(rank.wrong_elements(7), 0);
+    EXPECT_TRUE(checkpoints.save(fake_state(8), rank.tensors()).saved);
+    return notices;
+  }
+};
+
+TEST_F(CopyWithoutLinks, AFolderThatCopiesACheckpointGoes) {
+  save(7);
+  make_latest_a_folder();
+
+  EXPECT_TRUE(go_on().empty());
+
+  EXPECT_THAT(names(), ElementsAre("latest", "step_00000008"));
+  EXPECT_EQ(fs::read_symlink(run / "latest"), "step_00000008");
+}
+
+TEST_F(CopyWithoutLinks, TheOnlyCopyOfACheckpointGetsItsName) {
+  save(7);
+  make_latest_a_folder();
+  fs::remove_all(step_folder(7));
+
+  EXPECT_THAT(checkpoints_in(run), ElementsAre(run / "latest"));
+  EXPECT_THAT(go_on(), ElementsAre(HasSubstr("renamed to step_00000007")));
+
+  EXPECT_THAT(names(), ElementsAre("latest", "step_00000008"));
+}
+
+TEST_F(CopyWithoutLinks, ACopyOfWhatIsCutOffStays) {
+  save(7);
+  make_latest_a_folder();
+  fs::resize_file(step_folder(7) / "shard_00000.h5", 100);
+
+  EXPECT_THAT(settle_latest(run), HasSubstr("renamed to step_00000007.abandoned"));
+
+  FakeRank rank(kOneRank, 0);
+  EXPECT_EQ(load_checkpoint(run / "step_00000007.abandoned", rank.tensors(), dist), fake_state(7));
+}
+
+TEST_F(CopyWithoutLinks, OtherFoldersAndFilesKeepTheirContents) {
+  save(7);
+  fs::remove(run / "latest");
+  test::write_file(run / "latest" / "notes", "mine");
+  EXPECT_THAT(go_on(), ElementsAre(HasSubstr("renamed to latest.abandoned")));
+  EXPECT_EQ(test::read_file(run / "latest.abandoned" / "notes"), "mine");
+
+  fs::remove(run / "latest");
+  test::write_file(run / "latest", "my notes");
+  EXPECT_THAT(settle_latest(run), HasSubstr("renamed to latest.abandoned.abandoned"));
+  EXPECT_EQ(test::read_file(run / "latest.abandoned.abandoned"), "my notes");
+}
+
+TEST_F(CopyWithoutLinks, AFileThatWasTheLinkADanglingLinkAndNoneDoNotMatter) {
+  for (const char* kind : {"file", "dangling", "none"}) {
+    SCOPED_TRACE(kind);
+    fs::remove_all(run);
+    save(7);
+    fs::remove(run / "latest");
+    if (kind == std::string("file")) test::write_file(run / "latest", "step_00000007");
+    if (kind == std::string("dangling")) fs::create_symlink("step_00000001", run / "latest");
+
+    EXPECT_TRUE(go_on().empty());
+
+    EXPECT_THAT(names(), ElementsAre("latest", "step_00000008"));
+    EXPECT_EQ(fs::read_symlink(run / "latest"), "step_00000008");
+  }
+}
+
+TEST_F(CopyWithoutLinks, WithoutLinksPruningGoesOnAndTheReasonIsSaidOnce) {
+  Checkpoints checkpoints(run, /*keep=*/1, dist);
+  FakeRank rank(kOneRank, 0);
+  rank.fill(1);
+  // A folder with contents cannot be replaced by a link.
+  test::write_file(run / "latest" / "notes", "mine");
+
+  const SaveResult first = checkpoints.save(fake_state(7), rank.tensors());
+  const SaveResult second = checkpoints.save(fake_state(8), rank.tensors());
+
+  EXPECT_THAT(first.notices, ElementsAre(HasSubstr("cannot make the link")));
+  EXPECT_TRUE(second.notices.empty());
+  EXPECT_THAT(names(), ElementsAre("latest", "step_00000008"));
 }
 
 // --- failing saves ---
@@ -172,7 +324,7 @@ TEST_F(CheckpointsTest, AFailureAfterTheRenameKeepsTheNewCheckpoint) {
   const SaveResult result = save(8, /*keep=*/1);
 
   EXPECT_TRUE(result.saved);
-  EXPECT_THAT(result.problem, HasSubstr("injected"));
+  EXPECT_THAT(result.notices, ElementsAre(HasSubstr("injected")));
   EXPECT_THAT(names(), ElementsAre("latest", "step_00000007", "step_00000008"));
 }
 

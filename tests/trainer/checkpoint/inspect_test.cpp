@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "tests/support/checkpoint_fixture.h"
+#include "trainer/checkpoint/checkpoint_folders.h"
 
 namespace switchyard {
 namespace {

@@ -113,7 +113,7 @@ TEST(FolderLockTest, AFolderThatIsMovedAsideLeavesItsOwnerWithANewOne) {
   FolderLock lock(alone.world(), run, "train");
   test::write_file(run / "metrics.jsonl", "old");
 
-  lock.move_folder_to(aside);
+  lock.move_folder([&] { fs::rename(run, aside); });
 
   EXPECT_EQ(test::read_file(aside / "metrics.jsonl"), "old");
   EXPECT_FALSE(fs::exists(run / "metrics.jsonl"));
@@ -121,7 +121,9 @@ TEST(FolderLockTest, AFolderThatIsMovedAsideLeavesItsOwnerWithANewOne) {
   const FolderLock of_the_old_one(alone.world(), aside, "train");
   LockableFile other(run / ".lock");
   EXPECT_EQ(other.lock(0, Mode::exclusive), Outcome::held);
-  EXPECT_NE(test::error_of([&] { lock.move_folder_to(aside); }), "");
+  lock.move_folder([] {});  // nothing was moved
+  lock.require_in_place();
+  EXPECT_NE(test::error_of([&] { lock.move_folder([&] { fs::rename(run, aside); }); }), "");
 }
 
 TEST(FolderLockTest, AnOwnerNoticesThatItsFolderIsGone) {

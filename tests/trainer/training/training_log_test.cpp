@@ -43,6 +43,16 @@ TEST_F(TrainingLogTest, WritesEverySinkOfAStep) {
   EXPECT_THAT(out_.str(), HasSubstr("step 1/5"));
 }
 
+TEST_F(TrainingLogTest, SaysNothingIfNoStepIsMissing) {
+  TrainingLog log(dir_, /*tensorboard=*/true, 0, out_, {.max_steps = 5});
+  log.record(at_step(1));
+  const std::string before = out_.str();
+
+  log.say_what_is_missing();
+
+  EXPECT_EQ(out_.str(), before);
+}
+
 TEST_F(TrainingLogTest, LeavesTensorboardOutWhenItIsOff) {
   TrainingLog log(dir_, /*tensorboard=*/false, 0, out_, {.max_steps = 5});
 
@@ -69,8 +79,11 @@ TEST_F(TrainingLogTest, AFullDiskIsReportedOnceAndDoesNotEndTheTraining) {
   const std::string said = out_.str();
   log.record(at_step(3));
 
+  log.say_what_is_missing();
+
   EXPECT_THAT(said, HasSubstr("warning: step 1 is missing from the log"));
   EXPECT_EQ(said.find("warning"), said.rfind("warning"));
+  EXPECT_THAT(out_.str(), HasSubstr("warning: 2 steps from 1 to 2 are missing from the log: "));
   EXPECT_GT(std::filesystem::file_size(dir_ / "metrics.jsonl"), 0u);
 }
 
