@@ -1,12 +1,12 @@
 #include <fmt/format.h>
 
-#include <fstream>
-
 #include "kernels/runtime/check.h"
 #include "trainer/bench/step_bench.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/exit_codes.h"
 #include "trainer/commands/memory_help.h"
+#include "trainer/files/durable_file.h"
+#include "trainer/files/outputs.h"
 
 namespace switchyard {
 
@@ -28,13 +28,14 @@ int bench_decode_command(MpiRuntime& mpi, const DecodeBenchOptions& options,
   run_collectively(mpi.world(), [&] {
     require(mpi.world_size() == 1,
             "bench decode measures one process, not {}: start it without mpirun", mpi.world_size());
+    if (json_path.empty()) return;
+    require_replaceable({"--json", json_path}, "a report of bench decode",
+                        [](const auto& path) { return begins_with(path, "{\n  \"device\":"); });
   });
   const DecodeBenchReport report = bench_decode(options);
   fmt::print("{}", describe(report));
   if (json_path.empty()) return kExitDone;
-  std::ofstream file(json_path);
-  file << to_json(report) << std::flush;
-  require(file.good(), "cannot write {}", json_path);
+  write_durably(json_path, to_json(report));
   return kExitDone;
 }
 

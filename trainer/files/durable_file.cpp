@@ -32,11 +32,23 @@ int open_and_sync(const fs::path& path, int flags) {
 
 }  // namespace
 
+fs::path target_of(fs::path path) {
+  constexpr int kMostLinks = 40;  // as the system allows
+  std::error_code error;          // of what does not exist
+  for (int links = 0; fs::is_symlink(path, error); ++links) {
+    require(links < kMostLinks, "{} is a symbolic link that leads in a circle", path.string());
+    path = folder_of(path) / fs::read_symlink(path);
+  }
+  return path;
+}
+
 UnfinishedFile::UnfinishedFile(fs::path path)
-    : path_(std::move(path)), unfinished_(path_.string() + ".tmp") {
+    : path_(target_of(std::move(path))), unfinished_(path_.string() + ".tmp") {
   std::error_code error;
   fs::create_directories(folder_of(path_), error);
   require(!error, "cannot make the folder {}: {}", folder_of(path_).string(), error.message());
+  // Writing into a leftover that has another name, too, would change that file.
+  fs::remove(unfinished_, error);
 }
 
 UnfinishedFile::~UnfinishedFile() {

@@ -6,12 +6,17 @@
 
 namespace switchyard {
 
+// The file that a path means: the target of a symbolic link, and of the links that it leads to,
+// which need not exist; any other path itself. Throws Error for links that lead in a circle.
+std::filesystem::path target_of(std::filesystem::path path);
+
 // A file that gets its name only when it is complete and on the disk. Until then it is named
-// `path`.tmp, and an older file named `path` stays unchanged. Every failure throws Error with the
-// path and the system's reason.
+// `path`.tmp, and an older file named `path` stays unchanged. Where `path` is a symbolic link, this
+// is about its target, and the link stays. Every failure throws Error with the path and the
+// system's reason.
 class UnfinishedFile {
  public:
-  // Makes the folder of the file, but not the file.
+  // Makes the folder of the file, but not the file. Removes what a killed process left.
   explicit UnfinishedFile(std::filesystem::path path);
   // Removes the file unless it was published.
   ~UnfinishedFile();

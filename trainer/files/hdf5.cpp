@@ -197,7 +197,9 @@ bool Handle::reset() noexcept {
 }
 
 bool Object::has_attribute(const std::string& name) const {
-  return H5Aexists(handle_.id(), name.c_str()) > 0;
+  const htri_t exists = H5Aexists(handle_.id(), name.c_str());
+  check_status(exists, where_, "look for an attribute");
+  return exists > 0;
 }
 
 namespace {

@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "kernels/runtime/check.h"
+#include "trainer/files/outputs.h"
 
 namespace switchyard {
 namespace {
@@ -32,6 +33,12 @@ int64_t end_of_step(const std::filesystem::path& path, int64_t last_step) {
     if (step) end = position;
   }
   return end;
+}
+
+const std::filesystem::path& own_metrics(const std::filesystem::path& path) {
+  require_replaceable({"run.dir", path}, "the metrics of a run",
+                      [](const auto& old) { return begins_with(old, "{\"step\":"); });
+  return path;
 }
 
 }  // namespace
@@ -156,7 +163,7 @@ std::string to_json(const StepMetrics& metrics) {
 }
 
 MetricsFile::MetricsFile(const std::filesystem::path& path, int64_t last_step)
-    : file_(path, end_of_step(path, last_step)) {}
+    : file_(own_metrics(path), end_of_step(path, last_step)) {}
 
 void MetricsFile::append(const StepMetrics& metrics) { file_.append(to_json(metrics) + '\n'); }
 
