@@ -8,6 +8,16 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder="$(realpath -m "${1:-build-bundle/bundle}")"
+# What is there is removed, so it must be a bundle and its archive.
+if [[ -e "$folder" && ! -e "$folder/env.sh" && -n "$(ls -A "$folder")" ]]; then
+  echo "bundle: $folder is no bundle and is not empty, so it is not replaced; name another folder" >&2
+  exit 2
+fi
+archive="$folder.tar.gz"
+if [[ -s "$archive" ]] && ! tar -tzf "$archive" "$(basename "$folder")/env.sh" >/dev/null 2>&1; then
+  echo "bundle: $archive is no archive of a bundle, so it is not replaced; name another folder" >&2
+  exit 2
+fi
 
 cmake -B build-bundle -G Ninja -DCMAKE_BUILD_TYPE=Release -DSWITCHYARD_NATIVE=OFF \
   -DSWITCHYARD_CUDA=ON -DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache \
@@ -69,5 +79,5 @@ if (($(id -u) == 0)); then
 fi
 unset bundle cuda_folders cuda_folder cuda_path
 EOF
-tar -C "$(dirname "$folder")" -c "$(basename "$folder")" | gzip -9 >"$folder.tar.gz"
-du -sh "$folder" "$folder.tar.gz"
+tar -C "$(dirname "$folder")" -c "$(basename "$folder")" | gzip -9 >"$archive"
+du -sh "$folder" "$archive"

@@ -49,6 +49,20 @@ def make_folder(folder):
         raise Unusable(f"{folder} is no folder, so nothing can be written to it") from error
 
 
+def picture(folder, name):
+    """The path of a picture to write. Pictures replace only pictures."""
+    file = folder / name
+    if not file.exists():
+        return file
+    if not file.is_file():
+        raise Unusable(f"{file} is no file, so no picture replaces it; name another folder with --out")
+    with open(file, "rb") as content:
+        if content.read(8) not in (b"", b"\x89PNG\r\n\x1a\n"):
+            raise Unusable(f"{file} is no PNG picture, so none replaces it; name another folder with "
+                           "--out, or move the file away")
+    return file
+
+
 def run(main):
     """Calls main(). What the script cannot work with ends it with a sentence."""
     name = pathlib.Path(sys.argv[0]).stem

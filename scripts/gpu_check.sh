@@ -14,6 +14,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")" || exit
 source ./env.sh
 report="$(realpath -m "${1:-gpu_report.md}")"
 wanted="${2:-.}"
+if [[ -s "$report" ]] && ! head -n 1 "$report" | grep -q '^# GPU check'; then
+  echo "gpu_check: $report is no report of gpu_check, so it is not replaced; name another file" >&2
+  exit 2
+fi
 mkdir -p "$(dirname "$report")"
 logs="$(mktemp -d)"
 export SWITCHYARD_REQUIRE_CUDA=1 OMP_NUM_THREADS=1

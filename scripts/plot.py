@@ -194,12 +194,13 @@ def main():
     runs = [Run(path) for path in arguments.runs]
     out = arguments.out or runs[0].folder
     endings.make_folder(out)
-    draw_loss(runs, out / "loss.png")
-    print(out / "loss.png")
+    loss, expert_load = (endings.picture(out, name) for name in ("loss.png", "expert_load.png"))
+    draw_loss(runs, loss)
+    print(loss)
     routed = [run for run in runs if np.any(run.column("max_load_ratio") > 0.0)]
     if routed:
-        draw_expert_load(routed, out / "expert_load.png")
-        print(out / "expert_load.png")
+        draw_expert_load(routed, expert_load)
+        print(expert_load)
 
 
 if __name__ == "__main__":

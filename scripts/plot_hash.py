@@ -290,26 +290,29 @@ def main():
     evaluation = Evaluation(arguments.evaluation)
     out = arguments.out or evaluation.folder
     endings.make_folder(out)
+    by_budget, by_bits, by_head, answers = (
+        endings.picture(out, name) for name in
+        ("recall_by_budget.png", "recall_by_bits.png", "recall_by_head.png",
+         "answers_by_budget.png"))
     draw_by_budget(evaluation, [("Recall of the true top N", lambda r: r["recall"], None),
                                 ("Attention mass", lambda r: r["attention_mass"], None)],
-                   out / "recall_by_budget.png", "Recall and attention mass of the chosen keys, "
+                   by_budget, "Recall and attention mass of the chosen keys, "
                    "mean over layers and heads")
-    print(out / "recall_by_budget.png")
+    print(by_budget)
     if evaluation.main_bits is not None:
-        draw_by_bits(evaluation, out / "recall_by_bits.png")
-        print(out / "recall_by_bits.png")
+        draw_by_bits(evaluation, by_bits)
+        print(by_bits)
     if evaluation.of("hata", evaluation.main_bits):
-        draw_by_head(evaluation, out / "recall_by_head.png")
-        print(out / "recall_by_head.png")
+        draw_by_head(evaluation, by_head)
+        print(by_head)
     if evaluation.has_tasks():
         tasks = list(evaluation.content["dense"]["tasks"])
         panels = [("All tasks", mean_answers, mean_answers(evaluation.content["dense"]))]
         for task in tasks:
             panels.append((task, lambda r, task=task: r["tasks"][task]["answers"],
                            evaluation.content["dense"]["tasks"][task]["answers"]))
-        draw_by_budget(evaluation, panels[:1] + panels[1:], out / "answers_by_budget.png",
-                       "Share of right answers")
-        print(out / "answers_by_budget.png")
+        draw_by_budget(evaluation, panels[:1] + panels[1:], answers, "Share of right answers")
+        print(answers)
 
 
 if __name__ == "__main__":

@@ -215,6 +215,35 @@ class BadInput(Program):
         output = self.run_program(0, "inspect", "configs/tiny_bigmac.yaml", code=FAILED)
         self.assertNotIn("make it again", output)
 
+    def test_metrics_replace_only_metrics(self):
+        run_folder = self.folder / "runs" / "tiny_bigmac"
+        run_folder.mkdir()
+        (run_folder / "metrics.jsonl").write_text('{"epoch": 1, "of": "another program"}\n')
+        output = self.train(2, "parallel.ep=2", code=FAILED)
+        self.expect_error(output, "rank 0: ", "is not the metrics of a run, so run.dir does not replace")
+        self.assertIn("another program", (run_folder / "metrics.jsonl").read_text())
+
+    def test_tokenize_replaces_only_token_files_and_says_what_it_leaves_out(self):
+        (self.folder / "thesis.tex").write_text("years of work")
+        arguments = ["tokenize", "configs/tiny_bigmac.yaml", "data.text=[text]"]
+        output = self.run_program(0, *arguments, "data.train=thesis.tex", code=FAILED)
+        self.expect_error(output, "thesis.tex is not a token file, so data.train does not replace it")
+        self.assertEqual((self.folder / "thesis.tex").read_text(), "years of work")
+        (self.folder / "linked").mkdir()
+        (self.folder / "linked" / "more.txt").write_bytes(b"caf\xe9\n")
+        (self.folder / "linked" / "picture.png").write_text("x")
+        (self.folder / "text" / "link").symlink_to("../linked")
+        output = self.run_program(0, *arguments)
+        self.assertIn("25 documents in 25 files", output)
+        self.assertIn("or one of them and .gz: text/link/picture.png\n", output)
+        self.assertIn("as they are: bytes that are not UTF-8, in 1 document: text/link/more.txt\n",
+                      output)
+        output = self.run_program(0, *arguments, "data.encoding_errors=replace")
+        self.assertIn("changed: U+FFFD replaces 1 sequence of bytes that are not UTF-8, in 1 document: "
+                      "text/link/more.txt\n", output)
+        output = self.run_program(0, *arguments, "data.encoding_errors=ignore", code=BAD_INPUT)
+        self.assertIn("data.encoding_errors", output)
+
     def test_a_padded_vocabulary_is_never_sampled(self):
         self.train(0, "parallel.ep=1", "model.vocab_size=4096", "train.max_steps=2")
         self.run_program(0, "generate", "configs/tiny_bigmac.yaml", "parallel.ep=1",

@@ -155,6 +155,35 @@ class HashTraining(Program):
         self.assertIn("wrote", output)
         self.assertNotEqual(weights.read_bytes(), intact)
 
+    def test_a_training_that_diverges_ends_with_an_error_and_replaces_nothing(self):
+        self.train_hash(0)
+        before = {path.name: path.read_bytes() for path in self.hash.iterdir()}
+
+        output = self.train_hash(2, "hash.training.lr=1e3", "hash.training.weight_decay=1e3",
+                                 code=FAILED)
+
+        self.assertRegex(output, r"switchyard: rank \d: layer 1 head \d: learning diverged: after epoch "
+                                 r"\d+ of 15 .*; lower hash.training.lr")
+        self.assertEqual(output.count("learning diverged"), 1, output)
+        self.assertEqual({path.name: path.read_bytes() for path in self.hash.iterdir()
+                          if path.is_file()}, before)
+        output = self.run_program(0, "inspect", self.hash / "hash_weights.h5", "--verify")
+        self.assertIn("every value is finite", output)
+
+    def test_weights_replace_only_weights(self):
+        (self.folder / "notes").write_text("my notes")
+        for name in ("notes", "runs/tiny_data/train.h5", "runs/tiny_bigmac/hash/heads/w.h5"):
+            path = self.folder / name
+            before = path.read_bytes() if path.exists() else None
+            output = self.train_hash(2, f"hash.weights={name}", code=FAILED)
+            self.assertRegex(output, r"is not a file of hash weights, so hash.weights does not replace|"
+                                     r"is removed when the weights are written")
+            self.assertEqual(path.read_bytes() if path.exists() else None, before)
+        self.hash.mkdir(exist_ok=True)
+        (self.hash / "metrics.jsonl").write_text("mine")
+        self.assertIn("is not the metrics of a hash training", self.train_hash(0, code=FAILED))
+        self.assertEqual((self.hash / "metrics.jsonl").read_text(), "mine")
+
     def test_what_cannot_be_learned_is_said_once(self):
         for override, message in [("hash.bits=48", "is not a multiple of 32"),
                                   ("hash.training.seq_len=65", "is more than model.seq_len = 64")]:
@@ -162,6 +191,80 @@ class HashTraining(Program):
             self.assertEqual(output.count(message), 1, output)
         output = self.train_hash(2, "hash.dense_layers=2", code=FAILED)
         self.assertEqual(output.count("leaves none of the 2 layers"), 1, output)
+
+
+def crc32c(data):
+    """Of RFC 3720."""
+    table = []
+    for byte in range(256):
+        for _ in range(8):
+            byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
+        table.append(byte)
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = crc >> 8 ^ table[(crc ^ byte) & 0xFF]
+    return f"{crc ^ 0xFFFFFFFF:08x}"
+
+
+def put_nan(checkpoint, tensor):
+    """Puts NaN into a tensor of a checkpoint, as an earlier program might have stored it."""
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    text = (checkpoint / "manifest.json").read_text()
+    shard = manifest["shards"][0]
+    piece = next(p for p in shard["pieces"] if p["kind"] == "weights" and p["name"] == tensor)
+    content = bytearray((checkpoint / shard["file"]).read_bytes())
+    begin, size = piece["address"], 4 * (piece["end"] - piece["begin"])
+    content[begin:begin + 4] = b"\0\0\xc0\x7f"
+    (checkpoint / shard["file"]).write_bytes(content)
+    text = text.replace(piece["crc32c"], crc32c(content[begin:begin + size]))
+    text = text.replace(shard["crc32c"], crc32c(content))
+    text = text.replace(manifest["crc32c_of_this_file"], "00000000")
+    own = f'"crc32c_of_this_file": "{crc32c(text.encode())}"'
+    text = text.replace('"crc32c_of_this_file": "00000000"', own)
+    (checkpoint / "manifest.json").write_text(text)
+
+
+class Diverged(Program):
+    """Uses a model with a weight that is NaN."""
+    CONFIG = ["configs/tiny_bigmac.yaml", "hash.dense_layers=1", "hash.bits=32"]
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.prepare("train", "configs/tiny_bigmac.yaml")
+        put_nan(cls.template / "runs/tiny_bigmac/checkpoints/step_00000020",
+                "layers.1.norm1.weight")
+
+    def test_no_command_succeeds_with_it(self):
+        for name, message in [
+                ("eval", r"the held-out loss of .*step_00000020 .* is -?nan: the model has diverged"),
+                ("generate", r"the logits behind token 1 are not finite: the model has diverged"),
+                ("train-hash", r"layer 1, sequence 0 of the text to learn from: the queries of head 0 "
+                               r"hold .* NaN"),
+                ("eval-hash", r"step_00000020 .*: the loss of dense decoding is -?nan")]:
+            with self.subTest(name):
+                more = ["hash.evaluation.methods=[exact_topk]", "hash.evaluation.sequences=4"]
+                output = self.run_program(2, name, *self.CONFIG, "parallel.ep=2", *more, code=FAILED)
+                self.assertRegex(output, message)
+                self.assertEqual(output.count("switchyard: "), 1, output)
+        run_folder = self.folder / "runs" / "tiny_bigmac"
+        self.assertFalse((run_folder / "hash" / "evaluation.json").exists())
+        self.assertFalse((run_folder / "hash" / "hash_weights.h5").exists())
+        output = self.run_program(2, "eval", *self.CONFIG, "parallel.ep=2", "decode.eval_tokens=4",
+                                  "decode.attention=exact_topk", code=FAILED)
+        self.assertRegex(output, "the held-out loss of .* is -?nan")
+
+    def test_inspect_counts_it(self):
+        run_folder = self.folder / "runs" / "tiny_bigmac"
+        output = self.run_program(0, "inspect", run_folder, "--verify", code=FAILED)
+        self.assertRegex(output, r"weights/layers.1.norm1.weight .* 1 NaN\n")
+        self.assertIn("every checksum matches, but it holds 1 NaN", output)
+        self.assertIn("only manifests were read", self.run_program(0, "inspect", run_folder))
+        output = self.run_program(0, "inspect", self.checkpoint(20) / "model.h5", "--verify",
+                                  code=FAILED)
+        self.assertIn("every checksum matches, but it holds 1 NaN", output)
+        self.assertIn("every value is finite",
+                      self.run_program(0, "inspect", self.checkpoint(10), "--verify"))
 
 
 class Decoding(Program):
@@ -290,6 +393,11 @@ class Decoding(Program):
         self.assertIn("MHA 32/32, bf16, batch 1", output)
         figures = json.loads((self.folder / "bench.json").read_text())
         self.assertEqual({case["tokens"] for case in figures["decode"]}, {64, 128})
+        (self.folder / "notes.json").write_text("[]")
+        output = self.run_program(0, "bench", "decode", "--json", "notes.json", code=FAILED)
+        self.assertIn("notes.json is not a report of bench decode, so --json does not", output)
+        self.run_program(0, "bench", "decode", "--lengths", "64", "--batch", "1", "--repetitions", "1",
+                         "--prefill-tokens", "16", "--json", "bench.json")
         self.assertIn("config is required", self.run_program(0, "bench", code=BAD_INPUT))
 
     def test_options_that_cannot_work_are_named(self):

@@ -8,6 +8,8 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
+#include <limits>
 #include <random>
 
 #include "mpi/mpi_test.h"
@@ -199,7 +201,8 @@ TEST_F(HashTrainingTest, WhatAKilledTrainingLeftIsTakenUpBitForBit) {
     const fs::path hash = fs::path(config_.run.dir) / "hash";
     fs::remove(hash_weights_path(config_, config_.hash.bits));
     fs::remove(hash / "query_keys" / "train_000001.h5");
-    test::write_file(hash / "query_keys" / "train_000002.h5", "torn");
+    const fs::path block = hash / "query_keys" / "train_000002.h5";
+    test::write_file(block, test::read_file(block).substr(0, 700));
     test::write_file(hash / "metrics.jsonl", "{\"layer\": 1, \"torn");
   });
 
@@ -222,6 +225,51 @@ TEST_F(HashTrainingTest, FinishedWeightsAreLearnedAgainForOtherSettingsOnly) {
 
   EXPECT_EQ(load_hash_weights(hash_weights_path(config_, config_.hash.bits)).checkpoint_fingerprint,
             "another checkpoint");
+}
+
+TEST_F(HashTrainingTest, ATrainingThatDivergesIsAnErrorThatLeavesWeightsMetricsAndHeads) {
+  train(config_);
+  const Files before = files_of(config_);
+  RunConfig fast = config_;
+  fast.hash.training.lr = 1e3;
+  fast.hash.training.weight_decay = 1e3;
+
+  const std::string error = test::error_of([&] { train(fast); });
+
+  EXPECT_THAT(error,
+              testing::ContainsRegex("layer [12] head [01]: learning diverged: after epoch [123] "
+                                     "of 3 the loss is -?(nan|inf) and the projection holds"));
+  EXPECT_THAT(error,
+              testing::HasSubstr("lower hash.training.lr and run train-hash again (lr is 1000)"));
+  wait_for_all();
+  const Files after = files_of(config_);
+  EXPECT_EQ(after.weights, before.weights);
+  EXPECT_EQ(after.metrics, before.metrics);
+  const fs::path heads = fs::path(config_.run.dir) / "hash" / "heads";
+  EXPECT_EQ(std::distance(fs::directory_iterator(heads), {}), 0);
+}
+
+TEST_F(HashTrainingTest, AModelThatDivergedIsAnErrorThatNamesLayerAndSequence) {
+  Session session(test_mpi(), config_);
+  const auto norm =
+      std::ranges::find(session.model.parameters().parameters(), "layers.1.norm1.weight",
+                        [](const Parameter& p) { return p.spec.name; });
+  norm->value.data<float>()[0] = std::numeric_limits<float>::infinity();
+
+  const std::string error =
+      test::error_of([&] { HashTraining(test_mpi(), config_, session, kFingerprint).run(); });
+
+  EXPECT_THAT(error,
+              testing::ContainsRegex("layer 1, sequence [0-9] of the text to learn from: the "
+                                     "queries of head 0 hold .*(NaN|infinit)"));
+  EXPECT_FALSE(fs::exists(hash_weights_path(config_, config_.hash.bits)));
+}
+
+TEST_F(HashTrainingTest, QueriesThatSeeOneKeyTeachNothing) {
+  config_.hash.training.seq_len = 1;
+
+  EXPECT_THAT(test::error_of([&] { train(config_); }),
+              testing::HasSubstr("sees its own key alone, so no key is dissimilar"));
 }
 
 TEST_F(HashTrainingTest, NothingToLearnIsAnErrorOnEveryRank) {

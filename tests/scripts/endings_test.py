@@ -99,6 +99,54 @@ class EndingsTest(unittest.TestCase):
             done = self.run_script(script, run, "--out", "/proc/none")
             self.expect_sentence(done, "/proc/none")
 
+    def test_pictures_replace_only_pictures(self):
+        self.write_metrics({"step": 1, "tokens": 8, "loss": 3.0, "max_load_ratio": 1.5,
+                            "expert_load": [[0.5, 0.5]]})
+        evaluation_file = self.write_evaluation(lambda content: None)
+        for script, run, names in [
+                ("plot.py", self.root, ("loss.png", "expert_load.png")),
+                ("plot_hash.py", evaluation_file,
+                 ("recall_by_budget.png", "recall_by_bits.png", "recall_by_head.png",
+                  "answers_by_budget.png"))]:
+            for name in names:
+                with self.subTest(name):
+                    out = self.root / "out" / name
+                    out.mkdir(parents=True)
+                    (out / name).write_text("my drawing, by hand")
+                    done = self.run_script(script, run, "--out", out)
+                    self.expect_sentence(done, name, "is no PNG picture", "--out")
+                    self.assertEqual([path.name for path in out.iterdir()], [name])
+                    self.assertEqual((out / name).read_text(), "my drawing, by hand")
+            again = self.root / "again"
+            for _ in range(2):
+                done = self.run_script(script, run, "--out", again)
+                self.assertEqual(done.returncode, 0, done.stderr)
+        (again / "recall_by_bits.png").unlink()
+        (again / "recall_by_bits.png").mkdir()
+        self.expect_sentence(self.run_script("plot_hash.py", evaluation_file, "--out", again),
+                             "recall_by_bits.png is no file")
+
+    def test_a_bundle_replaces_only_a_bundle(self):
+        (self.root / "thesis").mkdir()
+        (self.root / "thesis" / "chapter").write_text("text")
+        done = self.run_script("bundle.sh", self.root / "thesis")
+        self.expect_sentence(done, "thesis is no bundle and is not empty")
+        (self.root / "new.tar.gz").write_text("text")
+        done = self.run_script("bundle.sh", self.root / "new")
+        self.expect_sentence(done, "new.tar.gz is no archive of a bundle")
+        self.assertEqual((self.root / "thesis" / "chapter").read_text(), "text")
+
+    def test_a_report_of_the_gpu_replaces_only_a_report(self):
+        bundle = self.root / "bundle"
+        bundle.mkdir()
+        (bundle / "env.sh").write_text("")
+        shutil.copy(SCRIPTS / "gpu_check.sh", bundle)
+        (self.root / "notes.md").write_text("# Notes")
+        done = subprocess.run(["bash", bundle / "gpu_check.sh", self.root / "notes.md"],
+                              capture_output=True, text=True, check=False)
+        self.expect_sentence(done, "notes.md is no report of gpu_check")
+        self.assertEqual((self.root / "notes.md").read_text(), "# Notes")
+
     # plot_hash.py and hata_table.py
 
     def expect_sentences(self, file, *words):

@@ -12,6 +12,7 @@
 #include "kernels/runtime/check.h"
 #include "trainer/checkpoint/checkpoint_folders.h"
 #include "trainer/checkpoint/checkpoint_reader.h"
+#include "trainer/files/not_finite.h"
 
 namespace switchyard {
 namespace {
@@ -23,15 +24,13 @@ struct Statistics {
   double sum = 0.0;
   double min = std::numeric_limits<double>::infinity();
   double max = -std::numeric_limits<double>::infinity();
-  int64_t not_finite = 0;
+  NotFinite not_finite;
 };
 
 void add(Statistics& statistics, std::span<const float> values) {
+  statistics.not_finite += count_not_finite(values);
   for (const double value : values) {
-    if (!std::isfinite(value)) {
-      ++statistics.not_finite;
-      continue;
-    }
+    if (!std::isfinite(value)) continue;
     statistics.sum_of_squares += value * value;
     statistics.sum += value;
     statistics.min = std::min(statistics.min, value);
@@ -56,14 +55,12 @@ Statistics statistics_of(CheckpointReader& reader, const TensorKey& key, const S
 }
 
 std::string describe(const Statistics& statistics, int64_t num_elements) {
-  const int64_t finite = num_elements - statistics.not_finite;
-  std::string text = fmt::format("  norm {:.6g}  mean {:.4g}  min {:.4g}  max {:.4g}",
-                                 std::sqrt(statistics.sum_of_squares),
-                                 finite > 0 ? statistics.sum / static_cast<double>(finite) : 0.0,
-                                 statistics.min, statistics.max);
-  if (statistics.not_finite > 0) {
-    text += fmt::format("  {} values are not finite", statistics.not_finite);
-  }
+  const int64_t finite = num_elements - statistics.not_finite.total();
+  if (finite == 0) return fmt::format("  {}", describe(statistics.not_finite));
+  std::string text = fmt::format(
+      "  norm {:.6g}  mean {:.4g}  min {:.4g}  max {:.4g}", std::sqrt(statistics.sum_of_squares),
+      statistics.sum / static_cast<double>(finite), statistics.min, statistics.max);
+  if (finite < num_elements) text += fmt::format("  {}", describe(statistics.not_finite));
   return text;
 }
 
@@ -97,13 +94,16 @@ std::string describe_state(const Manifest& manifest) {
       layout.ep, manifest.shards.size(), bytes, origins);
 }
 
-std::string describe_tensors(CheckpointReader& reader, bool with_statistics) {
+// With `verify` it reads the tensors, and adds what is not finite to `not_finite`.
+std::string describe_tensors(CheckpointReader& reader, bool verify, NotFinite& not_finite) {
   std::string text = "tensors\n";
   int64_t weights = 0;
   for (const auto& [key, shape] : tensors_of(reader.manifest().shards)) {
     text += fmt::format("  {:<44}  {:<18}", key.first + '/' + key.second, to_string(shape));
-    if (with_statistics) {
-      text += describe(statistics_of(reader, key, shape), shape.num_elements());
+    if (verify) {
+      const Statistics statistics = statistics_of(reader, key, shape);
+      text += describe(statistics, shape.num_elements());
+      not_finite += statistics.not_finite;
     }
     text += '\n';
     if (key.first == kWeights) weights += shape.num_elements();
@@ -129,30 +129,43 @@ std::string list_checkpoints(const std::filesystem::path& folder) {
 
 }  // namespace
 
-std::string inspect_checkpoint(const std::filesystem::path& folder, bool verify) {
+std::string describe_verified(const NotFinite& not_finite) {
+  return not_finite.total() == 0 ? "intact: every checksum matches, and every value is finite\n"
+                                 : "every checksum matches, but not every value is finite\n";
+}
+
+Inspection inspect_checkpoint(const std::filesystem::path& folder, bool verify) {
   if (!std::filesystem::exists(folder / kManifestName)) {
     const std::filesystem::path newest = find_checkpoint(folder);
     const std::string list = list_checkpoints(newest.parent_path());
     if (newest != folder) {
-      std::string report;
-      const auto inspect = [&](const auto& path) { report = inspect_checkpoint(path, verify); };
-      if (verify) read_current([&] { return find_checkpoint(folder); }, inspect);
-      return list + report;
+      if (!verify) {
+        return {
+            .text = list + "only manifests were read; --verify reads every value of the newest\n",
+            .not_finite = {}};
+      }
+      Inspection of_newest;
+      read_current([&] { return find_checkpoint(folder); },
+                   [&](const auto& path) { of_newest = inspect_checkpoint(path, verify); });
+      of_newest.text.insert(0, list);
+      return of_newest;
     }
   }
   CheckpointReader reader(folder);
-  const TrainingState& state = reader.manifest().state;
-  std::string tensors;
+  Inspection result{.text = folder.string() + '\n' + describe_state(reader.manifest()),
+                    .not_finite = {}};
   try {
     if (verify) verify_files(reader);
-    tensors = describe_tensors(reader, verify);
+    result.text += describe_tensors(reader, verify, result.not_finite);
   } catch (const Error&) {
     reader.require_current();
     throw;
   }
   if (verify) reader.require_current();
-  return folder.string() + '\n' + describe_state(reader.manifest()) + tensors +
-         (verify ? "intact: every checksum matches\n" : "") + "configuration\n" + state.config;
+  result.text += "configuration\n" + reader.manifest().state.config;
+  result.text += verify ? describe_verified(result.not_finite)
+                        : "only the manifest was read; --verify reads all files and every value\n";
+  return result;
 }
 
 }  // namespace switchyard

@@ -6,6 +6,7 @@
 #include "trainer/commands/exit_codes.h"
 #include "trainer/commands/memory_help.h"
 #include "trainer/files/durable_file.h"
+#include "trainer/files/outputs.h"
 
 namespace switchyard {
 
@@ -27,6 +28,9 @@ int bench_decode_command(MpiRuntime& mpi, const DecodeBenchOptions& options,
   run_collectively(mpi.world(), [&] {
     require(mpi.world_size() == 1,
             "bench decode measures one process, not {}: start it without mpirun", mpi.world_size());
+    if (json_path.empty()) return;
+    require_replaceable({"--json", json_path}, "a report of bench decode",
+                        [](const auto& path) { return begins_with(path, "{\n  \"device\":"); });
   });
   const DecodeBenchReport report = bench_decode(options);
   fmt::print("{}", describe(report));

@@ -17,6 +17,17 @@
 namespace switchyard {
 namespace {
 
+// A loss that is not finite measures nothing. All ranks throw what rank 0 finds.
+void require_finite_loss(MpiRuntime& mpi, double loss, const LoadedModel& model,
+                         const std::string& text) {
+  run_collectively(mpi.world(), [&] {
+    require(mpi.rank() != 0 || std::isfinite(loss),
+            "the held-out loss of {} on {} is {}: the model has diverged; name an earlier "
+            "checkpoint with checkpoint.resume",
+            model.description, text, loss);
+  });
+}
+
 // Decodes the same tokens densely and with the method of decode.attention.
 int eval_decoding(MpiRuntime& mpi, const RunConfig& config, Session& session,
                   const LoadedModel& model, ValidationLoader& validation) {
@@ -29,6 +40,9 @@ int eval_decoding(MpiRuntime& mpi, const RunConfig& config, Session& session,
   const std::vector<DecodeScore> scores =
       evaluate_decoding(session.stream, session.model, session.dist, validation, plan,
                         {selectors_of(dense), selectors_of(setup)});
+  for (const DecodeScore& score : scores) {
+    require_finite_loss(mpi, score.loss(), model, config.data.validation);
+  }
   if (mpi.rank() != 0) return kExitDone;
   fmt::print("{}\nlast {} of {} tokens of each held-out sequence, decoded one by one\n",
              model.description, config.model.seq_len - plan.prefill, config.model.seq_len);
@@ -60,6 +74,7 @@ int eval_command(MpiRuntime& mpi, const LoadedConfig& loaded) {
   // The whole file is read, not only the batches that training evaluates on.
   const EvaluationResult result =
       evaluate(step, data.validation->loader, data.validation->loader.num_batches(), mpi.world());
+  require_finite_loss(mpi, result.loss, loaded_model, config.data.validation);
   if (mpi.rank() == 0) {
     fmt::print("{}\nheld-out loss {:.4f}, perplexity {:.2f}, over {} tokens of {}\n",
                loaded_model.description, result.loss, std::exp(result.loss), result.tokens,

@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
@@ -12,7 +13,9 @@
 #include "trainer/config/run_paths.h"
 #include "trainer/data/open_data.h"
 #include "trainer/files/durable_file.h"
+#include "trainer/files/file_io.h"
 #include "trainer/files/folder_lock.h"
+#include "trainer/files/outputs.h"
 #include "trainer/hashing/evaluate_hash.h"
 #include "trainer/hashing/load_decode_setup.h"
 #include "trainer/recall/recall_evaluation.h"
@@ -69,15 +72,6 @@ std::vector<HashCandidate> load_candidates(MpiRuntime& mpi, const RunConfig& con
   return candidates;
 }
 
-// Rank 0 writes the file; all ranks return its path.
-fs::path write_json(MpiRuntime& mpi, const RunConfig& config, const json& content) {
-  const fs::path path = RunPaths(config.run.dir).hash_evaluation();
-  run_collectively(mpi.world(), [&] {
-    if (mpi.rank() == 0) write_durably(path, content.dump(1) + "\n");
-  });
-  return path;
-}
-
 std::string name_of(const HashCandidate& candidate) {
   const DecodeConfig& keys = candidate.setup.config;
   if (row_of(keys.method).projections == HashProjections::none) {
@@ -85,6 +79,49 @@ std::string name_of(const HashCandidate& candidate) {
   }
   return fmt::format("{} {}{}", to_string(keys.method), candidate.bits,
                      keys.key_norm ? " norm" : "");
+}
+
+// Measurements of a model that has diverged replace none.
+void require_finite(MpiRuntime& mpi, const HashEvaluation& evaluation,
+                    const std::vector<HashCandidate>& candidates, const LoadedModel& model) {
+  const auto check = [&](const std::string& name, double value, const char* figure) {
+    require(std::isfinite(value),
+            "{}: the {} of {} decoding is {}: the model has diverged; name an earlier checkpoint "
+            "with checkpoint.resume",
+            model.description, figure, name, value);
+  };
+  run_collectively(mpi.world(), [&] {
+    if (mpi.rank() != 0) return;
+    check("dense", evaluation.dense.loss(), "loss");
+    for (size_t c = 0; c < candidates.size(); ++c) {
+      for (size_t b = 0; b < evaluation.decoded[c].size(); ++b) {
+        const SelectionSums mean = mean_of(evaluation.selected_by(c, b));
+        check(name_of(candidates[c]), evaluation.decoded[c][b].loss(), "loss");
+        check(name_of(candidates[c]), mean.attention_mass, "attention mass");
+        check(name_of(candidates[c]), mean.output_error, "output error");
+      }
+    }
+  });
+}
+
+// File names in it may hold bytes that are not UTF-8; JSON has none, so they are replaced.
+std::string as_text(const json& content) {
+  return content.dump(1, ' ', false, json::error_handler_t::replace) + "\n";
+}
+
+void require_output(const fs::path& path) {
+  require_replaceable({"run.dir", path}, "an evaluation by eval-hash", [](const fs::path& old) {
+    return read_file(old).find("\"switchyard.hash_evaluation\"") != std::string::npos;
+  });
+}
+
+// Rank 0 writes the file; all ranks return its path.
+fs::path write_json(MpiRuntime& mpi, const RunConfig& config, const json& content) {
+  const fs::path path = RunPaths(config.run.dir).hash_evaluation();
+  run_collectively(mpi.world(), [&] {
+    if (mpi.rank() == 0) write_durably(path, as_text(content));
+  });
+  return path;
 }
 
 // The share of right answers in percent, mean over the tasks.
@@ -128,6 +165,7 @@ int eval_hash_command(MpiRuntime& mpi, const LoadedConfig& loaded) {
     require(config.hash.dense_layers < config.model.num_layers,
             "hash.dense_layers = {} leaves none of the {} layers to choose keys in; lower it",
             config.hash.dense_layers, config.model.num_layers);
+    if (mpi.rank() == 0) require_output(RunPaths(config.run.dir).hash_evaluation());
   });
   const FolderLock lock(mpi.world(), RunPaths(config.run.dir).hash(), "eval-hash");
   Session session(mpi, config);
@@ -140,6 +178,7 @@ int eval_hash_command(MpiRuntime& mpi, const LoadedConfig& loaded) {
   };
   const HashEvaluation evaluation = evaluate_hash(session, config, data.validation->loader,
                                                   recall_answers(config), candidates, log);
+  require_finite(mpi, evaluation, candidates, model);
   const fs::path path =
       write_json(mpi, config, to_json(evaluation, candidates, config, model.description));
   if (mpi.rank() != 0) return kExitDone;

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <utility>
+
 #include "kernels/runtime/check.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/exit_codes.h"
@@ -29,7 +31,12 @@ int generate_command(MpiRuntime& mpi, const LoadedConfig& loaded, const Generate
                             .setup = &setup};
   std::vector<std::vector<int32_t>> samples;
   run_collectively(mpi.world(), [&] {
-    request.prompt = tokenizer->encode(options.prompt);
+    Encoding prompt = tokenizer->encode_checked(options.prompt);
+    request.prompt = std::move(prompt.tokens);
+    if (mpi.rank() == 0 && prompt.changed_at) {
+      fmt::print(stderr, "note: the tokens of --prompt do not restore it from byte {} on\n",
+                 *prompt.changed_at);
+    }
     // A new document follows the end of another one.
     if (request.prompt.empty()) request.prompt = {tokenizer->end_of_document()};
     require(static_cast<int64_t>(request.prompt.size()) < config.model.seq_len,

@@ -67,6 +67,7 @@ constexpr Row kTable[] = {
     {"data.tokenizer.vocab_size", Decides::elsewhere},
     {"data.mask", Decides::model},
     {"data.text", Decides::elsewhere},
+    {"data.encoding_errors", Decides::elsewhere},
     {"data.validation_share", Decides::elsewhere},
     {"data.recall.seed", Decides::elsewhere},
     {"data.recall.tasks", Decides::elsewhere},

@@ -20,6 +20,10 @@ SWITCHYARD_ENUM_NAMES(TokenizerType, byte, sentencepiece, recall)
 enum class AttentionMask { causal, document };
 SWITCHYARD_ENUM_NAMES(AttentionMask, causal, document)
 
+// What `tokenize` does about bytes that are not UTF-8.
+enum class EncodingErrors { strict, replace };
+SWITCHYARD_ENUM_NAMES(EncodingErrors, strict, replace)
+
 // One experiment, as the YAML file describes it with every default filled in. One struct per
 // section of the file; the names are the keys.
 struct RunSection {
@@ -51,6 +55,7 @@ struct DataSection {
   std::string validation;  // may be empty: no evaluation
   TokenizerSection tokenizer;
   AttentionMask mask = AttentionMask::causal;
+  EncodingErrors encoding_errors = EncodingErrors::strict;
   // `tokenize`: text files or folders (see Corpus), one document per file or per line of a .jsonl
   // file, and the share of the text that is held out for validation.
   std::vector<std::string> text;

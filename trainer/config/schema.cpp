@@ -120,8 +120,14 @@ std::vector<ConfigField> data_fields() {
              "document: no token attends to another document, and the first token of a document is "
              "no target; positions, learned ones too, count from the start of the sequence"),
       text_list(SWITCHYARD_KEY(data.text),
-                "`tokenize`: text files, or folders that are searched for *.txt, *.rst, *.md and "
-                "their .gz; one document per file"),
+                "`tokenize`: text files, or folders that are searched for *.txt, *.rst, *.md, "
+                "*.jsonl and their .gz, through links; one document per file, or per line of a "
+                ".jsonl file"),
+      choice(
+          SWITCHYARD_KEY(data.encoding_errors),
+          "`tokenize`: what becomes of bytes that are not UTF-8. strict: an error that names the "
+          "first one; only byte tokens keep them. replace: U+FFFD for each part of a character, "
+          "counted"),
       real(SWITCHYARD_KEY(data.validation_share), 0.0, 0.5,
            "`tokenize`: share of the documents that is held out; where they are too few for that, "
            "this share of the end of each"),

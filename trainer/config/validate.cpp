@@ -211,6 +211,8 @@ class Checks {
     const HashTrainingConfig& t = config_.hash.training;
     expect(t.positive_share > 0.0, "hash.training.positive_share",
            "with 0 no key is similar; choose more");
+    expect(t.positive_share < 1.0, "hash.training.positive_share",
+           "with 1 every key is similar and there is nothing to tell apart; choose less");
     expect(t.sigma > 0.0, "hash.training.sigma",
            "with 0 every code is the same and nothing is learned; choose more");
     expect(t.last_label <= t.top_label, "hash.training.last_label",

@@ -70,8 +70,7 @@ TokenFile::TokenFile(std::filesystem::path path) : path_(std::move(path)), bytes
 }
 
 void TokenFile::read_attributes(const hdf5::File& file) {
-  require(file.has_attribute("format") && file.get_string("format") == kFormat,
-          "it is not a token file");
+  require(says_token_file(file), "it is not a token file");
   const int64_t version = file.get_int("version");
   require(version == kVersion || version == kVersionWithMask,
           "its format version is {}, this program reads {} and {}", version, kVersion,
@@ -185,9 +184,12 @@ void TokenFile::verify() {
   });
 }
 
-bool is_token_file(const std::filesystem::path& path) {
-  const auto file = hdf5::File::open(path);
+bool says_token_file(const hdf5::File& file) {
   return file.has_attribute("format") && file.get_string("format") == kFormat;
+}
+
+bool is_token_file(const std::filesystem::path& path) {
+  return says_token_file(hdf5::File::open(path));
 }
 
 void require_tokenizer(const TokenFile& file, const Tokenizer& tokenizer) {
@@ -206,11 +208,11 @@ TokenFileWriter::TokenFileWriter(const std::filesystem::path& path, TokenFileInf
     : unfinished_(path),
       info_(std::move(info)),
       token_bytes_(bytes_per_token(info_.vocab_size)),
-      tokens_(path.string() + ".spool.tmp", token_bytes_, kChunkTokens) {
+      tokens_(target_of(path).string() + ".spool.tmp", token_bytes_, kChunkTokens) {
   require(info_.end_of_document >= 0 && info_.end_of_document < info_.vocab_size,
           "the end-of-document token {} is outside the vocabulary of {}", info_.end_of_document,
           info_.vocab_size);
-  if (info_.loss_mask) loss_mask_.emplace(path.string() + ".mask.tmp", 1, kChunkTokens);
+  if (info_.loss_mask) loss_mask_.emplace(target_of(path).string() + ".mask.tmp", 1, kChunkTokens);
 }
 
 void TokenFileWriter::append_document(std::span<const int32_t> tokens,

@@ -82,7 +82,8 @@ class TokenFile {
   std::vector<std::byte> narrow_;  // tokens as they are stored
 };
 
-// Whether an HDF5 file says that it is a token file. Throws Error for any other file.
+// Whether an HDF5 file says that it is a token file. The second throws Error for any other file.
+bool says_token_file(const hdf5::File& file);
 bool is_token_file(const std::filesystem::path& path);
 
 // Throws Error unless the tokens of the file are those of this tokenizer.

@@ -3,10 +3,24 @@
 #include <fmt/ostream.h>
 
 #include <filesystem>
+#include <vector>
 
 #include "kernels/runtime/check.h"
 
 namespace switchyard {
+
+void require_token_outputs(const DataSection& config, std::span<const NamedFile> others,
+                           std::span<const NamedFile> inputs) {
+  std::vector<NamedFile> outputs = {{"data.train", config.train}};
+  if (!config.validation.empty()) outputs.push_back({"data.validation", config.validation});
+  for (const NamedFile& output : outputs) {
+    require_replaceable(output, "a token file", [](const std::filesystem::path& path) {
+      return is_hdf5(path, says_token_file);
+    });
+  }
+  outputs.insert(outputs.end(), others.begin(), others.end());
+  require_distinct(outputs, inputs);
+}
 
 std::unique_ptr<TokenFileWriter> open_token_output(const std::string& path,
                                                    const TokenFileInfo& info, std::ostream& log) {

@@ -3,17 +3,26 @@
 #include <cstdint>
 #include <iosfwd>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "trainer/data/token_file.h"
+#include "trainer/files/outputs.h"
 
 namespace switchyard {
 
 // The token files that `tokenize` writes, from text or from the recall tasks. Each action prints
 // one line to `log`.
 
+// Throws Error, with the remedy, if a token file that the configuration names would replace a file
+// of another format, one of the inputs, or the other token file.
+//   others  further files that will be written
+void require_token_outputs(const DataSection& config, std::span<const NamedFile> others,
+                           std::span<const NamedFile> inputs);
+
 // A writer for the token file `path`; null if `path` is empty, or if the file there is intact, has
-// the hashes of `info`, and has a loss mask exactly if `info` has one. Any other file is replaced.
+// the hashes of `info`, and has a loss mask exactly if `info` has one. Any other token file is
+// replaced.
 std::unique_ptr<TokenFileWriter> open_token_output(const std::string& path,
                                                    const TokenFileInfo& info, std::ostream& log);
 

@@ -28,7 +28,9 @@ enum class Part { train, validation };
 class Split {
  public:
   // Reads the corpus once.
-  Split(const Corpus& corpus, double share);
+  Split(const Corpus& corpus, InvalidUtf8 invalid, double share);
+
+  InvalidUtf8 invalid() const { return invalid_; }
 
   bool by_document() const { return by_document_; }
   bool is_held_out(const std::string& text) const {
@@ -41,24 +43,31 @@ class Split {
   int64_t text_bytes() const { return text_bytes_; }
   // Hash of all texts and of the settings that decide their parts.
   uint64_t hash() const { return hash_; }
+  // What reading the corpus left out and changed.
+  const TextNotes& notes() const { return notes_; }
 
  private:
+  InvalidUtf8 invalid_;
   double share_;
   bool by_document_ = true;
   int64_t documents_ = 0;
   int64_t text_bytes_ = 0;
   uint64_t hash_ = 0;
+  TextNotes notes_;
 };
 
-Split::Split(const Corpus& corpus, double share) : share_(share) {
+Split::Split(const Corpus& corpus, InvalidUtf8 invalid, double share)
+    : invalid_(invalid), share_(share) {
   double held_out_bytes = 0.0;
-  DocumentReader reader(corpus);
-  while (const auto text = reader.next()) {
+  DocumentReader reader(corpus, invalid);
+  while (const auto document = reader.next()) {
+    const std::string& text = document->text;
     ++documents_;
-    text_bytes_ += static_cast<int64_t>(text->size());
-    if (is_held_out(*text)) held_out_bytes += static_cast<double>(text->size());
-    hash_ = random_bits({hash_, hash64(*text)}, text->size());
+    text_bytes_ += static_cast<int64_t>(text.size());
+    if (is_held_out(text)) held_out_bytes += static_cast<double>(text.size());
+    hash_ = random_bits({hash_, hash64(text)}, text.size());
   }
+  notes_ = reader.notes();
   require(documents_ > 0, "all files of data.text are empty");
   const double wanted = share * static_cast<double>(text_bytes_);
   by_document_ = held_out_bytes >= wanted / 2 && held_out_bytes <= wanted * 2;
@@ -78,27 +87,29 @@ size_t Split::tail_begin(const std::string& text) const {
 }
 
 struct PartOfDocument {
-  std::string text;
+  Document document;
   Part part;
 };
 
 // Reads both parts in the order of the corpus.
 class PartReader {
  public:
-  PartReader(const Corpus& corpus, const Split& split) : documents_(corpus), split_(split) {}
+  PartReader(const Corpus& corpus, const Split& split)
+      : documents_(corpus, split.invalid()), split_(split) {}
 
   std::optional<PartOfDocument> next() {
     if (tail_) return std::exchange(tail_, std::nullopt);
-    auto text = documents_.next();
-    if (!text) return std::nullopt;
+    auto document = documents_.next();
+    if (!document) return std::nullopt;
+    std::string& text = document->text;
     if (split_.by_document()) {
-      const Part part = split_.is_held_out(*text) ? Part::validation : Part::train;
-      return PartOfDocument{std::move(*text), part};
+      const Part part = split_.is_held_out(text) ? Part::validation : Part::train;
+      return PartOfDocument{std::move(*document), part};
     }
-    const size_t begin = split_.tail_begin(*text);
-    if (begin < text->size()) tail_ = {text->substr(begin), Part::validation};
-    text->resize(begin);
-    return begin > 0 ? PartOfDocument{std::move(*text), Part::train}
+    const size_t begin = split_.tail_begin(text);
+    if (begin < text.size()) tail_ = {{text.substr(begin), document->place}, Part::validation};
+    text.resize(begin);
+    return begin > 0 ? PartOfDocument{std::move(*document), Part::train}
                      : std::exchange(tail_, std::nullopt);
   }
 
@@ -117,7 +128,7 @@ void train_on(const Corpus& corpus, const Split& split, const TokenizerSection& 
       auto document = reader.next();
       if (!document) return std::nullopt;
       if (document->part != Part::train) continue;
-      text = std::move(document->text);
+      text = std::move(document->document.text);
       begin = 0;
     }
     const size_t end = std::min(text.find('\n', begin), text.size());
@@ -127,11 +138,13 @@ void train_on(const Corpus& corpus, const Split& split, const TokenizerSection& 
   train_sentencepiece(next_line, config.vocab_size, config.model);
 }
 
-// Trains the SentencePiece model if it does not exist; returns whether it was trained.
-bool ensure_tokenizer(const Corpus& corpus, const Split& split, const TokenizerSection& config,
-                      std::ostream& log) {
-  if (config.type != TokenizerType::sentencepiece || std::filesystem::exists(config.model))
-    return false;
+// Whether the configuration names a SentencePiece model that does not exist.
+bool lacks_tokenizer(const TokenizerSection& config) {
+  return config.type == TokenizerType::sentencepiece && !std::filesystem::exists(config.model);
+}
+
+void train_tokenizer(const Corpus& corpus, const Split& split, const TokenizerSection& config,
+                     std::ostream& log) {
   require(!config.model.empty(), "data.tokenizer.model must name a file to write the model to");
   require(config.vocab_size > 0,
           "{} does not exist, and data.tokenizer.vocab_size does not say "
@@ -139,34 +152,35 @@ bool ensure_tokenizer(const Corpus& corpus, const Split& split, const TokenizerS
           config.model);
   train_on(corpus, split, config);
   fmt::print(log, "trained {} pieces: {}\n", config.vocab_size, config.model);
-  return true;
 }
 
 // Encodes documents with all threads and writes them in their order.
 class Encoder {
  public:
-  explicit Encoder(const Tokenizer& tokenizer) : tokenizer_(tokenizer) {}
+  // Notes what the tokens do not restore.
+  Encoder(const Tokenizer& tokenizer, TextNotes& notes) : tokenizer_(tokenizer), notes_(notes) {}
 
-  void add(std::string text, TokenFileWriter* writer) {
-    waiting_bytes_ += text.size();
-    waiting_.push_back({std::move(text), writer});
+  void add(Document document, TokenFileWriter* writer) {
+    waiting_bytes_ += document.text.size();
+    waiting_.push_back({std::move(document), writer});
     if (waiting_bytes_ >= kBatchBytes) flush();
   }
 
   void flush() {
-    std::vector<std::vector<int32_t>> tokens(waiting_.size());
+    std::vector<Encoding> encoded(waiting_.size());
     std::vector<std::exception_ptr> errors(waiting_.size());
 #pragma omp parallel for schedule(dynamic)
     for (size_t i = 0; i < waiting_.size(); ++i) {
       try {
-        tokens[i] = tokenizer_.encode(waiting_[i].text);
+        encoded[i] = tokenizer_.encode_checked(waiting_[i].document.text);
       } catch (...) {
         errors[i] = std::current_exception();
       }
     }
     for (size_t i = 0; i < waiting_.size(); ++i) {
       if (errors[i]) std::rethrow_exception(errors[i]);
-      waiting_[i].writer->append_document(tokens[i]);
+      waiting_[i].writer->append_document(encoded[i].tokens);
+      note(waiting_[i].document, encoded[i]);
     }
     waiting_.clear();
     waiting_bytes_ = 0;
@@ -176,22 +190,55 @@ class Encoder {
   static constexpr size_t kBatchBytes = size_t{16} << 20;
 
   struct Waiting {
-    std::string text;
+    Document document;
     TokenFileWriter* writer;
   };
 
+  void note(const Document& document, const Encoding& encoding) {
+    if (encoding.unknown > 0) notes_.unknown.add(document.place);
+    notes_.unknown_tokens += encoding.unknown;
+    if (encoding.changed_at) {
+      notes_.changed.add(fmt::format("{} (byte {})", document.place, *encoding.changed_at));
+    }
+  }
+
   const Tokenizer& tokenizer_;
+  TextNotes& notes_;
   std::vector<Waiting> waiting_;
   size_t waiting_bytes_ = 0;
 };
 
 void check(const DataSection& config) {
   require(!config.train.empty(), "data.train must name the token file to write");
-  require(config.train != config.validation, "data.train and data.validation are the same file");
   require(config.validation_share >= 0.0 && config.validation_share <= 0.5,
           "data.validation_share {} must be from 0 to 0.5", config.validation_share);
   require(config.validation.empty() || config.validation_share > 0.0,
           "data.validation names a file, but data.validation_share is 0; set a share above 0");
+}
+
+// Checks all files that will be written, before the first of them is.
+void check_outputs(const DataSection& config, const Corpus& corpus) {
+  std::vector<NamedFile> inputs, others;
+  for (const auto& path : corpus.files()) inputs.push_back({"data.text", path});
+  const NamedFile model{"data.tokenizer.model", config.tokenizer.model};
+  if (config.tokenizer.type == TokenizerType::sentencepiece && !model.path.empty()) {
+    (lacks_tokenizer(config.tokenizer) ? others : inputs).push_back(model);
+  }
+  require_token_outputs(config, others, inputs);
+  for (const NamedFile& output : {NamedFile{"data.train", config.train},
+                                  NamedFile{"data.validation", config.validation}, model}) {
+    require(output.path.empty() || !corpus.would_hold(output.path),
+            "{} is {}, which data.text would read as text the next time; give it another extension "
+            "or folder",
+            output.name, output.path.string());
+  }
+}
+
+InvalidUtf8 rule_for_invalid_utf8(const DataSection& config) {
+  if (config.encoding_errors == EncodingErrors::replace) return InvalidUtf8::replace;
+  // Its tokens are bytes, so it changes none.
+  const bool keeps = config.tokenizer.type == TokenizerType::byte;
+  return keeps ? InvalidUtf8::keep : InvalidUtf8::refuse;
 }
 
 }  // namespace
@@ -199,11 +246,14 @@ void check(const DataSection& config) {
 TokenizeReport tokenize(const DataSection& config, std::ostream& log) {
   check(config);
   const Corpus corpus(config.text);
-  const Split split(corpus, config.validation.empty() ? 0.0 : config.validation_share);
+  check_outputs(config, corpus);
+  const Split split(corpus, rule_for_invalid_utf8(config),
+                    config.validation.empty() ? 0.0 : config.validation_share);
   fmt::print(log, "{} documents in {} files, {:.1f} MB of text\n", split.documents(),
              corpus.files().size(), static_cast<double>(split.text_bytes()) * 1e-6);
   TokenizeReport report{.documents = split.documents(), .text_bytes = split.text_bytes()};
-  report.trained_tokenizer = ensure_tokenizer(corpus, split, config.tokenizer, log);
+  report.trained_tokenizer = lacks_tokenizer(config.tokenizer);
+  if (report.trained_tokenizer) train_tokenizer(corpus, split, config.tokenizer, log);
   const auto tokenizer = make_tokenizer(config.tokenizer);
 
   const TokenFileInfo info{.vocab_size = tokenizer->vocab_size(),
@@ -212,19 +262,23 @@ TokenizeReport tokenize(const DataSection& config, std::ostream& log) {
                            .tokenizer_hash = tokenizer->hash(),
                            .source = fmt::format("{}", fmt::join(config.text, ", ")),
                            .source_hash = fmt::format("{:016x}", split.hash())};
+  TextNotes notes;
   const auto train = open_token_output(config.train, info, log);
   const auto validation = open_token_output(config.validation, info, log);
-  if (!train && !validation) return report;
-
-  Encoder encoder(*tokenizer);
-  PartReader reader(corpus, split);
-  while (auto document = reader.next()) {
-    TokenFileWriter* writer = (document->part == Part::train ? train : validation).get();
-    if (writer) encoder.add(std::move(document->text), writer);
+  if (train || validation) {
+    Encoder encoder(*tokenizer, notes);
+    PartReader reader(corpus, split);
+    while (auto part = reader.next()) {
+      TokenFileWriter* writer = (part->part == Part::train ? train : validation).get();
+      if (writer) encoder.add(std::move(part->document), writer);
+    }
+    encoder.flush();
+    report.train_tokens = finish_token_output(train.get(), config.train, log);
+    report.validation_tokens = finish_token_output(validation.get(), config.validation, log);
   }
-  encoder.flush();
-  report.train_tokens = finish_token_output(train.get(), config.train, log);
-  report.validation_tokens = finish_token_output(validation.get(), config.validation, log);
+  for (const TextNotes& of : {corpus.notes(), split.notes(), notes}) {
+    for (const std::string& line : of.lines()) fmt::print(log, "{}\n", line);
+  }
   return report;
 }
 

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <exception>
+#include <optional>
 #include <regex>
 #include <span>
 
@@ -20,6 +21,13 @@ namespace switchyard {
 namespace {
 
 std::string hash_of(std::string_view bytes) { return fmt::format("{:016x}", hash64(bytes)); }
+
+// The first byte at which two texts differ; none if they are the same.
+std::optional<size_t> first_difference(std::string_view a, std::string_view b) {
+  const auto [end, ignored] = std::ranges::mismatch(a, b);
+  const auto same = static_cast<size_t>(end - a.begin());
+  return same == a.size() && same == b.size() ? std::nullopt : std::optional(same);
+}
 
 class ByteTokenizer final : public Tokenizer {
  public:
@@ -99,16 +107,26 @@ class SentencePieceTokenizer final : public Tokenizer {
 
   std::vector<int32_t> encode(std::string_view text) const override {
     std::vector<int32_t> tokens;
-    std::vector<int> block_tokens;
-    while (!text.empty()) {
-      const std::string_view block = text.substr(0, block_size(text));
-      const auto status = processor_.Encode({block.data(), block.size()}, &block_tokens);
-      require(status.ok(), "SentencePiece cannot encode a text of {} bytes: {}", block.size(),
-              status.ToString());
+    encode_blocks(text, [&](std::string_view, const std::vector<int32_t>& block_tokens) {
       tokens.insert(tokens.end(), block_tokens.begin(), block_tokens.end());
-      text.remove_prefix(block.size());
-    }
+    });
     return tokens;
+  }
+
+  // Decoding takes as much memory per byte as encoding, so it is checked block by block.
+  Encoding encode_checked(std::string_view text) const override {
+    Encoding result;
+    size_t begin = 0;  // of the block
+    encode_blocks(text, [&](std::string_view block, const std::vector<int32_t>& block_tokens) {
+      result.tokens.insert(result.tokens.end(), block_tokens.begin(), block_tokens.end());
+      result.unknown += std::ranges::count(block_tokens, processor_.unk_id());
+      if (!result.changed_at) {
+        const auto difference = first_difference(block, decode(block_tokens));
+        if (difference) result.changed_at = begin + *difference;
+      }
+      begin += block.size();
+    });
+    return result;
   }
 
   std::string decode(std::span<const int32_t> tokens) const override {
@@ -130,6 +148,20 @@ class SentencePieceTokenizer final : public Tokenizer {
  private:
   // SentencePiece takes about 90 bytes per byte of text, and time that grows faster than the text.
   static constexpr size_t kBlockBytes = 16384;
+
+  // Calls take(block, its tokens) for one part of the text after the other.
+  template <class Take>
+  void encode_blocks(std::string_view text, const Take& take) const {
+    std::vector<int32_t> tokens;
+    while (!text.empty()) {
+      const std::string_view block = text.substr(0, block_size(text));
+      const auto status = processor_.Encode({block.data(), block.size()}, &tokens);
+      require(status.ok(), "SentencePiece cannot encode a text of {} bytes: {}", block.size(),
+              status.ToString());
+      take(block, tokens);
+      text.remove_prefix(block.size());
+    }
+  }
 
   size_t block_size(std::string_view text) const {
     if (!allows_cuts_) return text.size();
@@ -194,6 +226,12 @@ class LineIterator final : public sentencepiece::SentenceIterator {
 };
 
 }  // namespace
+
+Encoding Tokenizer::encode_checked(std::string_view text) const {
+  Encoding result{.tokens = encode(text), .unknown = 0, .changed_at = {}};
+  result.changed_at = first_difference(text, decode(result.tokens));
+  return result;
+}
 
 std::unique_ptr<Tokenizer> make_tokenizer(const TokenizerSection& config) {
   if (config.type == TokenizerType::byte) return std::make_unique<ByteTokenizer>();

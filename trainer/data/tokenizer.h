@@ -14,6 +14,14 @@
 
 namespace switchyard {
 
+// The tokens of a text, and how far they are from it.
+struct Encoding {
+  std::vector<int32_t> tokens;
+  int64_t unknown = 0;  // tokens that stand for text outside the vocabulary
+  std::optional<size_t>
+      changed_at;  // the first byte of the text that decode(tokens) does not restore
+};
+
 // Text to token ids and back. Const functions may be called from several threads.
 class Tokenizer {
  public:
@@ -30,6 +38,9 @@ class Tokenizer {
   virtual int32_t end_of_document() const = 0;
   // 16 hexadecimal digits; the same for tokenizers that give the same ids.
   virtual const std::string& hash() const = 0;
+
+  // As encode, with a check that decoding restores the text.
+  virtual Encoding encode_checked(std::string_view text) const;
 };
 
 // byte: one token per byte, 256 ends a document. recall: see recall_tokenizer.h. sentencepiece:

@@ -35,14 +35,28 @@ int open_and_sync(const fs::path& path, int flags) {
 
 }  // namespace
 
+fs::path target_of(fs::path path) {
+  constexpr int kMostLinks = 40;  // as the system allows
+  std::error_code error;          // of what does not exist
+  for (int links = 0; fs::is_symlink(path, error); ++links) {
+    require(links < kMostLinks, "{} is a symbolic link that leads in a circle", path.string());
+    path = folder_of(path) / fs::read_symlink(path);
+  }
+  return path;
+}
+
 UnfinishedFile::UnfinishedFile(fs::path path)
-    : path_(std::move(path)), unfinished_(path_.string() + ".tmp") {
+    : path_(target_of(std::move(path))), unfinished_(path_.string() + ".tmp") {
   std::error_code error;
   // Renaming a file to /dev/stdout would replace the device.
   require(!fs::exists(path_, error) || fs::is_regular_file(path_, error),
           "{} is no regular file, so it is not replaced: name another one", path_.string());
   make_folder(folder_of(path_));
   do {
+    // Writing into a leftover that has another name, too, would change that file.
+    if (fs::is_symlink(unfinished_, error) || fs::hard_link_count(unfinished_, error) > 1) {
+      fs::remove(unfinished_, error);
+    }
     lock_.emplace(unfinished_);
     require(lock_->lock(0, LockableFile::Mode::exclusive) != LockableFile::Outcome::held,
             "another process writes {}: wait until it has ended, or name another file",

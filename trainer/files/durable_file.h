@@ -9,10 +9,15 @@
 
 namespace switchyard {
 
+// The file that a path means: the target of a symbolic link, and of the links that it leads to,
+// which need not exist; any other path itself. Throws Error for links that lead in a circle.
+std::filesystem::path target_of(std::filesystem::path path);
+
 // A file that gets its name only when it is complete and on the disk. Until then it is named
-// `path`.tmp, and an older file named `path` stays unchanged. Only one process at a time can have
-// it: `path`.tmp is locked (file_lock.h), if the file system has locks. Every failure throws Error
-// with the path and the system's reason.
+// `path`.tmp, and an older file named `path` stays unchanged. Where `path` is a symbolic link, this
+// is about its target, and the link stays. Only one process at a time can have it: `path`.tmp is
+// locked (file_lock.h), if the file system has locks. Every failure throws Error with the path and
+// the system's reason.
 class UnfinishedFile {
  public:
   // Makes the folder of the file, and an empty file or what a killed process has left.

@@ -165,7 +165,9 @@ Element element_of_type(hid_t type, const std::string& where) {
 }  // namespace
 
 bool Object::has_attribute(const std::string& name) const {
-  return H5Aexists(handle_.id(), name.c_str()) > 0;
+  const htri_t exists = H5Aexists(handle_.id(), name.c_str());
+  check_status(exists, where_, "look for an attribute");
+  return exists > 0;
 }
 
 namespace {

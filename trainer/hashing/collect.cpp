@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <exception>
 #include <optional>
 #include <span>
 #include <vector>
@@ -50,7 +51,17 @@ class Collector final : public AttentionObserver {
     if (layer < first_layer_) return;
     const Tensor queries = gather_heads(ctx, take(host_f32(ctx.stream, q).view, /*keys=*/false));
     const Tensor keys = gather_heads(ctx, take(host_f32(ctx.stream, k).view, /*keys=*/true));
-    if (writer_) writer_->write_layer(layer, queries, keys);
+    if (!writer_ || error_) return;
+    // The pass goes on, because the other ranks wait in its collectives.
+    try {
+      writer_->write_layer(layer, queries, keys);
+    } catch (const Error&) {
+      error_ = std::current_exception();
+    }
+  }
+
+  void rethrow() const {
+    if (error_) std::rethrow_exception(error_);
   }
 
  private:
@@ -86,6 +97,7 @@ class Collector final : public AttentionObserver {
   std::vector<Visible> visible_;
   int first_layer_;
   QueryKeyWriter* writer_;
+  std::exception_ptr error_;  // of the first layer that could not be written
 };
 
 std::vector<int64_t> row_offsets(const std::vector<Visible>& visible) {
@@ -117,13 +129,18 @@ std::vector<int64_t> missing_blocks(const DistributedContext& dist, const QueryK
 void run_block(StepContext& ctx, Transformer& model, const QueryKeySet& set, int64_t block,
                std::vector<Visible> visible, bool keep) {
   std::optional<QueryKeyWriter> writer;
-  if (keep) writer.emplace(set.path_of(block), set.key, row_offsets(visible));
+  run_collectively(ctx.dist.world(), [&] {
+    if (!keep) return;
+    writer.emplace(set.path_of(block), set.key, block * set.sequences_per_block,
+                   row_offsets(visible));
+  });
   Collector collector(std::move(visible), set.first_layer, writer ? &*writer : nullptr);
   ctx.observer = &collector;
   ctx.dist.set_phase(Phase::collecting_keys);
   model.forward_blocks(ctx);
   // All ranks wait until all blocks are written, because every rank reads the blocks of others.
   run_collectively(ctx.dist.world(), [&] {
+    collector.rethrow();
     if (writer) writer->finish();
   });
 }

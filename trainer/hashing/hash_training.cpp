@@ -10,6 +10,7 @@
 
 #include "kernels/runtime/check.h"
 #include "trainer/config/schema.h"
+#include "trainer/files/outputs.h"
 #include "trainer/hashing/hash_weights.h"
 #include "trainer/hashing/head_file.h"
 #include "trainer/training/stop_signal.h"
@@ -81,6 +82,7 @@ HashTraining::HashTraining(MpiRuntime& mpi, const RunConfig& config, Session& se
     if (training.held_out_sequences > 0 && !config_.data.validation.empty()) {
       held_out_tokens_ = open_tokens(config_.data.validation);
     }
+    if (is_first_rank()) require_outputs();
   });
   training_ = make_set("train", *training_tokens_, num_training_sequences(*training_tokens_));
   if (held_out_tokens_) {
@@ -146,6 +148,23 @@ void HashTraining::make_settings(const Tokens& tokens) {
       fmt::format("tokens: {:016x}\nseq_len: {}\nnum_sequences: {}\n", tokens.file.fingerprint(),
                   seq_len > 0 ? seq_len : config_.model.seq_len, training_.num_sequences);
   head_key_ = hex(settings_ + training_.key + (held_out_ ? held_out_->key : ""));
+}
+
+// Throws Error if what will be written would replace anything else.
+void HashTraining::require_outputs() const {
+  const NamedFile weights{"hash.weights", hash_weights_path(config_, config_.hash.bits)};
+  const NamedFile metrics{"run.dir", paths_.hash_metrics()};
+  require_replaceable_weights(weights);
+  require_replaceable(metrics, "the metrics of a hash training",
+                      [](const fs::path& path) { return begins_with(path, "{\"layer\":"); });
+  const std::vector<NamedFile> outputs = {weights, metrics};
+  require_distinct(outputs, {});
+  for (const fs::path& removed : {paths_.hash_heads(), paths_.query_keys()}) {
+    require(!is_within(weights.path, removed),
+            "hash.weights is {}, but {} is removed when the weights are written; name a file "
+            "elsewhere",
+            weights.path.string(), removed.string());
+  }
 }
 
 // Rank 0 looks at the file, and all ranks return its answer.
@@ -238,9 +257,17 @@ std::vector<size_t> HashTraining::missing_units() const {
 }
 
 void HashTraining::train_units() {
-  run_collectively(mpi_.world(), [&] { total_pairs_ = count_pairs(training_); });
   run_collectively(mpi_.world(), [&] {
-    if (is_first_rank()) metrics_.emplace(paths_.hash_metrics(), 0);
+    total_pairs_ = count_pairs(training_);
+    require(total_pairs_ > training_.num_sequences,
+            "every query of {} sees its own key alone, so no key is dissimilar; raise "
+            "hash.training.seq_len or take longer documents",
+            training_tokens_->file.path().string());
+  });
+  run_collectively(mpi_.world(), [&] {
+    if (!is_first_rank()) return;
+    metrics_file_.emplace(paths_.hash_metrics());
+    metrics_.emplace(metrics_file_->path(), 0);
   });
   const std::vector<size_t> missing = missing_units();
   print_line(
@@ -293,6 +320,10 @@ void HashTraining::log_unit(const Unit& unit, const HeadResult& result) {
     line +=
         fmt::format("  loss {:.4f} -> {:.4f}  ||W'W - I|| {:.3f}", result.losses.front().total(),
                     result.losses.back().total(), result.losses.back().orthogonality);
+    // A small rise may be chance.
+    if (result.losses.back().total() > 1.1 * result.losses.front().total()) {
+      line += "  (the loss rose: lower hash.training.lr)";
+    }
   }
   if (result.learned && result.random) {
     Json record = place;
@@ -330,6 +361,9 @@ void HashTraining::publish() {
       std::copy_n(result->weight.data<float>(), result->weight.num_elements(),
                   stack.view().rows(unit.kv_head, 1).data<float>());
     }
+    // The weights come last: without them the next training writes both anew.
+    metrics_.reset();
+    metrics_file_->publish();
     save_hash_weights(path, weights);
     remove_intermediate_files();
   });

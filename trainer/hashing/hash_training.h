@@ -10,6 +10,7 @@
 #include "trainer/config/run_paths.h"
 #include "trainer/data/open_data.h"
 #include "trainer/files/append_file.h"
+#include "trainer/files/durable_file.h"
 #include "trainer/files/folder_lock.h"
 #include "trainer/hashing/collect.h"
 #include "trainer/hashing/head_training.h"
@@ -23,7 +24,8 @@ namespace switchyard {
 //   hash_heads    finished heads; removed at the end
 //   hash_metrics  losses per head and epoch, and the quality of the codes on held-out text
 // A training that was killed continues from the first two, if they have the same checkpoint and
-// settings, and writes the third anew. Earlier projections stay until the new file is whole.
+// settings, and writes the third anew. Earlier projections and metrics stay until the new files are
+// whole, and also if a head diverges: nothing that is not finite is written.
 class HashTraining {
  public:
   // `config` has been validated and the session's model loaded. Throws CollectiveError if a file or
@@ -45,6 +47,7 @@ class HashTraining {
   QueryKeySet make_set(const std::string& name, const Tokens& tokens, int64_t num_sequences) const;
   int64_t num_training_sequences(const Tokens& tokens) const;
   void make_settings(const Tokens& tokens);
+  void require_outputs() const;
   bool is_finished() const;
 
   void remove_leftovers() const;
@@ -72,9 +75,10 @@ class HashTraining {
   std::string settings_;  // YAML
   std::string head_key_;
   int64_t total_pairs_ = 0;
-  std::optional<AppendFile> metrics_;  // on rank 0 only
-  size_t logged_ = 0;                  // units, from the first one on
-  bool stopped_ = false;               // the same on every rank
+  std::optional<UnfinishedFile> metrics_file_;  // on rank 0 only, as metrics_
+  std::optional<AppendFile> metrics_;
+  size_t logged_ = 0;     // units, from the first one on
+  bool stopped_ = false;  // the same on every rank
 };
 
 }  // namespace switchyard

@@ -10,6 +10,7 @@
 #include "trainer/files/crc32c.h"
 #include "trainer/files/durable_file.h"
 #include "trainer/files/hdf5.h"
+#include "trainer/files/not_finite.h"
 
 namespace switchyard {
 namespace {
@@ -105,6 +106,28 @@ HashWeights read_weights(const hdf5::File& file) {
   return weights;
 }
 
+NotFinite count_of(ConstTensorView x) {
+  return count_not_finite({x.data<float>(), static_cast<size_t>(x.num_elements())});
+}
+
+// "3 NaN, the first in layer 1 head 0"; empty if all weights are finite.
+std::string describe_not_finite(const HashWeights& weights) {
+  NotFinite total;
+  std::string first;
+  for (int layer = 0; layer < weights.num_layers; ++layer) {
+    if (!weights.has_layer(layer)) continue;
+    const Tensor& stack = weights.layers[static_cast<size_t>(layer)];
+    for (int head = 0; head < weights.num_kv_heads; ++head) {
+      const NotFinite count = count_of(stack.view().rows(head, 1));
+      if (total.total() == 0 && count.total() > 0) {
+        first = fmt::format("the first in layer {} head {}", layer, head);
+      }
+      total += count;
+    }
+  }
+  return total.total() == 0 ? "" : fmt::format("{}, {}", describe(total), first);
+}
+
 }  // namespace
 
 fs::path hash_weights_path(const RunConfig& config, int bits) {
@@ -113,7 +136,16 @@ fs::path hash_weights_path(const RunConfig& config, int bits) {
   return config.hash.weights.empty() ? paths.hash_weights() : fs::path(config.hash.weights);
 }
 
+void require_replaceable_weights(const NamedFile& output) {
+  require_replaceable(output, "a file of hash weights",
+                      [](const fs::path& path) { return is_hdf5(path, has_format); });
+}
+
 void save_hash_weights(const fs::path& path, const HashWeights& weights) {
+  require_replaceable_weights({"hash.weights", path});
+  const std::string problem = describe_not_finite(weights);
+  require(problem.empty(), "{} is not written: it would hold {}; lower hash.training.lr",
+          path.string(), problem);
   write_durably(path, [&](const fs::path& unfinished) {
     hdf5::File file = hdf5::File::create(unfinished);
     describe(file, weights);
@@ -128,6 +160,16 @@ void save_hash_weights(const fs::path& path, const HashWeights& weights) {
 }
 
 HashWeights load_hash_weights(const fs::path& path) {
+  HashWeights weights = read_hash_weights(path);
+  const std::string problem = describe_not_finite(weights);
+  require(problem.empty(),
+          "{} cannot be used: it holds {}, because learning diverged; learn the weights again with "
+          "train-hash and a lower hash.training.lr",
+          path.string(), problem);
+  return weights;
+}
+
+HashWeights read_hash_weights(const fs::path& path) {
   require(fs::exists(path), "{} does not exist: learn the hash weights with train-hash",
           path.string());
   const hdf5::File file = hdf5::File::open(path);
@@ -137,6 +179,10 @@ HashWeights load_hash_weights(const fs::path& path) {
           "{} was altered: its checksum does not match; learn the weights again with train-hash",
           path.string());
   return weights;
+}
+
+NotFinite count_not_finite(const HashWeights& weights, int layer) {
+  return count_of(weights.layers[static_cast<size_t>(layer)]);
 }
 
 bool is_hash_weights(const fs::path& path) { return has_format(hdf5::File::open(path)); }

@@ -8,6 +8,8 @@
 #include "kernels/runtime/tensor.h"
 #include "layers/model_config.h"
 #include "trainer/config/run_config.h"
+#include "trainer/files/not_finite.h"
+#include "trainer/files/outputs.h"
 
 namespace switchyard {
 
@@ -34,13 +36,21 @@ struct HashWeights {
 // set; otherwise, and for other bits, it is the file in run.dir that train-hash writes.
 std::filesystem::path hash_weights_path(const RunConfig& config, int bits);
 
+// Throws Error unless the output is a file of hash weights, or there is none.
+void require_replaceable_weights(const NamedFile& output);
+
 // Writes hash_weights.h5, see docs/formats.md. The file gets its name only when it is whole and on
-// the disk; an earlier one stays as it is until then. Throws Error.
+// the disk; an earlier one stays as it is until then. Throws Error, also if a weight is not finite.
 void save_hash_weights(const std::filesystem::path& path, const HashWeights& weights);
 
 // Throws Error, with the path and the remedy, if the file is missing, truncated, altered, of
-// another version, or not a file of hash weights.
+// another version, or not a file of hash weights, or if a weight is not finite.
 HashWeights load_hash_weights(const std::filesystem::path& path);
+// The same for those who count what is not finite themselves.
+HashWeights read_hash_weights(const std::filesystem::path& path);
+
+// Of one layer, which must have weights.
+NotFinite count_not_finite(const HashWeights& weights, int layer);
 
 // Whether the file says that it holds hash weights. Throws Error if it is not an HDF5 file.
 bool is_hash_weights(const std::filesystem::path& path);

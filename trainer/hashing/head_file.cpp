@@ -7,6 +7,8 @@
 #include "trainer/files/crc32c.h"
 #include "trainer/files/durable_file.h"
 #include "trainer/files/hdf5.h"
+#include "trainer/files/not_finite.h"
+#include "trainer/files/outputs.h"
 
 namespace switchyard {
 namespace {
@@ -65,6 +67,8 @@ void write_quality(hdf5::File& file, const HashQuality& learned, const HashQuali
   write_pair(file, "best_mass", learned.best_mass, random.best_mass);
 }
 
+bool has_key(const hdf5::File& file) { return file.has_attribute("key"); }
+
 HeadResult read_result(const hdf5::File& file) {
   const std::vector<float> weight = read<float>(file, "weight");
   HeadResult result{.weight = Tensor(Shape(file.dataset("weight").shape()), DType::f32),
@@ -90,12 +94,17 @@ HeadResult read_result(const hdf5::File& file) {
 }  // namespace
 
 void save_head(const fs::path& path, const std::string& key, const HeadResult& result) {
+  const Tensor& weight = result.weight;
+  const std::span values(weight.data<float>(), static_cast<size_t>(weight.num_elements()));
+  const NotFinite count = count_not_finite(values);
+  require(count.total() == 0, "{} is not written: the projection would hold {}; {}", path.string(),
+          describe(count), kHashLearningRemedy);
+  require_replaceable({"train-hash", path}, "a head that train-hash has learned",
+                      [](const fs::path& old) { return is_hdf5(old, has_key); });
   write_durably(path, [&](const fs::path& unfinished) {
     hdf5::File file = hdf5::File::create(unfinished);
     file.set_string("key", key);
-    const Tensor& weight = result.weight;
-    write<float>(file, "weight", {weight.shape()[0], weight.shape()[1]},
-                 {weight.data<float>(), static_cast<size_t>(weight.num_elements())});
+    write<float>(file, "weight", {weight.shape()[0], weight.shape()[1]}, values);
     write<double>(file, "losses", {std::ssize(result.losses), kLossFields}, flatten(result.losses));
     if (result.learned && result.random) write_quality(file, *result.learned, *result.random);
     file.close();
@@ -110,7 +119,6 @@ std::optional<HeadResult> load_head(const fs::path& path, const std::string& key
   } catch (const Error&) {
     // The file is damaged, so the head is learned again.
   }
-  fs::remove(path);
   return {};
 }
 

@@ -14,9 +14,11 @@ namespace switchyard {
 //   /losses  [records, 4] f64         similarity, balance, decorrelation, orthogonality
 //   /recall, /attention_mass, /best_mass  [2, budgets] f64: learned, random; if measured
 // An attribute holds a hash of all that decides the result. The file gets its name only when whole.
+// Throws Error if the weight is not finite; an earlier file of the head then stays.
 void save_head(const std::filesystem::path& path, const std::string& key, const HeadResult& result);
 
-// Empty unless there is an intact file with this key; a file with another key, or torn, is removed.
+// Empty unless there is an intact file with this key. Any other file stays until a head is saved in
+// its place.
 std::optional<HeadResult> load_head(const std::filesystem::path& path, const std::string& key);
 
 }  // namespace switchyard

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <optional>
 #include <span>
 #include <utility>
@@ -10,6 +11,7 @@
 #include "kernels/basic/elementwise.h"
 #include "kernels/optimizer/optimizer_step.h"
 #include "kernels/runtime/check.h"
+#include "trainer/files/not_finite.h"
 #include "trainer/hashing/labels.h"
 #include "trainer/hashing/random_projection.h"
 #include "trainer/hashing/scores.h"
@@ -17,11 +19,21 @@
 namespace switchyard {
 namespace {
 
+// Finite queries and keys may have products that are not; no order of keys follows from those.
+void require_finite_scores(std::span<const float> scores, int layer, int kv_head) {
+  require(
+      count_not_finite(scores).total() == 0,
+      "layer {} head {}: the product of a query and a key is too large for f32, so the model has "
+      "diverged; name an earlier checkpoint with checkpoint.resume",
+      layer, kv_head);
+}
+
 // Appends the pairs of one block after the other.
 class PairList {
  public:
   PairList(const HeadTask& task, int64_t group, int64_t head_dim)
-      : pairs_{.q = Tensor({group, task.training.num_sequences, head_dim}, DType::f32),
+      : task_(task),
+        pairs_{.q = Tensor({group, task.training.num_sequences, head_dim}, DType::f32),
                .k = Tensor({task.total_pairs, head_dim}, DType::f32),
                .labels = Tensor({group, task.total_pairs}, DType::f32),
                .row_offsets = {0}} {}
@@ -65,10 +77,12 @@ class PairList {
       const float* q = pairs_.q.data<float>() + (g * pairs_.sequences() + sequence) * head_dim;
       score_keys({q, static_cast<size_t>(head_dim)}, pairs_.k.data<float>() + first * head_dim,
                  scores);
+      require_finite_scores(scores, task_.layer, task_.kv_head);
       label_keys(scores, config, {pairs_.labels.data<float>() + g * pairs_.rows() + first, keys});
     }
   }
 
+  const HeadTask& task_;
   HashPairs pairs_;
 };
 
@@ -90,6 +104,23 @@ HashPairs rows_of(const HashPairs& all, std::span<const int64_t> rows,
     }
   }
   return pairs;
+}
+
+// Checks the loss after `epoch` epochs, and the projection.
+void require_finite(const HeadTask& task, const HashTrainingConfig& config,
+                    const HeadResult& result, int epoch) {
+  const Tensor& weight = result.weight;
+  const NotFinite count =
+      count_not_finite({weight.data<float>(), static_cast<size_t>(weight.num_elements())});
+  const HashLoss& loss = result.losses.back();
+  if (count.total() == 0 && std::isfinite(loss.total()) && std::isfinite(loss.orthogonality)) {
+    return;
+  }
+  fail(
+      "layer {} head {}: learning diverged: after epoch {} of {} the loss is {} and the projection "
+      "holds {}; {} (lr is {})",
+      task.layer, task.kv_head, epoch, config.epochs, loss.total(), describe(count),
+      kHashLearningRemedy, config.lr);
 }
 
 HashQuality measure(const QueryKeySet& set, int layer, int kv_head, ConstTensorView weight) {
@@ -159,6 +190,7 @@ HeadResult train_head(const HeadTask& task, const HashTrainingConfig& config) {
   if (draws_anew) fixed = draw_pairs(all, task, config, config.epochs);
   const HashObjective measured(draws_anew ? fixed : all, config);
   result.losses.push_back(measured.gradient(result.weight, gradient));
+  require_finite(task, config, result, 0);
   for (int epoch = 0; epoch < config.epochs; ++epoch) {
     if (draws_anew) drawn = draw_pairs(all, task, config, epoch);
     const HashObjective objective(draws_anew ? drawn : all, config);
@@ -169,6 +201,7 @@ HeadResult train_head(const HeadTask& task, const HashTrainingConfig& config) {
                momentum.view().reshape({gradient.num_elements()}), {});
     }
     result.losses.push_back(measured.gradient(result.weight, gradient));
+    require_finite(task, config, result, epoch + 1);
   }
   if (task.held_out) {
     result.learned = measure(*task.held_out, task.layer, task.kv_head, result.weight);

@@ -11,6 +11,9 @@
 
 namespace switchyard {
 
+// What helps where learning diverges.
+inline constexpr char kHashLearningRemedy[] = "lower hash.training.lr and run train-hash again";
+
 // One head, and the sets on which its projection is learned and measured.
 struct HeadTask {
   const QueryKeySet& training;
@@ -41,7 +44,8 @@ HashPairs draw_pairs(const HashPairs& all, const HeadTask& task, const HashTrain
                      int epoch);
 
 // Trains and measures one head; a function of its arguments and the collected files alone. All
-// pairs of the head are in memory, and a copy of those of an epoch.
+// pairs of the head are in memory, and a copy of those of an epoch. The result is finite: throws
+// Error that names layer and head after the first epoch whose loss or projection is not.
 HeadResult train_head(const HeadTask& task, const HashTrainingConfig& config);
 
 }  // namespace switchyard

@@ -9,6 +9,8 @@
 #include "kernels/decode/hamming_scores.h"
 #include "kernels/decode/hash_encode.h"
 #include "kernels/decode/select_top_k.h"
+#include "kernels/runtime/check.h"
+#include "trainer/files/not_finite.h"
 #include "trainer/hashing/scores.h"
 
 namespace switchyard {
@@ -141,6 +143,10 @@ void add_quality(ConstTensorView weight, const HeadQueryKeys& head, HashQuality&
           head.k.data<float>() + first * head_dim,
           {scores.data<float>() + g * keys, static_cast<size_t>(keys)});
     }
+    require(
+        count_not_finite({scores.data<float>(), static_cast<size_t>(group * keys)}).total() == 0,
+        "the product of a held-out query and a key is too large for f32, so the model has "
+        "diverged; name an earlier checkpoint with checkpoint.resume");
     selection.measure_distances(s, first, keys);
     add_selections(selection, truth_of(scores, head_dim), result);
   }

@@ -7,6 +7,8 @@
 
 #include "kernels/runtime/check.h"
 #include "trainer/files/crc32c.h"
+#include "trainer/files/not_finite.h"
+#include "trainer/files/outputs.h"
 
 namespace switchyard {
 namespace {
@@ -27,18 +29,39 @@ int64_t checksum(ConstTensorView x) { return crc32c(std::as_bytes(values_of(x)))
 
 }  // namespace
 
-QueryKeyWriter::QueryKeyWriter(fs::path path, const std::string& key,
+QueryKeyWriter::QueryKeyWriter(fs::path path, const std::string& key, int64_t first_sequence,
                                std::vector<int64_t> row_offsets)
-    : unfinished_(std::move(path)), file_(hdf5::File::create(unfinished_.path())) {
+    : unfinished_(std::move(path)),
+      file_(hdf5::File::create(unfinished_.path())),
+      first_sequence_(first_sequence),
+      row_offsets_(std::move(row_offsets)) {
   file_.set_string("key", key);
-  const auto count = static_cast<int64_t>(row_offsets.size());
-  file_.create_dataset(kOffsets, hdf5::Element::i64, {count})
-      .write(std::span<const int64_t>(row_offsets));
+  file_.create_dataset(kOffsets, hdf5::Element::i64, {std::ssize(row_offsets_)})
+      .write(std::span<const int64_t>(row_offsets_));
 }
 
 void QueryKeyWriter::write_layer(int layer, ConstTensorView q, ConstTensorView k) {
+  for (size_t s = 0; s + 1 < row_offsets_.size(); ++s) {
+    const auto sequence = static_cast<int64_t>(s);
+    require_finite(layer, "queries", q, sequence, sequence + 1, sequence);
+    require_finite(layer, "keys", k, row_offsets_[s], row_offsets_[s + 1], sequence);
+  }
   write(query_name(layer), q);
   write(key_name(layer), k);
+}
+
+void QueryKeyWriter::require_finite(int layer, const char* what, ConstTensorView x, int64_t begin,
+                                    int64_t end, int64_t sequence) const {
+  for (int64_t head = 0; head < x.dim(0); ++head) {
+    const std::span values = values_of(x.rows(head, 1));
+    const int64_t width = x.dim(2);
+    const NotFinite count = count_not_finite(values.subspan(
+        static_cast<size_t>(begin * width), static_cast<size_t>((end - begin) * width)));
+    require(count.total() == 0,
+            "layer {}, sequence {} of the text to learn from: the {} of head {} hold {}, so the "
+            "model has diverged; name an earlier checkpoint with checkpoint.resume",
+            layer, first_sequence_ + sequence, what, head, describe(count));
+  }
 }
 
 void QueryKeyWriter::write(const std::string& name, ConstTensorView x) {
@@ -75,6 +98,12 @@ Tensor QueryKeyFile::read_heads(const std::string& name, int64_t first, int64_t 
             "{}: the values of head {} were altered; remove the file and run train-hash again",
             dataset.where(), first + head);
   }
+  // An earlier program may have written them.
+  const NotFinite not_finite = count_not_finite(values_of(x));
+  require(not_finite.total() == 0,
+          "{} holds {}: the model had diverged; remove the file, and name an earlier checkpoint "
+          "with checkpoint.resume",
+          dataset.where(), describe(not_finite));
   return x;
 }
 
@@ -96,6 +125,9 @@ HeadQueryKeys QueryKeyFile::read(int layer, int kv_head) const {
 
 bool has_query_keys(const fs::path& path, const std::string& key) {
   if (!fs::exists(path)) return false;
+  require_replaceable({"train-hash", path}, "a block of queries and keys", [](const fs::path& old) {
+    return is_hdf5(old, [](const hdf5::File& file) { return file.has_attribute("key"); });
+  });
   try {
     if (QueryKeyFile(path).key() == key) return true;
   } catch (const Error&) {

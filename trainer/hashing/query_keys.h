@@ -23,20 +23,27 @@ namespace switchyard {
 
 class QueryKeyWriter {
  public:
-  QueryKeyWriter(std::filesystem::path path, const std::string& key,
+  // The first sequence's number within the text stands for it in messages.
+  QueryKeyWriter(std::filesystem::path path, const std::string& key, int64_t first_sequence,
                  std::vector<int64_t> row_offsets);
 
   //   q  [heads, sequences, head_dim] f32
   //   k  [kv_heads, rows, head_dim] f32
+  // Throws Error that names layer, sequence and head if a value is not finite.
   void write_layer(int layer, ConstTensorView q, ConstTensorView k);
   // The file is on the disk under its name on return.
   void finish();
 
  private:
+  // Checks the rows [begin, end) of every head, which belong to one sequence of the block.
+  void require_finite(int layer, const char* what, ConstTensorView x, int64_t begin, int64_t end,
+                      int64_t sequence) const;
   void write(const std::string& name, ConstTensorView x);
 
   UnfinishedFile unfinished_;
   hdf5::File file_;  // closed before an unfinished file is removed
+  int64_t first_sequence_;
+  std::vector<int64_t> row_offsets_;
 };
 
 // One key/value head of a block.
@@ -53,7 +60,7 @@ class QueryKeyFile {
 
   std::string key() const { return file_.get_string("key"); }
   std::vector<int64_t> row_offsets() const;
-  // Throws Error if the values are not those that were written.
+  // Throws Error if the values are not those that were written, or not finite.
   HeadQueryKeys read(int layer, int kv_head) const;
 
  private:
@@ -63,7 +70,7 @@ class QueryKeyFile {
 };
 
 // Whether there is a block with this key whose description is intact. A torn file, or one with
-// another key, is removed.
+// another key, is removed; throws Error if it is a file of another format.
 bool has_query_keys(const std::filesystem::path& path, const std::string& key);
 
 }  // namespace switchyard

@@ -1,6 +1,9 @@
 #include "trainer/inference/generate.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <cmath>
 
 #include "kernels/basic/random.h"
 #include "kernels/runtime/check.h"
@@ -9,6 +12,8 @@
 
 namespace switchyard {
 namespace {
+
+constexpr int32_t kNotFinite = -1;  // in the place of a token
 
 // A batch of `columns` tokens per sequence; token(b, t) returns them.
 template <class Token>
@@ -27,7 +32,7 @@ MicroBatch batch_of(int64_t batch, int64_t columns, const Token& token) {
 }
 
 // Draws the next token of every sample from its row of logits. All ranks hold the same logits up to
-// the order of sums; rank 0 draws for all of them.
+// the order of sums; rank 0 draws for all of them, so all throw if a logit of its is not finite.
 std::vector<int32_t> draw(Stream& stream, const DistributedContext& dist,
                           const GenerationRequest& request, int64_t position,
                           ConstTensorView logits) {
@@ -38,10 +43,18 @@ std::vector<int32_t> draw(Stream& stream, const DistributedContext& dist,
     const RandomKey key{request.seed, stream_id("sample") + b};
     const std::span row(logits.data<float>() + static_cast<int64_t>(b) * vocab,
                         static_cast<size_t>(drawable));
-    next[b] =
-        sample_token(row, request.sampling, random_uniform(key, static_cast<uint64_t>(position)));
+    const bool finite = std::ranges::all_of(row, [](float logit) { return std::isfinite(logit); });
+    next[b] = finite ? sample_token(row, request.sampling,
+                                    random_uniform(key, static_cast<uint64_t>(position)))
+                     : kNotFinite;
   }
   dist.world().broadcast(stream, view_of(std::span(next)), 0);
+  if (std::ranges::count(next, kNotFinite) > 0) {
+    throw CollectiveError(
+        fmt::format("the logits behind token {} are not finite: the model has diverged; name an "
+                    "earlier checkpoint with checkpoint.resume",
+                    position));
+  }
   return next;
 }
 

@@ -22,8 +22,6 @@ constexpr int kGeneratorVersion = 1;
 
 void check(const DataSection& config, int64_t seq_len) {
   require(!config.train.empty(), "data.train must name the token file to write");
-  require(config.train != config.validation,
-          "data.train and data.validation are the same file: name two files");
   require(seq_len > 0, "model.seq_len is missing: it is the length of the sequences");
   require(config.recall.train_sequences > 0,
           "data.recall.train_sequences is missing: it is the number of sequences to train on");
@@ -32,6 +30,7 @@ void check(const DataSection& config, int64_t seq_len) {
   for (const ConfigProblem& problem : check_recall(config.recall, seq_len)) {
     fail("{}: {}", problem.key, problem.text);
   }
+  require_token_outputs(config, {}, {});
 }
 
 std::string describe(const RecallSection& options, int64_t seq_len) {

@@ -6,9 +6,19 @@
 #include <type_traits>
 
 #include "kernels/runtime/check.h"
+#include "trainer/files/outputs.h"
 #include "trainer/training/metric_records.h"
 
 namespace switchyard {
+namespace {
+
+const std::filesystem::path& own_metrics(const std::filesystem::path& path) {
+  require_replaceable({"run.dir", path}, "the metrics of a run",
+                      [](const auto& old) { return begins_with(old, "{\"step\":"); });
+  return path;
+}
+
+}  // namespace
 
 std::span<const MetricField> step_metric_fields() {
   using M = StepMetrics;
@@ -130,7 +140,7 @@ std::string to_json(const StepMetrics& metrics) {
 }
 
 MetricsFile::MetricsFile(const std::filesystem::path& path, int64_t last_step)
-    : file_(path, last_metric_record(path, last_step).end) {}
+    : file_(own_metrics(path), last_metric_record(path, last_step).end) {}
 
 void MetricsFile::append(const StepMetrics& metrics) { file_.append(to_json(metrics) + '\n'); }
 

@@ -76,7 +76,7 @@ class MetricsFile {
  public:
   // Opens the file for appending and truncates it after the last record of a step up to
   // `last_step`: a resumed run takes later steps again, and a killed run may have left half a line.
-  // Throws Error on failure.
+  // Throws Error on failure, also if the file is not the metrics of a run.
   MetricsFile(const std::filesystem::path& path, int64_t last_step);
 
   // On return the operating system has the line. Throws Error if the line could not be written

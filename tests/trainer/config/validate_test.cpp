@@ -299,6 +299,8 @@ TEST(ValidateConfigTest, HashesLearnFromSomething) {
   EXPECT_THAT(problems_with({"hash.training.positive_share=0", "hash.training.sigma=0"}),
               ElementsAre(names("hash.training.positive_share", "choose more"),
                           names("hash.training.sigma", "choose more")));
+  EXPECT_THAT(problems_with({"hash.training.positive_share=1"}),
+              ElementsAre(names("hash.training.positive_share", "choose less")));
   EXPECT_THAT(problems_with({"hash.evaluation.bits=[32, 8192]"}),
               ElementsAre(names("hash.evaluation.bits", "8192 is more than 4096")));
 }

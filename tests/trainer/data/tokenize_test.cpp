@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <zlib.h>
 
 #include <algorithm>
@@ -11,12 +12,14 @@
 #include <optional>
 #include <set>
 #include <sstream>
+#include <utility>
 
 #include "kernels/runtime/check.h"
 #include "tests/support/error_of.h"
 #include "tests/support/temporary_folder.h"
 #include "trainer/data/corpus.h"
 #include "trainer/data/token_file.h"
+#include "trainer/files/hdf5.h"
 
 namespace switchyard {
 namespace {
@@ -42,12 +45,21 @@ class CorpusTest : public ::testing::Test {
     return path;
   }
 
-  static std::vector<std::string> documents_of(const std::vector<std::string>& inputs) {
+  static std::vector<std::string> documents_of(const std::vector<std::string>& inputs,
+                                               InvalidUtf8 invalid = InvalidUtf8::refuse,
+                                               TextNotes* notes = nullptr) {
     const Corpus corpus(inputs);
-    DocumentReader reader(corpus);
+    DocumentReader reader(corpus, invalid);
     std::vector<std::string> documents;
-    while (auto text = reader.next()) documents.push_back(*text);
+    while (auto document = reader.next()) documents.push_back(document->text);
+    if (notes) *notes = reader.notes();
     return documents;
+  }
+
+  std::filesystem::path link(const std::string& target, const std::string& name) {
+    std::filesystem::create_directories((folder_.path() / name).parent_path());
+    std::filesystem::create_symlink(target, folder_.path() / name);
+    return folder_.path() / name;
   }
 
   test::TemporaryFolder folder_;
@@ -62,6 +74,110 @@ TEST_F(CorpusTest, FoldersAreSearchedForTextInTheOrderOfPaths) {
   put("text/image.gz", "not text");
 
   EXPECT_THAT(documents_of({folder_.path() / "text"}), ElementsAre("one", "two", "three", "four"));
+}
+
+TEST_F(CorpusTest, LinkedFoldersAreSearchedOnceAndCyclesEnd) {
+  put("text/a/1.txt", "one");
+  put("text/a/2.txt", "two");
+  put("text/z.txt", "four");
+  put("elsewhere/deep/3.txt", "three");
+  link("../../text", "elsewhere/deep/back");
+  link("..", "text/a/up");  // a cycle
+  link("a", "text/0");      // a folder that is searched under its own name
+  link("../elsewhere", "text/linked");
+  link("../elsewhere/deep", "text/m");  // a part of one that is linked before it
+
+  const std::vector<std::string> input = {folder_.path() / "text"};
+  EXPECT_THAT(documents_of(input), ElementsAre("one", "two", "three", "four"));
+  EXPECT_EQ(Corpus(input).files()[2], folder_.path() / "text/linked/deep/3.txt");
+  EXPECT_THAT(Corpus(input).notes().lines(), ElementsAre());
+}
+
+TEST_F(CorpusTest, WhatIsLeftOutOfAFolderIsCountedAndNamed) {
+  put("text/a.txt", "text");
+  put("text/picture.png", "x");
+  put("text/sub/.hidden", "x");
+  put("text/.notes.md", "hidden text");
+  link("nothing", "text/b.txt");
+  link("circle", "text/circle");
+  link("a.txt", "text/z.txt");
+  ASSERT_EQ(::mkfifo((folder_.path() / "text/pipe.txt").c_str(), 0600), 0);
+  for (int i = 0; i < 8; ++i) put(fmt::format("text/{}.c", i), "int x;");
+  const std::string in = (folder_.path() / "text").string() + "/";
+
+  const std::vector<std::string> input = {folder_.path() / "text"};
+  EXPECT_THAT(documents_of(input), ElementsAre("hidden text", "text", "text"));
+  EXPECT_THAT(
+      Corpus(input).notes().lines(),
+      ElementsAre(
+          "left out: 10 files whose names do not end in .txt, .rst, .md or .jsonl, or one of "
+          "them and .gz: " +
+              in + "0.c, " + in + "1.c, " + in + "2.c, " + in + "3.c, " + in + "4.c and 5 more",
+          "left out: 2 links to nothing: " + in + "b.txt, " + in + "circle",
+          "left out: 1 special file (devices, pipes, sockets): " + in + "pipe.txt",
+          "read again: 1 file under another name: " + in + "z.txt"));
+  EXPECT_THAT(error_of([&] { documents_of({folder_.path() / "text/pipe.txt"}); }),
+              HasSubstr("pipe.txt is a device or a pipe, but text is read more than once"));
+}
+
+TEST_F(CorpusTest, EmptyDocumentsAndOtherKeysAreCountedAndNamed) {
+  const auto file = put("a.jsonl",
+                        "{\"text\": \"one\", \"id\": 1, \"meta\": {\"text\": \"x\"}}\n"
+                        "{\"text\": \"\"}\n\n{\"id\": 2, \"text\": \"two\"}\n");
+  TextNotes notes;
+
+  EXPECT_THAT(documents_of({put("empty.txt", ""), file}, InvalidUtf8::refuse, &notes),
+              ElementsAre("one", "two"));
+  EXPECT_THAT(notes.lines(),
+              ElementsAre("left out: 2 empty documents: " +
+                              (folder_.path() / "empty.txt").string() + ", " + file.string() + ":2",
+                          "left out: \"id\" of 2 records, which is not their text",
+                          "left out: \"meta\" of 1 record, which is not their text"));
+}
+
+TEST_F(CorpusTest, TwoTextsInOneRecordAreAnError) {
+  EXPECT_THAT(error_of([&] {
+                documents_of({put("a.jsonl", R"({"text": "one", "id": 1, "text": "two"})")});
+              }),
+              HasSubstr("a.jsonl:1: the object has two strings \"text\""));
+  EXPECT_THAT(documents_of({put("a.jsonl", R"({"text": "a \"text\": b", "x": {"text": 1}})")}),
+              ElementsAre("a \"text\": b"));
+}
+
+TEST_F(CorpusTest, BytesThatAreNotUtf8AreRefusedReplacedOrKept) {
+  const auto latin = put("latin.txt", "caf\xE9\n"), right = put("right.txt", "größer \uFEFF");
+  const auto lines = put("a.jsonl", "{\"text\": \"a\"}\n{\"text\": \"\xE9t\xE9\"}\n");
+  const auto utf16 = put("utf16.txt", std::string("\xFF\xFEh\0", 4));
+  const auto compressed = put_compressed("b.txt.gz", "\xC3");
+  const auto read = [&](const std::filesystem::path& path, InvalidUtf8 invalid, TextNotes* notes) {
+    return documents_of({path}, invalid, notes);
+  };
+  const auto refusal = [&](const std::filesystem::path& path, InvalidUtf8 invalid) {
+    return error_of([&] { read(path, invalid, nullptr); });
+  };
+
+  const auto refuse = InvalidUtf8::refuse;
+  EXPECT_THAT(read(right, refuse, nullptr), ElementsAre("größer \uFEFF"));
+  EXPECT_THAT(
+      refusal(latin, refuse),
+      HasSubstr("latin.txt: byte 3 (0xe9) is not UTF-8, perhaps Latin-1; convert the file to "
+                "UTF-8, or set data.encoding_errors=replace to read U+FFFD there"));
+  EXPECT_THAT(refusal(lines, refuse), HasSubstr("a.jsonl:2: byte 10 (0xe9) is not UTF-8"));
+  EXPECT_THAT(refusal(utf16, refuse), HasSubstr("byte 0 (0xff) is not UTF-8, perhaps UTF-16"));
+  EXPECT_THAT(refusal(compressed, refuse), HasSubstr("b.txt.gz: byte 0 (0xc3)"));
+
+  TextNotes notes;
+  EXPECT_THAT(documents_of({latin, right, lines}, InvalidUtf8::replace, &notes),
+              ElementsAre("caf\uFFFD\n", "größer \uFEFF", "a", "\uFFFDt\uFFFD"));
+  EXPECT_THAT(notes.lines(),
+              ElementsAre("changed: U+FFFD replaces 3 sequences of bytes that are not UTF-8, in 2 "
+                          "documents: " +
+                          latin.string() + ", " + lines.string() + ":2"));
+
+  EXPECT_THAT(read(latin, InvalidUtf8::keep, &notes), ElementsAre("caf\xE9\n"));
+  EXPECT_THAT(notes.lines(), ElementsAre("as they are: bytes that are not UTF-8, in 1 document: " +
+                                         latin.string()));
+  EXPECT_THAT(refusal(lines, InvalidUtf8::keep), HasSubstr("a.jsonl:2: byte 10"));
 }
 
 TEST_F(CorpusTest, AFileThatIsNamedIsReadWhateverItIsCalled) {
@@ -354,6 +470,8 @@ TEST_F(TokenizeTest, WrongConfigurationsAreErrors) {
 
   EXPECT_THAT(error_with([](auto& d) { d.train.clear(); }), HasSubstr("data.train"));
   EXPECT_THAT(error_with([](auto& d) { d.validation = d.train; }), HasSubstr("same file"));
+  EXPECT_THAT(error_with([](auto& d) { d.validation = d.train + ".tmp"; }),
+              HasSubstr("while it is written"));
   EXPECT_THAT(error_with([](auto& d) { d.validation_share = 0.0; }), HasSubstr("validation_share"));
   EXPECT_THAT(error_with([](auto& d) { d.validation_share = 0.6; }), HasSubstr("from 0 to 0.5"));
   EXPECT_THAT(error_with([](auto& d) { d.text.clear(); }), HasSubstr("data.text"));
@@ -365,6 +483,112 @@ TEST_F(TokenizeTest, WrongConfigurationsAreErrors) {
                 d.tokenizer = {TokenizerType::sentencepiece, "", 300};
               }),
               HasSubstr("data.tokenizer.model"));
+}
+
+TEST_F(TokenizeTest, OnlyTokenFilesAreReplaced) {
+  put_documents(5);
+  auto data = config();
+  hdf5::File::create(put("out/other.h5", "")).close();
+  const std::string other = test::read_file(folder_.path() / "out/other.h5");
+  for (const auto& [path, text] :
+       {std::pair{put("out/thesis.tex", "years of work"), "years of work"},
+        std::pair{folder_.path() / "out/other.h5", other.c_str()}}) {
+    for (std::string DataSection::*output : {&DataSection::train, &DataSection::validation}) {
+      auto data_with = config();
+      data_with.*output = path;
+      EXPECT_THAT(error_of([&] { tokenize(data_with, log_); }),
+                  AllOf(HasSubstr(path.string()), HasSubstr("is not a token file, so data.")));
+    }
+    EXPECT_EQ(test::read_file(path), path.extension() == ".h5" ? other : text);
+  }
+  // Nothing was written before the error.
+  EXPECT_FALSE(std::filesystem::exists(data.train));
+}
+
+TEST_F(TokenizeTest, AnInputIsNeverAnOutput) {
+  put_documents(5);
+  const auto book = put("book", std::string(400, 'x'));
+  std::filesystem::create_directories(folder_.path() / "out");
+  std::filesystem::create_hard_link(book, folder_.path() / "out/hard");
+  const auto soft = link("../book", "out/soft");
+  put("empty", "");
+  const auto error_with = [&](const std::string& train, const std::vector<std::string>& text) {
+    auto data = config();
+    data.train = train;
+    data.text = text;
+    return error_of([&] { tokenize(data, log_); });
+  };
+
+  for (const auto& train : {book, folder_.path() / "out/hard", soft}) {
+    EXPECT_THAT(error_with(train, {book}), HasSubstr("is not a token file")) << train;
+  }
+  EXPECT_THAT(error_with(folder_.path() / "empty", {book, folder_.path() / "empty"}),
+              HasSubstr("data.train would overwrite"));
+  // A token file that is named as text is an input, too.
+  auto data = config();
+  tokenize(data, log_);
+  const std::string before = test::read_file(data.train);
+  EXPECT_THAT(error_with(data.train, {data.train}), HasSubstr("data.train would overwrite"));
+  EXPECT_EQ(test::read_file(data.train), before);
+  // What has the extension of text in a folder of text would be text the next time.
+  link("../text", "out/linked");
+  for (const char* name : {"text/train.md", "out/linked/new/train.jsonl.gz"}) {
+    EXPECT_THAT(error_with(folder_.path() / name, {folder_.path() / "text"}),
+                HasSubstr("which data.text would read as text the next time"));
+  }
+  EXPECT_EQ(error_with(folder_.path() / "text/train.h5", {folder_.path() / "text"}), "");
+}
+
+TEST_F(TokenizeTest, AnOutputThatIsALinkIsWrittenToItsTarget) {
+  put_documents(20);
+  const auto data = config();
+  std::filesystem::create_directories(folder_.path() / "disk");
+  link("../disk/train.h5", "out/train.h5");
+
+  tokenize(data, log_);
+  put("text/0003.txt", "changed\n");
+  tokenize(data, log_);
+
+  EXPECT_TRUE(std::filesystem::is_symlink(data.train));
+  EXPECT_GT(TokenFile(folder_.path() / "disk/train.h5").num_tokens(), 0);
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder_.path() / "disk"), {}), 1);
+}
+
+TEST_F(TokenizeTest, BytesThatAreNotUtf8AreTokensOfTheByteTokenizerAlone) {
+  put_documents(100);
+  put("text/0000.txt", "caf\xE9\n");
+  auto data = config();
+  data.validation.clear();
+
+  tokenize(data, log_);
+  EXPECT_EQ(texts_of(data.train, {})[0], "caf\xE9\n");
+  EXPECT_THAT(log_.str(), HasSubstr("as they are: bytes that are not UTF-8, in 1 document: "));
+
+  data.encoding_errors = EncodingErrors::replace;
+  tokenize(data, log_);
+  EXPECT_EQ(texts_of(data.train, {})[0], "caf\uFFFD\n");
+
+  data = config(TokenizerType::sentencepiece);
+  EXPECT_THAT(error_of([&] { tokenize(data, log_); }),
+              HasSubstr("0000.txt: byte 3 (0xe9) is not UTF-8"));
+  EXPECT_FALSE(std::filesystem::exists(data.tokenizer.model));
+  data.encoding_errors = EncodingErrors::replace;
+  tokenize(data, log_);
+  EXPECT_THAT(log_.str(), HasSubstr("U+FFFD replaces 1 sequence of bytes that are not UTF-8, in 1 "
+                                    "document: "));
+}
+
+TEST_F(TokenizeTest, TextThatTokensDoNotRestoreIsCountedAndNamed) {
+  put_documents(100);
+  put("text/0000.txt", "a mark: \u2581!\n");
+  auto data = config(TokenizerType::sentencepiece);
+  data.validation.clear();
+
+  tokenize(data, log_);
+
+  EXPECT_THAT(log_.str(),
+              HasSubstr("changed: the tokens do not restore every byte of 1 document: " +
+                        (folder_.path() / "text/0000.txt").string() + " (byte 8)\n"));
 }
 
 // A limit on the size of files stands in for a full disk.

@@ -101,6 +101,74 @@ TEST_F(SentencePieceTest, UnseenTextComesBackByBytes) {
   }
 }
 
+// SentencePiece can normalise text; these models do not.
+TEST_F(SentencePieceTest, EveryCharacterComesBackByteForByte) {
+  const auto tokenizer = make_tokenizer(config_);
+  std::vector<std::string> texts = {std::string("a\0b\0", 4),
+                                    "\r\nCRLF\r\n",
+                                    "lone\rCR",
+                                    "\ttabs\t\t",
+                                    "   ",
+                                    " x ",
+                                    "a   b",
+                                    "\uFEFFmark",
+                                    "a\uFEFFb",
+                                    "\u2028\u2029\u0085",
+                                    "e\u0301 \u00e9",
+                                    "\uFB01 \u2460 \uFF21 \u00BD",
+                                    "\u00A0\u3000\u200B\u00AD",
+                                    "\uFFFD",
+                                    "\U0010FFFF",
+                                    "\u1100\u1161 \uAC00",
+                                    "<s></s><pad><unk>",
+                                    "\u2585 \u2047"};
+  for (char control = 1; control < 32; ++control) texts.push_back(std::string("a") + control + "b");
+
+  for (const std::string& text : texts) {
+    for (const std::string& whole :
+         {text, text + text, generated_text(3) + text + generated_text(2)}) {
+      const Encoding encoding = tokenizer->encode_checked(whole);
+      EXPECT_EQ(tokenizer->decode(encoding.tokens), whole);
+      EXPECT_EQ(encoding.tokens, tokenizer->encode(whole));
+      EXPECT_FALSE(encoding.changed_at.has_value()) << whole;
+      EXPECT_EQ(encoding.unknown, 0) << whole;
+    }
+  }
+}
+
+TEST_F(SentencePieceTest, TheMarkForASpaceIsTheOnlyCharacterThatDoesNotComeBack) {
+  const auto tokenizer = make_tokenizer(config_);
+  const std::string text = generated_text(1200, /*seed=*/6);  // of several blocks
+
+  EXPECT_EQ(tokenizer->encode_checked(text + "\u2581").changed_at, text.size());
+  EXPECT_EQ(tokenizer->decode(tokenizer->encode("a\u2581b")), "a b");
+  EXPECT_FALSE(tokenizer->encode_checked(text).changed_at.has_value());
+  EXPECT_FALSE(make_tokenizer({})->encode_checked("a\u2581\xFF").changed_at.has_value());
+}
+
+TEST_F(SentencePieceTest, AModelMadeElsewhereThatChangesTextIsFoundOut) {
+  const auto text = folder_.path() / "text.txt";
+  test::write_file(text, generated_text(300));
+  const auto status =
+      sentencepiece::SentencePieceTrainer::Train({{"input", text},
+                                                  {"model_prefix", folder_.path() / "foreign"},
+                                                  {"model_type", "bpe"},
+                                                  {"vocab_size", "60"},
+                                                  {"num_threads", "1"},
+                                                  {"minloglevel", "2"}});
+  ASSERT_TRUE(status.ok()) << status.ToString();
+  const auto tokenizer =
+      make_tokenizer({TokenizerType::sentencepiece, folder_.path() / "foreign.model", 0});
+
+  EXPECT_FALSE(tokenizer->encode_checked("the token").changed_at.has_value());
+  const Encoding spaces = tokenizer->encode_checked("the  token");
+  EXPECT_EQ(spaces.changed_at, 4u);
+  EXPECT_EQ(spaces.unknown, 0);
+  const Encoding unknown = tokenizer->encode_checked("the ü ü token");
+  EXPECT_EQ(unknown.changed_at, 4u);
+  EXPECT_EQ(unknown.unknown, 2);
+}
+
 // Generation decodes and prints one token at a time.
 TEST_F(SentencePieceTest, TokensDecodeOneByOne) {
   const auto tokenizer = make_tokenizer(config_);

@@ -4,9 +4,11 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <limits>
 
 #include "tests/support/error_of.h"
 #include "tests/support/temporary_folder.h"
+#include "trainer/files/crc32c.h"
 #include "trainer/files/hdf5.h"
 #include "trainer/hashing/random_projection.h"
 
@@ -148,6 +150,59 @@ TEST_F(HashWeightsTest, CountsThatNoFileCanHoldAreRefused) {
   }
   EXPECT_THAT(error_with("num_layers", int64_t{1} << 30), HasSubstr("not from 1 to 65536"));
   EXPECT_THAT(error_with("", 0), HasSubstr("/layers.0/hash_weight: is not contiguous"));
+}
+
+TEST_F(HashWeightsTest, WeightsThatAreNotFiniteReplaceNothing) {
+  save_hash_weights(path_, weights_);
+  const std::string before = test::read_file(path_);
+  const auto element = [&](int head) {
+    return weights_.layers[2].view().rows(head, 1).data<float>() + 5;
+  };
+  *element(1) = std::numeric_limits<float>::quiet_NaN();
+
+  EXPECT_THAT(error_of([&] { save_hash_weights(path_, weights_); }),
+              HasSubstr("hash_weights.h5 is not written: it would hold 1 NaN, the first in layer 2 "
+                        "head 1; lower hash.training.lr"));
+  *element(0) = std::numeric_limits<float>::infinity();
+  EXPECT_THAT(error_of([&] { save_hash_weights(path_, weights_); }),
+              HasSubstr("1 NaN and 1 infinity, the first in layer 2 head 0"));
+  EXPECT_EQ(test::read_file(path_), before);
+  EXPECT_FALSE(std::filesystem::exists(path_.string() + ".tmp"));
+}
+
+// Writes a file as programs did that stored everything: one layer, one head.
+void write_unchecked(const std::filesystem::path& path, const std::vector<float>& values) {
+  hdf5::File file = hdf5::File::create(path);
+  const std::string header = "32 2 1 1 0123456789abcdef none";
+  const int layer = 0;
+  uint32_t crc = crc32c(std::as_bytes(std::span(header)));
+  crc = crc32c(std::as_bytes(std::span(&layer, 1)), crc);
+  crc = crc32c(std::as_bytes(std::span(values)), crc);
+  file.set_string("format", "switchyard.hash_weights");
+  file.set_string("checkpoint_fingerprint", "0123456789abcdef");
+  file.set_string("settings", "none");
+  file.set_int("version", 1);
+  file.set_int("bits", 32);
+  file.set_int("head_dim", 2);
+  file.set_int("num_kv_heads", 1);
+  file.set_int("num_layers", 1);
+  file.set_int("crc32c", crc);
+  file.create_dataset("layers.0/hash_weight", hdf5::Element::f32, {1, 2, 32})
+      .write(std::span<const float>(values));
+  file.close();
+}
+
+TEST_F(HashWeightsTest, StoredWeightsThatAreNotFiniteCanBeCountedButNotUsed) {
+  std::vector<float> values(64, 0.5f);
+  write_unchecked(path_, values);
+  EXPECT_EQ(error_of([&] { load_hash_weights(path_); }), "");
+  values[3] = values[40] = std::numeric_limits<float>::quiet_NaN();
+  write_unchecked(path_, values);
+
+  EXPECT_THAT(
+      error_of([&] { load_hash_weights(path_); }),
+      HasSubstr("hash_weights.h5 cannot be used: it holds 2 NaN, the first in layer 0 head 0"));
+  EXPECT_EQ(count_not_finite(read_hash_weights(path_), 0).nan, 2);
 }
 
 TEST_F(HashWeightsTest, EveryMismatchIsNamed) {

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "tests/support/error_of.h"
@@ -32,7 +33,7 @@ class QueryKeysTest : public testing::Test {
  protected:
   // Two layers, 4 query heads on 2 key/value heads of width 3, two sequences of 2 and 5 keys.
   void write() {
-    QueryKeyWriter writer(path_, "some key", {0, 2, 7});
+    QueryKeyWriter writer(path_, "some key", /*first_sequence=*/6, {0, 2, 7});
     for (int layer = 4; layer < 6; ++layer) {
       writer.write_layer(layer, counted({4, 2, 3}, 1000.0f * static_cast<float>(layer)),
                          counted({2, 7, 3}, 500.0f + 1000.0f * static_cast<float>(layer)));
@@ -92,9 +93,34 @@ TEST_F(QueryKeysTest, OtherShapesThanTheProgramWritesAreRefused) {
   EXPECT_THAT(error_of_shapes({4, 0, 3}, {2, 0, 3}), HasSubstr("there are 1 checksums"));
 }
 
+TEST_F(QueryKeysTest, ValuesThatAreNotFiniteAreNamedByLayerSequenceAndHead) {
+  write();
+  const std::string before = test::read_file(path_);
+  const auto error_with = [&](int64_t query, int64_t key) {
+    QueryKeyWriter writer(path_, "some key", /*first_sequence=*/6, {0, 2, 7});
+    Tensor q = counted({4, 2, 3}, 0.0f), k = counted({2, 7, 3}, 0.0f);
+    if (query >= 0) q.data<float>()[query] = std::numeric_limits<float>::quiet_NaN();
+    if (key >= 0) k.data<float>()[key] = -std::numeric_limits<float>::infinity();
+    return test::error_of([&] { writer.write_layer(4, q, k); });
+  };
+
+  EXPECT_EQ(error_with(-1, -1), "");
+  // Head 2, sequence 1 of the block.
+  EXPECT_THAT(
+      error_with(2 * 6 + 3, -1),
+      HasSubstr("layer 4, sequence 7 of the text to learn from: the queries of head 2 hold 1 "
+                "NaN, so the model has diverged; name an earlier checkpoint"));
+  // Head 1, row 1, which is of sequence 0; and row 2 of head 0, the first one of sequence 1.
+  EXPECT_THAT(error_with(-1, 21 + 5), HasSubstr("sequence 6 of the text to learn from: the keys of "
+                                                "head 1 hold 1 infinity"));
+  EXPECT_THAT(error_with(-1, 6),
+              HasSubstr("sequence 7 of the text to learn from: the keys of head 0"));
+  EXPECT_EQ(test::read_file(path_), before);
+}
+
 TEST_F(QueryKeysTest, AFileWithoutItsLastStepIsNone) {
   {
-    QueryKeyWriter writer(path_, "some key", {0, 1});
+    QueryKeyWriter writer(path_, "some key", 0, {0, 1});
     writer.write_layer(0, counted({1, 1, 2}, 0.0f), counted({1, 1, 2}, 0.0f));
   }
 

@@ -5,10 +5,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <vector>
 
 #include "kernels/runtime/check.h"
+#include "tests/support/error_of.h"
 #include "tests/support/model_fixture.h"
 
 namespace switchyard {
@@ -62,6 +64,18 @@ TEST(Generate, AtTemperatureZeroEveryTokenIsTheLikeliest) {
     const std::vector<float> logits = generator.logits_behind(tokens);
     EXPECT_EQ(token, std::max_element(logits.begin(), logits.end()) - logits.begin());
     tokens.push_back(token);
+  }
+}
+
+TEST(Generate, AModelThatHasDivergedIsAnError) {
+  Generator generator;
+  const auto norm = std::ranges::find(generator.model.parameters().parameters(), "norm.weight",
+                                      [](const Parameter& p) { return p.spec.name; });
+  norm->value.data<float>()[0] = std::numeric_limits<float>::quiet_NaN();
+
+  for (const double temperature : {0.0, 1.0}) {
+    EXPECT_THAT(test::error_of([&] { generator.generate_with(generator.request(temperature, 1)); }),
+                testing::HasSubstr("the logits behind token 3 are not finite"));
   }
 }
 

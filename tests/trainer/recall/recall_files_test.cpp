@@ -193,6 +193,17 @@ TEST_F(RecallFilesTest, TheValidationLoaderCountsTheAnswersOfEverySample) {
   EXPECT_EQ(counted, expected);
 }
 
+TEST_F(RecallFilesTest, OnlyTokenFilesAreReplaced) {
+  const std::string before = "my notes";
+  test::write_file(config_.validation, before);
+
+  EXPECT_THAT(error_of([&] { make(); }),
+              HasSubstr("is not a token file, so data.validation does not replace it"));
+
+  EXPECT_EQ(test::read_file(config_.validation), before);
+  EXPECT_FALSE(std::filesystem::exists(config_.train));
+}
+
 TEST_F(RecallFilesTest, SaysWhatIsMissingOrWrong) {
   const auto error = [&](auto change) {
     const DataSection good = config_;

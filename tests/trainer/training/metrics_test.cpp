@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "kernels/runtime/check.h"
+#include "tests/support/error_of.h"
 
 namespace switchyard {
 namespace {
@@ -193,6 +194,16 @@ TEST_F(MetricsFileTest, CutsAStepOutsideTheRange) {
   MetricsFile(path_, 10).append(at_step(3));
 
   EXPECT_THAT(steps(), ElementsAre(1, 2, 3));
+}
+
+TEST_F(MetricsFileTest, OnlyTheMetricsOfARunAreReplaced) {
+  const std::string notes = "{\"epoch\": 1}\n";
+  append_raw(notes);
+
+  EXPECT_THAT(test::error_of([&] { MetricsFile file(path_, 0); }),
+              HasSubstr("is not the metrics of a run, so run.dir does not replace it"));
+
+  EXPECT_EQ(std::filesystem::file_size(path_), notes.size());
 }
 
 TEST_F(MetricsFileTest, NamesAPathThatCannotBeOpened) {
