@@ -7,7 +7,7 @@ target_link_libraries(switchyard_flags INTERFACE OpenMP::OpenMP_CXX)
 set(cxx_options
   -Wall -Wextra -Wpedantic -Wshadow -Wnon-virtual-dtor
   # GCC 12 warns of overlapping copies inside std::string where there are none (GCC bug 105329).
-  -Wno-restrict
+  $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict>
   # No code reads errno or traps after arithmetic; either would prevent vectorised loops.
   # Sums must keep their order so that results are repeatable; hence no -ffast-math.
   -fno-math-errno -fno-trapping-math -ffp-contract=fast)
