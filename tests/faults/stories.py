@@ -6,6 +6,7 @@ import random
 import re
 import shutil
 import subprocess
+import time
 
 import kinds
 from jobs import SECONDS_TO_END, Job
@@ -215,6 +216,9 @@ class Story:
         else:
             return
         self.compare()
+        link = self.run / "checkpoints" / "latest"
+        if link.is_symlink() and link.resolve() != checkpoints_of(self.run)[-1].resolve():
+            self.problem("leftover", f"latest is {link.readlink()}")
         if left := leftovers_of(self.run):
             self.problem("leftover", f"left behind: {', '.join(left)}")
 
@@ -266,8 +270,6 @@ class HashStory(Story):
     def check_result(self, job, output):
         if job.code == 0 and not (self.run / "hash" / "hash_weights.h5").exists():
             self.problem("exit", "code 0 without hash weights")
-        if job.code == 75:
-            self.problem("exit", "code 75 from a command that saves no checkpoint")
 
     def compare(self):
         if said := self.workplace.compare_hash(self.run, self.layout):
@@ -298,6 +300,10 @@ class NanStory(Story):
         lines = metrics_of(self.run / "metrics.jsonl")
         skipped = [s for s, line in lines.items() if line["skipped"]]
         no_validation = [s for s, line in lines.items() if line.get("val_loss", 0) is None]
+        if not skipped and not no_validation:  # It was in a message whose values nobody uses.
+            if said := self.workplace.compare(self.run, ((self.layout, 0),)):
+                self.problem("lost", f"{said} after {fault.text}")
+            return self.problems
         if len(skipped) + len(no_validation) != 1:
             self.problem("nan", f"skipped {skipped}, validation {no_validation}: {fault.text}")
             return self.problems
@@ -324,7 +330,7 @@ class NanStory(Story):
 
         def wait(story, job):
             while job.alive() and not any(step_of(c) >= hit for c in checkpoints_of(self.run)):
-                kinds.time.sleep(0.005)
+                time.sleep(0.005)
 
         kill.wait_for_moment = wait
         kill.environment = nan.environment
