@@ -47,8 +47,11 @@ UnfinishedFile::UnfinishedFile(fs::path path)
   std::error_code error;
   fs::create_directories(folder_of(path_), error);
   require(!error, "cannot make the folder {}: {}", folder_of(path_).string(), error.message());
-  // Writing into a leftover that has another name, too, would change that file.
-  fs::remove(unfinished_, error);
+  // Writing into a link, or into a file that has another name, too, would change that file.
+  const bool has_other_name =
+      fs::is_symlink(unfinished_, error) ||
+      (fs::exists(unfinished_, error) && fs::hard_link_count(unfinished_, error) > 1);
+  if (has_other_name) fs::remove(unfinished_, error);
 }
 
 UnfinishedFile::~UnfinishedFile() {

@@ -16,7 +16,7 @@ std::filesystem::path target_of(std::filesystem::path path);
 // system's reason.
 class UnfinishedFile {
  public:
-  // Makes the folder of the file, but not the file. Removes what a killed process left.
+  // Makes the folder of the file, but not the file.
   explicit UnfinishedFile(std::filesystem::path path);
   // Removes the file unless it was published.
   ~UnfinishedFile();
