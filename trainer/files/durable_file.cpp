@@ -33,6 +33,15 @@ int open_and_sync(const fs::path& path, int flags) {
   return error;
 }
 
+// Writing into a link, or into a file that has another name, too, would change that file.
+void remove_if_it_is_another_file(const fs::path& unfinished) {
+  std::error_code error;
+  if (fs::is_symlink(unfinished, error) ||
+      (fs::exists(unfinished, error) && fs::hard_link_count(unfinished, error) > 1)) {
+    fs::remove(unfinished, error);
+  }
+}
+
 }  // namespace
 
 fs::path target_of(fs::path path) {
@@ -53,10 +62,7 @@ UnfinishedFile::UnfinishedFile(fs::path path)
           "{} is no regular file, so it is not replaced: name another one", path_.string());
   make_folder(folder_of(path_));
   do {
-    // Writing into a leftover that has another name, too, would change that file.
-    if (fs::is_symlink(unfinished_, error) || fs::hard_link_count(unfinished_, error) > 1) {
-      fs::remove(unfinished_, error);
-    }
+    remove_if_it_is_another_file(unfinished_);
     lock_.emplace(unfinished_);
     require(lock_->lock(0, LockableFile::Mode::exclusive) != LockableFile::Outcome::held,
             "another process writes {}: wait until it has ended, or name another file",

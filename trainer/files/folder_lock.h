@@ -23,8 +23,8 @@ class FolderLock {
   //   what  the kind of job, for messages: "training"
   FolderLock(Communicator& world, std::filesystem::path folder, std::string what);
 
-  // Calls `rename` on rank 0, which may rename the folder; then makes it anew, and owns the new one.
-  // Collective; throws CollectiveError. Must be called before files in the folder are opened.
+  // Calls `rename` on rank 0, which may rename the folder; then makes it anew, and owns the new
+  // one. Collective; throws CollectiveError. Must be called before files in the folder are opened.
   void move_folder(const std::function<void()>& rename);
 
   // Throws Error if the folder's path no longer leads to the locked folder: it was moved or
