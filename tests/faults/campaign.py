@@ -86,12 +86,17 @@ def tell_all(workplace, tally, keep, end):
                 return
             if tally.problems and options.stop:
                 return
-            tell(workplace, tally, index, keep)
+            try:
+                tell(workplace, tally, index, keep)
+            except Exception:  # A story that cannot begin is a failure, too.
+                traceback.print_exc()
+                tally.problems.append({"story": index, "command": "", "starts": [], "problems": [
+                    {"category": "campaign", "kind": "none", "text": traceback.format_exc()}]})
             if index % 20 == 19:
                 print(f"{tally.total('injected')} faults, {len(tally.problems)} failed runs",
                       flush=True)
 
-    threads = [threading.Thread(target=work) for _ in range(options.jobs)]
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(options.jobs)]
     for thread in threads:
         thread.start()
     for thread in threads:
