@@ -91,8 +91,8 @@ void with_newest_checkpoint(
     const std::filesystem::path& folder,
     const std::function<void(const std::filesystem::path& checkpoint)>& read);
 
-// The checkpoint that a path means: the folder itself if it has a manifest; else the newest one of
-// the run, or of the folder of checkpoints, that the path is. Throws Error for any other folder.
+// The checkpoint that a path or link means: the folder itself if it has a manifest; else the newest
+// one of the run, or of the folder of checkpoints, that it is. Throws Error for any other folder.
 std::filesystem::path find_checkpoint(const std::filesystem::path& path);
 
 // Loads the checkpoint that `find_checkpoint` finds. Throws Error that names the damage (file and
