@@ -79,8 +79,8 @@ class OneOwner(Owner):
     def test_a_rank_that_outlives_its_rank_0_keeps_others_out(self):
         job = self.begin_training(2, ENDLESS)
         first, second = ranks_of(job)
+        os.kill(job.pid, signal.SIGSTOP)  # mpiexec would end the second
         os.kill(second, signal.SIGSTOP)
-        os.kill(job.pid, signal.SIGKILL)  # mpiexec would kill the second
         os.kill(first, signal.SIGKILL)
 
         output = self.train(0, "parallel.ep=1", code=FAILED)

@@ -111,6 +111,23 @@ TEST_F(CheckpointMpiTest, AChainThroughAllLayoutsKeepsEveryBit) {
   }
 }
 
+// Each rank may see another one as the newest while a run trains.
+TEST_F(CheckpointMpiTest, AllRanksLoadTheCheckpointThatRank0Names) {
+  const DistributedContext dist(test_mpi(), layout(1, 1));
+  for (const int64_t step : {1, 2}) {
+    FakeRank own(dist.layout(), rank);
+    own.fill(static_cast<uint64_t>(step));
+    ASSERT_TRUE(Checkpoints(folder, 0, dist).save(fake_state(step), own.tensors()).saved);
+  }
+  FakeRank own(dist.layout(), rank);
+
+  const TrainingState state = load_checkpoint(
+      folder / (rank == 0 ? "step_00000001" : "step_00000002"), own.tensors(), dist);
+
+  EXPECT_EQ(state, fake_state(1));
+  EXPECT_EQ(own.wrong_elements(1), 0);
+}
+
 TEST_F(CheckpointMpiTest, TheManifestTellsTheLayoutAndEveryRanksShard) {
   const auto [tp, ep] = layouts().back();
   const DistributedContext dist(test_mpi(), layout(tp, ep));

@@ -140,8 +140,11 @@ bool holds_checkpoints(const fs::path& folder) {
   });
 }
 
-fs::path find_checkpoint(const fs::path& path) {
+fs::path find_checkpoint(const fs::path& named) {
+  fs::path path = named.has_filename() ? named : named.parent_path();
   require(fs::exists(path), "{} does not exist", path.string());
+  // A run that trains moves its link `latest`, perhaps between two files that are read.
+  if (fs::is_symlink(path)) path = path.parent_path() / fs::read_symlink(path);
   if (!fs::is_directory(path) || fs::exists(path / kManifestName)) return path;
   for (const fs::path& folder : {path, RunPaths(path).checkpoints()}) {
     const std::vector<fs::path> checkpoints = checkpoints_in(folder);

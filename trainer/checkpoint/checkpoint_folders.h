@@ -27,8 +27,8 @@ std::vector<std::filesystem::path> checkpoints_in(const std::filesystem::path& f
 // Whether the folder holds a checkpoint of any kind: complete, abandoned or left by a killed save.
 bool holds_checkpoints(const std::filesystem::path& folder);
 
-// The checkpoint that a path means: the folder itself if it has a manifest; else the newest one of
-// the run, or of the folder of checkpoints, that the path is. Throws Error for any other path.
+// The checkpoint that a path or link means: the folder itself if it has a manifest; else the newest
+// one of the run, or of the folder of checkpoints, that it is. Throws Error for any other path.
 std::filesystem::path find_checkpoint(const std::filesystem::path& path);
 
 // Calls `read` with the checkpoint that `choose` gives; and again if it throws Error and `choose`

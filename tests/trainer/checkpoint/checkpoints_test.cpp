@@ -91,6 +91,45 @@ TEST_F(CheckpointsTest, LatestLinksToTheNewest) {
   EXPECT_EQ(load_checkpoint(run / "latest", rank.tensors(), dist).step, 8);
 }
 
+TEST_F(CheckpointsTest, TheLinkIsFollowedOnce) {
+  save(7);
+
+  EXPECT_EQ(find_checkpoint(run / "latest"), step_folder(7));
+  EXPECT_EQ(find_checkpoint(run / "latest" / ""), step_folder(7));
+}
+
+TEST_F(CheckpointsTest, AReaderNoticesThatItsCheckpointIsReplacedOrGone) {
+  save(7);
+  const CheckpointReader reader(step_folder(7));
+  reader.require_current();
+
+  FakeRank other(kOneRank, 0);
+  other.fill(8);
+  ASSERT_TRUE(Checkpoints(run, 0, dist).save(fake_state(7), other.tensors()).saved);
+  const std::string replaced = error_of([&] { reader.require_current(); });
+  fs::remove_all(step_folder(7));
+  const std::string removed = error_of([&] { reader.require_current(); });
+
+  EXPECT_THAT(replaced, HasSubstr("step_00000007 was removed or replaced while it was read"));
+  EXPECT_THAT(removed, HasSubstr("step_00000007 was removed or replaced while it was read"));
+}
+
+TEST_F(CheckpointsTest, ANewerCheckpointIsReadInsteadOfOneThatIsRemovedMeanwhile) {
+  save(7);
+  std::vector<fs::path> tried;
+  const auto read = [&](const fs::path& checkpoint) {
+    tried.push_back(checkpoint);
+    if (tried.size() == 1) save(8, /*keep=*/1);
+    CheckpointReader(checkpoint).require_current();
+  };
+
+  with_newest_checkpoint(run, read);
+
+  EXPECT_THAT(tried, ElementsAre(step_folder(7), step_folder(8)));
+  const auto damaged = [](const fs::path&) { fail("damaged"); };
+  EXPECT_THAT(error_of([&] { with_newest_checkpoint(run, damaged); }), HasSubstr("damaged"));
+}
+
 TEST_F(CheckpointsTest, KeepsTheNewestOnly) {
   for (const int64_t step : {1, 2, 3, 4}) ASSERT_TRUE(save(step, /*keep=*/2).saved);
 

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 
 #include <csignal>
 #include <iterator>
@@ -71,12 +72,19 @@ TEST_F(DurableFileTest, FoldersAreMade) {
 }
 
 // A limit on the size of files stands in for a full disk.
-TEST_F(DurableFileTest, FoldersAndDevicesAreNotReplaced) {
-  for (const fs::path& path : {folder_.path(), fs::path("/dev/null")}) {
+// A pipe stands for devices, which root could replace.
+TEST_F(DurableFileTest, FoldersPipesAndDevicesAreNotReplaced) {
+  const fs::path pipe = folder_.path() / "pipe", inner = folder_.path() / "folder";
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  fs::create_directory(inner);
+
+  for (const fs::path& path : {pipe, inner}) {
     EXPECT_THAT(error_of([&] { write_durably(path, "text"); }),
                 HasSubstr(path.string() + " is no regular file, so it is not replaced"));
     EXPECT_FALSE(fs::exists(path.string() + ".tmp"));
   }
+
+  EXPECT_TRUE(fs::is_fifo(pipe));
 }
 
 TEST_F(DurableFileTest, AFullDiskIsAnErrorWithTheReasonAndLeavesWhatWasThere) {
