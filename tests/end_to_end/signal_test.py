@@ -198,6 +198,17 @@ class Training(Signals):
 
                 self.assertEqual(job.returncode, -number, output)
 
+    def test_thousands_of_signals_within_a_step_damage_nothing(self):
+        job = self.begin_training(0, ENDLESS, *LONG_STEP)
+        while not job.stdout.readline().startswith("training"):
+            pass
+        end = time.time() + 12
+        while job.poll() is None and time.time() < end:
+            job.send_signal(signal.SIGXCPU)
+            time.sleep(0.001)
+        # Products whose workspace a signal overwrote ended by SIGABRT within seconds.
+        self.assertIn(job.poll(), (None, STOPPED))
+
     def test_nohup_keeps_a_run_alive(self):
         job = self.begin_training(0, preexec_fn=ignore_hangup)
         for _ in range(20):

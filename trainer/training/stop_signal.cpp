@@ -1,8 +1,10 @@
 #include "trainer/training/stop_signal.h"
 
+#include <array>
 #include <atomic>
 #include <cerrno>
 #include <csignal>
+#include <cstddef>
 #include <cstdint>
 #include <ctime>
 #include <span>
@@ -26,7 +28,7 @@ bool broken_pipes_are_held = false;  // main thread only
 void set_action(int signal, void (*handler)(int)) {
   struct sigaction action {};
   action.sa_handler = handler;
-  action.sa_flags = SA_RESTART;
+  action.sa_flags = SA_RESTART | SA_ONSTACK;
   sigemptyset(&action.sa_mask);
   sigaction(signal, &action, nullptr);
 }
@@ -55,9 +57,20 @@ void remember_or_end(int signal) {
   errno = interrupted_errno;
 }
 
+// Kernels of oneDNN point the stack pointer into their workspace, and a frame of a signal there
+// overwrites the heap. The system delivers signals of a process to its main thread.
+void use_stack_of_its_own() {
+  alignas(64) static std::array<std::byte, size_t{1} << 18> memory;
+  stack_t stack{};
+  stack.ss_sp = memory.data();
+  stack.ss_size = memory.size();
+  sigaltstack(&stack, nullptr);
+}
+
 }  // namespace
 
 void StopSignal::hold() {
+  use_stack_of_its_own();
   for (const int signal : kSignals) {
     if (!is_ignored(signal)) set_action(signal, remember_or_end);
   }
