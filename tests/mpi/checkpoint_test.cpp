@@ -121,7 +121,7 @@ TEST_F(CheckpointMpiTest, AllRanksLoadTheCheckpointThatRank0Names) {
   }
   FakeRank own(dist.layout(), rank);
 
-  const TrainingState state = load_checkpoint(
+  const TrainingState state = test::load_checkpoint(
       folder / (rank == 0 ? "step_00000001" : "step_00000002"), own.tensors(), dist);
 
   EXPECT_EQ(state, fake_state(1));

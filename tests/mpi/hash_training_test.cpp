@@ -257,7 +257,7 @@ TEST_F(HashTrainingTest, AModelThatDivergedIsAnErrorThatNamesLayerAndSequence) {
   norm->value.data<float>()[0] = std::numeric_limits<float>::infinity();
 
   const std::string error =
-      test::error_of([&] { HashTraining(test_mpi(), config_, session, kFingerprint).run(); });
+      test::error_of([&] { (void)HashTraining(test_mpi(), config_, session, kFingerprint).run(); });
 
   EXPECT_THAT(error,
               testing::ContainsRegex("layer 1, sequence [0-9] of the text to learn from: the "

@@ -10,6 +10,7 @@
 #include "kernels/runtime/ceiling.h"
 #include "kernels/runtime/check.h"
 #include "optim/lr_schedule.h"
+#include "trainer/checkpoint/gather_text.h"
 #include "trainer/config/checkpoint_config.h"
 #include "trainer/config/run_paths.h"
 #include "trainer/planning/flops.h"
