@@ -151,7 +151,8 @@ void backward_head(const AttentionShape& shape, const BackwardOperands& x, int64
 
 template <class T>
 void backward(const AttentionShape& shape, Workspace& workspace, const BackwardOperands& x) {
-  const auto [batch, heads, kv_heads, seq_len, head_dim] = shape;
+  const int64_t batch = shape.batch, kv_heads = shape.kv_heads;
+  const int64_t seq_len = shape.seq_len, head_dim = shape.head_dim;
   const int64_t head_size = seq_len * head_dim, group = shape.group();
   WorkspaceScope scope(workspace);
   const ThreadScratch scratch = attention_backward_scratch(workspace, shape, dtype_of<T>());

@@ -34,7 +34,8 @@ struct QueryState {
 // rises, the previous sums are scaled down.
 void softmax_row(float scale, Range visible, int64_t count, int64_t head_dim, float* scores,
                  float& max, float& sum, float* out) {
-  const auto [begin, end] = mask_row(visible, count, scores);
+  const Range masked = mask_row(visible, count, scores);
+  const int64_t begin = masked.begin, end = masked.end;
   float row_max = max;
 #pragma omp simd reduction(max : row_max)
   for (int64_t j = begin; j < end; ++j) row_max = scores[j] > row_max ? scores[j] : row_max;
@@ -95,7 +96,8 @@ template <class T>
 void forward(const AttentionShape& shape, Workspace& workspace, ConstTensorView q,
              ConstTensorView k, ConstTensorView v, ConstTensorView document_start, float scale,
              TensorView out, TensorView lse) {
-  const auto [batch, heads, kv_heads, seq_len, head_dim] = shape;
+  const int64_t batch = shape.batch, heads = shape.heads, kv_heads = shape.kv_heads;
+  const int64_t seq_len = shape.seq_len, head_dim = shape.head_dim;
   const int64_t head_size = seq_len * head_dim, group = shape.group();
   const int64_t blocks = (seq_len + kQueryRows - 1) / kQueryRows;
   WorkspaceScope scope(workspace);

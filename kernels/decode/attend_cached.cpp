@@ -264,7 +264,8 @@ void attend(Workspace& workspace, ConstTensorView q, ConstTensorView k_cache,
   const int32_t* count_of = counts.data<int32_t>();
   const int64_t tasks = num_tasks(*std::max_element(count_of, count_of + batch));
   WorkspaceScope scope(workspace);
-  const auto [partials, scratch] = Scratch(workspace, q, k_cache, tasks);
+  const Scratch taken(workspace, q, k_cache, tasks);
+  const TensorView partials = taken.partials, scratch = taken.of_threads;
   const int64_t partial_size = partials.dim(2);
 #pragma omp parallel
   {

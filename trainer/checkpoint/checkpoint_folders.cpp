@@ -214,6 +214,14 @@ void link_latest(const fs::path& folder, int64_t step) {
   sync_folder(folder);
 }
 
+void refresh_latest(const fs::path& folder) {
+  const std::vector<fs::path> all = checkpoints_in(folder);
+  const fs::path link = folder / kLatest;
+  if (all.empty() || !fs::is_symlink(link)) return;
+  const std::optional<int64_t> newest = step_of(all.back().filename());
+  if (newest && fs::read_symlink(link) != step_name(*newest)) link_latest(folder, *newest);
+}
+
 std::string set_aside(const fs::path& checkpoint) {
   const fs::path name = unused_name(checkpoint, kAbandonedSuffix);
   rename_or_fail(checkpoint, name);

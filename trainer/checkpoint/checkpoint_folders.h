@@ -55,6 +55,10 @@ std::string settle_latest(const std::filesystem::path& folder);
 // without links.
 void link_latest(const std::filesystem::path& folder, int64_t step);
 
+// Makes `latest` a link to the newest checkpoint if it is a link to another: a kill between the two
+// names of a save leaves it at the one before. Throws Error.
+void refresh_latest(const std::filesystem::path& folder);
+
 // Renames a checkpoint, so that no run goes on from it and none removes it; returns a line that
 // says so. Throws Error.
 std::string set_aside(const std::filesystem::path& checkpoint);

@@ -290,6 +290,7 @@ std::vector<std::string> Checkpoints::tidy() const {
     remove_leftovers(folder_);
     const std::string line = settle_latest(folder_);
     if (!line.empty()) notices.push_back(line);
+    refresh_latest(folder_);
   });
   return gather_lines(dist_.world(), notices);
 }

@@ -103,7 +103,9 @@ std::optional<fs::path> keep_other_metrics(const fs::path& metrics,
   }
   const auto later = std::ranges::upper_bound(own_steps, restored);
   if (later == own_steps.end() || last < *later) return std::nullopt;
-  write_durably(kept, [&](const fs::path& unfinished) { fs::copy_file(metrics, unfinished); });
+  write_durably(kept, [&](const fs::path& unfinished) {
+    fs::copy_file(metrics, unfinished, fs::copy_options::overwrite_existing);
+  });
   return kept;
 }
 

@@ -230,6 +230,17 @@ TEST_F(CheckpointsTest, ABalancingBiasThatIsNotFiniteIsNotSaved) {
 
 // --- copies without links ---
 
+TEST_F(CheckpointsTest, AStaleLinkLeadsToTheNewestAgain) {
+  save(7);
+  save(8);
+  fs::remove(run / "latest");
+  fs::create_symlink("step_00000007", run / "latest");
+
+  Checkpoints(run, 0, dist).tidy();
+
+  EXPECT_EQ(fs::read_symlink(run / "latest"), "step_00000008");
+}
+
 struct CopyWithoutLinks : CheckpointsTest {
   // As `cp -rL` leaves it.
   void make_latest_a_folder() {
