@@ -36,9 +36,10 @@ template <class Member>
 Key(std::string, Member) -> Key<Member>;
 
 template <class Member>
-auto make_key(std::string name, Member member) {
+auto make_key(std::string name, Member) {
   using Value = std::remove_cvref_t<std::invoke_result_t<Member, RunConfig&>>;
-  return Key<Value>{std::move(name), member, member};
+  return Key<Value>{std::move(name), [](RunConfig& config) -> Value& { return Member()(config); },
+                    [](const RunConfig& config) -> const Value& { return Member()(config); }};
 }
 
 #define SWITCHYARD_MEMBER(path) \

@@ -10,15 +10,24 @@
 #include "trainer/files/transfer.h"
 
 namespace switchyard {
+namespace {
+
+// Finds out whether the disk has room, without a byte that a reader of the file could see.
+int reserve_some(int descriptor, int64_t size) {
+  constexpr off_t kSomeBytes = 4096;
+  if (::fallocate(descriptor, FALLOC_FL_KEEP_SIZE, size, kSomeBytes) == 0) return 0;
+  return errno == EOPNOTSUPP || errno == ENOSYS ? 0 : -1;  // The file system cannot tell.
+}
+
+}  // namespace
 
 AppendFile::AppendFile(std::filesystem::path path, int64_t size) : path_(std::move(path)) {
   descriptor_ = uninterrupted(
       [&] { return ::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644); });
   require(descriptor_ >= 0, "cannot open {}: {}", path_.string(), std::strerror(errno));
   const bool is_writable = uninterrupted([&] { return ::ftruncate(descriptor_, size); }) == 0 &&
-                           uninterrupted([&] { return ::write(descriptor_, "\n", 1); }) == 1 &&
-                           uninterrupted([&] { return ::fsync(descriptor_); }) == 0 &&
-                           uninterrupted([&] { return ::ftruncate(descriptor_, size); }) == 0;
+                           uninterrupted([&] { return reserve_some(descriptor_, size); }) == 0 &&
+                           uninterrupted([&] { return ::fsync(descriptor_); }) == 0;
   if (!is_writable) {
     const int error = errno;
     ::close(descriptor_);

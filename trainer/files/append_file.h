@@ -10,7 +10,7 @@ namespace switchyard {
 class AppendFile {
  public:
   // Opens or makes the file for appending, and truncates it to `size` bytes. Throws Error, also if
-  // it cannot be written: a byte is appended, flushed to the disk and removed.
+  // it cannot be written, or if the disk has no room for some records.
   AppendFile(std::filesystem::path path, int64_t size);
   ~AppendFile();
   AppendFile(const AppendFile&) = delete;

@@ -106,14 +106,14 @@ void require_distinct(std::span<const NamedFile> outputs, std::span<const NamedF
 
 bool begins_with(const fs::path& path, std::string_view text) {
   const InputFile file(path);
-  std::string begin(text.size(), '\0');
-  if (file.size() < static_cast<int64_t>(begin.size())) return false;
+  std::string begin(std::min(text.size(), static_cast<size_t>(file.size())), '\0');
   file.read(0, std::as_writable_bytes(std::span(begin)));
-  return begin == text;
+  return text.starts_with(begin);
 }
 
 bool is_hdf5(const fs::path& path, const std::function<bool(const hdf5::File&)>& is_own) {
-  if (!begins_with(path, kHdf5Signature)) return false;
+  const bool is_cut_off = fs::file_size(path) < std::string_view(kHdf5Signature).size();
+  if (is_cut_off || !begins_with(path, kHdf5Signature)) return false;
   try {
     return is_own(hdf5::File::open(path));
   } catch (const CannotReadError&) {

@@ -35,7 +35,7 @@ void require_replaceable(const NamedFile& output, std::string_view format,
 // temporary file beside it in which it is written, is an input.
 void require_distinct(std::span<const NamedFile> outputs, std::span<const NamedFile> inputs);
 
-// Formats that `is_own` may recognize.
+// Formats that `is_own` may recognize. A file that a crash cut off within the text begins with it.
 bool begins_with(const std::filesystem::path& path, std::string_view text);
 // An HDF5 file that `is_own` recognizes, or one that is too damaged to say what it holds.
 bool is_hdf5(const std::filesystem::path& path,
