@@ -112,7 +112,7 @@ bool begins_with(const fs::path& path, std::string_view text) {
 }
 
 bool is_hdf5(const fs::path& path, const std::function<bool(const hdf5::File&)>& is_own) {
-  const bool is_cut_off = fs::file_size(path) < std::string_view(kHdf5Signature).size();
+  const bool is_cut_off = fs::file_size(path) < kHdf5Signature.size();
   if (is_cut_off || !begins_with(path, kHdf5Signature)) return false;
   try {
     return is_own(hdf5::File::open(path));
