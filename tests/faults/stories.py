@@ -125,7 +125,8 @@ class Story:
         final = self.run / "checkpoints" / f"step_{STEPS:08}"
         if job.code == 0 and not final.is_dir():
             self.problem("exit", "code 0 without the last checkpoint")
-        if job.code == 75:
+        # Before the first step of a start everything is saved already.
+        if job.code == 75 and "by a signal before the first step" not in output:
             step = re.search(r"stopped by a signal after step (\d+)", output)
             name = f"step_{int(step.group(1)):08}" if step else None
             if name is None or not (self.run / "checkpoints" / name).is_dir():

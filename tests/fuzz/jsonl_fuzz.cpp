@@ -8,7 +8,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   fuzz::accepts([&] {
     const Corpus corpus({path.string()});
     DocumentReader reader(corpus);
-    while (const auto text = reader.next()) fuzz::expect(!text->empty(), "no document is empty");
+    while (const auto document = reader.next()) {
+      fuzz::expect(!document->text.empty(), "no document is empty");
+    }
   });
   return 0;
 }

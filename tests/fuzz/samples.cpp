@@ -90,7 +90,7 @@ void write_head(const std::filesystem::path& path) {
 }
 
 void write_query_keys(const std::filesystem::path& path) {
-  QueryKeyWriter writer(path, "key", {0, 2, 5});
+  QueryKeyWriter writer(path, "key", /*first_sequence=*/0, {0, 2, 5});
   Tensor q({4, 2, 4}, DType::f32), k({2, 5, 4}, DType::f32);
   writer.write_layer(0, q, k);
   writer.finish();

@@ -16,7 +16,7 @@
 #include "trainer/checkpoint/gather_text.h"
 #include "trainer/checkpoint/shard.h"
 #include "trainer/files/durable_file.h"
-#include "trainer/files/make_folder.h"
+#include "trainer/files/folders.h"
 #include "trainer/files/not_finite.h"
 
 namespace switchyard {

@@ -16,7 +16,7 @@
 #include "trainer/checkpoint/shard.h"
 #include "trainer/files/durable_file.h"
 #include "trainer/files/file_io.h"
-#include "trainer/files/make_folder.h"
+#include "trainer/files/folders.h"
 
 namespace switchyard {
 namespace {

@@ -11,17 +11,13 @@
 
 #include "kernels/runtime/check.h"
 #include "trainer/files/file_io.h"
-#include "trainer/files/make_folder.h"
+#include "trainer/files/folders.h"
 #include "trainer/files/transfer.h"
 
 namespace switchyard {
 namespace {
 
 namespace fs = std::filesystem;
-
-fs::path folder_of(const fs::path& path) {
-  return path.has_parent_path() ? path.parent_path() : fs::path(".");
-}
 
 // Returns errno, or 0.
 int open_and_sync(const fs::path& path, int flags) {

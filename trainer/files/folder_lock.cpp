@@ -6,7 +6,6 @@
 #include <array>
 #include <chrono>
 #include <span>
-#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -14,6 +13,7 @@
 #include "parallel/distributed_context.h"
 #include "trainer/files/durable_file.h"
 #include "trainer/files/file_io.h"
+#include "trainer/files/folders.h"
 #include "trainer/files/transfer.h"
 
 namespace switchyard {
@@ -58,12 +58,6 @@ Outcome lock_within(LockableFile& file, int64_t byte, Clock::time_point deadline
     outcome = file.lock(byte, Mode::exclusive);
   }
   return outcome;
-}
-
-void make_folder(const fs::path& folder) {
-  std::error_code error;
-  fs::create_directories(folder, error);
-  require(!error, "cannot make the folder {}: {}", folder.string(), error.message());
 }
 
 }  // namespace

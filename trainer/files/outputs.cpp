@@ -11,6 +11,7 @@
 #include "kernels/runtime/check.h"
 #include "trainer/files/durable_file.h"
 #include "trainer/files/file_io.h"
+#include "trainer/files/folders.h"
 
 namespace switchyard {
 namespace {
@@ -18,10 +19,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::string_view kHdf5Signature = "\x89HDF\r\n\x1a\n";
-
-fs::path folder_of(const fs::path& path) {
-  return path.has_parent_path() ? path.parent_path() : fs::path(".");
-}
 
 bool is_same_folder(const fs::path& a, const fs::path& b) {
   std::error_code error;  // of a folder that does not exist yet: only its name can be compared

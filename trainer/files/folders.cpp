@@ -1,10 +1,14 @@
-#include "trainer/files/make_folder.h"
+#include "trainer/files/folders.h"
 
 #include <system_error>
 
 #include "kernels/runtime/check.h"
 
 namespace switchyard {
+
+std::filesystem::path folder_of(const std::filesystem::path& path) {
+  return path.has_parent_path() ? path.parent_path() : std::filesystem::path(".");
+}
 
 void make_folder(const std::filesystem::path& path) {
   std::error_code error;
