@@ -13,6 +13,7 @@ import itertools
 import json
 import pathlib
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -35,6 +36,9 @@ parser.add_argument("--keep", type=pathlib.Path, help="folder for the runs that 
 parser.add_argument("--interpose", type=pathlib.Path,
                     help="the library (default: switchyard_interpose.so beside switchyard)")
 options = parser.parse_args()
+# A campaign in the background of a shell inherits signals as ignored, and runs would inherit them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 from stories import HashStory, NanStory, SmallDiskStory, Story, Tally  # noqa: E402
 from workplace import LAYOUTS, Workplace  # noqa: E402

@@ -334,11 +334,13 @@ class AllDamaged(Fault):
             victim = self.rng.choice(files)
             self.copies[victim] = victim.read_bytes()
             self.text += f"{damage(victim, self.rng)} of {checkpoint.name}; "
+            story.damaged.add(identity(checkpoint))
         return True
 
     def check(self, story, job):
         for path, content in self.copies.items():
             path.write_bytes(content)
+            story.verified.add(identity(path.parent))  # as it was before
         if job.code in (0, 75) or "training " in job.output and " parameters on" in job.output:
             return [("damage", f"training began without an intact checkpoint: {self.text}")]
         if not any(path.parent.name in job.output for path in self.copies):
