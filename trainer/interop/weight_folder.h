@@ -1,0 +1,62 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "trainer/files/safetensors.h"
+
+namespace switchyard {
+
+// The weights in a folder of Hugging Face's form: model.safetensors, or the shards that
+// model.safetensors.index.json lists. Opening it checks every header and the index; an error lists
+// all files and tensors that are missing or left over.
+class WeightFolder {
+ public:
+  explicit WeightFolder(const std::filesystem::path& folder);
+
+  // By name, sorted.
+  const std::map<std::string, const safetensors::TensorInfo*>& tensors() const { return tensors_; }
+  // The elements of a tensor from `first` on; see safetensors::Reader::read.
+  void read(const std::string& name, int64_t first, std::span<float> values) const;
+
+ private:
+  void open_shards(const std::filesystem::path& index);
+  void add(const std::filesystem::path& file);
+
+  std::vector<std::unique_ptr<safetensors::Reader>> files_;
+  std::map<std::string, const safetensors::TensorInfo*> tensors_;
+  std::map<std::string, const safetensors::Reader*> file_of_;
+};
+
+// Writes such a folder: shards of at most `shard_bytes` (but one tensor at least), with an index if
+// there are several. Only one shard is open at a time, and tensors arrive in the order of their
+// declarations.
+class WeightFolderWriter {
+ public:
+  WeightFolderWriter(std::filesystem::path folder, std::vector<safetensors::Declaration> tensors,
+                     int64_t shard_bytes);
+
+  // See safetensors::Writer::write.
+  void write(const std::string& name, std::span<const float> values);
+  // On return all files are complete and on the disk.
+  void finish();
+
+ private:
+  std::filesystem::path path_of(size_t shard) const;
+  void open_next();
+  void write_index() const;
+
+  std::filesystem::path folder_;
+  std::vector<std::vector<safetensors::Declaration>> shards_;
+  std::map<std::string, size_t> shard_of_;
+  std::unique_ptr<safetensors::Writer> writer_;
+  size_t next_ = 0;  // shards that were opened
+  int64_t total_bytes_ = 0;
+};
+
+}  // namespace switchyard
