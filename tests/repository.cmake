@@ -35,35 +35,21 @@ target_link_libraries(standalone_headers PRIVATE
   switchyard_trainer MPI::MPI_C OneDNN::OneDNN Random123::Random123 HDF5::HDF5 yaml-cpp CLI11::CLI11
   SentencePiece::train)
 
-# Tests of the program from the command line.
-add_test(NAME end_to_end
-         COMMAND ${SYSTEM_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/end_to_end/cli_test.py
-                 $<TARGET_FILE:switchyard> ${MPIEXEC_EXECUTABLE})
-add_test(NAME end_to_end_hash
-         COMMAND ${SYSTEM_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/end_to_end/hash_test.py
-                 $<TARGET_FILE:switchyard> ${MPIEXEC_EXECUTABLE})
-add_test(NAME end_to_end_team
-         COMMAND ${SYSTEM_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/end_to_end/team_test.py
-                 $<TARGET_FILE:switchyard> ${MPIEXEC_EXECUTABLE})
-add_test(NAME end_to_end_settings
-         COMMAND ${SYSTEM_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/end_to_end/settings_test.py
-                 $<TARGET_FILE:switchyard> ${MPIEXEC_EXECUTABLE})
-add_test(NAME end_to_end_signals
-         COMMAND ${SYSTEM_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/end_to_end/signal_test.py
-                 $<TARGET_FILE:switchyard> ${MPIEXEC_EXECUTABLE})
-add_test(NAME end_to_end_owner
-         COMMAND ${SYSTEM_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/end_to_end/owner_test.py
-                 $<TARGET_FILE:switchyard> ${MPIEXEC_EXECUTABLE})
-add_test(NAME end_to_end_run_folder
-         COMMAND ${SYSTEM_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/end_to_end/run_folder_test.py
-                 $<TARGET_FILE:switchyard> ${MPIEXEC_EXECUTABLE})
-# Most of their time is spent starting processes; two of them share two cores well. The others
-# measure moments, or need the cores for themselves.
-set_tests_properties(end_to_end end_to_end_hash end_to_end_settings end_to_end_run_folder
-                     PROPERTIES TIMEOUT 900)
-set_tests_properties(end_to_end_team end_to_end_signals end_to_end_owner
-                     PROPERTIES TIMEOUT 900 PROCESSORS 2)
-add_test(NAME failures
-         COMMAND ${SYSTEM_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/end_to_end/failure_test.py
-                 $<TARGET_FILE:switchyard> ${MPIEXEC_EXECUTABLE} cpu)
-set_tests_properties(failures PROPERTIES TIMEOUT 900)
+# Tests of the program from the command line: switchyard_add_program_test(NAME SCRIPT arguments).
+function(switchyard_add_program_test name script)
+  add_test(NAME ${name}
+           COMMAND ${SYSTEM_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/end_to_end/${script}_test.py
+                   $<TARGET_FILE:switchyard> ${MPIEXEC_EXECUTABLE} ${ARGN})
+  set_tests_properties(${name} PROPERTIES TIMEOUT 900)
+endfunction()
+switchyard_add_program_test(end_to_end cli)
+switchyard_add_program_test(end_to_end_hash hash)
+switchyard_add_program_test(end_to_end_team team)
+switchyard_add_program_test(end_to_end_settings settings)
+switchyard_add_program_test(end_to_end_signals signal)
+switchyard_add_program_test(end_to_end_owner owner)
+switchyard_add_program_test(end_to_end_run_folder run_folder)
+switchyard_add_program_test(failures failure cpu)
+# These measure moments, or need the cores for themselves. The others spend most of their time
+# starting processes; two of them share two cores well.
+set_tests_properties(end_to_end_team end_to_end_signals end_to_end_owner PROPERTIES PROCESSORS 2)

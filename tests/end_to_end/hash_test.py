@@ -10,7 +10,7 @@ import subprocess
 import sys
 import unittest
 
-from program import BAD_INPUT, DONE, FAILED, Program, kill
+from program import BAD_INPUT, DONE, FAILED, Program, crc32c, kill
 
 
 class HashTraining(Program):
@@ -195,19 +195,6 @@ class HashTraining(Program):
         self.assertEqual(output.count("leaves none of the 2 layers"), 1, output)
 
 
-def crc32c(data):
-    """Of RFC 3720."""
-    table = []
-    for byte in range(256):
-        for _ in range(8):
-            byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
-        table.append(byte)
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc = crc >> 8 ^ table[(crc ^ byte) & 0xFF]
-    return f"{crc ^ 0xFFFFFFFF:08x}"
-
-
 def put_nan(checkpoint, tensor):
     """Puts NaN into a tensor of a checkpoint, as an earlier program might have stored it."""
     manifest = json.loads((checkpoint / "manifest.json").read_text())
@@ -218,10 +205,10 @@ def put_nan(checkpoint, tensor):
     begin, size = piece["address"], 4 * (piece["end"] - piece["begin"])
     content[begin:begin + 4] = b"\0\0\xc0\x7f"
     (checkpoint / shard["file"]).write_bytes(content)
-    text = text.replace(piece["crc32c"], crc32c(content[begin:begin + size]))
-    text = text.replace(shard["crc32c"], crc32c(content))
+    text = text.replace(piece["crc32c"], f"{crc32c(content[begin:begin + size]):08x}")
+    text = text.replace(shard["crc32c"], f"{crc32c(content):08x}")
     text = text.replace(manifest["crc32c_of_this_file"], "00000000")
-    own = f'"crc32c_of_this_file": "{crc32c(text.encode())}"'
+    own = f'"crc32c_of_this_file": "{crc32c(text.encode()):08x}"'
     text = text.replace('"crc32c_of_this_file": "00000000"', own)
     (checkpoint / "manifest.json").write_text(text)
 

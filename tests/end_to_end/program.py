@@ -91,6 +91,19 @@ def write_text(folder):
         (folder / f"document_{i:02}.txt").write_text(text + "\n")
 
 
+def crc32c(data):
+    """Of RFC 3720."""
+    table = []
+    for byte in range(256):
+        for _ in range(8):
+            byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
+        table.append(byte)
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = crc >> 8 ^ table[(crc ^ byte) & 0xFF]
+    return crc ^ 0xFFFFFFFF
+
+
 class Program(unittest.TestCase):
     """Gives every test its own copy of a folder with token files."""
 

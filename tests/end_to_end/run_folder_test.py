@@ -18,22 +18,10 @@ import unittest
 import h5py
 import numpy
 
-from program import DONE, FAILED, SWITCHYARD, Program, environment
+from program import DONE, FAILED, SWITCHYARD, Program, crc32c, environment
 
 CONFIG = "configs/tiny_bigmac.yaml"
 RUN = pathlib.Path("runs/tiny_bigmac")
-
-
-def crc32c(data):
-    table = []
-    for byte in range(256):
-        for _ in range(8):
-            byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
-        table.append(byte)
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc = crc >> 8 ^ table[(crc ^ byte) & 0xFF]
-    return crc ^ 0xFFFFFFFF
 
 
 def set_first_value(checkpoint, kind, name, value):

@@ -49,9 +49,9 @@ LoadedConfig load_folder(const fs::path& folder, const std::vector<std::string>&
   return load_stored_config(stored, checkpoint.string(), settings);
 }
 
-// What decides the model, from the first candidate whose manifest can be read: training passes over
-// damaged ones, too.
-void adopt_chosen(LoadedConfig& loaded, const CheckpointNeed& need) {
+// Takes over what decides the model, from the first candidate whose manifest can be read: training
+// passes over damaged ones, too, and loading says what is wrong with them.
+void adopt_first(LoadedConfig& loaded, const CheckpointNeed& need) {
   CheckpointChoice choice;
   try {
     choice = choose_checkpoint(loaded.config.run.dir, loaded.config.checkpoint.resume, *need.use);
@@ -63,31 +63,30 @@ void adopt_chosen(LoadedConfig& loaded, const CheckpointNeed& need) {
     try {
       stored = CheckpointReader(folder).manifest().state.config;
     } catch (const Error&) {
-      if (need.use == CheckpointUse::inference && need.must_exist) throw;
-      continue;  // Loading will say what is wrong with it.
+      continue;
     }
     adopt_checkpoint_config(loaded, stored, folder.string(), *need.use);
     return;
   }
 }
 
-// A run that trains may remove the newest checkpoint while it is read.
-void adopt_current(LoadedConfig& loaded, const CheckpointNeed& need) {
-  const bool takes_one = need.use == CheckpointUse::inference && need.must_exist;
-  if (!takes_one) return adopt_chosen(loaded, need);
-  read_current(
-      [&] {
-        return choose_checkpoint(loaded.config.run.dir, loaded.config.checkpoint.resume, *need.use)
-            .candidates.front();
-      },
-      [&](const fs::path&) { adopt_chosen(loaded, need); });
+void adopt_chosen(LoadedConfig& loaded, const CheckpointNeed& need) {
+  if (need.use == CheckpointUse::training || !need.must_exist) return adopt_first(loaded, need);
+  const auto choose = [&] {
+    return choose_checkpoint(loaded.config.run.dir, loaded.config.checkpoint.resume, *need.use)
+        .candidates.front();
+  };
+  read_current(choose, [&](const fs::path& folder) {
+    const std::string stored = CheckpointReader(folder).manifest().state.config;
+    adopt_checkpoint_config(loaded, stored, folder.string(), *need.use);
+  });
 }
 
 LoadedConfig read_config(const std::string& path, const std::vector<std::string>& overrides,
                          const CheckpointNeed& need) {
   const bool is_folder = need.use == CheckpointUse::inference && fs::is_directory(path);
   LoadedConfig loaded = is_folder ? load_folder(path, overrides) : load_config(path, overrides);
-  if (need.use) adopt_current(loaded, need);
+  if (need.use) adopt_chosen(loaded, need);
   return loaded;
 }
 

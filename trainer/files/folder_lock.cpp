@@ -24,7 +24,6 @@ using Clock = std::chrono::steady_clock;
 using Mode = LockableFile::Mode;
 using Outcome = LockableFile::Outcome;
 
-constexpr char kLockName[] = ".lock";
 constexpr int64_t kOwnerByte = 0, kRanksByte = 1;
 // A killed process keeps its locks until its memory is freed, and mpirun ends the ranks of a job
 // within two seconds.

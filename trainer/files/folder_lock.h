@@ -10,6 +10,8 @@
 
 namespace switchyard {
 
+inline constexpr char kLockName[] = ".lock";
+
 // Makes a job the owner of a folder that it writes to, for the lifetime of the object. A second job
 // gets an error that names the folder and the first one. Readers need no lock.
 //

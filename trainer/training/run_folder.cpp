@@ -15,6 +15,8 @@
 #include "trainer/checkpoint/checkpoint_folders.h"
 #include "trainer/config/run_paths.h"
 #include "trainer/files/durable_file.h"
+#include "trainer/files/folder_lock.h"
+#include "trainer/files/outputs.h"
 #include "trainer/planning/plan.h"
 #include "trainer/training/metric_records.h"
 
@@ -23,21 +25,19 @@ namespace {
 
 namespace fs = std::filesystem;
 
+// Anything but the lock of a job, which the question itself may have made.
 bool has_entries(const fs::path& folder) {
-  return fs::is_directory(folder) && !fs::is_empty(folder);
+  if (!fs::is_directory(folder)) return false;
+  return std::any_of(fs::directory_iterator(folder), fs::directory_iterator(),
+                     [](const auto& entry) { return entry.path().filename() != kLockName; });
 }
 
 // Whether a run has left anything but an empty file or folder.
 bool holds_a_run(const fs::path& dir) {
   const RunPaths paths(dir);
   return holds_checkpoints(paths.checkpoints()) || has_entries(paths.tensorboard()) ||
-         has_entries(paths.hash_weights().parent_path()) ||
+         has_entries(paths.hash()) ||
          (fs::is_regular_file(paths.metrics()) && !fs::is_empty(paths.metrics()));
-}
-
-bool lies_within(const fs::path& path, const fs::path& folder) {
-  const fs::path inner = fs::weakly_canonical(path), outer = fs::canonical(folder);
-  return std::mismatch(outer.begin(), outer.end(), inner.begin(), inner.end()).first == outer.end();
 }
 
 // Returns errno, or 0. It never replaces anything.
@@ -59,13 +59,13 @@ void refuse_what_cannot_move(const RunConfig& config, const fs::path& dir) {
   for (const fs::path& path : {dir, RunPaths(dir).checkpoints()}) {
     refuse_if(fs::is_symlink(path), fmt::format("{} is a link", path.string()));
   }
-  refuse_if(lies_within(fs::current_path(), dir), "this program was started in its folder");
+  refuse_if(is_within(fs::current_path(), dir), "this program was started in its folder");
   const std::pair<const char*, const std::string&> inputs[] = {
       {"data.train", config.data.train},
       {"data.validation", config.data.validation},
       {"data.tokenizer.model", config.data.tokenizer.model}};
   for (const auto& [key, path] : inputs) {
-    refuse_if(!path.empty() && lies_within(path, dir),
+    refuse_if(!path.empty() && is_within(path, dir),
               fmt::format("{} = {} lies in its folder", key, path));
   }
 }

@@ -53,6 +53,7 @@ TEST_F(RunFolderTest, AFolderWithoutARunStays) {
   write_file(run / "metrics.jsonl", "");
   fs::create_directories(run / "checkpoints");
   fs::create_directories(run / "tensorboard");
+  write_file(run / "hash" / ".lock", "train-hash");
 
   EXPECT_FALSE(move_earlier_run_aside(config));
   EXPECT_EQ(read_file(run / "notes"), "mine");
