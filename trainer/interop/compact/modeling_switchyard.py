@@ -16,6 +16,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_switchyard import SwitchyardConfig
 
+# Modules whose weights stay in f32 whatever the dtype of the model.
 PRECISE = {"router", "shared_gate", "balancing_bias", "norm", "norm1", "norm2", "q_norm", "k_norm"}
 # transformers 4 and early 5 call the cache of an output past_key_values.
 CACHE = "cache" if hasattr(CausalLMOutputWithPast, "cache") else "past_key_values"
@@ -321,10 +322,9 @@ class SwitchyardForCausalLM(PreTrainedModel, GenerationMixin):
         moe_layers = model["num_layers"] - model["first_dense_layers"]
         if model["structure"] != "dense" and model["router"]["bias_update_rate"] > 0:
             self.balancing_bias = BalancingBias(moe_layers, model["num_experts"])
-        # These stay in f32 whatever the dtype of the model; a name that it lacks is an error there.
-        modules = {part for name in self.state_dict() for part in name.split(".")}
-        self._keep_in_fp32_modules_strict = sorted(modules & PRECISE)
         self.post_init()
+        # Assigned behind post_init, where transformers 4 refuses names that only buffers have.
+        self._keep_in_fp32_modules_strict = set(PRECISE)
 
     def _init_weights(self, module):
         if isinstance(module, (nn.Linear, nn.Embedding, Matrices)):
