@@ -285,11 +285,15 @@ bool is_of_training(const std::string& key) {
          std::ranges::find(kept, key) == kept.end();
 }
 
-// Calls emit(indentation, name, field) for every section (field null) and key, in YAML's nesting.
-template <class Emit>
-void walk_schema(const Emit& emit) {
+constexpr auto kEveryField = [](const ConfigField&) { return true; };
+
+// Calls emit(indentation, name, field) for every key that is `wanted` and the sections that it lies
+// in (field null), in YAML's nesting.
+template <class Emit, class Wanted = decltype(kEveryField)>
+void walk_schema(const Emit& emit, const Wanted& wanted = kEveryField) {
   std::vector<std::string> open;
   for (const ConfigField& field : config_schema()) {
+    if (!wanted(field)) continue;
     std::vector<std::string> parts;
     std::stringstream stream(field.key);
     for (std::string part; std::getline(stream, part, '.');) parts.push_back(part);
@@ -335,13 +339,29 @@ LoadedConfig load_stored_config(const std::string& yaml, const std::string& name
   return build(std::move(collected));
 }
 
-std::string to_yaml(const RunConfig& config) {
+namespace {
+
+template <class Wanted>
+std::string print_fields(const RunConfig& config, const Wanted& wanted) {
   std::string out;
-  walk_schema([&](size_t depth, const std::string& name, const ConfigField* field) {
-    out += fmt::format("{:{}}{}:{}\n", "", 2 * depth, name,
-                       field ? " " + field->print(config) : std::string());
-  });
+  walk_schema(
+      [&](size_t depth, const std::string& name, const ConfigField* field) {
+        out += fmt::format("{:{}}{}:{}\n", "", 2 * depth, name,
+                           field ? " " + field->print(config) : std::string());
+      },
+      wanted);
   return out;
+}
+
+}  // namespace
+
+std::string to_yaml(const RunConfig& config) { return print_fields(config, kEveryField); }
+
+std::string to_short_yaml(const RunConfig& config) {
+  const RunConfig defaults;
+  return print_fields(config, [&](const ConfigField& field) {
+    return field.print(config) != field.print(defaults);
+  });
 }
 
 std::string describe_config(const LoadedConfig& loaded) {

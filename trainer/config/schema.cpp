@@ -238,7 +238,9 @@ std::vector<ConfigField> checkpoint_and_log_fields() {
       text(SWITCHYARD_KEY(checkpoint.resume),
            "auto: from the newest intact checkpoint of run.dir, if any | none: a fresh start; an "
            "earlier run in run.dir is moved aside | the path of a checkpoint or run, where the run "
-           "begins; it goes on from its own checkpoints when it has some that came from there"),
+           "begins; it goes on from its own checkpoints when it has some that came from there | "
+           "weights:PATH: the same, but the run begins at step 0 with the weights alone, for "
+           "fine-tuning: a fresh optimizer and schedule, and other data"),
       count(SWITCHYARD_KEY(log.interval), 1, "steps between lines on the console"),
       boolean(SWITCHYARD_KEY(log.tensorboard),
               "write TensorBoard event files beside metrics.jsonl"),
