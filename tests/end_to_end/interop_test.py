@@ -242,12 +242,20 @@ class BadImports(Interop):
                 ({"hidden_act": "gelu"}, 'hidden_act = "gelu" cannot be honoured'),
                 ({"rope_parameters": {"rope_type": "longrope"}}, '"longrope" cannot be honoured'),
                 ({"model_type": "mistral", "sliding_window": 32},
-                 "sliding_window = 32 cannot be honoured: attention sees all 64 tokens")):
+                 "sliding_window = 32 cannot be honoured: attention sees all 64 tokens"),
+                ({"model_type": "mistral", "max_position_embeddings": 8192},
+                 "sliding_window is missing, which means 4096: attention sees all 8192 tokens"),
+                ({"model_type": "qwen3", "use_sliding_window": True, "sliding_window": 63},
+                 "sliding_window = 63 cannot be honoured")):
             shutil.copytree(self.template / "llama", self.folder / "llama", dirs_exist_ok=True)
             self.set_config(**keys)
             self.refuse(message)
         (self.folder / "llama" / "config.json").write_text("[1]")
         self.refuse("config.json is not a JSON object")
+
+    def test_a_window_that_sequences_fit_in(self):
+        self.set_config(model_type="mistral", sliding_window=32)
+        self.import_llama("model.seq_len=32")
 
     def test_settings_that_contradict_the_files(self):
         self.refuse("model.norm_eps: 0.1 is not the value of llama/config.json, which says 1e-05",

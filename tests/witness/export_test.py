@@ -65,7 +65,7 @@ CASES = {
                    f"{NO_POSITIONS}=relu2 model.router.bias_update_rate=0.01"),
     "nemotron_h_dense_first": ("auto", "nemotron_h", "bigmac",
                                f"{NO_POSITIONS}=silu model.first_dense_layers=1 "
-                               "model.num_shared_experts=0 model.bias=attention"),
+                               "model.num_shared_experts=0"),
     "nemotron_h_without_latent": ("auto", "nemotron_h", "fine_grained", f"{NO_POSITIONS}=relu2"),
     "folded": ("folded", "qwen2_moe", "bigmac", ""),
     "folded_mixtral": ("mixtral", "mixtral", "bigmac", f"model.num_shared_experts=0 {NORMALISED}"),

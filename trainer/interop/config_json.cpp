@@ -172,13 +172,18 @@ void write_rope(const ModelConfig& model, double default_partial, nlohmann::orde
   json["rope_parameters"] = std::move(rope);
 }
 
-void refuse_short_window(ConfigJson& config, const ModelConfig& model, bool has_switch) {
-  if (has_switch && !config.boolean("use_sliding_window", false)) return;
-  if (!config.has("sliding_window")) return;
-  if (config.integer("sliding_window") >= model.seq_len) return;
-  config.cannot("sliding_window",
-                fmt::format("attention sees all {} tokens; shorter sequences fit (model.seq_len)",
-                            model.seq_len));
+void refuse_short_window(ConfigJson& config, const ModelConfig& model, Window window) {
+  constexpr int64_t kDefaultWindow = 4096;
+  constexpr char kKey[] = "sliding_window";
+  if (window == Window::none) return;
+  if (window == Window::switched && !config.boolean("use_sliding_window", false)) return;
+  if (config.object().contains(kKey) && !config.has(kKey)) return;
+  if (config.integer(kKey, kDefaultWindow) >= model.seq_len) return;
+  const std::string why =
+      fmt::format("attention sees all {} tokens; set model.seq_len to the window's length or less",
+                  model.seq_len);
+  if (config.has(kKey)) return config.cannot(kKey, why);
+  config.problem(fmt::format("{} is missing, which means {}: {}", kKey, kDefaultWindow, why));
 }
 
 }  // namespace switchyard

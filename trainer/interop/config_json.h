@@ -28,6 +28,9 @@ class ConfigJson {
   double real(const std::string& key, std::optional<double> fallback = {});
   bool boolean(const std::string& key, std::optional<bool> fallback = {});
   std::string text(const std::string& key, std::optional<std::string> fallback = {});
+  // The most positions: what the user wishes, else the key's value.
+  int64_t positions(const std::string& key) { return seq_len_ > 0 ? seq_len_ : integer(key); }
+  void wish_positions(int64_t seq_len) { seq_len_ = seq_len; }
   bool has(const std::string& key) const { return json_.contains(key) && !json_[key].is_null(); }
 
   // Adds a problem unless the key is missing or has this value.
@@ -47,7 +50,11 @@ class ConfigJson {
   std::filesystem::path path_;
   nlohmann::json json_;
   std::vector<std::string> problems_;
+  int64_t seq_len_ = 0;
 };
+
+// Whether an architecture has attention in a sliding window.
+enum class Window { none, switched, always };
 
 // Positions as Hugging Face writes them: 5.x in rope_parameters, earlier versions in rope_theta,
 // rope_scaling and partial_rotary_factor. https://github.com/huggingface/transformers,
@@ -59,7 +66,8 @@ void read_rope(ConfigJson& config, double default_theta, double default_partial,
 // the file does not say it.
 void write_rope(const ModelConfig& model, double default_partial, nlohmann::ordered_json& json);
 
-// Refuses attention windows that are shorter than the model's sequences.
-void refuse_short_window(ConfigJson& config, const ModelConfig& model, bool has_switch);
+// Refuses a sliding window that is shorter than the model's sequences. switched: it exists with
+// use_sliding_window only. A key that is missing, and not null, means 4096.
+void refuse_short_window(ConfigJson& config, const ModelConfig& model, Window window);
 
 }  // namespace switchyard

@@ -73,6 +73,7 @@ void add_experts(RuleBook& book, const ModelConfig& model, int layer, const std:
                  const ExpertNames& names) {
   const std::string ours = fmt::format("layers.{}.moe.", layer), block = theirs + names.prefix;
   book.whole(block + "gate.weight", ours + "router.weight");
+  if (names.router_is_f32) book.keep_last_in_f32();
   if (!names.balancing_bias.empty()) {
     book.balancing_bias(block + names.balancing_bias, layer - model.first_dense_layers,
                         {model.num_experts});

@@ -21,6 +21,7 @@ struct ExpertNames {
   std::string shared_gate = {};           // of the shared expert, by a sigmoid
   std::string balancing_bias = {};        // empty: the form has none
   std::string descend = {}, ascend = {};  // empty: folded into the experts
+  bool router_is_f32 = false;             // readers keep it so
 };
 
 // Adds the rules of one MoE block.

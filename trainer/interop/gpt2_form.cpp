@@ -55,7 +55,7 @@ ModelConfig Gpt2Form::read_config(ConfigJson& config, const WeightFolder&) const
   ModelConfig model;
   model.structure = Structure::dense;
   model.vocab_size = config.integer("vocab_size");
-  model.seq_len = config.integer("n_positions");
+  model.seq_len = config.positions("n_positions");
   model.hidden = config.integer("n_embd");
   model.num_layers = static_cast<int>(config.integer("n_layer"));
   model.num_heads = static_cast<int>(config.integer("n_head"));

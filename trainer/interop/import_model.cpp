@@ -10,6 +10,7 @@
 #include "trainer/checkpoint/checkpoint_folders.h"
 #include "trainer/checkpoint/weights_checkpoint.h"
 #include "trainer/config/config_error.h"
+#include "trainer/config/field_types.h"
 #include "trainer/config/run_paths.h"
 #include "trainer/config/schema.h"
 #include "trainer/files/durable_file.h"
@@ -30,6 +31,19 @@ constexpr std::string_view kFreeKeys[] = {"model.seq_len", "model.router.aux_los
 bool is_of_experts(std::string_view key) {
   return key == "model.structure" || key == "model.num_experts" ||
          key == "model.expert_ffn_hidden" || key.starts_with("model.router.");
+}
+
+// model.seq_len of the settings; 0 without one. What is wrong with it is found where settings are
+// read.
+int64_t wished_seq_len(const std::vector<std::string>& settings) {
+  constexpr std::string_view kKey = "model.seq_len=";
+  int64_t seq_len = 0;
+  for (const std::string& setting : settings) {
+    if (!setting.starts_with(kKey)) continue;
+    const std::string value = setting.substr(kKey.size());
+    if (field_types::parse_integer(value, 1, field_types::kLargestCount, &seq_len)) seq_len = 0;
+  }
+  return seq_len;
 }
 
 // The experiment of the folder's model, with the settings of the user.
@@ -88,6 +102,7 @@ int64_t count_elements(const std::map<TensorKey, Shape>& tensors) {
 
 ImportReport import_model(const ImportOptions& options) {
   ConfigJson json(options.from / "config.json");
+  json.wish_positions(wished_seq_len(options.settings));
   const Form& form = form_of(json.text("model_type"));
   const WeightFolder weights(options.from);
   const ModelConfig model = form.read_config(json, weights);

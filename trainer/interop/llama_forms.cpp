@@ -29,6 +29,7 @@ struct Traits {
   double default_eps = 1e-6;   // where config.json has none
   double default_theta = 1e4;
   double default_partial = 1.0;
+  Window window = Window::none;
 };
 
 bool contains(const auto& list, const auto& item) {
@@ -236,14 +237,14 @@ ModelConfig LlamaForm::read_config(ConfigJson& config, const WeightFolder& weigh
   model.num_kv_heads = static_cast<int>(config.integer("num_key_value_heads", model.num_heads));
   model.head_dim =
       config.integer("head_dim", model.num_heads > 0 ? model.hidden / model.num_heads : 0);
-  model.seq_len = config.integer("max_position_embeddings");
+  model.seq_len = config.positions("max_position_embeddings");
   model.norm_eps = config.real("rms_norm_eps", t_.default_eps);
   model.tie_embeddings = config.boolean("tie_word_embeddings", false);
   model.init_std = config.real("initializer_range", 0.02);
   model.activation = Activation::swiglu;
   config.expect("hidden_act", "silu");
   read_rope(config, t_.default_theta, t_.default_partial, model);
-  refuse_short_window(config, model, /*has_switch=*/t_.name.starts_with("qwen"));
+  refuse_short_window(config, model, t_.window);
   model.bias = read_biases(config);
   model.qk_norm = t_.qk_norms.front();
   if (has_experts()) {
@@ -322,32 +323,38 @@ std::vector<std::unique_ptr<const Form>> make_llama_forms() {
       {.name = "qwen2",
        .architecture = "Qwen2ForCausalLM",
        .biases = {Biases::qkv},
-       .qk_norms = {false}},
+       .qk_norms = {false},
+       .window = Window::switched},
       {.name = "qwen3",
        .architecture = "Qwen3ForCausalLM",
        .biases = {Biases::none, Biases::attention},
-       .qk_norms = {true}},
+       .qk_norms = {true},
+       .window = Window::switched},
       {.name = "mistral",
        .architecture = "MistralForCausalLM",
        .biases = none,
-       .qk_norms = {false}},
+       .qk_norms = {false},
+       .window = Window::always},
       {.name = "mixtral",
        .architecture = "MixtralForCausalLM",
        .experts = Experts::mixtral,
        .biases = none,
        .qk_norms = {false},
        .default_eps = 1e-5,
-       .default_theta = 1e6},
+       .default_theta = 1e6,
+       .window = Window::always},
       {.name = "qwen2_moe",
        .architecture = "Qwen2MoeForCausalLM",
        .experts = Experts::qwen2_moe,
        .biases = {Biases::none, Biases::qkv},
-       .qk_norms = {false}},
+       .qk_norms = {false},
+       .window = Window::switched},
       {.name = "qwen3_moe",
        .architecture = "Qwen3MoeForCausalLM",
        .experts = Experts::qwen3_moe,
        .biases = {Biases::none, Biases::attention},
-       .qk_norms = {true}},
+       .qk_norms = {true},
+       .window = Window::switched},
       {.name = "glm4_moe",
        .architecture = "Glm4MoeForCausalLM",
        .experts = Experts::glm4_moe,

@@ -32,7 +32,8 @@ const ExpertNames kNames{.prefix = "mixer.",
                          .shared_gate = {},
                          .balancing_bias = "gate.e_score_correction_bias",
                          .descend = "fc1_latent_proj.weight",
-                         .ascend = "fc2_latent_proj.weight"};
+                         .ascend = "fc2_latent_proj.weight",
+                         .router_is_f32 = true};
 
 std::vector<std::string> NemotronHForm::obstacles(const ModelConfig& model) const {
   Obstacles o;
@@ -43,7 +44,7 @@ std::vector<std::string> NemotronHForm::obstacles(const ModelConfig& model) cons
   o.unless(model.activation != Activation::swiglu && model.activation != Activation::gelu,
            "model.activation", model.activation);
   o.unless(!model.qk_norm, "model.qk_norm", model.qk_norm);
-  o.unless(model.bias == Biases::none || model.bias == Biases::attention, "model.bias", model.bias);
+  o.unless(model.bias == Biases::none, "model.bias", model.bias);
   if (model.structure == Structure::dense) return std::move(o).list();
   o.unless(router.score == RouterScore::sigmoid, "model.router.score", router.score);
   o.unless(router.capacity_factor == 0.0, "model.router.capacity_factor", router.capacity_factor);
@@ -74,7 +75,7 @@ nlohmann::ordered_json NemotronHForm::write_config(const ModelConfig& model) con
       {"num_key_value_heads", model.num_kv_heads},
       {"head_dim", model.head_dim},
       {"max_position_embeddings", model.seq_len},
-      {"attention_bias", model.bias == Biases::attention},
+      {"attention_bias", false},
       {"attention_dropout", 0.0},
       {"intermediate_size", model.is_moe_layer(0) ? model.expert_ffn_hidden : model.ffn_hidden},
       {"mlp_bias", false},
@@ -149,16 +150,14 @@ ModelConfig NemotronHForm::read_config(ConfigJson& config, const WeightFolder& w
   model.num_heads = static_cast<int>(config.integer("num_attention_heads"));
   model.num_kv_heads = static_cast<int>(config.integer("num_key_value_heads", model.num_heads));
   model.head_dim = config.integer("head_dim", 128);
-  model.seq_len = config.integer("max_position_embeddings");
+  model.seq_len = config.positions("max_position_embeddings");
   model.norm_eps = config.real("layer_norm_epsilon", 1e-5);
   model.position = Position::none;
-  model.bias = config.boolean("attention_bias", false) ? Biases::attention : Biases::none;
   model.tie_embeddings = false;  // it always has a head of its own
   model.init_std = config.real("initializer_range", 0.02);
   config.expect("mlp_bias", false);
   config.expect("n_group", 1);
   config.expect("topk_group", 1);
-  refuse_short_window(config, model, /*has_switch=*/false);
   const std::string activation = config.text("mlp_hidden_act", "relu2");
   model.activation = activation == "silu"   ? Activation::silu
                      : activation == "relu" ? Activation::relu
@@ -197,10 +196,7 @@ std::vector<TensorRule> NemotronHForm::rules(const ModelConfig& model) const {
     book.whole(first + "norm.weight", ours + "norm1.weight");
     for (const auto& [our_name, their_name] :
          {std::pair{"q", "q_proj"}, {"k", "k_proj"}, {"v", "v_proj"}, {"out", "o_proj"}}) {
-      for (const char* kind : {".weight", ".bias"}) {
-        if (!book.has(attention + our_name + kind)) continue;
-        book.whole(first + "mixer." + their_name + kind, attention + our_name + kind);
-      }
+      book.whole(first + "mixer." + their_name + ".weight", attention + our_name + ".weight");
     }
     book.whole(second + "norm.weight", ours + "norm2.weight");
     if (model.is_moe_layer(layer)) {

@@ -59,6 +59,8 @@ class RuleBook {
   // left [m, k] times right [k, n], where left and right are rows of tensors of ours.
   void product(const std::string& theirs, Rows left, Rows right);
   void constant(const std::string& theirs, Shape shape, float value, bool is_f32 = false);
+  // The tensor of the last rule is f32 in files of any element type.
+  void keep_last_in_f32() { rules_.back().is_f32 = true; }
   void balancing_bias(const std::string& theirs, int moe_layer, Shape shape);
 
   // `count` rows of `ours` from `first` on, for `product`.
