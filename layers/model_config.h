@@ -19,6 +19,10 @@ SWITCHYARD_ENUM_NAMES(Position, rope, learned, none)
 enum class Norm { rms_norm, layer_norm };
 SWITCHYARD_ENUM_NAMES(Norm, rms_norm, layer_norm)
 
+// RMSNorm of queries and keys before the rotation: of every head's vector, or of all heads at once.
+enum class QkNormKind { none, head, projection };
+SWITCHYARD_ENUM_NAMES(QkNormKind, none, head, projection)
+
 // Which linear maps have biases: those to q, k and v, all of attention, or also those of dense
 // feed-forwards.
 enum class Biases { none, qkv, attention, all };
@@ -61,7 +65,7 @@ struct ModelConfig {
   RopeScaling rope_scaling;
   Norm norm = Norm::rms_norm;
   double norm_eps = 1e-5;
-  bool qk_norm = false;  // RMSNorm of every head's query and key before the rotation
+  QkNormKind qk_norm = QkNormKind::none;
   Biases bias = Biases::none;
   Activation activation = Activation::swiglu;
   bool tie_embeddings = false;

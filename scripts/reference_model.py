@@ -135,17 +135,22 @@ class ReferenceModel:
             return rms_norm(x, weight, eps)
         return rms_norm(x - x.mean(-1, keepdims=True), weight, eps) + self.weights[name + ".bias"]
 
+    def qk_norm(self, q, k, name):
+        return (rms_norm(t, self.weights[name + part], self.config["norm_eps"])
+                for t, part in ((q, ".q_norm.weight"), (k, ".k_norm.weight")))
+
     def attention(self, x, name, visible):
         """Vaswani et al. 2017, eq. 1, with grouped queries (Ainslie et al. 2023).
           x        [B, S, H]
           visible  [B, S, S]: whether a query (row) sees a key (column)"""
         c = self.config
-        by_head = (*x.shape[:2], -1, c["head_dim"])
-        q, k, v = (self.linear(x, name + part, c["bias"] != "none").reshape(by_head).swapaxes(1, 2)
-                   for part in (".q", ".k", ".v"))  # [B, heads, S, D]
-        if c["qk_norm"]:
-            q = rms_norm(q, self.weights[name + ".q_norm.weight"], c["norm_eps"])
-            k = rms_norm(k, self.weights[name + ".k_norm.weight"], c["norm_eps"])
+        q, k, v = (self.linear(x, name + part, c["bias"] != "none") for part in (".q", ".k", ".v"))
+        if c["qk_norm"] == "projection":  # over all heads (OLMoE, arXiv 2409.02060)
+            q, k = self.qk_norm(q, k, name)
+        q, k, v = (t.reshape(*x.shape[:2], -1, c["head_dim"]).swapaxes(1, 2)
+                   for t in (q, k, v))  # [B, heads, S, D]
+        if c["qk_norm"] == "head":
+            q, k = self.qk_norm(q, k, name)
         if c["position"] == "rope":
             q, k = rotate(q, c), rotate(k, c)
         # Consecutive query heads share a key head.

@@ -61,8 +61,10 @@ std::vector<ConfigField> model_fields() {
            "yarn: factor of cos and sin; 0: 0.1 ln(factor) + 1"),
       choice(SWITCHYARD_KEY(model.norm), "normalisation before attention, feed-forward and head"),
       real(SWITCHYARD_KEY(model.norm_eps), 0.0, 1.0, "added to the variance"),
-      boolean(SWITCHYARD_KEY(model.qk_norm),
-              "RMSNorm of every head's query and key before the rotation"),
+      choice_once_boolean(
+          SWITCHYARD_KEY(model.qk_norm), QkNormKind::none, QkNormKind::head,
+          "RMSNorm of queries and keys before the rotation. head: of every head's vector (Qwen3); "
+          "projection: of all heads together (OLMoE). false and true of older files: none, head"),
       choice_once_boolean(
           SWITCHYARD_KEY(model.bias), Biases::none, Biases::all,
           "which linear maps have biases. qkv: those to queries, keys and values (Qwen2); "
