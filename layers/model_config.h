@@ -34,6 +34,9 @@ SWITCHYARD_ENUM_NAMES(BalanceScope, sequence, global_batch)
 struct RouterConfig {
   RouterScore score = RouterScore::softmax;
   int top_k = 1;
+  // A token's experts come from the best groups_per_token of num_groups groups of neighbours.
+  int num_groups = 1;
+  int groups_per_token = 1;
   bool normalize_topk = false;
   double routed_scaling_factor = 1.0;
   // Coefficients of the losses that are added to the cross-entropy, per MoE layer; 0 turns one off.

@@ -75,10 +75,21 @@ def rotate(x, config):
     return np.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
 
 
+def within_groups(router, scores):
+    """scores [T, E], and -inf outside the groups_per_token best groups of neighbours: those of the
+    greatest score (DeepSeek-V2), or with sigmoid of the greatest sum of two (DeepSeek-V3)."""
+    groups = np.sort(scores.reshape(len(scores), router["num_groups"], -1), axis=-1)
+    best = groups[..., -(2 if router["score"] == "sigmoid" else 1):].sum(axis=-1)
+    rank = np.argsort(np.argsort(-best, axis=-1, kind="stable"), axis=-1)
+    kept = np.repeat(rank < router["groups_per_token"], groups.shape[-1], axis=-1)
+    return np.where(kept, scores, -np.inf)
+
+
 def choose_experts(router, scores, bias):
     """The k experts with the greatest score + bias of scores [T, E], best first; ties go to the
     lower index. The bias of loss-free balancing (Wang et al. 2024) does not change the weights."""
-    experts = np.argsort(-(scores + bias), axis=-1, kind="stable")[:, : router["top_k"]]
+    allowed = within_groups(router, scores + bias)
+    experts = np.argsort(-allowed, axis=-1, kind="stable")[:, : router["top_k"]]
     if router["force_balanced"]:  # for benchmarks only: tokens choose the experts in turn
         experts = np.arange(experts.size).reshape(experts.shape) % scores.shape[1]
     weights = np.take_along_axis(scores, experts, axis=-1)

@@ -246,6 +246,12 @@ INSTANTIATE_TEST_SUITE_P(
                               c.router.score = RouterScore::sigmoid;
                               c.router.routed_scaling_factor = 2.5;
                             }},
+                    MoeCase{"expert_groups", Structure::fine_grained,
+                            [](ModelConfig& c) {
+                              strong_losses(c);
+                              c.router.num_groups = 4;
+                              c.router.groups_per_token = 2;
+                            }},
                     MoeCase{"unnormalized_gelu", Structure::fine_grained,
                             [](ModelConfig& c) {
                               c.router.normalize_topk = false;

@@ -93,6 +93,10 @@ OPTIONS = {
     "balancing_bias": ("bigmac", "model.router.bias_update_rate=0.01", {}),
     "balancing_bias_sigmoid": ("fine_grained", "model.router.bias_update_rate=0.01 "
                                "model.router.score=sigmoid model.first_dense_layers=1", {}),
+    "expert_groups": ("fine_grained", "model.router.num_groups=4 model.router.groups_per_token=2",
+                      {"groups_per_token": 3}),
+    "expert_groups_sigmoid": ("bigmac", "model.router.num_groups=2 model.router.score=sigmoid "
+                              "model.router.bias_update_rate=0.01", {"num_groups": 1}),
     "drop_lowest": ("fine_grained", "model.router.capacity_factor=0.8",
                     {"drop_policy": "latest_position"}),
     "drop_latest": ("bigmac", "model.router.capacity_factor=0.8 "
