@@ -22,8 +22,8 @@ struct BuildContext {
   Parameter& column_parallel(const std::string& name, int64_t out, int64_t in, float std) const;
   // The weight of a linear map whose inputs are split over tp: columns are sharded. [out, in]
   Parameter& row_parallel(const std::string& name, int64_t out, int64_t in, float std) const;
-  // A bias whose elements are split over tp.
-  Parameter& sharded_bias(const std::string& name, int64_t width) const;
+  // A vector whose elements are split over tp: f32, without decay.
+  Parameter& sharded_vector(const std::string& name, int64_t width, Init init) const;
   // A weight that is replicated over tp, in the compute dtype: descend and ascend, and positions,
   // which are an embedding and hold no hidden matrix.
   Parameter& replicated_weight(const std::string& name, Shape shape, float std,

@@ -17,9 +17,9 @@ Linear make_up(const BuildContext& build, const std::string& name, int64_t ffn_h
   add(".up");
   if (bias) {
     if (is_gated(build.config.activation)) {
-      biases.push_back(&build.sharded_bias(name + ".gate.bias", ffn_hidden));
+      biases.push_back(&build.sharded_vector(name + ".gate.bias", ffn_hidden, Init::zeros()));
     }
-    biases.push_back(&build.sharded_bias(name + ".up.bias", ffn_hidden));
+    biases.push_back(&build.sharded_vector(name + ".up.bias", ffn_hidden, Init::zeros()));
   }
   return Linear(build.store, std::move(weights), std::move(biases));
 }

@@ -19,6 +19,10 @@ SWITCHYARD_ENUM_NAMES(Position, rope, learned, none)
 enum class Norm { rms_norm, layer_norm };
 SWITCHYARD_ENUM_NAMES(Norm, rms_norm, layer_norm)
 
+// RMSNorm of queries and keys before the rotation: of every head's vector, or of all heads at once.
+enum class QkNormKind { none, head, projection };
+SWITCHYARD_ENUM_NAMES(QkNormKind, none, head, projection)
+
 // Which linear maps have biases: those to q, k and v, all of attention, or also those of dense
 // feed-forwards.
 enum class Biases { none, qkv, attention, all };
@@ -30,6 +34,9 @@ SWITCHYARD_ENUM_NAMES(BalanceScope, sequence, global_batch)
 struct RouterConfig {
   RouterScore score = RouterScore::softmax;
   int top_k = 1;
+  // A token's experts come from the best groups_per_token of num_groups groups of neighbours.
+  int num_groups = 1;
+  int groups_per_token = 1;
   bool normalize_topk = false;
   double routed_scaling_factor = 1.0;
   // Coefficients of the losses that are added to the cross-entropy, per MoE layer; 0 turns one off.
@@ -61,7 +68,7 @@ struct ModelConfig {
   RopeScaling rope_scaling;
   Norm norm = Norm::rms_norm;
   double norm_eps = 1e-5;
-  bool qk_norm = false;  // RMSNorm of every head's query and key before the rotation
+  QkNormKind qk_norm = QkNormKind::none;
   Biases bias = Biases::none;
   Activation activation = Activation::swiglu;
   bool tie_embeddings = false;

@@ -15,6 +15,8 @@ namespace {
 RouterOptions options_of(const RouterConfig& config) {
   return {.score = config.score,
           .top_k = config.top_k,
+          .num_groups = config.num_groups,
+          .groups_per_token = config.groups_per_token,
           .normalize_topk = config.normalize_topk,
           .routed_scaling_factor = static_cast<float>(config.routed_scaling_factor),
           .force_balanced = config.force_balanced};

@@ -75,10 +75,21 @@ def rotate(x, config):
     return np.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
 
 
+def within_groups(router, scores):
+    """scores [T, E], and -inf outside the groups_per_token best groups of neighbours: those of the
+    greatest score (DeepSeek-V2), or with sigmoid of the greatest sum of two (DeepSeek-V3)."""
+    groups = np.sort(scores.reshape(len(scores), router["num_groups"], -1), axis=-1)
+    best = groups[..., -(2 if router["score"] == "sigmoid" else 1):].sum(axis=-1)
+    rank = np.argsort(np.argsort(-best, axis=-1, kind="stable"), axis=-1)
+    kept = np.repeat(rank < router["groups_per_token"], groups.shape[-1], axis=-1)
+    return np.where(kept, scores, -np.inf)
+
+
 def choose_experts(router, scores, bias):
     """The k experts with the greatest score + bias of scores [T, E], best first; ties go to the
     lower index. The bias of loss-free balancing (Wang et al. 2024) does not change the weights."""
-    experts = np.argsort(-(scores + bias), axis=-1, kind="stable")[:, : router["top_k"]]
+    allowed = within_groups(router, scores + bias)
+    experts = np.argsort(-allowed, axis=-1, kind="stable")[:, : router["top_k"]]
     if router["force_balanced"]:  # for benchmarks only: tokens choose the experts in turn
         experts = np.arange(experts.size).reshape(experts.shape) % scores.shape[1]
     weights = np.take_along_axis(scores, experts, axis=-1)
@@ -135,17 +146,22 @@ class ReferenceModel:
             return rms_norm(x, weight, eps)
         return rms_norm(x - x.mean(-1, keepdims=True), weight, eps) + self.weights[name + ".bias"]
 
+    def qk_norm(self, q, k, name):
+        return (rms_norm(t, self.weights[name + part], self.config["norm_eps"])
+                for t, part in ((q, ".q_norm.weight"), (k, ".k_norm.weight")))
+
     def attention(self, x, name, visible):
         """Vaswani et al. 2017, eq. 1, with grouped queries (Ainslie et al. 2023).
           x        [B, S, H]
           visible  [B, S, S]: whether a query (row) sees a key (column)"""
         c = self.config
-        by_head = (*x.shape[:2], -1, c["head_dim"])
-        q, k, v = (self.linear(x, name + part, c["bias"] != "none").reshape(by_head).swapaxes(1, 2)
-                   for part in (".q", ".k", ".v"))  # [B, heads, S, D]
-        if c["qk_norm"]:
-            q = rms_norm(q, self.weights[name + ".q_norm.weight"], c["norm_eps"])
-            k = rms_norm(k, self.weights[name + ".k_norm.weight"], c["norm_eps"])
+        q, k, v = (self.linear(x, name + part, c["bias"] != "none") for part in (".q", ".k", ".v"))
+        if c["qk_norm"] == "projection":  # over all heads (OLMoE, arXiv 2409.02060)
+            q, k = self.qk_norm(q, k, name)
+        q, k, v = (t.reshape(*x.shape[:2], -1, c["head_dim"]).swapaxes(1, 2)
+                   for t in (q, k, v))  # [B, heads, S, D]
+        if c["qk_norm"] == "head":
+            q, k = self.qk_norm(q, k, name)
         if c["position"] == "rope":
             q, k = rotate(q, c), rotate(k, c)
         # Consecutive query heads share a key head.

@@ -74,8 +74,8 @@ TEST(LinearGradient, MatchesFiniteDifferencesWithFusedWeightsAndBiases) {
   LayerBench bench(tiny_model(Structure::dense));
   Parameter& a = bench.build.column_parallel("a", 5, 16, 0.3f);
   Parameter& b = bench.build.column_parallel("b", 3, 16, 0.3f);
-  Parameter& bias_a = bench.build.sharded_bias("bias_a", 5);
-  Parameter& bias_b = bench.build.sharded_bias("bias_b", 3);
+  Parameter& bias_a = bench.build.sharded_vector("bias_a", 5, Init::zeros());
+  Parameter& bias_b = bench.build.sharded_vector("bias_b", 3, Init::zeros());
   Linear linear(bench.store, {&a, &b}, {&bias_a, &bias_b});
   bench.materialize();
   Tensor x = bench.input();
@@ -117,7 +117,13 @@ INSTANTIATE_TEST_SUITE_P(
     Variants, AttentionGradient,
     testing::Values(AttentionCase{"rope", [](ModelConfig&) {}},
                     AttentionCase{"grouped_query", [](ModelConfig& c) { c.num_kv_heads = 2; }},
-                    AttentionCase{"qk_norm", [](ModelConfig& c) { c.qk_norm = true; }},
+                    AttentionCase{"qk_norm", [](ModelConfig& c) { c.qk_norm = QkNormKind::head; }},
+                    AttentionCase{"qk_norm_of_all_heads",
+                                  [](ModelConfig& c) {
+                                    c.qk_norm = QkNormKind::projection;
+                                    c.num_kv_heads = 2;
+                                    c.norm_eps = 0.1;
+                                  }},
                     AttentionCase{"learned_with_bias",
                                   [](ModelConfig& c) {
                                     c.position = Position::learned;
@@ -239,6 +245,12 @@ INSTANTIATE_TEST_SUITE_P(
                               strong_losses(c);
                               c.router.score = RouterScore::sigmoid;
                               c.router.routed_scaling_factor = 2.5;
+                            }},
+                    MoeCase{"expert_groups", Structure::fine_grained,
+                            [](ModelConfig& c) {
+                              strong_losses(c);
+                              c.router.num_groups = 4;
+                              c.router.groups_per_token = 2;
                             }},
                     MoeCase{"unnormalized_gelu", Structure::fine_grained,
                             [](ModelConfig& c) {

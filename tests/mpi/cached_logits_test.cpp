@@ -23,7 +23,7 @@ struct ModelCase {
   Structure structure = Structure::dense;
   Position position = Position::rope;
   int num_kv_heads = 4;
-  bool qk_norm = false;
+  QkNormKind qk_norm = QkNormKind::none;
   int64_t rotary_dim = 0;
 
   ModelConfig config() const {
@@ -142,8 +142,9 @@ INSTANTIATE_TEST_SUITE_P(
                     ModelCase{.name = "DenseNoPositions", .position = Position::none},
                     ModelCase{.name = "DenseGroupedQueries", .num_kv_heads = 2},
                     ModelCase{.name = "DensePartialRotation", .rotary_dim = 4},
-                    ModelCase{
-                        .name = "DenseNormedQueriesAndKeys", .num_kv_heads = 2, .qk_norm = true},
+                    ModelCase{.name = "DenseNormedQueriesAndKeys",
+                              .num_kv_heads = 2,
+                              .qk_norm = QkNormKind::head},
                     ModelCase{.name = "Vanilla", .structure = Structure::vanilla},
                     ModelCase{.name = "FineGrainedGroupedQueries",
                               .structure = Structure::fine_grained,
@@ -155,7 +156,7 @@ INSTANTIATE_TEST_SUITE_P(
                     ModelCase{.name = "BigmacNormedQueriesAndKeys",
                               .structure = Structure::bigmac,
                               .num_kv_heads = 2,
-                              .qk_norm = true}),
+                              .qk_norm = QkNormKind::projection}),
     [](const auto& of) { return of.param.name; });
 
 }  // namespace

@@ -292,7 +292,7 @@ TEST(LayoutVariantTest, SigmoidRouterWithLossFreeBalancing) {
 
 TEST(LayoutVariantTest, GroupedQueriesQkNormAndDocuments) {
   ModelConfig model = test::tiny_model(Structure::bigmac);
-  model.qk_norm = true;
+  model.qk_norm = QkNormKind::head;
   compare_layouts(model, sgd(), 1, kSgdBounds, {.options = {}, .documents = true});
 }
 

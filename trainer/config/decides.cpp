@@ -55,6 +55,8 @@ constexpr Row kTable[] = {
     {"model.shared_expert_ffn_hidden", Decides::model},
     {"model.router.score", Decides::model},
     {"model.router.top_k", Decides::model},
+    {"model.router.num_groups", Decides::model},
+    {"model.router.groups_per_token", Decides::model},
     {"model.router.normalize_topk", Decides::model},
     {"model.router.routed_scaling_factor", Decides::model},
     {"model.router.balance_scope", Decides::model},

@@ -61,8 +61,10 @@ std::vector<ConfigField> model_fields() {
            "yarn: factor of cos and sin; 0: 0.1 ln(factor) + 1"),
       choice(SWITCHYARD_KEY(model.norm), "normalisation before attention, feed-forward and head"),
       real(SWITCHYARD_KEY(model.norm_eps), 0.0, 1.0, "added to the variance"),
-      boolean(SWITCHYARD_KEY(model.qk_norm),
-              "RMSNorm of every head's query and key before the rotation"),
+      choice_once_boolean(
+          SWITCHYARD_KEY(model.qk_norm), QkNormKind::none, QkNormKind::head,
+          "RMSNorm of queries and keys before the rotation. head: of every head's vector (Qwen3); "
+          "projection: of all heads together (OLMoE). false and true of older files: none, head"),
       choice_once_boolean(
           SWITCHYARD_KEY(model.bias), Biases::none, Biases::all,
           "which linear maps have biases. qkv: those to queries, keys and values (Qwen2); "
@@ -89,6 +91,12 @@ std::vector<ConfigField> router_fields() {
   return {
       choice(SWITCHYARD_KEY(model.router.score), "function from logits to scores"),
       integer(SWITCHYARD_KEY(model.router.top_k), 1, 1024, "experts per token"),
+      integer(SWITCHYARD_KEY(model.router.num_groups), 1, 1024,
+              "groups of neighbouring experts, from the best of which a token's experts come"),
+      integer(SWITCHYARD_KEY(model.router.groups_per_token), 1, 1024,
+              "groups that a token's experts come from; a group's score is the sum of its two "
+              "greatest scores (sigmoid: DeepSeek-V3), or the greatest (softmax: DeepSeek-V2), "
+              "with the bias of loss-free balancing"),
       boolean(SWITCHYARD_KEY(model.router.normalize_topk), "divide the chosen scores by their sum"),
       real(SWITCHYARD_KEY(model.router.routed_scaling_factor), 0.0, 1e6,
            "factor of the chosen weights"),

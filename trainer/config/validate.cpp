@@ -149,6 +149,7 @@ class Checks {
            "is missing: the inner width of an expert");
     expect(m.router.top_k <= m.num_experts, "model.router.top_k",
            "{} is more than model.num_experts = {}; choose fewer", m.router.top_k, m.num_experts);
+    expert_groups();
     expect(m.num_experts % config_.parallel.ep == 0, "parallel.ep",
            "{} does not divide model.num_experts = {}; choose a divisor", config_.parallel.ep,
            m.num_experts);
@@ -165,6 +166,25 @@ class Checks {
       divides(config_.parallel.tp, "parallel.tp", m.num_shared_experts * m.shared_expert_ffn_hidden,
               "model.shared_expert_ffn_hidden");
     }
+  }
+
+  void expert_groups() {
+    const RouterConfig& r = config_.model.router;
+    const int experts = config_.model.num_experts;
+    divides(r.num_groups, "model.router.num_groups", experts, "model.num_experts");
+    expect(r.groups_per_token <= r.num_groups, "model.router.groups_per_token",
+           "{} is more than model.router.num_groups = {}; choose fewer", r.groups_per_token,
+           r.num_groups);
+    const int size = experts / r.num_groups;
+    expect(
+        r.num_groups == 1 || size >= group_score_terms(r.score), "model.router.num_groups",
+        "the score of a group adds up {} experts of it, and a group of {} / {} has fewer; choose "
+        "fewer groups",
+        group_score_terms(r.score), experts, r.num_groups);
+    expect(r.top_k <= size * r.groups_per_token || r.top_k > experts, "model.router.top_k",
+           "{} is more than the {} experts of a token's model.router.groups_per_token = {} groups; "
+           "choose fewer, or more groups",
+           r.top_k, size * r.groups_per_token, r.groups_per_token);
   }
 
   void batches() {

@@ -60,6 +60,8 @@ TEST(ConfigSchemaTest, BooleansOfOlderFilesNameChoices) {
   EXPECT_EQ(parse_config("model: {bias: true}", "stored").config.model.bias, Biases::all);
   EXPECT_EQ(parse_config("model: {bias: false}", "stored").config.model.bias, Biases::none);
   EXPECT_EQ(parse_config("model: {bias: qkv}", "stored").config.model.bias, Biases::qkv);
+  EXPECT_EQ(parse_config("model: {qk_norm: true}", "stored").config.model.qk_norm,
+            QkNormKind::head);
 }
 
 TEST(ConfigSchemaTest, TextReadsBackEqual) {

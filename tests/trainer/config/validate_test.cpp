@@ -150,6 +150,27 @@ TEST(ValidateConfigTest, QueryHeadsMustShareKeysEvenly) {
       ElementsAre(names("model.num_heads", "4 is not divisible by model.num_kv_heads = 3")));
 }
 
+TEST(ValidateConfigTest, GroupsOfExpertsAreEven) {
+  EXPECT_THAT(problems_with({"model.router.num_groups=3"}),
+              ElementsAre(names("model.num_experts", "8 is not divisible by")));
+  EXPECT_THAT(problems_with({"model.router.num_groups=4"}), ElementsAre());
+}
+
+TEST(ValidateConfigTest, ATokensGroupsHoldItsExperts) {
+  EXPECT_THAT(problems_with({"model.router.num_groups=2", "model.router.groups_per_token=3"}),
+              ElementsAre(names("model.router.groups_per_token", "3 is more than")));
+  EXPECT_THAT(problems_with({"model.router.num_groups=8"}),
+              ElementsAre(names("model.router.top_k", "2 is more than the 1 experts")));
+  EXPECT_THAT(problems_with({"model.router.num_groups=8", "model.router.groups_per_token=2"}),
+              ElementsAre());
+}
+
+TEST(ValidateConfigTest, TheScoreOfAGroupNeedsTwoExpertsWithSigmoid) {
+  EXPECT_THAT(problems_with({"model.router.num_groups=8", "model.router.groups_per_token=2",
+                             "model.router.score=sigmoid"}),
+              ElementsAre(names("model.router.num_groups", "adds up 2 experts")));
+}
+
 TEST(ValidateConfigTest, RopeNeedsAnEvenWidth) {
   EXPECT_THAT(problems_with({"model.head_dim=7"}),
               ElementsAre(names("model.head_dim", "7 must be even")));

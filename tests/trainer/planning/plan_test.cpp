@@ -92,7 +92,7 @@ const std::vector<Variant> kVariants = {
     {"grouped",
      [](RunConfig& c) {
        c.model.num_kv_heads = 2;
-       c.model.qk_norm = true;
+       c.model.qk_norm = QkNormKind::head;
        c.model.first_dense_layers = 1;
      }},
     {"capacity", [](RunConfig& c) {
