@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Prints the loss of a GGUF model in llama.cpp, in nats per target:
+"""Converts an exported folder to an f32 GGUF file with llama.cpp's converter, and prints the loss
+of that file in llama.cpp, in nats per target:
 
-    scripts/llama_cpp_loss.py SOURCES MODEL.gguf HELD_OUT.npz
+    scripts/llama_cpp_loss.py SOURCES FOLDER HELD_OUT.npz
 
 SOURCES: the unpacked sources of llama-cpp-python, with llama.cpp built in their folder build.
 HELD_OUT.npz: tokens and targets, each [sequences, seq_len]; a target of -1 does not count.
@@ -14,24 +15,40 @@ import sys
 import numpy as np
 
 
-def main():
-    sources, model, held_out = map(pathlib.Path, sys.argv[1:])
+def convert(sources, folder, gguf_file):
+    sys.path.insert(0, str(sources / "vendor/llama.cpp"))
+    import convert_hf_to_gguf
+    from conversion.base import TextModel
+
+    if (folder / "tokenizer.model").exists():
+        # Most architectures accept only tokenizers of published models, which they tell by a hash.
+        TextModel.set_vocab = TextModel._set_vocab_sentencepiece
+    sys.argv = ["convert", str(folder), "--outfile", str(gguf_file), "--outtype", "f32"]
+    convert_hf_to_gguf.main()
+
+
+def loss(sources, gguf_file, tokens, targets):
     os.environ["LLAMA_CPP_LIB_PATH"] = str(sources / "build/bin")
     sys.path.insert(0, str(sources))
     from llama_cpp import Llama
 
-    data = np.load(held_out)
-    length = data["tokens"].shape[1]
-    llama = Llama(str(model), n_ctx=length, n_batch=length, logits_all=True, verbose=False)
-    total = 0.0
-    for tokens, targets in zip(data["tokens"], data["targets"]):
+    length, total = tokens.shape[1], 0.0
+    llama = Llama(str(gguf_file), n_ctx=length, n_batch=length, logits_all=True, verbose=False)
+    for row, target in zip(tokens, targets):
         llama.reset()
-        llama.eval(tokens.tolist())
+        llama.eval(row.tolist())
         logits = np.array(llama.scores[:length], dtype=float)
         logits -= logits.max(-1, keepdims=True)
-        of_target = logits[np.arange(length), np.maximum(targets, 0)]
-        total += (np.log(np.exp(logits).sum(-1)) - of_target)[targets >= 0].sum()
-    print(total / (data["targets"] >= 0).sum())
+        of_target = logits[np.arange(length), np.maximum(target, 0)]
+        total += (np.log(np.exp(logits).sum(-1)) - of_target)[target >= 0].sum()
+    return total / (targets >= 0).sum()
+
+
+def main():
+    sources, folder, held_out = map(pathlib.Path, sys.argv[1:])
+    gguf_file, data = folder.parent / "model.gguf", np.load(held_out)
+    convert(sources, folder, gguf_file)
+    print(loss(sources, gguf_file, data["tokens"], data["targets"]))
 
 
 if __name__ == "__main__":
