@@ -29,6 +29,7 @@ SIGMOID = "model.router.score=sigmoid"
 NO_POSITIONS = f"model.position=none {SIGMOID} model.activation"
 ROPE = "model.rope_scaling.original_seq_len=20 model.rope_scaling.factor=3 model.rope_scaling.type"
 GPT = "model.norm=layer_norm model.position=learned model.activation=gelu model.num_kv_heads=4"
+GROUPS = "model.router.num_groups=4 model.router.groups_per_token=2"
 NORMALISED = "model.router.normalize_topk=true"
 
 # (form that is asked for, model_type, configuration, overrides)
@@ -45,7 +46,7 @@ CASES = {
                    "model.rope_scaling.beta_fast=2 model.rope_scaling.beta_slow=0.3"),
     "mistral": ("mistral", "mistral", "dense", ""),
     "qwen2": ("auto", "qwen2", "dense", "model.bias=qkv"),
-    "qwen3": ("auto", "qwen3", "dense", "model.qk_norm=true model.head_dim=10"),
+    "qwen3": ("auto", "qwen3", "dense", "model.qk_norm=head model.head_dim=10"),
     "gpt2": ("auto", "gpt2", "dense", f"{GPT} model.bias=all model.tie_embeddings=true"),
     "gpt2_untied": ("auto", "gpt2", "dense", f"{GPT} model.bias=all"),
     "gpt2_without_biases": ("gpt2", "gpt2", "dense", f"{GPT} model.bias=qkv"),
@@ -53,14 +54,21 @@ CASES = {
     "qwen2_moe": ("auto", "qwen2_moe", "fine_grained", "model.bias=qkv model.num_shared_experts=2"),
     "qwen2_moe_zero_expert": ("auto", "qwen2_moe", "vanilla", "model.router.normalize_topk=false"),
     "qwen2_moe_dense_first": ("qwen2_moe", "qwen2_moe", "fine_grained", "model.first_dense_layers=1"),
-    "qwen3_moe": ("auto", "qwen3_moe", "vanilla", "model.qk_norm=true model.bias=attention"),
+    "qwen3_moe": ("auto", "qwen3_moe", "vanilla", "model.qk_norm=head model.bias=attention"),
     "qwen3_moe_dense_first": ("qwen3_moe", "qwen3_moe", "vanilla",
-                              "model.qk_norm=true model.first_dense_layers=1"),
+                              "model.qk_norm=head model.first_dense_layers=1"),
+    "qwen2_moe_gated": ("auto", "qwen2_moe", "fine_grained", "model.shared_expert_gate=true"),
+    "olmoe": ("auto", "olmoe", "vanilla", "model.qk_norm=projection model.bias=attention"),
+    "glm4_moe_groups": ("auto", "glm4_moe", "fine_grained",
+                        f"{SIGMOID} {GROUPS} model.router.bias_update_rate=0.01"),
+    "nemotron_h_groups": ("auto", "nemotron_h", "bigmac", f"{NO_POSITIONS}=relu2 {GROUPS}"),
+    "compact_gated": ("auto", "switchyard", "bigmac",
+                      f"model.shared_expert_gate=true model.qk_norm=projection {GROUPS}"),
     "glm4_moe": ("auto", "glm4_moe", "fine_grained",
                  f"{SIGMOID} model.router.bias_update_rate=0.01 model.first_dense_layers=1 "
                  "model.router.routed_scaling_factor=2.5 model.rotary_dim=4"),
     "glm4_moe_without_bias": ("glm4_moe", "glm4_moe", "vanilla",
-                              f"{SIGMOID} model.qk_norm=true model.bias=qkv"),
+                              f"{SIGMOID} model.qk_norm=head model.bias=qkv"),
     "nemotron_h": ("auto", "nemotron_h", "bigmac",
                    f"{NO_POSITIONS}=relu2 model.router.bias_update_rate=0.01"),
     "nemotron_h_dense_first": ("auto", "nemotron_h", "bigmac",

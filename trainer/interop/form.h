@@ -68,7 +68,7 @@ class Obstacles {
   std::vector<std::string> list_;
 };
 
-// llama, qwen2, qwen3, mistral, mixtral, qwen2_moe, qwen3_moe, glm4_moe
+// llama, qwen2, qwen3, mistral, mixtral, qwen2_moe, qwen3_moe, olmoe, glm4_moe
 std::vector<std::unique_ptr<const Form>> make_llama_forms();
 std::unique_ptr<const Form> make_gpt2_form();
 std::unique_ptr<const Form> make_nemotron_h_form();

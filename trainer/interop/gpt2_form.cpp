@@ -25,7 +25,7 @@ std::vector<std::string> Gpt2Form::obstacles(const ModelConfig& model) const {
   o.unless(model.norm == Norm::layer_norm, "model.norm", model.norm);
   o.unless(model.position == Position::learned, "model.position", model.position);
   o.unless(model.activation == Activation::gelu, "model.activation", model.activation);
-  o.unless(!model.qk_norm, "model.qk_norm", model.qk_norm);
+  o.unless(model.qk_norm == QkNormKind::none, "model.qk_norm", model.qk_norm);
   o.unless(model.num_kv_heads == model.num_heads, "model.num_kv_heads", model.num_kv_heads);
   o.unless(model.head_dim * model.num_heads == model.hidden, "model.head_dim", model.head_dim);
   return std::move(o).list();

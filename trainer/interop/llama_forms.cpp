@@ -17,6 +17,7 @@ enum class Experts {
   mixtral,    // softmax, always normalised
   qwen2_moe,  // softmax; a gated shared expert
   qwen3_moe,  // softmax
+  olmoe,      // softmax; no dense layers
   glm4_moe,   // sigmoid with a correction bias; shared experts
 };
 
@@ -24,9 +25,9 @@ struct Traits {
   std::string_view name;
   std::string_view architecture;
   Experts experts = Experts::none;
-  std::vector<Biases> biases;  // that it can say
-  std::vector<bool> qk_norms;  // that it can say
-  double default_eps = 1e-6;   // where config.json has none
+  std::vector<Biases> biases;        // that it can say
+  std::vector<QkNormKind> qk_norms;  // that it can say
+  double default_eps = 1e-6;         // where config.json has none
   double default_theta = 1e4;
   double default_partial = 1.0;
   Window window = Window::none;
@@ -48,6 +49,9 @@ class LlamaForm final : public Form {
 
  private:
   bool has_experts() const { return t_.experts != Experts::none; }
+  bool may_be_dense_first() const {
+    return t_.experts != Experts::mixtral && t_.experts != Experts::olmoe;
+  }
   bool rotates_in_part() const { return t_.experts == Experts::glm4_moe; }
   // The key that says that q, k and v have biases.
   const char* bias_key() const {
@@ -71,12 +75,15 @@ void LlamaForm::note_router(const ModelConfig& model, Obstacles& o) const {
            "model.router.score", router.score);
   o.unless(router.capacity_factor == 0.0, "model.router.capacity_factor", router.capacity_factor);
   o.unless(!router.force_balanced, "model.router.force_balanced", router.force_balanced);
+  o.unless(is_glm || router.num_groups == 1, "model.router.num_groups", router.num_groups);
   o.unless(is_glm || router.bias_update_rate == 0.0, "model.router.bias_update_rate",
            router.bias_update_rate);
   o.unless(is_glm || router.routed_scaling_factor == 1.0, "model.router.routed_scaling_factor",
            router.routed_scaling_factor);
   o.unless(t_.experts != Experts::mixtral || router.normalize_topk, "model.router.normalize_topk",
            router.normalize_topk);
+  o.unless(!is_glm || !model.shared_expert_gate, "model.shared_expert_gate",
+           model.shared_expert_gate);
   const bool has_shared = is_glm || t_.experts == Experts::qwen2_moe;
   o.unless(has_shared || model.num_shared_experts == 0, "model.num_shared_experts",
            model.num_shared_experts);
@@ -84,8 +91,8 @@ void LlamaForm::note_router(const ModelConfig& model, Obstacles& o) const {
   const int64_t joint = model.num_shared_experts * model.shared_expert_ffn_hidden;
   o.unless(!is_glm || joint % std::max<int64_t>(model.expert_ffn_hidden, 1) == 0,
            "model.shared_expert_ffn_hidden", model.shared_expert_ffn_hidden);
-  o.unless(t_.experts != Experts::mixtral || model.first_dense_layers == 0,
-           "model.first_dense_layers", model.first_dense_layers);
+  o.unless(may_be_dense_first() || model.first_dense_layers == 0, "model.first_dense_layers",
+           model.first_dense_layers);
 }
 
 std::vector<std::string> LlamaForm::obstacles(const ModelConfig& model) const {
@@ -111,16 +118,23 @@ void LlamaForm::write_experts(const ModelConfig& model, nlohmann::ordered_json& 
     json["intermediate_size"] = model.expert_ffn_hidden;
     return;
   }
+  if (t_.experts == Experts::olmoe) {
+    json["num_experts"] = model.num_experts;
+    json["intermediate_size"] = model.expert_ffn_hidden;
+    json["norm_topk_prob"] = router.normalize_topk;
+    json["clip_qkv"] = nullptr;
+    return;
+  }
   json["moe_intermediate_size"] = model.expert_ffn_hidden;
   json["norm_topk_prob"] = router.normalize_topk;
   if (t_.experts == Experts::glm4_moe) {
     json["n_routed_experts"] = model.num_experts;
     json["n_shared_experts"] = joint == 0 ? 1 : joint / model.expert_ffn_hidden;
-    json["n_group"] = 1;
-    json["topk_group"] = 1;
+    json["n_group"] = router.num_groups;
+    json["topk_group"] = router.groups_per_token;
     json["routed_scaling_factor"] = router.routed_scaling_factor;
     json["first_k_dense_replace"] = model.first_dense_layers;
-    json["use_qk_norm"] = model.qk_norm;
+    json["use_qk_norm"] = model.qk_norm != QkNormKind::none;
     return;
   }
   json["num_experts"] = model.num_experts;
@@ -176,7 +190,7 @@ Biases LlamaForm::read_biases(ConfigJson& config) const {
 
 // Layers with a dense feed-forward, which must be the first ones.
 void LlamaForm::read_dense_layers(ConfigJson& config, ModelConfig& model) const {
-  if (t_.experts == Experts::mixtral) return;
+  if (!may_be_dense_first()) return;
   if (t_.experts == Experts::glm4_moe) {
     model.first_dense_layers = static_cast<int>(config.integer("first_k_dense_replace", 1));
   } else {
@@ -203,27 +217,30 @@ void LlamaForm::read_experts(ConfigJson& config, const WeightFolder& weights,
   RouterConfig& router = model.router;
   const bool is_glm = t_.experts == Experts::glm4_moe;
   const bool is_mixtral = t_.experts == Experts::mixtral;
+  const bool is_olmoe = t_.experts == Experts::olmoe;
   model.structure = Structure::vanilla;
   router.top_k = static_cast<int>(config.integer("num_experts_per_tok"));
   router.normalize_topk = is_mixtral || config.boolean("norm_topk_prob", is_glm);
   model.num_experts = static_cast<int>(config.integer(
       is_mixtral ? "num_local_experts" : (is_glm ? "n_routed_experts" : "num_experts")));
   model.expert_ffn_hidden =
-      config.integer(is_mixtral ? "intermediate_size" : "moe_intermediate_size");
+      config.integer(is_mixtral || is_olmoe ? "intermediate_size" : "moe_intermediate_size");
+  if (config.has("clip_qkv")) config.cannot("clip_qkv");
   read_dense_layers(config, model);
   if (is_glm) {
     model.structure = Structure::fine_grained;
     router.score = RouterScore::sigmoid;
     router.routed_scaling_factor = config.real("routed_scaling_factor", 1.0);
-    config.expect("n_group", 1);
-    config.expect("topk_group", 1);
-    model.qk_norm = config.boolean("use_qk_norm", false);
+    router.num_groups = static_cast<int>(config.integer("n_group", 1));
+    router.groups_per_token = static_cast<int>(config.integer("topk_group", 1));
+    model.qk_norm = config.boolean("use_qk_norm", false) ? QkNormKind::head : QkNormKind::none;
     model.num_shared_experts = static_cast<int>(config.integer("n_shared_experts", 1));
     model.shared_expert_ffn_hidden = model.expert_ffn_hidden;
     router.bias_update_rate = has_balancing_bias(weights, expert_names()) ? 1e-3 : 0.0;
   } else if (t_.experts == Experts::qwen2_moe) {
     model.structure = Structure::fine_grained;
     model.num_shared_experts = 1;
+    model.shared_expert_gate = true;
     model.shared_expert_ffn_hidden = config.integer("shared_expert_intermediate_size");
   }
 }
@@ -319,27 +336,27 @@ std::vector<std::unique_ptr<const Form>> make_llama_forms() {
       {.name = "llama",
        .architecture = "LlamaForCausalLM",
        .biases = {Biases::none, Biases::attention, Biases::all},
-       .qk_norms = {false}},
+       .qk_norms = {QkNormKind::none}},
       {.name = "qwen2",
        .architecture = "Qwen2ForCausalLM",
        .biases = {Biases::qkv},
-       .qk_norms = {false},
+       .qk_norms = {QkNormKind::none},
        .window = Window::switched},
       {.name = "qwen3",
        .architecture = "Qwen3ForCausalLM",
        .biases = {Biases::none, Biases::attention},
-       .qk_norms = {true},
+       .qk_norms = {QkNormKind::head},
        .window = Window::switched},
       {.name = "mistral",
        .architecture = "MistralForCausalLM",
        .biases = none,
-       .qk_norms = {false},
+       .qk_norms = {QkNormKind::none},
        .window = Window::always},
       {.name = "mixtral",
        .architecture = "MixtralForCausalLM",
        .experts = Experts::mixtral,
        .biases = none,
-       .qk_norms = {false},
+       .qk_norms = {QkNormKind::none},
        .default_eps = 1e-5,
        .default_theta = 1e6,
        .window = Window::always},
@@ -347,19 +364,25 @@ std::vector<std::unique_ptr<const Form>> make_llama_forms() {
        .architecture = "Qwen2MoeForCausalLM",
        .experts = Experts::qwen2_moe,
        .biases = {Biases::none, Biases::qkv},
-       .qk_norms = {false},
+       .qk_norms = {QkNormKind::none},
        .window = Window::switched},
       {.name = "qwen3_moe",
        .architecture = "Qwen3MoeForCausalLM",
        .experts = Experts::qwen3_moe,
        .biases = {Biases::none, Biases::attention},
-       .qk_norms = {true},
+       .qk_norms = {QkNormKind::head},
        .window = Window::switched},
+      {.name = "olmoe",
+       .architecture = "OlmoeForCausalLM",
+       .experts = Experts::olmoe,
+       .biases = {Biases::none, Biases::attention},
+       .qk_norms = {QkNormKind::projection},
+       .default_eps = 1e-5},
       {.name = "glm4_moe",
        .architecture = "Glm4MoeForCausalLM",
        .experts = Experts::glm4_moe,
        .biases = {Biases::none, Biases::qkv},
-       .qk_norms = {false, true},
+       .qk_norms = {QkNormKind::none, QkNormKind::head},
        .default_eps = 1e-5,
        .default_partial = 0.5},
   };

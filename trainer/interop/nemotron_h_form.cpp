@@ -43,9 +43,10 @@ std::vector<std::string> NemotronHForm::obstacles(const ModelConfig& model) cons
   o.unless(model.position == Position::none, "model.position", model.position);
   o.unless(model.activation != Activation::swiglu && model.activation != Activation::gelu,
            "model.activation", model.activation);
-  o.unless(!model.qk_norm, "model.qk_norm", model.qk_norm);
+  o.unless(model.qk_norm == QkNormKind::none, "model.qk_norm", model.qk_norm);
   o.unless(model.bias == Biases::none, "model.bias", model.bias);
   if (model.structure == Structure::dense) return std::move(o).list();
+  o.unless(!model.shared_expert_gate, "model.shared_expert_gate", model.shared_expert_gate);
   o.unless(router.score == RouterScore::sigmoid, "model.router.score", router.score);
   o.unless(router.capacity_factor == 0.0, "model.router.capacity_factor", router.capacity_factor);
   o.unless(!router.force_balanced, "model.router.force_balanced", router.force_balanced);
@@ -91,8 +92,8 @@ nlohmann::ordered_json NemotronHForm::write_config(const ModelConfig& model) con
       {"moe_shared_expert_intermediate_size",
        std::max<int64_t>(model.num_shared_experts * model.shared_expert_ffn_hidden,
                          model.num_shared_experts == 0 ? model.expert_ffn_hidden : 0)},
-      {"n_group", 1},
-      {"topk_group", 1},
+      {"n_group", router.num_groups},
+      {"topk_group", router.groups_per_token},
       {"norm_topk_prob", router.normalize_topk},
       {"routed_scaling_factor", router.routed_scaling_factor},
       {"tie_word_embeddings", false},
@@ -156,8 +157,8 @@ ModelConfig NemotronHForm::read_config(ConfigJson& config, const WeightFolder& w
   model.tie_embeddings = false;  // it always has a head of its own
   model.init_std = config.real("initializer_range", 0.02);
   config.expect("mlp_bias", false);
-  config.expect("n_group", 1);
-  config.expect("topk_group", 1);
+  router.num_groups = static_cast<int>(config.integer("n_group", 1));
+  router.groups_per_token = static_cast<int>(config.integer("topk_group", 1));
   const std::string activation = config.text("mlp_hidden_act", "relu2");
   model.activation = activation == "silu"   ? Activation::silu
                      : activation == "relu" ? Activation::relu
