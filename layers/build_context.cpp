@@ -69,7 +69,8 @@ Parameter& BuildContext::replicated_weight(const std::string& name, Shape shape,
                     .init = Init::normal(std)});
 }
 
-Parameter& BuildContext::router_weight(const std::string& name, Shape shape, float std) const {
+Parameter& BuildContext::router_weight(const std::string& name, Shape shape, float std,
+                                       int hidden_matrices) const {
   return store.add({.name = name,
                     .global_shape = shape,
                     .offset = {0, 0},
@@ -77,7 +78,7 @@ Parameter& BuildContext::router_weight(const std::string& name, Shape shape, flo
                     .group = ParameterGroup::replicated,
                     .dtype = DType::f32,
                     .decay = true,
-                    .hidden_matrices = 1,
+                    .hidden_matrices = hidden_matrices,
                     .init = Init::normal(std)});
 }
 

@@ -82,6 +82,7 @@ struct ModelConfig {
   int64_t latent = 0;  // bigmac: the exchange width, r * hidden
   int num_shared_experts = 0;
   int64_t shared_expert_ffn_hidden = 0;  // of each shared expert
+  bool shared_expert_gate = false;       // a sigmoid gate per token for all shared experts
   RouterConfig router;
 
   bool is_moe_layer(int layer) const {

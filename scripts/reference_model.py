@@ -215,7 +215,10 @@ class ReferenceModel:
             summed[token] += weights[token, slot][:, None] * y
         y = self.linear(summed, name + ".ascend") if bigmac else summed
         if self.config["num_shared_experts"] > 0:  # computed as one of their total width
-            y = y + self.feed_forward(rows, name + ".shared")
+            shared = self.feed_forward(rows, name + ".shared")
+            if self.config["shared_expert_gate"]:  # Qwen1.5-MoE
+                shared = shared * sigmoid(self.linear(rows, name + ".shared_gate"))
+            y = y + shared
         return y.reshape(x.shape)
 
     def forward(self, tokens, document_start=None):

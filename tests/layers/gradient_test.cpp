@@ -257,6 +257,13 @@ INSTANTIATE_TEST_SUITE_P(
                               c.router.normalize_topk = false;
                               c.activation = Activation::gelu;
                             }},
+                    MoeCase{"shared_expert_gate", Structure::bigmac,
+                            [](ModelConfig& c) { c.shared_expert_gate = true; }},
+                    MoeCase{"shared_expert_gate_gelu", Structure::fine_grained,
+                            [](ModelConfig& c) {
+                              c.shared_expert_gate = true;
+                              c.activation = Activation::gelu;
+                            }},
                     MoeCase{"capacity", Structure::bigmac,
                             [](ModelConfig& c) { c.router.capacity_factor = 1.0; }}),
     [](const auto& tested) { return tested.param.name; });

@@ -304,6 +304,17 @@ TEST(LayoutVariantTest, QkvBiasesAndPartialRotation) {
   compare_layouts(model, sgd(), 1, kSgdBounds);
 }
 
+// The norms' sums cross ranks that have different heads, and gates are split over tokens.
+TEST(LayoutVariantTest, QkNormOfAllHeadsSharedExpertGateAndExpertGroups) {
+  ModelConfig model = test::tiny_model(Structure::fine_grained);
+  model.qk_norm = QkNormKind::projection;
+  model.shared_expert_gate = true;
+  model.router.num_groups = 4;
+  model.router.groups_per_token = 2;
+  compare_layouts(model, sgd(), 1, kSgdBounds);
+  compare_layouts(model, muon(), 1, kAdamBounds);
+}
+
 TEST(LayoutVariantTest, RecomputationAndNoDeduplication) {
   const ModelConfig model = test::tiny_model(Structure::bigmac);
   compare_layouts(model, sgd(), 4, kSgdBounds,

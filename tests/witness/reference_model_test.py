@@ -77,6 +77,11 @@ OPTIONS = {
     "first_dense_layers": ("fine_grained", "model.first_dense_layers=1", {}),
     "no_shared_experts": ("bigmac", "model.num_shared_experts=0", {}),
     "two_shared_experts": ("fine_grained", "model.num_shared_experts=2", {}),
+    "shared_expert_gate": ("fine_grained", "model.shared_expert_gate=true",
+                           {"shared_expert_gate": False}),
+    "shared_expert_gate_ungated": ("bigmac", "model.shared_expert_gate=true "
+                                   "model.num_shared_experts=2 model.activation=relu2",
+                                   {"shared_expert_gate": False}),
     "one_expert_per_token": ("vanilla", "model.router.top_k=1", {"top_k": 2}),
     "all_experts": ("vanilla", "model.router.top_k=8", {"top_k": 7}),
     "sum_is_not_one": ("fine_grained", "model.router.normalize_topk=false",

@@ -53,6 +53,7 @@ constexpr Row kTable[] = {
     {"model.latent", Decides::model},
     {"model.num_shared_experts", Decides::model},
     {"model.shared_expert_ffn_hidden", Decides::model},
+    {"model.shared_expert_gate", Decides::model},
     {"model.router.score", Decides::model},
     {"model.router.top_k", Decides::model},
     {"model.router.num_groups", Decides::model},

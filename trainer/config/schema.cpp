@@ -84,6 +84,9 @@ std::vector<ConfigField> model_fields() {
       integer(SWITCHYARD_KEY(model.num_shared_experts), 0, 100000,
               "experts that every token visits"),
       count(SWITCHYARD_KEY(model.shared_expert_ffn_hidden), 0, "inner width of a shared expert"),
+      boolean(SWITCHYARD_KEY(model.shared_expert_gate),
+              "the shared experts' output is multiplied by the sigmoid of a linear map of the "
+              "token (Qwen1.5-MoE)"),
   };
 }
 

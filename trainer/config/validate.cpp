@@ -160,6 +160,8 @@ class Checks {
     } else {
       expect(m.latent == 0, "model.latent", "only bigmac models have it; remove it");
     }
+    expect(!m.shared_expert_gate || m.num_shared_experts > 0, "model.shared_expert_gate",
+           "has no effect without shared experts; set model.num_shared_experts");
     if (m.num_shared_experts > 0) {
       expect(m.shared_expert_ffn_hidden > 0, "model.shared_expert_ffn_hidden",
              "is missing: the inner width of a shared expert");

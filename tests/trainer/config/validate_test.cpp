@@ -231,6 +231,12 @@ TEST(ValidateConfigTest, DenseWidthsMustDivideOverTp) {
                                 "18 is not divisible by parallel.tp = 4")));
 }
 
+TEST(ValidateConfigTest, OnlySharedExpertsHaveAGate) {
+  EXPECT_THAT(problems_with({"model.shared_expert_gate=true"}), ElementsAre());
+  EXPECT_THAT(problems_with({"model.shared_expert_gate=true", "model.num_shared_experts=0"}),
+              ElementsAre(names("model.shared_expert_gate", "has no effect")));
+}
+
 TEST(ValidateConfigTest, LeadingDenseLayersMustFit) {
   EXPECT_THAT(
       problems_with({"model.first_dense_layers=3", "model.ffn_hidden=64"}),

@@ -95,6 +95,13 @@ const std::vector<Variant> kVariants = {
        c.model.qk_norm = QkNormKind::head;
        c.model.first_dense_layers = 1;
      }},
+    {"gated_and_normed_together",
+     [](RunConfig& c) {
+       c.model.qk_norm = QkNormKind::projection;
+       c.model.num_shared_experts = 1;
+       c.model.shared_expert_ffn_hidden = 16;
+       c.model.shared_expert_gate = c.model.structure != Structure::dense;
+     }},
     {"capacity", [](RunConfig& c) {
        c.model.router.capacity_factor = 8.0;  // enough for all, so that no row is dropped
        c.model.num_shared_experts = 0;
