@@ -66,7 +66,8 @@ EXPORTS = [
                "BigMac, latent kept, wide heads"),
     ExportCase("mixtral", "bigmac", NO_SHARED, "BigMac, folded"),
     ExportCase("qwen2_moe", "bigmac", "", "BigMac, folded, shared expert"),
-    ExportCase("glm4_moe", "bigmac", SIGMOID, "BigMac, folded, sigmoid, balancing bias"),
+    ExportCase("glm4_moe", "bigmac", f"{SIGMOID} model.shared_expert_ffn_hidden=32",
+               "BigMac, folded, sigmoid, balancing bias"),
     ExportCase("compact", "bigmac", "", "BigMac"),
     ExportCase("compact", "bigmac",
                f"{SIGMOID} {GROUPS} {YARN} model.norm=layer_norm model.bias=all model.rotary_dim=4 "
