@@ -54,6 +54,7 @@ switchyard_add_program_test(end_to_end_signals signal)
 switchyard_add_program_test(end_to_end_owner owner)
 switchyard_add_program_test(end_to_end_run_folder run_folder)
 switchyard_add_program_test(end_to_end_interop interop)
+switchyard_add_program_test(end_to_end_tokenizers tokenizers)
 switchyard_add_program_test(failures failure cpu)
 # These measure moments, or need the cores for themselves. The others spend most of their time
 # starting processes; two of them share two cores well.

@@ -77,6 +77,7 @@ constexpr Row kTable[] = {
     {"data.tokenizer.type", Decides::model},
     {"data.tokenizer.model", Decides::elsewhere},
     {"data.tokenizer.vocab_size", Decides::elsewhere},
+    {"data.tokenizer.end_of_document", Decides::elsewhere},
     {"data.mask", Decides::model},
     {"data.text", Decides::elsewhere},
     {"data.encoding_errors", Decides::elsewhere},

@@ -14,8 +14,8 @@
 
 namespace switchyard {
 
-enum class TokenizerType { byte, sentencepiece, recall };
-SWITCHYARD_ENUM_NAMES(TokenizerType, byte, sentencepiece, recall)
+enum class TokenizerType { byte, sentencepiece, huggingface, recall };
+SWITCHYARD_ENUM_NAMES(TokenizerType, byte, sentencepiece, huggingface, recall)
 
 enum class AttentionMask { causal, document };
 SWITCHYARD_ENUM_NAMES(AttentionMask, causal, document)
@@ -46,8 +46,9 @@ struct ParallelSection {
 
 struct TokenizerSection {
   TokenizerType type = TokenizerType::byte;
-  std::string model;       // sentencepiece: the .model file
-  int64_t vocab_size = 0;  // sentencepiece: pieces to train in `tokenize`
+  std::string model;                 // sentencepiece: the .model file; huggingface: tokenizer.json
+  int64_t vocab_size = 0;            // sentencepiece: pieces to train in `tokenize`
+  std::string end_of_document = "";  // huggingface: a token's text; empty: what files beside it say
 };
 
 struct DataSection {

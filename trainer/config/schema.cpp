@@ -141,13 +141,16 @@ std::vector<ConfigField> data_fields() {
   return {
       text(SWITCHYARD_KEY(data.train), "token file to train on"),
       text(SWITCHYARD_KEY(data.validation), "held-out token file; empty: no evaluation"),
-      choice(
-          SWITCHYARD_KEY(data.tokenizer.type),
-          "how text becomes tokens; recall: generated retrieval tasks, of which only the answers "
-          "are trained on and evaluated"),
+      choice(SWITCHYARD_KEY(data.tokenizer.type),
+             "how text becomes tokens; huggingface: as a tokenizer.json says; recall: generated "
+             "retrieval tasks, of which only the answers are trained on and evaluated"),
       text(SWITCHYARD_KEY(data.tokenizer.model),
-           "sentencepiece: the .model file; `tokenize` trains it if it is missing"),
+           "sentencepiece: the .model file; `tokenize` trains it if it is missing; "
+           "huggingface: the tokenizer.json"),
       count(SWITCHYARD_KEY(data.tokenizer.vocab_size), 0, "sentencepiece: pieces to train"),
+      text(SWITCHYARD_KEY(data.tokenizer.end_of_document),
+           "huggingface: text of the token that ends a document; empty: the eos_token of the "
+           "tokenizer_config.json beside the file, else eos_token_id of generation_config.json"),
       choice(SWITCHYARD_KEY(data.mask),
              "document: no token attends to another document, and the first token of a document is "
              "no target; positions, learned ones too, count from the start of the sequence"),

@@ -2,10 +2,13 @@
 
 #include <fmt/ostream.h>
 #include <fmt/ranges.h>
+#include <omp.h>
 
 #include <algorithm>
+#include <atomic>
 #include <exception>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -157,10 +160,16 @@ void train_tokenizer(const Corpus& corpus, const Split& split, const TokenizerSe
 // Encodes documents with all threads and writes them in their order.
 class Encoder {
  public:
-  // Notes what the tokens do not restore.
-  Encoder(const Tokenizer& tokenizer, TextNotes& notes) : tokenizer_(tokenizer), notes_(notes) {}
+  // Notes what the tokens do not restore, and reports the bytes that it is through with.
+  Encoder(const Tokenizer& tokenizer, TextNotes& notes, std::function<void(int64_t)> report)
+      : tokenizer_(tokenizer), notes_(notes), report_(std::move(report)) {}
 
+  // A document without a writer is left out.
   void add(Document document, TokenFileWriter* writer) {
+    if (!writer) {
+      done_bytes_ += static_cast<int64_t>(document.text.size());
+      return;
+    }
     waiting_bytes_ += document.text.size();
     waiting_.push_back({std::move(document), writer});
     if (waiting_bytes_ >= kBatchBytes) flush();
@@ -176,6 +185,8 @@ class Encoder {
       } catch (...) {
         errors[i] = std::current_exception();
       }
+      done_bytes_ += static_cast<int64_t>(waiting_[i].document.text.size());
+      if (omp_get_thread_num() == 0) report_(done_bytes_);
     }
     for (size_t i = 0; i < waiting_.size(); ++i) {
       if (errors[i]) std::rethrow_exception(errors[i]);
@@ -184,6 +195,7 @@ class Encoder {
     }
     waiting_.clear();
     waiting_bytes_ = 0;
+    report_(done_bytes_);
   }
 
  private:
@@ -206,6 +218,8 @@ class Encoder {
   TextNotes& notes_;
   std::vector<Waiting> waiting_;
   size_t waiting_bytes_ = 0;
+  std::function<void(int64_t)> report_;
+  std::atomic<int64_t> done_bytes_ = 0;
 };
 
 void check(const DataSection& config) {
@@ -221,7 +235,7 @@ void check_outputs(const DataSection& config, const Corpus& corpus) {
   std::vector<NamedFile> inputs, others;
   for (const auto& path : corpus.files()) inputs.push_back({"data.text", path});
   const NamedFile model{"data.tokenizer.model", config.tokenizer.model};
-  if (config.tokenizer.type == TokenizerType::sentencepiece && !model.path.empty()) {
+  if (config.tokenizer.type != TokenizerType::byte && !model.path.empty()) {
     (lacks_tokenizer(config.tokenizer) ? others : inputs).push_back(model);
   }
   require_token_outputs(config, others, inputs);
@@ -243,7 +257,8 @@ InvalidUtf8 rule_for_invalid_utf8(const DataSection& config) {
 
 }  // namespace
 
-TokenizeReport tokenize(const DataSection& config, std::ostream& log) {
+TokenizeReport tokenize(const DataSection& config, std::ostream& log,
+                        const TokenizeProgress& progress) {
   check(config);
   const Corpus corpus(config.text);
   check_outputs(config, corpus);
@@ -266,11 +281,13 @@ TokenizeReport tokenize(const DataSection& config, std::ostream& log) {
   const auto train = open_token_output(config.train, info, log);
   const auto validation = open_token_output(config.validation, info, log);
   if (train || validation) {
-    Encoder encoder(*tokenizer, notes);
+    Encoder encoder(*tokenizer, notes, [&](int64_t done) {
+      if (progress) progress(done, split.text_bytes());
+    });
     PartReader reader(corpus, split);
     while (auto part = reader.next()) {
       TokenFileWriter* writer = (part->part == Part::train ? train : validation).get();
-      if (writer) encoder.add(std::move(part->document), writer);
+      encoder.add(std::move(part->document), writer);
     }
     encoder.flush();
     report.train_tokens = finish_token_output(train.get(), config.train, log);
