@@ -50,9 +50,16 @@ struct TokenizerSection {
   int64_t vocab_size = 0;  // sentencepiece: pieces to train in `tokenize`
 };
 
+// A token file that is read, perhaps beside others.
+struct DataSource {
+  std::string path;
+  double weight = 1.0;    // of training: its part of the samples is this, divided by all weights
+  std::string name = {};  // of evaluation, in metrics; empty: the file's without its extension
+};
+
 struct DataSection {
-  std::string train;       // token files
-  std::string validation;  // may be empty: no evaluation
+  std::vector<DataSource> train;
+  std::vector<DataSource> validation;  // may be empty: no evaluation
   TokenizerSection tokenizer;
   AttentionMask mask = AttentionMask::causal;
   EncodingErrors encoding_errors = EncodingErrors::strict;

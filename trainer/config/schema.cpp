@@ -107,8 +107,12 @@ std::vector<ConfigField> parallel_fields() {
 
 std::vector<ConfigField> data_fields() {
   return {
-      text(SWITCHYARD_KEY(data.train), "token file to train on"),
-      text(SWITCHYARD_KEY(data.validation), "held-out token file; empty: no evaluation"),
+      sources(SWITCHYARD_KEY(data.train),
+              "token file to train on, or a list of {path, weight}: each file gives its weight's "
+              "share of the samples (weight: 1 unless given, kept to a millionth)"),
+      sources(SWITCHYARD_KEY(data.validation),
+              "held-out token file, or a list of {path, name}, whose losses are also logged one by "
+              "one (name: that of the file unless given); empty: no evaluation"),
       choice(
           SWITCHYARD_KEY(data.tokenizer.type),
           "how text becomes tokens; recall: generated retrieval tasks, of which only the answers "

@@ -225,8 +225,10 @@ void check_outputs(const DataSection& config, const Corpus& corpus) {
     (lacks_tokenizer(config.tokenizer) ? others : inputs).push_back(model);
   }
   require_token_outputs(config, others, inputs);
-  for (const NamedFile& output : {NamedFile{"data.train", config.train},
-                                  NamedFile{"data.validation", config.validation}, model}) {
+  const std::string train = output_path(config.train, "data.train");
+  const std::string validation = output_path(config.validation, "data.validation");
+  for (const NamedFile& output :
+       {NamedFile{"data.train", train}, NamedFile{"data.validation", validation}, model}) {
     require(output.path.empty() || !corpus.would_hold(output.path),
             "{} is {}, which data.text would read as text the next time; give it another extension "
             "or folder",
@@ -263,8 +265,10 @@ TokenizeReport tokenize(const DataSection& config, std::ostream& log) {
                            .source = fmt::format("{}", fmt::join(config.text, ", ")),
                            .source_hash = fmt::format("{:016x}", split.hash())};
   TextNotes notes;
-  const auto train = open_token_output(config.train, info, log);
-  const auto validation = open_token_output(config.validation, info, log);
+  const std::string train_path = output_path(config.train, "data.train");
+  const std::string validation_path = output_path(config.validation, "data.validation");
+  const auto train = open_token_output(train_path, info, log);
+  const auto validation = open_token_output(validation_path, info, log);
   if (train || validation) {
     Encoder encoder(*tokenizer, notes);
     PartReader reader(corpus, split);
@@ -273,8 +277,8 @@ TokenizeReport tokenize(const DataSection& config, std::ostream& log) {
       if (writer) encoder.add(std::move(part->document), writer);
     }
     encoder.flush();
-    report.train_tokens = finish_token_output(train.get(), config.train, log);
-    report.validation_tokens = finish_token_output(validation.get(), config.validation, log);
+    report.train_tokens = finish_token_output(train.get(), train_path, log);
+    report.validation_tokens = finish_token_output(validation.get(), validation_path, log);
   }
   for (const TextNotes& of : {corpus.notes(), split.notes(), notes}) {
     for (const std::string& line : of.lines()) fmt::print(log, "{}\n", line);
