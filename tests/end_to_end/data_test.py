@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Tests of mixtures of token files, and of the losses of each.
+"""Tests of corpora: mixtures of files, losses of each, and parts of records that are learned.
 
 usage: data_test.py PATH_TO_SWITCHYARD PATH_TO_MPIEXEC [unittest options]
 """
 
+import gzip
 import json
 import re
 import sys
@@ -91,6 +92,27 @@ class Data(Program):
             "hash.training.num_sequences=24", "hash.training.epochs=1",
             "data.validation=[runs/mix/b.h5, runs/mix/c.h5]")
         self.assertIn("hash_weights.h5", output)
+
+    def test_losses_are_divided_by_the_tokens_that_are_learned(self):
+        self.train(0, "train.max_steps=5")
+        losses = {}
+        for name, learn in {"all": "11", "question": "10", "answer": "01"}.items():
+            with gzip.open(self.folder / f"{name}.jsonl.gz", "wt") as file:
+                for i in range(40):
+                    parts = [f"how many are {i} apples", f": {i}"]
+                    file.write(json.dumps({"parts": {"list": [
+                        {"text": text, "learn": flag == "1"} for text, flag in zip(parts, learn)]}}))
+                    file.write("\n")
+            self.run_program(0, "tokenize", CONFIG, f"data.text={name}.jsonl.gz",
+                             "data.record=segments", "data.text_field=parts.list",
+                             f"data.train={name}.h5", 'data.validation=""')
+            losses[name] = self.held_out_loss(f"data.validation={name}.h5")
+        (all_loss, all_count), (question, questions), (answer, answers) = losses.values()
+        self.assertEqual(all_count, questions + answers)
+        self.assertEqual(answers, sum(len(f": {i}") + 1 for i in range(40)))
+        self.assertAlmostEqual(all_loss, (question * questions + answer * answers) / all_count,
+                               delta=2e-4)
+        self.assertNotAlmostEqual(question, answer, delta=1e-2)
 
     def test_what_cannot_be_mixed_is_one_clear_error(self):
         (self.folder / "short.txt").write_text("short")

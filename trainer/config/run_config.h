@@ -24,6 +24,11 @@ SWITCHYARD_ENUM_NAMES(AttentionMask, causal, document)
 enum class EncodingErrors { strict, replace };
 SWITCHYARD_ENUM_NAMES(EncodingErrors, strict, replace)
 
+// What a record of a .jsonl file holds: one text, all of which counts as targets, or parts of which
+// only some do.
+enum class RecordForm { text, prompt_completion, segments };
+SWITCHYARD_ENUM_NAMES(RecordForm, text, prompt_completion, segments)
+
 // One experiment, as the YAML file describes it with every default filled in. One struct per
 // section of the file; the names are the keys.
 struct RunSection {
@@ -64,8 +69,12 @@ struct DataSection {
   AttentionMask mask = AttentionMask::causal;
   EncodingErrors encoding_errors = EncodingErrors::strict;
   // `tokenize`: text files or folders (see Corpus), one document per file or per line of a .jsonl
-  // file, and the share of the text that is held out for validation.
+  // file; how a line is read, how many may be unreadable, and the share of the documents that is
+  // held out for validation.
   std::vector<std::string> text;
+  RecordForm record = RecordForm::text;
+  std::string text_field = "text";  // a path of keys, with dots between them
+  int64_t max_bad_records = 0;
   double validation_share = 0.02;
   RecallSection recall;
 };

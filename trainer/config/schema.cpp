@@ -125,8 +125,17 @@ std::vector<ConfigField> data_fields() {
              "no target; positions, learned ones too, count from the start of the sequence"),
       text_list(SWITCHYARD_KEY(data.text),
                 "`tokenize`: text files, or folders that are searched for *.txt, *.rst, *.md, "
-                "*.jsonl and their .gz, through links; one document per file, or per line of a "
-                ".jsonl file"),
+                "*.jsonl and their .gz and .zst, through links; one document per file, or per line "
+                "of a .jsonl file"),
+      choice(SWITCHYARD_KEY(data.record),
+             "`tokenize`: what a line of a .jsonl file holds. text: a string. prompt_completion: "
+             "strings of these names, of which the completion is learned. segments: a list of "
+             "{text, learn}"),
+      text(SWITCHYARD_KEY(data.text_field),
+           "`tokenize`: the key of the text, or of the list of segments; a.b is b in the object a"),
+      count(SWITCHYARD_KEY(data.max_bad_records), 0,
+            "`tokenize`: lines of .jsonl files that may be unreadable; they are left out, counted "
+            "and named. One more is an error"),
       choice(
           SWITCHYARD_KEY(data.encoding_errors),
           "`tokenize`: what becomes of bytes that are not UTF-8. strict: an error that names the "

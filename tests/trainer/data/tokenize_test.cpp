@@ -111,7 +111,7 @@ TEST_F(CorpusTest, WhatIsLeftOutOfAFolderIsCountedAndNamed) {
       Corpus(input).notes().lines(),
       ElementsAre(
           "left out: 10 files whose names do not end in .txt, .rst, .md or .jsonl, or one of "
-          "them and .gz: " +
+          "them and .gz or .zst: " +
               in + "0.c, " + in + "1.c, " + in + "2.c, " + in + "3.c, " + in + "4.c and 5 more",
           "left out: 2 links to nothing: " + in + "b.txt, " + in + "circle",
           "left out: 1 special file (devices, pipes, sockets): " + in + "pipe.txt",
