@@ -70,6 +70,7 @@ constexpr Row kTable[] = {
     {"data.record", Decides::elsewhere},
     {"data.text_field", Decides::elsewhere},
     {"data.max_bad_records", Decides::elsewhere},
+    {"data.array_dtype", Decides::elsewhere},
     {"data.encoding_errors", Decides::elsewhere},
     {"data.validation_share", Decides::elsewhere},
     {"data.recall.seed", Decides::elsewhere},

@@ -29,6 +29,10 @@ SWITCHYARD_ENUM_NAMES(EncodingErrors, strict, replace)
 enum class RecordForm { text, prompt_completion, segments };
 SWITCHYARD_ENUM_NAMES(RecordForm, text, prompt_completion, segments)
 
+// The numbers of a flat token array, which does not say it itself.
+enum class ArrayDType { none, u16, u32 };
+SWITCHYARD_ENUM_NAMES(ArrayDType, none, u16, u32)
+
 // One experiment, as the YAML file describes it with every default filled in. One struct per
 // section of the file; the names are the keys.
 struct RunSection {
@@ -69,12 +73,13 @@ struct DataSection {
   AttentionMask mask = AttentionMask::causal;
   EncodingErrors encoding_errors = EncodingErrors::strict;
   // `tokenize`: text files or folders (see Corpus), one document per file or per line of a .jsonl
-  // file; how a line is read, how many may be unreadable, and the share of the documents that is
-  // held out for validation.
+  // file, or token arrays; how a line is read, how many may be unreadable, and the share of the
+  // documents that is held out for validation.
   std::vector<std::string> text;
   RecordForm record = RecordForm::text;
   std::string text_field = "text";  // a path of keys, with dots between them
   int64_t max_bad_records = 0;
+  ArrayDType array_dtype = ArrayDType::none;
   double validation_share = 0.02;
   RecallSection recall;
 };

@@ -123,10 +123,11 @@ std::vector<ConfigField> data_fields() {
       choice(SWITCHYARD_KEY(data.mask),
              "document: no token attends to another document, and the first token of a document is "
              "no target; positions, learned ones too, count from the start of the sequence"),
-      text_list(SWITCHYARD_KEY(data.text),
-                "`tokenize`: text files, or folders that are searched for *.txt, *.rst, *.md, "
-                "*.jsonl and their .gz and .zst, through links; one document per file, or per line "
-                "of a .jsonl file"),
+      text_list(
+          SWITCHYARD_KEY(data.text),
+          "`tokenize`: text files, or folders that are searched for *.txt, *.rst, *.md, "
+          "*.jsonl and their .gz and .zst, through links; one document per file, or per line "
+          "of a .jsonl file. Or token arrays: *.bin, beside it the *.idx if it is Megatron's"),
       choice(SWITCHYARD_KEY(data.record),
              "`tokenize`: what a line of a .jsonl file holds. text: a string. prompt_completion: "
              "strings of these names, of which the completion is learned. segments: a list of "
@@ -136,6 +137,8 @@ std::vector<ConfigField> data_fields() {
       count(SWITCHYARD_KEY(data.max_bad_records), 0,
             "`tokenize`: lines of .jsonl files that may be unreadable; they are left out, counted "
             "and named. One more is an error"),
+      choice(SWITCHYARD_KEY(data.array_dtype),
+             "`tokenize`: the numbers of a *.bin without *.idx, little-endian"),
       choice(
           SWITCHYARD_KEY(data.encoding_errors),
           "`tokenize`: what becomes of bytes that are not UTF-8. strict: an error that names the "

@@ -18,6 +18,7 @@
 #include "trainer/data/encode_document.h"
 #include "trainer/data/token_file.h"
 #include "trainer/data/token_output.h"
+#include "trainer/data/tokenize_arrays.h"
 #include "trainer/data/tokenizer.h"
 
 namespace switchyard {
@@ -257,6 +258,7 @@ InvalidUtf8 rule_for_invalid_utf8(const DataSection& config) {
 }  // namespace
 
 TokenizeReport tokenize(const DataSection& config, std::ostream& log) {
+  if (names_token_arrays(config)) return tokenize_arrays(config, log);
   check(config);
   const Corpus corpus(config.text);
   check_outputs(config, corpus);
