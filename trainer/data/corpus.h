@@ -15,8 +15,8 @@
 namespace switchyard {
 
 // Text to train on: files, and folders that are searched for *.txt, *.rst, *.md and *.jsonl, all
-// also with .gz or .zst after it. Links to folders are followed, but no folder is searched twice. A file is
-// one document; in .jsonl files each line is an object that holds one.
+// also with .gz or .zst after it. Links to folders are followed, but no folder is searched twice. A
+// file is one document; in .jsonl files each line is an object that holds one.
 class Corpus {
  public:
   // Throws Error if an input does not exist or cannot be read, or if there is no file. The order is
