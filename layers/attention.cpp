@@ -22,7 +22,7 @@ Linear make_qkv(const BuildContext& build, const std::string& name) {
       &build.column_parallel(name + ".k.weight", kv_rows, c.hidden, std),
       &build.column_parallel(name + ".v.weight", kv_rows, c.hidden, std)};
   std::vector<Parameter*> biases;
-  if (c.bias) {
+  if (c.bias != Biases::none) {
     biases = {&build.sharded_bias(name + ".q.bias", q_rows),
               &build.sharded_bias(name + ".k.bias", kv_rows),
               &build.sharded_bias(name + ".v.bias", kv_rows)};
@@ -50,13 +50,15 @@ Attention::Attention(const BuildContext& build, const std::string& name)
   out_ = Linear(build.store,
                 {&build.row_parallel(name + ".out.weight", c.hidden, c.num_heads * c.head_dim,
                                      build.residual_init_std())});
-  if (c.bias) out_bias_ = &build.replicated_vector(name + ".out.bias", c.hidden, Init::zeros());
+  if (c.bias == Biases::attention || c.bias == Biases::all) {
+    out_bias_ = &build.replicated_vector(name + ".out.bias", c.hidden, Init::zeros());
+  }
   if (c.qk_norm) {
     q_norm_ = &build.replicated_vector(name + ".q_norm.weight", c.head_dim, Init::ones());
     k_norm_ = &build.replicated_vector(name + ".k_norm.weight", c.head_dim, Init::ones());
   }
   if (c.position == Position::rope) {
-    rope_ = make_rope_table(build.stream, c.seq_len, c.head_dim, c.rope_theta);
+    rope_ = make_rope_table(build.stream, c.seq_len, c.rope());
   }
 }
 

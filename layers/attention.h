@@ -57,7 +57,7 @@ class Attention {
   Parameter* out_bias_ = nullptr;
   Parameter* q_norm_ = nullptr;  // qk_norm only
   Parameter* k_norm_ = nullptr;
-  RopeTable rope_;  // empty with learned positions
+  RopeTable rope_;  // empty unless position is rope
 };
 
 }  // namespace switchyard

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "kernels/attention/rope.h"
 #include "kernels/basic/activation.h"
 #include "kernels/moe/router.h"
 #include "kernels/runtime/enum_names.h"
@@ -11,11 +12,17 @@ namespace switchyard {
 enum class Structure { dense, vanilla, fine_grained, bigmac };
 SWITCHYARD_ENUM_NAMES(Structure, dense, vanilla, fine_grained, bigmac)
 
-enum class Position { rope, learned };
-SWITCHYARD_ENUM_NAMES(Position, rope, learned)
+// none: only the causal mask tells positions apart (Kazemnejad et al. 2023, arXiv 2305.19466).
+enum class Position { rope, learned, none };
+SWITCHYARD_ENUM_NAMES(Position, rope, learned, none)
 
 enum class Norm { rms_norm, layer_norm };
 SWITCHYARD_ENUM_NAMES(Norm, rms_norm, layer_norm)
+
+// Which linear maps have biases: those to q, k and v, all of attention, or also those of dense
+// feed-forwards.
+enum class Biases { none, qkv, attention, all };
+SWITCHYARD_ENUM_NAMES(Biases, none, qkv, attention, all)
 
 enum class BalanceScope { sequence, global_batch };
 SWITCHYARD_ENUM_NAMES(BalanceScope, sequence, global_batch)
@@ -50,10 +57,12 @@ struct ModelConfig {
   int64_t head_dim = 0;
   Position position = Position::rope;
   double rope_theta = 10000.0;
+  int64_t rotary_dim = 0;  // the first channels of a head, which turn; 0: all
+  RopeScaling rope_scaling;
   Norm norm = Norm::rms_norm;
   double norm_eps = 1e-5;
   bool qk_norm = false;  // RMSNorm of every head's query and key before the rotation
-  bool bias = false;     // GPT style, with layer_norm: attention and dense feed-forward have biases
+  Biases bias = Biases::none;
   Activation activation = Activation::swiglu;
   bool tie_embeddings = false;
   double init_std = 0.02;
@@ -70,6 +79,12 @@ struct ModelConfig {
 
   bool is_moe_layer(int layer) const {
     return structure != Structure::dense && layer >= first_dense_layers;
+  }
+  RopeConfig rope() const {
+    return {.head_dim = head_dim,
+            .rotary_dim = rotary_dim,
+            .theta = rope_theta,
+            .scaling = rope_scaling};
   }
   // Width of the rows that are sent to experts, and of the experts' input and output.
   int64_t exchange_width() const { return structure == Structure::bigmac ? latent : hidden; }

@@ -40,14 +40,39 @@ def rms_norm(x, weight, eps):
     return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + eps) * weight
 
 
-def rotate(x, theta):
-    """Rotary positions (Su et al. 2021) of x [B, heads, S, D]. Channel i of the first half and
-    channel i of the second form pair i, which turns by the angle position * theta^(-2i/D)."""
-    half = x.shape[-1] // 2
-    angle = np.outer(np.arange(x.shape[-2]), theta ** (-np.arange(half) / half))
-    cos, sin = np.cos(angle), np.sin(angle)
-    first, second = x[..., :half], x[..., half:]
-    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+def rope_frequencies(config):
+    """Angle per position of each pair: theta^(-2i/D) (Su et al. 2021), for a longer context divided
+    by a factor: of every pair (linear: Chen et al. 2023), or of those that turn seldom in the
+    context before (llama3: by turns; yarn, Peng et al. 2023: by the pair's number)."""
+    dim, scaling = config["rotary_dim"] or config["head_dim"], config["rope_scaling"]
+    pair, theta = np.arange(dim // 2), config["rope_theta"]
+    frequency, context = theta ** (-2 * pair / dim), scaling["original_seq_len"]
+    if scaling["type"] == "none":
+        return frequency
+    if scaling["type"] == "linear":
+        stretched = 1
+    elif scaling["type"] == "llama3":
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        stretched = np.clip((high - context * frequency / (2 * math.pi)) / (high - low), 0, 1)
+    else:
+        first, last = (math.log(context / (2 * math.pi * turns)) / math.log(theta) * dim / 2
+                       for turns in (scaling["beta_fast"], scaling["beta_slow"]))
+        first, last = max(math.floor(first), 0), min(math.ceil(last), dim - 1)
+        stretched = np.clip((pair - first) / max(last - first, 0.001), 0, 1)
+    return frequency * (1 - stretched) + frequency / scaling["factor"] * stretched
+
+
+def rotate(x, config):
+    """Rotary positions of x [B, heads, S, D]. The channels that turn are the first rotary_dim; of
+    them channel i of the first half and channel i of the second form pair i. YaRN also lengthens
+    them."""
+    frequency, scaling, length = rope_frequencies(config), config["rope_scaling"], 1
+    if scaling["type"] == "yarn":
+        length = scaling["attention_factor"] or 0.1 * math.log(scaling["factor"]) + 1
+    angle = np.outer(np.arange(x.shape[-2]), frequency)
+    cos, sin = length * np.cos(angle), length * np.sin(angle)
+    first, second, rest = np.split(x, [len(frequency), 2 * len(frequency)], axis=-1)
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
 
 
 def choose_experts(router, scores, bias):
@@ -116,18 +141,19 @@ class ReferenceModel:
           visible  [B, S, S]: whether a query (row) sees a key (column)"""
         c = self.config
         by_head = (*x.shape[:2], -1, c["head_dim"])
-        q, k, v = (self.linear(x, name + part, c["bias"]).reshape(by_head).swapaxes(1, 2)
+        q, k, v = (self.linear(x, name + part, c["bias"] != "none").reshape(by_head).swapaxes(1, 2)
                    for part in (".q", ".k", ".v"))  # [B, heads, S, D]
         if c["qk_norm"]:
             q = rms_norm(q, self.weights[name + ".q_norm.weight"], c["norm_eps"])
             k = rms_norm(k, self.weights[name + ".k_norm.weight"], c["norm_eps"])
         if c["position"] == "rope":
-            q, k = rotate(q, c["rope_theta"]), rotate(k, c["rope_theta"])
+            q, k = rotate(q, c), rotate(k, c)
         # Consecutive query heads share a key head.
         k, v = (np.repeat(t, c["num_heads"] // c["num_kv_heads"], axis=1) for t in (k, v))
         scores = q @ k.swapaxes(2, 3) / math.sqrt(c["head_dim"])
         out = softmax(np.where(visible[:, None], scores, -np.inf)) @ v
-        return self.linear(out.swapaxes(1, 2).reshape(*x.shape[:2], -1), name + ".out", c["bias"])
+        return self.linear(out.swapaxes(1, 2).reshape(*x.shape[:2], -1), name + ".out",
+                           c["bias"] in ("attention", "all"))
 
     def feed_forward(self, x, name, bias=False):
         kind, up = self.config["activation"], self.linear(x, name + ".up", bias)
@@ -192,7 +218,7 @@ class ReferenceModel:
             x = x + self.attention(self.norm(x, name + ".norm1"), name + ".attention", visible)
             normed = self.norm(x, name + ".norm2")
             if c["structure"] == "dense" or layer < c["first_dense_layers"]:
-                x = x + self.feed_forward(normed, name + ".feed_forward", c["bias"])
+                x = x + self.feed_forward(normed, name + ".feed_forward", c["bias"] == "all")
             else:
                 x = x + self.moe(normed, name + ".moe")
         return self.linear(self.norm(x, "norm"), "embedding" if c["tie_embeddings"] else "head")

@@ -29,6 +29,7 @@ class Fault:
     text = ""  # what was chosen
     allowed_codes = None  # any, if None
     goes_on = False  # whether the run trains in spite of it
+    who = "rank"  # gets the signal: a rank, all of them, or mpirun
 
     def before(self, story):
         """Damages files. Returns whether there was something to damage."""

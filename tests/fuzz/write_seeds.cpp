@@ -65,6 +65,18 @@ void write_all(Seeds& seeds) {
   seeds.put("text", "plain", documents);
   seeds.add("text", "gzip", "", [&](const fs::path& path) { fuzz::write_gzip(path, documents); });
 
+  const std::string header =
+      R"({"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]},)"
+      R"("b":{"dtype":"BF16","shape":[3],"data_offsets":[16,22]},)"
+      R"("c":{"dtype":"I64","shape":[],"data_offsets":[22,30]}})";
+  seeds.put("safetensors", "header", std::string("\1\10") + header);
+  seeds.put("safetensors", "index",
+            "\2 {\"metadata\":{\"total_size\":8},\"weight_map\":{\"w\":\"a.safetensors\"}}");
+  seeds.put("safetensors", "file",
+            zero + zero + std::string("\66\0\0\0\0\0\0\0", 8) +
+                R"({"w":{"dtype":"F16","shape":[2],"data_offsets":[0,4]}})" +
+                std::string("\0\74\0\275", 4));
+
   const fs::path checkpoint = seeds.scratch() / "checkpoint";
   fuzz::write_checkpoint(checkpoint);
   const std::string manifest = read_file(checkpoint / kManifestName);

@@ -387,7 +387,7 @@ TEST_F(CountingTest, ElementwiseOpsAcceptItsTensors) {
 TEST_F(CountingTest, OpsOfATrainingStepAcceptItsTensors) {
   Stream& s = bench_.stream;
   const TensorView x = bench_.f32({4, 8}), y = bench_.f32({4, 8}), of_rows = bench_.f32({4});
-  const RopeTable rope = make_rope_table(s, 2, 4, 10000.0);
+  const RopeTable rope = make_rope_table(s, 2, {.head_dim = 4});
   const TensorView qkv = bench_.f32({4, 16}), q = bench_.f32({2, 2, 2, 4}),
                    k = bench_.f32({2, 1, 2, 4});
 

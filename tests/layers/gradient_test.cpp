@@ -122,7 +122,19 @@ INSTANTIATE_TEST_SUITE_P(
                                   [](ModelConfig& c) {
                                     c.position = Position::learned;
                                     c.norm = Norm::layer_norm;
-                                    c.bias = true;
+                                    c.bias = Biases::all;
+                                  }},
+                    AttentionCase{"qkv_bias_without_positions",
+                                  [](ModelConfig& c) {
+                                    c.position = Position::none;
+                                    c.bias = Biases::qkv;
+                                  }},
+                    AttentionCase{"partial_rotation_with_yarn",
+                                  [](ModelConfig& c) {
+                                    c.rotary_dim = 4;
+                                    c.rope_scaling = {.type = RopeScalingType::yarn,
+                                                      .factor = 4.0,
+                                                      .original_seq_len = 8};
                                   }},
                     AttentionCase{"document_mask", [](ModelConfig&) {}, true}),
     [](const auto& tested) { return tested.param.name; });

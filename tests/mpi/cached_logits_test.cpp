@@ -24,6 +24,7 @@ struct ModelCase {
   Position position = Position::rope;
   int num_kv_heads = 4;
   bool qk_norm = false;
+  int64_t rotary_dim = 0;
 
   ModelConfig config() const {
     ModelConfig config = test::tiny_model(structure);
@@ -31,6 +32,7 @@ struct ModelCase {
     config.position = position;
     config.num_kv_heads = num_kv_heads;
     config.qk_norm = qk_norm;
+    config.rotary_dim = rotary_dim;
     return config;
   }
 };
@@ -137,7 +139,9 @@ INSTANTIATE_TEST_SUITE_P(
     Models, CachedLogitsTest,
     testing::Values(ModelCase{.name = "Dense"},
                     ModelCase{.name = "DenseLearnedPositions", .position = Position::learned},
+                    ModelCase{.name = "DenseNoPositions", .position = Position::none},
                     ModelCase{.name = "DenseGroupedQueries", .num_kv_heads = 2},
+                    ModelCase{.name = "DensePartialRotation", .rotary_dim = 4},
                     ModelCase{
                         .name = "DenseNormedQueriesAndKeys", .num_kv_heads = 2, .qk_norm = true},
                     ModelCase{.name = "Vanilla", .structure = Structure::vanilla},

@@ -2,6 +2,7 @@
 // goes on from its files.
 #include "trainer/hashing/hash_training.h"
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -211,6 +212,34 @@ TEST_F(HashTrainingTest, WhatAKilledTrainingLeftIsTakenUpBitForBit) {
   const Files resumed = files_of(config_);
   EXPECT_EQ(resumed.weights, straight.weights);
   EXPECT_EQ(resumed.metrics, straight.metrics);
+}
+
+// Experts that are spread over the ranks take their rows from all of them, so the other blocks of a
+// missing one's group decide its last bits.
+TEST_F(HashTrainingTest, ABlockThatIsMadeAgainOverSpreadExpertsHasTheSameBytes) {
+  config_.model = test::tiny_model(Structure::bigmac);
+  config_.model.num_layers = 3;
+  config_.model.seq_len = 32;
+  config_.parallel.ep = test_mpi().world().size();
+  config_.hash.training.keep_query_keys = true;
+  train(config_);
+  const fs::path folder = fs::path(config_.run.dir) / "hash" / "query_keys";
+  std::vector<std::pair<fs::path, std::string>> straight;
+  for (int block = 0; block < 5; ++block) {
+    const fs::path path = folder / fmt::format("train_{:06d}.h5", block);
+    straight.emplace_back(path, test::read_file(path));
+  }
+
+  for (const auto& [path, bytes] : straight) {
+    wait_for_all();
+    if (test_mpi().rank() == 0) {
+      fs::remove(path);
+      fs::remove(hash_weights_path(config_, config_.hash.bits));
+    }
+    wait_for_all();
+    train(config_);
+    EXPECT_TRUE(test::read_file(path) == bytes) << path;
+  }
 }
 
 TEST_F(HashTrainingTest, FinishedWeightsAreLearnedAgainForOtherSettingsOnly) {

@@ -242,7 +242,7 @@ TEST(LayoutVariantTest, GptStyleWithTiedEmbeddings) {
   ModelConfig model = test::tiny_model(Structure::fine_grained);
   model.position = Position::learned;
   model.norm = Norm::layer_norm;
-  model.bias = true;
+  model.bias = Biases::all;
   model.tie_embeddings = true;
   model.activation = Activation::gelu;
   model.first_dense_layers = 1;
@@ -262,7 +262,7 @@ TEST(LayoutVariantTest, MuonInGptStyleWithTiedEmbeddingsAndBuckets) {
   ModelConfig model = test::tiny_model(Structure::fine_grained);
   model.position = Position::learned;
   model.norm = Norm::layer_norm;
-  model.bias = true;
+  model.bias = Biases::all;
   model.tie_embeddings = true;
   model.first_dense_layers = 1;
   OptimizerConfig config = muon();
@@ -294,6 +294,14 @@ TEST(LayoutVariantTest, GroupedQueriesQkNormAndDocuments) {
   ModelConfig model = test::tiny_model(Structure::bigmac);
   model.qk_norm = true;
   compare_layouts(model, sgd(), 1, kSgdBounds, {.options = {}, .documents = true});
+}
+
+TEST(LayoutVariantTest, QkvBiasesAndPartialRotation) {
+  ModelConfig model = test::tiny_model(Structure::vanilla);
+  model.bias = Biases::qkv;
+  model.rotary_dim = 2;
+  model.rope_scaling = {.type = RopeScalingType::yarn, .factor = 4.0, .original_seq_len = 8};
+  compare_layouts(model, sgd(), 1, kSgdBounds);
 }
 
 TEST(LayoutVariantTest, RecomputationAndNoDeduplication) {

@@ -95,14 +95,7 @@ class Checks {
     if (m.num_kv_heads > 0) {
       divides(m.num_kv_heads, "model.num_kv_heads", m.num_heads, "model.num_heads");
     }
-    if (m.position == Position::rope) {
-      expect(m.head_dim % 2 == 0, "model.head_dim",
-             "rope rotates halves of a head: {} must be even; or set model.position: learned",
-             m.head_dim);
-    }
-    expect(!m.bias || m.norm == Norm::layer_norm, "model.bias",
-           "biases belong to layer_norm models (GPT style); set model.norm: layer_norm or bias: "
-           "false");
+    rope();
     const bool has_dense = m.structure == Structure::dense || m.first_dense_layers > 0;
     expect(!has_dense || m.ffn_hidden > 0, "model.ffn_hidden",
            "is missing: the inner width of dense feed-forwards");
@@ -116,6 +109,37 @@ class Checks {
            "{} ids in parts of {} leave none for the last of parallel.tp = {} ranks; choose a "
            "multiple of parallel.tp",
            m.vocab_size, run, tp);
+  }
+
+  void rope() {
+    const ModelConfig& m = config_.model;
+    const RopeScaling& scaling = m.rope_scaling;
+    if (m.position != Position::rope) {
+      expect(m.rotary_dim == 0, "model.rotary_dim", "only model.position: rope has it; remove it");
+      expect(scaling.type == RopeScalingType::none, "model.rope_scaling.type",
+             "only model.position: rope has wavelengths; set it to none");
+      return;
+    }
+    expect(m.head_dim % 2 == 0, "model.head_dim",
+           "rope rotates halves of a head: {} must be even; or set model.position: learned",
+           m.head_dim);
+    expect(m.rotary_dim % 2 == 0 && m.rotary_dim <= m.head_dim, "model.rotary_dim",
+           "{} must be even and at most model.head_dim = {}: channels turn in pairs", m.rotary_dim,
+           m.head_dim);
+    if (scaling.type == RopeScalingType::none) {
+      expect(scaling.factor == 1.0, "model.rope_scaling.factor",
+             "has no effect without model.rope_scaling.type; set it");
+      return;
+    }
+    if (scaling.type == RopeScalingType::linear) return;
+    expect(scaling.original_seq_len > 0, "model.rope_scaling.original_seq_len",
+           "is missing: the context length before the scaling");
+    expect(scaling.low_freq_factor < scaling.high_freq_factor, "model.rope_scaling.low_freq_factor",
+           "{} must be less than high_freq_factor = {}", scaling.low_freq_factor,
+           scaling.high_freq_factor);
+    expect(scaling.beta_slow > 0.0 && scaling.beta_slow < scaling.beta_fast,
+           "model.rope_scaling.beta_slow", "{} must be more than 0 and less than beta_fast = {}",
+           scaling.beta_slow, scaling.beta_fast);
   }
 
   void experts() {

@@ -106,8 +106,8 @@ std::vector<int64_t> row_offsets(const std::vector<Visible>& visible) {
   return offsets;
 }
 
-// The blocks that rank 0 does not find on the disk.
-std::vector<int64_t> missing_blocks(const DistributedContext& dist, const QueryKeySet& set) {
+// For each block whether rank 0 does not find it on the disk.
+std::vector<uint8_t> missing_blocks(const DistributedContext& dist, const QueryKeySet& set) {
   std::vector<uint8_t> missing(static_cast<size_t>(set.num_blocks()));
   run_collectively(dist.world(), [&] {
     if (dist.rank() != 0) return;
@@ -118,11 +118,7 @@ std::vector<int64_t> missing_blocks(const DistributedContext& dist, const QueryK
   });
   Stream stream;
   if (!missing.empty()) dist.world().broadcast(stream, view_of(std::span(missing)), 0);
-  std::vector<int64_t> blocks;
-  for (int64_t block = 0; block < set.num_blocks(); ++block) {
-    if (missing[static_cast<size_t>(block)]) blocks.push_back(block);
-  }
-  return blocks;
+  return missing;
 }
 
 // Runs one block through the model, and writes its queries and keys if `keep`.
@@ -161,15 +157,19 @@ int64_t query_position(const QueryKeySet& set, int64_t sequence, int64_t seq_len
 int64_t collect_query_keys(Stream& stream, Transformer& model, const DistributedContext& dist,
                            DataLoader& loader, const QueryKeySet& set,
                            const std::function<bool()>& stops) {
-  const std::vector<int64_t> missing = missing_blocks(dist, set);
-  const auto count = static_cast<int64_t>(missing.size());
+  const std::vector<uint8_t> missing = missing_blocks(dist, set);
+  const auto is_missing = [&](int64_t block) { return missing[static_cast<size_t>(block)] != 0; };
+  const int64_t count = set.num_blocks();
   const int64_t dp = dist.dp().size(), own = dist.dp().rank();
   Workspace saved(stream.device()), scratch(stream.device());
-  // Experts are spread over dp ranks, so a rank without a block of its own runs another's, too.
+  int64_t computed = 0;
   for (int64_t begin = 0; begin < count; begin += dp) {
-    if (stops()) return begin;
-    const bool has_own = begin + own < count;
-    const int64_t block = missing[static_cast<size_t>(has_own ? begin + own : begin)];
+    const auto first = missing.begin() + begin;
+    const int64_t kept = std::count(first, first + std::min(dp, count - begin), uint8_t{1});
+    if (kept == 0) continue;
+    if (stops()) break;
+    // Experts are spread over dp ranks, so a rank without a block of its own runs the last one.
+    const int64_t block = std::min(begin + own, count - 1);
     GlobalBatch loaded;
     run_collectively(dist.world(), [&] { loaded = loader.load(block * set.sequences_per_block); });
     const MicroBatch& batch = loaded.micro_batches.front();
@@ -183,11 +183,12 @@ int64_t collect_query_keys(Stream& stream, Transformer& model, const Distributed
                     .scales = {},
                     .dropless = true};
     run_block(ctx, model, set, block, visible_keys(set, block, batch),
-              has_own && dist.tp().rank() == 0);
+              begin + own < count && is_missing(block) && dist.tp().rank() == 0);
+    computed += kept;
     saved.reset();
     scratch.reset();
   }
-  return count;
+  return computed;
 }
 
 }  // namespace switchyard

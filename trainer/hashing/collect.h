@@ -32,10 +32,13 @@ struct QueryKeySet {
 // layers. A function of the set's seed and name and the sequence's number.
 int64_t query_position(const QueryKeySet& set, int64_t sequence, int64_t seq_len);
 
-// Runs the sequences through the model and writes the missing blocks. dp ranks share the blocks. A
-// block's values do not depend on the rank that computes it, but another tp or ep sums otherwise.
+// Runs the sequences through the model and writes the missing blocks. The dp ranks run dp blocks
+// at a time, always the same ones together: an expert's rows come from all ranks of its ep group,
+// and products round by how many rows there are. So where one block is missing, the whole group
+// runs again, and a collection that goes on gives the bits of one that was never stopped. The bits
+// do not depend on dp, but on tp and ep, which sum otherwise.
 // One layer of one block is in memory at a time. The loader has batches of `sequences_per_block`
-// sequences and a single dp rank. Returns the number of computed blocks. Collective over the world.
+// sequences and a single dp rank. Returns the number of blocks written. Collective over the world.
 //   stops  the same on every rank; if it returns true, no further block is computed
 int64_t collect_query_keys(
     Stream& stream, Transformer& model, const DistributedContext& dist, DataLoader& loader,

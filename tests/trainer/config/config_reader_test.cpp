@@ -118,7 +118,8 @@ TEST(ConfigReaderTest, NamesRepeatedSections) {
 TEST(ConfigReaderTest, NamesMistypedValuesAtTheValue) {
   EXPECT_THAT(
       problems_in("run:\n  seed: -1\n"
-                  "model:\n  structure: moe\n  hidden: wide\n  num_layers: 2.5\n  bias: yes\n"
+                  "model:\n  structure: moe\n  hidden: wide\n  num_layers: 2.5\n"
+                  "  tie_embeddings: yes\n"
                   "  norm_eps: nan\n"
                   "optimizer:\n  lr: -0.5\n"),
       ElementsAre("run.yaml:2:9: run.seed: must be at least 0, not -1",
@@ -127,7 +128,7 @@ TEST(ConfigReaderTest, NamesMistypedValuesAtTheValue) {
                   "run.yaml:5:11: model.hidden: expected an integer, not 'wide'",
                   "run.yaml:6:15: model.num_layers: expected an integer, not '2.5'",
                   "run.yaml:8:13: model.norm_eps: expected a number, not 'nan'",
-                  "run.yaml:7:9: model.bias: expected true or false, not 'yes'",
+                  "run.yaml:7:19: model.tie_embeddings: expected true or false, not 'yes'",
                   "run.yaml:10:7: optimizer.lr: must be from 0 to 1000, not -0.5"));
 }
 
@@ -240,10 +241,11 @@ TEST(ConfigReaderTest, NamesTabsAndMergeKeys) {
 
 TEST(ConfigReaderTest, QuotesMakeTextOfNumbersAndTruthValues) {
   EXPECT_THAT(
-      problems_in("model: {hidden: \"8\", norm_eps: '1e-6', bias: \"true\"}\n"),
+      problems_in("model: {hidden: \"8\", norm_eps: '1e-6', tie_embeddings: \"true\"}\n"),
       ElementsAre("run.yaml:1:17: model.hidden: expected an integer, not the text \"8\"",
                   "run.yaml:1:32: model.norm_eps: expected a number, not the text \"1e-6\"",
-                  "run.yaml:1:46: model.bias: expected true or false, not the text \"true\""));
+                  "run.yaml:1:56: model.tie_embeddings: expected true or false, not the text "
+                  "\"true\""));
 }
 
 TEST(ConfigReaderTest, QuotesDoNotMatterToTextAndChoices) {

@@ -64,6 +64,12 @@ TEST(ConfigSchemaTest, YamlReadsBackEqual) {
   EXPECT_EQ(to_yaml(parse_config(yaml, "stored").config), yaml);
 }
 
+TEST(ConfigSchemaTest, BooleansOfOlderFilesNameChoices) {
+  EXPECT_EQ(parse_config("model: {bias: true}", "stored").config.model.bias, Biases::all);
+  EXPECT_EQ(parse_config("model: {bias: false}", "stored").config.model.bias, Biases::none);
+  EXPECT_EQ(parse_config("model: {bias: qkv}", "stored").config.model.bias, Biases::qkv);
+}
+
 TEST(ConfigSchemaTest, TextReadsBackEqual) {
   RunConfig config;
   config.run.dir = "a \"b\" \\ c: [d] # é\te\n f\x01";

@@ -156,10 +156,50 @@ TEST(ValidateConfigTest, RopeNeedsAnEvenWidth) {
   EXPECT_THAT(problems_with({"model.head_dim=7", "model.position=learned"}), ElementsAre());
 }
 
-TEST(ValidateConfigTest, BiasesNeedLayerNorm) {
-  EXPECT_THAT(problems_with({"model.bias=true"}),
-              ElementsAre(names("model.bias", "biases belong to layer_norm models")));
-  EXPECT_THAT(problems_with({"model.bias=true", "model.norm=layer_norm"}), ElementsAre());
+TEST(ValidateConfigTest, ChannelsTurnInPairsWithinAHead) {
+  EXPECT_THAT(problems_with({"model.head_dim=8", "model.rotary_dim=3"}),
+              ElementsAre(names("model.rotary_dim", "3 must be even and at most")));
+  EXPECT_THAT(problems_with({"model.head_dim=8", "model.rotary_dim=10"}),
+              ElementsAre(names("model.rotary_dim", "10 must be even and at most")));
+  EXPECT_THAT(problems_with({"model.head_dim=8", "model.rotary_dim=8"}), ElementsAre());
+}
+
+TEST(ValidateConfigTest, OnlyRotationsHaveWavelengths) {
+  for (const char* position : {"model.position=none", "model.position=learned"}) {
+    EXPECT_THAT(problems_with({position, "model.rotary_dim=2", "model.rope_scaling.type=linear"}),
+                ElementsAre(names("model.rotary_dim", "only model.position: rope"),
+                            names("model.rope_scaling.type", "only model.position: rope")));
+    EXPECT_THAT(problems_with({position}), ElementsAre());
+  }
+}
+
+TEST(ValidateConfigTest, RopeScalingIsWholeOrNotThere) {
+  const std::string factor = "model.rope_scaling.factor=4";
+  EXPECT_THAT(problems_with({factor}),
+              ElementsAre(names("model.rope_scaling.factor", "no effect")));
+  EXPECT_THAT(problems_with({"model.rope_scaling.type=linear", factor}), ElementsAre());
+  for (const char* type : {"model.rope_scaling.type=llama3", "model.rope_scaling.type=yarn"}) {
+    EXPECT_THAT(problems_with({type, factor}),
+                ElementsAre(names("model.rope_scaling.original_seq_len", "is missing")));
+    EXPECT_THAT(problems_with({type, factor, "model.rope_scaling.original_seq_len=64"}),
+                ElementsAre());
+  }
+}
+
+TEST(ValidateConfigTest, LimitsOfRopeScalingStandInOrder) {
+  const std::vector<std::string> common = {"model.rope_scaling.factor=4",
+                                           "model.rope_scaling.original_seq_len=64"};
+  const auto with = [&](std::initializer_list<std::string> more) {
+    std::vector<std::string> all = common;
+    all.insert(all.end(), more);
+    return problems_with(all);
+  };
+  EXPECT_THAT(with({"model.rope_scaling.type=llama3", "model.rope_scaling.low_freq_factor=4"}),
+              ElementsAre(names("model.rope_scaling.low_freq_factor",
+                                "4 must be less than high_freq_factor = 4")));
+  EXPECT_THAT(with({"model.rope_scaling.type=yarn", "model.rope_scaling.beta_slow=0"}),
+              ElementsAre(names("model.rope_scaling.beta_slow",
+                                "0 must be more than 0 and less than beta_fast = 32")));
 }
 
 TEST(ValidateConfigTest, DenseWidthsMustDivideOverTp) {

@@ -85,7 +85,7 @@ const std::vector<Variant> kVariants = {
      [](RunConfig& c) {
        c.model.position = Position::learned;
        c.model.norm = Norm::layer_norm;
-       c.model.bias = true;
+       c.model.bias = Biases::all;
        c.model.activation = Activation::gelu;
        c.model.tie_embeddings = true;
      }},
