@@ -241,7 +241,7 @@ std::vector<ConfigField> train_fields() {
       count(SWITCHYARD_KEY(train.eval_interval), 0,
             "steps between evaluations; 0: only after the last step"),
       count(SWITCHYARD_KEY(train.eval_batches), 1,
-            "global batches per evaluation, from the start of the held-out file"),
+            "global batches per evaluation, from the start of each held-out file"),
   };
 }
 

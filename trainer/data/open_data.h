@@ -13,7 +13,9 @@
 
 namespace switchyard {
 
+// Opens the files; throws Error for the first one that cannot be used.
 std::vector<std::unique_ptr<TokenFile>> open_files(const std::vector<DataSource>& sources);
+// The same files with their weights and names.
 std::vector<SourceFile> source_files(const std::vector<std::unique_ptr<TokenFile>>& files,
                                      const std::vector<DataSource>& sources);
 // The paths of the files, for messages.
