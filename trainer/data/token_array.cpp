@@ -144,10 +144,10 @@ void TokenArray::read_index() {
 void TokenArray::check_sequences() const {
   const int64_t bytes = file_.size(), each = bytes_of(type_);
   for (size_t i = 0; i < lengths_.size(); ++i) {
-    require(lengths_[i] >= 0 && first_bytes_[i] >= 0 && first_bytes_[i] <= bytes &&
-                lengths_[i] * each <= bytes - first_bytes_[i],
-            "sequence {} has {} ids of {} bytes from byte {} on, and the file has {} bytes", i,
-            lengths_[i], each, first_bytes_[i], bytes);
+    require(
+        lengths_[i] >= 0 && first_bytes_[i] >= 0 && lengths_[i] * each <= bytes - first_bytes_[i],
+        "sequence {} has {} ids of {} bytes from byte {} on, and the file has {} bytes", i,
+        lengths_[i], each, first_bytes_[i], bytes);
     require(first_bytes_[i] % each == 0, "sequence {} begins at byte {}, within an id of {} bytes",
             i, first_bytes_[i], each);
   }
