@@ -226,11 +226,13 @@ class Collector {
     } else if (node.IsSequence()) {
       value.is_list = true;
       for (const YAML::Node& item : node) {
-        if (!item.IsScalar()) {
+        const std::optional<ConfigRecord> record = record_of(item);
+        if (!record) {
           out_.problems.push_back(fmt::format("{}: {}: expected a list of values", origin, key));
           return;
         }
-        value.items.push_back(item.Scalar());
+        value.items.push_back(item.IsScalar() ? item.Scalar() : "");
+        value.records.push_back(*record);
       }
     } else {
       out_.problems.push_back(fmt::format("{}: {}: expected a value, not {}", origin, key,
@@ -238,6 +240,18 @@ class Collector {
       return;
     }
     out_.entries[key] = {std::move(value), origin};
+  }
+
+  // The map that an item of a list is, empty for a scalar; nothing for any other item.
+  static std::optional<ConfigRecord> record_of(const YAML::Node& item) {
+    ConfigRecord record;
+    if (item.IsScalar()) return record;
+    if (!item.IsMap() || item.size() == 0) return std::nullopt;
+    for (const auto& pair : item) {
+      if (!pair.first.IsScalar() || !pair.second.IsScalar()) return std::nullopt;
+      record.emplace_back(pair.first.Scalar(), pair.second.Scalar());
+    }
+    return record;
   }
 
   Collected& out_;
@@ -263,7 +277,12 @@ LoadedConfig build(Collected collected) {
     const auto entry = collected.entries.find(field.key);
     if (entry == collected.entries.end()) continue;
     loaded.origins[field.key] = entry->second.origin;
-    if (const auto problem = field.parse(loaded.config, entry->second.value)) {
+    const ConfigValue& value = entry->second.value;
+    const bool has_maps = std::ranges::any_of(value.records, [](auto& r) { return !r.empty(); });
+    const auto problem = has_maps && !field.takes_records
+                             ? std::optional<std::string>("expected a list of values")
+                             : field.parse(loaded.config, value);
+    if (problem) {
       collected.problems.push_back(
           fmt::format("{}: {}: {}", entry->second.origin, field.key, *problem));
     }

@@ -123,7 +123,8 @@ ConfigField make_field(Key<Value> key, std::string type, std::string help, Parse
       std::move(help),
       [=](RunConfig& config, const ConfigValue& value) { return parse(value, &member(config)); },
       [=](const RunConfig& config) { return print(const_member(config)); },
-      [=](const RunConfig& from, RunConfig& to) { member(to) = const_member(from); }};
+      [=](const RunConfig& from, RunConfig& to) { member(to) = const_member(from); },
+      /*takes_records=*/false};
 }
 
 template <class Value>
@@ -184,6 +185,17 @@ inline ConfigField text(Key<std::string> key, std::string help) {
 inline ConfigField text_list(Key<std::vector<std::string>> key, std::string help) {
   return make_field(std::move(key), "list of text", std::move(help), list_of(parse_text),
                     print_list(quoted));
+}
+
+// A token file, or a list of them: paths, and maps of path, weight and name.
+Problem parse_sources(const ConfigValue& value, std::vector<DataSource>* sources);
+std::string print_sources(const std::vector<DataSource>& sources);
+
+inline ConfigField sources(Key<std::vector<DataSource>> key, std::string help) {
+  ConfigField field = make_field(std::move(key), "text, or list of maps", std::move(help),
+                                 parse_sources, print_sources);
+  field.takes_records = true;
+  return field;
 }
 
 template <NamedEnum E>

@@ -139,8 +139,12 @@ std::vector<ConfigField> parallel_fields() {
 
 std::vector<ConfigField> data_fields() {
   return {
-      text(SWITCHYARD_KEY(data.train), "token file to train on"),
-      text(SWITCHYARD_KEY(data.validation), "held-out token file; empty: no evaluation"),
+      sources(SWITCHYARD_KEY(data.train),
+              "token file to train on, or a list of {path, weight}: each file gives its weight's "
+              "share of the samples (weight: 1 unless given, kept to a millionth)"),
+      sources(SWITCHYARD_KEY(data.validation),
+              "held-out token file, or a list of {path, name}, whose losses are also logged one by "
+              "one (name: that of the file unless given); empty: no evaluation"),
       choice(SWITCHYARD_KEY(data.tokenizer.type),
              "how text becomes tokens; huggingface: as a tokenizer.json says; recall: generated "
              "retrieval tasks, of which only the answers are trained on and evaluated"),
@@ -154,10 +158,22 @@ std::vector<ConfigField> data_fields() {
       choice(SWITCHYARD_KEY(data.mask),
              "document: no token attends to another document, and the first token of a document is "
              "no target; positions, learned ones too, count from the start of the sequence"),
-      text_list(SWITCHYARD_KEY(data.text),
-                "`tokenize`: text files, or folders that are searched for *.txt, *.rst, *.md, "
-                "*.jsonl and their .gz, through links; one document per file, or per line of a "
-                ".jsonl file"),
+      text_list(
+          SWITCHYARD_KEY(data.text),
+          "`tokenize`: text files, or folders that are searched for *.txt, *.rst, *.md, "
+          "*.jsonl and their .gz and .zst, through links; one document per file, or per line "
+          "of a .jsonl file. Or token arrays: *.bin, beside it the *.idx if it is Megatron's"),
+      choice(SWITCHYARD_KEY(data.record),
+             "`tokenize`: what a line of a .jsonl file holds. text: a string. prompt_completion: "
+             "strings of these names, of which the completion is learned. segments: a list of "
+             "{text, learn}"),
+      text(SWITCHYARD_KEY(data.text_field),
+           "`tokenize`: the key of the text, or of the list of segments; a.b is b in the object a"),
+      count(SWITCHYARD_KEY(data.max_bad_records), 0,
+            "`tokenize`: lines of .jsonl files that may be unreadable; they are left out, counted "
+            "and named. One more is an error"),
+      choice(SWITCHYARD_KEY(data.array_dtype),
+             "`tokenize`: the numbers of a *.bin without *.idx, little-endian"),
       choice(
           SWITCHYARD_KEY(data.encoding_errors),
           "`tokenize`: what becomes of bytes that are not UTF-8. strict: an error that names the "
@@ -239,7 +255,7 @@ std::vector<ConfigField> train_fields() {
       count(SWITCHYARD_KEY(train.eval_interval), 0,
             "steps between evaluations; 0: only after the last step"),
       count(SWITCHYARD_KEY(train.eval_batches), 1,
-            "global batches per evaluation, from the start of the held-out file"),
+            "global batches per evaluation, from the start of each held-out file"),
   };
 }
 

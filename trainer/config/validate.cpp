@@ -26,6 +26,7 @@ class Checks {
     model();
     if (config_.model.structure != Structure::dense) experts();
     batches();
+    sources();
     optimizer();
     schedule();
     hash();
@@ -208,6 +209,18 @@ class Checks {
            "the {} * {} tokens of a micro-batch are not divisible by parallel.tp = {}, which "
            "splits them between blocks; choose a multiple for it or for model.seq_len",
            t.micro_batch_size, config_.model.seq_len, config_.parallel.tp);
+  }
+
+  // Weights mix what is trained on, and names stand for what is evaluated on.
+  void sources() {
+    for (const DataSource& source : config_.data.train) {
+      expect(source.name.empty(), "data.train", "{}: a name has no effect in training; take it out",
+             source.path);
+    }
+    for (const DataSource& source : config_.data.validation) {
+      expect(source.weight == 1.0, "data.validation",
+             "{}: a weight has no effect in an evaluation; take it out", source.path);
+    }
   }
 
   // Each update rule has keys of its own, which have no effect on the others.

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <filesystem>
 #include <iostream>
+#include <utility>
 
 #include "kernels/runtime/ceiling.h"
 #include "kernels/runtime/check.h"
@@ -67,7 +68,7 @@ TrainingRun::TrainingRun(MpiRuntime& mpi, const RunConfig& config)
   });
   mpi_.watchdog().set_end_requested(&StopSignal::received);
   state_.config = to_yaml(config_);
-  state_.dataset_fingerprint = fmt::format("{:016x}", data_.train->file.fingerprint());
+  state_.dataset_fingerprint = fmt::format("{:016x}", data_.train->loader.fingerprint());
   state_.tokenizer_hash = data_.tokenizer->hash();
 }
 
@@ -292,8 +293,10 @@ void TrainingRun::add_run_figures(StepMetrics& metrics, double step_seconds) con
 }
 
 void TrainingRun::evaluate_into(StepMetrics& metrics) {
-  metrics.val_loss =
-      evaluate(step_, data_.validation->loader, config_.train.eval_batches, mpi_.world()).loss;
+  EvaluationResult result =
+      evaluate(step_, data_.validation->loader, config_.train.eval_batches, mpi_.world());
+  metrics.val_loss = result.loss;
+  metrics.val_losses = std::move(result.file_losses);
 }
 
 void TrainingRun::check_skipped(const StepReport& report) {

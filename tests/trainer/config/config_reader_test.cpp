@@ -440,5 +440,53 @@ TEST(ConfigOverrideTest, NamesMissingAndMistypedValuesAndBrokenYaml) {
                           "command line: model.num_layers: expected an integer, not 'two'"));
 }
 
+TEST(ConfigSourcesTest, TakeAPathOrAListOfPathsWeightsAndNames) {
+  const auto sources_of = [](const std::string& value) {
+    const RunConfig config = parse_config("data: {train: " + value + "}\n", "x").config;
+    std::string text;
+    for (const auto& [path, weight, name] : config.data.train) {
+      text += fmt::format("{}|{}|{} ", path, weight, name);
+    }
+    EXPECT_EQ(to_yaml(parse_config(to_yaml(config), "stored").config), to_yaml(config));
+    return text;
+  };
+
+  EXPECT_EQ(sources_of("a.h5"), "a.h5|1| ");
+  EXPECT_EQ(sources_of("\"\""), "");
+  EXPECT_EQ(sources_of("[]"), "");
+  EXPECT_EQ(sources_of("[a.h5, b.h5]"), "a.h5|1| b.h5|1| ");
+  EXPECT_EQ(sources_of("[{path: a.h5, weight: 0.7}, {path: b.h5, weight: 2e-1, name: web}]"),
+            "a.h5|0.7| b.h5|0.2|web ");
+}
+
+TEST(ConfigSourcesTest, ASingleFileIsPrintedAsBefore) {
+  RunConfig config;
+  config.data.train = {{"a b.h5"}};
+
+  EXPECT_THAT(to_yaml(config), ::testing::HasSubstr("  train: \"a b.h5\"\n  validation: \"\"\n"));
+}
+
+TEST(ConfigSourcesTest, NameWhatIsWrongWithAFile) {
+  const auto problem = [](const std::string& value) {
+    const auto problems = problems_with({"data.train=" + value});
+    return problems.size() == 1 ? problems[0] : fmt::format("{} problems", problems.size());
+  };
+  const auto says = [](const std::string& text) { return "command line: data.train: " + text; };
+
+  EXPECT_EQ(problem("[{path: a, weight: 0}]"),
+            says("a: weight must be from 1e-06 to 1000000, not 0"));
+  EXPECT_EQ(problem("[{path: a, weight: -1}]"),
+            says("a: weight must be from 1e-06 to 1000000, not -1"));
+  EXPECT_EQ(problem("[{path: a, weight: nan}]"), says("a: weight expected a number, not 'nan'"));
+  EXPECT_EQ(problem("[{path: a, wait: 1}]"),
+            says("a: unknown key wait; a file has path, weight and name"));
+  EXPECT_EQ(problem("[{path: a, path: b}]"), says("a: path is given twice"));
+  EXPECT_EQ(problem("[{weight: 1}]"), says("a file of the list has no path"));
+  EXPECT_EQ(problem("[[a]]"), says("expected a list of values"));
+  EXPECT_EQ(problem("{path: a}"), says("expected a value, not keys below it"));
+  EXPECT_THAT(problems_with({"data.text=[{path: a}]"}),
+              ElementsAre("command line: data.text: expected a list of values"));
+}
+
 }  // namespace
 }  // namespace switchyard
