@@ -100,6 +100,29 @@ class Import(Interop):
         self.run_program(0, "generate", "in.yaml", "--prompt", "abc", "--max-tokens", "4")
         self.assertIn("step 0", self.run_program(0, "inspect", "--verify", "runs/in"))
 
+    def test_a_tokenizer_comes_along(self):
+        made = ("data.tokenizer.type=sentencepiece", "data.tokenizer.model=runs/sp/made.model",
+                "data.train=runs/sp/train.h5", "data.validation=runs/sp/validation.h5",
+                "run.dir=runs/sp")
+        self.run_program(0, "tokenize", "configs/tiny_dense.yaml", *made,
+                         "data.tokenizer.vocab_size=320", 'data.text=["text"]')
+        self.train(0, *made, "train.max_steps=4", config="tiny_dense")
+        self.run_program(0, "export", "runs/sp", "--to", "out")
+
+        self.run_program(0, "import", "out", "--config", "in.yaml", "run.dir=runs/in")
+
+        model = (self.folder / "runs/in/tokenizer/tokenizer.model").read_bytes()
+        self.assertEqual(model, (self.folder / "runs/sp/made.model").read_bytes())
+        self.assertIn("type: sentencepiece", (self.folder / "in.yaml").read_text())
+        shutil.rmtree(self.folder / "out")
+        self.run_program(0, "eval", "in.yaml", "data.validation=runs/sp/validation.h5")
+        # Bytes need no files, and a folder without a tokenizer is said.
+        self.run_program(0, "import", "llama", "--config", "b.yaml")
+        self.assertFalse((self.folder / "runs/b/tokenizer").exists())
+        (self.folder / "llama" / "tokenizer.json").unlink()
+        output = self.run_program(0, "import", "llama", "--config", "c.yaml")
+        self.assertIn("the folder holds no tokenizer", output)
+
     def test_training_begins_at_its_weights_and_goes_on(self):
         self.import_llama()
         settings = ("data.train=runs/tiny_data/train.h5", "train.max_steps=6", "optimizer.type=sgd",
@@ -184,7 +207,7 @@ class BadImports(Interop):
         self.assertIn(message, output)
         self.assertEqual(output.count("\n"), 1, output)
         self.assertEqual(sorted(path.name for path in self.folder.iterdir()), self.before)
-        self.assertFalse((self.folder / "runs" / "in" / "checkpoints" / "step_00000000").exists())
+        self.assertFalse((self.folder / "runs" / "in").exists())
 
     def set_config(self, **keys):
         path = self.folder / "llama" / "config.json"

@@ -11,6 +11,7 @@
 #include "trainer/files/folders.h"
 #include "trainer/interop/compact_sources.h"
 #include "trainer/interop/tensor_source.h"
+#include "trainer/interop/tokenizer_files.h"
 
 namespace switchyard {
 namespace {
@@ -115,6 +116,7 @@ void write_texts(const fs::path& folder, const Form& form, const Manifest& manif
   write("config.json", config_json(form, config, facts, element).dump(2) + "\n");
   write("generation_config.json", generation_json(config, facts).dump(2) + "\n");
   write("README.md", model_card(manifest, config, facts, form, element));
+  write_tokenizer_files(config.data.tokenizer, folder);
   if (form.name() != "switchyard") return;
   write("configuration_switchyard.py", std::string(kCompactConfiguration));
   write("modeling_switchyard.py", std::string(kCompactModeling));

@@ -13,9 +13,11 @@
 #include "trainer/config/field_types.h"
 #include "trainer/config/run_paths.h"
 #include "trainer/config/schema.h"
+#include "trainer/data/tokenizer.h"
 #include "trainer/files/durable_file.h"
 #include "trainer/files/folders.h"
 #include "trainer/interop/tensor_source.h"
+#include "trainer/interop/tokenizer_files.h"
 #include "trainer/interop/upcycle.h"
 
 namespace switchyard {
@@ -31,6 +33,14 @@ constexpr std::string_view kFreeKeys[] = {"model.seq_len", "model.router.aux_los
 bool is_of_experts(std::string_view key) {
   return key == "model.structure" || key == "model.num_experts" ||
          key == "model.expert_ffn_hidden" || key.starts_with("model.router.");
+}
+
+// The first id of eos_token_id in config.json.
+std::optional<int64_t> end_of_document_in(const ConfigJson& config) {
+  if (!config.has("eos_token_id")) return std::nullopt;
+  nlohmann::json id = config.object()["eos_token_id"];
+  if (id.is_array() && !id.empty()) id = nlohmann::json(id.front());
+  return id.is_number_integer() ? std::optional(id.get<int64_t>()) : std::nullopt;
 }
 
 // model.seq_len of the settings; 0 without one. What is wrong with it is found where settings are
@@ -70,6 +80,50 @@ LoadedConfig make_experiment(const ImportOptions& options, const ModelConfig& mo
   return loaded;
 }
 
+// The files of the folder's tokenizer, on their way into the run.
+class ImportedTokenizer {
+ public:
+  ImportedTokenizer(const fs::path& from, std::optional<int64_t> end_of_document,
+                    const fs::path& to)
+      : to_(to), unfinished_(to) {
+    unfinished_ += ".tmp";
+    if (!recognize_tokenizer(from)) return;
+    fs::remove_all(unfinished_);
+    copy_tokenizer_files(from, unfinished_, end_of_document);
+    section_ = recognize_tokenizer(unfinished_);
+    hash_ = make_tokenizer(*section_)->hash();
+    if (!section_->model.empty()) {
+      section_->model = (to_ / fs::path(section_->model).filename()).string();
+    }
+  }
+  ~ImportedTokenizer() {
+    std::error_code ignored;
+    fs::remove_all(unfinished_, ignored);
+  }
+  ImportedTokenizer(const ImportedTokenizer&) = delete;
+  ImportedTokenizer& operator=(const ImportedTokenizer&) = delete;
+
+  const std::optional<TokenizerSection>& section() const { return section_; }
+  const std::string& hash() const { return hash_; }
+  // Bytes need no file.
+  void publish() const {
+    if (!section_ || section_->model.empty()) return;
+    fs::remove_all(to_);
+    fs::rename(unfinished_, to_);
+  }
+
+ private:
+  fs::path to_, unfinished_;
+  std::optional<TokenizerSection> section_;
+  std::string hash_;
+};
+
+bool sets_tokenizer(const LoadedConfig& loaded) {
+  return std::ranges::any_of(loaded.origins, [](const auto& origin) {
+    return origin.first.starts_with("data.tokenizer.") && origin.second == "command line";
+  });
+}
+
 void require_new(const ImportOptions& options, const RunConfig& config) {
   require(!fs::exists(options.config), "--config {} exists already: name a new file",
           options.config.string());
@@ -98,6 +152,26 @@ int64_t count_elements(const std::map<TensorKey, Shape>& tensors) {
   return elements;
 }
 
+// Removes the folders that a failed import has made.
+class MadeFolders {
+ public:
+  explicit MadeFolders(const fs::path& run) : run_(run), existed_(fs::exists(run)) {}
+  ~MadeFolders() {
+    if (existed_ || keeps_) return;
+    std::error_code ignored;  // a folder that is not empty stays
+    fs::remove(RunPaths(run_).checkpoints(), ignored);
+    fs::remove(run_, ignored);
+  }
+  MadeFolders(const MadeFolders&) = delete;
+  MadeFolders& operator=(const MadeFolders&) = delete;
+
+  void keep() { keeps_ = true; }
+
+ private:
+  fs::path run_;
+  bool existed_, keeps_ = false;
+};
+
 }  // namespace
 
 ImportReport import_model(const ImportOptions& options) {
@@ -115,6 +189,18 @@ ImportReport import_model(const ImportOptions& options) {
   RunConfig& config = report.loaded.config;
   validate_config(report.loaded, /*world_size=*/1);
   require_new(options, config);
+  MadeFolders folders(config.run.dir);
+  std::optional<ImportedTokenizer> tokenizer;
+  if (!sets_tokenizer(report.loaded)) {
+    tokenizer.emplace(options.from, end_of_document_in(json), RunPaths(config.run.dir).tokenizer());
+  }
+  TrainingState state;
+  if (tokenizer && tokenizer->section()) {
+    config.data.tokenizer = *tokenizer->section();
+    state.tokenizer_hash = tokenizer->hash();
+  } else if (tokenizer) {
+    report.notes.push_back("the folder holds no tokenizer: say data.tokenizer in the experiment");
+  }
 
   ForeignSource foreign(weights, form, model);
   std::unique_ptr<TensorSource> upcycled;
@@ -124,15 +210,16 @@ ImportReport import_model(const ImportOptions& options) {
   TensorSource& source = upcycled ? *upcycled : foreign;
   const std::map<TensorKey, Shape> tensors = tensors_of(config.model);
   report.parameters = count_elements(tensors);
-  TrainingState state;
   state.config = to_yaml(config);
   const auto read = [&](const TensorKey& key, int64_t first, int64_t count,
                         std::span<float> values) { source.read(key, first, count, values); };
   report.checkpoint =
       write_weights_checkpoint(RunPaths(config.run.dir).checkpoints(), state, tensors, read, [&] {
         foreign.require_finite();
+        if (tokenizer) tokenizer->publish();
         write_experiment(options, config, form.name());
       });
+  folders.keep();
   return report;
 }
 

@@ -14,6 +14,7 @@
 #include "trainer/data/tokenizer.h"
 #include "trainer/files/durable_file.h"
 #include "trainer/files/file_io.h"
+#include "trainer/files/folders.h"
 #include "trainer/interop/sentencepiece_json.h"
 
 namespace switchyard {
@@ -22,6 +23,8 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
+constexpr char kTokenizerJson[] = "tokenizer.json", kSentencePieceModel[] = "tokenizer.model";
+constexpr char kGenerationConfig[] = "generation_config.json";
 constexpr char kEndOfDocument[] = "<|endoftext|>";  // of byte tokens
 
 // Byte-level models write each byte as a character that can be seen: itself, or one from U+0100 on
@@ -83,8 +86,18 @@ json settings(const std::string& end_of_document) {
           {"split_special_tokens", true}};
 }
 
-void write_json(const fs::path& path, const json& value) {
-  write_durably(path, value.dump(2, ' ', /*ensure_ascii=*/false) + "\n");
+std::string to_text(const json& value) { return value.dump(2, ' ', /*ensure_ascii=*/false) + "\n"; }
+
+void write_json(const fs::path& path, const json& value) { write_durably(path, to_text(value)); }
+
+// Whether a tokenizer.json is the equal of a SentencePiece model.
+bool is_of_sentencepiece(const std::string& text, const fs::path& model) {
+  try {
+    const std::string bytes = read_file(model);
+    return to_text(sentencepiece_json(parse_sentencepiece_model(bytes))) == text;
+  } catch (const Error&) {
+    return false;  // damaged, or with options that have no equal
+  }
 }
 
 void write_sentencepiece(const TokenizerSection& config, const fs::path& folder) {
@@ -100,14 +113,14 @@ void write_sentencepiece(const TokenizerSection& config, const fs::path& folder)
   } catch (const Error& error) {
     fail("{} cannot become a tokenizer.json: {}", config.model, error.what());
   }
-  write_json(folder / "tokenizer.json", converted);
+  write_json(folder / kTokenizerJson, converted);
   write_json(folder / "tokenizer_config.json", of_config);
-  write_durably(folder / "tokenizer.model", bytes);
+  write_durably(folder / kSentencePieceModel, bytes);
 }
 
 void copy_huggingface(const TokenizerSection& config, const fs::path& folder) {
   const std::string end = end_of_document_text(config);
-  write_durably(folder / "tokenizer.json", read_file(config.model));
+  write_durably(folder / kTokenizerJson, read_file(config.model));
   const fs::path source = fs::path(config.model).parent_path();
   for (const char* name : {"special_tokens_map.json", "chat_template.jinja"}) {
     if (fs::exists(source / name)) write_durably(folder / name, read_file(source / name));
@@ -135,12 +148,47 @@ void write_tokenizer_files(const TokenizerSection& config, const fs::path& folde
     case TokenizerType::huggingface:
       return copy_huggingface(config, folder);
     case TokenizerType::byte:
-      write_json(folder / "tokenizer.json", byte_tokenizer());
+      write_json(folder / kTokenizerJson, byte_tokenizer());
       return write_json(folder / "tokenizer_config.json", settings(kEndOfDocument));
     case TokenizerType::recall:
-      write_json(folder / "tokenizer.json", recall_tokenizer());
+      write_json(folder / kTokenizerJson, recall_tokenizer());
       return write_json(folder / "tokenizer_config.json",
                         settings(recall_word(RecallVocabulary::kEndOfDocument)));
+  }
+}
+
+std::optional<TokenizerSection> recognize_tokenizer(const fs::path& folder) {
+  const fs::path of_library = folder / kTokenizerJson, model = folder / kSentencePieceModel;
+  TokenizerSection section;
+  if (!fs::exists(of_library)) {
+    if (!fs::exists(model)) return std::nullopt;
+    section.type = TokenizerType::sentencepiece;
+    section.model = model.string();
+    return section;
+  }
+  const std::string text = read_file(of_library);
+  if (text == to_text(byte_tokenizer())) return section;
+  if (text == to_text(recall_tokenizer())) {
+    section.type = TokenizerType::recall;
+  } else if (fs::exists(model) && is_of_sentencepiece(text, model)) {
+    section.type = TokenizerType::sentencepiece;
+    section.model = model.string();
+  } else {
+    section.type = TokenizerType::huggingface;
+    section.model = of_library.string();
+  }
+  return section;
+}
+
+void copy_tokenizer_files(const fs::path& from, const fs::path& to,
+                          std::optional<int64_t> end_of_document) {
+  make_folder(to);
+  for (const char* name : {kTokenizerJson, kSentencePieceModel, "tokenizer_config.json",
+                           "special_tokens_map.json", "chat_template.jinja", kGenerationConfig}) {
+    if (fs::exists(from / name)) write_durably(to / name, read_file(from / name));
+  }
+  if (end_of_document && !fs::exists(to / kGenerationConfig)) {
+    write_json(to / kGenerationConfig, {{"eos_token_id", *end_of_document}});
   }
 }
 
