@@ -16,7 +16,7 @@ class Gpt2Form final : public Form {
   nlohmann::ordered_json write_config(const ModelConfig& model) const override;
   ModelConfig read_config(ConfigJson& config, const WeightFolder& weights) const override;
   std::vector<TensorRule> rules(const ModelConfig& model) const override;
-  std::string known_name(const std::string& name) const override;
+  std::string known_name(const std::string& name, const ModelConfig&) const override;
 };
 
 std::vector<std::string> Gpt2Form::obstacles(const ModelConfig& model) const {
@@ -80,7 +80,7 @@ ModelConfig Gpt2Form::read_config(ConfigJson& config, const WeightFolder&) const
 }
 
 // The first GPT-2 files have no prefix, and masks beside the weights.
-std::string Gpt2Form::known_name(const std::string& name) const {
+std::string Gpt2Form::known_name(const std::string& name, const ModelConfig&) const {
   if (name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias")) return "";
   return name.starts_with("transformer.") || name == "lm_head.weight" ? name
                                                                       : "transformer." + name;

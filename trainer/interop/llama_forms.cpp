@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <utility>
 
 #include "trainer/interop/expert_rules.h"
@@ -46,6 +47,7 @@ class LlamaForm final : public Form {
   nlohmann::ordered_json write_config(const ModelConfig& model) const override;
   ModelConfig read_config(ConfigJson& config, const WeightFolder& weights) const override;
   std::vector<TensorRule> rules(const ModelConfig& model) const override;
+  std::string known_name(const std::string& name, const ModelConfig& model) const override;
 
  private:
   bool has_experts() const { return t_.experts != Experts::none; }
@@ -221,8 +223,11 @@ void LlamaForm::read_experts(ConfigJson& config, const WeightFolder& weights,
   model.structure = Structure::vanilla;
   router.top_k = static_cast<int>(config.integer("num_experts_per_tok"));
   router.normalize_topk = is_mixtral || config.boolean("norm_topk_prob", is_glm);
-  model.num_experts = static_cast<int>(config.integer(
-      is_mixtral ? "num_local_experts" : (is_glm ? "n_routed_experts" : "num_experts")));
+  // transformers 5 writes num_local_experts for some architectures.
+  const char* count = is_glm                                     ? "n_routed_experts"
+                      : is_mixtral || !config.has("num_experts") ? "num_local_experts"
+                                                                 : "num_experts";
+  model.num_experts = static_cast<int>(config.integer(count));
   model.expert_ffn_hidden =
       config.integer(is_mixtral || is_olmoe ? "intermediate_size" : "moe_intermediate_size");
   if (config.has("clip_qkv")) config.cannot("clip_qkv");
@@ -301,6 +306,17 @@ ExpertNames LlamaForm::expert_names() const {
     names.balancing_bias = "gate.e_score_correction_bias";
   }
   return names;
+}
+
+// The angles of the rotation, which old files hold, follow from config.json. Blocks behind the last
+// one predict more than the next token (GLM's num_nextn_predict_layers); transformers leaves them
+// out, too.
+std::string LlamaForm::known_name(const std::string& name, const ModelConfig& model) const {
+  if (name.ends_with(".rotary_emb.inv_freq")) return "";
+  constexpr std::string_view kLayer = "model.layers.";
+  const bool is_behind = t_.experts == Experts::glm4_moe && name.starts_with(kLayer) &&
+                         std::atoi(name.c_str() + kLayer.size()) >= model.num_layers;
+  return is_behind ? "" : name;
 }
 
 std::vector<TensorRule> LlamaForm::rules(const ModelConfig& model) const {

@@ -20,7 +20,7 @@ class NemotronHForm final : public Form {
   nlohmann::ordered_json write_config(const ModelConfig& model) const override;
   ModelConfig read_config(ConfigJson& config, const WeightFolder& weights) const override;
   std::vector<TensorRule> rules(const ModelConfig& model) const override;
-  std::string known_name(const std::string& name) const override;
+  std::string known_name(const std::string& name, const ModelConfig&) const override;
   bool keeps_latent() const override { return true; }
 };
 
@@ -182,7 +182,7 @@ ModelConfig NemotronHForm::read_config(ConfigJson& config, const WeightFolder& w
 }
 
 // Published files say "backbone".
-std::string NemotronHForm::known_name(const std::string& name) const {
+std::string NemotronHForm::known_name(const std::string& name, const ModelConfig&) const {
   constexpr std::string_view kOld = "backbone.";
   return name.starts_with(kOld) ? "model." + name.substr(kOld.size()) : name;
 }

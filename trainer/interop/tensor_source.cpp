@@ -118,7 +118,8 @@ void evaluate(const TensorRule& rule, TensorSource& source,
 ForeignSource::ForeignSource(const WeightFolder& weights, const Form& form,
                              const ModelConfig& model)
     : weights_(weights), form_(form), shapes_(tensors_of(model)), rules_(form.rules(model)) {
-  for (const auto& [name, info] : weights.tensors()) their_names_[form.known_name(name)] = name;
+  for (const auto& [name, info] : weights.tensors())
+    their_names_[form.known_name(name, model)] = name;
   std::vector<std::string> problems;
   for (const TensorRule& rule : rules_) {
     std::string problem = find_problem(rule);
