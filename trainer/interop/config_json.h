@@ -62,8 +62,8 @@ enum class Window { none, switched, always };
 //   default_theta, default_partial  of the architecture, where the file has none
 void read_rope(ConfigJson& config, double default_theta, double default_partial,
                ModelConfig& model);
-// Writes both dialects. `default_partial` is what readers take for the share of a head that turns if
-// the file does not say it.
+// Writes both dialects. `default_partial` is what readers take for the share of a head that turns
+// if the file does not say it.
 void write_rope(const ModelConfig& model, double default_partial, nlohmann::ordered_json& json);
 
 // Refuses a sliding window that is shorter than the model's sequences. switched: it exists with
