@@ -237,7 +237,7 @@ class Check:
     def make_model(self, case, folder):
         """A random model of transformers: nothing is 0 or 1 that need not be."""
         torch, transformers = libraries()
-        torch.manual_seed(len(case.options))
+        torch.manual_seed(1)
         config = getattr(transformers, case.config_class)(**case.values)
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         with torch.no_grad():
