@@ -59,7 +59,8 @@ say "Import: $run"
 if [[ -e $run/checkpoints/latest ]]; then
   echo "$run exists already"
 else
-  build/switchyard import "$out" --config "$run.imported.yaml" run.dir="$run"
+  build/switchyard import "$out" --config "$run.imported.yaml" run.dir="$run" \
+    data.tokenizer.type=huggingface data.tokenizer.model="$out/tokenizer.json"
 fi
 
 say "A sentence to switchyard"
