@@ -62,6 +62,7 @@ CASES = {
     "glm4_moe_groups": ("auto", "glm4_moe", "fine_grained",
                         f"{SIGMOID} {GROUPS} model.router.bias_update_rate=0.01"),
     "nemotron_h_groups": ("auto", "nemotron_h", "bigmac", f"{NO_POSITIONS}=relu2 {GROUPS}"),
+    "compact_documents": ("auto", "switchyard", "bigmac", "data.mask=document"),
     "compact_gated": ("auto", "switchyard", "bigmac",
                       f"model.shared_expert_gate=true model.qk_norm=projection {GROUPS}"),
     "glm4_moe": ("auto", "glm4_moe", "fine_grained",
@@ -151,9 +152,11 @@ class ExportTest(unittest.TestCase):
                 factor = 2 if was_doubled and name.endswith("shared.down.weight") else 1
                 np.testing.assert_array_equal({**weights, **biases}[name], factor * values, name)
         with h5py.File(self.folder / "case.h5") as case:
-            tokens, expected = case["tokens"][0], case["logits"][0].astype(float)
-        logits = reference_model.ReferenceModel(config, weights, biases).forward(tokens[None], None)
-        self.assertLess(np.abs(logits[0] - expected).max(), BOUND * np.abs(expected).max())
+            tokens, expected = case["tokens"][:], case["logits"][:].astype(float)
+            documents = case["document_start"][:] if "document_start" in case else None
+        logits = reference_model.ReferenceModel(config, weights, biases).forward(tokens, documents)
+        self.assertLess(np.abs(logits - expected).max(), BOUND * np.abs(expected).max())
+        self.assertEqual("mask: document" in experiment.read_text(), documents is not None)
         form = json.loads((folder / "config.json").read_text())["model_type"]
         self.succeed("export", run_dir, "--to", again, "--form", form.replace("switchyard", "compact"))
         for name in ("config.json", "generation_config.json", "model.safetensors"):

@@ -57,9 +57,11 @@ int64_t wished_seq_len(const std::vector<std::string>& settings) {
 }
 
 // The experiment of the folder's model, with the settings of the user.
-LoadedConfig make_experiment(const ImportOptions& options, const ModelConfig& model) {
+LoadedConfig make_experiment(const ImportOptions& options, const ModelConfig& model,
+                             bool has_document_mask) {
   RunConfig config;
   config.model = model;
+  if (has_document_mask) config.data.mask = AttentionMask::document;
   config.run.dir = (fs::path("runs") / options.config.stem()).string();
   const std::string source = (options.from / "config.json").string();
   const LoadedConfig plain = parse_config(to_yaml(config), source);
@@ -180,9 +182,10 @@ ImportReport import_model(const ImportOptions& options) {
   const Form& form = form_of(json.text("model_type"));
   const WeightFolder weights(options.from);
   const ModelConfig model = form.read_config(json, weights);
+  const bool has_document_mask = json.boolean("document_mask", false);  // of the compact form
   json.finish();
   ImportReport report{.form = std::string(form.name()),
-                      .loaded = make_experiment(options, model),
+                      .loaded = make_experiment(options, model, has_document_mask),
                       .checkpoint = {},
                       .notes = {}};
   if (options.upcycle) settle_upcycled_model(model, report.loaded);
