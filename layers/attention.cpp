@@ -5,7 +5,6 @@
 #include "kernels/attention/attention.h"
 #include "kernels/basic/elementwise.h"
 #include "kernels/decode/gather_attention.h"
-#include "kernels/norm/rms_norm.h"
 #include "kernels/runtime/check.h"
 #include "kernels/runtime/profile.h"
 #include "layers/sequence_parallel.h"
@@ -22,18 +21,12 @@ Linear make_qkv(const BuildContext& build, const std::string& name) {
       &build.column_parallel(name + ".k.weight", kv_rows, c.hidden, std),
       &build.column_parallel(name + ".v.weight", kv_rows, c.hidden, std)};
   std::vector<Parameter*> biases;
-  if (c.bias) {
-    biases = {&build.sharded_bias(name + ".q.bias", q_rows),
-              &build.sharded_bias(name + ".k.bias", kv_rows),
-              &build.sharded_bias(name + ".v.bias", kv_rows)};
+  if (c.bias != Biases::none) {
+    biases = {&build.sharded_vector(name + ".q.bias", q_rows, Init::zeros()),
+              &build.sharded_vector(name + ".k.bias", kv_rows, Init::zeros()),
+              &build.sharded_vector(name + ".v.bias", kv_rows, Init::zeros())};
   }
   return Linear(build.store, std::move(weights), std::move(biases));
-}
-
-// The per-head norm takes every head's vector as a row.
-template <class View>
-View head_rows(View x) {
-  return x.reshape({x.num_elements() / x.dim(-1), x.dim(-1)});
 }
 
 }  // namespace
@@ -43,20 +36,18 @@ Attention::Attention(const BuildContext& build, const std::string& name)
       kv_heads_(build.config.num_kv_heads / build.dist.tp().size()),
       head_dim_(build.config.head_dim),
       scale_(1.0f / std::sqrt(static_cast<float>(build.config.head_dim))),
-      norm_eps_(static_cast<float>(build.config.norm_eps)),
       dtype_(build.compute_dtype),
       qkv_(make_qkv(build, name)) {
   const ModelConfig& c = build.config;
   out_ = Linear(build.store,
                 {&build.row_parallel(name + ".out.weight", c.hidden, c.num_heads * c.head_dim,
                                      build.residual_init_std())});
-  if (c.bias) out_bias_ = &build.replicated_vector(name + ".out.bias", c.hidden, Init::zeros());
-  if (c.qk_norm) {
-    q_norm_ = &build.replicated_vector(name + ".q_norm.weight", c.head_dim, Init::ones());
-    k_norm_ = &build.replicated_vector(name + ".k_norm.weight", c.head_dim, Init::ones());
+  if (c.bias == Biases::attention || c.bias == Biases::all) {
+    out_bias_ = &build.replicated_vector(name + ".out.bias", c.hidden, Init::zeros());
   }
+  if (c.qk_norm != QkNormKind::none) norm_.emplace(build, name);
   if (c.position == Position::rope) {
-    rope_ = make_rope_table(build.stream, c.seq_len, c.head_dim, c.rope_theta);
+    rope_ = make_rope_table(build.stream, c.seq_len, c.rope());
   }
 }
 
@@ -67,27 +58,22 @@ void Attention::project_qkv(StepContext& ctx, ConstTensorView x, int64_t first_p
   saved.q = ctx.saved.take({batch, heads_, seq_len, head_dim_}, dtype_);
   saved.k = ctx.saved.take({batch, kv_heads_, seq_len, head_dim_}, dtype_);
   saved.v = ctx.saved.take({batch, kv_heads_, seq_len, head_dim_}, dtype_);
-  if (q_norm_) {
-    saved.q_split = ctx.saved.take(saved.q.shape(), dtype_);
-    saved.k_split = ctx.saved.take(saved.k.shape(), dtype_);
-    saved.q_rstd = ctx.saved.take({batch * heads_ * seq_len}, DType::f32);
-    saved.k_rstd = ctx.saved.take({batch * kv_heads_ * seq_len}, DType::f32);
+  if (norm_) {
+    saved.norm.q = ctx.saved.take(saved.q.shape(), dtype_);
+    saved.norm.k = ctx.saved.take(saved.k.shape(), dtype_);
   }
 
   WorkspaceScope scope(ctx.scratch);
   ConstTensorView all = gather_tokens(ctx, x);
   TensorView qkv = ctx.scratch.take({all.dim(0), qkv_.out_features()}, dtype_);
   qkv_.forward(ctx, all, qkv);
-  if (!q_norm_) {
+  if (!norm_) {
     split_qkv_forward(ctx.stream, qkv, rope_.cos, rope_.sin, first_position, saved.q, saved.k,
                       saved.v);
     return;
   }
-  split_qkv_forward(ctx.stream, qkv, {}, {}, first_position, saved.q_split, saved.k_split, saved.v);
-  rms_norm_forward(ctx.stream, head_rows(saved.q_split), {}, q_norm_->value, norm_eps_, {},
-                   head_rows(saved.q), saved.q_rstd);
-  rms_norm_forward(ctx.stream, head_rows(saved.k_split), {}, k_norm_->value, norm_eps_, {},
-                   head_rows(saved.k), saved.k_rstd);
+  split_qkv_forward(ctx.stream, qkv, {}, {}, first_position, saved.norm.q, saved.norm.k, saved.v);
+  norm_->forward(ctx, saved.norm, saved.q, saved.k);
   if (rope_.cos) {
     rope_in_place(ctx.stream, rope_.cos, rope_.sin, first_position, /*inverse=*/false, saved.q);
     rope_in_place(ctx.stream, rope_.cos, rope_.sin, first_position, /*inverse=*/false, saved.k);
@@ -132,7 +118,7 @@ void Attention::backward(StepContext& ctx, ConstTensorView dy, const Saved& save
 void Attention::backward_qkv(StepContext& ctx, const Saved& saved, TensorView dq, TensorView dk,
                              ConstTensorView dv, TensorView dx) {
   TensorView dqkv = ctx.scratch.take({ctx.tokens(), qkv_.out_features()}, dtype_);
-  if (!q_norm_) {
+  if (!norm_) {
     split_qkv_backward(ctx.stream, dq, dk, dv, rope_.cos, rope_.sin, dqkv);
   } else {
     if (rope_.cos) {
@@ -141,12 +127,7 @@ void Attention::backward_qkv(StepContext& ctx, const Saved& saved, TensorView dq
     }
     TensorView dq_split = ctx.scratch.take(dq.shape(), dtype_);
     TensorView dk_split = ctx.scratch.take(dk.shape(), dtype_);
-    fill_zero(ctx.stream, dq_split);
-    fill_zero(ctx.stream, dk_split);
-    rms_norm_backward(ctx.stream, ctx.scratch, head_rows(dq), head_rows(saved.q_split),
-                      q_norm_->value, saved.q_rstd, head_rows(dq_split), q_norm_->grad);
-    rms_norm_backward(ctx.stream, ctx.scratch, head_rows(dk), head_rows(saved.k_split),
-                      k_norm_->value, saved.k_rstd, head_rows(dk_split), k_norm_->grad);
+    norm_->backward(ctx, dq, dk, saved.norm, dq_split, dk_split);
     split_qkv_backward(ctx.stream, dq_split, dk_split, dv, {}, {}, dqkv);
   }
   ConstTensorView x = gather_tokens(ctx, saved.x);

@@ -1,11 +1,13 @@
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "kernels/attention/rope.h"
 #include "layers/build_context.h"
 #include "layers/decoding/kv_cache.h"
 #include "layers/linear.h"
+#include "layers/qk_norm.h"
 #include "layers/step_context.h"
 
 namespace switchyard {
@@ -14,12 +16,11 @@ namespace switchyard {
 class Attention {
  public:
   struct Saved {
-    ConstTensorView x;            // [local_tokens, hidden]
-    TensorView q, k, v;           // as attention read them, head-major
-    TensorView q_split, k_split;  // before the norm; qk_norm only
-    TensorView q_rstd, k_rstd;    // qk_norm only
-    TensorView out;               // [tokens, local heads * head_dim]
-    TensorView lse;               // [batch, local heads, seq_len]
+    ConstTensorView x;   // [local_tokens, hidden]
+    TensorView q, k, v;  // as attention read them, head-major
+    QkNorm::Saved norm;  // qk_norm only
+    TensorView out;      // [tokens, local heads * head_dim]
+    TensorView lse;      // [batch, local heads, seq_len]
   };
 
   Attention(const BuildContext& build, const std::string& name);
@@ -50,14 +51,12 @@ class Attention {
   int kv_heads_;  // of this rank
   int64_t head_dim_;
   float scale_;
-  float norm_eps_;
   DType dtype_;
   Linear qkv_;
   Linear out_;
   Parameter* out_bias_ = nullptr;
-  Parameter* q_norm_ = nullptr;  // qk_norm only
-  Parameter* k_norm_ = nullptr;
-  RopeTable rope_;  // empty with learned positions
+  std::optional<QkNorm> norm_;  // qk_norm only
+  RopeTable rope_;              // empty unless position is rope
 };
 
 }  // namespace switchyard

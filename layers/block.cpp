@@ -20,7 +20,7 @@ Block::Block(const BuildContext& build, int layer, int moe_layer, const Exchange
     moe_.emplace(build, layer_name(layer) + ".moe", moe_layer, exchange);
   } else {
     dense_.emplace(build, layer_name(layer) + ".feed_forward", build.config.ffn_hidden,
-                   build.config.bias, Part::dense_feed_forward);
+                   build.config.bias == Biases::all, Part::dense_feed_forward);
   }
 }
 

@@ -44,7 +44,7 @@ Parameter& BuildContext::row_parallel(const std::string& name, int64_t out, int6
                     .init = Init::normal(std)});
 }
 
-Parameter& BuildContext::sharded_bias(const std::string& name, int64_t width) const {
+Parameter& BuildContext::sharded_vector(const std::string& name, int64_t width, Init init) const {
   const int64_t local = share_of(width, dist.tp().size(), name);
   return store.add({.name = name,
                     .global_shape = {width},
@@ -53,7 +53,7 @@ Parameter& BuildContext::sharded_bias(const std::string& name, int64_t width) co
                     .group = ParameterGroup::sharded,
                     .dtype = DType::f32,
                     .decay = false,
-                    .init = Init::zeros()});
+                    .init = init});
 }
 
 Parameter& BuildContext::replicated_weight(const std::string& name, Shape shape, float std,
@@ -69,7 +69,8 @@ Parameter& BuildContext::replicated_weight(const std::string& name, Shape shape,
                     .init = Init::normal(std)});
 }
 
-Parameter& BuildContext::router_weight(const std::string& name, Shape shape, float std) const {
+Parameter& BuildContext::router_weight(const std::string& name, Shape shape, float std,
+                                       int hidden_matrices) const {
   return store.add({.name = name,
                     .global_shape = shape,
                     .offset = {0, 0},
@@ -77,7 +78,7 @@ Parameter& BuildContext::router_weight(const std::string& name, Shape shape, flo
                     .group = ParameterGroup::replicated,
                     .dtype = DType::f32,
                     .decay = true,
-                    .hidden_matrices = 1,
+                    .hidden_matrices = hidden_matrices,
                     .init = Init::normal(std)});
 }
 

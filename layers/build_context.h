@@ -22,15 +22,16 @@ struct BuildContext {
   Parameter& column_parallel(const std::string& name, int64_t out, int64_t in, float std) const;
   // The weight of a linear map whose inputs are split over tp: columns are sharded. [out, in]
   Parameter& row_parallel(const std::string& name, int64_t out, int64_t in, float std) const;
-  // A bias whose elements are split over tp.
-  Parameter& sharded_bias(const std::string& name, int64_t width) const;
+  // A vector whose elements are split over tp: f32, without decay.
+  Parameter& sharded_vector(const std::string& name, int64_t width, Init init) const;
   // A weight that is replicated over tp, in the compute dtype: descend and ascend, and positions,
   // which are an embedding and hold no hidden matrix.
   Parameter& replicated_weight(const std::string& name, Shape shape, float std,
                                int hidden_matrices = 1) const;
-  // Parameters that are replicated over tp and always f32: the router's weight (with decay; a
-  // hidden matrix, as in Moonlight), norms and biases (without decay).
-  Parameter& router_weight(const std::string& name, Shape shape, float std) const;
+  // Parameters that are replicated over tp and always f32: weights of routers (with decay; a hidden
+  // matrix, as in Moonlight) and gates, norms and biases (without decay).
+  Parameter& router_weight(const std::string& name, Shape shape, float std,
+                           int hidden_matrices) const;
   Parameter& replicated_vector(const std::string& name, int64_t width, Init init) const;
   // The weight of all experts. Each expert has `hidden_matrices` matrices one above the other: two
   // where the gate stands above up. The first dimension is split over ep. [experts, out, in]

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "kernels/attention/rope.h"
 #include "kernels/basic/activation.h"
 #include "kernels/moe/router.h"
 #include "kernels/runtime/enum_names.h"
@@ -11,11 +12,21 @@ namespace switchyard {
 enum class Structure { dense, vanilla, fine_grained, bigmac };
 SWITCHYARD_ENUM_NAMES(Structure, dense, vanilla, fine_grained, bigmac)
 
-enum class Position { rope, learned };
-SWITCHYARD_ENUM_NAMES(Position, rope, learned)
+// none: only the causal mask tells positions apart (Kazemnejad et al. 2023, arXiv 2305.19466).
+enum class Position { rope, learned, none };
+SWITCHYARD_ENUM_NAMES(Position, rope, learned, none)
 
 enum class Norm { rms_norm, layer_norm };
 SWITCHYARD_ENUM_NAMES(Norm, rms_norm, layer_norm)
+
+// RMSNorm of queries and keys before the rotation: of every head's vector, or of all heads at once.
+enum class QkNormKind { none, head, projection };
+SWITCHYARD_ENUM_NAMES(QkNormKind, none, head, projection)
+
+// Which linear maps have biases: those to q, k and v, all of attention, or also those of dense
+// feed-forwards.
+enum class Biases { none, qkv, attention, all };
+SWITCHYARD_ENUM_NAMES(Biases, none, qkv, attention, all)
 
 enum class BalanceScope { sequence, global_batch };
 SWITCHYARD_ENUM_NAMES(BalanceScope, sequence, global_batch)
@@ -23,6 +34,9 @@ SWITCHYARD_ENUM_NAMES(BalanceScope, sequence, global_batch)
 struct RouterConfig {
   RouterScore score = RouterScore::softmax;
   int top_k = 1;
+  // A token's experts come from the best groups_per_token of num_groups groups of neighbours.
+  int num_groups = 1;
+  int groups_per_token = 1;
   bool normalize_topk = false;
   double routed_scaling_factor = 1.0;
   // Coefficients of the losses that are added to the cross-entropy, per MoE layer; 0 turns one off.
@@ -50,10 +64,12 @@ struct ModelConfig {
   int64_t head_dim = 0;
   Position position = Position::rope;
   double rope_theta = 10000.0;
+  int64_t rotary_dim = 0;  // the first channels of a head, which turn; 0: all
+  RopeScaling rope_scaling;
   Norm norm = Norm::rms_norm;
   double norm_eps = 1e-5;
-  bool qk_norm = false;  // RMSNorm of every head's query and key before the rotation
-  bool bias = false;     // GPT style, with layer_norm: attention and dense feed-forward have biases
+  QkNormKind qk_norm = QkNormKind::none;
+  Biases bias = Biases::none;
   Activation activation = Activation::swiglu;
   bool tie_embeddings = false;
   double init_std = 0.02;
@@ -66,10 +82,17 @@ struct ModelConfig {
   int64_t latent = 0;  // bigmac: the exchange width, r * hidden
   int num_shared_experts = 0;
   int64_t shared_expert_ffn_hidden = 0;  // of each shared expert
+  bool shared_expert_gate = false;       // a sigmoid gate per token for all shared experts
   RouterConfig router;
 
   bool is_moe_layer(int layer) const {
     return structure != Structure::dense && layer >= first_dense_layers;
+  }
+  RopeConfig rope() const {
+    return {.head_dim = head_dim,
+            .rotary_dim = rotary_dim,
+            .theta = rope_theta,
+            .scaling = rope_scaling};
   }
   // Width of the rows that are sent to experts, and of the experts' input and output.
   int64_t exchange_width() const { return structure == Structure::bigmac ? latent : hidden; }

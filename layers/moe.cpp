@@ -9,12 +9,7 @@ MoeLayer::MoeLayer(const BuildContext& build, const std::string& name, int moe_l
       experts_(build, name + ".experts"),
       exchange_(make_expert_exchange(build.dist.ep(), build.stream.device(),
                                      build.config.num_experts, exchange)) {
-  const ModelConfig& c = build.config;
-  if (c.num_shared_experts > 0) {
-    // Side by side, the shared experts are one feed-forward of their joint width.
-    shared_.emplace(build, name + ".shared", c.num_shared_experts * c.shared_expert_ffn_hidden,
-                    /*bias=*/false, Part::moe_shared_experts);
-  }
+  if (build.config.num_shared_experts > 0) shared_.emplace(build, name);
 }
 
 // ---- Forward -----------------------------------------------------------------------------------

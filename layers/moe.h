@@ -7,9 +7,9 @@
 
 #include "layers/build_context.h"
 #include "layers/experts.h"
-#include "layers/feed_forward.h"
 #include "layers/narrowing.h"
 #include "layers/router.h"
+#include "layers/shared_experts.h"
 #include "layers/step_context.h"
 #include "parallel/expert_exchange.h"
 
@@ -27,7 +27,7 @@ class MoeLayer {
     std::unique_ptr<ExchangePlan> plan;
     Narrowing::Saved narrowing;
     std::vector<Experts::Saved> experts;  // of each chunk
-    FeedForward::Saved shared;
+    SharedExperts::Saved shared;
   };
 
   // `moe_layer` counts the MoE layers of the model from 0.
@@ -52,7 +52,7 @@ class MoeLayer {
   Router router_;
   Narrowing narrowing_;
   Experts experts_;
-  std::optional<FeedForward> shared_;  // with shared experts
+  std::optional<SharedExperts> shared_;
   std::unique_ptr<ExpertExchange> exchange_;
 };
 

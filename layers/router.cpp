@@ -4,7 +4,6 @@
 #include <cmath>
 
 #include "kernels/basic/elementwise.h"
-#include "kernels/linear/matmul.h"
 #include "kernels/moe/balance_loss.h"
 #include "kernels/runtime/host_mirror.h"
 #include "kernels/runtime/profile.h"
@@ -15,17 +14,11 @@ namespace {
 RouterOptions options_of(const RouterConfig& config) {
   return {.score = config.score,
           .top_k = config.top_k,
+          .num_groups = config.num_groups,
+          .groups_per_token = config.groups_per_token,
           .normalize_topk = config.normalize_topk,
           .routed_scaling_factor = static_cast<float>(config.routed_scaling_factor),
           .force_balanced = config.force_balanced};
-}
-
-// x itself, or an f32 copy of it from scratch memory.
-ConstTensorView in_f32(StepContext& ctx, ConstTensorView x) {
-  if (x.dtype() == DType::f32) return x;
-  TensorView copy = ctx.scratch.take(x.shape(), DType::f32);
-  cast(ctx.stream, x, copy);
-  return copy;
 }
 
 }  // namespace
@@ -35,8 +28,7 @@ Router::Router(const BuildContext& build, const std::string& name, int moe_layer
       options_(options_of(build.config.router)),
       num_experts_(build.config.num_experts),
       moe_layer_(moe_layer),
-      weight_(&build.router_weight(
-          name + ".weight", {build.config.num_experts, build.config.hidden}, build.init_std())) {
+      linear_(build, name, build.config.num_experts, /*hidden_matrices=*/1) {
   if (config_.bias_update_rate > 0.0)
     bias_ = Tensor({num_experts_}, DType::f32, build.stream.device());
 }
@@ -50,11 +42,7 @@ void Router::forward(StepContext& ctx, ConstTensorView x, Saved& saved) const {
   saved.lse = ctx.saved.take({tokens}, DType::f32);
   saved.topk_idx = ctx.saved.take({tokens, config_.top_k}, DType::i32);
   saved.topk_weights = ctx.saved.take({tokens, config_.top_k}, DType::f32);
-  {
-    WorkspaceScope scope(ctx.scratch);
-    matmul(ctx.stream, in_f32(ctx, x), Transpose::no, weight_->value, Transpose::yes,
-           Accumulate::no, saved.logits);
-  }
+  linear_.forward(ctx, x, saved.logits);
   const ConstTensorView bias = bias_ ? bias_.view() : ConstTensorView();
   const bool counts_experts = has_balance_loss() || ctx.statistics != nullptr;
   const Shape per_sequence{ctx.batch.num_sequences, num_experts_};
@@ -144,15 +132,7 @@ void Router::backward(StepContext& ctx, ConstTensorView dtopk_weights, const Sav
   const auto z_loss_scale = static_cast<float>(config_.z_loss_coef * ctx.scales.per_token);
   router_backward(ctx.stream, options_, ctx.local_range(), saved.logits, saved.scores, saved.lse,
                   saved.topk_idx, dtopk_weights, saved.dprobs, z_loss_scale, dlogits);
-  matmul(ctx.stream, dlogits, Transpose::yes, in_f32(ctx, saved.x), Transpose::no, Accumulate::yes,
-         weight_->grad);
-  if (dx.dtype() == DType::f32) {
-    matmul(ctx.stream, dlogits, Transpose::no, weight_->value, Transpose::no, Accumulate::yes, dx);
-    return;
-  }
-  TensorView dx_f32 = ctx.scratch.take(dx.shape(), DType::f32);
-  matmul(ctx.stream, dlogits, Transpose::no, weight_->value, Transpose::no, Accumulate::no, dx_f32);
-  add(ctx.stream, dx_f32, dx);
+  linear_.backward(ctx, dlogits, saved.x, dx);
 }
 
 void Router::update_balancing_bias(Stream& stream, std::span<const double> global_counts) {

@@ -5,6 +5,7 @@
 
 #include "kernels/moe/router.h"
 #include "layers/build_context.h"
+#include "layers/f32_linear.h"
 #include "layers/step_context.h"
 
 namespace switchyard {
@@ -51,8 +52,8 @@ class Router {
   RouterOptions options_;
   int num_experts_;
   int moe_layer_;
-  Parameter* weight_;  // [experts, hidden] f32
-  Tensor bias_;        // [experts] f32
+  F32Linear linear_;
+  Tensor bias_;  // [experts] f32
 };
 
 }  // namespace switchyard

@@ -40,20 +40,56 @@ def rms_norm(x, weight, eps):
     return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + eps) * weight
 
 
-def rotate(x, theta):
-    """Rotary positions (Su et al. 2021) of x [B, heads, S, D]. Channel i of the first half and
-    channel i of the second form pair i, which turns by the angle position * theta^(-2i/D)."""
-    half = x.shape[-1] // 2
-    angle = np.outer(np.arange(x.shape[-2]), theta ** (-np.arange(half) / half))
-    cos, sin = np.cos(angle), np.sin(angle)
-    first, second = x[..., :half], x[..., half:]
-    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+def rope_frequencies(config):
+    """Angle per position of each pair: theta^(-2i/D) (Su et al. 2021), for a longer context divided
+    by a factor: of every pair (linear: Chen et al. 2023), or of those that turn seldom in the
+    context before (llama3: by turns; yarn, Peng et al. 2023: by the pair's number)."""
+    dim, scaling = config["rotary_dim"] or config["head_dim"], config["rope_scaling"]
+    pair, theta = np.arange(dim // 2), config["rope_theta"]
+    frequency, context = theta ** (-2 * pair / dim), scaling["original_seq_len"]
+    if scaling["type"] == "none":
+        return frequency
+    if scaling["type"] == "linear":
+        stretched = 1
+    elif scaling["type"] == "llama3":
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        stretched = np.clip((high - context * frequency / (2 * math.pi)) / (high - low), 0, 1)
+    else:
+        first, last = (math.log(context / (2 * math.pi * turns)) / math.log(theta) * dim / 2
+                       for turns in (scaling["beta_fast"], scaling["beta_slow"]))
+        first, last = max(math.floor(first), 0), min(math.ceil(last), dim - 1)
+        stretched = np.clip((pair - first) / max(last - first, 0.001), 0, 1)
+    return frequency * (1 - stretched) + frequency / scaling["factor"] * stretched
+
+
+def rotate(x, config):
+    """Rotary positions of x [B, heads, S, D]. The channels that turn are the first rotary_dim; of
+    them channel i of the first half and channel i of the second form pair i. YaRN also lengthens
+    them."""
+    frequency, scaling, length = rope_frequencies(config), config["rope_scaling"], 1
+    if scaling["type"] == "yarn":
+        length = scaling["attention_factor"] or 0.1 * math.log(scaling["factor"]) + 1
+    angle = np.outer(np.arange(x.shape[-2]), frequency)
+    cos, sin = length * np.cos(angle), length * np.sin(angle)
+    first, second, rest = np.split(x, [len(frequency), 2 * len(frequency)], axis=-1)
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
+
+
+def within_groups(router, scores):
+    """scores [T, E], and -inf outside the groups_per_token best groups of neighbours: those of the
+    greatest score (DeepSeek-V2), or with sigmoid of the greatest sum of two (DeepSeek-V3)."""
+    groups = np.sort(scores.reshape(len(scores), router["num_groups"], -1), axis=-1)
+    best = groups[..., -(2 if router["score"] == "sigmoid" else 1):].sum(axis=-1)
+    rank = np.argsort(np.argsort(-best, axis=-1, kind="stable"), axis=-1)
+    kept = np.repeat(rank < router["groups_per_token"], groups.shape[-1], axis=-1)
+    return np.where(kept, scores, -np.inf)
 
 
 def choose_experts(router, scores, bias):
     """The k experts with the greatest score + bias of scores [T, E], best first; ties go to the
     lower index. The bias of loss-free balancing (Wang et al. 2024) does not change the weights."""
-    experts = np.argsort(-(scores + bias), axis=-1, kind="stable")[:, : router["top_k"]]
+    allowed = within_groups(router, scores + bias)
+    experts = np.argsort(-allowed, axis=-1, kind="stable")[:, : router["top_k"]]
     if router["force_balanced"]:  # for benchmarks only: tokens choose the experts in turn
         experts = np.arange(experts.size).reshape(experts.shape) % scores.shape[1]
     weights = np.take_along_axis(scores, experts, axis=-1)
@@ -110,24 +146,30 @@ class ReferenceModel:
             return rms_norm(x, weight, eps)
         return rms_norm(x - x.mean(-1, keepdims=True), weight, eps) + self.weights[name + ".bias"]
 
+    def qk_norm(self, q, k, name):
+        return (rms_norm(t, self.weights[name + part], self.config["norm_eps"])
+                for t, part in ((q, ".q_norm.weight"), (k, ".k_norm.weight")))
+
     def attention(self, x, name, visible):
         """Vaswani et al. 2017, eq. 1, with grouped queries (Ainslie et al. 2023).
           x        [B, S, H]
           visible  [B, S, S]: whether a query (row) sees a key (column)"""
         c = self.config
-        by_head = (*x.shape[:2], -1, c["head_dim"])
-        q, k, v = (self.linear(x, name + part, c["bias"]).reshape(by_head).swapaxes(1, 2)
-                   for part in (".q", ".k", ".v"))  # [B, heads, S, D]
-        if c["qk_norm"]:
-            q = rms_norm(q, self.weights[name + ".q_norm.weight"], c["norm_eps"])
-            k = rms_norm(k, self.weights[name + ".k_norm.weight"], c["norm_eps"])
+        q, k, v = (self.linear(x, name + part, c["bias"] != "none") for part in (".q", ".k", ".v"))
+        if c["qk_norm"] == "projection":  # over all heads (OLMoE, arXiv 2409.02060)
+            q, k = self.qk_norm(q, k, name)
+        q, k, v = (t.reshape(*x.shape[:2], -1, c["head_dim"]).swapaxes(1, 2)
+                   for t in (q, k, v))  # [B, heads, S, D]
+        if c["qk_norm"] == "head":
+            q, k = self.qk_norm(q, k, name)
         if c["position"] == "rope":
-            q, k = rotate(q, c["rope_theta"]), rotate(k, c["rope_theta"])
+            q, k = rotate(q, c), rotate(k, c)
         # Consecutive query heads share a key head.
         k, v = (np.repeat(t, c["num_heads"] // c["num_kv_heads"], axis=1) for t in (k, v))
         scores = q @ k.swapaxes(2, 3) / math.sqrt(c["head_dim"])
         out = softmax(np.where(visible[:, None], scores, -np.inf)) @ v
-        return self.linear(out.swapaxes(1, 2).reshape(*x.shape[:2], -1), name + ".out", c["bias"])
+        return self.linear(out.swapaxes(1, 2).reshape(*x.shape[:2], -1), name + ".out",
+                           c["bias"] in ("attention", "all"))
 
     def feed_forward(self, x, name, bias=False):
         kind, up = self.config["activation"], self.linear(x, name + ".up", bias)
@@ -173,7 +215,10 @@ class ReferenceModel:
             summed[token] += weights[token, slot][:, None] * y
         y = self.linear(summed, name + ".ascend") if bigmac else summed
         if self.config["num_shared_experts"] > 0:  # computed as one of their total width
-            y = y + self.feed_forward(rows, name + ".shared")
+            shared = self.feed_forward(rows, name + ".shared")
+            if self.config["shared_expert_gate"]:  # Qwen1.5-MoE
+                shared = shared * sigmoid(self.linear(rows, name + ".shared_gate"))
+            y = y + shared
         return y.reshape(x.shape)
 
     def forward(self, tokens, document_start=None):
@@ -192,7 +237,7 @@ class ReferenceModel:
             x = x + self.attention(self.norm(x, name + ".norm1"), name + ".attention", visible)
             normed = self.norm(x, name + ".norm2")
             if c["structure"] == "dense" or layer < c["first_dense_layers"]:
-                x = x + self.feed_forward(normed, name + ".feed_forward", c["bias"])
+                x = x + self.feed_forward(normed, name + ".feed_forward", c["bias"] == "all")
             else:
                 x = x + self.moe(normed, name + ".moe")
         return self.linear(self.norm(x, "norm"), "embedding" if c["tie_embeddings"] else "head")

@@ -13,7 +13,11 @@ target_link_libraries(write_case PRIVATE switchyard_trainer switchyard_test_supp
 add_test(NAME reference_model
          COMMAND ${SYSTEM_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/witness/reference_model_test.py
                  $<TARGET_FILE:write_case>)
-set_tests_properties(reference_model PROPERTIES TIMEOUT 300 ENVIRONMENT OMP_NUM_THREADS=1)
+# Compares exported folders with an independent reader of theirs.
+add_test(NAME export
+         COMMAND ${SYSTEM_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/witness/export_test.py
+                 $<TARGET_FILE:write_case> $<TARGET_FILE:switchyard>)
+set_tests_properties(reference_model export PROPERTIES TIMEOUT 300 ENVIRONMENT OMP_NUM_THREADS=1)
 
 # Every header must compile on its own: one translation unit each, unoptimised and never linked.
 file(GLOB_RECURSE headers RELATIVE ${CMAKE_SOURCE_DIR} CONFIGURE_DEPENDS
@@ -43,12 +47,15 @@ function(switchyard_add_program_test name script)
   set_tests_properties(${name} PROPERTIES TIMEOUT 900)
 endfunction()
 switchyard_add_program_test(end_to_end cli)
+switchyard_add_program_test(end_to_end_data data)
 switchyard_add_program_test(end_to_end_hash hash)
 switchyard_add_program_test(end_to_end_team team)
 switchyard_add_program_test(end_to_end_settings settings)
 switchyard_add_program_test(end_to_end_signals signal)
 switchyard_add_program_test(end_to_end_owner owner)
 switchyard_add_program_test(end_to_end_run_folder run_folder)
+switchyard_add_program_test(end_to_end_interop interop)
+switchyard_add_program_test(end_to_end_tokenizers tokenizers)
 switchyard_add_program_test(failures failure cpu)
 # These measure moments, or need the cores for themselves. The others spend most of their time
 # starting processes; two of them share two cores well.

@@ -78,6 +78,8 @@ class CommandLine {
     add("plan", "The same as --dry-run", [this](MpiRuntime& mpi, const LoadedConfig& loaded) {
       return plan_command(mpi, loaded, planned_ranks(mpi));
     });
+    add_export();
+    add_import();
     add_inspect();
     add_reference();
   }
@@ -244,6 +246,42 @@ class CommandLine {
     });
   }
 
+  void add_export() {
+    CLI::App* command = add(
+        "export", "Write the newest checkpoint's model for transformers and llama.cpp",
+        [this](MpiRuntime& mpi, const LoadedConfig& loaded) {
+          export_.element =
+              export_dtype_ == "bf16" ? safetensors::Element::bf16 : safetensors::Element::f32;
+          export_.shard_bytes = static_cast<int64_t>(shard_size_);
+          return export_command(mpi, loaded, export_);
+        },
+        CheckpointUse::inference, UsesLayout::no);
+    command->add_option("--to", export_.to, "folder to make")->required();
+    command
+        ->add_option("--form", export_.form,
+                     "auto, compact, folded, or an architecture: llama, qwen2, mixtral ...")
+        ->capture_default_str();
+    command->add_option("--dtype", export_dtype_, "of the weights")
+        ->check(CLI::IsMember({"f32", "bf16"}))
+        ->capture_default_str();
+    command->add_option("--shard-size", shard_size_, "most bytes of a file, such as 5GB")
+        ->transform(CLI::AsSizeValue(/*kb_is_1000=*/true))
+        ->default_str("5GB");
+  }
+
+  void add_import() {
+    CLI::App* command =
+        app_.add_subcommand("import", "Make a run of published weights (safetensors)");
+    command->add_option("folder", import_.from, "folder with config.json and safetensors")
+        ->required();
+    command->add_option("overrides", import_.settings, "key.sub=value ... of the experiment");
+    command->add_option("--config", import_.config, "experiment file to write")->required();
+    command->add_flag("--upcycle", import_.upcycle,
+                      "turn a dense model into a mixture of experts with the same logits");
+    command->callback(
+        [this] { chosen_ = [this](MpiRuntime& mpi) { return import_command(mpi, import_); }; });
+  }
+
   void add_inspect() {
     CLI::App* command =
         app_.add_subcommand("inspect", "Contents of a checkpoint, token file or hash weights");
@@ -275,6 +313,10 @@ class CommandLine {
   std::vector<std::string> decode_dtypes_ = {"f32", "bf16"};
   std::string decode_device_ = "cpu", decode_json_;
   bool uses_processor_time_ = false;
+  ExportOptions export_;
+  std::string export_dtype_ = "f32";
+  uint64_t shard_size_ = 5'000'000'000;
+  ImportOptions import_;
   std::string inspect_path_;
   bool verify_ = false;
 };

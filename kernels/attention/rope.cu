@@ -15,25 +15,34 @@ using namespace cuda;  // NOLINT: the device helpers
 constexpr int kThreads = 256;
 constexpr int kPerThread = 8;
 
-// A thread rotates kSize neighbours of the first half of a head with their partners of the second
-// half. Heads of odd width are only copied; their first half is the longer one.
+// A thread rotates kSize neighbours of the first half of the channels that turn with their partners
+// of the second half, or copies kSize channels that do not turn.
 struct HeadShape {
-  int head_dim, half, pieces;  // pieces of kSize per half
+  int head_dim, half;      // half of the channels that turn; 0: no rotation
+  int turning, remaining;  // pieces of kSize of that half, and of the channels that do not turn
+
+  __host__ __device__ int pieces() const { return turning + remaining; }
 };
 
-HeadShape head_shape(int64_t head_dim, int size) {
-  const int half = static_cast<int>((head_dim + 1) / 2);
-  return {static_cast<int>(head_dim), half, half / size};
+HeadShape head_shape(int64_t head_dim, int64_t half, int size) {
+  return {static_cast<int>(head_dim), static_cast<int>(half), static_cast<int>(half / size),
+          static_cast<int>((head_dim - 2 * half) / size)};
 }
 
-// sign = -1 rotates back. Without tables the function copies. y may be x.
+template <int kSize, class T>
+__device__ void copy(const T* x, T* y) {
+  float values[kSize];
+  load_floats<kSize>(x, values);
+  store_floats<kSize>(y, values);
+}
+
+// sign = -1 rotates back; without tables the pair is copied. y may be x.
 template <int kSize, class T>
 __device__ void rotate(const T* x, const float* cos, const float* sin, float sign, int i,
                        const HeadShape& shape, T* y) {
-  const bool has_partner = shape.half + i < shape.head_dim;
-  float x1[kSize], x2[kSize] = {};
+  float x1[kSize], x2[kSize];
   load_floats<kSize>(x + i, x1);
-  if (has_partner) load_floats<kSize>(x + shape.half + i, x2);
+  load_floats<kSize>(x + shape.half + i, x2);
   if (cos) {
     float c[kSize], s[kSize];
     load_floats<kSize>(cos + i, c);
@@ -46,7 +55,7 @@ __device__ void rotate(const T* x, const float* cos, const float* sin, float sig
     }
   }
   store_floats<kSize>(y + i, x1);
-  if (has_partner) store_floats<kSize>(y + shape.half + i, x2);
+  store_floats<kSize>(y + shape.half + i, x2);
 }
 
 // The fused projection and its parts; the forward pass splits, the backward pass joins.
@@ -74,23 +83,32 @@ __global__ void __launch_bounds__(kThreads) split_qkv_kernel(Split<T> s) {
   const int64_t t = blockIdx.x, b = blockIdx.y;
   T* row = s.qkv + (b * s.seq_len + t) * all_heads * s.shape.head_dim;
   const int64_t table = (s.first_position + t) * s.shape.half;
-  for (int i = static_cast<int>(threadIdx.x); i < all_heads * s.shape.pieces; i += blockDim.x) {
-    const int head = i / s.shape.pieces, piece = i % s.shape.pieces;
+  const int pieces = s.shape.pieces();
+  for (int i = static_cast<int>(threadIdx.x); i < all_heads * pieces; i += blockDim.x) {
+    const int head = i / pieces, piece = i % pieces;
     T* fused = row + head * s.shape.head_dim;
     T* part = s.part(b, head, t);
-    const bool rotated = s.cos && head < s.heads + s.kv_heads;
-    rotate<kSize>(kForward ? fused : part, rotated ? s.cos + table : nullptr, s.sin + table,
-                  kForward ? 1.0f : -1.0f, piece * kSize, s.shape, kForward ? part : fused);
+    const T* from = kForward ? fused : part;
+    T* to = kForward ? part : fused;
+    if (piece < s.shape.turning) {
+      const bool rotated = head < s.heads + s.kv_heads;
+      rotate<kSize>(from, rotated ? s.cos + table : nullptr, s.sin + table, kForward ? 1.0f : -1.0f,
+                    piece * kSize, s.shape, to);
+    } else {
+      const int still = 2 * s.shape.half + (piece - s.shape.turning) * kSize;
+      copy<kSize>(from + still, to + still);
+    }
   }
 }
 
-// blockIdx.x is the index of the head over all sequences; blocks along y divide its positions.
+// blockIdx.x is the index of the head over all sequences; blocks along y divide its positions. What
+// does not turn stays where it is.
 template <int kSize, class T>
 __global__ void __launch_bounds__(kThreads)
     rope_in_place_kernel(const float* cos, const float* sin, int64_t first_position, float sign,
                          int seq_len, HeadShape shape, T* x) {
   const int i = static_cast<int>(blockIdx.y * kThreads + threadIdx.x);
-  const int t = i / shape.pieces, piece = i % shape.pieces;
+  const int t = i / shape.turning, piece = i % shape.turning;
   if (t >= seq_len) return;
   const int64_t table = (first_position + t) * shape.half;
   T* row = x + (int64_t{blockIdx.x} * seq_len + t) * shape.head_dim;
@@ -99,13 +117,17 @@ __global__ void __launch_bounds__(kThreads)
 
 unsigned int as_extent(int64_t n) { return static_cast<unsigned int>(n); }
 
-bool allow_wide(int64_t head_dim) { return head_dim % (2 * kPerThread) == 0; }
+bool allow_wide(int64_t head_dim, int64_t half) {
+  return head_dim % kPerThread == 0 && half % kPerThread == 0;
+}
 
 template <bool kForward>
 void split_or_join(Stream& stream, TensorView qkv, TensorView q, TensorView k, TensorView v,
                    ConstTensorView cos, ConstTensorView sin, int64_t first_position) {
   dispatch_compute_dtype(q.dtype(), [&]<class T>() {
-    const bool wide = allow_wide(q.dim(3)) && allow_vectors(qkv.raw(), q.raw(), k.raw(), v.raw());
+    const int64_t half = cos ? cos.dim(1) : 0;
+    const bool wide =
+        allow_wide(q.dim(3), half) && allow_vectors(qkv.raw(), q.raw(), k.raw(), v.raw());
     const Split<T> split{.qkv = qkv.data<T>(),
                          .q = q.data<T>(),
                          .k = k.data<T>(),
@@ -116,8 +138,8 @@ void split_or_join(Stream& stream, TensorView qkv, TensorView q, TensorView k, T
                          .kv_heads = static_cast<int>(k.dim(1)),
                          .seq_len = q.dim(2),
                          .first_position = first_position,
-                         .shape = head_shape(q.dim(3), wide ? kPerThread : 1)};
-    const int items = (split.heads + 2 * split.kv_heads) * split.shape.pieces;
+                         .shape = head_shape(q.dim(3), half, wide ? kPerThread : 1)};
+    const int items = (split.heads + 2 * split.kv_heads) * split.shape.pieces();
     const int threads =
         std::clamp((items + kWarpSize - 1) / kWarpSize * kWarpSize, kWarpSize, kThreads);
     launch(wide ? split_qkv_kernel<kForward, kPerThread, T> : split_qkv_kernel<kForward, 1, T>,
@@ -148,13 +170,13 @@ void cuda::split_qkv_backward(Stream& stream, ConstTensorView dq, ConstTensorVie
 
 void cuda::rope_in_place(Stream& stream, ConstTensorView cos, ConstTensorView sin,
                          int64_t first_position, bool inverse, TensorView x) {
-  const int64_t head_dim = x.dim(3);
+  const int64_t head_dim = x.dim(3), half = cos.dim(1);
   dispatch_compute_dtype(x.dtype(), [&]<class T>() {
     T* values = x.data<T>();
-    const bool wide = allow_wide(head_dim) && allow_vectors(values);
-    const HeadShape shape = head_shape(head_dim, wide ? kPerThread : 1);
+    const bool wide = allow_wide(head_dim, half) && allow_vectors(values);
+    const HeadShape shape = head_shape(head_dim, half, wide ? kPerThread : 1);
     launch(wide ? rope_in_place_kernel<kPerThread, T> : rope_in_place_kernel<1, T>,
-           dim3(as_extent(x.dim(0) * x.dim(1)), num_blocks(x.dim(2) * shape.pieces, kThreads)),
+           dim3(as_extent(x.dim(0) * x.dim(1)), num_blocks(x.dim(2) * shape.turning, kThreads)),
            kThreads, 0, stream, cos.data<float>(), sin.data<float>(), first_position,
            inverse ? -1.0f : 1.0f, static_cast<int>(x.dim(2)), shape, values);
   });

@@ -60,6 +60,10 @@ TensorView norm_backward_scratch(Workspace& workspace, Device device, ConstTenso
   return workspace.take({blocks, columns}, DType::f32);
 }
 
+TensorView projection_norm_scratch(Workspace& workspace, int64_t tokens, int64_t columns) {
+  return workspace.take({num_pieces(tokens, kProjectionNormTokens), columns}, DType::f32);
+}
+
 TensorView add_bias_backward_scratch(Workspace& workspace, ConstTensorView dy) {
   return workspace.take({num_pieces(dy.dim(0), kBiasGradientRows), dy.dim(1)}, DType::f32);
 }

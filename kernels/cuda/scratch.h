@@ -36,6 +36,10 @@ bool norm_backward_vectors(ConstTensorView dy, ConstTensorView x, ConstTensorVie
 TensorView norm_backward_scratch(Workspace&, Device, ConstTensorView x, bool vectors,
                                  int64_t columns);
 
+constexpr int64_t kProjectionNormTokens = 256;  // of a block
+//   [blocks, columns] f32
+TensorView projection_norm_scratch(Workspace&, int64_t tokens, int64_t columns);
+
 constexpr int64_t kBiasGradientRows = 256;  // of a block
 //   [blocks, width] f32
 TensorView add_bias_backward_scratch(Workspace&, ConstTensorView dy);

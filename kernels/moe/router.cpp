@@ -1,6 +1,7 @@
 #include "kernels/moe/router.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <numeric>
@@ -22,9 +23,18 @@ void check_matrix(ConstTensorView tensor, int64_t rows, int64_t columns, DType d
 void check_logits(ConstTensorView logits, const RouterOptions& options) {
   require(logits.rank() == 2, "logits have shape {}, expected [tokens, experts]",
           to_string(logits.shape()));
-  require(options.top_k >= 1 && options.top_k <= logits.dim(1),
-          "top_k must be from 1 to the number of experts ({}), not {}", logits.dim(1),
+  const int64_t experts = logits.dim(1);
+  require(options.num_groups >= 1 && experts % options.num_groups == 0 &&
+              options.groups_per_token >= 1 && options.groups_per_token <= options.num_groups,
+          "{} of {} groups do not fit {} experts", options.groups_per_token, options.num_groups,
+          experts);
+  const int64_t of_token = experts / options.num_groups * options.groups_per_token;
+  require(options.top_k >= 1 && options.top_k <= of_token,
+          "top_k must be from 1 to the number of a token's experts ({}), not {}", of_token,
           options.top_k);
+  require(
+      options.num_groups == 1 || experts / options.num_groups >= group_score_terms(options.score),
+      "the score of a group needs more than one expert");
 }
 
 }  // namespace
@@ -107,25 +117,72 @@ void score_row(RouterScore score, const float* logits, float lse, int64_t expert
   }
 }
 
-// The k largest of score + bias in descending order; of equal values, the lower index comes first.
-// A sorted list of k is faster than a heap for the small k of routers. A NaN never ranks above a
-// number, and every slot gets a distinct expert for any values.
-void select_top_k(const float* scores, const float* bias, int64_t experts, int top_k, int32_t* idx,
-                  float* keys) {
+// The k largest keys that were offered, in descending order; of equal keys, the earlier offer comes
+// first. A sorted list of k is faster than a heap for the small k of routers. A NaN never ranks
+// above a number, and every slot gets a distinct index for any keys.
+struct TopK {
+  int top_k;
+  int32_t* idx;  // [top_k]
+  float* keys;   // [top_k]
   int kept = 0;
-  for (int64_t e = 0; e < experts; ++e) {
-    float key = scores[e] + (bias ? bias[e] : 0.0f);
+
+  void offer(int64_t index, float key) {
     if (std::isnan(key)) key = -std::numeric_limits<float>::infinity();
-    if (kept == top_k && key <= keys[top_k - 1]) continue;
+    if (kept == top_k && key <= keys[top_k - 1]) return;
     int at = kept < top_k ? kept++ : top_k - 1;
     for (; at > 0 && keys[at - 1] < key; --at) {
       keys[at] = keys[at - 1];
       idx[at] = idx[at - 1];
     }
     keys[at] = key;
-    idx[at] = static_cast<int32_t>(e);
+    idx[at] = static_cast<int32_t>(index);
   }
-}
+  // Offers score + bias of experts [begin, end).
+  void offer(const float* scores, const float* bias, int64_t begin, int64_t end) {
+    for (int64_t e = begin; e < end; ++e) offer(e, scores[e] + (bias ? bias[e] : 0.0f));
+  }
+};
+
+// Chooses a token's experts.
+class Selection {
+ public:
+  Selection(const RouterOptions& options, int64_t experts)
+      : options_(options),
+        group_size_(experts / options.num_groups),
+        keys_(static_cast<size_t>(options.top_k)),
+        groups_(static_cast<size_t>(options.groups_per_token)),
+        group_keys_(groups_.size()) {}
+
+  //   idx  [top_k]
+  void select(const float* scores, const float* bias, int32_t* idx) {
+    TopK best{options_.top_k, idx, keys_.data()};
+    if (options_.num_groups == 1) return best.offer(scores, bias, 0, group_size_);
+    select_groups(scores, bias);
+    for (const int64_t g : groups_) {
+      best.offer(scores, bias, g * group_size_, (g + 1) * group_size_);
+    }
+  }
+
+ private:
+  // Leaves the best groups in rising order, so that ties go to the lower expert.
+  void select_groups(const float* scores, const float* bias) {
+    TopK best{options_.groups_per_token, groups_.data(), group_keys_.data()};
+    for (int64_t g = 0; g < options_.num_groups; ++g) {
+      std::array<int32_t, 2> idx{};
+      std::array<float, 2> keys{};
+      TopK of_group{group_score_terms(options_.score), idx.data(), keys.data()};
+      of_group.offer(scores, bias, g * group_size_, (g + 1) * group_size_);
+      best.offer(g, keys[0] + keys[1]);
+    }
+    std::ranges::sort(groups_);
+  }
+
+  RouterOptions options_;
+  int64_t group_size_;
+  std::vector<float> keys_;
+  std::vector<int32_t> groups_;
+  std::vector<float> group_keys_;
+};
 
 constexpr float kTinySum = 1e-20f;  // keeps the normalisation finite when all scores underflow
 
@@ -229,7 +286,7 @@ void router_forward(Stream&, Workspace&, const RouterOptions& options, TokenRang
   const float* biases = bias ? bias.data<float>() : nullptr;
 #pragma omp parallel
   {
-    std::vector<float> keys(static_cast<size_t>(k));
+    Selection selection(options, experts);
 #pragma omp for schedule(static)
     for (int64_t t = 0; t < tokens; ++t) {
       const float* row = logits.data<float>() + t * experts;
@@ -243,7 +300,7 @@ void router_forward(Stream&, Workspace&, const RouterOptions& options, TokenRang
           idx[s] = static_cast<int32_t>(((range.first_token + t) * k + s) % experts);
         }
       } else {
-        select_top_k(score, biases, experts, k, idx, keys.data());
+        selection.select(score, biases, idx);
       }
       const float total = options.normalize_topk ? sum_of_selected(score, idx, k) : 1.0f;
       for (int s = 0; s < k; ++s) {

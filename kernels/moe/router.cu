@@ -1,7 +1,6 @@
 #include "kernels/moe/router.h"
 
-#include <climits>
-
+#include "kernels/cuda/best_of_row.h"
 #include "kernels/cuda/device_math.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/scratch.h"
@@ -31,7 +30,6 @@ void dispatch_experts(int64_t experts, const Body& body) {
   body.template operator()<kMaxPerLane>();
 }
 
-__device__ int lane_id() { return static_cast<int>(threadIdx.x) % kWarpSize; }
 __device__ int64_t token_of_warp() {
   return int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarpSize;
 }
@@ -52,36 +50,6 @@ __device__ void store_row(const float (&values)[kPerLane], int64_t experts, floa
     const int64_t e = lane_id() + i * kWarpSize;
     if (e < experts) row[e] = values[i];
   }
-}
-
-// Maps greater floats to greater integers, and no float to 0. -0 maps to the same integer as 0. The
-// argument must not be NaN.
-__device__ uint32_t ordered(float key) {
-  const uint32_t bits = __float_as_uint(key + 0.0f);
-  return bits >> 31 ? ~bits : bits | 0x80000000u;
-}
-
-// The greatest key that a lane holds, and its index in the lane; of equal keys the lower index.
-struct LaneBest {
-  uint32_t key;
-  int place;
-};
-
-template <int kPerLane>
-__device__ LaneBest best_of_lane(const uint32_t (&keys)[kPerLane]) {
-  LaneBest best{keys[0], 0};
-#pragma unroll
-  for (int i = 1; i < kPerLane; ++i) {
-    if (keys[i] > best.key) best = {keys[i], i};
-  }
-  return best;
-}
-
-// The expert of the greatest key; of equal keys the lower index.
-__device__ int best_of_row(const LaneBest& best) {
-  const uint32_t greatest = __reduce_max_sync(kAllLanes, best.key);
-  const int mine = best.key == greatest ? lane_id() + best.place * kWarpSize : INT_MAX;
-  return __reduce_min_sync(kAllLanes, mine);
 }
 
 // ---- Forward -----------------------------------------------------------------------------------
@@ -120,6 +88,43 @@ __device__ float score_row(RouterScore kind, float (&row)[kPerLane]) {
   return largest + logf(sum);
 }
 
+// Sets the keys of experts outside the token's best groups to 0.
+template <int kPerLane>
+__device__ void keep_best_groups(const RouterOptions& options, int experts,
+                                 uint32_t (&keys)[kPerLane]) {
+  const int group_size = experts / options.num_groups;
+  uint32_t of_group = 0u;  // lane g: the key of group g's score
+  for (int g = 0; g < options.num_groups; ++g) {
+    uint32_t left[kPerLane];
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      left[i] = (lane_id() + i * kWarpSize) / group_size == g ? keys[i] : 0u;
+    }
+    float score = 0.0f;
+    for (int term = 0; term < group_score_terms(options.score); ++term) {
+      const LaneBest best = best_of_lane(left);
+      const int expert = best_of_row(best);
+      score += value_of(__reduce_max_sync(kAllLanes, best.key));
+#pragma unroll
+      for (int i = 0; i < kPerLane; ++i) {
+        if (lane_id() + i * kWarpSize == expert) left[i] = 0u;
+      }
+    }
+    if (lane_id() == g) of_group = ordered(score != score ? -INFINITY : score);
+  }
+  uint32_t chosen = 0u;
+  for (int s = 0; s < options.groups_per_token; ++s) {
+    const int g = best_of_row({of_group, 0});
+    chosen |= 1u << g;
+    if (lane_id() == g) of_group = 0u;
+  }
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    const int e = lane_id() + i * kWarpSize;
+    if (e < experts && !(chosen >> (e / group_size) & 1u)) keys[i] = 0u;
+  }
+}
+
 // Computes scores, top k and weights of a token. Lane s < top_k returns the expert of slot s.
 template <int kPerLane>
 __device__ int route_token(const Forward& f, int64_t token, float (&score)[kPerLane]) {
@@ -137,6 +142,7 @@ __device__ int route_token(const Forward& f, int64_t token, float (&score)[kPerL
     const float key = score[i] + (f.bias && e < experts ? f.bias[e] : 0.0f);
     keys[i] = e < experts ? ordered(key != key ? -INFINITY : key) : 0u;
   }
+  if (options.num_groups > 1) keep_best_groups(options, experts, keys);
   LaneBest best = best_of_lane(keys);
   int my_expert = 0;
   float my_score = 0.0f, total = kTinySum;
@@ -400,6 +406,8 @@ void cuda::router_forward(Stream& stream, Workspace& workspace, const RouterOpti
   const int64_t tokens = logits.dim(0), experts = logits.dim(1);
   require(options.top_k <= kMaxTopK, "CUDA routes to up to {} experts per token, not {}", kMaxTopK,
           options.top_k);
+  require(options.num_groups <= kWarpSize, "CUDA routes among up to {} groups of experts, not {}",
+          kWarpSize, options.num_groups);
   const Forward forward{.options = options,
                         .first_token = range.first_token,
                         .logits = logits.data<float>(),

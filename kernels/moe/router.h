@@ -15,12 +15,21 @@ SWITCHYARD_ENUM_NAMES(DropPolicy, lowest_weight, latest_position)
 struct RouterOptions {
   RouterScore score = RouterScore::softmax;
   int top_k = 1;
+  // The experts are num_groups groups of neighbours, and a token's come from its best
+  // groups_per_token. A group's score is the sum of its two greatest values of score + bias with
+  // sigmoid (DeepSeek-V3, section 2.1.2), and the greatest with softmax (DeepSeek-V2, section
+  // 2.2.2). Ties go to the lower group.
+  int num_groups = 1;
+  int groups_per_token = 1;
   bool normalize_topk = false;
   float routed_scaling_factor = 1.0f;
   // Benchmarks only: slot s of token t gets expert (t * top_k + s) mod num_experts, with t counted
   // from the first token of the micro-batch; the weights are these experts' true scores.
   bool force_balanced = false;
 };
+
+// How many of a group's values its score adds up.
+constexpr int group_score_terms(RouterScore score) { return score == RouterScore::sigmoid ? 2 : 1; }
 
 // The tokens of one rank: consecutive tokens of a micro-batch of whole sequences, which sequence
 // parallelism may cut anywhere. Token t belongs to sequence (first_token + t) / seq_len.
@@ -31,7 +40,8 @@ struct TokenRange {
 
 // score -> top k of (score + bias); ties go to the lower index; slots in descending order.
 // topk_weights are the unbiased scores, divided by their sum if normalize_topk (plus 1e-20), times
-// routed_scaling_factor. k up to num_experts; on CUDA k up to 32 of at most 512 experts.
+// routed_scaling_factor. k up to the number of experts of a token's groups; on CUDA k up to 32 of
+// at most 512 experts in at most 32 groups.
 //   logits        [tokens, experts] f32
 //   bias          [experts] f32 (loss-free balancing, Wang et al. 2024); may be empty
 //   scores        [tokens, experts] f32: softmax or sigmoid of the logits

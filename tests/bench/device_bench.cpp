@@ -183,7 +183,7 @@ void DeviceBench::norms() {
 void DeviceBench::rope() {
   if (!is_wanted("split_qkv")) return;
   constexpr int64_t kBatch = 8, kSeq = 2048, kHeads = 16, kKvHeads = 4, kDim = 128;
-  const RopeTable table = make_rope_table(stream_, kSeq, kDim, 10000.0);
+  const RopeTable table = make_rope_table(stream_, kSeq, {.head_dim = kDim});
   const Tensor qkv = random({kBatch * kSeq, (kHeads + 2 * kKvHeads) * kDim}, kBf16);
   Tensor q = empty({kBatch, kHeads, kSeq, kDim}, kBf16);
   Tensor k = empty({kBatch, kKvHeads, kSeq, kDim}, kBf16), v = empty(k.shape(), kBf16);

@@ -235,7 +235,7 @@ class BadInput(Program):
         (self.folder / "text" / "link").symlink_to("../linked")
         output = self.run_program(0, *arguments)
         self.assertIn("25 documents in 25 files", output)
-        self.assertIn("or one of them and .gz: text/link/picture.png\n", output)
+        self.assertIn("or one of them and .gz or .zst: text/link/picture.png\n", output)
         self.assertIn("as they are: bytes that are not UTF-8, in 1 document: text/link/more.txt\n",
                       output)
         output = self.run_program(0, *arguments, "data.encoding_errors=replace")

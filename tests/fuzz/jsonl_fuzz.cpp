@@ -12,5 +12,13 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       fuzz::expect(!document->text.empty(), "no document is empty");
     }
   });
+  fuzz::accepts([&] {
+    const Corpus corpus({path.string()});
+    DocumentReader reader(corpus, InvalidUtf8::refuse, {RecordForm::segments, "a.text", 1 << 20});
+    while (const auto document = reader.next()) {
+      fuzz::expect(document->segments.back().end == document->text.size(),
+                   "segments make the whole text");
+    }
+  });
   return 0;
 }

@@ -3,6 +3,7 @@
 
 #include "tests/fuzz/fuzz.h"
 #include "trainer/data/tokenizer.h"
+#include "trainer/interop/sentencepiece_json.h"
 
 using namespace switchyard;
 
@@ -20,6 +21,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     std::vector<int32_t> all(static_cast<size_t>(tokenizer->vocab_size()));
     std::iota(all.begin(), all.end(), 0);
     tokenizer->decode(all);
+    sentencepiece_json(parse_sentencepiece_model(fuzz::text_of({data, size}))).dump();
   });
   return 0;
 }

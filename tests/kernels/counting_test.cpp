@@ -23,6 +23,7 @@
 #include "kernels/moe/permute.h"
 #include "kernels/moe/router.h"
 #include "kernels/norm/layer_norm.h"
+#include "kernels/norm/projection_norm.h"
 #include "kernels/norm/rms_norm.h"
 #include "kernels/optimizer/optimizer_step.h"
 #include "kernels/runtime/host_mirror.h"
@@ -146,6 +147,13 @@ std::vector<ScratchCase> norm_cases() {
                                                b.tensor(x, dtype), b.f32({hidden}), b.f32({rows}),
                                                b.f32({rows}), b.tensor(x, dtype), b.f32({hidden}),
                                                b.f32({hidden}));
+                         }});
+        cases.push_back({"projection_norm_backward_" + shape, [=](Bench& b) {
+                           const Shape x{2, 3, rows, hidden};
+                           projection_norm_backward(
+                               b.stream, b.workspace, b.tensor(x, dtype), b.tensor(x, dtype),
+                               b.f32({2 * rows}), b.f32({2 * rows}), b.f32({3 * hidden}),
+                               3 * hidden, 1e-5f, b.tensor(x, dtype), b.f32({3 * hidden}));
                          }});
         cases.push_back({"add_bias_backward_" + shape, [=](Bench& b) {
                            add_bias_backward(b.stream, b.workspace, b.tensor({rows, hidden}, dtype),
@@ -387,7 +395,7 @@ TEST_F(CountingTest, ElementwiseOpsAcceptItsTensors) {
 TEST_F(CountingTest, OpsOfATrainingStepAcceptItsTensors) {
   Stream& s = bench_.stream;
   const TensorView x = bench_.f32({4, 8}), y = bench_.f32({4, 8}), of_rows = bench_.f32({4});
-  const RopeTable rope = make_rope_table(s, 2, 4, 10000.0);
+  const RopeTable rope = make_rope_table(s, 2, {.head_dim = 4});
   const TensorView qkv = bench_.f32({4, 16}), q = bench_.f32({2, 2, 2, 4}),
                    k = bench_.f32({2, 1, 2, 4});
 
@@ -397,6 +405,8 @@ TEST_F(CountingTest, OpsOfATrainingStepAcceptItsTensors) {
   split_qkv_forward(s, qkv, rope.cos, rope.sin, 0, q, k, k);
   split_qkv_backward(s, q, k, k, rope.cos, rope.sin, qkv);
   rope_in_place(s, rope.cos, rope.sin, 0, false, q);
+  projection_sums(s, q, q, bench_.f32({8}), of_rows);
+  projection_norm_forward(s, q, of_rows, bench_.f32({8}), 8, 1e-5f, q);
   cross_entropy_forward(s, x, bench_.i32({4}), 0, of_rows, of_rows, of_rows);
   cross_entropy_rescale(s, of_rows, of_rows, of_rows);
   cross_entropy_losses(s, bench_.i32({4}), of_rows, of_rows, of_rows, of_rows);

@@ -311,7 +311,8 @@ TEST(EmbeddingTest, OtherRanksRowsAreZeroAndGradientsAddUp) {
 TEST(RopeTest, RotatesHalvesAndItsBackwardIsItsTranspose) {
   Stream stream;
   constexpr int64_t kBatch = 2, kHeads = 3, kKvHeads = 1, kSeqLen = 5, kDim = 6, kFirst = 2;
-  const RopeTable table = make_rope_table(stream, kSeqLen + kFirst, kDim, 100.0);
+  const RopeTable table =
+      make_rope_table(stream, kSeqLen + kFirst, {.head_dim = kDim, .theta = 100.0});
   const Tensor qkv = random_tensor({kBatch * kSeqLen, (kHeads + 2 * kKvHeads) * kDim}, 1);
   Tensor q({kBatch, kHeads, kSeqLen, kDim}, DType::f32),
       k({kBatch, kKvHeads, kSeqLen, kDim}, DType::f32), v(k.shape(), DType::f32);
@@ -335,12 +336,30 @@ TEST(RopeTest, RotatesHalvesAndItsBackwardIsItsTranspose) {
               inner_product(qkv, dqkv), 1e-4);
 }
 
+TEST(RopeTest, TurnsTheFirstChannelsAndCopiesTheOthers) {
+  Stream stream;
+  constexpr int64_t kDim = 7, kPosition = 3;
+  const Tensor cos = make_tensor<float>({kPosition + 1, 2}, {0, 0, 0, 0, 0, 0, 0.5f, 1.5f});
+  const Tensor sin = make_tensor<float>({kPosition + 1, 2}, {0, 0, 0, 0, 0, 0, 0.25f, 0.25f});
+  const Tensor qkv = make_tensor<float>({1, 3 * kDim}, {1,  2,  3,  4,  5,  6,  7,   //
+                                                        -1, -2, -3, -4, -5, -6, -7,  //
+                                                        10, 20, 30, 40, 50, 60, 70});
+  Tensor q({1, 1, 1, kDim}, DType::f32), k(q.shape(), DType::f32), v(q.shape(), DType::f32);
+
+  split_qkv_forward(stream, qkv, cos, sin, kPosition, q, k, v);
+
+  // Channels 0 and 2 are a pair, and so are 1 and 3.
+  EXPECT_EQ(to_floats(q), (std::vector<float>{-0.25f, 2.0f, 1.75f, 6.5f, 5, 6, 7}));
+  EXPECT_EQ(to_floats(k), (std::vector<float>{0.25f, -2.0f, -1.75f, -6.5f, -5, -6, -7}));
+  EXPECT_EQ(to_floats(v), (std::vector<float>{10, 20, 30, 40, 50, 60, 70}));
+}
+
 TEST(RopeTest, RefusesAnOddWidthByName) {
   Stream stream;
   EXPECT_THROW(
       {
         try {
-          make_rope_table(stream, 4, 7, 1e4);
+          make_rope_table(stream, 4, {.head_dim = 7});
         } catch (const Error& error) {
           EXPECT_NE(std::string(error.what()).find("head_dim"), std::string::npos);
           throw;

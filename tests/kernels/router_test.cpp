@@ -20,6 +20,10 @@ using test::Tensor;
 using test::to_vector;
 using test::Workspace;
 
+Tensor copy_of(const Tensor& values) {
+  return make_tensor<float>(values.shape(), to_vector<float>(values));
+}
+
 // One call of router_forward and what it returned.
 struct Routed {
   Routed(const RouterOptions& router_options, Tensor router_logits, TokenRange token_range,
@@ -91,6 +95,59 @@ TEST(RouterTest, TheBalancingBiasSelectsButDoesNotWeigh) {
 
   EXPECT_EQ(routed.idx.data<int32_t>()[0], 1);
   EXPECT_NEAR(routed.weights.data<float>()[0], 0.25f, 1e-6f);
+}
+
+TEST(RouterTest, SoftmaxGroupsCompeteWithTheirBestExpert) {
+  // Of three groups of two, the second has the best expert and the first the best pair.
+  const Tensor logits = make_tensor<float>({1, 6}, {3, 3, 4, 0, 2, 1});
+
+  const Routed one({.top_k = 2, .num_groups = 3}, copy_of(logits), {0, 1});
+  const Routed two({.top_k = 3, .num_groups = 3, .groups_per_token = 2}, copy_of(logits), {0, 1});
+
+  EXPECT_EQ(to_vector<int32_t>(one.idx), (std::vector<int32_t>{2, 3}));
+  EXPECT_EQ(to_vector<int32_t>(two.idx), (std::vector<int32_t>{2, 0, 1}));
+}
+
+TEST(RouterTest, SigmoidGroupsCompeteWithTheirTwoBestBiasedExperts) {
+  // Scores of 0.5, and 0.25 to 1 by the bias: the pairs add up to 1.75, 1.6 and 1.8.
+  const Routed routed({.score = RouterScore::sigmoid, .top_k = 2, .num_groups = 3},
+                      Tensor({1, 9}, DType::f32), {0, 1},
+                      make_tensor<float>({9}, {0.5f, 0.25f, -0.25f,  //
+                                               0.3f, 0.3f, 0.3f,     //
+                                               0.4f, -0.25f, 0.4f}));
+
+  EXPECT_EQ(to_vector<int32_t>(routed.idx), (std::vector<int32_t>{6, 8}));
+  EXPECT_NEAR(routed.weights.data<float>()[0], 0.5f, 1e-7f);
+}
+
+TEST(RouterTest, TiesOfGroupsAndTheirExpertsGoToTheLowerIndex) {
+  for (const RouterScore score : {RouterScore::softmax, RouterScore::sigmoid}) {
+    const Routed routed({.score = score, .top_k = 4, .num_groups = 4, .groups_per_token = 2},
+                        Tensor({1, 12}, DType::f32), {0, 1},
+                        make_tensor<float>({12}, {0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0}));
+
+    EXPECT_EQ(to_vector<int32_t>(routed.idx), (std::vector<int32_t>{6, 7, 0, 1}));
+  }
+}
+
+TEST(RouterTest, NanLogitsStillChooseDistinctExpertsOfGroups) {
+  for (const RouterScore score : {RouterScore::softmax, RouterScore::sigmoid}) {
+    const Routed routed({.score = score, .top_k = 4, .num_groups = 2, .groups_per_token = 1},
+                        make_tensor<float>({1, 8}, std::vector<float>(8, NAN)), {0, 1});
+
+    const auto idx = to_vector<int32_t>(routed.idx);
+    EXPECT_EQ(std::set<int32_t>(idx.begin(), idx.end()).size(), 4u);
+  }
+}
+
+TEST(RouterTest, RejectsGroupsThatDoNotHoldTheSlots) {
+  const auto route = [](RouterOptions options) {
+    Routed(options, test::random_tensor({1, 12}, 1), {0, 1});
+  };
+  EXPECT_THROW(route({.top_k = 1, .num_groups = 5}), Error);
+  EXPECT_THROW(route({.top_k = 1, .num_groups = 3, .groups_per_token = 4}), Error);
+  EXPECT_THROW(route({.top_k = 5, .num_groups = 3, .groups_per_token = 1}), Error);
+  EXPECT_THROW(route({.score = RouterScore::sigmoid, .top_k = 1, .num_groups = 12}), Error);
 }
 
 TEST(RouterTest, LargeRoutersAgreeWithSorting) {
@@ -240,6 +297,8 @@ struct RouterCase {
   int top_k;
   RouterScore score;
   bool normalize;
+  int num_groups = 1;
+  int groups_per_token = 1;
 };
 
 class RouterAgreementTest : public testing::TestWithParam<RouterCase> {
@@ -248,6 +307,8 @@ class RouterAgreementTest : public testing::TestWithParam<RouterCase> {
   RouterOptions options() const {
     return {.score = GetParam().score,
             .top_k = GetParam().top_k,
+            .num_groups = GetParam().num_groups,
+            .groups_per_token = GetParam().groups_per_token,
             .normalize_topk = GetParam().normalize,
             .routed_scaling_factor = 2.5f};
   }
@@ -315,7 +376,11 @@ INSTANTIATE_TEST_SUITE_P(Cases, RouterAgreementTest,
                                          RouterCase{33, 33 - 1, RouterScore::softmax, false},
                                          RouterCase{64, 8, RouterScore::sigmoid, false},
                                          RouterCase{257, 22, RouterScore::softmax, true},
-                                         RouterCase{512, 32, RouterScore::sigmoid, true}));
+                                         RouterCase{512, 32, RouterScore::sigmoid, true},
+                                         RouterCase{24, 4, RouterScore::softmax, true, 8, 3},
+                                         RouterCase{66, 5, RouterScore::sigmoid, true, 6, 2},
+                                         RouterCase{256, 8, RouterScore::sigmoid, true, 8, 4},
+                                         RouterCase{512, 32, RouterScore::softmax, false, 32, 4}));
 
 }  // namespace
 }  // namespace switchyard

@@ -74,8 +74,8 @@ TEST(LinearGradient, MatchesFiniteDifferencesWithFusedWeightsAndBiases) {
   LayerBench bench(tiny_model(Structure::dense));
   Parameter& a = bench.build.column_parallel("a", 5, 16, 0.3f);
   Parameter& b = bench.build.column_parallel("b", 3, 16, 0.3f);
-  Parameter& bias_a = bench.build.sharded_bias("bias_a", 5);
-  Parameter& bias_b = bench.build.sharded_bias("bias_b", 3);
+  Parameter& bias_a = bench.build.sharded_vector("bias_a", 5, Init::zeros());
+  Parameter& bias_b = bench.build.sharded_vector("bias_b", 3, Init::zeros());
   Linear linear(bench.store, {&a, &b}, {&bias_a, &bias_b});
   bench.materialize();
   Tensor x = bench.input();
@@ -117,12 +117,30 @@ INSTANTIATE_TEST_SUITE_P(
     Variants, AttentionGradient,
     testing::Values(AttentionCase{"rope", [](ModelConfig&) {}},
                     AttentionCase{"grouped_query", [](ModelConfig& c) { c.num_kv_heads = 2; }},
-                    AttentionCase{"qk_norm", [](ModelConfig& c) { c.qk_norm = true; }},
+                    AttentionCase{"qk_norm", [](ModelConfig& c) { c.qk_norm = QkNormKind::head; }},
+                    AttentionCase{"qk_norm_of_all_heads",
+                                  [](ModelConfig& c) {
+                                    c.qk_norm = QkNormKind::projection;
+                                    c.num_kv_heads = 2;
+                                    c.norm_eps = 0.1;
+                                  }},
                     AttentionCase{"learned_with_bias",
                                   [](ModelConfig& c) {
                                     c.position = Position::learned;
                                     c.norm = Norm::layer_norm;
-                                    c.bias = true;
+                                    c.bias = Biases::all;
+                                  }},
+                    AttentionCase{"qkv_bias_without_positions",
+                                  [](ModelConfig& c) {
+                                    c.position = Position::none;
+                                    c.bias = Biases::qkv;
+                                  }},
+                    AttentionCase{"partial_rotation_with_yarn",
+                                  [](ModelConfig& c) {
+                                    c.rotary_dim = 4;
+                                    c.rope_scaling = {.type = RopeScalingType::yarn,
+                                                      .factor = 4.0,
+                                                      .original_seq_len = 8};
                                   }},
                     AttentionCase{"document_mask", [](ModelConfig&) {}, true}),
     [](const auto& tested) { return tested.param.name; });
@@ -228,9 +246,22 @@ INSTANTIATE_TEST_SUITE_P(
                               c.router.score = RouterScore::sigmoid;
                               c.router.routed_scaling_factor = 2.5;
                             }},
+                    MoeCase{"expert_groups", Structure::fine_grained,
+                            [](ModelConfig& c) {
+                              strong_losses(c);
+                              c.router.num_groups = 4;
+                              c.router.groups_per_token = 2;
+                            }},
                     MoeCase{"unnormalized_gelu", Structure::fine_grained,
                             [](ModelConfig& c) {
                               c.router.normalize_topk = false;
+                              c.activation = Activation::gelu;
+                            }},
+                    MoeCase{"shared_expert_gate", Structure::bigmac,
+                            [](ModelConfig& c) { c.shared_expert_gate = true; }},
+                    MoeCase{"shared_expert_gate_gelu", Structure::fine_grained,
+                            [](ModelConfig& c) {
+                              c.shared_expert_gate = true;
                               c.activation = Activation::gelu;
                             }},
                     MoeCase{"capacity", Structure::bigmac,

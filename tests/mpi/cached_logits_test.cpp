@@ -23,7 +23,8 @@ struct ModelCase {
   Structure structure = Structure::dense;
   Position position = Position::rope;
   int num_kv_heads = 4;
-  bool qk_norm = false;
+  QkNormKind qk_norm = QkNormKind::none;
+  int64_t rotary_dim = 0;
 
   ModelConfig config() const {
     ModelConfig config = test::tiny_model(structure);
@@ -31,6 +32,7 @@ struct ModelCase {
     config.position = position;
     config.num_kv_heads = num_kv_heads;
     config.qk_norm = qk_norm;
+    config.rotary_dim = rotary_dim;
     return config;
   }
 };
@@ -137,9 +139,12 @@ INSTANTIATE_TEST_SUITE_P(
     Models, CachedLogitsTest,
     testing::Values(ModelCase{.name = "Dense"},
                     ModelCase{.name = "DenseLearnedPositions", .position = Position::learned},
+                    ModelCase{.name = "DenseNoPositions", .position = Position::none},
                     ModelCase{.name = "DenseGroupedQueries", .num_kv_heads = 2},
-                    ModelCase{
-                        .name = "DenseNormedQueriesAndKeys", .num_kv_heads = 2, .qk_norm = true},
+                    ModelCase{.name = "DensePartialRotation", .rotary_dim = 4},
+                    ModelCase{.name = "DenseNormedQueriesAndKeys",
+                              .num_kv_heads = 2,
+                              .qk_norm = QkNormKind::head},
                     ModelCase{.name = "Vanilla", .structure = Structure::vanilla},
                     ModelCase{.name = "FineGrainedGroupedQueries",
                               .structure = Structure::fine_grained,
@@ -151,7 +156,7 @@ INSTANTIATE_TEST_SUITE_P(
                     ModelCase{.name = "BigmacNormedQueriesAndKeys",
                               .structure = Structure::bigmac,
                               .num_kv_heads = 2,
-                              .qk_norm = true}),
+                              .qk_norm = QkNormKind::projection}),
     [](const auto& of) { return of.param.name; });
 
 }  // namespace

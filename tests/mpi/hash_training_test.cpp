@@ -88,8 +88,8 @@ class HashTrainingTest : public testing::Test {
     config_.model.num_layers = 3;
     config_.model.seq_len = 32;
     config_.train.micro_batch_size = 2;
-    config_.data.train = (folder_.path() / "train.h5").string();
-    config_.data.validation = (folder_.path() / "validation.h5").string();
+    config_.data.train = {{(folder_.path() / "train.h5").string()}};
+    config_.data.validation = {{(folder_.path() / "validation.h5").string()}};
     config_.hash.bits = 32;
     config_.hash.dense_layers = 1;
     config_.hash.training.num_sequences = 9;
@@ -101,8 +101,8 @@ class HashTrainingTest : public testing::Test {
     config_.hash.training.pairs_per_epoch = 150;
     run_collectively(test_mpi().world(), [&] {
       if (test_mpi().rank() != 0) return;
-      write_tokens(config_.data.train, config_.model.vocab_size);
-      write_tokens(config_.data.validation, config_.model.vocab_size);
+      write_tokens(config_.data.train[0].path, config_.model.vocab_size);
+      write_tokens(config_.data.validation[0].path, config_.model.vocab_size);
     });
   }
 
@@ -145,7 +145,7 @@ TEST_F(HashTrainingTest, AnyNumberOfRanksLearnsTheSameBits) {
   DistributedContext alone;
   Stream stream;
   Transformer model(stream, config_.model, alone, {.seed = config_.run.seed, .exchange = {}});
-  TokenFile file(config_.data.train);
+  TokenFile file(config_.data.train[0].path);
   DataLoader loader(file, {.seq_len = 32,
                            .vocab_size = config_.model.vocab_size,
                            .micro_batch_size = 2,

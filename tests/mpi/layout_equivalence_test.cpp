@@ -242,7 +242,7 @@ TEST(LayoutVariantTest, GptStyleWithTiedEmbeddings) {
   ModelConfig model = test::tiny_model(Structure::fine_grained);
   model.position = Position::learned;
   model.norm = Norm::layer_norm;
-  model.bias = true;
+  model.bias = Biases::all;
   model.tie_embeddings = true;
   model.activation = Activation::gelu;
   model.first_dense_layers = 1;
@@ -262,7 +262,7 @@ TEST(LayoutVariantTest, MuonInGptStyleWithTiedEmbeddingsAndBuckets) {
   ModelConfig model = test::tiny_model(Structure::fine_grained);
   model.position = Position::learned;
   model.norm = Norm::layer_norm;
-  model.bias = true;
+  model.bias = Biases::all;
   model.tie_embeddings = true;
   model.first_dense_layers = 1;
   OptimizerConfig config = muon();
@@ -292,8 +292,27 @@ TEST(LayoutVariantTest, SigmoidRouterWithLossFreeBalancing) {
 
 TEST(LayoutVariantTest, GroupedQueriesQkNormAndDocuments) {
   ModelConfig model = test::tiny_model(Structure::bigmac);
-  model.qk_norm = true;
+  model.qk_norm = QkNormKind::head;
   compare_layouts(model, sgd(), 1, kSgdBounds, {.options = {}, .documents = true});
+}
+
+TEST(LayoutVariantTest, QkvBiasesAndPartialRotation) {
+  ModelConfig model = test::tiny_model(Structure::vanilla);
+  model.bias = Biases::qkv;
+  model.rotary_dim = 2;
+  model.rope_scaling = {.type = RopeScalingType::yarn, .factor = 4.0, .original_seq_len = 8};
+  compare_layouts(model, sgd(), 1, kSgdBounds);
+}
+
+// The norms' sums cross ranks that have different heads, and gates are split over tokens.
+TEST(LayoutVariantTest, QkNormOfAllHeadsSharedExpertGateAndExpertGroups) {
+  ModelConfig model = test::tiny_model(Structure::fine_grained);
+  model.qk_norm = QkNormKind::projection;
+  model.shared_expert_gate = true;
+  model.router.num_groups = 4;
+  model.router.groups_per_token = 2;
+  compare_layouts(model, sgd(), 1, kSgdBounds);
+  compare_layouts(model, muon(), 1, kAdamBounds);
 }
 
 TEST(LayoutVariantTest, RecomputationAndNoDeduplication) {

@@ -33,14 +33,14 @@ class RecallEvaluationTest : public ::testing::Test {
  protected:
   RecallEvaluationTest() {
     DataSection data;
-    data.train = (folder_.path() / "train.h5").string();
-    data.validation = (folder_.path() / "validation.h5").string();
+    data.train = {{(folder_.path() / "train.h5").string()}};
+    data.validation = {{(folder_.path() / "validation.h5").string()}};
     data.tokenizer.type = TokenizerType::recall;
     data.recall.train_sequences = 1;
     data.recall.validation_sequences = 20;
     std::ostringstream log;
     make_recall_files(data, model_config().seq_len, log);
-    path_ = data.validation;
+    path_ = data.validation[0].path;
   }
 
   // The scores of a model that has memorised some of the samples.

@@ -27,21 +27,41 @@ BOUND = 1e-5
 # Odd sizes, and weights so large that every part of the model affects the logits.
 SMALL = "run.dir=unused model.vocab_size=41 model.seq_len=20 model.init_std=0.2"
 
+ROPE_SCALING = ("model.rope_scaling.original_seq_len=20 model.rope_scaling.factor=3 "
+                "model.rope_scaling.type")
+
 # name: configuration, overrides, another value. Options that do not change the tensors have another
 # value, with which the reference must not agree; otherwise the case would not test the option.
 OPTIONS = {
     "learned_positions": ("dense", "model.position=learned", {"position": "rope"}),
     "rope_theta": ("dense", "model.rope_theta=50", {"rope_theta": 10000}),
+    "no_positions": ("dense", "model.position=none", {"position": "rope"}),
+    "partial_rotation": ("dense", "model.rotary_dim=4", {"rotary_dim": 0}),
+    "rope_linear": ("dense", "model.rope_scaling.type=linear model.rope_scaling.factor=3",
+                    {"factor": 2}),
+    # In a context of 20 the pairs turn 3.2, 1.8, 1.0, 0.6 ... times: above, between and below.
+    "rope_llama3": ("dense", f"{ROPE_SCALING}=llama3 model.rope_theta=100 "
+                    "model.rope_scaling.low_freq_factor=0.8 "
+                    "model.rope_scaling.high_freq_factor=2.5", {"low_freq_factor": 0.4}),
+    "rope_yarn": ("dense", f"{ROPE_SCALING}=yarn model.rope_theta=100 "
+                  "model.rope_scaling.beta_fast=2 model.rope_scaling.beta_slow=0.3",
+                  {"beta_slow": 0.9}),
+    "rope_yarn_partial": ("bigmac", f"{ROPE_SCALING}=yarn model.rotary_dim=4 "
+                          "model.rope_scaling.attention_factor=1.3", {"attention_factor": 0}),
+    "qkv_biases": ("dense", "model.bias=qkv", {"bias": "none"}),
+    "attention_biases": ("fine_grained", "model.bias=attention model.qk_norm=head",
+                         {"bias": "qkv"}),
     "wide_heads": ("dense", "model.head_dim=10", {}),
     "no_grouped_queries": ("dense", "model.num_kv_heads=4", {}),
     "one_key_head": ("dense", "model.num_kv_heads=1", {}),
-    "qk_norm": ("dense", "model.qk_norm=true", {"qk_norm": False}),
-    "qk_norm_learned_positions": ("dense", "model.qk_norm=true model.position=learned", {}),
+    "qk_norm": ("dense", "model.qk_norm=head", {"qk_norm": "none"}),
+    "qk_norm_of_all_heads": ("dense", "model.qk_norm=projection", {"qk_norm": "none"}),
+    "qk_norm_learned_positions": ("dense", "model.qk_norm=head model.position=learned", {}),
     "norm_eps": ("dense", "model.norm_eps=0.3", {"norm_eps": 1e-5}),
     "layer_norm": ("dense", "model.norm=layer_norm model.norm_eps=0.3", {"norm": "rms_norm"}),
-    "biases": ("dense", "model.norm=layer_norm model.bias=true model.activation=gelu",
-               {"bias": False}),
-    "biases_gated": ("dense", "model.norm=layer_norm model.bias=true", {"bias": False}),
+    "biases": ("dense", "model.norm=layer_norm model.bias=all model.activation=gelu",
+               {"bias": "attention"}),
+    "biases_gated": ("dense", "model.bias=all", {"bias": "attention"}),
     "tied_head": ("dense", "model.tie_embeddings=true", {}),
     "document_mask": ("dense", "data.mask=document", {}),
     "gelu": ("dense", "model.activation=gelu", {"activation": "silu"}),
@@ -52,11 +72,16 @@ OPTIONS = {
     "experts_silu": ("bigmac", "model.activation=silu", {"activation": "gelu"}),
     "experts_relu": ("vanilla", "model.activation=relu", {"activation": "relu2"}),
     "experts_relu2": ("bigmac", "model.activation=relu2", {"activation": "relu"}),
-    "experts_biases": ("bigmac", "model.norm=layer_norm model.bias=true model.first_dense_layers=1",
-                       {"bias": False}),
+    "experts_biases": ("bigmac", "model.norm=layer_norm model.bias=all model.first_dense_layers=1",
+                       {"bias": "none"}),
     "first_dense_layers": ("fine_grained", "model.first_dense_layers=1", {}),
     "no_shared_experts": ("bigmac", "model.num_shared_experts=0", {}),
     "two_shared_experts": ("fine_grained", "model.num_shared_experts=2", {}),
+    "shared_expert_gate": ("fine_grained", "model.shared_expert_gate=true",
+                           {"shared_expert_gate": False}),
+    "shared_expert_gate_ungated": ("bigmac", "model.shared_expert_gate=true "
+                                   "model.num_shared_experts=2 model.activation=relu2",
+                                   {"shared_expert_gate": False}),
     "one_expert_per_token": ("vanilla", "model.router.top_k=1", {"top_k": 2}),
     "all_experts": ("vanilla", "model.router.top_k=8", {"top_k": 7}),
     "sum_is_not_one": ("fine_grained", "model.router.normalize_topk=false",
@@ -73,6 +98,10 @@ OPTIONS = {
     "balancing_bias": ("bigmac", "model.router.bias_update_rate=0.01", {}),
     "balancing_bias_sigmoid": ("fine_grained", "model.router.bias_update_rate=0.01 "
                                "model.router.score=sigmoid model.first_dense_layers=1", {}),
+    "expert_groups": ("fine_grained", "model.router.num_groups=4 model.router.groups_per_token=2",
+                      {"groups_per_token": 3}),
+    "expert_groups_sigmoid": ("bigmac", "model.router.num_groups=2 model.router.score=sigmoid "
+                              "model.router.bias_update_rate=0.01", {"num_groups": 1}),
     "drop_lowest": ("fine_grained", "model.router.capacity_factor=0.8",
                     {"drop_policy": "latest_position"}),
     "drop_latest": ("bigmac", "model.router.capacity_factor=0.8 "
@@ -84,7 +113,7 @@ OPTIONS = {
                                {"capacity_factor": 1.0}),
     "forced_balance": ("fine_grained", "model.router.force_balanced=true",
                        {"force_balanced": False}),
-    "many_options": ("bigmac", "model.norm=layer_norm model.bias=true model.qk_norm=true "
+    "many_options": ("bigmac", "model.norm=layer_norm model.bias=all model.qk_norm=projection "
                      "model.tie_embeddings=true model.first_dense_layers=1 model.num_layers=3 "
                      "data.mask=document model.activation=relu2 model.router.score=sigmoid "
                      "model.router.routed_scaling_factor=2.5 model.router.bias_update_rate=0.01 "
@@ -99,7 +128,8 @@ SIZES = ("vocab_size", "seq_len", "hidden", "num_heads", "num_kv_heads", "head_d
 
 
 def documented_tensors():
-    """[(name, shape as text)] of the table of tensors in docs/formats.md."""
+    """[(name, shape as text)] of the table of tensors in docs/formats.md; a tensor whose shape
+    depends on an option has several rows."""
     page = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
     table = page.split("\n### Tensors\n")[1].split("\n### ")[0]
     return re.findall(r"^\| `([a-zA-Z0-9_.]+)` \| \[([^]]+)\] \|", table, re.M)
@@ -187,20 +217,22 @@ class ReferenceModelTest(unittest.TestCase):
         self.assertEqual(case.weights.unread | case.biases.unread, set())
         for key, value in other.items():
             config = copy.deepcopy(case.config)
-            section = config if key in config else config["router"]
+            section = next(part for part in (config, config["router"], config["rope_scaling"])
+                           if key in part)
             self.assertNotEqual(section[key], value)
             section[key] = value
             self.assertGreater(max(case.errors(config).values()), 100 * BOUND, key)
 
     def test_documents_list_every_tensor(self):
-        documented, seen = dict(documented_tensors()), set()
+        documented, seen = documented_tensors(), set()
         for number, (config, overrides) in enumerate(all_models()):
             case = Case(self.folder / str(number), config, overrides)
             for name, weight in case.weights.items():
-                row = re.sub(r"^layers\.\d+", "layers.L", name)
-                seen.add(row)
-                self.assertIn(row, documented)
-                self.assertEqual(weight.shape, documented_shape(documented[row], case.config), name)
+                general = re.sub(r"^layers\.\d+", "layers.L", name)
+                rows = [(row, shape) for row, shape in documented if row == general
+                        and documented_shape(shape, case.config) == weight.shape]
+                self.assertEqual(len(rows), 1, f"rows for {name} {weight.shape}")
+                seen.update(rows)
             moe_blocks = case.config["num_layers"] - case.config["first_dense_layers"]
             self.assertIn(set(case.biases), (
                 set(), {f"moe_layers.{layer}" for layer in range(moe_blocks)}))

@@ -71,6 +71,13 @@ std::string names_of(const std::vector<fs::path>& folders) {
   return fmt::format("{}", fmt::join(names, ", "));
 }
 
+constexpr std::string_view kWeightsOf = "weights:";
+
+// The path in checkpoint.resume.
+std::string path_in(const std::string& wish) {
+  return wish.starts_with(kWeightsOf) ? wish.substr(kWeightsOf.size()) : wish;
+}
+
 // A run of which a path was told, and which has checkpoints of its own, newest first.
 class ToldRun {
  public:
@@ -81,11 +88,14 @@ class ToldRun {
     std::optional<Known> source;
     std::string problem;
     try {
-      source = read_known(find_checkpoint(wish_));
+      source = read_known(find_checkpoint(path_in(wish_)));
     } catch (const Error& error) {
       problem = error.what();
     }
-    if (source && newest_ && source->fingerprint == newest_->fingerprint) return go_on({});
+    const bool wants_weights = wish_.starts_with(kWeightsOf);
+    if (source && newest_ && source->fingerprint == newest_->fingerprint && !wants_weights) {
+      return go_on({});
+    }
     if (came_from(source)) {
       return go_on(
           fmt::format("this run came from {} and goes on from its own checkpoints; to "
@@ -93,8 +103,9 @@ class ToldRun {
                       wish_));
     }
     if (!source) throw Error(problem);
-    if (const auto mine = find_among(own_, *source)) return go_back(*mine, *source);
-    if (lies_in(own_.front().parent_path(), source->folder)) {
+    const auto mine = wants_weights ? std::nullopt : find_among(own_, *source);
+    if (mine) return go_back(*mine, *source);
+    if (!wants_weights && lies_in(own_.front().parent_path(), source->folder)) {
       return go_back(source->folder, *source);
     }
     fail(
@@ -114,7 +125,7 @@ class ToldRun {
   }
 
   CheckpointChoice go_on(std::string reason) const {
-    return {.candidates = own_, .of_this_run = true, .origin = {}, .reason = std::move(reason)};
+    return {.candidates = own_, .origin = {}, .reason = std::move(reason)};
   }
 
   CheckpointChoice go_back(const fs::path& folder, const Known& source) const {
@@ -124,7 +135,6 @@ class ToldRun {
       later.push_back(own);
     }
     return {.candidates = {folder},
-            .of_this_run = true,
             .origin = Origin{wish_, source.fingerprint},
             .reason = fmt::format("back to {}: the next checkpoint that is saved sets aside {}",
                                   folder.filename().string(), names_of(later))};
@@ -139,11 +149,12 @@ CheckpointChoice choose_for_training(const fs::path& run_dir, const std::string&
   if (wish == "none") return {};
   std::vector<fs::path> own = checkpoints_in(RunPaths(run_dir).checkpoints());
   std::ranges::reverse(own);
-  if (wish == "auto") return {.candidates = own, .of_this_run = true, .origin = {}, .reason = {}};
+  if (wish == "auto") return {.candidates = own, .origin = {}, .reason = {}};
   if (!own.empty()) return ToldRun(wish, std::move(own)).choose();
-  const Known source = read_known(find_checkpoint(wish));
+  const Known source = read_known(find_checkpoint(path_in(wish)));
   return {.candidates = {source.folder},
           .of_this_run = false,
+          .weights_alone = wish.starts_with(kWeightsOf),
           .origin = Origin{wish, source.fingerprint},
           .reason = {}};
 }
@@ -151,7 +162,7 @@ CheckpointChoice choose_for_training(const fs::path& run_dir, const std::string&
 CheckpointChoice choose_for_inference(const fs::path& run_dir, const std::string& wish) {
   CheckpointChoice choice;
   if (wish != "auto" && wish != "none") {
-    choice.candidates = {find_checkpoint(wish)};
+    choice.candidates = {find_checkpoint(path_in(wish))};
     choice.of_this_run = false;
     return choice;
   }
@@ -171,7 +182,8 @@ std::string to_text(const CheckpointChoice& choice) {
   };
   json candidates = json::array();
   for (const fs::path& path : choice.candidates) candidates.push_back(bytes(path.string()));
-  json encoded = {bytes(choice.reason), choice.of_this_run, std::move(candidates)};
+  json encoded = {bytes(choice.reason), choice.of_this_run, choice.weights_alone,
+                  std::move(candidates)};
   if (choice.origin) {
     encoded.push_back(bytes(choice.origin->path));
     encoded.push_back(bytes(choice.origin->fingerprint));
@@ -190,8 +202,9 @@ CheckpointChoice parse_choice(const std::string& text) {
   CheckpointChoice choice;
   choice.reason = string(encoded.at(0));
   choice.of_this_run = encoded.at(1).get<bool>();
-  for (const json& path : encoded.at(2)) choice.candidates.emplace_back(string(path));
-  if (encoded.size() > 3) choice.origin = Origin{string(encoded.at(3)), string(encoded.at(4))};
+  choice.weights_alone = encoded.at(2).get<bool>();
+  for (const json& path : encoded.at(3)) choice.candidates.emplace_back(string(path));
+  if (encoded.size() > 4) choice.origin = Origin{string(encoded.at(4)), string(encoded.at(5))};
   return choice;
 }
 

@@ -17,6 +17,7 @@ struct CheckpointChoice {
   // a fresh start.
   std::vector<std::filesystem::path> candidates;
   bool of_this_run = true;       // the candidates are checkpoints of the run itself
+  bool weights_alone = false;    // only weights are taken, and the run begins at step 0
   std::optional<Origin> origin;  // where a path lets the run begin; to be stored from now on
   std::string reason;            // a line for people; empty if there is nothing to say
 
@@ -33,6 +34,9 @@ struct CheckpointChoice {
 //   path  the run has no checkpoint: the path's            the path's checkpoint
 //         the run came from there: as auto
 //         an older one of the run itself: back to it
+//   weights:PATH                                           the path's checkpoint
+//         the run has no checkpoint: the weights of the
+//         path's; the run came from there: as auto
 //
 // Throws Error if there is no such checkpoint, or if the run has checkpoints that do not come from
 // the path. Not collective; reads manifests only.

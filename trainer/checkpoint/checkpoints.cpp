@@ -15,6 +15,7 @@
 #include "trainer/checkpoint/checkpoint_reader.h"
 #include "trainer/checkpoint/gather_text.h"
 #include "trainer/checkpoint/shard.h"
+#include "trainer/checkpoint/weights_checkpoint.h"
 #include "trainer/files/durable_file.h"
 #include "trainer/files/folders.h"
 #include "trainer/files/not_finite.h"
@@ -91,13 +92,21 @@ std::string cannot_be_loaded(std::span<const std::string> damage) {
   return fmt::format("the checkpoint cannot be loaded: {}", fmt::join(damage, "; "));
 }
 
+}  // namespace
+
+void require_intact(const CheckpointReader& reader, Communicator& world) {
+  const std::vector<std::string> damage = find_damage(reader, world);
+  if (!damage.empty()) throw CollectiveError(cannot_be_loaded(damage));
+}
+
+namespace {
+
 TrainingState load_pieces(const fs::path& folder, std::span<const TensorPiece> pieces,
                           Communicator& world) {
   std::optional<CheckpointReader> reader;
   run_collectively(world, [&] { reader.emplace(folder); });
   try {
-    const std::vector<std::string> damage = find_damage(*reader, world);
-    if (!damage.empty()) throw CollectiveError(cannot_be_loaded(damage));
+    require_intact(*reader, world);
     const TrainingState state = read_collectively(*reader, pieces, world);
     // If it was replaced, some of the values may be those of the other one.
     run_collectively(world, [&] { reader->require_current(); });
@@ -243,7 +252,8 @@ void Checkpoints::link(int64_t step, SaveResult& result) {
 
 void Checkpoints::prune(SaveResult& result) const {
   enter(SaveStage::prune);
-  const std::vector<int64_t> all = steps();
+  std::vector<int64_t> all = steps();
+  std::erase(all, 0);  // of imported weights, which no training makes again
   if (keep_ == 0 || all.size() <= static_cast<size_t>(keep_)) return;
   for (auto old = all.begin(); old != all.end() - keep_; ++old) {
     note_failure(result, [&] { remove_checkpoint(folder_of(*old)); });
@@ -264,7 +274,12 @@ ResumeResult Checkpoints::resume(const CheckpointChoice& choice, const Checkpoin
       damage = {error.what()};
     }
     if (damage.empty()) {
-      result.state = read_collectively(*reader, all_pieces(tensors), world);
+      result.weights_alone = choice.weights_alone || holds_weights_alone(reader->manifest());
+      std::vector<TensorPiece> pieces = all_pieces(tensors);
+      if (result.weights_alone) {
+        std::erase_if(pieces, [](const TensorPiece& piece) { return !is_of_model(piece.kind); });
+      }
+      result.state = read_collectively(*reader, pieces, world);
       const std::optional<int64_t> step = step_of(folder.filename());
       past_end_ = choice.of_this_run && step ? *step : -1;
       return result;

@@ -11,6 +11,7 @@
 #include "layers/parameter.h"
 #include "parallel/distributed_context.h"
 #include "trainer/checkpoint/checkpoint_choice.h"
+#include "trainer/checkpoint/checkpoint_reader.h"
 #include "trainer/checkpoint/manifest.h"
 #include "trainer/checkpoint/tensor_piece.h"
 
@@ -28,6 +29,7 @@ struct SaveResult {
 // The same on every rank.
 struct ResumeResult {
   std::optional<TrainingState> state;  // empty if the choice was a fresh start
+  bool weights_alone = false;          // the rest of the state is to begin afresh
   std::string name;                    // "step_00000100", or the path of another run's checkpoint
   std::vector<std::string> notices;    // checkpoints that were skipped, and why
 };
@@ -86,6 +88,10 @@ class Checkpoints {
   std::optional<int64_t> past_end_;
   bool says_no_link_ = true;  // that `latest` cannot be made is said once
 };
+
+// Throws CollectiveError that names what is damaged unless every byte of the checkpoint matches its
+// checksums. The ranks share the reading.
+void require_intact(const CheckpointReader& reader, Communicator& world);
 
 // Loads the weights alone into a model's parameters, rounded to their dtype. Collective.
 TrainingState load_weights(Stream& stream, const std::filesystem::path& folder,

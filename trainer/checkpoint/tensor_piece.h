@@ -3,6 +3,7 @@
 #include <deque>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "kernels/runtime/host_mirror.h"
@@ -16,6 +17,11 @@ namespace switchyard {
 // name the kinds of optimizer state (UpdateRule::state_names).
 inline constexpr char kWeights[] = "weights";               // f32 main weights
 inline constexpr char kBalancingBias[] = "balancing_bias";  // of the routers, one per MoE layer
+
+// Whether tensors of this kind are the model, and not state of its training.
+inline bool is_of_model(std::string_view kind) {
+  return kind == kWeights || kind == kBalancingBias;
+}
 
 // Part of a tensor, in memory: saved from, or loaded into, `data`.
 struct TensorPiece {

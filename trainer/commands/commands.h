@@ -8,6 +8,8 @@
 #include "trainer/bench/decode_bench.h"
 #include "trainer/config/config_reader.h"
 #include "trainer/inference/sampling.h"
+#include "trainer/interop/export_model.h"
+#include "trainer/interop/import_model.h"
 
 namespace switchyard {
 
@@ -34,6 +36,12 @@ struct BenchOptions {
   int64_t warmup_steps = 2;
 };
 int bench_command(MpiRuntime& mpi, const LoadedConfig& loaded, const BenchOptions& options);
+
+// Writes the model of a checkpoint in a form that other programs read.
+int export_command(MpiRuntime& mpi, const LoadedConfig& loaded, const ExportOptions& options);
+
+// Makes a run of published weights; see import_model. Rank 0 works.
+int import_command(MpiRuntime& mpi, const ImportOptions& options);
 
 // One step of attention in decoding, dense and hash-aware; `json_path` may be empty.
 int bench_decode_command(MpiRuntime& mpi, const DecodeBenchOptions& options,

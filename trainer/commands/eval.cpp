@@ -41,7 +41,7 @@ int eval_decoding(MpiRuntime& mpi, const RunConfig& config, Session& session,
       evaluate_decoding(session.stream, session.model, session.dist, validation, plan,
                         {selectors_of(dense), selectors_of(setup)});
   for (const DecodeScore& score : scores) {
-    require_finite_loss(mpi, score.loss(), model, config.data.validation);
+    require_finite_loss(mpi, score.loss(), model, describe(config.data.validation));
   }
   if (mpi.rank() != 0) return kExitDone;
   fmt::print("{}\nlast {} of {} tokens of each held-out sequence, decoded one by one\n",
@@ -50,7 +50,7 @@ int eval_decoding(MpiRuntime& mpi, const RunConfig& config, Session& session,
   for (size_t i = 0; i < scores.size(); ++i) {
     fmt::print("{}: held-out loss {:.4f}, perplexity {:.2f}, over {} tokens of {}\n",
                i == 0 ? "dense" : name, scores[i].loss(), scores[i].perplexity(), scores[i].targets,
-               config.data.validation);
+               describe(config.data.validation));
     if (plan.answers) fmt::print("{}", describe(scores[i].answers, *plan.answers));
   }
   return kExitDone;
@@ -74,11 +74,14 @@ int eval_command(MpiRuntime& mpi, const LoadedConfig& loaded) {
   // The whole file is read, not only the batches that training evaluates on.
   const EvaluationResult result =
       evaluate(step, data.validation->loader, data.validation->loader.num_batches(), mpi.world());
-  require_finite_loss(mpi, result.loss, loaded_model, config.data.validation);
+  require_finite_loss(mpi, result.loss, loaded_model, describe(config.data.validation));
   if (mpi.rank() == 0) {
     fmt::print("{}\nheld-out loss {:.4f}, perplexity {:.2f}, over {} tokens of {}\n",
                loaded_model.description, result.loss, std::exp(result.loss), result.tokens,
-               config.data.validation);
+               describe(config.data.validation));
+    for (const auto& [name, loss] : result.file_losses) {
+      fmt::print("{}: held-out loss {:.4f}, perplexity {:.2f}\n", name, loss, std::exp(loss));
+    }
   }
   const AnswerKey* answers = recall_answers(config);
   if (!answers) return kExitDone;

@@ -183,7 +183,7 @@ int eval_hash_command(MpiRuntime& mpi, const LoadedConfig& loaded) {
       write_json(mpi, config, to_json(evaluation, candidates, config, model.description));
   if (mpi.rank() != 0) return kExitDone;
   fmt::print("{}, over {} decoded tokens of {}\n", model.description, evaluation.dense.targets,
-             config.data.validation);
+             describe(config.data.validation));
   print_table(evaluation, candidates, config);
   fmt::print("{}\n", path.string());
   return kExitDone;

@@ -12,6 +12,32 @@
 #include "trainer/hashing/load_decode_setup.h"
 
 namespace switchyard {
+namespace {
+
+// Rank 0 alone needs the tokenizer to work; the others get its tokens.
+std::vector<int32_t> encode_prompt(MpiRuntime& mpi, const Tokenizer& tokenizer,
+                                   const std::string& prompt) {
+  std::vector<int32_t> tokens;
+  run_collectively(mpi.world(), [&] {
+    if (mpi.rank() != 0) return;
+    Encoding encoding = tokenizer.encode_checked(prompt);
+    if (encoding.changed_at) {
+      fmt::print(stderr, "note: the tokens of --prompt do not restore it from byte {} on\n",
+                 *encoding.changed_at);
+    }
+    tokens = std::move(encoding.tokens);
+    // A new document follows the end of another one.
+    if (tokens.empty()) tokens = {tokenizer.end_of_document()};
+  });
+  Stream stream;
+  auto count = static_cast<int64_t>(tokens.size());
+  mpi.world().broadcast(stream, view_of(std::span(&count, 1)), 0);
+  tokens.resize(static_cast<size_t>(count));
+  mpi.world().broadcast(stream, view_of(std::span(tokens)), 0);
+  return tokens;
+}
+
+}  // namespace
 
 int generate_command(MpiRuntime& mpi, const LoadedConfig& loaded, const GenerateOptions& options) {
   RunConfig config = loaded.config;
@@ -29,16 +55,8 @@ int generate_command(MpiRuntime& mpi, const LoadedConfig& loaded, const Generate
                             .sampling = options.sampling,
                             .seed = config.run.seed,
                             .setup = &setup};
-  std::vector<std::vector<int32_t>> samples;
+  request.prompt = encode_prompt(mpi, *tokenizer, options.prompt);
   run_collectively(mpi.world(), [&] {
-    Encoding prompt = tokenizer->encode_checked(options.prompt);
-    request.prompt = std::move(prompt.tokens);
-    if (mpi.rank() == 0 && prompt.changed_at) {
-      fmt::print(stderr, "note: the tokens of --prompt do not restore it from byte {} on\n",
-                 *prompt.changed_at);
-    }
-    // A new document follows the end of another one.
-    if (request.prompt.empty()) request.prompt = {tokenizer->end_of_document()};
     require(static_cast<int64_t>(request.prompt.size()) < config.model.seq_len,
             "--prompt has {} tokens, model.seq_len is {}: shorten it", request.prompt.size(),
             config.model.seq_len);
@@ -51,7 +69,8 @@ int generate_command(MpiRuntime& mpi, const LoadedConfig& loaded, const Generate
           options.max_tokens, config.model.seq_len, request.prompt.size(), room);
     }
   });
-  samples = generate(session.stream, session.model, session.dist, request);
+  std::vector<std::vector<int32_t>> samples =
+      generate(session.stream, session.model, session.dist, request);
   if (mpi.rank() != 0) return kExitDone;
   for (std::vector<int32_t>& sample : samples) {
     if (!sample.empty() && sample.back() == tokenizer->end_of_document()) sample.pop_back();

@@ -9,6 +9,7 @@
 #include "trainer/checkpoint/checkpoint_folders.h"
 #include "trainer/checkpoint/checkpoint_reader.h"
 #include "trainer/checkpoint/gather_text.h"
+#include "trainer/checkpoint/weights_checkpoint.h"
 #include "trainer/config/config_error.h"
 #include "trainer/config/field_types.h"
 
@@ -59,13 +60,16 @@ void adopt_first(LoadedConfig& loaded, const CheckpointNeed& need) {
     if (need.must_exist) throw;
   }
   for (const fs::path& folder : choice.candidates) {
-    std::string stored;
+    std::optional<CheckpointReader> reader;
     try {
-      stored = CheckpointReader(folder).manifest().state.config;
+      reader.emplace(folder);
     } catch (const Error&) {
       continue;
     }
-    adopt_checkpoint_config(loaded, stored, folder.string(), *need.use);
+    const bool weights_alone = choice.weights_alone || holds_weights_alone(reader->manifest());
+    const bool begins = need.use == CheckpointUse::training && weights_alone;
+    adopt_checkpoint_config(loaded, reader->manifest().state.config, folder.string(),
+                            begins ? CheckpointUse::weights : *need.use);
     return;
   }
 }

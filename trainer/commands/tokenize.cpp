@@ -2,13 +2,28 @@
 
 #include <fmt/format.h>
 
+#include <chrono>
 #include <iostream>
+#include <memory>
 
 #include "trainer/commands/commands.h"
 #include "trainer/commands/exit_codes.h"
+#include "trainer/commands/progress_line.h"
 #include "trainer/recall/recall_files.h"
+#include "trainer/training/console.h"
 
 namespace switchyard {
+namespace {
+
+TokenizeProgress progress_to(std::ostream& out) {
+  const auto line = std::make_shared<ProgressLine>(out, is_watched());
+  return [line, begin = std::chrono::steady_clock::now()](int64_t done, int64_t total) {
+    const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - begin;
+    line->show(done, total, elapsed.count());
+  };
+}
+
+}  // namespace
 
 // Rank 0 works with all its threads; the others wait.
 int tokenize_command(MpiRuntime& mpi, const LoadedConfig& loaded) {
@@ -18,7 +33,7 @@ int tokenize_command(MpiRuntime& mpi, const LoadedConfig& loaded) {
     const bool recall = data.tokenizer.type == TokenizerType::recall;
     const TokenizeReport report =
         recall ? make_recall_files(data, loaded.config.model.seq_len, std::cout)
-               : tokenize(data, std::cout);
+               : tokenize(data, std::cout, progress_to(std::cout));
     const int64_t tokens = report.train_tokens + report.validation_tokens;
     if (tokens == 0) return;
     fmt::print("{} documents, {} tokens to train on, {} held out", report.documents,

@@ -12,14 +12,14 @@ namespace {
 enum class Rule { checkpoint, list, ignore };
 
 Rule rule_of(Decides decides, CheckpointUse use) {
-  const bool trains = use == CheckpointUse::training;
+  const bool trains = use != CheckpointUse::inference;
   switch (decides) {
     case Decides::model:
       return Rule::checkpoint;
     case Decides::context:
       return trains ? Rule::list : Rule::checkpoint;
     case Decides::state:
-      return trains ? Rule::checkpoint : Rule::ignore;
+      return use == CheckpointUse::training ? Rule::checkpoint : Rule::ignore;
     case Decides::training:
       return trains ? Rule::list : Rule::ignore;
     case Decides::elsewhere:
@@ -50,6 +50,7 @@ std::string contradiction(const ConfigField& field, const RunConfig& config,
   if (use == CheckpointUse::inference) {
     return values + "; take the key out, or name another checkpoint with checkpoint.resume";
   }
+  if (use == CheckpointUse::weights) return values + "; take the key out to begin with its weights";
   const char* reason = field.decides == Decides::state
                            ? "; its optimizer state means nothing to another update rule: "
                            : "; ";

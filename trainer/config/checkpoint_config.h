@@ -7,8 +7,9 @@
 
 namespace switchyard {
 
-// What a checkpoint is loaded for: training goes on from it, or its model is used as it is.
-enum class CheckpointUse { training, inference };
+// What a checkpoint is loaded for: training goes on from it, a new training begins with its
+// weights, or its model is used as it is.
+enum class CheckpointUse { training, weights, inference };
 
 // Gives every key that decides what the checkpoint's model computes the checkpoint's value, unless
 // the configuration mentions the key (a default, or a value that follows from other keys, was never

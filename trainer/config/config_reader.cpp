@@ -226,11 +226,13 @@ class Collector {
     } else if (node.IsSequence()) {
       value.is_list = true;
       for (const YAML::Node& item : node) {
-        if (!item.IsScalar()) {
+        const std::optional<ConfigRecord> record = record_of(item);
+        if (!record) {
           out_.problems.push_back(fmt::format("{}: {}: expected a list of values", origin, key));
           return;
         }
-        value.items.push_back(item.Scalar());
+        value.items.push_back(item.IsScalar() ? item.Scalar() : "");
+        value.records.push_back(*record);
       }
     } else {
       out_.problems.push_back(fmt::format("{}: {}: expected a value, not {}", origin, key,
@@ -238,6 +240,18 @@ class Collector {
       return;
     }
     out_.entries[key] = {std::move(value), origin};
+  }
+
+  // The map that an item of a list is, empty for a scalar; nothing for any other item.
+  static std::optional<ConfigRecord> record_of(const YAML::Node& item) {
+    ConfigRecord record;
+    if (item.IsScalar()) return record;
+    if (!item.IsMap() || item.size() == 0) return std::nullopt;
+    for (const auto& pair : item) {
+      if (!pair.first.IsScalar() || !pair.second.IsScalar()) return std::nullopt;
+      record.emplace_back(pair.first.Scalar(), pair.second.Scalar());
+    }
+    return record;
   }
 
   Collected& out_;
@@ -263,7 +277,12 @@ LoadedConfig build(Collected collected) {
     const auto entry = collected.entries.find(field.key);
     if (entry == collected.entries.end()) continue;
     loaded.origins[field.key] = entry->second.origin;
-    if (const auto problem = field.parse(loaded.config, entry->second.value)) {
+    const ConfigValue& value = entry->second.value;
+    const bool has_maps = std::ranges::any_of(value.records, [](auto& r) { return !r.empty(); });
+    const auto problem = has_maps && !field.takes_records
+                             ? std::optional<std::string>("expected a list of values")
+                             : field.parse(loaded.config, value);
+    if (problem) {
       collected.problems.push_back(
           fmt::format("{}: {}: {}", entry->second.origin, field.key, *problem));
     }
@@ -285,11 +304,15 @@ bool is_of_training(const std::string& key) {
          std::ranges::find(kept, key) == kept.end();
 }
 
-// Calls emit(indentation, name, field) for every section (field null) and key, in YAML's nesting.
-template <class Emit>
-void walk_schema(const Emit& emit) {
+constexpr auto kEveryField = [](const ConfigField&) { return true; };
+
+// Calls emit(indentation, name, field) for every key that is `wanted` and the sections that it lies
+// in (field null), in YAML's nesting.
+template <class Emit, class Wanted = decltype(kEveryField)>
+void walk_schema(const Emit& emit, const Wanted& wanted = kEveryField) {
   std::vector<std::string> open;
   for (const ConfigField& field : config_schema()) {
+    if (!wanted(field)) continue;
     std::vector<std::string> parts;
     std::stringstream stream(field.key);
     for (std::string part; std::getline(stream, part, '.');) parts.push_back(part);
@@ -335,13 +358,29 @@ LoadedConfig load_stored_config(const std::string& yaml, const std::string& name
   return build(std::move(collected));
 }
 
-std::string to_yaml(const RunConfig& config) {
+namespace {
+
+template <class Wanted>
+std::string print_fields(const RunConfig& config, const Wanted& wanted) {
   std::string out;
-  walk_schema([&](size_t depth, const std::string& name, const ConfigField* field) {
-    out += fmt::format("{:{}}{}:{}\n", "", 2 * depth, name,
-                       field ? " " + field->print(config) : std::string());
-  });
+  walk_schema(
+      [&](size_t depth, const std::string& name, const ConfigField* field) {
+        out += fmt::format("{:{}}{}:{}\n", "", 2 * depth, name,
+                           field ? " " + field->print(config) : std::string());
+      },
+      wanted);
   return out;
+}
+
+}  // namespace
+
+std::string to_yaml(const RunConfig& config) { return print_fields(config, kEveryField); }
+
+std::string to_short_yaml(const RunConfig& config) {
+  const RunConfig defaults;
+  return print_fields(config, [&](const ConfigField& field) {
+    return field.print(config) != field.print(defaults);
+  });
 }
 
 std::string describe_config(const LoadedConfig& loaded) {

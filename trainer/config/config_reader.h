@@ -47,7 +47,9 @@ void validate_config(const LoadedConfig& loaded, int world_size,
 
 // Every value as YAML that reads back equal.
 std::string to_yaml(const RunConfig& config);
-// The same YAML, with the origin of every value in a comment.
+// The same YAML without the values that are the defaults.
+std::string to_short_yaml(const RunConfig& config);
+// All of the YAML, with the origin of every value in a comment.
 std::string describe_config(const LoadedConfig& loaded);
 // The text of docs/configuration.md.
 std::string config_reference();

@@ -1,10 +1,14 @@
 #include "trainer/config/field_types.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 
 namespace switchyard::field_types {
 namespace {
+
+// Weights count in millionths, so that the shares of the samples are exact.
+constexpr double kSmallestWeight = 1e-6, kLargestWeight = 1e6;
 
 template <class T>
 bool parse_number(const std::string& text, T* value) {
@@ -13,7 +17,56 @@ bool parse_number(const std::string& text, T* value) {
   return error == std::errc() && rest == end;
 }
 
+Problem parse_source(const ConfigRecord& record, DataSource* source) {
+  ConfigRecord seen;
+  for (const auto& [key, text] : record) {
+    if (std::ranges::find(seen, key, &ConfigRecord::value_type::first) != seen.end()) {
+      return fmt::format("{} is given twice", key);
+    }
+    seen.emplace_back(key, text);
+    if (key == "path") {
+      source->path = text;
+    } else if (key == "name") {
+      source->name = text;
+    } else if (key == "weight") {
+      Problem problem = parse_real(text, kSmallestWeight, kLargestWeight, &source->weight);
+      if (problem) return "weight " + *problem;
+    } else {
+      return fmt::format("unknown key {}; a file has path, weight and name", key);
+    }
+  }
+  if (source->path.empty()) return "a file of the list has no path";
+  return {};
+}
+
 }  // namespace
+
+Problem parse_sources(const ConfigValue& value, std::vector<DataSource>* sources) {
+  sources->clear();
+  if (!value.is_list && value.items.front().empty()) return {};  // no file
+  for (size_t i = 0; i < value.items.size(); ++i) {
+    DataSource& source = sources->emplace_back();
+    const bool is_map = value.is_list && !value.records[i].empty();
+    const ConfigRecord path = {{"path", value.items[i]}};
+    if (Problem problem = parse_source(is_map ? value.records[i] : path, &source)) {
+      return source.path.empty() ? problem : fmt::format("{}: {}", source.path, *problem);
+    }
+  }
+  return {};
+}
+
+std::string print_sources(const std::vector<DataSource>& sources) {
+  if (sources.empty()) return quoted("");
+  const auto is_plain = [](const DataSource& s) { return s.weight == 1.0 && s.name.empty(); };
+  if (sources.size() == 1 && is_plain(sources[0])) return quoted(sources[0].path);
+  return print_list([&](const DataSource& source) {
+    if (is_plain(source)) return quoted(source.path);
+    std::string text = "{path: " + quoted(source.path);
+    if (source.weight != 1.0) text += fmt::format(", weight: {}", source.weight);
+    if (!source.name.empty()) text += ", name: " + quoted(source.name);
+    return text + "}";
+  })(sources);
+}
 
 Problem parse_integer(const std::string& text, int64_t lowest, int64_t highest, int64_t* value) {
   if (!parse_number(text, value)) {

@@ -123,7 +123,8 @@ ConfigField make_field(Key<Value> key, std::string type, std::string help, Parse
       std::move(help),
       [=](RunConfig& config, const ConfigValue& value) { return parse(value, &member(config)); },
       [=](const RunConfig& config) { return print(const_member(config)); },
-      [=](const RunConfig& from, RunConfig& to) { member(to) = const_member(from); }};
+      [=](const RunConfig& from, RunConfig& to) { member(to) = const_member(from); },
+      /*takes_records=*/false};
 }
 
 template <class Value>
@@ -186,6 +187,17 @@ inline ConfigField text_list(Key<std::vector<std::string>> key, std::string help
                     print_list(quoted));
 }
 
+// A token file, or a list of them: paths, and maps of path, weight and name.
+Problem parse_sources(const ConfigValue& value, std::vector<DataSource>* sources);
+std::string print_sources(const std::vector<DataSource>& sources);
+
+inline ConfigField sources(Key<std::vector<DataSource>> key, std::string help) {
+  ConfigField field = make_field(std::move(key), "text, or list of maps", std::move(help),
+                                 parse_sources, print_sources);
+  field.takes_records = true;
+  return field;
+}
+
 template <NamedEnum E>
 std::vector<E> all_values() {
   std::vector<E> values;
@@ -200,16 +212,35 @@ std::vector<E> all_but(E left_out) {
   return values;
 }
 
+// A parser of one value from `allowed`.
+template <NamedEnum E>
+auto name_from(const std::vector<E>& allowed) {
+  return [=](const std::string& text, E* chosen) -> Problem {
+    const auto value = value_of<E>(text);
+    if (!value || std::ranges::find(allowed, *value) == allowed.end()) {
+      return fmt::format("expected one of {}, not '{}'", alternatives(allowed), text);
+    }
+    *chosen = *value;
+    return {};
+  };
+}
+
 // One value from `allowed`.
 template <NamedEnum E>
 ConfigField choice(Key<E> key, const std::vector<E>& allowed, std::string help) {
   const std::string type = alternatives(allowed);
+  return make_field(std::move(key), type, std::move(help),
+                    scalar("one of " + type, name_from(allowed)), print_name);
+}
+
+// One value of a key that was a boolean: older files and checkpoints say `false` or `true` for two
+// of the values.
+template <NamedEnum E>
+ConfigField choice_once_boolean(Key<E> key, E of_false, E of_true, std::string help) {
+  const std::string type = alternatives(all_values<E>());
   const auto parse = [=](const std::string& text, E* chosen) -> Problem {
-    const auto value = value_of<E>(text);
-    if (!value || std::ranges::find(allowed, *value) == allowed.end()) {
-      return fmt::format("expected one of {}, not '{}'", type, text);
-    }
-    *chosen = *value;
+    if (text != "false" && text != "true") return name_from(all_values<E>())(text, chosen);
+    *chosen = text == "true" ? of_true : of_false;
     return {};
   };
   return make_field(std::move(key), type, std::move(help), scalar("one of " + type, parse),

@@ -14,8 +14,8 @@
 
 namespace switchyard {
 
-enum class TokenizerType { byte, sentencepiece, recall };
-SWITCHYARD_ENUM_NAMES(TokenizerType, byte, sentencepiece, recall)
+enum class TokenizerType { byte, sentencepiece, huggingface, recall };
+SWITCHYARD_ENUM_NAMES(TokenizerType, byte, sentencepiece, huggingface, recall)
 
 enum class AttentionMask { causal, document };
 SWITCHYARD_ENUM_NAMES(AttentionMask, causal, document)
@@ -23,6 +23,15 @@ SWITCHYARD_ENUM_NAMES(AttentionMask, causal, document)
 // What `tokenize` does about bytes that are not UTF-8.
 enum class EncodingErrors { strict, replace };
 SWITCHYARD_ENUM_NAMES(EncodingErrors, strict, replace)
+
+// What a record of a .jsonl file holds: one text, all of which counts as targets, or parts of which
+// only some do.
+enum class RecordForm { text, prompt_completion, segments };
+SWITCHYARD_ENUM_NAMES(RecordForm, text, prompt_completion, segments)
+
+// The numbers of a flat token array, which does not say it itself.
+enum class ArrayDType { none, u16, u32 };
+SWITCHYARD_ENUM_NAMES(ArrayDType, none, u16, u32)
 
 // One experiment, as the YAML file describes it with every default filled in. One struct per
 // section of the file; the names are the keys.
@@ -46,19 +55,32 @@ struct ParallelSection {
 
 struct TokenizerSection {
   TokenizerType type = TokenizerType::byte;
-  std::string model;       // sentencepiece: the .model file
-  int64_t vocab_size = 0;  // sentencepiece: pieces to train in `tokenize`
+  std::string model;                 // sentencepiece: the .model file; huggingface: tokenizer.json
+  int64_t vocab_size = 0;            // sentencepiece: pieces to train in `tokenize`
+  std::string end_of_document = "";  // huggingface: a token's text; empty: what files beside it say
+};
+
+// A token file that is read, perhaps beside others.
+struct DataSource {
+  std::string path;
+  double weight = 1.0;    // of training: its part of the samples is this, divided by all weights
+  std::string name = {};  // of evaluation, in metrics; empty: the file's without its extension
 };
 
 struct DataSection {
-  std::string train;       // token files
-  std::string validation;  // may be empty: no evaluation
+  std::vector<DataSource> train;
+  std::vector<DataSource> validation;  // may be empty: no evaluation
   TokenizerSection tokenizer;
   AttentionMask mask = AttentionMask::causal;
   EncodingErrors encoding_errors = EncodingErrors::strict;
   // `tokenize`: text files or folders (see Corpus), one document per file or per line of a .jsonl
-  // file, and the share of the text that is held out for validation.
+  // file, or token arrays; how a line is read, how many may be unreadable, and the share of the
+  // documents that is held out for validation.
   std::vector<std::string> text;
+  RecordForm record = RecordForm::text;
+  std::string text_field = "text";  // a path of keys, with dots between them
+  int64_t max_bad_records = 0;
+  ArrayDType array_dtype = ArrayDType::none;
   double validation_share = 0.02;
   RecallSection recall;
 };

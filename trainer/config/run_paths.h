@@ -14,6 +14,7 @@ class RunPaths {
   std::filesystem::path checkpoints() const { return dir_ / "checkpoints"; }
   std::filesystem::path metrics() const { return dir_ / "metrics.jsonl"; }
   std::filesystem::path tensorboard() const { return dir_ / "tensorboard"; }
+  std::filesystem::path tokenizer() const { return dir_ / "tokenizer"; }  // of an imported model
 
   // The hash stage stores projections of hash.bits, and of other numbers of bits.
   std::filesystem::path hash() const { return dir_ / "hash"; }

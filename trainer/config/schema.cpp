@@ -41,12 +41,35 @@ std::vector<ConfigField> model_fields() {
       count(SWITCHYARD_KEY(model.head_dim), 0, "width of a head; 0: hidden / num_heads"),
       choice(SWITCHYARD_KEY(model.position), "position encoding"),
       real(SWITCHYARD_KEY(model.rope_theta), 1.0, 1e12, "base of the rotation's wavelengths"),
+      count(SWITCHYARD_KEY(model.rotary_dim), 0,
+            "channels of a head that turn, from its first one on; 0: all"),
+      choice(SWITCHYARD_KEY(model.rope_scaling.type),
+             "how the wavelengths are stretched for a longer context"),
+      real(SWITCHYARD_KEY(model.rope_scaling.factor), 1.0, 1e6,
+           "how much longer the context is than the one before"),
+      count(SWITCHYARD_KEY(model.rope_scaling.original_seq_len), 0,
+            "llama3 and yarn: the context length before"),
+      real(SWITCHYARD_KEY(model.rope_scaling.low_freq_factor), 0.0, 1e6,
+           "llama3: pairs that turn fewer times in the context before are stretched by factor"),
+      real(SWITCHYARD_KEY(model.rope_scaling.high_freq_factor), 0.0, 1e6,
+           "llama3: pairs that turn more often are left alone"),
+      real(SWITCHYARD_KEY(model.rope_scaling.beta_fast), 0.0, 1e6,
+           "yarn: pairs that turn more often are left alone"),
+      real(SWITCHYARD_KEY(model.rope_scaling.beta_slow), 0.0, 1e6,
+           "yarn: pairs that turn fewer times are stretched by factor"),
+      real(SWITCHYARD_KEY(model.rope_scaling.attention_factor), 0.0, 1e6,
+           "yarn: factor of cos and sin; 0: 0.1 ln(factor) + 1"),
       choice(SWITCHYARD_KEY(model.norm), "normalisation before attention, feed-forward and head"),
       real(SWITCHYARD_KEY(model.norm_eps), 0.0, 1.0, "added to the variance"),
-      boolean(SWITCHYARD_KEY(model.qk_norm),
-              "RMSNorm of every head's query and key before the rotation"),
-      boolean(SWITCHYARD_KEY(model.bias),
-              "biases in attention and dense feed-forward (GPT style); needs norm: layer_norm"),
+      choice_once_boolean(
+          SWITCHYARD_KEY(model.qk_norm), QkNormKind::none, QkNormKind::head,
+          "RMSNorm of queries and keys before the rotation. head: of every head's vector (Qwen3); "
+          "projection: of all heads together (OLMoE). false and true of older files: none, head"),
+      choice_once_boolean(
+          SWITCHYARD_KEY(model.bias), Biases::none, Biases::all,
+          "which linear maps have biases. qkv: those to queries, keys and values (Qwen2); "
+          "attention: its output, too; all: also dense feed-forwards (GPT-2). false and true of "
+          "older files: none, all"),
       choice(SWITCHYARD_KEY(model.activation),
              "activation of every feed-forward; swiglu is gated, gelu is the tanh form"),
       boolean(SWITCHYARD_KEY(model.tie_embeddings), "the head uses the embedding's weight"),
@@ -61,6 +84,9 @@ std::vector<ConfigField> model_fields() {
       integer(SWITCHYARD_KEY(model.num_shared_experts), 0, 100000,
               "experts that every token visits"),
       count(SWITCHYARD_KEY(model.shared_expert_ffn_hidden), 0, "inner width of a shared expert"),
+      boolean(SWITCHYARD_KEY(model.shared_expert_gate),
+              "the shared experts' output is multiplied by the sigmoid of a linear map of the "
+              "token (Qwen1.5-MoE)"),
   };
 }
 
@@ -68,6 +94,12 @@ std::vector<ConfigField> router_fields() {
   return {
       choice(SWITCHYARD_KEY(model.router.score), "function from logits to scores"),
       integer(SWITCHYARD_KEY(model.router.top_k), 1, 1024, "experts per token"),
+      integer(SWITCHYARD_KEY(model.router.num_groups), 1, 1024,
+              "groups of neighbouring experts, from the best of which a token's experts come"),
+      integer(SWITCHYARD_KEY(model.router.groups_per_token), 1, 1024,
+              "groups that a token's experts come from; a group's score is the sum of its two "
+              "greatest scores (sigmoid: DeepSeek-V3), or the greatest (softmax: DeepSeek-V2), "
+              "with the bias of loss-free balancing"),
       boolean(SWITCHYARD_KEY(model.router.normalize_topk), "divide the chosen scores by their sum"),
       real(SWITCHYARD_KEY(model.router.routed_scaling_factor), 0.0, 1e6,
            "factor of the chosen weights"),
@@ -107,22 +139,41 @@ std::vector<ConfigField> parallel_fields() {
 
 std::vector<ConfigField> data_fields() {
   return {
-      text(SWITCHYARD_KEY(data.train), "token file to train on"),
-      text(SWITCHYARD_KEY(data.validation), "held-out token file; empty: no evaluation"),
-      choice(
-          SWITCHYARD_KEY(data.tokenizer.type),
-          "how text becomes tokens; recall: generated retrieval tasks, of which only the answers "
-          "are trained on and evaluated"),
+      sources(SWITCHYARD_KEY(data.train),
+              "token file to train on, or a list of {path, weight}: each file gives its weight's "
+              "share of the samples (weight: 1 unless given, kept to a millionth)"),
+      sources(SWITCHYARD_KEY(data.validation),
+              "held-out token file, or a list of {path, name}, whose losses are also logged one by "
+              "one (name: that of the file unless given); empty: no evaluation"),
+      choice(SWITCHYARD_KEY(data.tokenizer.type),
+             "how text becomes tokens; huggingface: as a tokenizer.json says; recall: generated "
+             "retrieval tasks, of which only the answers are trained on and evaluated"),
       text(SWITCHYARD_KEY(data.tokenizer.model),
-           "sentencepiece: the .model file; `tokenize` trains it if it is missing"),
+           "sentencepiece: the .model file; `tokenize` trains it if it is missing; "
+           "huggingface: the tokenizer.json"),
       count(SWITCHYARD_KEY(data.tokenizer.vocab_size), 0, "sentencepiece: pieces to train"),
+      text(SWITCHYARD_KEY(data.tokenizer.end_of_document),
+           "huggingface: text of the token that ends a document; empty: the eos_token of the "
+           "tokenizer_config.json beside the file, else eos_token_id of generation_config.json"),
       choice(SWITCHYARD_KEY(data.mask),
              "document: no token attends to another document, and the first token of a document is "
              "no target; positions, learned ones too, count from the start of the sequence"),
-      text_list(SWITCHYARD_KEY(data.text),
-                "`tokenize`: text files, or folders that are searched for *.txt, *.rst, *.md, "
-                "*.jsonl and their .gz, through links; one document per file, or per line of a "
-                ".jsonl file"),
+      text_list(
+          SWITCHYARD_KEY(data.text),
+          "`tokenize`: text files, or folders that are searched for *.txt, *.rst, *.md, "
+          "*.jsonl and their .gz and .zst, through links; one document per file, or per line "
+          "of a .jsonl file. Or token arrays: *.bin, beside it the *.idx if it is Megatron's"),
+      choice(SWITCHYARD_KEY(data.record),
+             "`tokenize`: what a line of a .jsonl file holds. text: a string. prompt_completion: "
+             "strings of these names, of which the completion is learned. segments: a list of "
+             "{text, learn}"),
+      text(SWITCHYARD_KEY(data.text_field),
+           "`tokenize`: the key of the text, or of the list of segments; a.b is b in the object a"),
+      count(SWITCHYARD_KEY(data.max_bad_records), 0,
+            "`tokenize`: lines of .jsonl files that may be unreadable; they are left out, counted "
+            "and named. One more is an error"),
+      choice(SWITCHYARD_KEY(data.array_dtype),
+             "`tokenize`: the numbers of a *.bin without *.idx, little-endian"),
       choice(
           SWITCHYARD_KEY(data.encoding_errors),
           "`tokenize`: what becomes of bytes that are not UTF-8. strict: an error that names the "
@@ -204,7 +255,7 @@ std::vector<ConfigField> train_fields() {
       count(SWITCHYARD_KEY(train.eval_interval), 0,
             "steps between evaluations; 0: only after the last step"),
       count(SWITCHYARD_KEY(train.eval_batches), 1,
-            "global batches per evaluation, from the start of the held-out file"),
+            "global batches per evaluation, from the start of each held-out file"),
   };
 }
 
@@ -217,7 +268,9 @@ std::vector<ConfigField> checkpoint_and_log_fields() {
       text(SWITCHYARD_KEY(checkpoint.resume),
            "auto: from the newest intact checkpoint of run.dir, if any | none: a fresh start; an "
            "earlier run in run.dir is moved aside | the path of a checkpoint or run, where the run "
-           "begins; it goes on from its own checkpoints when it has some that came from there"),
+           "begins; it goes on from its own checkpoints when it has some that came from there | "
+           "weights:PATH: the same, but the run begins at step 0 with the weights alone, for "
+           "fine-tuning: a fresh optimizer and schedule, and other data"),
       count(SWITCHYARD_KEY(log.interval), 1, "steps between lines on the console"),
       boolean(SWITCHYARD_KEY(log.tensorboard),
               "write TensorBoard event files beside metrics.jsonl"),

@@ -3,6 +3,7 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "trainer/config/decides.h"
@@ -10,9 +11,13 @@
 
 namespace switchyard {
 
-// A value as it stands in the file: a scalar, or a list of scalars.
+// The keys and scalars of a map.
+using ConfigRecord = std::vector<std::pair<std::string, std::string>>;
+
+// A value as it stands in the file: a scalar, or a list of scalars, or of scalars and maps.
 struct ConfigValue {
   std::vector<std::string> items;
+  std::vector<ConfigRecord> records = {};  // of a list: the map that an item is, or an empty one
   bool is_list = false;
   bool is_quoted = false;  // a scalar in quotes or a block, which is always text
 };
@@ -26,6 +31,7 @@ struct ConfigField {
   std::function<std::optional<std::string>(RunConfig&, const ConfigValue&)> parse;
   std::function<std::string(const RunConfig&)> print;  // as YAML
   std::function<void(const RunConfig& from, RunConfig& to)> copy;
+  bool takes_records = false;
   Decides decides = Decides::model;  // set by config_schema
 };
 

@@ -26,6 +26,7 @@ class Checks {
     model();
     if (config_.model.structure != Structure::dense) experts();
     batches();
+    sources();
     optimizer();
     schedule();
     hash();
@@ -94,14 +95,7 @@ class Checks {
     if (m.num_kv_heads > 0) {
       divides(m.num_kv_heads, "model.num_kv_heads", m.num_heads, "model.num_heads");
     }
-    if (m.position == Position::rope) {
-      expect(m.head_dim % 2 == 0, "model.head_dim",
-             "rope rotates halves of a head: {} must be even; or set model.position: learned",
-             m.head_dim);
-    }
-    expect(!m.bias || m.norm == Norm::layer_norm, "model.bias",
-           "biases belong to layer_norm models (GPT style); set model.norm: layer_norm or bias: "
-           "false");
+    rope();
     const bool has_dense = m.structure == Structure::dense || m.first_dense_layers > 0;
     expect(!has_dense || m.ffn_hidden > 0, "model.ffn_hidden",
            "is missing: the inner width of dense feed-forwards");
@@ -117,6 +111,37 @@ class Checks {
            m.vocab_size, run, tp);
   }
 
+  void rope() {
+    const ModelConfig& m = config_.model;
+    const RopeScaling& scaling = m.rope_scaling;
+    if (m.position != Position::rope) {
+      expect(m.rotary_dim == 0, "model.rotary_dim", "only model.position: rope has it; remove it");
+      expect(scaling.type == RopeScalingType::none, "model.rope_scaling.type",
+             "only model.position: rope has wavelengths; set it to none");
+      return;
+    }
+    expect(m.head_dim % 2 == 0, "model.head_dim",
+           "rope rotates halves of a head: {} must be even; or set model.position: learned",
+           m.head_dim);
+    expect(m.rotary_dim % 2 == 0 && m.rotary_dim <= m.head_dim, "model.rotary_dim",
+           "{} must be even and at most model.head_dim = {}: channels turn in pairs", m.rotary_dim,
+           m.head_dim);
+    if (scaling.type == RopeScalingType::none) {
+      expect(scaling.factor == 1.0, "model.rope_scaling.factor",
+             "has no effect without model.rope_scaling.type; set it");
+      return;
+    }
+    if (scaling.type == RopeScalingType::linear) return;
+    expect(scaling.original_seq_len > 0, "model.rope_scaling.original_seq_len",
+           "is missing: the context length before the scaling");
+    expect(scaling.low_freq_factor < scaling.high_freq_factor, "model.rope_scaling.low_freq_factor",
+           "{} must be less than high_freq_factor = {}", scaling.low_freq_factor,
+           scaling.high_freq_factor);
+    expect(scaling.beta_slow > 0.0 && scaling.beta_slow < scaling.beta_fast,
+           "model.rope_scaling.beta_slow", "{} must be more than 0 and less than beta_fast = {}",
+           scaling.beta_slow, scaling.beta_fast);
+  }
+
   void experts() {
     const ModelConfig& m = config_.model;
     expect(m.num_experts > 0, "model.num_experts", "is missing: a {} model has routed experts",
@@ -125,6 +150,7 @@ class Checks {
            "is missing: the inner width of an expert");
     expect(m.router.top_k <= m.num_experts, "model.router.top_k",
            "{} is more than model.num_experts = {}; choose fewer", m.router.top_k, m.num_experts);
+    expert_groups();
     expect(m.num_experts % config_.parallel.ep == 0, "parallel.ep",
            "{} does not divide model.num_experts = {}; choose a divisor", config_.parallel.ep,
            m.num_experts);
@@ -135,12 +161,33 @@ class Checks {
     } else {
       expect(m.latent == 0, "model.latent", "only bigmac models have it; remove it");
     }
+    expect(!m.shared_expert_gate || m.num_shared_experts > 0, "model.shared_expert_gate",
+           "has no effect without shared experts; set model.num_shared_experts");
     if (m.num_shared_experts > 0) {
       expect(m.shared_expert_ffn_hidden > 0, "model.shared_expert_ffn_hidden",
              "is missing: the inner width of a shared expert");
       divides(config_.parallel.tp, "parallel.tp", m.num_shared_experts * m.shared_expert_ffn_hidden,
               "model.shared_expert_ffn_hidden");
     }
+  }
+
+  void expert_groups() {
+    const RouterConfig& r = config_.model.router;
+    const int experts = config_.model.num_experts;
+    divides(r.num_groups, "model.router.num_groups", experts, "model.num_experts");
+    expect(r.groups_per_token <= r.num_groups, "model.router.groups_per_token",
+           "{} is more than model.router.num_groups = {}; choose fewer", r.groups_per_token,
+           r.num_groups);
+    const int size = experts / r.num_groups;
+    expect(
+        r.num_groups == 1 || size >= group_score_terms(r.score), "model.router.num_groups",
+        "the score of a group adds up {} experts of it, and a group of {} / {} has fewer; choose "
+        "fewer groups",
+        group_score_terms(r.score), experts, r.num_groups);
+    expect(r.top_k <= size * r.groups_per_token || r.top_k > experts, "model.router.top_k",
+           "{} is more than the {} experts of a token's model.router.groups_per_token = {} groups; "
+           "choose fewer, or more groups",
+           r.top_k, size * r.groups_per_token, r.groups_per_token);
   }
 
   void batches() {
@@ -162,6 +209,18 @@ class Checks {
            "the {} * {} tokens of a micro-batch are not divisible by parallel.tp = {}, which "
            "splits them between blocks; choose a multiple for it or for model.seq_len",
            t.micro_batch_size, config_.model.seq_len, config_.parallel.tp);
+  }
+
+  // Weights mix what is trained on, and names stand for what is evaluated on.
+  void sources() {
+    for (const DataSource& source : config_.data.train) {
+      expect(source.name.empty(), "data.train", "{}: a name has no effect in training; take it out",
+             source.path);
+    }
+    for (const DataSource& source : config_.data.validation) {
+      expect(source.weight == 1.0, "data.validation",
+             "{}: a weight has no effect in an evaluation; take it out", source.path);
+    }
   }
 
   // Each update rule has keys of its own, which have no effect on the others.

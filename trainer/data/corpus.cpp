@@ -2,14 +2,12 @@
 
 #include <fmt/format.h>
 #include <sys/stat.h>
-#include <zlib.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstring>
 #include <new>
-#include <nlohmann/json.hpp>
 #include <set>
 #include <string_view>
 #include <system_error>
@@ -23,13 +21,6 @@ namespace switchyard {
 namespace {
 
 namespace fs = std::filesystem;
-
-constexpr unsigned kBlockBytes = 1 << 18;
-
-// The extension, without a final .gz.
-std::string text_extension(const fs::path& path) {
-  return (path.extension() == ".gz" ? path.stem() : path).extension().string();
-}
 
 bool is_text(const fs::path& path) {
   constexpr std::array<std::string_view, 4> kExtensions = {".txt", ".rst", ".md", ".jsonl"};
@@ -105,39 +96,6 @@ class FolderSearch {
   std::set<std::pair<dev_t, ino_t>> entered_;
 };
 
-// JSON leaves open which one counts, and the library takes the last.
-bool has_two_texts(std::string_view line) {
-  constexpr std::string_view kKey = "\"text\"";
-  const size_t first = line.find(kKey);
-  if (first == line.npos || line.find(kKey, first + 1) == line.npos) return false;
-  int count = 0;
-  using Event = nlohmann::json::parse_event_t;
-  [[maybe_unused]] const auto object =
-      nlohmann::json::parse(line, [&](int depth, Event event, const nlohmann::json& parsed) {
-        if (event == Event::key && depth == 1 && parsed == "text") ++count;
-        return true;
-      });
-  return count > 1;
-}
-
-// Why a line is no JSON, in words for people who did not write its bytes by hand.
-std::string explain_json_error(std::string_view line, const nlohmann::json::parse_error& error) {
-  const std::string_view message = error.what();
-  const auto says = [&](std::string_view words) { return message.find(words) != message.npos; };
-  if (says("surrogate")) return "a \\u escape is half of a surrogate pair; write both halves";
-  const size_t at = error.byte > 0 ? error.byte - 1 : 0;
-  const size_t word = std::min(line.find_last_of(" \t,:[{", at) + 1, line.size());
-  for (const std::string_view name : {"NaN", "nan", "Infinity", "-Infinity", "inf", "-inf"}) {
-    if (line.substr(word).starts_with(name)) {
-      return fmt::format("JSON has no {}; write null instead", name);
-    }
-  }
-  // The library's message ends with what it read, which may be no text at all.
-  const size_t begin = message.find(" - "), end = message.find("; last read");
-  return fmt::format("is no JSON: {}",
-                     begin == message.npos ? message : message.substr(begin + 3, end - begin - 3));
-}
-
 }  // namespace
 
 Corpus::Corpus(const std::vector<std::string>& inputs) {
@@ -152,7 +110,9 @@ Corpus::Corpus(const std::vector<std::string>& inputs) {
       continue;
     }
     const FolderSearch found(input, notes_);
-    require(!found.files().empty(), "data.text: no *.txt, *.rst, *.md or *.jsonl[.gz] in {}",
+    require(!found.files().empty(),
+            "data.text: no *.txt, *.rst, *.md or *.jsonl, nor one of them and .gz or "
+            ".zst, in {}",
             input);
     files_.insert(files_.end(), found.files().begin(), found.files().end());
     folders_.insert(folders_.end(), found.followed().begin(), found.followed().end());
@@ -175,54 +135,6 @@ bool Corpus::would_hold(const fs::path& path) const {
                              [&](const fs::path& folder) { return is_within(path, folder); });
 }
 
-TextFile::TextFile(fs::path path) : path_(std::move(path)) {
-  file_ = gzopen(path_.c_str(), "rbe");
-  require(file_ != nullptr, "cannot open {}: {}", path_.string(), std::strerror(errno));
-  gzbuffer(file_, kBlockBytes);
-}
-
-TextFile::~TextFile() { gzclose(file_); }
-
-bool TextFile::refill() {
-  buffer_.erase(0, begin_);
-  begin_ = 0;
-  const size_t kept = buffer_.size();
-  buffer_.resize(kept + kBlockBytes);
-  const int count = gzread(file_, buffer_.data() + kept, kBlockBytes);
-  // zlib returns a file without gzip's magic number unchanged, and the readable part of a damaged
-  // file before it reports the damage.
-  require(path_.extension() != ".gz" || count <= 0 || gzdirect(file_) == 0,
-          "{} is not compressed by gzip", path_.string());
-  int status = Z_OK;
-  const char* reason = gzerror(file_, &status);
-  require(status == Z_OK || status == Z_STREAM_END, "cannot read {}: {}", path_.string(),
-          status == Z_ERRNO ? std::strerror(errno) : reason);
-  buffer_.resize(kept + static_cast<size_t>(std::max(count, 0)));
-  return count > 0;
-}
-
-std::string TextFile::read_all() {
-  while (refill()) {
-  }
-  return std::move(buffer_);
-}
-
-std::optional<std::string> TextFile::next_line() {
-  size_t searched = begin_;
-  size_t end = buffer_.find('\n', searched);
-  while (end == buffer_.npos) {
-    searched = buffer_.size() - begin_;
-    if (!refill()) break;
-    end = buffer_.find('\n', searched);
-  }
-  if (begin_ == buffer_.size()) return std::nullopt;
-  ++line_number_;
-  const size_t length = std::min(end, buffer_.size()) - begin_;
-  std::string line = buffer_.substr(begin_, length);
-  begin_ = std::min(begin_ + length + 1, buffer_.size());
-  return line;
-}
-
 std::optional<Document> DocumentReader::next() {
   try {
     return read();
@@ -234,15 +146,10 @@ std::optional<Document> DocumentReader::next() {
 
 std::optional<Document> DocumentReader::read() {
   for (;;) {
-    Document document;
+    std::optional<Document> document;
     if (json_lines_) {
-      auto line = json_lines_->next_line();
-      if (!line) {
-        json_lines_.reset();
-        continue;
-      }
-      if (line->find_first_not_of(" \t\r") == line->npos) continue;
-      document = parse(std::move(*line));
+      document = read_record();
+      if (!document) continue;
     } else {
       if (next_file_ == corpus_.files().size()) return std::nullopt;
       const auto& path = corpus_.files()[next_file_++];
@@ -250,11 +157,40 @@ std::optional<Document> DocumentReader::read() {
         json_lines_.emplace(path);
         continue;
       }
+      require(rules_.form == RecordForm::text,
+              "{} is one text, but data.record={} reads .jsonl files alone", path.string(),
+              to_string(rules_.form));
       document = {TextFile(path).read_all(), path.string()};
-      check_encoding(document.text, document.place, invalid_);
+      check_encoding(document->text, document->place, invalid_);
     }
-    if (!document.text.empty()) return document;
-    notes_.empty.add(document.place);
+    if (!document->text.empty()) return document;
+    notes_.empty.add(document->place);
+  }
+}
+
+std::optional<Document> DocumentReader::read_record() {
+  auto line = json_lines_->next_line();
+  if (!line) {
+    json_lines_.reset();
+    return std::nullopt;
+  }
+  if (!line->is_too_long && line->text.find_first_not_of(" \t\r") == line->text.npos) {
+    return std::nullopt;
+  }
+  const std::string place =
+      fmt::format("{}:{}", json_lines_->path().string(), json_lines_->line_number());
+  try {
+    return parse(std::move(*line), place);
+  } catch (const Error& error) {
+    if (rules_.max_bad == 0) throw;
+    std::string reason = error.what();
+    reason.resize(
+        std::min(reason.size(), reason.rfind(" [")));  // without its place in this program
+    notes_.bad_records.add(reason);
+    require(notes_.bad_records.count() <= rules_.max_bad,
+            "{}; this is one bad record more than data.max_bad_records = {}", reason,
+            rules_.max_bad);
+    return std::nullopt;
   }
 }
 
@@ -276,29 +212,14 @@ void DocumentReader::check_encoding(std::string& text, const std::string& place,
   notes_.replaced.add(place);
 }
 
-Document DocumentReader::parse(std::string line) {
-  const std::string file = json_lines_->path().string();
-  const std::string place = fmt::format("{}:{}", file, json_lines_->line_number());
-  check_encoding(line, place, invalid_ == InvalidUtf8::keep ? InvalidUtf8::refuse : invalid_);
-  nlohmann::json object;
-  try {
-    object = nlohmann::json::parse(line);
-  } catch (const nlohmann::json::parse_error& error) {
-    fail("{}:{}: {}", place, error.byte, explain_json_error(line, error));
-  } catch (const nlohmann::json::out_of_range&) {
-    fail("{}: a number is too large to be read; write null instead", place);
-  }
-  require(object.is_object(), "{}: is not a JSON object, but {} {}", place,
-          object.is_array() ? "an" : "a", object.type_name());
-  const auto text = object.find("text");
-  require(text != object.end() && text->is_string(), "{}: the object has no string \"text\"",
-          place);
-  require(!has_two_texts(line), "{}: the object has two strings \"text\"; make an object of each",
-          place);
-  for (const auto& [key, value] : object.items()) {
-    if (key != "text") ++notes_.other_keys[key];
-  }
-  return {text->get<std::string>(), place};
+Document DocumentReader::parse(TextFile::Line line, const std::string& place) {
+  require(!line.is_too_long, "{}: the line is longer than {} MiB; make shorter documents of it",
+          place, TextFile::kLongestLine >> 20);
+  check_encoding(line.text, place, invalid_ == InvalidUtf8::keep ? InvalidUtf8::refuse : invalid_);
+  std::vector<std::string> other_keys;
+  Document document = parse_record(line.text, place, rules_, other_keys);
+  for (const std::string& key : other_keys) ++notes_.other_keys[key];
+  return document;
 }
 
 }  // namespace switchyard

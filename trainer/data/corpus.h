@@ -5,17 +5,18 @@
 #include <filesystem>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "trainer/data/records.h"
+#include "trainer/data/text_file.h"
 #include "trainer/data/text_notes.h"
-
-struct gzFile_s;  // zlib's
 
 namespace switchyard {
 
 // Text to train on: files, and folders that are searched for *.txt, *.rst, *.md and *.jsonl, all
-// also with .gz after it. Links to folders are followed, but no folder is searched twice. A file is
-// one document; in .jsonl files each line is an object whose "text" is one.
+// also with .gz or .zst after it. Links to folders are followed, but no folder is searched twice. A
+// file is one document; in .jsonl files each line is an object that holds one.
 class Corpus {
  public:
   // Throws Error if an input does not exist or cannot be read, or if there is no file. The order is
@@ -36,46 +37,19 @@ class Corpus {
   TextNotes notes_;
 };
 
-// A text file, decompressed if its name ends in .gz. Reads throw Error on damage.
-class TextFile {
- public:
-  explicit TextFile(std::filesystem::path path);
-  ~TextFile();
-  TextFile(TextFile&&) = delete;
-
-  std::string read_all();
-  // The next line without its line end; none at the end of the file.
-  std::optional<std::string> next_line();
-
-  const std::filesystem::path& path() const { return path_; }
-  int64_t line_number() const { return line_number_; }
-
- private:
-  bool refill();
-
-  std::filesystem::path path_;
-  gzFile_s* file_ = nullptr;
-  std::string buffer_;
-  size_t begin_ = 0;  // first byte of the buffer not yet returned
-  int64_t line_number_ = 0;
-};
-
 // What becomes of bytes that are not UTF-8. JSON consists of UTF-8, so .jsonl files keep none.
 enum class InvalidUtf8 { refuse, replace, keep };
-
-struct Document {
-  std::string text;
-  std::string place;  // the file, and the line of a .jsonl file
-};
 
 // Reads the documents of a corpus one by one and skips empty ones.
 class DocumentReader {
  public:
-  explicit DocumentReader(const Corpus& corpus, InvalidUtf8 invalid = InvalidUtf8::refuse)
-      : corpus_(corpus), invalid_(invalid) {}
+  explicit DocumentReader(const Corpus& corpus, InvalidUtf8 invalid = InvalidUtf8::refuse,
+                          RecordRules rules = {})
+      : corpus_(corpus), invalid_(invalid), rules_(std::move(rules)) {}
 
   // The next document; none at the end. Throws Error naming the file, and the line of a bad JSON
-  // object, or the place of a byte that is not UTF-8.
+  // object if there are more of them than the rules allow, or the place of a byte that is not
+  // UTF-8.
   std::optional<Document> next();
 
   // What the documents before lack or have changed.
@@ -83,11 +57,14 @@ class DocumentReader {
 
  private:
   std::optional<Document> read();
-  Document parse(std::string line);
+  // Nothing at the end of the file, and for a line that is left out.
+  std::optional<Document> read_record();
+  Document parse(TextFile::Line line, const std::string& place);
   void check_encoding(std::string& text, const std::string& place, InvalidUtf8 invalid);
 
   const Corpus& corpus_;
   InvalidUtf8 invalid_;
+  RecordRules rules_;
   TextNotes notes_;
   size_t next_file_ = 0;
   std::optional<TextFile> json_lines_;

@@ -1,8 +1,11 @@
 #include "trainer/data/data_loader.h"
 
-#include <algorithm>
-#include <span>
+#include <fmt/format.h>
 
+#include <algorithm>
+#include <limits>
+
+#include "kernels/basic/random.h"
 #include "kernels/runtime/check.h"
 
 namespace switchyard {
@@ -129,7 +132,8 @@ void SequenceReader::apply_loss_mask(int64_t begin, const Rows& rows) {
   }
 }
 
-void SequenceReader::fill(int64_t sequence, const Rows& rows) {
+void SequenceReader::fill(int64_t sequence, MicroBatch& batch, int64_t row) {
+  const Rows rows(batch, row);
   std::ranges::fill(rows.tokens, file_.info().end_of_document);
   std::ranges::fill(rows.targets, -1);
   const int64_t valid = valid_tokens(sequence), begin = sequence * config_.seq_len;
@@ -142,40 +146,122 @@ void SequenceReader::fill(int64_t sequence, const Rows& rows) {
   if (file_.info().loss_mask) apply_loss_mask(begin, rows);
 }
 
-GlobalBatch SequenceReader::load(const std::function<int64_t(int64_t)>& sequence_at) {
+namespace {
+
+struct SampleOfBatch {
+  SequenceReader* reader;
+  int64_t sequence;
+};
+
+// This rank's share of the batch.
+GlobalBatch load_batch(std::span<const SampleOfBatch> samples, const DataLoaderConfig& config) {
   GlobalBatch result;
-  for (int64_t i = 0; i < config_.global_batch_size; ++i) {
-    result.target_tokens += num_targets(sequence_at(i));
+  for (const auto& [reader, sequence] : samples) {
+    result.target_tokens += reader->num_targets(sequence);
   }
-  const int64_t samples_per_rank = config_.global_batch_size / config_.dp;
-  const int64_t first = config_.dp_rank * samples_per_rank;
-  for (int64_t done = 0; done < samples_per_rank; done += config_.micro_batch_size) {
-    MicroBatch& batch = result.micro_batches.emplace_back(make_micro_batch(config_));
-    for (int64_t row = 0; row < config_.micro_batch_size; ++row) {
-      fill(sequence_at(first + done + row), Rows(batch, row));
+  const int64_t samples_per_rank = config.global_batch_size / config.dp;
+  const int64_t first = config.dp_rank * samples_per_rank;
+  for (int64_t done = 0; done < samples_per_rank; done += config.micro_batch_size) {
+    MicroBatch& batch = result.micro_batches.emplace_back(make_micro_batch(config));
+    for (int64_t row = 0; row < config.micro_batch_size; ++row) {
+      const auto& [reader, sequence] = samples[static_cast<size_t>(first + done + row)];
+      reader->fill(sequence, batch, row);
     }
   }
   return result;
 }
 
+// Files with the same tokens would show the model the same sequences twice in an epoch.
+std::vector<SequenceReader> readers_of(std::span<const SourceFile> files,
+                                       const DataLoaderConfig& config) {
+  std::vector<SequenceReader> readers;
+  for (size_t i = 0; i < files.size(); ++i) {
+    for (size_t j = 0; j < i; ++j) {
+      require(files[i].file->fingerprint() != files[j].file->fingerprint(),
+              "{} and {} hold the same tokens; list one of them", files[j].file->path().string(),
+              files[i].file->path().string());
+    }
+    readers.emplace_back(*files[i].file, config);
+  }
+  return readers;
+}
+
+std::vector<double> weights_of(std::span<const SourceFile> files) {
+  std::vector<double> weights;
+  for (const SourceFile& source : files) weights.push_back(source.weight);
+  return weights;
+}
+
+uint64_t fingerprint_of(std::span<const SourceFile> files, std::span<const int64_t> shares) {
+  if (files.size() == 1) return files[0].file->fingerprint();
+  std::string text;
+  for (size_t i = 0; i < files.size(); ++i) {
+    text += fmt::format("{:016x} {}\n", files[i].file->fingerprint(), shares[i]);
+  }
+  return hash64(text);
+}
+
+}  // namespace
+
+DataLoader::DataLoader(std::span<const SourceFile> files, const DataLoaderConfig& config)
+    : config_(config),
+      readers_(readers_of(files, config)),
+      mixture_(weights_of(files)),
+      fingerprint_(fingerprint_of(files, mixture_.shares())) {
+  for (const SourceFile& source : files) {
+    samplers_.emplace_back(source.file->fingerprint(), config.seed,
+                           whole_sequences(*source.file, config.seq_len));
+  }
+}
+
 DataLoader::DataLoader(TokenFile& file, const DataLoaderConfig& config)
-    : sequences_(file, config),
-      sampler_(file.fingerprint(), config.seed, whole_sequences(file, config.seq_len)) {}
+    : DataLoader(std::vector<SourceFile>{{.file = &file}}, config) {}
 
 GlobalBatch DataLoader::load(int64_t samples_consumed) {
-  return sequences_.load([&](int64_t i) { return sampler_.sequence_at(samples_consumed + i); });
+  std::vector<SampleOfBatch> samples;
+  for (int64_t i = 0; i < config_.global_batch_size; ++i) {
+    const auto [source, index] = mixture_.at(samples_consumed + i);
+    samples.push_back({&readers_[source], samplers_[source].sequence_at(index)});
+  }
+  return load_batch(samples, config_);
+}
+
+int64_t DataLoader::samples_per_epoch() const {
+  int64_t samples = std::numeric_limits<int64_t>::max();
+  for (size_t source = 0; source < samplers_.size(); ++source) {
+    samples = std::min(samples, mixture_.earliest(source, samplers_[source].samples_per_epoch()));
+  }
+  return samples;
+}
+
+ValidationLoader::ValidationLoader(std::span<const SourceFile> files,
+                                   const DataLoaderConfig& config)
+    : config_(config),
+      readers_(readers_of(files, config)),
+      fingerprint_(fingerprint_of(files, std::vector<int64_t>(files.size(), 1))) {
+  int64_t first = 0;
+  for (const auto& [file, weight, name] : files) {
+    require(file->num_tokens() > 1, "token file {} has no target to evaluate on",
+            file->path().string());
+    const int64_t tokens_per_batch = config.global_batch_size * config.seq_len;
+    const int64_t count = (file->num_tokens() - 1 + tokens_per_batch - 1) / tokens_per_batch;
+    parts_.push_back({name, first, count});
+    first += count;
+  }
 }
 
 ValidationLoader::ValidationLoader(TokenFile& file, const DataLoaderConfig& config)
-    : sequences_(file, config), global_batch_size_(config.global_batch_size) {
-  require(file.num_tokens() > 1, "token file {} has no target to evaluate on",
-          file.path().string());
-  const int64_t tokens_per_batch = config.global_batch_size * config.seq_len;
-  num_batches_ = (file.num_tokens() - 1 + tokens_per_batch - 1) / tokens_per_batch;
-}
+    : ValidationLoader(std::vector<SourceFile>{{.file = &file}}, config) {}
 
 GlobalBatch ValidationLoader::load(int64_t index) {
-  return sequences_.load([&](int64_t i) { return index * global_batch_size_ + i; });
+  size_t part = parts_.size() - 1;
+  while (part > 0 && index < parts_[part].first_batch) --part;
+  const int64_t first = (index - parts_[part].first_batch) * config_.global_batch_size;
+  std::vector<SampleOfBatch> samples;
+  for (int64_t i = 0; i < config_.global_batch_size; ++i) {
+    samples.push_back({&readers_[part], first + i});
+  }
+  return load_batch(samples, config_);
 }
 
 }  // namespace switchyard

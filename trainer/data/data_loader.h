@@ -1,11 +1,13 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
+#include <span>
+#include <string>
 #include <vector>
 
 #include "layers/micro_batch.h"
 #include "trainer/config/run_config.h"
+#include "trainer/data/mixture.h"
 #include "trainer/data/sampler.h"
 #include "trainer/data/token_file.h"
 
@@ -42,17 +44,15 @@ class SequenceReader {
   // vocabulary. Reads a loss mask once to count targets. Keeps a reference to the file.
   SequenceReader(TokenFile& file, const DataLoaderConfig& config);
 
-  // This rank's share of the batch whose sample i is the sequence `sequence_at(i)`; sequences after
-  // the last have no targets.
-  GlobalBatch load(const std::function<int64_t(int64_t)>& sequence_at);
+  // Sequences after the last have no targets.
+  int64_t num_targets(int64_t sequence) const;
+  void fill(int64_t sequence, MicroBatch& batch, int64_t row);
 
  private:
   struct Rows;
 
   std::vector<int32_t> count_masked_targets();
   int64_t valid_tokens(int64_t sequence) const;
-  int64_t num_targets(int64_t sequence) const;
-  void fill(int64_t sequence, const Rows& rows);
   void mark_documents(int64_t begin, const Rows& rows) const;
   void apply_loss_mask(int64_t begin, const Rows& rows);
 
@@ -63,38 +63,64 @@ class SequenceReader {
   std::vector<uint8_t> mask_;
 };
 
-// Batches to train on, in the order of Sampler, over any number of epochs. Tokens at the end of the
-// file that do not fill a sequence are left out.
+// A token file that a loader reads, perhaps beside others. It outlives the loader.
+struct SourceFile {
+  TokenFile* file = nullptr;
+  double weight = 1.0;    // of training; see Mixture
+  std::string name = {};  // of evaluation
+};
+
+// Batches to train on, over any number of epochs. Mixture decides which file a sample comes from,
+// and Sampler which of its sequences it is: each file is read to its end before its next epoch, in
+// another order, begins. Tokens at the end of a file that do not fill a sequence are left out.
 class DataLoader {
  public:
-  // Throws as SequenceReader does, and if the file has no whole sequence.
+  // Throws as SequenceReader does, and if a file has no whole sequence or is given twice.
+  DataLoader(std::span<const SourceFile> files, const DataLoaderConfig& config);
   DataLoader(TokenFile& file, const DataLoaderConfig& config);
 
   // The batch of the samples [samples_consumed, samples_consumed + global_batch_size). It is a pure
-  // function of its argument, so any step can be resumed. Throws Error if the file is damaged.
+  // function of its argument, so any step can be resumed. Throws Error if a file is damaged.
   GlobalBatch load(int64_t samples_consumed);
 
-  int64_t samples_per_epoch() const { return sampler_.samples_per_epoch(); }
+  // Samples before the first one that is repeated.
+  int64_t samples_per_epoch() const;
+  // Differs between loaders with different files or weights: of one file, its own.
+  uint64_t fingerprint() const { return fingerprint_; }
 
  private:
-  SequenceReader sequences_;
-  Sampler sampler_;
+  DataLoaderConfig config_;
+  std::vector<SequenceReader> readers_;
+  std::vector<Sampler> samplers_;
+  Mixture mixture_;
+  uint64_t fingerprint_;
 };
 
-// Batches to evaluate on; they hold every target of the file once, in order. The last batch is
-// filled up with positions that are not counted.
+// Batches to evaluate on; they hold every target of the files once, in order. The last batch of
+// each file is filled up with positions that are not counted.
 class ValidationLoader {
  public:
-  // Throws as SequenceReader does, and if the file has fewer than two tokens.
+  // The batches of one file.
+  struct Part {
+    std::string name;
+    int64_t first_batch = 0, num_batches = 0;
+  };
+
+  // Throws as SequenceReader does, and if a file has fewer than two tokens or is given twice.
+  ValidationLoader(std::span<const SourceFile> files, const DataLoaderConfig& config);
   ValidationLoader(TokenFile& file, const DataLoaderConfig& config);
 
-  int64_t num_batches() const { return num_batches_; }
+  int64_t num_batches() const { return parts_.back().first_batch + parts_.back().num_batches; }
+  std::span<const Part> parts() const { return parts_; }
   GlobalBatch load(int64_t index);
+  // As DataLoader's.
+  uint64_t fingerprint() const { return fingerprint_; }
 
  private:
-  SequenceReader sequences_;
-  int64_t global_batch_size_;
-  int64_t num_batches_;
+  DataLoaderConfig config_;
+  std::vector<SequenceReader> readers_;
+  std::vector<Part> parts_;
+  uint64_t fingerprint_;
 };
 
 }  // namespace switchyard

@@ -1,9 +1,13 @@
 #include "trainer/data/open_data.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
+#include <filesystem>
+#include <set>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "kernels/runtime/check.h"
@@ -33,20 +37,32 @@ DataLoaderConfig loader_config(const MpiRuntime& mpi, const RunConfig& config) {
 }
 
 template <class Loader>
-std::unique_ptr<OpenTokens<Loader>> open_tokens(const std::string& path,
+std::unique_ptr<OpenTokens<Loader>> open_tokens(const std::vector<DataSource>& sources,
                                                 const DataLoaderConfig& config,
                                                 const Tokenizer& tokenizer) {
-  auto tokens = std::make_unique<OpenTokens<Loader>>(path, config);
-  require_tokenizer(tokens->file, tokenizer);
+  auto tokens = std::make_unique<OpenTokens<Loader>>(sources, config);
+  for (const auto& file : tokens->files) require_tokenizer(*file, tokenizer);
   return tokens;
+}
+
+// Losses are logged by name.
+void require_distinct_names(std::span<const ValidationLoader::Part> parts) {
+  std::set<std::string> names;
+  for (const ValidationLoader::Part& part : parts) {
+    require(names.insert(part.name).second,
+            "two files of data.validation are called {}; give one of them a name of its own: "
+            "{{path: FILE, name: NAME}}",
+            part.name);
+  }
 }
 
 // A file that is made anew while ranks open it, or that differs between machines, would give the
 // ranks sequences of different texts.
 template <class Loader>
-void require_same_on_all_ranks(Communicator& world, const OpenTokens<Loader>* tokens) {
+void require_same_on_all_ranks(Communicator& world, const OpenTokens<Loader>* tokens,
+                               const std::vector<DataSource>& sources) {
   if (!tokens) return;
-  const auto mine = static_cast<int64_t>(tokens->file.fingerprint());
+  const auto mine = static_cast<int64_t>(tokens->loader.fingerprint());
   std::vector<int64_t> all(static_cast<size_t>(world.size()));
   Stream stream;
   world.all_gather(stream, view_of(std::span(&mine, 1)), view_of(std::span(all)));
@@ -55,10 +71,35 @@ void require_same_on_all_ranks(Communicator& world, const OpenTokens<Loader>* to
   throw CollectiveError(fmt::format(
       "the token file {} of rank {} is another one than that of rank 0: give all machines the same "
       "file, and start again when nothing makes it anew",
-      tokens->file.path().string(), other - all.begin()));
+      describe(sources), other - all.begin()));
 }
 
 }  // namespace
+
+std::vector<std::unique_ptr<TokenFile>> open_files(const std::vector<DataSource>& sources) {
+  std::vector<std::unique_ptr<TokenFile>> files;
+  for (const DataSource& source : sources) {
+    files.push_back(std::make_unique<TokenFile>(source.path));
+  }
+  return files;
+}
+
+std::vector<SourceFile> source_files(const std::vector<std::unique_ptr<TokenFile>>& files,
+                                     const std::vector<DataSource>& sources) {
+  std::vector<SourceFile> result;
+  for (size_t i = 0; i < sources.size(); ++i) {
+    const auto& [path, weight, name] = sources[i];
+    result.push_back({files[i].get(), weight,
+                      name.empty() ? std::filesystem::path(path).stem().string() : name});
+  }
+  return result;
+}
+
+std::string describe(const std::vector<DataSource>& sources) {
+  std::vector<std::string_view> paths;
+  for (const DataSource& source : sources) paths.push_back(source.path);
+  return fmt::format("{}", fmt::join(paths, ", "));
+}
 
 OpenData open_data(MpiRuntime& mpi, RunConfig& config, NeedsTraining needs_training) {
   OpenData data;
@@ -73,10 +114,11 @@ OpenData open_data(MpiRuntime& mpi, RunConfig& config, NeedsTraining needs_train
     if (!config.data.validation.empty()) {
       data.validation =
           open_tokens<ValidationLoader>(config.data.validation, shape, *data.tokenizer);
+      require_distinct_names(data.validation->loader.parts());
     }
   });
-  require_same_on_all_ranks(mpi.world(), data.train.get());
-  require_same_on_all_ranks(mpi.world(), data.validation.get());
+  require_same_on_all_ranks(mpi.world(), data.train.get(), config.data.train);
+  require_same_on_all_ranks(mpi.world(), data.validation.get(), config.data.validation);
   return data;
 }
 

@@ -1,6 +1,8 @@
 #pragma once
 
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "layers/step_context.h"
 #include "parallel/distributed_context.h"
@@ -11,13 +13,21 @@
 
 namespace switchyard {
 
-// A token file and the loader that reads it.
+// Opens the files; throws Error for the first one that cannot be used.
+std::vector<std::unique_ptr<TokenFile>> open_files(const std::vector<DataSource>& sources);
+// The same files with their weights and names.
+std::vector<SourceFile> source_files(const std::vector<std::unique_ptr<TokenFile>>& files,
+                                     const std::vector<DataSource>& sources);
+// The paths of the files, for messages.
+std::string describe(const std::vector<DataSource>& sources);
+
+// Token files and the loader that reads them.
 template <class Loader>
 struct OpenTokens {
-  OpenTokens(const std::string& path, const DataLoaderConfig& config)
-      : file(path), loader(file, config) {}
+  OpenTokens(const std::vector<DataSource>& sources, const DataLoaderConfig& config)
+      : files(open_files(sources)), loader(source_files(files, sources), config) {}
 
-  TokenFile file;
+  std::vector<std::unique_ptr<TokenFile>> files;
   Loader loader;
 };
 

@@ -36,10 +36,11 @@ std::vector<std::string> TextNotes::lines() const {
         fmt::format("{}{}{}: {}", before, counted(what.count(), thing), after, what.names()));
   };
   note(other_extensions, "file", "left out: ",
-       " whose names do not end in .txt, .rst, .md or .jsonl, or one of them and .gz");
+       " whose names do not end in .txt, .rst, .md or .jsonl, or one of them and .gz or .zst");
   note(broken_links, "link", "left out: ", " to nothing");
   note(special_files, "special file", "left out: ", " (devices, pipes, sockets)");
   note(empty, "empty document", "left out: ", "");
+  note(bad_records, "bad record", "left out: ", "");
   for (const auto& [key, count] : other_keys) {
     lines.push_back(fmt::format("left out: \"{}\" of {}, which is not their text", key,
                                 counted(count, "record")));

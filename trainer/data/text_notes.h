@@ -31,6 +31,7 @@ struct TextNotes {
 
   // Of files
   NamedCount empty;                           // documents
+  NamedCount bad_records;                     // of .jsonl files, and why each cannot be read
   std::map<std::string, int64_t> other_keys;  // of records in .jsonl files, and how many have them
   NamedCount replaced;                        // documents with bytes that are not UTF-8
   int64_t replacements = 0;

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <functional>
 #include <limits>
+#include <utility>
 
 #include "kernels/basic/random.h"
 #include "kernels/runtime/check.h"
@@ -220,13 +221,22 @@ void TokenFileWriter::append_document(std::span<const int32_t> tokens,
   require(loss_mask.size() == (info_.loss_mask ? tokens.size() + 1 : 0),
           "the loss mask has {} values for a document of {} tokens and its end", loss_mask.size(),
           tokens.size());
-  for (const int32_t token : tokens) append_token(token);
-  append_token(info_.end_of_document);
+  append_tokens(tokens);
   for (const uint8_t& counts : loss_mask) {
     require(counts <= 1, "a loss mask holds 0 and 1, not {}", counts);
     loss_mask_->append(std::as_bytes(std::span(&counts, 1)));
   }
-  document_offsets_.push_back(num_tokens() + static_cast<int64_t>(tokens.size()) + 1);
+  end_document();
+}
+
+void TokenFileWriter::append_tokens(std::span<const int32_t> tokens) {
+  for (const int32_t token : tokens) append_token(token);
+  open_tokens_ += std::ssize(tokens);
+}
+
+void TokenFileWriter::end_document() {
+  append_token(info_.end_of_document);
+  document_offsets_.push_back(num_tokens() + std::exchange(open_tokens_, 0) + 1);
 }
 
 void TokenFileWriter::append_token(int32_t token) {

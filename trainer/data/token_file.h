@@ -102,6 +102,10 @@ class TokenFileWriter {
   //              file without a mask
   void append_document(std::span<const int32_t> tokens, std::span<const uint8_t> loss_mask = {});
 
+  // The same in parts, for a file without a mask: a document of any length needs no memory.
+  void append_tokens(std::span<const int32_t> tokens);
+  void end_document();
+
   // Throws if no document was appended.
   void finish();
 
@@ -117,6 +121,7 @@ class TokenFileWriter {
   TokenFileInfo info_;
   int64_t token_bytes_;
   std::vector<int64_t> document_offsets_ = {0};
+  int64_t open_tokens_ = 0;  // of the document that has not ended
   ElementSpool tokens_;
   std::optional<ElementSpool> loss_mask_;
 };

@@ -9,10 +9,18 @@
 
 namespace switchyard {
 
+std::string output_path(const std::vector<DataSource>& sources, std::string_view setting) {
+  require(sources.size() <= 1,
+          "{} lists {} files, and `tokenize` writes its text to one: name it by {}=FILE", setting,
+          sources.size(), setting);
+  return sources.empty() ? "" : sources[0].path;
+}
+
 void require_token_outputs(const DataSection& config, std::span<const NamedFile> others,
                            std::span<const NamedFile> inputs) {
-  std::vector<NamedFile> outputs = {{"data.train", config.train}};
-  if (!config.validation.empty()) outputs.push_back({"data.validation", config.validation});
+  std::vector<NamedFile> outputs = {{"data.train", output_path(config.train, "data.train")}};
+  const std::string validation = output_path(config.validation, "data.validation");
+  if (!validation.empty()) outputs.push_back({"data.validation", validation});
   for (const NamedFile& output : outputs) {
     require_replaceable(output, "a token file", [](const std::filesystem::path& path) {
       return is_hdf5(path, says_token_file);

@@ -5,6 +5,8 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "trainer/data/token_file.h"
 #include "trainer/files/outputs.h"
@@ -13,6 +15,10 @@ namespace switchyard {
 
 // The token files that `tokenize` writes, from text or from the recall tasks. Each action prints
 // one line to `log`.
+
+// The file that a setting names: empty if none. Throws Error if it lists several, because the text
+// is written to one.
+std::string output_path(const std::vector<DataSource>& sources, std::string_view setting);
 
 // Throws Error, with the remedy, if a token file that the configuration names would replace a file
 // of another format, one of the inputs, or the other token file.

@@ -2,10 +2,13 @@
 
 #include <fmt/ostream.h>
 #include <fmt/ranges.h>
+#include <omp.h>
 
 #include <algorithm>
+#include <atomic>
 #include <exception>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -15,8 +18,10 @@
 #include "kernels/basic/random.h"
 #include "kernels/runtime/check.h"
 #include "trainer/data/corpus.h"
+#include "trainer/data/encode_document.h"
 #include "trainer/data/token_file.h"
 #include "trainer/data/token_output.h"
+#include "trainer/data/tokenize_arrays.h"
 #include "trainer/data/tokenizer.h"
 
 namespace switchyard {
@@ -28,9 +33,11 @@ enum class Part { train, validation };
 class Split {
  public:
   // Reads the corpus once.
-  Split(const Corpus& corpus, InvalidUtf8 invalid, double share);
+  Split(const Corpus& corpus, InvalidUtf8 invalid, RecordRules rules, double share);
 
-  InvalidUtf8 invalid() const { return invalid_; }
+  DocumentReader read(const Corpus& corpus) const {
+    return DocumentReader(corpus, invalid_, rules_);
+  }
 
   bool by_document() const { return by_document_; }
   bool is_held_out(const std::string& text) const {
@@ -48,6 +55,7 @@ class Split {
 
  private:
   InvalidUtf8 invalid_;
+  RecordRules rules_;
   double share_;
   bool by_document_ = true;
   int64_t documents_ = 0;
@@ -56,21 +64,26 @@ class Split {
   TextNotes notes_;
 };
 
-Split::Split(const Corpus& corpus, InvalidUtf8 invalid, double share)
-    : invalid_(invalid), share_(share) {
+Split::Split(const Corpus& corpus, InvalidUtf8 invalid, RecordRules rules, double share)
+    : invalid_(invalid), rules_(std::move(rules)), share_(share) {
   double held_out_bytes = 0.0;
-  DocumentReader reader(corpus, invalid);
+  DocumentReader reader = read(corpus);
   while (const auto document = reader.next()) {
     const std::string& text = document->text;
     ++documents_;
     text_bytes_ += static_cast<int64_t>(text.size());
     if (is_held_out(text)) held_out_bytes += static_cast<double>(text.size());
     hash_ = random_bits({hash_, hash64(text)}, text.size());
+    for (const Segment& segment : document->segments) {
+      hash_ = random_bits({hash_, segment.end}, segment.learn ? 1 : 0);
+    }
   }
   notes_ = reader.notes();
   require(documents_ > 0, "all files of data.text are empty");
   const double wanted = share * static_cast<double>(text_bytes_);
-  by_document_ = held_out_bytes >= wanted / 2 && held_out_bytes <= wanted * 2;
+  // The end of a document with segments would be an answer without its question.
+  by_document_ = rules_.form != RecordForm::text ||
+                 (held_out_bytes >= wanted / 2 && held_out_bytes <= wanted * 2);
   hash_ = random_bits({hash_, hash64(fmt::format("{} {}", share, by_document_))}, 0);
 }
 
@@ -95,7 +108,7 @@ struct PartOfDocument {
 class PartReader {
  public:
   PartReader(const Corpus& corpus, const Split& split)
-      : documents_(corpus, split.invalid()), split_(split) {}
+      : documents_(split.read(corpus)), split_(split) {}
 
   std::optional<PartOfDocument> next() {
     if (tail_) return std::exchange(tail_, std::nullopt);
@@ -107,7 +120,9 @@ class PartReader {
       return PartOfDocument{std::move(*document), part};
     }
     const size_t begin = split_.tail_begin(text);
-    if (begin < text.size()) tail_ = {{text.substr(begin), document->place}, Part::validation};
+    if (begin < text.size()) {
+      tail_ = {{.text = text.substr(begin), .place = document->place}, Part::validation};
+    }
     text.resize(begin);
     return begin > 0 ? PartOfDocument{std::move(*document), Part::train}
                      : std::exchange(tail_, std::nullopt);
@@ -157,33 +172,42 @@ void train_tokenizer(const Corpus& corpus, const Split& split, const TokenizerSe
 // Encodes documents with all threads and writes them in their order.
 class Encoder {
  public:
-  // Notes what the tokens do not restore.
-  Encoder(const Tokenizer& tokenizer, TextNotes& notes) : tokenizer_(tokenizer), notes_(notes) {}
+  // Notes what the tokens do not restore, and reports the bytes that it is through with.
+  Encoder(const Tokenizer& tokenizer, TextNotes& notes, std::function<void(int64_t)> report)
+      : tokenizer_(tokenizer), notes_(notes), report_(std::move(report)) {}
 
+  // A document without a writer is left out.
   void add(Document document, TokenFileWriter* writer) {
+    if (!writer) {
+      done_bytes_ += static_cast<int64_t>(document.text.size());
+      return;
+    }
     waiting_bytes_ += document.text.size();
     waiting_.push_back({std::move(document), writer});
     if (waiting_bytes_ >= kBatchBytes) flush();
   }
 
   void flush() {
-    std::vector<Encoding> encoded(waiting_.size());
+    std::vector<EncodedDocument> encoded(waiting_.size());
     std::vector<std::exception_ptr> errors(waiting_.size());
 #pragma omp parallel for schedule(dynamic)
     for (size_t i = 0; i < waiting_.size(); ++i) {
       try {
-        encoded[i] = tokenizer_.encode_checked(waiting_[i].document.text);
+        encoded[i] = encode_document(tokenizer_, waiting_[i].document);
       } catch (...) {
         errors[i] = std::current_exception();
       }
+      done_bytes_ += static_cast<int64_t>(waiting_[i].document.text.size());
+      if (omp_get_thread_num() == 0) report_(done_bytes_);
     }
     for (size_t i = 0; i < waiting_.size(); ++i) {
       if (errors[i]) std::rethrow_exception(errors[i]);
-      waiting_[i].writer->append_document(encoded[i].tokens);
-      note(waiting_[i].document, encoded[i]);
+      waiting_[i].writer->append_document(encoded[i].encoding.tokens, encoded[i].loss_mask);
+      note(waiting_[i].document, encoded[i].encoding);
     }
     waiting_.clear();
     waiting_bytes_ = 0;
+    report_(done_bytes_);
   }
 
  private:
@@ -206,6 +230,8 @@ class Encoder {
   TextNotes& notes_;
   std::vector<Waiting> waiting_;
   size_t waiting_bytes_ = 0;
+  std::function<void(int64_t)> report_;
+  std::atomic<int64_t> done_bytes_ = 0;
 };
 
 void check(const DataSection& config) {
@@ -221,12 +247,14 @@ void check_outputs(const DataSection& config, const Corpus& corpus) {
   std::vector<NamedFile> inputs, others;
   for (const auto& path : corpus.files()) inputs.push_back({"data.text", path});
   const NamedFile model{"data.tokenizer.model", config.tokenizer.model};
-  if (config.tokenizer.type == TokenizerType::sentencepiece && !model.path.empty()) {
+  if (config.tokenizer.type != TokenizerType::byte && !model.path.empty()) {
     (lacks_tokenizer(config.tokenizer) ? others : inputs).push_back(model);
   }
   require_token_outputs(config, others, inputs);
-  for (const NamedFile& output : {NamedFile{"data.train", config.train},
-                                  NamedFile{"data.validation", config.validation}, model}) {
+  const std::string train = output_path(config.train, "data.train");
+  const std::string validation = output_path(config.validation, "data.validation");
+  for (const NamedFile& output :
+       {NamedFile{"data.train", train}, NamedFile{"data.validation", validation}, model}) {
     require(output.path.empty() || !corpus.would_hold(output.path),
             "{} is {}, which data.text would read as text the next time; give it another extension "
             "or folder",
@@ -243,11 +271,14 @@ InvalidUtf8 rule_for_invalid_utf8(const DataSection& config) {
 
 }  // namespace
 
-TokenizeReport tokenize(const DataSection& config, std::ostream& log) {
+TokenizeReport tokenize(const DataSection& config, std::ostream& log,
+                        const TokenizeProgress& progress) {
+  if (names_token_arrays(config)) return tokenize_arrays(config, log);
   check(config);
   const Corpus corpus(config.text);
   check_outputs(config, corpus);
   const Split split(corpus, rule_for_invalid_utf8(config),
+                    {config.record, config.text_field, config.max_bad_records},
                     config.validation.empty() ? 0.0 : config.validation_share);
   fmt::print(log, "{} documents in {} files, {:.1f} MB of text\n", split.documents(),
              corpus.files().size(), static_cast<double>(split.text_bytes()) * 1e-6);
@@ -261,20 +292,25 @@ TokenizeReport tokenize(const DataSection& config, std::ostream& log) {
                            .tokenizer = std::string(to_string(tokenizer->type())),
                            .tokenizer_hash = tokenizer->hash(),
                            .source = fmt::format("{}", fmt::join(config.text, ", ")),
-                           .source_hash = fmt::format("{:016x}", split.hash())};
+                           .source_hash = fmt::format("{:016x}", split.hash()),
+                           .loss_mask = config.record != RecordForm::text};
   TextNotes notes;
-  const auto train = open_token_output(config.train, info, log);
-  const auto validation = open_token_output(config.validation, info, log);
+  const std::string train_path = output_path(config.train, "data.train");
+  const std::string validation_path = output_path(config.validation, "data.validation");
+  const auto train = open_token_output(train_path, info, log);
+  const auto validation = open_token_output(validation_path, info, log);
   if (train || validation) {
-    Encoder encoder(*tokenizer, notes);
+    Encoder encoder(*tokenizer, notes, [&](int64_t done) {
+      if (progress) progress(done, split.text_bytes());
+    });
     PartReader reader(corpus, split);
     while (auto part = reader.next()) {
       TokenFileWriter* writer = (part->part == Part::train ? train : validation).get();
-      if (writer) encoder.add(std::move(part->document), writer);
+      encoder.add(std::move(part->document), writer);
     }
     encoder.flush();
-    report.train_tokens = finish_token_output(train.get(), config.train, log);
-    report.validation_tokens = finish_token_output(validation.get(), config.validation, log);
+    report.train_tokens = finish_token_output(train.get(), train_path, log);
+    report.validation_tokens = finish_token_output(validation.get(), validation_path, log);
   }
   for (const TextNotes& of : {corpus.notes(), split.notes(), notes}) {
     for (const std::string& line : of.lines()) fmt::print(log, "{}\n", line);

@@ -12,6 +12,7 @@
 
 #include "kernels/basic/random.h"
 #include "kernels/runtime/check.h"
+#include "trainer/data/huggingface_tokenizer.h"
 #include "trainer/data/normalization_table.h"
 #include "trainer/data/recall_tokenizer.h"
 #include "trainer/files/durable_file.h"
@@ -234,9 +235,15 @@ Encoding Tokenizer::encode_checked(std::string_view text) const {
 }
 
 std::unique_ptr<Tokenizer> make_tokenizer(const TokenizerSection& config) {
+  const bool huggingface = config.type == TokenizerType::huggingface;
+  require(huggingface || config.end_of_document.empty(),
+          "data.tokenizer.end_of_document has no effect without data.tokenizer.type: huggingface; "
+          "take it out");
   if (config.type == TokenizerType::byte) return std::make_unique<ByteTokenizer>();
   if (config.type == TokenizerType::recall) return make_recall_tokenizer();
-  require(!config.model.empty(), "data.tokenizer.model must name a SentencePiece model");
+  require(!config.model.empty(), "data.tokenizer.model must name a {}",
+          huggingface ? "tokenizer.json" : "SentencePiece model");
+  if (huggingface) return make_huggingface_tokenizer(config);
   return std::make_unique<SentencePieceTokenizer>(config);
 }
 

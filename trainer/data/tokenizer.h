@@ -27,10 +27,11 @@ class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
 
-  // Adds no end-of-document token; text that looks like one is ordinary text.
+  // Adds no end-of-document token; text that looks like one is ordinary text, but for huggingface,
+  // where the file decides that.
   virtual std::vector<int32_t> encode(std::string_view text) const = 0;
   // Skips end-of-document tokens. Throws for ids outside the vocabulary. A character that is cut
-  // off at either end is decoded to its bytes (byte) or to U+FFFD (sentencepiece).
+  // off at either end is decoded to its bytes (byte) or to U+FFFD (sentencepiece, huggingface).
   virtual std::string decode(std::span<const int32_t> tokens) const = 0;
 
   virtual TokenizerType type() const = 0;
@@ -43,7 +44,8 @@ class Tokenizer {
   virtual Encoding encode_checked(std::string_view text) const;
 };
 
-// byte: one token per byte, 256 ends a document. recall: see recall_tokenizer.h. sentencepiece:
+// byte: one token per byte, 256 ends a document. recall: see recall_tokenizer.h. huggingface: see
+// huggingface_tokenizer.h. sentencepiece:
 // reads `config.model`; throws if it is missing, damaged, has no end-of-sentence piece, or does not
 // have `config.vocab_size` pieces (0: any number).
 std::unique_ptr<Tokenizer> make_tokenizer(const TokenizerSection& config);

@@ -78,7 +78,7 @@ HashTraining::HashTraining(MpiRuntime& mpi, const RunConfig& config, Session& se
     require(config_.hash.dense_layers < model.num_layers,
             "hash.dense_layers = {} leaves none of the {} layers to learn for; lower it",
             config_.hash.dense_layers, model.num_layers);
-    training_tokens_ = open_tokens(training.tokens.empty() ? config_.data.train : training.tokens);
+    training_tokens_ = open_tokens(training_sources());
     if (training.held_out_sequences > 0 && !config_.data.validation.empty()) {
       held_out_tokens_ = open_tokens(config_.data.validation);
     }
@@ -96,19 +96,25 @@ HashTraining::HashTraining(MpiRuntime& mpi, const RunConfig& config, Session& se
   }
 }
 
-std::unique_ptr<HashTraining::Tokens> HashTraining::open_tokens(const std::string& path) const {
-  require(!path.empty(), "data.train is missing: it names the token file to learn from");
+std::vector<DataSource> HashTraining::training_sources() const {
+  const std::string& tokens = config_.hash.training.tokens;
+  return tokens.empty() ? config_.data.train : std::vector<DataSource>{{.path = tokens}};
+}
+
+std::unique_ptr<HashTraining::Tokens> HashTraining::open_tokens(
+    const std::vector<DataSource>& sources) const {
+  require(!sources.empty(), "data.train is missing: it names the token file to learn from");
   const int64_t seq_len = config_.hash.training.seq_len;
   // The loader has one dp rank on every layout: ranks share the blocks, not the parts of a batch.
   return std::make_unique<Tokens>(
-      path, DataLoaderConfig{.seq_len = seq_len > 0 ? seq_len : config_.model.seq_len,
-                             .vocab_size = config_.model.vocab_size,
-                             .micro_batch_size = config_.train.micro_batch_size,
-                             .global_batch_size = config_.train.micro_batch_size,
-                             .mask = config_.data.mask,
-                             .seed = config_.run.seed,
-                             .dp_rank = 0,
-                             .dp = 1});
+      sources, DataLoaderConfig{.seq_len = seq_len > 0 ? seq_len : config_.model.seq_len,
+                                .vocab_size = config_.model.vocab_size,
+                                .micro_batch_size = config_.train.micro_batch_size,
+                                .global_batch_size = config_.train.micro_batch_size,
+                                .mask = config_.data.mask,
+                                .seed = config_.run.seed,
+                                .dp_rank = 0,
+                                .dp = 1});
 }
 
 int64_t HashTraining::num_training_sequences(const Tokens& tokens) const {
@@ -133,7 +139,7 @@ QueryKeySet HashTraining::make_set(const std::string& name, const Tokens& tokens
                   .first_layer = config_.hash.dense_layers};
   const int64_t seq_len = config_.hash.training.seq_len;
   set.key = hex(fmt::format(
-      "{} {:016x} {} {} {} {} {} {} {} {} {} {}", fingerprint_, tokens.file.fingerprint(),
+      "{} {:016x} {} {} {} {} {} {} {} {} {} {}", fingerprint_, tokens.loader.fingerprint(),
       seq_len > 0 ? seq_len : config_.model.seq_len, static_cast<int>(config_.data.mask), set.seed,
       set.num_sequences, set.sequences_per_block, set.first_layer, layout.tp(), layout.ep(),
       to_string(config_.run.compute_dtype),
@@ -145,7 +151,7 @@ void HashTraining::make_settings(const Tokens& tokens) {
   settings_ = settings_of(config_);
   const int64_t seq_len = config_.hash.training.seq_len;
   settings_ +=
-      fmt::format("tokens: {:016x}\nseq_len: {}\nnum_sequences: {}\n", tokens.file.fingerprint(),
+      fmt::format("tokens: {:016x}\nseq_len: {}\nnum_sequences: {}\n", tokens.loader.fingerprint(),
                   seq_len > 0 ? seq_len : config_.model.seq_len, training_.num_sequences);
   head_key_ = hex(settings_ + training_.key + (held_out_ ? held_out_->key : ""));
 }
@@ -262,7 +268,7 @@ void HashTraining::train_units() {
     require(total_pairs_ > training_.num_sequences,
             "every query of {} sees its own key alone, so no key is dissimilar; raise "
             "hash.training.seq_len or take longer documents",
-            training_tokens_->file.path().string());
+            describe(training_sources()));
   });
   run_collectively(mpi_.world(), [&] {
     if (!is_first_rank()) return;

@@ -43,7 +43,8 @@ class HashTraining {
   using Tokens = OpenTokens<DataLoader>;
 
   bool is_first_rank() const { return mpi_.rank() == 0; }
-  std::unique_ptr<Tokens> open_tokens(const std::string& path) const;
+  std::vector<DataSource> training_sources() const;
+  std::unique_ptr<Tokens> open_tokens(const std::vector<DataSource>& sources) const;
   QueryKeySet make_set(const std::string& name, const Tokens& tokens, int64_t num_sequences) const;
   int64_t num_training_sequences(const Tokens& tokens) const;
   void make_settings(const Tokens& tokens);

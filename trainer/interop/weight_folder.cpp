@@ -112,7 +112,6 @@ WeightFolderWriter::WeightFolderWriter(fs::path folder, std::vector<Declaration>
     }
     filled += bytes;
     total_bytes_ += bytes;
-    shard_of_[tensor.name] = shards_.size() - 1;
     shards_.back().push_back(std::move(tensor));
   }
 }
@@ -122,31 +121,18 @@ fs::path WeightFolderWriter::path_of(size_t shard) const {
   return folder_ / fmt::format("model-{:05d}-of-{:05d}.safetensors", shard + 1, shards_.size());
 }
 
-void WeightFolderWriter::open_next() {
-  if (writer_) writer_->publish();
-  writer_ = std::make_unique<safetensors::Writer>(
-      path_of(next_), shards_[next_], std::map<std::string, std::string>{{kFormatKey, kFormat}});
-  ++next_;
-}
-
-void WeightFolderWriter::write(const std::string& name, std::span<const float> values) {
-  const auto shard = shard_of_.find(name);
-  require(shard != shard_of_.end(), "tensor {} was not declared", name);
-  if (shard->second == next_) open_next();
-  writer_->write(name, values);
-}
-
-void WeightFolderWriter::finish() {
-  while (next_ < shards_.size()) open_next();  // These have empty tensors only, or throw.
-  if (writer_) writer_->publish();
-  writer_.reset();
-  if (shards_.size() > 1) write_index();
+std::unique_ptr<safetensors::Writer> WeightFolderWriter::open(size_t shard) const {
+  return std::make_unique<safetensors::Writer>(
+      path_of(shard), shards_[shard], std::map<std::string, std::string>{{kFormatKey, kFormat}});
 }
 
 void WeightFolderWriter::write_index() const {
+  if (shards_.size() == 1) return;
   nlohmann::json index = {{"metadata", {{"total_size", total_bytes_}}}};
-  for (const auto& [tensor, shard] : shard_of_) {
-    index["weight_map"][tensor] = path_of(shard).filename().string();
+  for (size_t shard = 0; shard < shards_.size(); ++shard) {
+    for (const Declaration& tensor : shards_[shard]) {
+      index["weight_map"][tensor.name] = path_of(shard).filename().string();
+    }
   }
   write_durably(folder_ / kIndex, index.dump(2) + "\n");
 }

@@ -34,28 +34,27 @@ class WeightFolder {
 };
 
 // Writes such a folder: shards of at most `shard_bytes` (but one tensor at least), with an index if
-// there are several. Only one shard is open at a time, and tensors arrive in the order of their
-// declarations.
+// there are several. Several processes may write different shards of one folder.
 class WeightFolderWriter {
  public:
   WeightFolderWriter(std::filesystem::path folder, std::vector<safetensors::Declaration> tensors,
                      int64_t shard_bytes);
 
-  // See safetensors::Writer::write.
-  void write(const std::string& name, std::span<const float> values);
-  // On return all files are complete and on the disk.
-  void finish();
+  size_t num_shards() const { return shards_.size(); }
+  int64_t total_bytes() const { return total_bytes_; }
+  const std::vector<safetensors::Declaration>& tensors_of(size_t shard) const {
+    return shards_[shard];
+  }
+  // The file of one shard, which takes its tensors in their order.
+  std::unique_ptr<safetensors::Writer> open(size_t shard) const;
+  // To be called once, when all shards are published.
+  void write_index() const;
 
  private:
   std::filesystem::path path_of(size_t shard) const;
-  void open_next();
-  void write_index() const;
 
   std::filesystem::path folder_;
   std::vector<std::vector<safetensors::Declaration>> shards_;
-  std::map<std::string, size_t> shard_of_;
-  std::unique_ptr<safetensors::Writer> writer_;
-  size_t next_ = 0;  // shards that were opened
   int64_t total_bytes_ = 0;
 };
 

@@ -92,8 +92,10 @@ TokenizeReport make_recall_files(const DataSection& config, int64_t seq_len, std
                            .source_hash = fmt::format(
                                "{:016x}", hash64(fmt::format("{} {}", kGeneratorVersion, source))),
                            .loss_mask = true};
-  const auto train = open_token_output(config.train, info, log);
-  const auto validation = open_token_output(config.validation, info, log);
+  const std::string train_path = output_path(config.train, "data.train");
+  const std::string validation_path = output_path(config.validation, "data.validation");
+  const auto train = open_token_output(train_path, info, log);
+  const auto validation = open_token_output(validation_path, info, log);
 
   if (train) write_training(config.recall, seq_len, *train);
   if (validation) write_held_out(config.recall, seq_len, *validation);
@@ -101,8 +103,8 @@ TokenizeReport make_recall_files(const DataSection& config, int64_t seq_len, std
   for (TokenFileWriter* writer : {train.get(), validation.get()}) {
     if (writer) report.documents += writer->num_documents();
   }
-  report.train_tokens = finish_token_output(train.get(), config.train, log);
-  report.validation_tokens = finish_token_output(validation.get(), config.validation, log);
+  report.train_tokens = finish_token_output(train.get(), train_path, log);
+  report.validation_tokens = finish_token_output(validation.get(), validation_path, log);
   return report;
 }
 

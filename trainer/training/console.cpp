@@ -39,6 +39,7 @@ std::string format_step(const StepMetrics& m, int64_t max_steps, double tokens_p
   std::string line = fmt::format("step {:>{}}/{}  loss {:.4f}", m.step, last.size(), last, m.loss);
   const auto out = std::back_inserter(line);
   if (m.val_loss) fmt::format_to(out, "  val {:.4f}", *m.val_loss);
+  for (const auto& [name, loss] : m.val_losses) fmt::format_to(out, "  {} {:.4f}", name, loss);
   if (m.max_load_ratio > 0.0) {
     fmt::format_to(out, "  aux {:.3f}  load {:.2f}", m.aux_loss, m.max_load_ratio);
   }

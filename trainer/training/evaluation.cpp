@@ -6,30 +6,49 @@
 
 namespace switchyard {
 
+namespace {
+
+struct LossSum {
+  double loss = 0.0;
+  int64_t tokens = 0;
+
+  double mean() const { return tokens > 0 ? loss / static_cast<double>(tokens) : 0.0; }
+};
+
+void add_counts(GlobalExpertCounts& sum, const GlobalExpertCounts& counts) {
+  if (sum.empty()) {
+    sum = counts;
+    return;
+  }
+  for (size_t layer = 0; layer < counts.size(); ++layer) {
+    for (size_t e = 0; e < counts[layer].size(); ++e) sum[layer][e] += counts[layer][e];
+  }
+}
+
+}  // namespace
+
 EvaluationResult evaluate(TrainStep& step, ValidationLoader& validation, int64_t max_batches,
                           Communicator& world) {
   EvaluationResult result;
-  double loss_sum = 0.0;
-  const int64_t batches = std::min(max_batches, validation.num_batches());
-  for (int64_t i = 0; i < batches; ++i) {
-    GlobalBatch batch;
-    // A damaged chunk is detected when it is read, perhaps on one rank only.
-    run_collectively(world, [&] { batch = validation.load(i); });
-    // The losses are unscaled: their sum over all batches is divided once.
-    const StepReport report = step.evaluate(batch.micro_batches);
-    loss_sum += report.metrics.loss;
-    result.tokens += batch.target_tokens;
-    if (result.expert_counts.empty()) {
-      result.expert_counts = report.expert_counts;
-      continue;
+  LossSum all;
+  for (const auto& [name, first_batch, num_batches] : validation.parts()) {
+    LossSum part;
+    for (int64_t i = 0; i < std::min(max_batches, num_batches); ++i) {
+      GlobalBatch batch;
+      // A damaged chunk is detected when it is read, perhaps on one rank only.
+      run_collectively(world, [&, first = first_batch] { batch = validation.load(first + i); });
+      // The losses are unscaled: their sum over all batches is divided once.
+      const StepReport report = step.evaluate(batch.micro_batches);
+      part.loss += report.metrics.loss;
+      part.tokens += batch.target_tokens;
+      add_counts(result.expert_counts, report.expert_counts);
     }
-    for (size_t layer = 0; layer < report.expert_counts.size(); ++layer) {
-      for (size_t e = 0; e < report.expert_counts[layer].size(); ++e) {
-        result.expert_counts[layer][e] += report.expert_counts[layer][e];
-      }
-    }
+    all.loss += part.loss;
+    all.tokens += part.tokens;
+    if (validation.parts().size() > 1) result.file_losses.emplace_back(name, part.mean());
   }
-  result.loss = result.tokens > 0 ? loss_sum / static_cast<double>(result.tokens) : 0.0;
+  result.tokens = all.tokens;
+  result.loss = all.mean();
   return result;
 }
 

@@ -39,4 +39,16 @@ MetricRecord last_metric_record(const std::filesystem::path& path, int64_t last_
   return last;
 }
 
+std::optional<double> held_out_loss_of(const std::filesystem::path& path, int64_t step) {
+  if (!std::filesystem::is_regular_file(path)) return std::nullopt;
+  std::ifstream file(path, std::ios::binary);
+  for (std::string line; std::getline(file, line);) {
+    if (step_of(line) != step) continue;
+    const auto record = nlohmann::json::parse(line);
+    const auto loss = record.find("val_loss");
+    if (loss != record.end() && loss->is_number()) return loss->get<double>();
+  }
+  return std::nullopt;
+}
+
 }  // namespace switchyard

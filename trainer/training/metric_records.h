@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 
 namespace switchyard {
 
@@ -14,5 +15,8 @@ struct MetricRecord {
 // The last record of a step up to `last_step`; steps ascend within the file. A missing file has
 // none.
 MetricRecord last_metric_record(const std::filesystem::path& path, int64_t last_step);
+
+// The held-out loss that a record of this step holds.
+std::optional<double> held_out_loss_of(const std::filesystem::path& path, int64_t step);
 
 }  // namespace switchyard

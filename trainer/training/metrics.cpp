@@ -62,6 +62,8 @@ std::span<const MetricField> step_metric_fields() {
        "true: a gradient was not finite, and nothing was updated"},
       {"val_loss", "nat", OverRanks::same, &M::val_loss, "validation/loss",
        "held-out loss, if evaluated after this step"},
+      {"val_losses", "nat", OverRanks::same, &M::val_losses, "validation/loss",
+       "the same of each file, by its name, if `data.validation` lists several"},
       {"expert_load", "0..1", OverRanks::same, &M::expert_load, "",
        "if evaluated: share of the assignments per MoE layer and expert in the training batch of "
        "this step, not in the held-out text; every row sums to 1"},
@@ -110,6 +112,10 @@ std::vector<std::pair<std::string, double>> tensorboard_scalars(const StepMetric
             scalars.emplace_back(field.tensorboard_tag, static_cast<double>(value));
           } else if constexpr (std::is_same_v<Value, std::optional<double>>) {
             if (value) scalars.emplace_back(field.tensorboard_tag, *value);
+          } else if constexpr (std::is_same_v<Value, NamedFigures>) {
+            for (const auto& [name, figure] : value) {
+              scalars.emplace_back(fmt::format("{}/{}", field.tensorboard_tag, name), figure);
+            }
           } else {
             fail("{} is not a scalar", field.name);
           }
@@ -130,6 +136,8 @@ std::string to_json(const StepMetrics& metrics) {
             if (value) record[std::string(field.name)] = *value;
           } else if constexpr (std::is_arithmetic_v<Value>) {
             record[std::string(field.name)] = value;
+          } else if constexpr (std::is_same_v<Value, NamedFigures>) {
+            for (const auto& [name, figure] : value) record[std::string(field.name)][name] = figure;
           } else {
             if (!value.empty()) record[std::string(field.name)] = value;
           }

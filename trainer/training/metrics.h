@@ -6,6 +6,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -13,6 +14,9 @@
 #include "trainer/files/append_file.h"
 
 namespace switchyard {
+
+// Figures of several things, by the names of these.
+using NamedFigures = std::vector<std::pair<std::string, double>>;
 
 // The figures of one optimizer step over the whole global batch. step_metric_fields says what each
 // means; the log, TensorBoard and the table of docs/formats.md are made from it.
@@ -38,6 +42,7 @@ struct StepMetrics {
   int64_t peak_memory_bytes = 0;
   bool skipped = false;
   std::optional<double> val_loss;
+  NamedFigures val_losses;                       // left out when empty
   std::vector<std::vector<double>> expert_load;  // [MoE layers][experts]; left out when empty
 };
 
@@ -46,13 +51,13 @@ enum class OverRanks { same, sum, max };
 
 struct MetricField {
   using Member = std::variant<int64_t StepMetrics::*, double StepMetrics::*, bool StepMetrics::*,
-                              std::optional<double> StepMetrics::*,
+                              std::optional<double> StepMetrics::*, NamedFigures StepMetrics::*,
                               std::vector<std::vector<double>> StepMetrics::*>;
   std::string_view name;  // the key in metrics.jsonl
   std::string_view unit;
   OverRanks over_ranks;  // `same`: every rank knows the whole figure, or rank 0 alone needs it
   Member member;
-  std::string_view tensorboard_tag;  // empty: not shown in TensorBoard
+  std::string_view tensorboard_tag;  // empty: not shown in TensorBoard; of a name: TAG/NAME
   std::string_view meaning;
 };
 

@@ -60,10 +60,12 @@ void refuse_what_cannot_move(const RunConfig& config, const fs::path& dir) {
     refuse_if(fs::is_symlink(path), fmt::format("{} is a link", path.string()));
   }
   refuse_if(is_within(fs::current_path(), dir), "this program was started in its folder");
-  const std::pair<const char*, const std::string&> inputs[] = {
-      {"data.train", config.data.train},
-      {"data.validation", config.data.validation},
+  std::vector<std::pair<const char*, std::string>> inputs = {
       {"data.tokenizer.model", config.data.tokenizer.model}};
+  for (const DataSource& source : config.data.train) inputs.push_back({"data.train", source.path});
+  for (const DataSource& source : config.data.validation) {
+    inputs.push_back({"data.validation", source.path});
+  }
   for (const auto& [key, path] : inputs) {
     refuse_if(!path.empty() && is_within(path, dir),
               fmt::format("{} = {} lies in its folder", key, path));

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <filesystem>
 #include <iostream>
+#include <utility>
 
 #include "kernels/runtime/ceiling.h"
 #include "kernels/runtime/check.h"
@@ -67,7 +68,7 @@ TrainingRun::TrainingRun(MpiRuntime& mpi, const RunConfig& config)
   });
   mpi_.watchdog().set_end_requested(&StopSignal::received);
   state_.config = to_yaml(config_);
-  state_.dataset_fingerprint = fmt::format("{:016x}", data_.train->file.fingerprint());
+  state_.dataset_fingerprint = fmt::format("{:016x}", data_.train->loader.fingerprint());
   state_.tokenizer_hash = data_.tokenizer->hash();
 }
 
@@ -111,15 +112,31 @@ void TrainingRun::resume() {
       mpi_.world(), config_.run.dir, config_.checkpoint.resume, CheckpointUse::training);
   if (!choice.reason.empty()) log(choice.reason);
   StagedTensors staged = staged_tensors();
+  staged.download(session_.stream);  // what the checkpoint does not hold stays as it is
   const ResumeResult result = checkpoints_.resume(choice, staged.tensors());
   log_all(result.notices);
   if (!result.state) return;
   run_collectively(mpi_.world(), [&] {
-    require_checkpoint_config(config_, result.state->config, result.name, CheckpointUse::training);
+    require_checkpoint_config(
+        config_, result.state->config, result.name,
+        result.weights_alone ? CheckpointUse::weights : CheckpointUse::training);
     require_same_tokenizer(*result.state, state_.tokenizer_hash, result.name);
   });
   staged.upload(session_.stream);
-  adopt(*result.state, choice, result.name);
+  if (result.weights_alone) {
+    begin_with_weights(*result.state, choice, result.name);
+  } else {
+    adopt(*result.state, choice, result.name);
+  }
+}
+
+// Begins at step 0 with the weights of the checkpoint, which have been loaded.
+void TrainingRun::begin_with_weights(const TrainingState& source, const CheckpointChoice& choice,
+                                     const std::string& name) {
+  if (choice.origin) state_.origins.push_back(*choice.origin);
+  optimizer_.publish_main_params(session_.stream);
+  if (choice.of_this_run) last_checkpoint_ = checkpoints_.folder_of(source.step).string();
+  log(fmt::format("begins at step 0 with the weights of {}", name));
 }
 
 // Continues the state of the checkpoint, whose tensors have been loaded.
@@ -276,8 +293,10 @@ void TrainingRun::add_run_figures(StepMetrics& metrics, double step_seconds) con
 }
 
 void TrainingRun::evaluate_into(StepMetrics& metrics) {
-  metrics.val_loss =
-      evaluate(step_, data_.validation->loader, config_.train.eval_batches, mpi_.world()).loss;
+  EvaluationResult result =
+      evaluate(step_, data_.validation->loader, config_.train.eval_batches, mpi_.world());
+  metrics.val_loss = result.loss;
+  metrics.val_losses = std::move(result.file_losses);
 }
 
 void TrainingRun::check_skipped(const StepReport& report) {

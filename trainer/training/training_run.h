@@ -34,6 +34,8 @@ class TrainingRun {
   StagedTensors staged_tensors();
   void prepare_folder();
   void resume();
+  void begin_with_weights(const TrainingState& source, const CheckpointChoice& choice,
+                          const std::string& name);
   void adopt(const TrainingState& restored, const CheckpointChoice& choice,
              const std::string& name);
   void try_to_write();

@@ -61,6 +61,34 @@ TEST_F(CheckpointChoiceTest, ANewRunStartsAfreshOrFromThePath) {
   }
 }
 
+TEST_F(CheckpointChoiceTest, ANewRunBeginsWithTheWeightsOfThePathAndGoesOnFromItsOwn) {
+  const fs::path source = save(base, 100);
+  const std::string wish = "weights:" + base.string();
+
+  const CheckpointChoice choice = choose(wish);
+
+  EXPECT_THAT(choice.candidates, ElementsAre(source));
+  EXPECT_TRUE(choice.weights_alone);
+  EXPECT_FALSE(choice.of_this_run);
+  EXPECT_EQ(choose_checkpoint_together(dist.world(), run, wish, CheckpointUse::training), choice);
+  EXPECT_FALSE(choose(base.string()).weights_alone);
+
+  const fs::path own = save(run, 10, {*choice.origin});
+  EXPECT_THAT(choose(wish).candidates, ElementsAre(own));
+  EXPECT_FALSE(choose(wish).weights_alone);
+}
+
+// Its weights at another step would begin a run in the folder of this one.
+TEST_F(CheckpointChoiceTest, ARunDoesNotBeginAgainWithItsOwnWeights) {
+  save(run, 100);
+  save(run, 200);
+
+  for (const char* checkpoint : {"step_00000100", "step_00000200"}) {
+    const std::string wish = "weights:" + (run / "checkpoints" / checkpoint).string();
+    EXPECT_THAT(error_of([&] { choose(wish); }), HasSubstr("give run.dir a new folder"));
+  }
+}
+
 TEST_F(CheckpointChoiceTest, ARunThatCameFromThePathGoesOnFromItsOwn) {
   const fs::path source = save(base, 100);
   const std::vector<Origin> origins = {origin_of(source, "given/before")};

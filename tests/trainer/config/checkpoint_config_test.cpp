@@ -167,7 +167,7 @@ TEST(CheckpointConfigTest, AConfigurationOfAnOlderProgramLacksKeys) {
       adopted("model: {qk_norm: false}", CheckpointUse::inference, "model: {hidden: 32}\n");
 
   EXPECT_EQ(loaded.config.model.hidden, 32);
-  EXPECT_FALSE(loaded.config.model.qk_norm);
+  EXPECT_EQ(loaded.config.model.qk_norm, QkNormKind::none);
 }
 
 }  // namespace

@@ -118,7 +118,8 @@ TEST(ConfigReaderTest, NamesRepeatedSections) {
 TEST(ConfigReaderTest, NamesMistypedValuesAtTheValue) {
   EXPECT_THAT(
       problems_in("run:\n  seed: -1\n"
-                  "model:\n  structure: moe\n  hidden: wide\n  num_layers: 2.5\n  bias: yes\n"
+                  "model:\n  structure: moe\n  hidden: wide\n  num_layers: 2.5\n"
+                  "  tie_embeddings: yes\n"
                   "  norm_eps: nan\n"
                   "optimizer:\n  lr: -0.5\n"),
       ElementsAre("run.yaml:2:9: run.seed: must be at least 0, not -1",
@@ -127,7 +128,7 @@ TEST(ConfigReaderTest, NamesMistypedValuesAtTheValue) {
                   "run.yaml:5:11: model.hidden: expected an integer, not 'wide'",
                   "run.yaml:6:15: model.num_layers: expected an integer, not '2.5'",
                   "run.yaml:8:13: model.norm_eps: expected a number, not 'nan'",
-                  "run.yaml:7:9: model.bias: expected true or false, not 'yes'",
+                  "run.yaml:7:19: model.tie_embeddings: expected true or false, not 'yes'",
                   "run.yaml:10:7: optimizer.lr: must be from 0 to 1000, not -0.5"));
 }
 
@@ -240,10 +241,11 @@ TEST(ConfigReaderTest, NamesTabsAndMergeKeys) {
 
 TEST(ConfigReaderTest, QuotesMakeTextOfNumbersAndTruthValues) {
   EXPECT_THAT(
-      problems_in("model: {hidden: \"8\", norm_eps: '1e-6', bias: \"true\"}\n"),
+      problems_in("model: {hidden: \"8\", norm_eps: '1e-6', tie_embeddings: \"true\"}\n"),
       ElementsAre("run.yaml:1:17: model.hidden: expected an integer, not the text \"8\"",
                   "run.yaml:1:32: model.norm_eps: expected a number, not the text \"1e-6\"",
-                  "run.yaml:1:46: model.bias: expected true or false, not the text \"true\""));
+                  "run.yaml:1:56: model.tie_embeddings: expected true or false, not the text "
+                  "\"true\""));
 }
 
 TEST(ConfigReaderTest, QuotesDoNotMatterToTextAndChoices) {
@@ -436,6 +438,54 @@ TEST(ConfigOverrideTest, NamesMissingAndMistypedValuesAndBrokenYaml) {
               ElementsAre("command line: model.hidden: expected a value, not nothing",
                           ::testing::StartsWith("'data.text=[a': "),
                           "command line: model.num_layers: expected an integer, not 'two'"));
+}
+
+TEST(ConfigSourcesTest, TakeAPathOrAListOfPathsWeightsAndNames) {
+  const auto sources_of = [](const std::string& value) {
+    const RunConfig config = parse_config("data: {train: " + value + "}\n", "x").config;
+    std::string text;
+    for (const auto& [path, weight, name] : config.data.train) {
+      text += fmt::format("{}|{}|{} ", path, weight, name);
+    }
+    EXPECT_EQ(to_yaml(parse_config(to_yaml(config), "stored").config), to_yaml(config));
+    return text;
+  };
+
+  EXPECT_EQ(sources_of("a.h5"), "a.h5|1| ");
+  EXPECT_EQ(sources_of("\"\""), "");
+  EXPECT_EQ(sources_of("[]"), "");
+  EXPECT_EQ(sources_of("[a.h5, b.h5]"), "a.h5|1| b.h5|1| ");
+  EXPECT_EQ(sources_of("[{path: a.h5, weight: 0.7}, {path: b.h5, weight: 2e-1, name: web}]"),
+            "a.h5|0.7| b.h5|0.2|web ");
+}
+
+TEST(ConfigSourcesTest, ASingleFileIsPrintedAsBefore) {
+  RunConfig config;
+  config.data.train = {{"a b.h5"}};
+
+  EXPECT_THAT(to_yaml(config), ::testing::HasSubstr("  train: \"a b.h5\"\n  validation: \"\"\n"));
+}
+
+TEST(ConfigSourcesTest, NameWhatIsWrongWithAFile) {
+  const auto problem = [](const std::string& value) {
+    const auto problems = problems_with({"data.train=" + value});
+    return problems.size() == 1 ? problems[0] : fmt::format("{} problems", problems.size());
+  };
+  const auto says = [](const std::string& text) { return "command line: data.train: " + text; };
+
+  EXPECT_EQ(problem("[{path: a, weight: 0}]"),
+            says("a: weight must be from 1e-06 to 1000000, not 0"));
+  EXPECT_EQ(problem("[{path: a, weight: -1}]"),
+            says("a: weight must be from 1e-06 to 1000000, not -1"));
+  EXPECT_EQ(problem("[{path: a, weight: nan}]"), says("a: weight expected a number, not 'nan'"));
+  EXPECT_EQ(problem("[{path: a, wait: 1}]"),
+            says("a: unknown key wait; a file has path, weight and name"));
+  EXPECT_EQ(problem("[{path: a, path: b}]"), says("a: path is given twice"));
+  EXPECT_EQ(problem("[{weight: 1}]"), says("a file of the list has no path"));
+  EXPECT_EQ(problem("[[a]]"), says("expected a list of values"));
+  EXPECT_EQ(problem("{path: a}"), says("expected a value, not keys below it"));
+  EXPECT_THAT(problems_with({"data.text=[{path: a}]"}),
+              ElementsAre("command line: data.text: expected a list of values"));
 }
 
 }  // namespace

@@ -17,15 +17,23 @@ ConfigValue other_value(const ConfigField& field) {
   const std::string before = field.print(RunConfig{});
   for (const std::string candidate : {"7", "0.625", "7.5", "true", "false"}) {
     RunConfig config;
-    const ConfigValue value{{candidate}, false};
+    const ConfigValue value{.items = {candidate}};
     if (!field.parse(config, value) && field.print(config) != before && field.type != "text" &&
-        field.type != "list of text") {
+        field.type != "list of text" && !field.takes_records) {
       return value;
     }
   }
-  if (field.type == "text") return {{"a \"b\" \\ c: [d] # é\te\nf"}, false};
-  if (field.type == "list of text") return {{"a, b", "\"c\"", "true", ""}, true};
-  return {{field.type.substr(field.type.rfind(' ') + 1)}, false};  // the last choice
+  if (field.takes_records) {
+    return {.items = {"a", ""},
+            .records = {{}, {{"path", "b, c"}, {"weight", "0.25"}, {"name", "d: e"}}},
+            .is_list = true};
+  }
+  if (field.type == "text") return {.items = {"a \"b\" \\ c: [d] # é\te\nf"}};
+  if (field.type == "list of text") {
+    return {.items = {"a, b", "\"c\"", "true", ""}, .is_list = true};
+  }
+  // The last choice
+  return {.items = {field.type.substr(field.type.rfind(' ') + 1)}};
 }
 
 RunConfig config_of_other_values() {
@@ -54,6 +62,14 @@ TEST(ConfigSchemaTest, YamlReadsBackEqual) {
   const std::string yaml = to_yaml(config_of_other_values());
 
   EXPECT_EQ(to_yaml(parse_config(yaml, "stored").config), yaml);
+}
+
+TEST(ConfigSchemaTest, BooleansOfOlderFilesNameChoices) {
+  EXPECT_EQ(parse_config("model: {bias: true}", "stored").config.model.bias, Biases::all);
+  EXPECT_EQ(parse_config("model: {bias: false}", "stored").config.model.bias, Biases::none);
+  EXPECT_EQ(parse_config("model: {bias: qkv}", "stored").config.model.bias, Biases::qkv);
+  EXPECT_EQ(parse_config("model: {qk_norm: true}", "stored").config.model.qk_norm,
+            QkNormKind::head);
 }
 
 TEST(ConfigSchemaTest, TextReadsBackEqual) {

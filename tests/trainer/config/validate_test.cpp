@@ -150,16 +150,77 @@ TEST(ValidateConfigTest, QueryHeadsMustShareKeysEvenly) {
       ElementsAre(names("model.num_heads", "4 is not divisible by model.num_kv_heads = 3")));
 }
 
+TEST(ValidateConfigTest, GroupsOfExpertsAreEven) {
+  EXPECT_THAT(problems_with({"model.router.num_groups=3"}),
+              ElementsAre(names("model.num_experts", "8 is not divisible by")));
+  EXPECT_THAT(problems_with({"model.router.num_groups=4"}), ElementsAre());
+}
+
+TEST(ValidateConfigTest, ATokensGroupsHoldItsExperts) {
+  EXPECT_THAT(problems_with({"model.router.num_groups=2", "model.router.groups_per_token=3"}),
+              ElementsAre(names("model.router.groups_per_token", "3 is more than")));
+  EXPECT_THAT(problems_with({"model.router.num_groups=8"}),
+              ElementsAre(names("model.router.top_k", "2 is more than the 1 experts")));
+  EXPECT_THAT(problems_with({"model.router.num_groups=8", "model.router.groups_per_token=2"}),
+              ElementsAre());
+}
+
+TEST(ValidateConfigTest, TheScoreOfAGroupNeedsTwoExpertsWithSigmoid) {
+  EXPECT_THAT(problems_with({"model.router.num_groups=8", "model.router.groups_per_token=2",
+                             "model.router.score=sigmoid"}),
+              ElementsAre(names("model.router.num_groups", "adds up 2 experts")));
+}
+
 TEST(ValidateConfigTest, RopeNeedsAnEvenWidth) {
   EXPECT_THAT(problems_with({"model.head_dim=7"}),
               ElementsAre(names("model.head_dim", "7 must be even")));
   EXPECT_THAT(problems_with({"model.head_dim=7", "model.position=learned"}), ElementsAre());
 }
 
-TEST(ValidateConfigTest, BiasesNeedLayerNorm) {
-  EXPECT_THAT(problems_with({"model.bias=true"}),
-              ElementsAre(names("model.bias", "biases belong to layer_norm models")));
-  EXPECT_THAT(problems_with({"model.bias=true", "model.norm=layer_norm"}), ElementsAre());
+TEST(ValidateConfigTest, ChannelsTurnInPairsWithinAHead) {
+  EXPECT_THAT(problems_with({"model.head_dim=8", "model.rotary_dim=3"}),
+              ElementsAre(names("model.rotary_dim", "3 must be even and at most")));
+  EXPECT_THAT(problems_with({"model.head_dim=8", "model.rotary_dim=10"}),
+              ElementsAre(names("model.rotary_dim", "10 must be even and at most")));
+  EXPECT_THAT(problems_with({"model.head_dim=8", "model.rotary_dim=8"}), ElementsAre());
+}
+
+TEST(ValidateConfigTest, OnlyRotationsHaveWavelengths) {
+  for (const char* position : {"model.position=none", "model.position=learned"}) {
+    EXPECT_THAT(problems_with({position, "model.rotary_dim=2", "model.rope_scaling.type=linear"}),
+                ElementsAre(names("model.rotary_dim", "only model.position: rope"),
+                            names("model.rope_scaling.type", "only model.position: rope")));
+    EXPECT_THAT(problems_with({position}), ElementsAre());
+  }
+}
+
+TEST(ValidateConfigTest, RopeScalingIsWholeOrNotThere) {
+  const std::string factor = "model.rope_scaling.factor=4";
+  EXPECT_THAT(problems_with({factor}),
+              ElementsAre(names("model.rope_scaling.factor", "no effect")));
+  EXPECT_THAT(problems_with({"model.rope_scaling.type=linear", factor}), ElementsAre());
+  for (const char* type : {"model.rope_scaling.type=llama3", "model.rope_scaling.type=yarn"}) {
+    EXPECT_THAT(problems_with({type, factor}),
+                ElementsAre(names("model.rope_scaling.original_seq_len", "is missing")));
+    EXPECT_THAT(problems_with({type, factor, "model.rope_scaling.original_seq_len=64"}),
+                ElementsAre());
+  }
+}
+
+TEST(ValidateConfigTest, LimitsOfRopeScalingStandInOrder) {
+  const std::vector<std::string> common = {"model.rope_scaling.factor=4",
+                                           "model.rope_scaling.original_seq_len=64"};
+  const auto with = [&](std::initializer_list<std::string> more) {
+    std::vector<std::string> all = common;
+    all.insert(all.end(), more);
+    return problems_with(all);
+  };
+  EXPECT_THAT(with({"model.rope_scaling.type=llama3", "model.rope_scaling.low_freq_factor=4"}),
+              ElementsAre(names("model.rope_scaling.low_freq_factor",
+                                "4 must be less than high_freq_factor = 4")));
+  EXPECT_THAT(with({"model.rope_scaling.type=yarn", "model.rope_scaling.beta_slow=0"}),
+              ElementsAre(names("model.rope_scaling.beta_slow",
+                                "0 must be more than 0 and less than beta_fast = 32")));
 }
 
 TEST(ValidateConfigTest, DenseWidthsMustDivideOverTp) {
@@ -168,6 +229,12 @@ TEST(ValidateConfigTest, DenseWidthsMustDivideOverTp) {
   EXPECT_THAT(problems_with({"model.shared_expert_ffn_hidden=18", "parallel.tp=4"}, 4),
               ElementsAre(names("model.shared_expert_ffn_hidden",
                                 "18 is not divisible by parallel.tp = 4")));
+}
+
+TEST(ValidateConfigTest, OnlySharedExpertsHaveAGate) {
+  EXPECT_THAT(problems_with({"model.shared_expert_gate=true"}), ElementsAre());
+  EXPECT_THAT(problems_with({"model.shared_expert_gate=true", "model.num_shared_experts=0"}),
+              ElementsAre(names("model.shared_expert_gate", "has no effect")));
 }
 
 TEST(ValidateConfigTest, LeadingDenseLayersMustFit) {

@@ -91,6 +91,16 @@ TEST(SamplerTest, TheOrderDependsOnDatasetAndSeedAlone) {
   EXPECT_NE(order(1, 2), order(2, 2));
 }
 
+// Runs that go on with a newer program must find the same order.
+TEST(SamplerTest, TheOrderIsThis) {
+  const Sampler sampler(0x0123456789abcdef, 1234, 10);
+  std::vector<int64_t> order;
+  for (int64_t n = 0; n < 20; ++n) order.push_back(sampler.sequence_at(n));
+
+  EXPECT_EQ(order,
+            (std::vector<int64_t>{2, 3, 0, 5, 6, 4, 7, 8, 9, 1, 1, 2, 3, 4, 0, 9, 5, 8, 6, 7}));
+}
+
 TEST(SamplerTest, AnEmptyEpochIsRefused) { EXPECT_THROW(Sampler(1, 2, 0), Error); }
 
 }  // namespace

@@ -111,7 +111,7 @@ TEST_F(CorpusTest, WhatIsLeftOutOfAFolderIsCountedAndNamed) {
       Corpus(input).notes().lines(),
       ElementsAre(
           "left out: 10 files whose names do not end in .txt, .rst, .md or .jsonl, or one of "
-          "them and .gz: " +
+          "them and .gz or .zst: " +
               in + "0.c, " + in + "1.c, " + in + "2.c, " + in + "3.c, " + in + "4.c and 5 more",
           "left out: 2 links to nothing: " + in + "b.txt, " + in + "circle",
           "left out: 1 special file (devices, pipes, sockets): " + in + "pipe.txt",
@@ -276,8 +276,8 @@ class TokenizeTest : public CorpusTest {
 
   DataSection config(TokenizerType type = TokenizerType::byte) const {
     DataSection data;
-    data.train = folder_.path() / "out/train.h5";
-    data.validation = folder_.path() / "out/validation.h5";
+    data.train = {{folder_.path() / "out/train.h5"}};
+    data.validation = {{folder_.path() / "out/validation.h5"}};
     data.text = {folder_.path() / "text"};
     data.validation_share = 0.1;
     data.tokenizer.type = type;
@@ -311,15 +311,15 @@ TEST_F(TokenizeTest, EveryDocumentIsInOneOfTheFilesInItsOrder) {
   for (const auto type : {TokenizerType::byte, TokenizerType::sentencepiece}) {
     const auto report = tokenize(config(type), log_);
 
-    const auto train = texts_of(config().train, config(type).tokenizer);
-    const auto validation = texts_of(config().validation, config(type).tokenizer);
+    const auto train = texts_of(config().train[0].path, config(type).tokenizer);
+    const auto validation = texts_of(config().validation[0].path, config(type).tokenizer);
     std::vector<std::string> merged;
     std::ranges::merge(train, validation, std::back_inserter(merged), [&](auto& a, auto& b) {
       return std::stoi(a.substr(9)) < std::stoi(b.substr(9));
     });
     EXPECT_EQ(merged, documents_of(config().text));
     EXPECT_EQ(report.documents, 300);
-    EXPECT_EQ(report.train_tokens, TokenFile(config().train).num_tokens());
+    EXPECT_EQ(report.train_tokens, TokenFile(config().train[0].path).num_tokens());
     EXPECT_EQ(report.trained_tokenizer, type == TokenizerType::sentencepiece);
     // The count is binomial with mean 30; the bound is five standard deviations.
     EXPECT_NEAR(static_cast<double>(validation.size()), 30.0, 26.0);
@@ -329,13 +329,13 @@ TEST_F(TokenizeTest, EveryDocumentIsInOneOfTheFilesInItsOrder) {
 TEST_F(TokenizeTest, ADocumentStaysOnItsSideWhenOthersComeAndGo) {
   put_documents(300);
   tokenize(config(), log_);
-  const auto before = texts_of(config().validation, {});
+  const auto before = texts_of(config().validation[0].path, {});
   std::filesystem::remove(folder_.path() / "text/0007.txt");
   put("text/0000_new.txt", "another document\n");
 
   tokenize(config(), log_);
 
-  const auto train = texts_of(config().train, {});
+  const auto train = texts_of(config().train[0].path, {});
   for (const std::string& text : before) {
     EXPECT_EQ(std::ranges::count(train, text), 0);
   }
@@ -345,13 +345,13 @@ TEST_F(TokenizeTest, RunningAgainDoesNothing) {
   put_documents(100);
   const auto type = TokenizerType::sentencepiece;
   tokenize(config(type), log_);
-  const auto before = std::filesystem::last_write_time(config().train);
+  const auto before = std::filesystem::last_write_time(config().train[0].path);
 
   const auto report = tokenize(config(type), log_);
 
   EXPECT_FALSE(report.trained_tokenizer);
   EXPECT_EQ(report.train_tokens, 0);
-  EXPECT_EQ(std::filesystem::last_write_time(config().train), before);
+  EXPECT_EQ(std::filesystem::last_write_time(config().train[0].path), before);
   EXPECT_THAT(log_.str(), HasSubstr("up to date"));
 }
 
@@ -360,21 +360,21 @@ TEST_F(TokenizeTest, TheSameTextGivesTheSameBytesAfterAnyInterruption) {
   const auto type = TokenizerType::sentencepiece;
   tokenize(config(type), log_);
   const auto contents = [&] {
-    return std::vector<std::string>{test::read_file(config().train),
-                                    test::read_file(config().validation),
+    return std::vector<std::string>{test::read_file(config().train[0].path),
+                                    test::read_file(config().validation[0].path),
                                     test::read_file(config(type).tokenizer.model)};
   };
   const auto expected = contents();
   const std::vector<std::function<void()>> interruptions = {
       [&] { std::filesystem::remove_all(folder_.path() / "out"); },
-      [&] { std::filesystem::remove(config().train); },
-      [&] { std::filesystem::remove(config().validation); },
-      [&] { std::filesystem::resize_file(config().train, 1000); },
-      [&] { test::write_file(config().train + ".tmp", "left over"); },
+      [&] { std::filesystem::remove(config().train[0].path); },
+      [&] { std::filesystem::remove(config().validation[0].path); },
+      [&] { std::filesystem::resize_file(config().train[0].path, 1000); },
+      [&] { test::write_file(config().train[0].path + ".tmp", "left over"); },
       [&] {
         std::string bytes = expected[0];
         bytes[bytes.size() / 2] ^= 1;
-        test::write_file(config().train, bytes);
+        test::write_file(config().train[0].path, bytes);
       }};
 
   for (size_t i = 0; i < interruptions.size(); ++i) {
@@ -389,7 +389,7 @@ TEST_F(TokenizeTest, TheModelLearnsFromTheTrainingPartAlone) {
   const auto data = config(TokenizerType::sentencepiece);
   tokenize(data, log_);
   std::string text;
-  for (const std::string& document : texts_of(data.train, data.tokenizer)) text += document;
+  for (const std::string& document : texts_of(data.train[0].path, data.tokenizer)) text += document;
   std::istringstream lines(text);
 
   const auto model = folder_.path() / "again.model";
@@ -424,7 +424,8 @@ TEST_F(TokenizeTest, TheEndOfASingleDocumentIsHeldOut) {
 
   tokenize(data, log_);
 
-  const auto train = texts_of(data.train, {}), validation = texts_of(data.validation, {});
+  const auto train = texts_of(data.train[0].path, {}),
+             validation = texts_of(data.validation[0].path, {});
   ASSERT_EQ(train.size(), 1u);
   ASSERT_EQ(validation.size(), 1u);
   EXPECT_EQ(train[0] + validation[0], book);
@@ -443,9 +444,9 @@ TEST_F(TokenizeTest, ADocumentWithoutLinesIsCutBetweenCharacters) {
 
     tokenize(data, log_);
 
-    const std::string train = texts_of(data.train, {})[0];
+    const std::string train = texts_of(data.train[0].path, {})[0];
     EXPECT_EQ(train.size() % 2, 0u);
-    EXPECT_EQ(train + texts_of(data.validation, {})[0], text);
+    EXPECT_EQ(train + texts_of(data.validation[0].path, {})[0], text);
   }
 }
 
@@ -456,7 +457,7 @@ TEST_F(TokenizeTest, WithoutAValidationFileAllIsTrainedOn) {
 
   const auto report = tokenize(data, log_);
 
-  EXPECT_EQ(texts_of(data.train, {}), documents_of(data.text));
+  EXPECT_EQ(texts_of(data.train[0].path, {}), documents_of(data.text));
   EXPECT_EQ(report.validation_tokens, 0);
 }
 
@@ -470,13 +471,13 @@ TEST_F(TokenizeTest, WrongConfigurationsAreErrors) {
 
   EXPECT_THAT(error_with([](auto& d) { d.train.clear(); }), HasSubstr("data.train"));
   EXPECT_THAT(error_with([](auto& d) { d.validation = d.train; }), HasSubstr("same file"));
-  EXPECT_THAT(error_with([](auto& d) { d.validation = d.train + ".tmp"; }),
+  EXPECT_THAT(error_with([](auto& d) { d.validation = {{d.train[0].path + ".tmp"}}; }),
               HasSubstr("while it is written"));
   EXPECT_THAT(error_with([](auto& d) { d.validation_share = 0.0; }), HasSubstr("validation_share"));
   EXPECT_THAT(error_with([](auto& d) { d.validation_share = 0.6; }), HasSubstr("from 0 to 0.5"));
   EXPECT_THAT(error_with([](auto& d) { d.text.clear(); }), HasSubstr("data.text"));
   EXPECT_THAT(error_with([](auto& d) {
-                d.tokenizer = {TokenizerType::sentencepiece, d.train + ".model", 0};
+                d.tokenizer = {TokenizerType::sentencepiece, d.train[0].path + ".model", 0};
               }),
               HasSubstr("vocab_size"));
   EXPECT_THAT(error_with([](auto& d) {
@@ -493,16 +494,16 @@ TEST_F(TokenizeTest, OnlyTokenFilesAreReplaced) {
   for (const auto& [path, text] :
        {std::pair{put("out/thesis.tex", "years of work"), "years of work"},
         std::pair{folder_.path() / "out/other.h5", other.c_str()}}) {
-    for (std::string DataSection::*output : {&DataSection::train, &DataSection::validation}) {
+    for (auto DataSection::*output : {&DataSection::train, &DataSection::validation}) {
       auto data_with = config();
-      data_with.*output = path;
+      (data_with.*output)[0].path = path;
       EXPECT_THAT(error_of([&] { tokenize(data_with, log_); }),
                   AllOf(HasSubstr(path.string()), HasSubstr("is not a token file, so data.")));
     }
     EXPECT_EQ(test::read_file(path), path.extension() == ".h5" ? other : text);
   }
   // Nothing was written before the error.
-  EXPECT_FALSE(std::filesystem::exists(data.train));
+  EXPECT_FALSE(std::filesystem::exists(data.train[0].path));
 }
 
 TEST_F(TokenizeTest, AnInputIsNeverAnOutput) {
@@ -514,7 +515,7 @@ TEST_F(TokenizeTest, AnInputIsNeverAnOutput) {
   put("empty", "");
   const auto error_with = [&](const std::string& train, const std::vector<std::string>& text) {
     auto data = config();
-    data.train = train;
+    data.train = {{train}};
     data.text = text;
     return error_of([&] { tokenize(data, log_); });
   };
@@ -527,9 +528,10 @@ TEST_F(TokenizeTest, AnInputIsNeverAnOutput) {
   // A token file that is named as text is an input, too.
   auto data = config();
   tokenize(data, log_);
-  const std::string before = test::read_file(data.train);
-  EXPECT_THAT(error_with(data.train, {data.train}), HasSubstr("data.train would overwrite"));
-  EXPECT_EQ(test::read_file(data.train), before);
+  const std::string before = test::read_file(data.train[0].path);
+  EXPECT_THAT(error_with(data.train[0].path, {data.train[0].path}),
+              HasSubstr("data.train would overwrite"));
+  EXPECT_EQ(test::read_file(data.train[0].path), before);
   // What has the extension of text in a folder of text would be text the next time.
   link("../text", "out/linked");
   for (const char* name : {"text/train.md", "out/linked/new/train.jsonl.gz"}) {
@@ -549,7 +551,7 @@ TEST_F(TokenizeTest, AnOutputThatIsALinkIsWrittenToItsTarget) {
   put("text/0003.txt", "changed\n");
   tokenize(data, log_);
 
-  EXPECT_TRUE(std::filesystem::is_symlink(data.train));
+  EXPECT_TRUE(std::filesystem::is_symlink(data.train[0].path));
   EXPECT_GT(TokenFile(folder_.path() / "disk/train.h5").num_tokens(), 0);
   EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder_.path() / "disk"), {}), 1);
 }
@@ -561,12 +563,12 @@ TEST_F(TokenizeTest, BytesThatAreNotUtf8AreTokensOfTheByteTokenizerAlone) {
   data.validation.clear();
 
   tokenize(data, log_);
-  EXPECT_EQ(texts_of(data.train, {})[0], "caf\xE9\n");
+  EXPECT_EQ(texts_of(data.train[0].path, {})[0], "caf\xE9\n");
   EXPECT_THAT(log_.str(), HasSubstr("as they are: bytes that are not UTF-8, in 1 document: "));
 
   data.encoding_errors = EncodingErrors::replace;
   tokenize(data, log_);
-  EXPECT_EQ(texts_of(data.train, {})[0], "caf\uFFFD\n");
+  EXPECT_EQ(texts_of(data.train[0].path, {})[0], "caf\uFFFD\n");
 
   data = config(TokenizerType::sentencepiece);
   EXPECT_THAT(error_of([&] { tokenize(data, log_); }),
@@ -595,7 +597,7 @@ TEST_F(TokenizeTest, TextThatTokensDoNotRestoreIsCountedAndNamed) {
 TEST_F(TokenizeTest, AFullDiskLosesNothing) {
   put_documents(300);
   tokenize(config(), log_);
-  const std::string before = test::read_file(config().train);
+  const std::string before = test::read_file(config().train[0].path);
   put("text/9999.txt", "one more\n");
   rlimit limit{};
   getrlimit(RLIMIT_FSIZE, &limit);
@@ -608,7 +610,7 @@ TEST_F(TokenizeTest, AFullDiskLosesNothing) {
     const std::string error = error_of([&] { tokenize(config(), log_); });
     setrlimit(RLIMIT_FSIZE, &kept);
     EXPECT_THAT(error, HasSubstr("train.h5")) << room;
-    EXPECT_EQ(test::read_file(config().train), before) << room;
+    EXPECT_EQ(test::read_file(config().train[0].path), before) << room;
     EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder_.path() / "out"), {}), 2);
   }
 

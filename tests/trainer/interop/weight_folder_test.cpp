@@ -27,11 +27,17 @@ class WeightFolderTest : public testing::Test {
         folder_.path(),
         {{"a", Element::f32, {1}}, {"b", Element::f32, {1}}, {"c", Element::f32, {2, 1}}},
         shard_bytes);
-    writer.write("a", std::vector<float>{1.0f});
-    writer.write("b", std::vector<float>{2.0f});
-    writer.write("c", std::vector<float>{3.0f});
-    writer.write("c", std::vector<float>{4.0f});
-    writer.finish();
+    float value = 0.0f;
+    for (size_t shard = 0; shard < writer.num_shards(); ++shard) {
+      const auto file = writer.open(shard);
+      for (const Declaration& tensor : writer.tensors_of(shard)) {
+        for (int64_t i = 0; i < tensor.shape[0]; ++i) {
+          file->write(tensor.name, std::vector<float>{value += 1.0f});
+        }
+      }
+      file->publish();
+    }
+    writer.write_index();
   }
   std::vector<std::string> names() const {
     std::vector<std::string> names;

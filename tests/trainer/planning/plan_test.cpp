@@ -85,15 +85,22 @@ const std::vector<Variant> kVariants = {
      [](RunConfig& c) {
        c.model.position = Position::learned;
        c.model.norm = Norm::layer_norm;
-       c.model.bias = true;
+       c.model.bias = Biases::all;
        c.model.activation = Activation::gelu;
        c.model.tie_embeddings = true;
      }},
     {"grouped",
      [](RunConfig& c) {
        c.model.num_kv_heads = 2;
-       c.model.qk_norm = true;
+       c.model.qk_norm = QkNormKind::head;
        c.model.first_dense_layers = 1;
+     }},
+    {"gated_and_normed_together",
+     [](RunConfig& c) {
+       c.model.qk_norm = QkNormKind::projection;
+       c.model.num_shared_experts = 1;
+       c.model.shared_expert_ffn_hidden = 16;
+       c.model.shared_expert_gate = c.model.structure != Structure::dense;
      }},
     {"capacity", [](RunConfig& c) {
        c.model.router.capacity_factor = 8.0;  // enough for all, so that no row is dropped

@@ -26,8 +26,8 @@ constexpr int64_t kSeqLen = 256;
 class RecallFilesTest : public ::testing::Test {
  protected:
   RecallFilesTest() {
-    config_.train = (folder_.path() / "train.h5").string();
-    config_.validation = (folder_.path() / "validation.h5").string();
+    config_.train = {{(folder_.path() / "train.h5").string()}};
+    config_.validation = {{(folder_.path() / "validation.h5").string()}};
     config_.tokenizer.type = TokenizerType::recall;
     config_.mask = AttentionMask::document;
     config_.recall.train_sequences = 60;
@@ -57,7 +57,7 @@ class RecallFilesTest : public ::testing::Test {
 TEST_F(RecallFilesTest, SequencesToTrainOnAreFilledWithSamplesOfOneLength) {
   const TokenizeReport report = make();
 
-  TokenFile file(config_.train);
+  TokenFile file(config_.train[0].path);
   EXPECT_EQ(file.num_tokens(), 60 * kSeqLen);
   EXPECT_EQ(report.train_tokens, file.num_tokens());
   std::set<int64_t> lengths;
@@ -74,7 +74,7 @@ TEST_F(RecallFilesTest, SequencesToTrainOnAreFilledWithSamplesOfOneLength) {
 TEST_F(RecallFilesTest, EveryHeldOutSequenceIsTheSampleOfItsNumber) {
   make();
 
-  TokenFile file(config_.validation);
+  TokenFile file(config_.validation[0].path);
   EXPECT_EQ(file.num_documents(), 11);
   for (int64_t i = 0; i < file.num_documents(); ++i) {
     std::vector<int32_t> tokens(static_cast<size_t>(kSeqLen));
@@ -87,23 +87,23 @@ TEST_F(RecallFilesTest, EveryHeldOutSequenceIsTheSampleOfItsNumber) {
 
 TEST_F(RecallFilesTest, TheSameOptionsGiveTheSameBytes) {
   make();
-  const std::string train = read_file(config_.train);
-  std::filesystem::remove(config_.train);
+  const std::string train = read_file(config_.train[0].path);
+  std::filesystem::remove(config_.train[0].path);
 
   EXPECT_EQ(make().validation_tokens, 0);
 
-  EXPECT_EQ(read_file(config_.train), train);
-  EXPECT_THAT(log_.str(), HasSubstr("up to date: " + config_.validation));
+  EXPECT_EQ(read_file(config_.train[0].path), train);
+  EXPECT_THAT(log_.str(), HasSubstr("up to date: " + config_.validation[0].path));
 }
 
 TEST_F(RecallFilesTest, OtherOptionsReplaceTheFiles) {
   make();
-  const std::string train = read_file(config_.train);
+  const std::string train = read_file(config_.train[0].path);
 
   config_.recall.seed = 2;
   EXPECT_EQ(make().train_tokens, 60 * kSeqLen);
 
-  EXPECT_NE(read_file(config_.train), train);
+  EXPECT_NE(read_file(config_.train[0].path), train);
 }
 
 // Finds the answers from the tokens alone: they are the words between the one that a question asks
@@ -123,7 +123,7 @@ std::vector<uint8_t> answers_by_rule(const std::vector<int32_t>& tokens) {
 
 TEST_F(RecallFilesTest, TheLossMaskMarksTheAnswersAndNothingElse) {
   make();
-  for (const std::string& path : {config_.train, config_.validation}) {
+  for (const std::string& path : {config_.train[0].path, config_.validation[0].path}) {
     TokenFile file(path);
     std::vector<int32_t> tokens(static_cast<size_t>(file.num_tokens()));
     std::vector<uint8_t> mask(tokens.size());
@@ -138,14 +138,15 @@ TEST_F(RecallFilesTest, TheLossMaskMarksTheAnswersAndNothingElse) {
 
 TEST_F(RecallFilesTest, AFileWithoutMaskIsMadeAgainAndNotTrainedOn) {
   make();
-  TokenFileInfo info = TokenFile(config_.train).info();
+  TokenFileInfo info = TokenFile(config_.train[0].path).info();
   info.loss_mask = false;
-  TokenFileWriter earlier(config_.train, info);
+  TokenFileWriter earlier(config_.train[0].path, info);
   earlier.append_document(std::vector<int32_t>(20, RecallVocabulary::kSet));
   earlier.finish();
 
   EXPECT_THAT(error_of([&] {
-                require_tokenizer(TokenFile(config_.train), *make_tokenizer(config_.tokenizer));
+                require_tokenizer(TokenFile(config_.train[0].path),
+                                  *make_tokenizer(config_.tokenizer));
               }),
               HasSubstr("does not say which tokens are answers"));
   EXPECT_EQ(make().train_tokens, 60 * kSeqLen);
@@ -153,7 +154,7 @@ TEST_F(RecallFilesTest, AFileWithoutMaskIsMadeAgainAndNotTrainedOn) {
 
 TEST_F(RecallFilesTest, LoadersGiveTheAnswersAndCountThemOnEveryRank) {
   make();
-  TokenFile file(config_.train);
+  TokenFile file(config_.train[0].path);
   DataLoaderConfig config = loader(4);
   const GlobalBatch batch = DataLoader(file, config).load(8);
 
@@ -179,7 +180,7 @@ TEST_F(RecallFilesTest, LoadersGiveTheAnswersAndCountThemOnEveryRank) {
 
 TEST_F(RecallFilesTest, TheValidationLoaderCountsTheAnswersOfEverySample) {
   make();
-  TokenFile file(config_.validation);
+  TokenFile file(config_.validation[0].path);
   ValidationLoader validation(file, loader(4));
   int64_t counted = 0, expected = 0;
   for (int64_t i = 0; i < validation.num_batches(); ++i) {
@@ -195,13 +196,13 @@ TEST_F(RecallFilesTest, TheValidationLoaderCountsTheAnswersOfEverySample) {
 
 TEST_F(RecallFilesTest, OnlyTokenFilesAreReplaced) {
   const std::string before = "my notes";
-  test::write_file(config_.validation, before);
+  test::write_file(config_.validation[0].path, before);
 
   EXPECT_THAT(error_of([&] { make(); }),
               HasSubstr("is not a token file, so data.validation does not replace it"));
 
-  EXPECT_EQ(test::read_file(config_.validation), before);
-  EXPECT_FALSE(std::filesystem::exists(config_.train));
+  EXPECT_EQ(test::read_file(config_.validation[0].path), before);
+  EXPECT_FALSE(std::filesystem::exists(config_.train[0].path));
 }
 
 TEST_F(RecallFilesTest, SaysWhatIsMissingOrWrong) {
@@ -221,7 +222,7 @@ TEST_F(RecallFilesTest, SaysWhatIsMissingOrWrong) {
               HasSubstr("data.recall.validation_sequences is 0"));
   EXPECT_THAT(error([](auto& c) { c.recall.shortest = 8; }),
               HasSubstr("data.recall.shortest: a sample of"));
-  EXPECT_FALSE(std::filesystem::exists(config_.train));
+  EXPECT_FALSE(std::filesystem::exists(config_.train[0].path));
 }
 
 }  // namespace

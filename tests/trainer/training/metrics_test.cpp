@@ -63,6 +63,20 @@ class MetricsFileTest : public ::testing::Test {
   std::filesystem::path path_;
 };
 
+TEST(MetricsToJson, HoldsTheLossOfEachHeldOutFileByItsName) {
+  StepMetrics metrics;
+  metrics.val_loss = 2.5;
+  EXPECT_FALSE(nlohmann::json::parse(to_json(metrics)).contains("val_losses"));
+  metrics.val_losses = {{"web", 3.0}, {"code", 2.0}};
+
+  const auto record = nlohmann::json::parse(to_json(metrics));
+
+  EXPECT_EQ(record.at("val_losses"), nlohmann::json({{"web", 3.0}, {"code", 2.0}}));
+  EXPECT_THAT(tensorboard_scalars(metrics), AllOf(Contains(Pair("validation/loss", 2.5)),
+                                                  Contains(Pair("validation/loss/web", 3.0)),
+                                                  Contains(Pair("validation/loss/code", 2.0))));
+}
+
 TEST(MetricsToJson, HoldsEveryFigureUnderItsName) {
   StepMetrics metrics;
   metrics.step = 7;

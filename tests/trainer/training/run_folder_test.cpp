@@ -19,7 +19,7 @@ using testing::HasSubstr;
 struct RunFolderTest : testing::Test {
   RunFolderTest() {
     config.run.dir = run.string();
-    config.data.train = (folder.path() / "data" / "train.h5").string();
+    config.data.train = {{(folder.path() / "data" / "train.h5").string()}};
   }
 
   test::TemporaryFolder folder;
@@ -75,7 +75,7 @@ TEST_F(RunFolderTest, WhatCannotBeMovedIsRefusedWithTheRemedy) {
 
   fs::remove_all(run);
   write_file(run / "metrics.jsonl", "old");
-  config.data.train = (run / "train.h5").string();
+  config.data.train = {{(run / "train.h5").string()}};
   EXPECT_THAT(refusal(), AllOf(HasSubstr("data.train = "), HasSubstr("lies in its folder")));
 
   config.data.train.clear();

@@ -1,0 +1,160 @@
+#include "trainer/interop/export_model.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "kernels/runtime/check.h"
+#include "trainer/files/durable_file.h"
+#include "trainer/files/folders.h"
+#include "trainer/interop/compact_sources.h"
+#include "trainer/interop/tensor_source.h"
+#include "trainer/interop/tokenizer_files.h"
+
+namespace switchyard {
+namespace {
+
+namespace fs = std::filesystem;
+using safetensors::Declaration;
+using safetensors::Element;
+
+// The folder in which the files lie until all are written.
+class UnfinishedFolder {
+ public:
+  explicit UnfinishedFolder(const fs::path& folder)
+      : folder_(fs::absolute(folder).lexically_normal()) {
+    if (!folder_.has_filename()) folder_ = folder_.parent_path();
+    unfinished_ = folder_;
+    unfinished_ += ".tmp";
+  }
+
+  const fs::path& path() const { return unfinished_; }
+  // Throws Error if something is there that would be replaced.
+  void make() const {
+    const bool is_free =
+        !fs::exists(folder_) || (fs::is_directory(folder_) && fs::is_empty(folder_));
+    require(is_free, "--to {} exists already: name a new folder, or remove it", folder_.string());
+    fs::remove_all(unfinished_);
+    make_folder(unfinished_);
+  }
+  void publish() const {
+    sync_folder(unfinished_);
+    if (fs::exists(folder_)) fs::remove(folder_);
+    fs::rename(unfinished_, folder_);
+    sync_folder(folder_.parent_path());
+  }
+  void discard() const {
+    std::error_code ignored;
+    fs::remove_all(unfinished_, ignored);
+  }
+
+ private:
+  fs::path folder_, unfinished_;
+};
+
+std::vector<Declaration> declarations_of(const std::vector<TensorRule>& rules, Element element) {
+  std::vector<Declaration> tensors;
+  for (const TensorRule& rule : rules) {
+    tensors.push_back({rule.name,
+                       rule.is_f32 ? Element::f32 : element,
+                       {rule.shape.dims().begin(), rule.shape.dims().end()}});
+  }
+  return tensors;
+}
+
+// This rank's share of the files: every n-th.
+void write_weights(const WeightFolderWriter& writer, const std::vector<TensorRule>& rules,
+                   CheckpointReader& reader, const Communicator& world) {
+  CheckpointSource source(reader);
+  const std::map<TensorKey, Shape> shapes = tensors_of(reader.manifest().shards);
+  auto rule = rules.begin();
+  for (size_t shard = 0; shard < writer.num_shards(); ++shard) {
+    const size_t tensors = writer.tensors_of(shard).size();
+    if (shard % static_cast<size_t>(world.size()) == static_cast<size_t>(world.rank())) {
+      const auto file = writer.open(shard);
+      std::for_each_n(rule, tensors, [&](const TensorRule& r) {
+        evaluate(r, source, shapes,
+                 [&](std::span<const float> values) { file->write(r.name, values); });
+      });
+      file->publish();
+    }
+    rule += static_cast<std::ptrdiff_t>(tensors);
+  }
+}
+
+nlohmann::ordered_json config_json(const Form& form, const RunConfig& config,
+                                   const ExportFacts& facts, Element element) {
+  nlohmann::ordered_json json = form.write_config(config.model);
+  const char* dtype = element == Element::bf16 ? "bfloat16" : "float32";
+  json["eos_token_id"] = facts.end_of_document;
+  json["bos_token_id"] = nullptr;
+  json["pad_token_id"] = nullptr;
+  json["dtype"] = dtype;
+  json["torch_dtype"] = dtype;  // the name before transformers 4.56
+  if (form.name() == "switchyard") {
+    json["document_mask"] = config.data.mask == AttentionMask::document;
+  }
+  return json;
+}
+
+nlohmann::ordered_json generation_json(const RunConfig& config, const ExportFacts& facts) {
+  nlohmann::ordered_json json = {{"eos_token_id", facts.end_of_document}};
+  // A padded vocabulary: `generate` does not sample these ids here either.
+  std::vector<int64_t> beyond;
+  for (int64_t id = facts.tokenizer_size; id < config.model.vocab_size; ++id) beyond.push_back(id);
+  if (!beyond.empty()) json["suppress_tokens"] = beyond;
+  return json;
+}
+
+void write_texts(const fs::path& folder, const Form& form, const Manifest& manifest,
+                 const RunConfig& config, const ExportFacts& facts, Element element) {
+  const auto write = [&](const char* name, const std::string& text) {
+    write_durably(folder / name, text);
+  };
+  write("config.json", config_json(form, config, facts, element).dump(2) + "\n");
+  write("generation_config.json", generation_json(config, facts).dump(2) + "\n");
+  write("README.md", model_card(manifest, config, facts, form, element));
+  write_tokenizer_files(config.data.tokenizer, folder);
+  if (form.name() != "switchyard") return;
+  write("configuration_switchyard.py", std::string(kCompactConfiguration));
+  write("modeling_switchyard.py", std::string(kCompactModeling));
+}
+
+}  // namespace
+
+ExportReport export_model(MpiRuntime& mpi, CheckpointReader& reader, const RunConfig& config,
+                          const ExportFacts& facts, const ExportOptions& options) {
+  const UnfinishedFolder folder(options.to);
+  const Form* form = nullptr;
+  std::vector<TensorRule> rules;
+  run_collectively(mpi.world(), [&] {
+    form = &choose_form(options.form, config.model);
+    rules = form->rules(config.model);
+    if (mpi.rank() == 0) folder.make();
+  });
+  const WeightFolderWriter writer(folder.path(), declarations_of(rules, options.element),
+                                  options.shard_bytes);
+  try {
+    run_collectively(mpi.world(), [&] {
+      write_weights(writer, rules, reader, mpi.world());
+      reader.require_current();
+    });
+    run_collectively(mpi.world(), [&] {
+      if (mpi.rank() != 0) return;
+      writer.write_index();
+      write_texts(folder.path(), *form, reader.manifest(), config, facts, options.element);
+      folder.publish();
+    });
+  } catch (...) {
+    if (mpi.rank() == 0) folder.discard();
+    throw;
+  }
+  return {.form = std::string(form->name()),
+          .tensors = static_cast<int64_t>(rules.size()),
+          .bytes = writer.total_bytes(),
+          .files = static_cast<int64_t>(writer.num_shards())};
+}
+
+}  // namespace switchyard

@@ -1,0 +1,226 @@
+#include "trainer/interop/import_model.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <optional>
+#include <utility>
+
+#include "kernels/runtime/check.h"
+#include "trainer/checkpoint/checkpoint_folders.h"
+#include "trainer/checkpoint/weights_checkpoint.h"
+#include "trainer/config/config_error.h"
+#include "trainer/config/field_types.h"
+#include "trainer/config/run_paths.h"
+#include "trainer/config/schema.h"
+#include "trainer/data/tokenizer.h"
+#include "trainer/files/durable_file.h"
+#include "trainer/files/folders.h"
+#include "trainer/interop/tensor_source.h"
+#include "trainer/interop/tokenizer_files.h"
+#include "trainer/interop/upcycle.h"
+
+namespace switchyard {
+namespace {
+
+namespace fs = std::filesystem;
+
+// Keys of the model that do not decide what it computes from its weights.
+constexpr std::string_view kFreeKeys[] = {"model.seq_len", "model.router.aux_loss_coef",
+                                          "model.router.z_loss_coef", "model.router.balance_scope"};
+
+// Keys that an upcycled model may set beside them.
+bool is_of_experts(std::string_view key) {
+  return key == "model.structure" || key == "model.num_experts" ||
+         key == "model.expert_ffn_hidden" || key.starts_with("model.router.");
+}
+
+// The first id of eos_token_id in config.json.
+std::optional<int64_t> end_of_document_in(const ConfigJson& config) {
+  if (!config.has("eos_token_id")) return std::nullopt;
+  nlohmann::json id = config.object()["eos_token_id"];
+  if (id.is_array() && !id.empty()) id = nlohmann::json(id.front());
+  return id.is_number_integer() ? std::optional(id.get<int64_t>()) : std::nullopt;
+}
+
+// model.seq_len of the settings; 0 without one. What is wrong with it is found where settings are
+// read.
+int64_t wished_seq_len(const std::vector<std::string>& settings) {
+  constexpr std::string_view kKey = "model.seq_len=";
+  int64_t seq_len = 0;
+  for (const std::string& setting : settings) {
+    if (!setting.starts_with(kKey)) continue;
+    const std::string value = setting.substr(kKey.size());
+    if (field_types::parse_integer(value, 1, field_types::kLargestCount, &seq_len)) seq_len = 0;
+  }
+  return seq_len;
+}
+
+// The experiment of the folder's model, with the settings of the user.
+LoadedConfig make_experiment(const ImportOptions& options, const ModelConfig& model) {
+  RunConfig config;
+  config.model = model;
+  config.run.dir = (fs::path("runs") / options.config.stem()).string();
+  const std::string source = (options.from / "config.json").string();
+  const LoadedConfig plain = parse_config(to_yaml(config), source);
+  LoadedConfig loaded = load_stored_config(to_yaml(config), source, options.settings);
+  if (!loaded.origins.contains("run.dir")) loaded.config.run.dir = config.run.dir;
+  std::vector<std::string> problems;
+  for (const ConfigField& field : config_schema()) {
+    if (!field.key.starts_with("model.")) continue;
+    const std::string theirs = field.print(plain.config), wanted = field.print(loaded.config);
+    if (theirs == wanted || std::ranges::count(kFreeKeys, field.key) > 0 ||
+        (options.upcycle && is_of_experts(field.key))) {
+      continue;
+    }
+    problems.push_back(fmt::format("{}: {} is not the value of {}, which says {}; take the key out",
+                                   field.key, wanted, source, theirs));
+  }
+  if (!problems.empty()) throw ConfigError(std::move(problems));
+  return loaded;
+}
+
+// The files of the folder's tokenizer, on their way into the run.
+class ImportedTokenizer {
+ public:
+  ImportedTokenizer(const fs::path& from, std::optional<int64_t> end_of_document,
+                    const fs::path& to)
+      : to_(to), unfinished_(to) {
+    unfinished_ += ".tmp";
+    if (!recognize_tokenizer(from)) return;
+    fs::remove_all(unfinished_);
+    copy_tokenizer_files(from, unfinished_, end_of_document);
+    section_ = recognize_tokenizer(unfinished_);
+    hash_ = make_tokenizer(*section_)->hash();
+    if (!section_->model.empty()) {
+      section_->model = (to_ / fs::path(section_->model).filename()).string();
+    }
+  }
+  ~ImportedTokenizer() {
+    std::error_code ignored;
+    fs::remove_all(unfinished_, ignored);
+  }
+  ImportedTokenizer(const ImportedTokenizer&) = delete;
+  ImportedTokenizer& operator=(const ImportedTokenizer&) = delete;
+
+  const std::optional<TokenizerSection>& section() const { return section_; }
+  const std::string& hash() const { return hash_; }
+  // Bytes need no file.
+  void publish() const {
+    if (!section_ || section_->model.empty()) return;
+    fs::remove_all(to_);
+    fs::rename(unfinished_, to_);
+  }
+
+ private:
+  fs::path to_, unfinished_;
+  std::optional<TokenizerSection> section_;
+  std::string hash_;
+};
+
+bool sets_tokenizer(const LoadedConfig& loaded) {
+  return std::ranges::any_of(loaded.origins, [](const auto& origin) {
+    return origin.first.starts_with("data.tokenizer.") && origin.second == "command line";
+  });
+}
+
+void require_new(const ImportOptions& options, const RunConfig& config) {
+  require(!fs::exists(options.config), "--config {} exists already: name a new file",
+          options.config.string());
+  const fs::path checkpoints = RunPaths(config.run.dir).checkpoints();
+  require(!holds_checkpoints(checkpoints),
+          "{} holds checkpoints already: name another folder with run.dir=PATH",
+          checkpoints.string());
+}
+
+// The values that are not defaults, so that the file says what is particular about the model.
+void write_experiment(const ImportOptions& options, const RunConfig& config,
+                      std::string_view form) {
+  const std::string text = fmt::format(
+      "# A {} model, imported from {}.\n"
+      "# eval, generate, train-hash and eval-hash take it as it is. `train` begins at its weights: "
+      "give\n# data.train, train.max_steps, and the optimizer's and the batch's settings.\n{}",
+      form, options.from.string(), to_short_yaml(config));
+  write_durably(options.config, text);
+}
+
+int64_t count_elements(const std::map<TensorKey, Shape>& tensors) {
+  int64_t elements = 0;
+  for (const auto& [key, shape] : tensors) {
+    if (key.first == kWeights) elements += shape.num_elements();
+  }
+  return elements;
+}
+
+// Removes the folders that a failed import has made.
+class MadeFolders {
+ public:
+  explicit MadeFolders(const fs::path& run) : run_(run), existed_(fs::exists(run)) {}
+  ~MadeFolders() {
+    if (existed_ || keeps_) return;
+    std::error_code ignored;  // a folder that is not empty stays
+    fs::remove(RunPaths(run_).checkpoints(), ignored);
+    fs::remove(run_, ignored);
+  }
+  MadeFolders(const MadeFolders&) = delete;
+  MadeFolders& operator=(const MadeFolders&) = delete;
+
+  void keep() { keeps_ = true; }
+
+ private:
+  fs::path run_;
+  bool existed_, keeps_ = false;
+};
+
+}  // namespace
+
+ImportReport import_model(const ImportOptions& options) {
+  ConfigJson json(options.from / "config.json");
+  json.wish_positions(wished_seq_len(options.settings));
+  const Form& form = form_of(json.text("model_type"));
+  const WeightFolder weights(options.from);
+  const ModelConfig model = form.read_config(json, weights);
+  json.finish();
+  ImportReport report{.form = std::string(form.name()),
+                      .loaded = make_experiment(options, model),
+                      .checkpoint = {},
+                      .notes = {}};
+  if (options.upcycle) settle_upcycled_model(model, report.loaded);
+  RunConfig& config = report.loaded.config;
+  validate_config(report.loaded, /*world_size=*/1);
+  require_new(options, config);
+  MadeFolders folders(config.run.dir);
+  std::optional<ImportedTokenizer> tokenizer;
+  if (!sets_tokenizer(report.loaded)) {
+    tokenizer.emplace(options.from, end_of_document_in(json), RunPaths(config.run.dir).tokenizer());
+  }
+  TrainingState state;
+  if (tokenizer && tokenizer->section()) {
+    config.data.tokenizer = *tokenizer->section();
+    state.tokenizer_hash = tokenizer->hash();
+  } else if (tokenizer) {
+    report.notes.push_back("the folder holds no tokenizer: say data.tokenizer in the experiment");
+  }
+
+  ForeignSource foreign(weights, form, model);
+  std::unique_ptr<TensorSource> upcycled;
+  if (options.upcycle) {
+    upcycled = make_upcycled_source(foreign, model, config.model, config.run.seed);
+  }
+  TensorSource& source = upcycled ? *upcycled : foreign;
+  const std::map<TensorKey, Shape> tensors = tensors_of(config.model);
+  report.parameters = count_elements(tensors);
+  state.config = to_yaml(config);
+  const auto read = [&](const TensorKey& key, int64_t first, int64_t count,
+                        std::span<float> values) { source.read(key, first, count, values); };
+  report.checkpoint =
+      write_weights_checkpoint(RunPaths(config.run.dir).checkpoints(), state, tensors, read, [&] {
+        foreign.require_finite();
+        if (tokenizer) tokenizer->publish();
+        write_experiment(options, config, form.name());
+      });
+  folders.keep();
+  return report;
+}
+
+}  // namespace switchyard
