@@ -291,16 +291,14 @@ class Check:
             return
         model = config["model"]
         if theirs.model.config.model_type == "qwen2_moe" and (
-                model["router"]["normalize_topk"] or not model.get("shared_expert_gate")):
+                model["router"]["normalize_topk"]
+                or model["num_shared_experts"] > 0 and not model.get("shared_expert_gate")):
             row.add("llama.cpp computes this qwen2_moe model otherwise", True)
         else:
-            self.perplexity(row, config, folder, tokens, targets, mine)
+            self.perplexity(row, folder, tokens, targets, mine)
 
-    def perplexity(self, row, config, folder, tokens, targets, mine):
-        """In llama.cpp, of an f32 GGUF file that its own converter makes of an exported folder. The
-        converter reads the SentencePiece model itself."""
-        if config["data"]["tokenizer"]["type"] == "sentencepiece":
-            shutil.copy(ROOT / config["data"]["tokenizer"]["model"], folder / "f32/tokenizer.model")
+    def perplexity(self, row, folder, tokens, targets, mine):
+        """In llama.cpp, of an f32 GGUF file that its own converter makes of an exported folder."""
         np.savez(folder / "held_out.npz", tokens=tokens, targets=targets)
         done = subprocess.run(
             [sys.executable, ROOT / "scripts/llama_cpp_loss.py", self.llama_cpp, folder / "f32",

@@ -59,8 +59,7 @@ say "Import: $run"
 if [[ -e $run/checkpoints/latest ]]; then
   echo "$run exists already"
 else
-  build/switchyard import "$out" --config "$run.imported.yaml" run.dir="$run" \
-    data.tokenizer.type=huggingface data.tokenizer.model="$out/tokenizer.json"
+  build/switchyard import "$out" --config "$run.imported.yaml" run.dir="$run"
 fi
 
 say "A sentence to switchyard"

@@ -63,7 +63,9 @@ void add_shared(RuleBook& book, const ModelConfig& model, const std::string& our
   if (has_gate) {
     book.whole(theirs + names.shared_gate, ours + "shared_gate.weight");
   } else {
-    book.constant(theirs + names.shared_gate, {1, model.hidden}, 0.0f);
+    // A shared expert of zeros may have any gate. llama.cpp computes a sigmoid as silu(g) / g, which
+    // is NaN for a gate of zero.
+    book.constant(theirs + names.shared_gate, {1, model.hidden}, has_shared ? 0.0f : 1.0f);
   }
 }
 
