@@ -13,7 +13,7 @@ void read(const std::filesystem::path& path) {
     const std::string whole = TextFile(path).read_all();
     std::string lines;
     TextFile file(path);
-    while (const auto line = file.next_line()) lines += *line + '\n';
+    while (const auto line = file.next_line()) lines += line->text + '\n';
     if (!whole.empty() && whole.back() != '\n') lines.pop_back();
     fuzz::expect(lines == whole, "the lines of a file are the file");
   });
