@@ -165,7 +165,7 @@ class Import(Interop):
     def test_upcycled_models_begin_with_the_same_loss_and_learn(self):
         expected = self.held_out_loss("runs/tiny_dense")
         ways = {
-            "vanilla": ("model.num_experts=8",),
+            "vanilla": ("model.num_experts=8", "model.router.bias_update_rate=0.001"),
             "fine_grained": ("model.structure=fine_grained", "model.expert_ffn_hidden=16",
                              "model.num_experts=32", "model.router.top_k=8"),
         }
@@ -184,6 +184,7 @@ class Import(Interop):
         for settings, message in (
                 (("model.router.normalize_topk=false",), "normalize_topk must be true"),
                 (("model.structure=bigmac",), "model.structure is vanilla or fine_grained"),
+                (("model.router.num_groups=2",), "model.router.num_groups must be 1"),
                 (("model.structure=fine_grained", "model.expert_ffn_hidden=24"),
                  "model.expert_ffn_hidden must divide the feed-forward's width 64"),
                 (("model.structure=fine_grained", "model.expert_ffn_hidden=16",
@@ -284,7 +285,16 @@ class BadImports(Interop):
                 ({"hidden_size": 32.5}, "hidden_size = 32.5 is not a whole number"),
                 ({"tie_word_embeddings": "no"}, 'tie_word_embeddings = "no" is neither'),
                 ({"hidden_act": "gelu"}, 'hidden_act = "gelu" cannot be honoured'),
-                ({"rope_parameters": {"rope_type": "longrope"}}, '"longrope" cannot be honoured'),
+                ({"rope_scaling": {"rope_type": "longrope"}}, '"longrope" cannot be honoured'),
+                ({"rope_scaling": {"rope_type": "linear", "factor": "4"}},
+                 'factor = "4" of the rotation is not a number'),
+                ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}},
+                 "low_freq_factor of the rotation is missing"),
+                ({"rope_parameters": "linear"}, "rope_parameters is not an object"),
+                ({"partial_rotary_factor": 0.5, "rope_parameters": "gone"},
+                 "partial_rotary_factor = 0.5 cannot be honoured"),
+                ({"num_hidden_layers": 4294967298}, "num_hidden_layers = 4294967298 is out of range"),
+                ({"num_hidden_layers": 90000}, "speaks of 90000 layers and 0 experts"),
                 ({"model_type": "mistral", "sliding_window": 32},
                  "sliding_window = 32 cannot be honoured: attention sees all 64 tokens"),
                 ({"model_type": "mistral", "max_position_embeddings": 8192},
@@ -311,6 +321,10 @@ class BadImports(Interop):
         output = self.run_program(0, "import", "llama", "--config", "in.yaml", "run.dir=runs/other",
                                   code=FAILED)
         self.assertIn("--config in.yaml exists already", output)
+        (self.folder / "runs" / "old" / "tokenizer").mkdir(parents=True)
+        output = self.run_program(0, "import", "llama", "--config", "b.yaml", "run.dir=runs/old",
+                                  code=FAILED)
+        self.assertIn("runs/old/tokenizer exists already", output)
         output = self.run_program(0, "import", "llama", "--config", "b.yaml", "run.dir=runs/in",
                                   code=FAILED)
         self.assertIn("holds checkpoints already: name another folder with run.dir=PATH", output)

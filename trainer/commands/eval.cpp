@@ -74,6 +74,10 @@ int eval_command(MpiRuntime& mpi, const LoadedConfig& loaded) {
   // The whole file is read, not only the batches that training evaluates on.
   const EvaluationResult result =
       evaluate(step, data.validation->loader, data.validation->loader.num_batches(), mpi.world());
+  run_collectively(mpi.world(), [&] {
+    require(result.tokens > 0, "{} holds no token that is learned, so there is no loss to measure",
+            describe(config.data.validation));
+  });
   require_finite_loss(mpi, result.loss, loaded_model, describe(config.data.validation));
   if (mpi.rank() == 0) {
     fmt::print("{}\nheld-out loss {:.4f}, perplexity {:.2f}, over {} tokens of {}\n",

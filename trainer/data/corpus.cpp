@@ -218,7 +218,7 @@ Document DocumentReader::parse(TextFile::Line line, const std::string& place) {
   check_encoding(line.text, place, invalid_ == InvalidUtf8::keep ? InvalidUtf8::refuse : invalid_);
   std::vector<std::string> other_keys;
   Document document = parse_record(line.text, place, rules_, other_keys);
-  for (const std::string& key : other_keys) ++notes_.other_keys[key];
+  for (const std::string& key : other_keys) notes_.count_other_key(key);
   return document;
 }
 

@@ -62,7 +62,11 @@ template <class Loader>
 void require_same_on_all_ranks(Communicator& world, const OpenTokens<Loader>* tokens,
                                const std::vector<DataSource>& sources) {
   if (!tokens) return;
-  const auto mine = static_cast<int64_t>(tokens->loader.fingerprint());
+  std::string identity = fmt::format("{:016x}", tokens->loader.fingerprint());
+  for (const auto& file : tokens->files) {
+    identity += fmt::format(" {:016x}", file->loss_mask_hash());
+  }
+  const auto mine = static_cast<int64_t>(hash64(identity));
   std::vector<int64_t> all(static_cast<size_t>(world.size()));
   Stream stream;
   world.all_gather(stream, view_of(std::span(&mine, 1)), view_of(std::span(all)));

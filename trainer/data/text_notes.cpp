@@ -27,6 +27,18 @@ std::string NamedCount::names() const {
   return rest > 0 ? fmt::format("{} and {} more", text, rest) : text;
 }
 
+void TextNotes::count_other_key(const std::string& key) {
+  constexpr size_t kMostNames = 100;
+  const auto found = other_keys.find(key);
+  if (found != other_keys.end()) {
+    ++found->second;
+  } else if (other_keys.size() < kMostNames) {
+    other_keys[key] = 1;
+  } else {
+    ++more_keys;
+  }
+}
+
 std::vector<std::string> TextNotes::lines() const {
   std::vector<std::string> lines;
   const auto note = [&](const NamedCount& what, std::string_view thing, std::string_view before,
@@ -44,6 +56,10 @@ std::vector<std::string> TextNotes::lines() const {
   for (const auto& [key, count] : other_keys) {
     lines.push_back(fmt::format("left out: \"{}\" of {}, which is not their text", key,
                                 counted(count, "record")));
+  }
+  if (more_keys > 0) {
+    lines.push_back(fmt::format("left out: {} under other names, which are not their text",
+                                counted(more_keys, "value")));
   }
   note(read_again, "file", "read again: ", " under another name");
   note(replaced, "document",

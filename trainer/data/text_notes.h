@@ -33,6 +33,7 @@ struct TextNotes {
   NamedCount empty;                           // documents
   NamedCount bad_records;                     // of .jsonl files, and why each cannot be read
   std::map<std::string, int64_t> other_keys;  // of records in .jsonl files, and how many have them
+  int64_t more_keys = 0;                      // uses of other names, once there are too many
   NamedCount replaced;                        // documents with bytes that are not UTF-8
   int64_t replacements = 0;
   NamedCount kept_bytes;  // documents whose bytes are not UTF-8, and are tokens all the same
@@ -41,6 +42,8 @@ struct TextNotes {
   NamedCount unknown;  // documents with text outside the vocabulary
   int64_t unknown_tokens = 0;
   NamedCount changed;  // documents that are not restored from their tokens byte for byte
+
+  void count_other_key(const std::string& key);
 
   // A line for each that is not zero.
   std::vector<std::string> lines() const;

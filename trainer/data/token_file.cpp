@@ -137,6 +137,10 @@ uint64_t TokenFile::fingerprint() const {
                             checksum(document_offsets_), checksum(tokens_->checksums())));
 }
 
+uint64_t TokenFile::loss_mask_hash() const {
+  return loss_mask_ ? hash64(fmt::format("{:08x}", checksum(loss_mask_->checksums()))) : 0;
+}
+
 void TokenFile::check_vocabulary(int64_t first, std::span<const std::byte> bytes) const {
   std::vector<int32_t> tokens(bytes.size() / static_cast<size_t>(token_bytes_));
   widen(bytes, tokens);

@@ -64,6 +64,8 @@ class TokenFile {
   // Differs between files with different tokens, offsets or tokenizers. The loss mask has no effect
   // on it, nor on the order of samples, which follows from it.
   uint64_t fingerprint() const;
+  // Differs between files whose loss masks differ; a file without one differs from all others.
+  uint64_t loss_mask_hash() const;
 
  private:
   void load_header();

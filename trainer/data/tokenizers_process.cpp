@@ -20,8 +20,16 @@ namespace {
 // Requests are a letter, a length of 8 bytes and a payload: `l`oad a tokenizer.json, `e`ncode text,
 // `d`ecode ids. Replies are the same: `=` a result, `!` an error, `?` no usable library.
 constexpr char kProgram[] = R"python(
-import os, socket, struct, sys
+import os, select, socket, struct, sys, threading
 from array import array
+
+def end_with_the_program():  # in the midst of a long text, too
+    ends = select.poll()
+    ends.register(0, 0)
+    ends.poll()  # returns when the other side is closed
+    os._exit(0)
+
+threading.Thread(target=end_with_the_program, daemon=True).start()
 
 stream = socket.socket(fileno=0).makefile("rwb")
 package_folder, end_of_document = sys.argv[1:]

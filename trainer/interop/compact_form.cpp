@@ -27,6 +27,8 @@ std::vector<std::string> CompactForm::obstacles(const ModelConfig& model) const 
   Obstacles o;
   o.unless(!model.router.force_balanced, "model.router.force_balanced",
            model.router.force_balanced);
+  o.unless(model.router.capacity_factor == 0.0, "model.router.capacity_factor",
+           model.router.capacity_factor);
   return std::move(o).list();
 }
 

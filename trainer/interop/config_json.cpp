@@ -4,6 +4,8 @@
 #include <fmt/ranges.h>
 
 #include <cmath>
+#include <limits>
+#include <utility>
 
 #include "kernels/runtime/check.h"
 #include "trainer/files/file_io.h"
@@ -29,6 +31,13 @@ int64_t ConfigJson::integer(const std::string& key, std::optional<int64_t> fallb
   const double real = value->is_number() ? value->get<double>() : std::nan("");
   if (real == std::floor(real) && std::abs(real) < 0x1p53) return static_cast<int64_t>(real);
   problems_.push_back(fmt::format("{} = {} is not a whole number", key, value->dump()));
+  return 0;
+}
+
+int ConfigJson::count(const std::string& key, std::optional<int64_t> fallback) {
+  const int64_t value = integer(key, fallback);
+  if (value >= 0 && value <= std::numeric_limits<int>::max()) return static_cast<int>(value);
+  problems_.push_back(fmt::format("{} = {} is out of range", key, value));
   return 0;
 }
 
@@ -68,52 +77,91 @@ void ConfigJson::finish() const {
 
 namespace {
 
-double number_in(const nlohmann::json& object, const char* key, double fallback) {
-  const auto found = object.find(key);
-  return found != object.end() && found->is_number() ? found->get<double>() : fallback;
+// The numbers of a rotation.
+class RopeValues {
+ public:
+  RopeValues(ConfigJson& config, nlohmann::json values)
+      : config_(config), values_(std::move(values)) {}
+
+  double number(const char* key, std::optional<double> fallback) const {
+    if (!values_.contains(key) || values_[key].is_null()) {
+      if (!fallback) config_.problem(fmt::format("{} of the rotation is missing", key));
+      return fallback.value_or(1.0);
+    }
+    if (values_[key].is_number()) return values_[key].get<double>();
+    config_.problem(
+        fmt::format("{} = {} of the rotation is not a number", key, values_[key].dump()));
+    return 1.0;
+  }
+  std::string type() const {
+    for (const char* key : {"rope_type", "type"}) {  // the newer name first
+      if (!values_.contains(key)) continue;
+      if (values_[key].is_string()) return values_[key].get<std::string>();
+      config_.problem(fmt::format("{} of the rotation is not a text", key));
+    }
+    return "default";
+  }
+  bool is_false(const char* key) const { return values_.contains(key) && values_[key] == false; }
+
+ private:
+  ConfigJson& config_;
+  nlohmann::json values_;
+};
+
+// As transformers 5: rope_scaling, where it is there, and else rope_parameters.
+RopeValues rope_values(ConfigJson& config) {
+  for (const char* key : {"rope_scaling", "rope_parameters"}) {
+    if (!config.has(key)) continue;
+    if (!config.object()[key].is_object()) {
+      config.problem(fmt::format("{} is not an object", key));
+    } else if (!config.object()[key].empty()) {
+      return {config, config.object()[key]};
+    }
+  }
+  return {config, nlohmann::json::object()};
 }
 
 // 0: as the program's own default, 0.1 ln(factor) + 1.
-double yarn_attention_factor(const nlohmann::json& rope, double factor) {
-  if (const double given = number_in(rope, "attention_factor", 0.0); given != 0.0) return given;
-  const double mscale = number_in(rope, "mscale", 0.0),
-               all = number_in(rope, "mscale_all_dim", 0.0);
+double yarn_attention_factor(const RopeValues& rope, double factor) {
+  if (const double given = rope.number("attention_factor", 0.0); given != 0.0) return given;
+  const double mscale = rope.number("mscale", 0.0), all = rope.number("mscale_all_dim", 0.0);
   if (mscale == 0.0 || all == 0.0) return 0.0;
   const auto term = [&](double scale) { return 0.1 * scale * std::log(factor) + 1.0; };
   return factor <= 1.0 ? 1.0 : term(mscale) / term(all);
 }
 
-void read_scaling(ConfigJson& config, const nlohmann::json& rope, const std::string& type,
+void read_scaling(ConfigJson& config, const RopeValues& rope, const std::string& type,
                   ModelConfig& model) {
   RopeScaling& scaling = model.rope_scaling;
   const auto length = static_cast<double>(config.integer("max_position_embeddings", 0));
   // transformers 4 kept the original length beside the scaling for some models.
   const double original =
-      number_in(rope, "original_max_position_embeddings",
-                static_cast<double>(config.integer("original_max_position_embeddings", 0)));
+      rope.number("original_max_position_embeddings",
+                  static_cast<double>(config.integer("original_max_position_embeddings", 0)));
   const double before = original > 0.0 ? original : length;
-  scaling.factor = number_in(rope, "factor", before > 0.0 ? length / before : 1.0);
+  scaling.original_seq_len = static_cast<int64_t>(before);
   if (type == "linear") {
     scaling.type = RopeScalingType::linear;
-    return;
-  }
-  scaling.original_seq_len = static_cast<int64_t>(before);
-  if (type == "llama3") {
+    scaling.original_seq_len = 0;
+    scaling.factor = rope.number("factor", {});
+  } else if (type == "llama3") {
     scaling.type = RopeScalingType::llama3;
-    scaling.low_freq_factor = number_in(rope, "low_freq_factor", 1.0);
-    scaling.high_freq_factor = number_in(rope, "high_freq_factor", 4.0);
+    scaling.factor = rope.number("factor", {});
+    scaling.low_freq_factor = rope.number("low_freq_factor", {});
+    scaling.high_freq_factor = rope.number("high_freq_factor", {});
   } else if (type == "yarn") {
     scaling.type = RopeScalingType::yarn;
-    scaling.beta_fast = number_in(rope, "beta_fast", 32.0);
-    scaling.beta_slow = number_in(rope, "beta_slow", 1.0);
+    scaling.factor = rope.number("factor", before > 0.0 ? length / before : 1.0);
+    scaling.beta_fast = rope.number("beta_fast", 32.0);
+    scaling.beta_slow = rope.number("beta_slow", 1.0);
     scaling.attention_factor = yarn_attention_factor(rope, scaling.factor);
-    if (rope.contains("truncate") && rope["truncate"] == false) {
+    if (rope.is_false("truncate")) {
       config.problem("truncate = false of the rotation cannot be honoured");
     }
   } else {
     config.problem(
-        fmt::format("the rotation's scaling \"{}\" cannot be honoured; the program has "
-                    "linear, llama3 and yarn",
+        fmt::format("the rotation's scaling \"{}\" cannot be honoured; the program has linear, "
+                    "llama3 and yarn",
                     type));
   }
 }
@@ -121,22 +169,23 @@ void read_scaling(ConfigJson& config, const nlohmann::json& rope, const std::str
 }  // namespace
 
 void read_rope(ConfigJson& config, double default_theta, double default_partial,
-               ModelConfig& model) {
-  nlohmann::json rope = nlohmann::json::object();
-  for (const char* key : {"rope_scaling", "rope_parameters"}) {
-    if (config.has(key) && config.object()[key].is_object()) rope.update(config.object()[key]);
-  }
+               bool rotates_in_part, ModelConfig& model) {
+  const RopeValues rope = rope_values(config);
   model.position = Position::rope;
-  model.rope_theta = number_in(rope, "rope_theta", config.real("rope_theta", default_theta));
-  const double partial = number_in(rope, "partial_rotary_factor",
-                                   config.real("partial_rotary_factor", default_partial));
+  model.rope_theta = rope.number("rope_theta", config.real("rope_theta", default_theta));
+  const double partial =
+      rope.number("partial_rotary_factor", config.real("partial_rotary_factor", default_partial));
   const auto turning = static_cast<int64_t>(static_cast<double>(model.head_dim) * partial);
   model.rotary_dim = turning == model.head_dim ? 0 : turning;
-  if (partial <= 0.0 || turning == 0) config.cannot("partial_rotary_factor");
-  std::string type = "default";
-  for (const char* key : {"type", "rope_type"}) {  // the newer name wins
-    if (rope.contains(key) && rope[key].is_string()) type = rope[key].get<std::string>();
+  if (partial <= 0.0 || turning == 0) {
+    config.problem("partial_rotary_factor turns no channel");
+  } else if (!rotates_in_part && partial != 1.0) {
+    config.problem(
+        fmt::format("partial_rotary_factor = {} cannot be honoured: transformers "
+                    "turns whole heads of this architecture",
+                    partial));
   }
+  const std::string type = rope.type();
   if (type != "default") read_scaling(config, rope, type, model);
 }
 
@@ -177,7 +226,8 @@ void refuse_short_window(ConfigJson& config, const ModelConfig& model, Window wi
   constexpr char kKey[] = "sliding_window";
   if (window == Window::none) return;
   if (window == Window::switched && !config.boolean("use_sliding_window", false)) return;
-  if (config.object().contains(kKey) && !config.has(kKey)) return;
+  const bool is_null = config.object().contains(kKey) && !config.has(kKey);
+  if (is_null || (window == Window::if_given && !config.has(kKey))) return;
   if (config.integer(kKey, kDefaultWindow) >= model.seq_len) return;
   const std::string why =
       fmt::format("attention sees all {} tokens; set model.seq_len to the window's length or less",

@@ -25,6 +25,7 @@ class ConfigJson {
   // A key that is null counts as missing. Without a default it is a problem then, and the result is
   // 0 or empty.
   int64_t integer(const std::string& key, std::optional<int64_t> fallback = {});
+  int count(const std::string& key, std::optional<int64_t> fallback = {});
   double real(const std::string& key, std::optional<double> fallback = {});
   bool boolean(const std::string& key, std::optional<bool> fallback = {});
   std::string text(const std::string& key, std::optional<std::string> fallback = {});
@@ -54,20 +55,21 @@ class ConfigJson {
 };
 
 // Whether an architecture has attention in a sliding window.
-enum class Window { none, switched, always };
+enum class Window { none, if_given, switched, always };
 
 // Positions as Hugging Face writes them: 5.x in rope_parameters, earlier versions in rope_theta,
 // rope_scaling and partial_rotary_factor. https://github.com/huggingface/transformers,
 // modeling_rope_utils.py
 //   default_theta, default_partial  of the architecture, where the file has none
+//   rotates_in_part                 whether transformers honours partial_rotary_factor
 void read_rope(ConfigJson& config, double default_theta, double default_partial,
-               ModelConfig& model);
+               bool rotates_in_part, ModelConfig& model);
 // Writes both dialects. `default_partial` is what readers take for the share of a head that turns
 // if the file does not say it.
 void write_rope(const ModelConfig& model, double default_partial, nlohmann::ordered_json& json);
 
 // Refuses a sliding window that is shorter than the model's sequences. switched: it exists with
-// use_sliding_window only. A key that is missing, and not null, means 4096.
+// use_sliding_window only. A key that is missing, and not null, means 4096, but none with if_given.
 void refuse_short_window(ConfigJson& config, const ModelConfig& model, Window window);
 
 }  // namespace switchyard

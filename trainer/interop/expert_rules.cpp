@@ -63,8 +63,8 @@ void add_shared(RuleBook& book, const ModelConfig& model, const std::string& our
   if (has_gate) {
     book.whole(theirs + names.shared_gate, ours + "shared_gate.weight");
   } else {
-    // A shared expert of zeros may have any gate. llama.cpp computes a sigmoid as silu(g) / g, which
-    // is NaN for a gate of zero.
+    // A shared expert of zeros may have any gate. llama.cpp computes a sigmoid as silu(g) / g,
+    // which is NaN for a gate of zero.
     book.constant(theirs + names.shared_gate, {1, model.hidden}, has_shared ? 0.0f : 1.0f);
   }
 }

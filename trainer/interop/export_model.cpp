@@ -27,7 +27,7 @@ class UnfinishedFolder {
       : folder_(fs::absolute(folder).lexically_normal()) {
     if (!folder_.has_filename()) folder_ = folder_.parent_path();
     unfinished_ = folder_;
-    unfinished_ += ".tmp";
+    unfinished_ += ".switchyard_export.tmp";  // a name that nothing else has
   }
 
   const fs::path& path() const { return unfinished_; }

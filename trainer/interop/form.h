@@ -34,7 +34,10 @@ class Form {
   virtual std::vector<TensorRule> rules(const ModelConfig& model) const = 0;
   // The name by which a rule knows a tensor of a folder, which may be of another version of the
   // form; empty for one that means nothing.
-  virtual std::string known_name(const std::string& name, const ModelConfig&) const { return name; }
+  virtual std::string known_name(const std::string& name, const ModelConfig&,
+                                 const WeightFolder&) const {
+    return name;
+  }
   // Whether the form keeps a BigMac model's latent width.
   virtual bool keeps_latent() const { return false; }
 };

@@ -16,7 +16,8 @@ class Gpt2Form final : public Form {
   nlohmann::ordered_json write_config(const ModelConfig& model) const override;
   ModelConfig read_config(ConfigJson& config, const WeightFolder& weights) const override;
   std::vector<TensorRule> rules(const ModelConfig& model) const override;
-  std::string known_name(const std::string& name, const ModelConfig&) const override;
+  std::string known_name(const std::string& name, const ModelConfig&,
+                         const WeightFolder&) const override;
 };
 
 std::vector<std::string> Gpt2Form::obstacles(const ModelConfig& model) const {
@@ -57,8 +58,8 @@ ModelConfig Gpt2Form::read_config(ConfigJson& config, const WeightFolder&) const
   model.vocab_size = config.integer("vocab_size");
   model.seq_len = config.positions("n_positions");
   model.hidden = config.integer("n_embd");
-  model.num_layers = static_cast<int>(config.integer("n_layer"));
-  model.num_heads = static_cast<int>(config.integer("n_head"));
+  model.num_layers = config.count("n_layer");
+  model.num_heads = config.count("n_head");
   model.num_kv_heads = model.num_heads;
   model.head_dim = model.num_heads > 0 ? model.hidden / model.num_heads : 0;
   model.ffn_hidden = config.integer("n_inner", 4 * model.hidden);
@@ -80,7 +81,8 @@ ModelConfig Gpt2Form::read_config(ConfigJson& config, const WeightFolder&) const
 }
 
 // The first GPT-2 files have no prefix, and masks beside the weights.
-std::string Gpt2Form::known_name(const std::string& name, const ModelConfig&) const {
+std::string Gpt2Form::known_name(const std::string& name, const ModelConfig&,
+                                 const WeightFolder&) const {
   if (name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias")) return "";
   return name.starts_with("transformer.") || name == "lm_head.weight" ? name
                                                                       : "transformer." + name;

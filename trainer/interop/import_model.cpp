@@ -88,7 +88,7 @@ class ImportedTokenizer {
   ImportedTokenizer(const fs::path& from, std::optional<int64_t> end_of_document,
                     const fs::path& to)
       : to_(to), unfinished_(to) {
-    unfinished_ += ".tmp";
+    unfinished_ += ".switchyard_import.tmp";
     if (!recognize_tokenizer(from)) return;
     fs::remove_all(unfinished_);
     copy_tokenizer_files(from, unfinished_, end_of_document);
@@ -110,7 +110,6 @@ class ImportedTokenizer {
   // Bytes need no file.
   void publish() const {
     if (!section_ || section_->model.empty()) return;
-    fs::remove_all(to_);
     fs::rename(unfinished_, to_);
   }
 
@@ -133,6 +132,21 @@ void require_new(const ImportOptions& options, const RunConfig& config) {
   require(!holds_checkpoints(checkpoints),
           "{} holds checkpoints already: name another folder with run.dir=PATH",
           checkpoints.string());
+  const fs::path tokenizer = RunPaths(config.run.dir).tokenizer();
+  require(!fs::exists(tokenizer), "{} exists already: name another folder with run.dir=PATH",
+          tokenizer.string());
+}
+
+// Every layer and every expert has a tensor of its own, so that the files bound what is described.
+void require_plausible(const ConfigJson& config, const ModelConfig& model,
+                       const WeightFolder& weights, bool stacks_experts) {
+  const auto tensors = static_cast<int64_t>(weights.tensors().size());
+  const int64_t moe_layers =
+      model.structure == Structure::dense ? 0 : model.num_layers - model.first_dense_layers;
+  const bool fits = model.num_layers <= tensors &&
+                    (stacks_experts || int64_t{model.num_experts} * moe_layers <= tensors);
+  require(fits, "{} speaks of {} layers and {} experts, and the files hold {} tensors",
+          config.path().string(), model.num_layers, model.num_experts, tensors);
 }
 
 // The values that are not defaults, so that the file says what is particular about the model.
@@ -184,6 +198,7 @@ ImportReport import_model(const ImportOptions& options) {
   const ModelConfig model = form.read_config(json, weights);
   const bool has_document_mask = json.boolean("document_mask", false);  // of the compact form
   json.finish();
+  require_plausible(json, model, weights, /*stacks_experts=*/form.name() == "switchyard");
   ImportReport report{.form = std::string(form.name()),
                       .loaded = make_experiment(options, model, has_document_mask),
                       .checkpoint = {},

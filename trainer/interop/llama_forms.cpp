@@ -1,7 +1,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <utility>
 
 #include "trainer/interop/expert_rules.h"
@@ -47,7 +46,8 @@ class LlamaForm final : public Form {
   nlohmann::ordered_json write_config(const ModelConfig& model) const override;
   ModelConfig read_config(ConfigJson& config, const WeightFolder& weights) const override;
   std::vector<TensorRule> rules(const ModelConfig& model) const override;
-  std::string known_name(const std::string& name, const ModelConfig& model) const override;
+  std::string known_name(const std::string& name, const ModelConfig& model,
+                         const WeightFolder& weights) const override;
 
  private:
   bool has_experts() const { return t_.experts != Experts::none; }
@@ -194,7 +194,7 @@ Biases LlamaForm::read_biases(ConfigJson& config) const {
 void LlamaForm::read_dense_layers(ConfigJson& config, ModelConfig& model) const {
   if (!may_be_dense_first()) return;
   if (t_.experts == Experts::glm4_moe) {
-    model.first_dense_layers = static_cast<int>(config.integer("first_k_dense_replace", 1));
+    model.first_dense_layers = config.count("first_k_dense_replace", 1);
   } else {
     config.expect("decoder_sparse_step", 1);
     std::vector<int> dense;
@@ -221,13 +221,13 @@ void LlamaForm::read_experts(ConfigJson& config, const WeightFolder& weights,
   const bool is_mixtral = t_.experts == Experts::mixtral;
   const bool is_olmoe = t_.experts == Experts::olmoe;
   model.structure = Structure::vanilla;
-  router.top_k = static_cast<int>(config.integer("num_experts_per_tok"));
+  router.top_k = config.count("num_experts_per_tok");
   router.normalize_topk = is_mixtral || config.boolean("norm_topk_prob", is_glm);
   // transformers 5 writes num_local_experts for some architectures.
   const char* count = is_glm                                     ? "n_routed_experts"
                       : is_mixtral || !config.has("num_experts") ? "num_local_experts"
                                                                  : "num_experts";
-  model.num_experts = static_cast<int>(config.integer(count));
+  model.num_experts = config.count(count);
   model.expert_ffn_hidden =
       config.integer(is_mixtral || is_olmoe ? "intermediate_size" : "moe_intermediate_size");
   if (config.has("clip_qkv")) config.cannot("clip_qkv");
@@ -236,10 +236,10 @@ void LlamaForm::read_experts(ConfigJson& config, const WeightFolder& weights,
     model.structure = Structure::fine_grained;
     router.score = RouterScore::sigmoid;
     router.routed_scaling_factor = config.real("routed_scaling_factor", 1.0);
-    router.num_groups = static_cast<int>(config.integer("n_group", 1));
-    router.groups_per_token = static_cast<int>(config.integer("topk_group", 1));
+    router.num_groups = config.count("n_group", 1);
+    router.groups_per_token = config.count("topk_group", 1);
     model.qk_norm = config.boolean("use_qk_norm", false) ? QkNormKind::head : QkNormKind::none;
-    model.num_shared_experts = static_cast<int>(config.integer("n_shared_experts", 1));
+    model.num_shared_experts = config.count("n_shared_experts", 1);
     model.shared_expert_ffn_hidden = model.expert_ffn_hidden;
     router.bias_update_rate = has_balancing_bias(weights, expert_names()) ? 1e-3 : 0.0;
   } else if (t_.experts == Experts::qwen2_moe) {
@@ -254,9 +254,9 @@ ModelConfig LlamaForm::read_config(ConfigJson& config, const WeightFolder& weigh
   ModelConfig model;
   model.vocab_size = config.integer("vocab_size");
   model.hidden = config.integer("hidden_size");
-  model.num_layers = static_cast<int>(config.integer("num_hidden_layers"));
-  model.num_heads = static_cast<int>(config.integer("num_attention_heads"));
-  model.num_kv_heads = static_cast<int>(config.integer("num_key_value_heads", model.num_heads));
+  model.num_layers = config.count("num_hidden_layers");
+  model.num_heads = config.count("num_attention_heads");
+  model.num_kv_heads = config.count("num_key_value_heads", model.num_heads);
   model.head_dim =
       config.integer("head_dim", model.num_heads > 0 ? model.hidden / model.num_heads : 0);
   model.seq_len = config.positions("max_position_embeddings");
@@ -265,7 +265,7 @@ ModelConfig LlamaForm::read_config(ConfigJson& config, const WeightFolder& weigh
   model.init_std = config.real("initializer_range", 0.02);
   model.activation = Activation::swiglu;
   config.expect("hidden_act", "silu");
-  read_rope(config, t_.default_theta, t_.default_partial, model);
+  read_rope(config, t_.default_theta, t_.default_partial, rotates_in_part(), model);
   refuse_short_window(config, model, t_.window);
   model.bias = read_biases(config);
   model.qk_norm = t_.qk_norms.front();
@@ -308,15 +308,16 @@ ExpertNames LlamaForm::expert_names() const {
   return names;
 }
 
-// The angles of the rotation, which old files hold, follow from config.json. Blocks behind the last
-// one predict more than the next token (GLM's num_nextn_predict_layers); transformers leaves them
-// out, too.
-std::string LlamaForm::known_name(const std::string& name, const ModelConfig& model) const {
+// The angles of the rotation, which old files hold, follow from config.json. The block behind the
+// last one predicts more than the next token (GLM's num_nextn_predict_layers is 1 or 0);
+// transformers leaves it out, too.
+std::string LlamaForm::known_name(const std::string& name, const ModelConfig& model,
+                                  const WeightFolder& weights) const {
   if (name.ends_with(".rotary_emb.inv_freq")) return "";
-  constexpr std::string_view kLayer = "model.layers.";
-  const bool is_behind = t_.experts == Experts::glm4_moe && name.starts_with(kLayer) &&
-                         std::atoi(name.c_str() + kLayer.size()) >= model.num_layers;
-  return is_behind ? "" : name;
+  const std::string behind = fmt::format("model.layers.{}.", model.num_layers);
+  const bool predicts_more = t_.experts == Experts::glm4_moe && name.starts_with(behind) &&
+                             weights.tensors().contains(behind + "eh_proj.weight");
+  return predicts_more ? "" : name;
 }
 
 std::vector<TensorRule> LlamaForm::rules(const ModelConfig& model) const {
@@ -375,7 +376,7 @@ std::vector<std::unique_ptr<const Form>> make_llama_forms() {
        .qk_norms = {QkNormKind::none},
        .default_eps = 1e-5,
        .default_theta = 1e6,
-       .window = Window::always},
+       .window = Window::if_given},
       {.name = "qwen2_moe",
        .architecture = "Qwen2MoeForCausalLM",
        .experts = Experts::qwen2_moe,

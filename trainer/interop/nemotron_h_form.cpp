@@ -20,7 +20,8 @@ class NemotronHForm final : public Form {
   nlohmann::ordered_json write_config(const ModelConfig& model) const override;
   ModelConfig read_config(ConfigJson& config, const WeightFolder& weights) const override;
   std::vector<TensorRule> rules(const ModelConfig& model) const override;
-  std::string known_name(const std::string& name, const ModelConfig&) const override;
+  std::string known_name(const std::string& name, const ModelConfig&,
+                         const WeightFolder&) const override;
   bool keeps_latent() const override { return true; }
 };
 
@@ -148,8 +149,8 @@ ModelConfig NemotronHForm::read_config(ConfigJson& config, const WeightFolder& w
   RouterConfig& router = model.router;
   model.vocab_size = config.integer("vocab_size");
   model.hidden = config.integer("hidden_size");
-  model.num_heads = static_cast<int>(config.integer("num_attention_heads"));
-  model.num_kv_heads = static_cast<int>(config.integer("num_key_value_heads", model.num_heads));
+  model.num_heads = config.count("num_attention_heads");
+  model.num_kv_heads = config.count("num_key_value_heads", model.num_heads);
   model.head_dim = config.integer("head_dim", 128);
   model.seq_len = config.positions("max_position_embeddings");
   model.norm_eps = config.real("layer_norm_epsilon", 1e-5);
@@ -157,8 +158,8 @@ ModelConfig NemotronHForm::read_config(ConfigJson& config, const WeightFolder& w
   model.tie_embeddings = false;  // it always has a head of its own
   model.init_std = config.real("initializer_range", 0.02);
   config.expect("mlp_bias", false);
-  router.num_groups = static_cast<int>(config.integer("n_group", 1));
-  router.groups_per_token = static_cast<int>(config.integer("topk_group", 1));
+  router.num_groups = config.count("n_group", 1);
+  router.groups_per_token = config.count("topk_group", 1);
   const std::string activation = config.text("mlp_hidden_act", "relu2");
   model.activation = activation == "silu"   ? Activation::silu
                      : activation == "relu" ? Activation::relu
@@ -169,12 +170,12 @@ ModelConfig NemotronHForm::read_config(ConfigJson& config, const WeightFolder& w
   const int64_t latent = config.integer("moe_latent_size", 0);
   model.structure = latent > 0 ? Structure::bigmac : Structure::fine_grained;
   model.latent = latent;
-  model.num_experts = static_cast<int>(config.integer("n_routed_experts"));
+  model.num_experts = config.count("n_routed_experts");
   model.expert_ffn_hidden = config.integer("moe_intermediate_size");
-  model.num_shared_experts = config.integer("n_shared_experts", 1) > 0 ? 1 : 0;
+  model.num_shared_experts = config.count("n_shared_experts", 1) > 0 ? 1 : 0;
   model.shared_expert_ffn_hidden = config.integer("moe_shared_expert_intermediate_size", 0);
   router.score = RouterScore::sigmoid;
-  router.top_k = static_cast<int>(config.integer("num_experts_per_tok"));
+  router.top_k = config.count("num_experts_per_tok");
   router.normalize_topk = config.boolean("norm_topk_prob", true);
   router.routed_scaling_factor = config.real("routed_scaling_factor", 1.0);
   router.bias_update_rate = has_balancing_bias(weights, kNames) ? 1e-3 : 0.0;
@@ -182,7 +183,8 @@ ModelConfig NemotronHForm::read_config(ConfigJson& config, const WeightFolder& w
 }
 
 // Published files say "backbone".
-std::string NemotronHForm::known_name(const std::string& name, const ModelConfig&) const {
+std::string NemotronHForm::known_name(const std::string& name, const ModelConfig&,
+                                      const WeightFolder&) const {
   constexpr std::string_view kOld = "backbone.";
   return name.starts_with(kOld) ? "model." + name.substr(kOld.size()) : name;
 }

@@ -67,6 +67,14 @@ json merges_of(const Model& model) {
     }
   }
   std::ranges::sort(merges);
+  // SentencePiece takes the leftmost of two pairs of one score, the library the one that is listed
+  // first.
+  const auto tied = std::ranges::adjacent_find(merges, [](const Merge& a, const Merge& b) {
+    return std::get<0>(a) == std::get<0>(b) && std::get<1>(a) != std::get<1>(b);
+  });
+  require(tied == merges.end(), "pieces of one score ({}{} and others) have no equal",
+          tied == merges.end() ? "" : std::get<3>(*tied),
+          tied == merges.end() ? "" : std::get<4>(*tied));
   json pairs = json::array();
   for (const Merge& merge : merges) pairs.push_back({std::get<3>(merge), std::get<4>(merge)});
   return pairs;

@@ -119,7 +119,7 @@ ForeignSource::ForeignSource(const WeightFolder& weights, const Form& form,
                              const ModelConfig& model)
     : weights_(weights), form_(form), shapes_(tensors_of(model)), rules_(form.rules(model)) {
   for (const auto& [name, info] : weights.tensors())
-    their_names_[form.known_name(name, model)] = name;
+    their_names_[form.known_name(name, model, weights)] = name;
   std::vector<std::string> problems;
   for (const TensorRule& rule : rules_) {
     std::string problem = find_problem(rule);
@@ -131,6 +131,12 @@ ForeignSource::ForeignSource(const WeightFolder& weights, const Form& form,
     }
   }
   for (std::string& problem : left_over()) problems.push_back(std::move(problem));
+  constexpr size_t kMostShown = 20;
+  const size_t more = problems.size() - std::min(problems.size(), kMostShown);
+  if (more > 0) {
+    problems.resize(kMostShown);
+    problems.push_back(fmt::format("and {} more", more));
+  }
   require(problems.empty(), "the tensors are not those of config.json: {}",
           fmt::join(problems, "; "));
 }
@@ -183,6 +189,7 @@ bool ForeignSource::is_copy_of_embedding(const std::string& name) const {
 
 void ForeignSource::read(const TensorKey& tensor, int64_t first, int64_t count,
                          std::span<float> values) {
+  require(segments_.contains(tensor), "the folder holds nothing for {}", tensor.second);
   const int64_t width = row_width(shapes_.at(tensor));
   for (const Segment& segment : segments_.at(tensor)) {
     const int64_t begin = std::max(first, segment.ours.first);

@@ -28,6 +28,10 @@ class UpcycledSource final : public TensorSource {
 
   void read(const TensorKey& tensor, int64_t first, int64_t count,
             std::span<float> values) override {
+    if (tensor.first == kBalancingBias) {
+      std::ranges::fill(values, 0.0f);
+      return;
+    }
     const std::string& name = tensor.second;
     const size_t moe = name.find(".moe.");
     if (moe == std::string::npos) return tensors_.read(tensor, first, count, values);
@@ -126,6 +130,7 @@ void settle_upcycled_model(const ModelConfig& dense, LoadedConfig& loaded) {
   require_that(router.normalize_topk, "model.router.normalize_topk must be true");
   require_that(router.routed_scaling_factor == parts,
                fmt::format("model.router.routed_scaling_factor must be {}", parts));
+  require_that(router.num_groups == 1, "model.router.num_groups must be 1");
   require_that(router.capacity_factor == 0.0, "model.router.capacity_factor must be 0");
   require_that(moe.num_shared_experts == 0 && moe.first_dense_layers == 0,
                "model.num_shared_experts and model.first_dense_layers must be 0");

@@ -1,6 +1,7 @@
 #include "trainer/training/evaluation.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "parallel/distributed_context.h"
 
@@ -12,7 +13,11 @@ struct LossSum {
   double loss = 0.0;
   int64_t tokens = 0;
 
-  double mean() const { return tokens > 0 ? loss / static_cast<double>(tokens) : 0.0; }
+  // NaN without a target: nothing was measured.
+  double mean() const {
+    return tokens > 0 ? loss / static_cast<double>(tokens)
+                      : std::numeric_limits<double>::quiet_NaN();
+  }
 };
 
 void add_counts(GlobalExpertCounts& sum, const GlobalExpertCounts& counts) {
