@@ -176,7 +176,7 @@ void TokenizersProcess::stop() {
 std::vector<int32_t> TokenizersProcess::encode(std::string_view text) {
   const std::string reply = request('e', text);
   std::vector<int32_t> ids(reply.size() / sizeof(int32_t));
-  std::memcpy(ids.data(), reply.data(), ids.size() * sizeof(int32_t));
+  if (!ids.empty()) std::memcpy(ids.data(), reply.data(), ids.size() * sizeof(int32_t));
   return ids;
 }
 
