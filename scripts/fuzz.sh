@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Builds the fuzz targets (tests/fuzz/) and runs each for some time:
-#   scripts/fuzz.sh [--seconds N] [--jobs N] [TARGET...]      (60 seconds, one at a time, all)
+#   scripts/fuzz.sh [--seconds N] [--jobs N] [--seed N] [TARGET...]
+# (60 seconds, one at a time, another seed every time, all). With a seed, an empty corpus and the
+# same programs, the inputs are the same ones, so a finding is due to a change of the program.
 # Inputs that reach new code are kept in build-fuzz/corpus/TARGET, and are the start of the next
 # run. An input that ends a reader in any way but an Error is a finding: it is written to
 # build-fuzz/findings/TARGET, and the script ends with 1. To see it again:
@@ -9,14 +11,14 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 usage() {
-  echo "usage: scripts/fuzz.sh [--seconds N] [--jobs N] [TARGET...]" >&2
+  echo "usage: scripts/fuzz.sh [--seconds N] [--jobs N] [--seed N] [TARGET...]" >&2
   exit 2
 }
 
-seconds=60 jobs=1 targets=()
+seconds=60 jobs=1 seed=0 targets=()
 while (($# > 0)); do
   case "$1" in
-    --seconds | --jobs)
+    --seconds | --jobs | --seed)
       [[ "${2:-}" =~ ^[1-9][0-9]*$ ]] || usage
       printf -v "${1#--}" %s "$2"
       shift
@@ -65,7 +67,7 @@ run_target() {
   done
   [[ -f "tests/fuzz/$target.dict" ]] && dictionary=("-dict=tests/fuzz/$target.dict")
   TMPDIR="$scratch/$target" "build-fuzz/fuzz_$target" "${limits[@]}" "${dictionary[@]}" \
-    -max_total_time="$seconds" -close_fd_mask=3 -print_final_stats=1 \
+    -seed="$seed" -max_total_time="$seconds" -close_fd_mask=3 -print_final_stats=1 \
     -artifact_prefix="build-fuzz/findings/$target/" "${folders[@]}" \
     >"build-fuzz/$target.log" 2>&1 && echo 0 >"$scratch/$target.status" ||
     echo $? >"$scratch/$target.status"

@@ -15,7 +15,10 @@ Model::Piece parse_piece(std::string_view message) {
   Model::Piece piece;
   ProtobufFields fields(message);
   while (const auto field = fields.next()) {
-    if (field->number == 1) piece.text = field->bytes;
+    if (field->number == 1) {
+      piece.text = field->bytes;
+      require(piece.text.find('\0') == piece.text.npos, "a piece holds a zero byte");
+    }
     if (field->number == 2) {
       require(field->bytes.size() == sizeof(float), "the score of a piece is no f32");
       std::memcpy(&piece.score, field->bytes.data(), sizeof(float));

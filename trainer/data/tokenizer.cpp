@@ -15,6 +15,7 @@
 #include "trainer/data/huggingface_tokenizer.h"
 #include "trainer/data/normalization_table.h"
 #include "trainer/data/recall_tokenizer.h"
+#include "trainer/data/sentencepiece_model.h"
 #include "trainer/files/durable_file.h"
 #include "trainer/files/file_io.h"
 
@@ -90,13 +91,10 @@ class SentencePieceTokenizer final : public Tokenizer {
     const std::string& path = config.model;
     const std::string bytes = read_file(path);
     try {
-      require_sound_normalization(bytes);
-    } catch (const Error& error) {
+      load(bytes);
+    } catch (const std::exception& error) {
       fail("{} is not a SentencePiece model, or damaged: {}", path, error.what());
     }
-    const auto status = processor_.LoadFromSerializedProto(bytes);
-    require(status.ok() && processor_.GetPieceSize() > 0,
-            "{} is not a SentencePiece model, or damaged: {}", path, status.ToString());
     require(processor_.eos_id() >= 0, "{} has no end-of-sentence piece to end documents with",
             path);
     require(config.vocab_size == 0 || config.vocab_size == vocab_size(),
@@ -147,6 +145,16 @@ class SentencePieceTokenizer final : public Tokenizer {
   const std::string& hash() const override { return hash_; }
 
  private:
+  // The library follows a model's tables unchecked, so they are checked first; it also throws where
+  // it cannot build its trie of pieces.
+  void load(const std::string& bytes) {
+    parse_sentencepiece_model(bytes);
+    require_sound_normalization(bytes);
+    const auto status = processor_.LoadFromSerializedProto(bytes);
+    require(status.ok(), "{}", status.ToString());
+    require(processor_.GetPieceSize() > 0, "it has no pieces");
+  }
+
   // SentencePiece takes about 90 bytes per byte of text, and time that grows faster than the text.
   static constexpr size_t kBlockBytes = 16384;
 

@@ -331,6 +331,20 @@ TEST_F(SentencePieceTest, ADamagedModelIsAnError) {
   EXPECT_THAT(error_of([&] { make_tokenizer(config_); }), HasSubstr("No such file"));
 }
 
+// The library's trie ends a piece at a zero byte, and would find another piece or throw.
+TEST_F(SentencePieceTest, APieceWithAZeroByteIsAnError) {
+  const std::string bytes = test::read_file(config_.model), piece = "<unk>";
+  const size_t place = bytes.find(piece);
+  ASSERT_NE(place, bytes.npos);
+  for (const size_t i : {size_t{0}, piece.size() - 1}) {
+    std::string damaged = bytes;
+    damaged[place + i] = '\0';
+    test::write_file(config_.model, damaged);
+    EXPECT_THAT(error_of([&] { make_tokenizer(config_); }),
+                HasSubstr("damaged: a piece holds a zero byte"));
+  }
+}
+
 TEST_F(SentencePieceTest, TooLittleTextIsAnErrorThatLeavesNoFile) {
   const auto model = folder_.path() / "none.model";
 
