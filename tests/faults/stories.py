@@ -96,7 +96,7 @@ class Story:
         self.starts.append(f"{self.layout} {fault.text if fault else 'undisturbed'}: "
                            f"code {job.code} after {job.seconds:.1f} s")
         self.tally.starts += 1
-        self.check_start(job, fault)
+        self.check_start(job, companion or fault)
         return job
 
     def lineage(self, output):
@@ -108,7 +108,8 @@ class Story:
             return before
         return (*before, (self.layout, step))
 
-    def check_start(self, job, fault):
+    def check_start(self, job, struck):
+        """`struck`: what came while the start ran, if anything."""
         if job.hung:
             self.problem("hang", f"not ended in time; stacks in {job.log.name}.stacks")
         output = job.output
@@ -118,7 +119,7 @@ class Story:
             self.may_lack.update(range(int(step), STEPS + 1))
         # mpirun may end before it has started a rank, which could say why.
         silent = job.code > 0 and job.code != 75 and not output.strip()
-        if silent and not job.hung and not (fault and fault.who == "mpirun"):
+        if silent and not job.hung and not (struck and struck.who == "mpirun"):
             self.problem("message", f"code {job.code} without a word")
         self.check_result(job, output)
         self.check_checkpoints(output)
