@@ -5,8 +5,6 @@
 #include <zstd_errors.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
 #include <utility>
 #include <vector>
 
@@ -18,44 +16,105 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr unsigned kBlockBytes = 1 << 18;
+constexpr size_t kBlockBytes = 1 << 18;
 
-// zlib reads files without gzip's magic number unchanged.
+// The bytes of a file as they are.
+class PlainStream : public ByteStream {
+ public:
+  explicit PlainStream(const fs::path& path) : file_(path), size_(file_.size()) {}
+
+  size_t read(std::span<char> bytes) override {
+    const auto count = std::min<int64_t>(std::ssize(bytes), size_ - offset_);
+    file_.read(offset_, std::as_writable_bytes(bytes.first(static_cast<size_t>(count))));
+    offset_ += count;
+    return static_cast<size_t>(count);
+  }
+
+  // Of the next byte.
+  int64_t offset() const { return offset_; }
+
+ private:
+  InputFile file_;
+  int64_t size_, offset_ = 0;
+};
+
+// One member after the other, as `gzip` and `cat` write them. (zlib's gzread ignores all bytes
+// from the first member with a damaged header on.)
 class GzipStream : public ByteStream {
  public:
-  GzipStream(const fs::path& path, bool is_compressed) : path_(path), compressed_(is_compressed) {
-    file_ = gzopen(path.c_str(), "rbe");
-    require(file_ != nullptr, "cannot open {}: {}", path.string(), std::strerror(errno));
-    gzbuffer(file_, kBlockBytes);
+  explicit GzipStream(const fs::path& path) : path_(path), file_(path), buffer_(kBlockBytes) {
+    constexpr int kGzip = 16;  // and no other format
+    require(inflateInit2(&state_, MAX_WBITS + kGzip) == Z_OK,
+            "cannot read {}: there is no memory to decompress it", path.string());
   }
-  ~GzipStream() override { gzclose(file_); }
+  ~GzipStream() override { inflateEnd(&state_); }
   GzipStream(const GzipStream&) = delete;
   GzipStream& operator=(const GzipStream&) = delete;
 
   size_t read(std::span<char> bytes) override {
-    const int count = gzread(file_, bytes.data(), static_cast<unsigned>(bytes.size()));
-    require(!compressed_ || count <= 0 || gzdirect(file_) == 0, "{} is not compressed by gzip",
-            path_.string());
-    // zlib returns the readable part of a damaged file before it reports the damage.
-    int status = Z_OK;
-    const char* reason = gzerror(file_, &status);
-    require(status == Z_OK || status == Z_STREAM_END, "cannot read {}: {}", path_.string(),
-            status == Z_ERRNO ? std::strerror(errno) : reason);
-    return static_cast<size_t>(std::max(count, 0));
+    state_.next_out = reinterpret_cast<Bytef*>(bytes.data());
+    state_.avail_out = static_cast<uInt>(bytes.size());
+    while (state_.avail_out == bytes.size()) {
+      if (!in_member_ && !begin_member()) return 0;
+      const bool at_end = !has_input();
+      const int status = inflate(&state_, Z_NO_FLUSH);
+      in_member_ = status != Z_STREAM_END;
+      require(!in_member_ || status == Z_OK || status == Z_BUF_ERROR,
+              "cannot read {}: the gzip member from byte {} on is damaged: {}", path_.string(),
+              member_, state_.msg ? state_.msg : zError(status));
+      require(!at_end || !in_member_ || state_.avail_out < bytes.size(),
+              "cannot read {}: it ends within its compressed data, the gzip member from byte {} on",
+              path_.string(), member_);
+    }
+    return bytes.size() - state_.avail_out;
   }
 
  private:
+  // False at the end of the file. After a member, zeros may lead there, as blocks of tapes do.
+  bool begin_member() {
+    constexpr Bytef kFirstByte = 0x1f;
+    const int64_t end = position();
+    while (end > 0 && has_input() && *state_.next_in == 0) {
+      ++state_.next_in;
+      --state_.avail_in;
+    }
+    if (!has_input()) return false;
+    member_ = position();
+    const bool begins = *state_.next_in == kFirstByte && member_ == end;
+    require(begins || end > 0, "{} is not compressed by gzip", path_.string());
+    require(begins,
+            "cannot read {}: the bytes from byte {} on are no gzip member: the file is damaged, or "
+            "has other bytes behind its compressed data",
+            path_.string(), end);
+    inflateReset(&state_);
+    return true;
+  }
+
+  // False at the end of the file.
+  bool has_input() {
+    if (state_.avail_in == 0) {
+      state_.next_in = reinterpret_cast<Bytef*>(buffer_.data());
+      state_.avail_in = static_cast<uInt>(file_.read(buffer_));
+    }
+    return state_.avail_in > 0;
+  }
+
+  // Of the next byte that zlib has not taken.
+  int64_t position() const { return file_.offset() - state_.avail_in; }
+
   fs::path path_;
-  bool compressed_;
-  gzFile file_;
+  PlainStream file_;
+  std::vector<char> buffer_;
+  z_stream state_{};
+  bool in_member_ = false;
+  int64_t member_ = 0;  // its first byte
 };
 
 // One frame after the other, as `zstd` and `cat` write them. The library takes at most 128 MiB for
 // a frame, and reports any that would need more.
 class ZstdStream : public ByteStream {
  public:
-  explicit ZstdStream(const fs::path& path)
-      : path_(path), file_(path), size_(file_.size()), buffer_(kBlockBytes) {
+  explicit ZstdStream(const fs::path& path) : path_(path), file_(path), buffer_(kBlockBytes) {
     require(context_ != nullptr, "cannot read {}: there is no memory to decompress it",
             path.string());
   }
@@ -63,7 +122,7 @@ class ZstdStream : public ByteStream {
   size_t read(std::span<char> bytes) override {
     ZSTD_outBuffer out{bytes.data(), bytes.size(), 0};
     while (out.pos == 0) {
-      if (in_.pos == in_.size) refill();
+      if (in_.pos == in_.size) in_ = {buffer_.data(), file_.read(buffer_), 0};
       const bool at_end = in_.pos == in_.size;
       if (at_end && !in_frame_) return 0;
       const size_t wanted = ZSTD_decompressStream(context_.get(), &out, &in_);
@@ -76,14 +135,6 @@ class ZstdStream : public ByteStream {
   }
 
  private:
-  void refill() {
-    const auto count = std::min<int64_t>(std::ssize(buffer_), size_ - offset_);
-    const std::span<std::byte> bytes(buffer_.data(), static_cast<size_t>(count));
-    file_.read(offset_, bytes);
-    offset_ += count;
-    in_ = {bytes.data(), bytes.size(), 0};
-  }
-
   [[noreturn]] void refuse(size_t error) const {
     if (ZSTD_getErrorCode(error) == ZSTD_error_prefix_unknown) {
       fail("{} is not compressed by zstd, or has other bytes behind its compressed data",
@@ -97,9 +148,8 @@ class ZstdStream : public ByteStream {
   };
 
   fs::path path_;
-  InputFile file_;
-  int64_t size_, offset_ = 0;
-  std::vector<std::byte> buffer_;
+  PlainStream file_;
+  std::vector<char> buffer_;
   ZSTD_inBuffer in_{nullptr, 0, 0};
   std::unique_ptr<ZSTD_DCtx, FreeContext> context_{ZSTD_createDCtx()};
   bool in_frame_ = false;
@@ -107,7 +157,8 @@ class ZstdStream : public ByteStream {
 
 std::unique_ptr<ByteStream> open_stream(const fs::path& path) {
   if (path.extension() == ".zst") return std::make_unique<ZstdStream>(path);
-  return std::make_unique<GzipStream>(path, path.extension() == ".gz");
+  if (path.extension() == ".gz") return std::make_unique<GzipStream>(path);
+  return std::make_unique<PlainStream>(path);
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "trainer/data/text_file.h"
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <zlib.h>
@@ -25,6 +26,14 @@ class TextFileTest : public ::testing::Test {
     bytes.resize(ZSTD_compress2(context, bytes.data(), bytes.size(), text.data(), text.size()));
     ZSTD_freeCCtx(context);
     return bytes;
+  }
+
+  std::string gzip(const std::string& text) {
+    const auto path = folder_.path() / "made.gz";
+    const gzFile file = gzopen(path.c_str(), "wb");
+    gzwrite(file, text.data(), static_cast<unsigned>(text.size()));
+    gzclose(file);
+    return test::read_file(path);
   }
 
   std::filesystem::path put(const std::string& name, const std::string& bytes) {
@@ -74,6 +83,50 @@ TEST_F(TextFileTest, DamagedZstdIsAnError) {
   }
   EXPECT_THAT(error("plain text"), HasSubstr("a.txt.zst is not compressed by zstd"));
   EXPECT_THAT(error(zstd("one") + "text"), HasSubstr("or has other bytes behind its compressed"));
+}
+
+TEST_F(TextFileTest, GzipIsDecompressedMemberByMember) {
+  const std::string text = long_text();
+
+  EXPECT_EQ(text_of("a.txt.gz", gzip(text)), text);
+  EXPECT_EQ(text_of("a.txt.gz", gzip("one ") + gzip("") + gzip("two") + gzip("")), "one two");
+  EXPECT_EQ(text_of("a.txt.gz", gzip(text) + gzip(text)), text + text);
+  EXPECT_EQ(text_of("a.txt.gz", gzip("one") + std::string(600000, '\0')), "one");
+  EXPECT_EQ(text_of("a.txt.gz", ""), "");
+  EXPECT_EQ(text_of("a.txt", gzip("one")), gzip("one")) << "only the name decides";
+}
+
+TEST_F(TextFileTest, NothingBehindAGzipMemberIsIgnored) {
+  const std::string one = gzip("one"), two = gzip("two"), zeros(512, '\0');
+  const auto error = [&](const std::string& bytes) {
+    return error_of([&] { text_of("a.txt.gz", bytes); });
+  };
+  const auto at = [&](const char* what, size_t byte) {
+    return HasSubstr(fmt::format("a.txt.gz: the {} from byte {} on ", what, byte));
+  };
+
+  std::string flipped = two;
+  for (size_t byte = 0; byte < two.size(); ++byte) {
+    // Time and system, and the bits behind the last block of data, decide nothing.
+    if ((byte >= 4 && byte < 10) || byte == two.size() - 9) continue;
+    flipped[byte] = static_cast<char>(two[byte] ^ 4);
+    EXPECT_THAT(error(one + flipped + gzip("three")),
+                HasSubstr(fmt::format("from byte {} on", one.size())))
+        << byte;
+    flipped[byte] = two[byte];
+  }
+  flipped[0] = 'x';
+  EXPECT_THAT(error(one + flipped), at("bytes", one.size()));
+  EXPECT_THAT(error(one + "\n"), at("bytes", one.size()));
+  EXPECT_THAT(error(one + zeros + two), at("bytes", one.size()));
+  flipped = two;
+  flipped[1] = 'x';
+  EXPECT_THAT(error(one + flipped), at("gzip member", one.size()));
+  EXPECT_THAT(error(one + two.substr(0, 3)),
+              HasSubstr(fmt::format("it ends within its compressed data, the gzip member from byte "
+                                    "{} on",
+                                    one.size())));
+  EXPECT_THAT(error(zeros), HasSubstr("a.txt.gz is not compressed by gzip"));
 }
 
 TEST_F(TextFileTest, LinesMayEndAnywhereInABlock) {
