@@ -5,13 +5,9 @@
 #include <cstring>
 
 #include "kernels/runtime/check.h"
-#include "trainer/data/protobuf_fields.h"
 
 namespace switchyard {
 namespace {
-
-// Fields of ModelProto and of its NormalizerSpec (sentencepiece_model.proto).
-constexpr uint64_t kNormalizer = 3, kDenormalizer = 5, kCharsMap = 2;
 
 uint32_t word_at(std::string_view bytes, size_t index) {
   uint32_t word;
@@ -19,10 +15,12 @@ uint32_t word_at(std::string_view bytes, size_t index) {
   return word;
 }
 
+}  // namespace
+
 // A table is the size of a trie, the trie, and the texts that it leads to, each ended by a zero
 // byte. The trie is a double array (Darts, by Yata): from unit i a byte c leads to unit
 // i ^ offset ^ c, and units with the highest bit hold the place of a text.
-void check_table(std::string_view table) {
+void require_sound_normalization(std::string_view table) {
   if (table.empty()) return;
   require(table.size() > sizeof(uint32_t), "its normalization table is cut off");
   const size_t trie_bytes = word_at(table, 0);
@@ -41,19 +39,6 @@ void check_table(std::string_view table) {
     }
     const uint64_t offset = uint64_t{unit >> 10} << ((unit & 0x200u) >> 6);
     require(((i ^ offset) | 0xFFu) < units, "its normalization table leads out of its trie");
-  }
-}
-
-}  // namespace
-
-void require_sound_normalization(std::string_view model) {
-  ProtobufFields fields(model);
-  while (const auto field = fields.next()) {
-    if (field->number != kNormalizer && field->number != kDenormalizer) continue;
-    ProtobufFields of_normalizer(field->bytes);
-    while (const auto part = of_normalizer.next()) {
-      if (part->number == kCharsMap) check_table(part->bytes);
-    }
   }
 }
 

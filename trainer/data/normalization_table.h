@@ -4,8 +4,9 @@
 
 namespace switchyard {
 
-// Throws Error unless the tables by which a serialized SentencePiece model normalizes text can be
-// followed without leaving them. The library follows them unchecked, and crashes on damaged ones.
-void require_sound_normalization(std::string_view model);
+// Throws Error unless a table by which a SentencePiece model normalizes text (precompiled_charsmap,
+// sentencepiece_model.proto) can be followed without leaving it. The library follows it unchecked,
+// and crashes on damaged ones. An empty table changes nothing.
+void require_sound_normalization(std::string_view table);
 
 }  // namespace switchyard

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "kernels/runtime/check.h"
+#include "trainer/data/normalization_table.h"
 #include "trainer/data/protobuf_fields.h"
 
 namespace switchyard {
@@ -41,7 +42,10 @@ void parse_trainer(std::string_view message, Model& model) {
 void parse_normalizer(std::string_view message, Model& model) {
   ProtobufFields fields(message);
   while (const auto field = fields.next()) {
-    if (field->number == 2) model.charsmap = field->bytes;
+    if (field->number == 2) {
+      require_sound_normalization(field->bytes);
+      model.charsmap = field->bytes;
+    }
     if (field->number == 3) model.add_dummy_prefix = field->value != 0;
     if (field->number == 4) model.remove_extra_whitespaces = field->value != 0;
     if (field->number == 5) model.escape_whitespaces = field->value != 0;

@@ -36,8 +36,8 @@ struct SentencePieceModel {
   bool restores_characters = false;  // decoding replaces characters by a table of its own
 };
 
-// Throws Error where the bytes are damaged, and for pieces with a zero byte, at which the library's
-// trie of pieces ends them.
+// Throws Error where the bytes are damaged, in the tables by which the model normalizes text too,
+// and for pieces with a zero byte, at which the library's trie of pieces ends them.
 SentencePieceModel parse_sentencepiece_model(std::string_view bytes);
 
 }  // namespace switchyard

@@ -13,7 +13,6 @@
 #include "kernels/basic/random.h"
 #include "kernels/runtime/check.h"
 #include "trainer/data/huggingface_tokenizer.h"
-#include "trainer/data/normalization_table.h"
 #include "trainer/data/recall_tokenizer.h"
 #include "trainer/data/sentencepiece_model.h"
 #include "trainer/files/durable_file.h"
@@ -145,11 +144,10 @@ class SentencePieceTokenizer final : public Tokenizer {
   const std::string& hash() const override { return hash_; }
 
  private:
-  // The library follows a model's tables unchecked, so they are checked first; it also throws where
-  // it cannot build its trie of pieces.
+  // Parsing checks the tables that the library follows unchecked. The library also throws, where it
+  // cannot build its trie of pieces.
   void load(const std::string& bytes) {
     parse_sentencepiece_model(bytes);
-    require_sound_normalization(bytes);
     const auto status = processor_.LoadFromSerializedProto(bytes);
     require(status.ok(), "{}", status.ToString());
     require(processor_.GetPieceSize() > 0, "it has no pieces");
