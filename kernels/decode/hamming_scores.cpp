@@ -21,42 +21,46 @@ uint64_t word_pair(const int32_t* words) {
 }
 
 // Distances of keys whose codes have kPairs pairs of words; the compiler uses vector popcounts.
+//   q      [num_codes, words]
+//   shift  code c counts 2^(c shift) times
 template <int kPairs>
-void distances_of(const int32_t* q, int64_t group, const int32_t* codes, int64_t count,
-                  uint16_t* out) {
-  for (int64_t g = 0; g < group; ++g) {
+void distances_of(const int32_t* q, int64_t num_codes, int64_t shift, const int32_t* codes,
+                  int64_t count, uint16_t* out) {
+  for (int64_t c = 0; c < num_codes; ++c) {
     uint64_t query[kPairs];
-    for (int w = 0; w < kPairs; ++w) query[w] = word_pair(q + 2 * (g * kPairs + w));
+    for (int w = 0; w < kPairs; ++w) query[w] = word_pair(q + 2 * (c * kPairs + w));
     for (int64_t p = 0; p < count; ++p) {
       int bits = 0;
       for (int w = 0; w < kPairs; ++w) {
         bits += std::popcount(query[w] ^ word_pair(codes + 2 * (p * kPairs + w)));
       }
-      out[p] = static_cast<uint16_t>((g == 0 ? 0 : out[p]) + bits);
+      out[p] = static_cast<uint16_t>((c == 0 ? 0 : out[p]) + (bits << c * shift));
     }
   }
 }
 
 // Distances of keys whose codes have any number of 32-bit words.
-void distances_of_words(const int32_t* q, int64_t group, int64_t words, const int32_t* codes,
-                        int64_t count, uint16_t* out) {
+void distances_of_words(const int32_t* q, int64_t num_codes, int64_t shift, int64_t words,
+                        const int32_t* codes, int64_t count, uint16_t* out) {
   for (int64_t p = 0; p < count; ++p) {
-    int bits = 0;
-    for (int64_t g = 0; g < group; ++g) {
+    int distance = 0;
+    for (int64_t c = 0; c < num_codes; ++c) {
+      int bits = 0;
       for (int64_t w = 0; w < words; ++w) {
-        bits += std::popcount(static_cast<uint32_t>(q[g * words + w] ^ codes[p * words + w]));
+        bits += std::popcount(static_cast<uint32_t>(q[c * words + w] ^ codes[p * words + w]));
       }
+      distance += bits << c * shift;
     }
-    out[p] = static_cast<uint16_t>(bits);
+    out[p] = static_cast<uint16_t>(distance);
   }
 }
 
-void score_piece(const int32_t* q, int64_t group, int64_t words, const int32_t* codes,
-                 int64_t count, uint16_t* out) {
-  if (words == 2) return distances_of<1>(q, group, codes, count, out);
-  if (words == 4) return distances_of<2>(q, group, codes, count, out);
-  if (words == 8) return distances_of<4>(q, group, codes, count, out);
-  distances_of_words(q, group, words, codes, count, out);
+void score_piece(const int32_t* q, int64_t num_codes, int64_t shift, int64_t words,
+                 const int32_t* codes, int64_t count, uint16_t* out) {
+  if (words == 2) return distances_of<1>(q, num_codes, shift, codes, count, out);
+  if (words == 4) return distances_of<2>(q, num_codes, shift, codes, count, out);
+  if (words == 8) return distances_of<4>(q, num_codes, shift, codes, count, out);
+  distances_of_words(q, num_codes, shift, words, codes, count, out);
 }
 
 void require_lengths(ConstTensorView lengths, int64_t max_len) {
@@ -81,15 +85,18 @@ void for_each_piece(ConstTensorView lengths, int64_t kv_heads, int64_t max_len, 
 
 }  // namespace
 
-void hamming_scores(Stream& stream, ConstTensorView q_codes, ConstTensorView codes,
+void hamming_scores(Stream& stream, ConstTensorView q_codes, QueryCodes kind, ConstTensorView codes,
                     ConstTensorView lengths, TensorView distances) {
   require(q_codes.rank() == 3 && codes.rank() == 4,
           "q_codes has shape {} and codes {}, expected three and four dimensions",
           to_string(q_codes.shape()), to_string(codes.shape()));
-  const int64_t batch = q_codes.dim(0), heads = q_codes.dim(1), words = q_codes.dim(2);
+  const int64_t batch = q_codes.dim(0), num_codes = q_codes.dim(1), words = q_codes.dim(2);
   const int64_t kv_heads = codes.dim(1);
-  require(kv_heads > 0 && heads % kv_heads == 0, "{} query heads cannot share {} key/value heads",
-          heads, kv_heads);
+  require(kv_heads > 0 && num_codes % kv_heads == 0,
+          "{} codes of queries cannot share {} key/value heads", num_codes, kv_heads);
+  const int64_t group = num_codes / kv_heads;
+  require(group == num_query_codes(kind, group), "{} codes of queries are not {} planes", group,
+          kQueryPlanes);
   require_dtype(q_codes, DType::i32, "q_codes");
   require_shape(codes, {batch, kv_heads, codes.dim(2), words}, "codes");
   require_dtype(codes, DType::i32, "codes");
@@ -97,13 +104,14 @@ void hamming_scores(Stream& stream, ConstTensorView q_codes, ConstTensorView cod
   require_dtype(lengths, DType::i32, "lengths");
   require_shape(distances, {batch, kv_heads, codes.dim(2)}, "distances");
   require_dtype(distances, DType::u16, "distances");
-  require(heads / kv_heads * words * 32 <= std::numeric_limits<uint16_t>::max(),
-          "distances to {} codes of {} bits do not fit u16", heads / kv_heads, words * 32);
-  SWITCHYARD_BODY(stream, hamming_scores)(stream, q_codes, codes, lengths, distances);
+  const int64_t weight = weight_of_query_codes(kind, group);
+  require(weight * words * 32 <= std::numeric_limits<uint16_t>::max(),
+          "distances to codes of {} bits with the weight {} do not fit u16", words * 32, weight);
+  SWITCHYARD_BODY(stream, hamming_scores)(stream, q_codes, kind, codes, lengths, distances);
 }
 
 void key_norm_scores(Stream& stream, ConstTensorView distances, ConstTensorView norms,
-                     ConstTensorView lengths, int64_t group, int64_t bits, TensorView scores) {
+                     ConstTensorView lengths, int64_t weight, int64_t bits, TensorView scores) {
   require(distances.rank() == 3, "distances has shape {}, expected three dimensions",
           to_string(distances.shape()));
   require_dtype(distances, DType::u16, "distances");
@@ -113,26 +121,26 @@ void key_norm_scores(Stream& stream, ConstTensorView distances, ConstTensorView 
   require_dtype(lengths, DType::i32, "lengths");
   require_shape(scores, distances.shape(), "scores");
   require_dtype(scores, DType::f32, "scores");
-  require(group >= 1 && bits >= 1, "group is {} and bits {}, expected at least 1", group, bits);
-  SWITCHYARD_BODY(stream, key_norm_scores)(stream, distances, norms, lengths, group, bits, scores);
+  require(weight >= 1 && bits >= 1, "weight is {} and bits {}, expected at least 1", weight, bits);
+  SWITCHYARD_BODY(stream, key_norm_scores)(stream, distances, norms, lengths, weight, bits, scores);
 }
 
 namespace cpu {
 
-void hamming_scores(Stream&, ConstTensorView q_codes, ConstTensorView codes,
+void hamming_scores(Stream&, ConstTensorView q_codes, QueryCodes kind, ConstTensorView codes,
                     ConstTensorView lengths, TensorView distances) {
   const int64_t kv_heads = codes.dim(1), max_len = codes.dim(2), words = codes.dim(3);
-  const int64_t group = q_codes.dim(1) / kv_heads;
+  const int64_t num_codes = q_codes.dim(1) / kv_heads, shift = kind == QueryCodes::planes ? 1 : 0;
   require_lengths(lengths, max_len);
   for_each_piece(lengths, kv_heads, max_len, [&](int64_t row, int64_t begin, int64_t count) {
-    score_piece(q_codes.data<int32_t>() + row * group * words, group, words,
+    score_piece(q_codes.data<int32_t>() + row * num_codes * words, num_codes, shift, words,
                 codes.data<int32_t>() + (row * max_len + begin) * words, count,
                 distances.data<uint16_t>() + row * max_len + begin);
   });
 }
 
 void key_norm_scores(Stream&, ConstTensorView distances, ConstTensorView norms,
-                     ConstTensorView lengths, int64_t group, int64_t bits, TensorView scores) {
+                     ConstTensorView lengths, int64_t weight, int64_t bits, TensorView scores) {
   const int64_t kv_heads = distances.dim(1), max_len = distances.dim(2);
   require_lengths(lengths, max_len);
   const float factor = 2.0f / static_cast<float>(bits);
@@ -140,7 +148,7 @@ void key_norm_scores(Stream&, ConstTensorView distances, ConstTensorView norms,
     for (int64_t i = row * max_len + begin; i < row * max_len + begin + count; ++i) {
       const auto distance = static_cast<float>(distances.data<uint16_t>()[i]);
       scores.data<float>()[i] =
-          (static_cast<float>(group) - factor * distance) * norms.data<float>()[i];
+          (static_cast<float>(weight) - factor * distance) * norms.data<float>()[i];
     }
   });
 }

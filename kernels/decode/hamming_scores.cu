@@ -11,12 +11,13 @@ using namespace cuda;  // NOLINT: the device helpers
 constexpr int kThreads = 256;
 
 struct Problem {
-  int64_t group, kv_heads, max_len, words;
+  int64_t num_codes, shift;  // of the queries of a key/value head; code c counts 2^(c shift) times
+  int64_t kv_heads, max_len, words;
   const int32_t* lengths;
 };
 
 // One thread scores a key; a warp reads the codes of 32 adjacent keys.
-//   shared  [group, words] the queries' codes
+//   shared  [num_codes, words] the queries' codes
 template <int kWords>
 __global__ void hamming_scores_kernel(Problem p, const int32_t* q_codes, const int32_t* codes,
                                       uint16_t* distances) {
@@ -25,8 +26,8 @@ __global__ void hamming_scores_kernel(Problem p, const int32_t* q_codes, const i
   const int64_t row = blockIdx.z * p.kv_heads + blockIdx.y;
   const int64_t length = p.lengths[blockIdx.z];
   if (int64_t{blockIdx.x} * kThreads >= length) return;  // the whole block
-  for (int64_t i = threadIdx.x; i < p.group * words; i += kThreads) {
-    queries[i] = q_codes[row * p.group * words + i];
+  for (int64_t i = threadIdx.x; i < p.num_codes * words; i += kThreads) {
+    queries[i] = q_codes[row * p.num_codes * words + i];
   }
   __syncthreads();  // the queries' codes are visible below
 
@@ -36,20 +37,21 @@ __global__ void hamming_scores_kernel(Problem p, const int32_t* q_codes, const i
   int distance = 0;
   for (int64_t w = 0; w < words; ++w) {
     const int32_t word = code[w];
-    for (int64_t g = 0; g < p.group; ++g) {
-      distance += __popc(static_cast<unsigned int>(word ^ queries[g * words + w]));
+    for (int64_t c = 0; c < p.num_codes; ++c) {
+      const auto differing = static_cast<unsigned int>(word ^ queries[c * words + w]);
+      distance += __popc(differing) << c * p.shift;
     }
   }
   distances[row * p.max_len + key] = static_cast<uint16_t>(distance);
 }
 
 __global__ void key_norm_scores_kernel(Problem p, const uint16_t* distances, const float* norms,
-                                       float factor, float* scores) {
+                                       float weight, float factor, float* scores) {
   const int64_t row = blockIdx.z * p.kv_heads + blockIdx.y;
   const int64_t key = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (key >= p.lengths[blockIdx.z]) return;
   const int64_t i = row * p.max_len + key;
-  scores[i] = (static_cast<float>(p.group) - factor * static_cast<float>(distances[i])) * norms[i];
+  scores[i] = (weight - factor * static_cast<float>(distances[i])) * norms[i];
 }
 
 dim3 grid_of(const Problem& p, int64_t batch) {
@@ -59,14 +61,15 @@ dim3 grid_of(const Problem& p, int64_t batch) {
 
 }  // namespace
 
-void cuda::hamming_scores(Stream& stream, ConstTensorView q_codes, ConstTensorView codes,
-                          ConstTensorView lengths, TensorView distances) {
-  const Problem p{.group = q_codes.dim(1) / codes.dim(1),
+void cuda::hamming_scores(Stream& stream, ConstTensorView q_codes, QueryCodes kind,
+                          ConstTensorView codes, ConstTensorView lengths, TensorView distances) {
+  const Problem p{.num_codes = q_codes.dim(1) / codes.dim(1),
+                  .shift = kind == QueryCodes::planes ? 1 : 0,
                   .kv_heads = codes.dim(1),
                   .max_len = codes.dim(2),
                   .words = codes.dim(3),
                   .lengths = lengths.data<int32_t>()};
-  const auto shared = static_cast<size_t>(p.group * p.words) * sizeof(int32_t);
+  const auto shared = static_cast<size_t>(p.num_codes * p.words) * sizeof(int32_t);
   const auto run = [&](auto kernel) {
     launch(kernel, grid_of(p, codes.dim(0)), kThreads, shared, stream, p, q_codes.data<int32_t>(),
            codes.data<int32_t>(), distances.data<uint16_t>());
@@ -79,16 +82,17 @@ void cuda::hamming_scores(Stream& stream, ConstTensorView q_codes, ConstTensorVi
 }
 
 void cuda::key_norm_scores(Stream& stream, ConstTensorView distances, ConstTensorView norms,
-                           ConstTensorView lengths, int64_t group, int64_t bits,
+                           ConstTensorView lengths, int64_t weight, int64_t bits,
                            TensorView scores) {
-  const Problem p{.group = group,
+  const Problem p{.num_codes = 0,
+                  .shift = 0,
                   .kv_heads = distances.dim(1),
                   .max_len = distances.dim(2),
                   .words = 0,
                   .lengths = lengths.data<int32_t>()};
   launch(key_norm_scores_kernel, grid_of(p, distances.dim(0)), kThreads, 0, stream, p,
-         distances.data<uint16_t>(), norms.data<float>(), 2.0f / static_cast<float>(bits),
-         scores.data<float>());
+         distances.data<uint16_t>(), norms.data<float>(), static_cast<float>(weight),
+         2.0f / static_cast<float>(bits), scores.data<float>());
 }
 
 }  // namespace switchyard

@@ -14,17 +14,36 @@ constexpr int64_t kWordBits = 32;
 // Rows that are projected together; a row of the weight is read once for all of these.
 constexpr int64_t kRows = 4;
 
-// sums[r, j] = <row r of x, column j of the weight> for the 32 columns of a word
-//   x       [rows, head_dim], rows <= kRows
-//   weight  [head_dim, bits], from the word's first column on
+// The columns of one key/value head's projection.
+struct Columns {
+  const float* weight;      // [head_dim, bits]
+  const float* thresholds;  // [bits], or null: 0
+  int64_t head_dim, bits;
+
+  int64_t words() const { return bits / kWordBits; }
+};
+
+Columns columns_of(ConstTensorView weight, ConstTensorView thresholds, int64_t kv_head) {
+  const int64_t head_dim = weight.dim(1), bits = weight.dim(2);
+  return {weight.data<float>() + kv_head * head_dim * bits,
+          thresholds ? thresholds.data<float>() + kv_head * bits : nullptr, head_dim, bits};
+}
+
+// sums[r, j] = <row r of x, column 32 word + j> - its threshold
+//   x  [rows, head_dim], rows <= kRows
 template <class T>
-void project(const T* x, int64_t rows, int64_t head_dim, const float* weight, int64_t bits,
+void project(const T* x, int64_t rows, const Columns& c, int64_t word,
              float (&sums)[kRows][kWordBits]) {
-  for (int64_t r = 0; r < rows; ++r) std::fill_n(sums[r], kWordBits, 0.0f);
-  for (int64_t i = 0; i < head_dim; ++i) {
-    const float* columns = weight + i * bits;
+  const int64_t first = word * kWordBits;
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t j = 0; j < kWordBits; ++j) {
+      sums[r][j] = c.thresholds ? -c.thresholds[first + j] : 0.0f;
+    }
+  }
+  for (int64_t i = 0; i < c.head_dim; ++i) {
+    const float* columns = c.weight + i * c.bits + first;
     for (int64_t r = 0; r < rows; ++r) {
-      const auto value = static_cast<float>(x[r * head_dim + i]);
+      const auto value = static_cast<float>(x[r * c.head_dim + i]);
 #pragma omp simd
       for (int64_t j = 0; j < kWordBits; ++j) sums[r][j] += value * columns[j];
     }
@@ -37,18 +56,29 @@ int32_t pack(const float (&sums)[kWordBits]) {
   return static_cast<int32_t>(word);
 }
 
+float sum_of_squares(const float (&sums)[kWordBits]) {
+  float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < kWordBits; ++j) sum += sums[j] * sums[j];
+  return sum;
+}
+
 // Turns rows of x into rows of codes.
+//   lengths  [rows] of the projections; null: not computed
 template <class T>
-void encode_rows(const T* x, int64_t rows, int64_t head_dim, const float* weight, int64_t bits,
-                 int32_t* codes) {
-  const int64_t words = bits / kWordBits;
+void encode_rows(const T* x, int64_t rows, const Columns& c, int32_t* codes, float* lengths) {
   float sums[kRows][kWordBits];
   for (int64_t first = 0; first < rows; first += kRows) {
     const int64_t count = std::min(kRows, rows - first);
-    for (int64_t word = 0; word < words; ++word) {
-      project(x + first * head_dim, count, head_dim, weight + word * kWordBits, bits, sums);
-      for (int64_t r = 0; r < count; ++r) codes[(first + r) * words + word] = pack(sums[r]);
+    float squares[kRows] = {};
+    for (int64_t word = 0; word < c.words(); ++word) {
+      project(x + first * c.head_dim, count, c, word, sums);
+      for (int64_t r = 0; r < count; ++r) {
+        codes[(first + r) * c.words() + word] = pack(sums[r]);
+        if (lengths) squares[r] += sum_of_squares(sums[r]);
+      }
     }
+    for (int64_t r = 0; lengths && r < count; ++r) lengths[first + r] = std::sqrt(squares[r]);
   }
 }
 
@@ -66,10 +96,10 @@ float length_of(const T* x, int64_t head_dim) {
 constexpr int64_t kPieceRows = 64;
 
 template <class T>
-void encode_keys(ConstTensorView k, ConstTensorView weight, int64_t first_position,
+void encode_keys(ConstTensorView k, const HashProjection& hash, int64_t first_position,
                  TensorView codes, TensorView norms) {
   const int64_t kv_heads = k.dim(1), seq_len = k.dim(2), head_dim = k.dim(3);
-  const int64_t bits = weight.dim(2), words = bits / kWordBits, max_len = codes.dim(2);
+  const int64_t words = codes.dim(3), max_len = codes.dim(2);
   const int64_t pieces = ceil_div(seq_len, kPieceRows);
 #pragma omp parallel for
   for (int64_t i = 0; i < k.dim(0) * kv_heads * pieces; ++i) {
@@ -77,25 +107,99 @@ void encode_keys(ConstTensorView k, ConstTensorView weight, int64_t first_positi
     const int64_t rows = std::min(kPieceRows, seq_len - first);
     const T* x = k.data<T>() + (head * seq_len + first) * head_dim;
     const int64_t position = head * max_len + first_position + first;
-    encode_rows(x, rows, head_dim, weight.data<float>() + head % kv_heads * head_dim * bits, bits,
-                codes.data<int32_t>() + position * words);
-    if (!norms) continue;
-    for (int64_t r = 0; r < rows; ++r) {
-      norms.data<float>()[position + r] = length_of(x + r * head_dim, head_dim);
-    }
+    float* lengths = norms ? norms.data<float>() + position : nullptr;
+    const bool of_projections = hash.query_codes() == QueryCodes::planes;
+    encode_rows(x, rows, columns_of(hash.keys, hash.thresholds, head % kv_heads),
+                codes.data<int32_t>() + position * words, of_projections ? lengths : nullptr);
+    if (!lengths || of_projections) continue;
+    for (int64_t r = 0; r < rows; ++r) lengths[r] = length_of(x + r * head_dim, head_dim);
   }
 }
 
 template <class T>
-void encode_queries(ConstTensorView q, ConstTensorView weight, TensorView q_codes) {
-  const int64_t heads = q.dim(1), rows = q.dim(2), head_dim = q.dim(3), bits = weight.dim(2);
-  const int64_t group = heads / weight.dim(0), words = bits / kWordBits;
+void encode_signs(ConstTensorView q, const HashProjection& hash, TensorView q_codes) {
+  const int64_t heads = q.dim(1), rows = q.dim(2), group = heads / hash.keys.dim(0);
 #pragma omp parallel for
   for (int64_t head = 0; head < q.dim(0) * heads; ++head) {
-    encode_rows(q.data<T>() + head * rows * head_dim, rows, head_dim,
-                weight.data<float>() + head % heads / group * head_dim * bits, bits,
-                q_codes.data<int32_t>() + head * rows * words);
+    encode_rows(q.data<T>() + head * rows * q.dim(3), rows,
+                columns_of(hash.keys, hash.thresholds, head % heads / group),
+                q_codes.data<int32_t>() + head * rows * q_codes.dim(3), nullptr);
   }
+}
+
+// Writes the bits of `levels`, each of kQueryPlanes bits, to the same word of all planes.
+void pack_planes(const int32_t (&levels)[kWordBits], int64_t stride, int32_t* word) {
+  for (int64_t p = 0; p < kQueryPlanes; ++p) {
+    uint32_t bits = 0;
+    for (int64_t j = 0; j < kWordBits; ++j) {
+      bits |= (static_cast<uint32_t>(levels[j]) >> p & 1u) << j;
+    }
+    word[p * stride] = static_cast<int32_t>(bits);
+  }
+}
+
+// The planes of one query.
+//   x       [head_dim] the sum over its group
+//   y       [bits] scratch
+//   planes  [kQueryPlanes] codes, `stride` words apart
+void encode_planes_of(const float* x, const Columns& c, float* y, int64_t stride, int32_t* planes) {
+  constexpr int32_t kHalf = 1 << (kQueryPlanes - 1);
+  float most = 0.0f;
+  for (int64_t word = 0; word < c.words(); ++word) {
+    float sums[kRows][kWordBits];
+    project(x, 1, c, word, sums);
+    std::copy_n(sums[0], kWordBits, y + word * kWordBits);
+    for (const float sum : sums[0]) most = std::max(most, std::abs(sum));
+  }
+  const float per_step = most > 0.0f ? kHalf / most : 0.0f;
+  for (int64_t word = 0; word < c.words(); ++word) {
+    int32_t levels[kWordBits];
+    for (int64_t j = 0; j < kWordBits; ++j) {
+      const float level = std::floor(y[word * kWordBits + j] * per_step) + kHalf;
+      levels[j] = static_cast<int32_t>(std::fmin(std::fmax(level, 0.0f), 2 * kHalf - 1));
+    }
+    pack_planes(levels, stride, planes + word);
+  }
+}
+
+template <class T>
+void encode_planes(ConstTensorView q, const HashProjection& hash, TensorView q_codes) {
+  const int64_t kv_heads = hash.keys.dim(0), group = q.dim(1) / kv_heads;
+  const int64_t rows = q.dim(2), head_dim = q.dim(3), words = q_codes.dim(3);
+#pragma omp parallel
+  {
+    std::vector<float> sum(static_cast<size_t>(head_dim));
+    std::vector<float> y(static_cast<size_t>(words * kWordBits));
+#pragma omp for
+    for (int64_t i = 0; i < q.dim(0) * kv_heads * rows; ++i) {
+      const int64_t head = i / rows, row = i % rows;
+      std::ranges::fill(sum, 0.0f);
+      for (int64_t g = 0; g < group; ++g) {
+        const T* x = q.data<T>() + ((head * group + g) * rows + row) * head_dim;
+        for (int64_t d = 0; d < head_dim; ++d)
+          sum[static_cast<size_t>(d)] += static_cast<float>(x[d]);
+      }
+      encode_planes_of(sum.data(), columns_of(hash.queries, {}, head % kv_heads), y.data(),
+                       rows * words,
+                       q_codes.data<int32_t>() + (head * kQueryPlanes * rows + row) * words);
+    }
+  }
+}
+
+void require_projection(const HashProjection& hash) {
+  const ConstTensorView& weight = hash.keys;
+  require(weight.rank() == 3, "the projection has shape {}, expected three dimensions",
+          to_string(weight.shape()));
+  require_dtype(weight, DType::f32, "the projection");
+  require(weight.dim(2) > 0 && weight.dim(2) % kWordBits == 0,
+          "bits is {}, expected a multiple of {}", weight.dim(2), kWordBits);
+  require(static_cast<bool>(hash.queries) == static_cast<bool>(hash.thresholds),
+          "a projection of queries and thresholds of keys belong together");
+  if (!hash.queries) return;
+  require_shape(hash.queries, weight.shape(), "the projection of queries");
+  require_dtype(hash.queries, DType::f32, "the projection of queries");
+  require_shape(hash.thresholds, {weight.dim(0), weight.dim(2)}, "thresholds");
+  require_dtype(hash.thresholds, DType::f32, "thresholds");
 }
 
 void require_keys(ConstTensorView k, ConstTensorView weight, int64_t first_position,
@@ -114,39 +218,43 @@ void require_keys(ConstTensorView k, ConstTensorView weight, int64_t first_posit
   require_dtype(norms, DType::f32, "norms");
 }
 
-void require_queries(ConstTensorView q, ConstTensorView weight, ConstTensorView q_codes) {
+void require_queries(ConstTensorView q, const HashProjection& hash, ConstTensorView q_codes) {
+  const ConstTensorView& weight = hash.keys;
   require(q.rank() == 4, "q has shape {}, expected four dimensions", to_string(q.shape()));
   require(weight.dim(0) > 0 && q.dim(1) % weight.dim(0) == 0,
           "{} query heads cannot share the projections of {} key/value heads", q.dim(1),
           weight.dim(0));
   require_shape(weight, {weight.dim(0), q.dim(3), weight.dim(2)}, "weight");
-  require_shape(q_codes, {q.dim(0), q.dim(1), q.dim(2), weight.dim(2) / kWordBits}, "q_codes");
+  const int64_t codes = num_query_codes(hash.query_codes(), q.dim(1) / weight.dim(0));
+  require_shape(q_codes, {q.dim(0), weight.dim(0) * codes, q.dim(2), weight.dim(2) / kWordBits},
+                "q_codes");
   require_dtype(q_codes, DType::i32, "q_codes");
 }
 
 }  // namespace
 
-void hash_encode(Stream& stream, ConstTensorView q, ConstTensorView k, ConstTensorView weight,
+void hash_encode(Stream& stream, ConstTensorView q, ConstTensorView k, const HashProjection& hash,
                  int64_t first_position, TensorView q_codes, TensorView codes, TensorView norms) {
   require(q || k, "there is neither a query nor a key to encode");
-  require(weight.rank() == 3, "weight has shape {}, expected three dimensions",
-          to_string(weight.shape()));
-  require_dtype(weight, DType::f32, "weight");
-  require(weight.dim(2) > 0 && weight.dim(2) % kWordBits == 0,
-          "bits is {}, expected a multiple of {}", weight.dim(2), kWordBits);
-  if (k) require_keys(k, weight, first_position, codes, norms);
-  if (q) require_queries(q, weight, q_codes);
+  require_projection(hash);
+  if (k) require_keys(k, hash.keys, first_position, codes, norms);
+  if (q) require_queries(q, hash, q_codes);
   if (q && k) require_dtype(k, q.dtype(), "k");
   SWITCHYARD_BODY(stream, hash_encode)
-  (stream, q, k, weight, first_position, q_codes, codes, norms);
+  (stream, q, k, hash, first_position, q_codes, codes, norms);
 }
 
-void cpu::hash_encode(Stream&, ConstTensorView q, ConstTensorView k, ConstTensorView weight,
+void cpu::hash_encode(Stream&, ConstTensorView q, ConstTensorView k, const HashProjection& hash,
                       int64_t first_position, TensorView q_codes, TensorView codes,
                       TensorView norms) {
   dispatch_compute_dtype(q ? q.dtype() : k.dtype(), [&]<class T>() {
-    if (k) encode_keys<T>(k, weight, first_position, codes, norms);
-    if (q) encode_queries<T>(q, weight, q_codes);
+    if (k) encode_keys<T>(k, hash, first_position, codes, norms);
+    if (!q) return;
+    if (hash.query_codes() == QueryCodes::planes) {
+      encode_planes<T>(q, hash, q_codes);
+    } else {
+      encode_signs<T>(q, hash, q_codes);
+    }
   });
 }
 

@@ -14,7 +14,7 @@ std::unique_ptr<KeySelector> make(const SelectorInputs& in) {
   return std::make_unique<Selector>(in.config, in.cache);
 }
 std::unique_ptr<KeySelector> make_hash(const SelectorInputs& in) {
-  return std::make_unique<HashSelector>(in.config, in.hash_weight, in.cache);
+  return std::make_unique<HashSelector>(in.config, in.hash, in.cache);
 }
 
 using Settings = std::vector<MethodSetting>;

@@ -8,6 +8,7 @@
 #include <variant>
 #include <vector>
 
+#include "kernels/decode/hash_encode.h"
 #include "layers/decoding/decode_config.h"
 #include "layers/decoding/kv_cache.h"
 
@@ -21,7 +22,7 @@ enum class HashProjections { none, learned, random };
 struct SelectorInputs {
   const DecodeConfig& config;
   const KvCacheLayer& cache;
-  ConstTensorView hash_weight;  // [local kv heads, head_dim, bits] f32; empty without projections
+  HashProjection hash;  // of this rank's heads; empty without projections
 };
 
 // A setting of the method, as reports name it.

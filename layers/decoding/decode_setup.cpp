@@ -27,12 +27,12 @@ std::unique_ptr<KeySelector> make_key_selector(const DecodeSetup& setup, int lay
                                                const KvCacheLayer& cache) {
   const DecodeMethodRow& row = row_of(setup.config.method);
   if (layer < setup.dense_layers || !row.make) return nullptr;
-  SelectorInputs inputs{.config = setup.config, .cache = cache, .hash_weight = {}};
+  SelectorInputs inputs{.config = setup.config, .cache = cache, .hash = {}};
   if (row.projections != HashProjections::none) {
     const auto number = static_cast<size_t>(layer);
     require(number < setup.hash_weights.size() && setup.hash_weights[number],
             "layer {} has no hash projections", layer);
-    inputs.hash_weight = setup.hash_weights[number];
+    inputs.hash = setup.hash_weights[number].projection();
   }
   return row.make(inputs);
 }

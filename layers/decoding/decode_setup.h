@@ -1,11 +1,13 @@
 #pragma once
 
+#include <algorithm>
 #include <functional>
 #include <limits>
 #include <memory>
 #include <vector>
 
 #include "layers/decoding/decode_config.h"
+#include "layers/decoding/hash_tensors.h"
 #include "layers/decoding/kv_cache.h"
 
 namespace switchyard {
@@ -14,9 +16,13 @@ namespace switchyard {
 struct DecodeSetup {
   DecodeConfig config;
   int dense_layers = 2;  // leading layers that read all keys whatever the method
-  // Hash methods: per layer the projections of this rank's heads, [local kv heads, head_dim, bits]
-  // f32 on the device; empty for layers that stay dense.
-  std::vector<Tensor> hash_weights;
+  // Hash methods: per layer the projections of this rank's heads, on the device; empty for layers
+  // that stay dense.
+  std::vector<HashTensors> hash_weights;
+
+  bool has_planes() const {
+    return std::ranges::any_of(hash_weights, [](const HashTensors& h) { return bool(h.queries); });
+  }
 };
 
 // The selector of a layer, for a cache of its shape; null where the layer stays dense. It reads the

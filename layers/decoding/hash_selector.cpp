@@ -6,34 +6,37 @@
 
 namespace switchyard {
 
-HashSelector::HashSelector(const DecodeConfig& config, ConstTensorView weight,
+HashSelector::HashSelector(const DecodeConfig& config, const HashProjection& hash,
                            const KvCacheLayer& cache)
     : RankingSelector(config, cache),
-      weight_(weight),
-      words_(weight.dim(2) / 32),
+      hash_(hash),
+      words_(hash.bits() / 32),
       codes_({batch_, kv_heads_, max_len_, words_}, DType::i32, device_) {
-  require(weight.dim(0) == kv_heads_ && weight.dim(1) == head_dim_,
+  require(hash.keys.dim(0) == kv_heads_ && hash.keys.dim(1) == head_dim_,
           "hash projections have the shape {}, the cache has {} heads of {}",
-          to_string(weight.shape()), kv_heads_, head_dim_);
-  if (config.key_norm) norms_ = Tensor({batch_, kv_heads_, max_len_}, DType::f32, device_);
+          to_string(hash.keys.shape()), kv_heads_, head_dim_);
+  if (config.key_norm || hash.query_codes() == QueryCodes::planes)
+    norms_ = Tensor({batch_, kv_heads_, max_len_}, DType::f32, device_);
 }
 
 void HashSelector::append(Stream& stream, Workspace&, ConstTensorView k, int64_t first_position) {
-  hash_encode(stream, {}, k, weight_, first_position, {}, codes_, norms());
+  hash_encode(stream, {}, k, hash_, first_position, {}, codes_, norms());
 }
 
 SelectedKeys HashSelector::select(Stream& stream, Workspace& workspace, ConstTensorView q,
                                   ConstTensorView k, const CachedKeys& cache, int64_t budget) {
-  const int64_t heads = q.dim(1);
-  TensorView q_codes = workspace.take({batch_, heads, words_}, DType::i32);
-  hash_encode(stream, q.reshape({batch_, heads, 1, head_dim_}), k, weight_, cache.length - 1,
-              q_codes.reshape({batch_, heads, 1, words_}), codes_, norms());
+  const int64_t heads = q.dim(1), group = heads / kv_heads_;
+  const QueryCodes kind = hash_.query_codes();
+  const int64_t num_codes = kv_heads_ * num_query_codes(kind, group);
+  TensorView q_codes = workspace.take({batch_, num_codes, words_}, DType::i32);
+  hash_encode(stream, q.reshape({batch_, heads, 1, head_dim_}), k, hash_, cache.length - 1,
+              q_codes.reshape({batch_, num_codes, 1, words_}), codes_, norms());
   TensorView distances = workspace.take({batch_, kv_heads_, max_len_}, DType::u16);
-  hamming_scores(stream, q_codes, codes_, cache.lengths, distances);
+  hamming_scores(stream, q_codes, kind, codes_, cache.lengths, distances);
   if (!norms_) return best(stream, workspace, distances, cache, budget);
   TensorView scores = take_scores(workspace);
-  key_norm_scores(stream, distances, norms_, cache.lengths, heads / kv_heads_, weight_.dim(2),
-                  scores);
+  key_norm_scores(stream, distances, norms_, cache.lengths, weight_of_query_codes(kind, group),
+                  hash_.bits(), scores);
   return best(stream, workspace, scores, cache, budget);
 }
 

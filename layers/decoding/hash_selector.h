@@ -1,17 +1,19 @@
 #pragma once
 
+#include "kernels/decode/hash_encode.h"
 #include "layers/decoding/ranking_selector.h"
 
 namespace switchyard {
 
-// Keeps a code of sign bits per key, and chooses the keys whose codes have the least Hamming
-// distance to the query's, summed over the group: HATA (Gong et al. 2025, arXiv 2506.02572). With
-// key_norm it ranks keys by the estimated cosine times the key's length instead, as the published
-// code's scripts did.
+// Keeps a code of bits per key, and chooses keys by their codes (HashProjection). With signs these
+// are the keys of least Hamming distance to the queries' codes, summed over the group: HATA (Gong
+// et al. 2025, arXiv 2506.02572); with key_norm it ranks keys by the estimated cosine times the
+// key's length instead, as the published code's scripts did. With planes it keeps the length of
+// each projected key, too, and chooses the keys of greatest estimated score.
 class HashSelector final : public RankingSelector {
  public:
-  //   weight  [kv_heads, head_dim, bits] f32, learned or random; must outlive the object
-  HashSelector(const DecodeConfig& config, ConstTensorView weight, const KvCacheLayer& cache);
+  // The projection's tensors must outlive the object.
+  HashSelector(const DecodeConfig& config, const HashProjection& hash, const KvCacheLayer& cache);
 
   void append(Stream& stream, Workspace& workspace, ConstTensorView k,
               int64_t first_position) override;
@@ -21,10 +23,10 @@ class HashSelector final : public RankingSelector {
  private:
   TensorView norms() { return norms_ ? norms_.view() : TensorView(); }
 
-  ConstTensorView weight_;
+  HashProjection hash_;
   int64_t words_;  // of a code
   Tensor codes_;   // [batch, kv_heads, max_len, words]
-  Tensor norms_;   // [batch, kv_heads, max_len] of the keys; only with key_norm
+  Tensor norms_;   // [batch, kv_heads, max_len] of the keys; only with key_norm or planes
 };
 
 }  // namespace switchyard

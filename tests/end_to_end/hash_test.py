@@ -14,8 +14,8 @@ from program import BAD_INPUT, DONE, FAILED, Program, crc32c, kill
 
 
 class HashTraining(Program):
-    SETTINGS = ["hash.dense_layers=1", "hash.bits=32", "hash.training.sigma=1",
-                "hash.training.balance_weight=0", "hash.training.num_sequences=24",
+    SETTINGS = ["hash.dense_layers=1", "hash.bits=32", "hash.training.objective=paper",
+                "hash.training.sigma=1", "hash.training.balance_weight=0", "hash.training.num_sequences=24",
                 "hash.training.held_out_sequences=8"]
 
     def setUp(self):
@@ -256,6 +256,100 @@ class Diverged(Program):
                       self.run_program(0, "inspect", self.checkpoint(10), "--verify"))
 
 
+class Ranking(Program):
+    """Learns codes by the ranking objective, and decodes with them."""
+    CONFIG = ["configs/tiny_bigmac.yaml", "hash.dense_layers=1", "hash.bits=64", "decode.budget=6"]
+    LEARNING = ["hash.training.num_sequences=24", "hash.training.held_out_sequences=8",
+                "hash.training.queries=16"]
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.prepare("train", *cls.CONFIG)
+        cls.prepare("train-hash", *cls.CONFIG, *cls.LEARNING)
+
+    def setUp(self):
+        super().setUp()
+        self.hash = self.folder / "runs" / "tiny_bigmac" / "hash"
+        self.weights = self.hash / "hash_weights.h5"
+
+    def records(self):
+        return [json.loads(line) for line in (self.hash / "metrics.jsonl").read_text().splitlines()]
+
+    def test_it_lowers_the_loss_and_names_every_form_that_it_is_compared_with(self):
+        for kv_head in (0, 1):
+            of = [r for r in self.records() if r["kv_head"] == kv_head]
+            before, after = [r["loss"] for r in of if "loss" in r]
+            self.assertLess(after, before)
+            self.assertEqual([r["step"] for r in of if "step" in r], [0, 300])
+            held_out = next(r["held_out"] for r in of if "held_out" in r)
+            self.assertEqual(held_out["queries"], 8 * 16)
+            for form in ("", "_random", "_centred", "_balanced", "_itq"):
+                for value, best in zip(held_out["attention_mass" + form],
+                                       held_out["attention_mass_best"]):
+                    self.assertLess(value, best + 0.02)
+                self.assertEqual(len(held_out["recall" + form]), 3)
+            self.assertGreater(held_out["recall"][2], held_out["recall_random"][2])
+
+    def test_ranks_and_a_kill_change_no_bit(self):
+        straight, metrics = self.weights.read_bytes(), (self.hash / "metrics.jsonl").read_bytes()
+        for ranks in (0, 4):
+            shutil.rmtree(self.hash)
+            job = self.start_program(ranks, "train-hash", *self.CONFIG, *self.LEARNING,
+                                     stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            self.wait_for(job, lambda: list(self.hash.glob("heads/*.h5")))
+            kill(job)
+            self.run_program(ranks, "train-hash", *self.CONFIG, *self.LEARNING)
+            self.assertEqual(self.weights.read_bytes(), straight)
+            self.assertEqual((self.hash / "metrics.jsonl").read_bytes(), metrics)
+
+    def test_no_steps_give_the_closed_form(self):
+        learned = self.weights.read_bytes()
+        self.run_program(0, "train-hash", *self.CONFIG, *self.LEARNING,
+                         "hash.training.ranking.steps=0")
+        self.assertNotEqual(self.weights.read_bytes(), learned)
+        before, after = [r["loss"] for r in self.records() if "loss" in r and r["kv_head"] == 0]
+        self.assertEqual(before, after)
+        held_out = next(r["held_out"] for r in self.records() if "held_out" in r)
+        self.assertEqual(held_out["recall"], held_out["recall_itq"])
+
+    def test_decoding_is_the_same_on_every_layout_and_near_to_exact_selection(self):
+        figures = []
+        for ranks, layout in [(0, []), (4, ["parallel.tp=2", "parallel.ep=4"])]:
+            self.run_program(ranks, "eval-hash", *self.CONFIG, *layout, "decode.eval_tokens=8",
+                             "hash.evaluation.methods=[hata, random_hash, exact_topk]",
+                             "hash.evaluation.budgets=[6]", "hash.evaluation.sequences=8")
+            results = json.loads((self.hash / "evaluation.json").read_text())["results"]
+            # No second row with the keys' lengths: the scores have them.
+            self.assertEqual([r["method"] for r in results], ["hata", "random_hash", "exact_topk"])
+            figures.append({r["method"]: r for r in results})
+        alone, split = figures
+        self.assertGreater(alone["hata"]["recall"], alone["random_hash"]["recall"])
+        for key in ("recall", "attention_mass", "loss"):
+            self.assertAlmostEqual(alone["hata"][key], split["hata"][key], delta=0.01)
+
+    def test_the_length_of_keys_is_not_asked_for_twice(self):
+        output = self.run_program(0, "generate", *self.CONFIG, "decode.attention=hata",
+                                  "decode.key_norm=true", "--prompt", "f", code=FAILED)
+        self.assertRegex(output, r"hash_weights.h5 was learned with hash.training.objective: ranking, "
+                                 r"whose scores have the keys' lengths already; leave out "
+                                 r"decode.key_norm")
+
+    def test_inspect_tells_what_weights_are_of(self):
+        output = self.run_program(0, "inspect", self.weights, "--verify")
+        self.assertIn("64 bits for 2 key/value heads of width 8", output)
+        self.assertIn("layer 1: [2, 8, 64] for keys and for queries, with thresholds\n", output)
+        self.assertIn("hash.training.objective: ranking\n", output)
+
+    def test_a_damaged_part_is_refused(self):
+        content = bytearray(self.weights.read_bytes())
+        content[-40] ^= 1
+        self.weights.write_bytes(content)
+        output = self.run_program(0, "generate", *self.CONFIG, "decode.attention=hata", "--prompt",
+                                  "f", code=FAILED)
+        self.assertIn("hash_weights.h5", output)
+
+
 class Decoding(Program):
     """Decodes a trained model with every way to choose keys; hash weights have 32 bits."""
     METHODS = ["hata", "exact_topk", "random_hash", "quest", "loki", "streaming"]
@@ -269,7 +363,8 @@ class Decoding(Program):
         super().setUpClass()
         cls.prepare("train", "configs/tiny_bigmac.yaml", *cls.SETTINGS)
         cls.prepare("train-hash", "configs/tiny_bigmac.yaml", *cls.SETTINGS,
-                    "hash.training.epochs=1", "hash.training.pairs_per_epoch=256")
+                    "hash.training.objective=paper", "hash.training.epochs=1",
+                    "hash.training.pairs_per_epoch=256")
 
     def setUp(self):
         super().setUp()

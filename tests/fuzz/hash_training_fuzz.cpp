@@ -18,7 +18,7 @@ void read_query_keys(const std::filesystem::path& path) {
   fuzz::accepts([&] {
     if (!has_query_keys(path, "key")) return;
     const QueryKeyFile file(path);
-    fuzz::accepts([&] { file.row_offsets(); });
+    fuzz::accepts([&] { file.visible(); });
     for (const int kv_head : {0, 1, 2}) fuzz::accepts([&] { file.read(0, kv_head); });
   });
 }
@@ -32,12 +32,15 @@ std::filesystem::path build_head(FuzzedDataProvider& input) {
     const auto values = builder.dataset<double>(name, std::move(shape), std::vector<double>(size));
     builder.attribute("crc32c", fuzz::checksum(values));
   };
-  const auto weight = builder.dataset<float>("weight", {4, 32}, std::vector<float>(128));
-  builder.attribute("crc32c", fuzz::checksum(weight));
-  checked("losses", {1, 4}, 4);
-  for (const char* name : {"recall", "attention_mass", "best_mass"}) {
-    checked(name, {2, kBudgets.size()}, 2 * kBudgets.size());
+  builder.attribute("held_out", "learned random");
+  for (const char* name : {"weight", "query_weight"}) {
+    const auto weight = builder.dataset<float>(name, {1, 4, 32}, std::vector<float>(128));
+    builder.attribute("crc32c", fuzz::checksum(weight));
   }
+  const auto threshold = builder.dataset<float>("threshold", {1, 32}, std::vector<float>(32));
+  builder.attribute("crc32c", fuzz::checksum(threshold));
+  checked("losses", {1, 5}, 5);
+  checked("quality", {2, 3, kBudgets.size()}, 6 * kBudgets.size());
   return path;
 }
 
@@ -45,7 +48,7 @@ std::filesystem::path build_query_keys(FuzzedDataProvider& input) {
   const auto path = fuzz::folder() / "built_query_keys.h5";
   fuzz::Hdf5Builder builder(path, input);
   builder.attribute("key", "key");
-  builder.dataset<int64_t>("row_offsets", {3}, {0, 2, 5});
+  builder.dataset<int64_t>("visible", {2, 2}, {0, 2, 2, 5});
   const std::vector<int64_t> of_queries(4, fuzz::checksum(std::vector<float>(8)));
   const std::vector<int64_t> of_keys(2, fuzz::checksum(std::vector<float>(20)));
   builder.dataset<float>("layers.0/q", {4, 2, 4}, std::vector<float>(32));

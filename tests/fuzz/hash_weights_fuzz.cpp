@@ -26,7 +26,8 @@ std::filesystem::path build(fuzz::Bytes bytes) {
   const auto path = fuzz::folder() / "built_hash_weights.h5";
   fuzz::Hdf5Builder builder(path, input);
   builder.attribute("format", "switchyard.hash_weights");
-  builder.attribute("version", 1);
+  const bool planes = input.ConsumeBool();
+  builder.attribute("version", planes ? 2 : 1);
   builder.attribute("bits", 32);
   builder.attribute("head_dim", 4);
   builder.attribute("num_kv_heads", 2);
@@ -34,8 +35,11 @@ std::filesystem::path build(fuzz::Bytes bytes) {
   builder.attribute("checkpoint_fingerprint", "0123456789abcdef");
   builder.attribute("settings", "sigma: 0.1");
   builder.attribute("crc32c", input.ConsumeIntegral<uint32_t>());
-  for (const char* layer : {"layers.0/hash_weight", "layers.2/hash_weight"}) {
-    builder.dataset<float>(layer, {2, 4, 32}, std::vector<float>(256));
+  for (const std::string layer : {"layers.0/", "layers.2/"}) {
+    builder.dataset<float>(layer + "hash_weight", {2, 4, 32}, std::vector<float>(256));
+    if (!planes) continue;
+    builder.dataset<float>(layer + "query_weight", {2, 4, 32}, std::vector<float>(256));
+    builder.dataset<float>(layer + "threshold", {2, 32}, std::vector<float>(64));
   }
   return path;
 }

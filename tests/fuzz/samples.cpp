@@ -74,23 +74,26 @@ void write_hash_weights(const std::filesystem::path& path) {
                       .num_layers = 3,
                       .checkpoint_fingerprint = "0123456789abcdef",
                       .settings = "sigma: 0.1\n",
-                      .layers = std::vector<Tensor>(3)};
+                      .layers = std::vector<HashTensors>(3)};
   for (size_t layer = 1; layer < 3; ++layer) {
-    weights.layers[layer] = Tensor({2, 4, 32}, DType::f32);
+    weights.layers[layer] = {.keys = Tensor({2, 4, 32}, DType::f32),
+                             .queries = Tensor({2, 4, 32}, DType::f32),
+                             .thresholds = Tensor({2, 32}, DType::f32)};
   }
   save_hash_weights(path, weights);
 }
 
 void write_head(const std::filesystem::path& path) {
-  HeadResult result{
-      .weight = Tensor({4, 32}, DType::f32), .losses = {}, .learned = {}, .random = {}};
-  result.losses.push_back({0.5, 0.25, 0.125, 0.0625});
-  result.learned = result.random = HashQuality{};
+  HeadResult result;
+  result.hash.keys = Tensor({1, 4, 32}, DType::f32);
+  result.losses.push_back({0.0, 0.5, 0.25, 0.125, 0.0625});
+  result.held_out = {{"learned", {}}, {"random", {}}};
   save_head(path, "key", result);
 }
 
 void write_query_keys(const std::filesystem::path& path) {
-  QueryKeyWriter writer(path, "key", /*first_sequence=*/0, {0, 2, 5});
+  QueryKeyWriter writer(path, "key", /*first_sequence=*/0, /*queries_per_sequence=*/1,
+                        {{0, 2}, {2, 5}});
   Tensor q({4, 2, 4}, DType::f32), k({2, 5, 4}, DType::f32);
   writer.write_layer(0, q, k);
   writer.finish();

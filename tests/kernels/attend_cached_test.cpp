@@ -143,9 +143,9 @@ std::vector<float> step_with_threads(int threads) {
   Tensor norms({2, 2, Cache::kMaxLen}, DType::f32), scores(norms.shape(), DType::f32);
   Tensor distances(norms.shape(), DType::u16), indices({2, 2, 1200}, DType::i32);
   const Tensor counts = make_tensor<int32_t>({2}, {1200, 40});
-  hash_encode(cache.stream, cache.q.view().reshape({2, 6, 1, 32}), cache.k, weight, 0,
+  hash_encode(cache.stream, cache.q.view().reshape({2, 6, 1, 32}), cache.k, {weight, {}, {}}, 0,
               q_codes.view().reshape({2, 6, 1, 4}), codes, norms);
-  hamming_scores(cache.stream, q_codes, codes, cache.lengths, distances);
+  hamming_scores(cache.stream, q_codes, QueryCodes::signs, codes, cache.lengths, distances);
   key_norm_scores(cache.stream, distances, norms, cache.lengths, 3, 128, scores);
   select_top_k(cache.stream, cache.workspace, scores, cache.lengths, counts, 0, 0, indices);
   gather_attention(cache.stream, cache.workspace, cache.q, cache.k, cache.v, indices, counts,

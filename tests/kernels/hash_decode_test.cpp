@@ -48,6 +48,10 @@ const Case kCases[] = {{1, 1, 1, 1, 1, 32},    {2, 4, 2, 33, 32, 128},
                        {1, 3, 3, 257, 33, 96}, {2, 6, 1, 70, 64, 256},
                        {1, 2, 2, 100, 16, 64}, {2, 4, 2, 257, 128, 128, DType::bf16}};
 
+HashProjection signs(const Tensor& weight) {
+  return {.keys = weight, .queries = {}, .thresholds = {}};
+}
+
 // ---- hash_encode -------------------------------------------------------------------------------
 
 struct Encoded {
@@ -59,7 +63,7 @@ struct Encoded {
         codes({c.batch, c.kv_heads, c.max_len, c.words()}, DType::i32),
         norms({c.batch, c.kv_heads, c.max_len}, DType::f32) {}
 
-  void encode() { hash_encode(stream, q, k, weight, 0, q_codes, codes, norms); }
+  void encode() { hash_encode(stream, q, k, signs(weight), 0, q_codes, codes, norms); }
 
   Stream stream;
   Tensor q, k, weight, q_codes, codes, norms;
@@ -134,9 +138,9 @@ TEST_P(HashEncodeTest, ANewKeyChangesItsPositionAlone) {
   const Tensor k = random_tensor({c.batch, c.kv_heads, 1, c.head_dim}, 9, c.dtype);
   Tensor alone({c.batch, c.kv_heads, 1, c.words()}, DType::i32);
 
-  hash_encode(e.stream, {}, k, e.weight, position, {}, e.codes, {});
+  hash_encode(e.stream, {}, k, signs(e.weight), position, {}, e.codes, {});
 
-  hash_encode(e.stream, {}, k, e.weight, 0, {}, alone, {});
+  hash_encode(e.stream, {}, k, signs(e.weight), 0, {}, alone, {});
   const std::vector<int32_t> fresh = to_vector<int32_t>(alone);
   for (int64_t row = 0; row < c.batch * c.kv_heads; ++row) {
     std::copy_n(fresh.begin() + row * c.words(), c.words(),
@@ -154,7 +158,8 @@ TEST(HashEncode, ZeroIsBitZeroAndBitsLieInTheOrderOfColumns) {
   weight.data<float>()[64 + 31] = 1.0f;  // column 31: 5
   // All others are 0.
 
-  hash_encode(stream, {}, make_tensor<float>({1, 1, 1, 2}, {3.0f, 5.0f}), weight, 0, {}, codes, {});
+  hash_encode(stream, {}, make_tensor<float>({1, 1, 1, 2}, {3.0f, 5.0f}), signs(weight), 0, {},
+              codes, {});
 
   EXPECT_EQ(to_vector<int32_t>(codes),
             (std::vector<int32_t>{static_cast<int32_t>(0x80000001u), 2}));
@@ -165,13 +170,134 @@ TEST(HashEncode, RejectsAPositionBeyondTheCacheAndBitsThatFillNoWord) {
   const Tensor k({1, 1, 2, 4}, DType::f32), weight({1, 4, 32}, DType::f32);
   Tensor codes({1, 1, 3, 1}, DType::i32);
 
-  EXPECT_THAT([&] { hash_encode(stream, {}, k, weight, 2, {}, codes, {}); },
+  EXPECT_THAT([&] { hash_encode(stream, {}, k, signs(weight), 2, {}, codes, {}); },
               testing::ThrowsMessage<Error>(testing::HasSubstr("holds 3 positions, 4 are needed")));
   EXPECT_THAT(
       [&] {
-        hash_encode(stream, {}, k, Tensor({1, 4, 48}, DType::f32), 0, {}, codes, {});
+        const Tensor odd({1, 4, 48}, DType::f32);
+        hash_encode(stream, {}, k, signs(odd), 0, {}, codes, {});
       },
       testing::ThrowsMessage<Error>(testing::HasSubstr("bits is 48")));
+}
+
+// ---- hash_encode, planes -----------------------------------------------------------------------
+
+struct Planes : Encoded {
+  explicit Planes(const Case& c)
+      : Encoded(c),
+        query_weight(random_tensor({c.kv_heads, c.head_dim, c.bits}, 4)),
+        thresholds(random_tensor({c.kv_heads, c.bits}, 5)),
+        planes({c.batch, c.kv_heads * kQueryPlanes, 1, c.words()}, DType::i32) {}
+
+  HashProjection projection() const {
+    return {.keys = weight, .queries = query_weight, .thresholds = thresholds};
+  }
+  void encode() { hash_encode(stream, q, k, projection(), 0, planes, codes, norms); }
+
+  Tensor query_weight, thresholds, planes;
+};
+
+// x W - t of every row, in double.
+//   x  [rows, head_dim], row r of the projection head_of(r); t may be empty
+std::vector<double> projected(const Case& c, const std::vector<double>& x,
+                              const std::vector<float>& w, const std::vector<float>& t,
+                              const std::function<int64_t(int64_t)>& head_of) {
+  const auto dim = static_cast<size_t>(c.head_dim), bits = static_cast<size_t>(c.bits);
+  std::vector<double> result;
+  for (size_t row = 0; row < x.size() / dim; ++row) {
+    const auto head = static_cast<size_t>(head_of(static_cast<int64_t>(row)));
+    for (size_t j = 0; j < bits; ++j) {
+      double sum = t.empty() ? 0.0 : -t[head * bits + j];
+      for (size_t i = 0; i < dim; ++i) sum += x[row * dim + i] * w[(head * dim + i) * bits + j];
+      result.push_back(sum);
+    }
+  }
+  return result;
+}
+
+TEST_P(HashEncodeTest, KeysBeyondTheirThresholdsHaveBitsAndProjectedLengths) {
+  const Case& c = GetParam();
+  Planes e(c);
+
+  e.encode();
+
+  const std::vector<float> keys = to_floats(e.k);
+  const std::vector<double> x =
+      projected(c, {keys.begin(), keys.end()}, to_floats(e.weight), to_floats(e.thresholds),
+                [&](int64_t row) { return row / c.max_len % c.kv_heads; });
+  const auto codes = to_vector<int32_t>(e.codes);
+  const std::vector<float> norms = to_floats(e.norms);
+  const auto bits = static_cast<size_t>(c.bits);
+  size_t differing = 0;
+  for (size_t row = 0; row < norms.size(); ++row) {
+    double square = 0.0;
+    for (size_t j = 0; j < bits; ++j) {
+      const double value = x[row * bits + j];
+      square += value * value;
+      const auto word = static_cast<uint32_t>(codes[row * bits / 32 + j / 32]);
+      // Next to zero the rounding of f32 decides.
+      differing += (word >> j % 32 & 1u) != (value > 0.0 ? 1u : 0u) && std::abs(value) > 1e-4;
+    }
+    EXPECT_NEAR(norms[row], std::sqrt(square), 1e-4 * std::sqrt(square)) << "row " << row;
+  }
+  EXPECT_EQ(differing, 0u);
+}
+
+TEST_P(HashEncodeTest, PlanesAreTheGroupsSumInSixteenSteps) {
+  const Case& c = GetParam();
+  Planes e(c);
+
+  e.encode();
+
+  const std::vector<float> q = to_floats(e.q);
+  const auto dim = static_cast<size_t>(c.head_dim), bits = static_cast<size_t>(c.bits);
+  std::vector<double> sums(static_cast<size_t>(c.batch * c.kv_heads) * dim);
+  for (size_t i = 0; i < q.size(); ++i) {
+    sums[i / dim / static_cast<size_t>(c.group()) * dim + i % dim] += q[i];
+  }
+  const std::vector<double> y = projected(c, sums, to_floats(e.query_weight), {},
+                                          [&](int64_t row) { return row % c.kv_heads; });
+  const auto planes = to_vector<int32_t>(e.planes);
+  for (size_t row = 0; row < y.size() / bits; ++row) {
+    double most = 0.0;
+    for (size_t j = 0; j < bits; ++j) most = std::max(most, std::abs(y[row * bits + j]));
+    for (size_t j = 0; j < bits; ++j) {
+      int level = 0;
+      for (size_t p = 0; p < 4; ++p) {
+        const auto word = static_cast<uint32_t>(planes[((row * 4 + p) * bits + j) / 32]);
+        level += static_cast<int>(word >> j % 32 & 1u) << p;
+      }
+      const double step = most / 8.0, value = step / 2.0 * (2 * level - 15);
+      // Half a step away, or a little more where rounding chose the neighbour.
+      EXPECT_LE(std::abs(value - y[row * bits + j]), step / 2.0 * (1.0 + 1e-3))
+          << "row " << row << ", column " << j;
+    }
+  }
+}
+
+TEST(HashEncode, PlanesOfAQueryThatIsZeroAreAlike) {
+  Stream stream;
+  const Tensor weight = random_tensor({1, 4, 32}, 1), thresholds({1, 32}, DType::f32);
+  const Tensor q({1, 1, 1, 4}, DType::f32);
+  Tensor planes({1, 4, 1, 1}, DType::i32);
+
+  hash_encode(stream, q, {}, {.keys = weight, .queries = weight, .thresholds = thresholds}, 0,
+              planes, {}, {});
+
+  EXPECT_EQ(to_vector<int32_t>(planes), (std::vector<int32_t>{0, 0, 0, -1}));
+}
+
+TEST(HashEncode, ProjectionsOfQueriesNeedThresholds) {
+  Stream stream;
+  const Tensor k({1, 1, 2, 4}, DType::f32), weight({1, 4, 32}, DType::f32);
+  Tensor codes({1, 1, 3, 1}, DType::i32);
+
+  EXPECT_THAT(
+      [&] {
+        hash_encode(stream, {}, k, {.keys = weight, .queries = weight, .thresholds = {}}, 0, {},
+                    codes, {});
+      },
+      testing::ThrowsMessage<Error>(testing::HasSubstr("belong together")));
 }
 
 // ---- hamming_scores ----------------------------------------------------------------------------
@@ -199,7 +325,7 @@ TEST_P(HammingScoresTest, CountBitsThatDifferOverTheGroup) {
   Tensor distances({c.batch, c.kv_heads, c.max_len}, DType::u16);
   std::fill_n(distances.data<uint16_t>(), distances.num_elements(), uint16_t{65000});
 
-  hamming_scores(stream, q, codes, make_tensor({c.batch}, lengths), distances);
+  hamming_scores(stream, q, QueryCodes::signs, codes, make_tensor({c.batch}, lengths), distances);
 
   const auto actual = to_vector<uint16_t>(distances);
   const auto qs = to_vector<int32_t>(q), ks = to_vector<int32_t>(codes);
@@ -220,16 +346,64 @@ TEST_P(HammingScoresTest, CountBitsThatDifferOverTheGroup) {
   }
 }
 
+TEST_P(HammingScoresTest, PlanesCountByTheirPowersOfTwo) {
+  const Case& c = GetParam();
+  if (15 * c.bits > 65535) return;
+  Stream stream;
+  const Tensor planes = random_codes({c.batch, c.kv_heads * 4, c.words()}, 1);
+  const Tensor codes = random_codes({c.batch, c.kv_heads, c.max_len, c.words()}, 2);
+  const std::vector<int32_t> lengths(static_cast<size_t>(c.batch), static_cast<int32_t>(c.max_len));
+  Tensor distances({c.batch, c.kv_heads, c.max_len}, DType::u16);
+
+  hamming_scores(stream, planes, QueryCodes::planes, codes, make_tensor({c.batch}, lengths),
+                 distances);
+
+  // The identity that HashProjection states, with step 2.
+  const auto actual = to_vector<uint16_t>(distances);
+  const auto qs = to_vector<int32_t>(planes), ks = to_vector<int32_t>(codes);
+  const auto bit = [](const std::vector<int32_t>& words, int64_t first, int64_t j) {
+    return static_cast<int>(
+        static_cast<uint32_t>(words[static_cast<size_t>(first + j / 32)]) >> j % 32 & 1u);
+  };
+  for (int64_t row = 0; row < c.batch * c.kv_heads; ++row) {
+    for (int64_t p = 0; p < c.max_len; ++p) {
+      int64_t product = 0;
+      for (int64_t j = 0; j < c.bits; ++j) {
+        int64_t level = 0;
+        for (int64_t plane = 0; plane < 4; ++plane) {
+          level += bit(qs, (row * 4 + plane) * c.words(), j) << plane;
+        }
+        product += (2 * level - 15) * (2 * bit(ks, (row * c.max_len + p) * c.words(), j) - 1);
+      }
+      ASSERT_EQ(15 * c.bits - 2 * actual[static_cast<size_t>(row * c.max_len + p)], product)
+          << "row " << row << ", position " << p;
+    }
+  }
+}
+
 TEST(HammingScores, KeyNormScoresAreTheCosineEstimateTimesTheLength) {
   Stream stream;
   const Tensor distances = make_tensor<uint16_t>({1, 1, 3}, {0, 64, 200});
   const Tensor norms = make_tensor<float>({1, 1, 3}, {1.0f, 2.0f, 0.5f});
   Tensor scores({1, 1, 3}, DType::f32);
 
-  key_norm_scores(stream, distances, norms, make_tensor<int32_t>({1}, {3}), /*group=*/2,
+  key_norm_scores(stream, distances, norms, make_tensor<int32_t>({1}, {3}), /*weight=*/2,
                   /*bits=*/128, scores);
 
   EXPECT_EQ(to_floats(scores), (std::vector<float>{2.0f, 2.0f, -0.5625f}));
+}
+
+TEST(HammingScores, RejectsCodesThatAreNoPlanes) {
+  Stream stream;
+  const Tensor q({1, 3, 8}, DType::i32), codes({1, 1, 4, 8}, DType::i32);
+  Tensor distances({1, 1, 4}, DType::u16);
+
+  EXPECT_THAT(
+      [&] {
+        hamming_scores(stream, q, QueryCodes::planes, codes, make_tensor<int32_t>({1}, {4}),
+                       distances);
+      },
+      testing::ThrowsMessage<Error>(testing::HasSubstr("3 codes of queries are not 4 planes")));
 }
 
 TEST(HammingScores, RejectsDistancesThatDoNotFit) {
@@ -237,8 +411,12 @@ TEST(HammingScores, RejectsDistancesThatDoNotFit) {
   const Tensor q({1, 256, 8}, DType::i32), codes({1, 1, 4, 8}, DType::i32);
   Tensor distances({1, 1, 4}, DType::u16);
 
-  EXPECT_THAT([&] { hamming_scores(stream, q, codes, make_tensor<int32_t>({1}, {4}), distances); },
-              testing::ThrowsMessage<Error>(testing::HasSubstr("do not fit u16")));
+  EXPECT_THAT(
+      [&] {
+        hamming_scores(stream, q, QueryCodes::signs, codes, make_tensor<int32_t>({1}, {4}),
+                       distances);
+      },
+      testing::ThrowsMessage<Error>(testing::HasSubstr("do not fit u16")));
 }
 
 // ---- select_top_k ------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ void wait_for_all() {
 }
 
 // A configuration of few steps in a folder that all ranks see.
-class HashTrainingTest : public testing::Test {
+class HashTrainingTest : public testing::TestWithParam<HashObjectiveKind> {
  protected:
   HashTrainingTest() {
     config_.run.dir = (folder_.path() / "run").string();
@@ -92,6 +92,9 @@ class HashTrainingTest : public testing::Test {
     config_.data.validation = {{(folder_.path() / "validation.h5").string()}};
     config_.hash.bits = 32;
     config_.hash.dense_layers = 1;
+    config_.hash.training.objective = GetParam();
+    config_.hash.training.ranking.steps = 12;
+    config_.hash.training.queries = GetParam() == HashObjectiveKind::paper ? 1 : 5;
     config_.hash.training.num_sequences = 9;
     config_.hash.training.held_out_sequences = 5;
     config_.hash.training.sigma = 1.0;
@@ -128,7 +131,7 @@ class HashTrainingTest : public testing::Test {
   RunConfig config_;
 };
 
-TEST_F(HashTrainingTest, AnyNumberOfRanksLearnsTheSameBits) {
+TEST_P(HashTrainingTest, AnyNumberOfRanksLearnsTheSameBits) {
   train(config_);
   const Files all = files_of(config_);
 
@@ -141,6 +144,7 @@ TEST_F(HashTrainingTest, AnyNumberOfRanksLearnsTheSameBits) {
                         .seed = config_.run.seed,
                         .num_sequences = 9,
                         .sequences_per_block = 2,
+                        .queries_per_sequence = config_.hash.training.queries,
                         .first_layer = 1};
   DistributedContext alone;
   Stream stream;
@@ -162,29 +166,44 @@ TEST_F(HashTrainingTest, AnyNumberOfRanksLearnsTheSameBits) {
                                             .layer = layer,
                                             .kv_head = head,
                                             .bits = 32,
-                                            .total_pairs = count_pairs(set)},
+                                            .size = size_of_set(set)},
                                            config_.hash.training);
-      const ConstTensorView learned =
-          weights.layers[static_cast<size_t>(layer)].view().rows(head, 1);
-      EXPECT_EQ(
-          std::memcmp(result.weight.data<float>(), learned.data<float>(), learned.num_bytes()), 0)
-          << "layer " << layer << " head " << head;
+      for (const auto tensor :
+           {&HashTensors::keys, &HashTensors::queries, &HashTensors::thresholds}) {
+        const Tensor& all_heads = weights.layers[static_cast<size_t>(layer)].*tensor;
+        ASSERT_EQ(bool(all_heads), bool(result.hash.*tensor));
+        if (!all_heads) continue;
+        const ConstTensorView learned = all_heads.view().rows(head, 1);
+        EXPECT_EQ(std::memcmp((result.hash.*tensor).data<float>(), learned.data<float>(),
+                              learned.num_bytes()),
+                  0)
+            << "layer " << layer << " head " << head;
+      }
     }
   }
   EXPECT_FALSE(all.metrics.empty());
 }
 
-TEST_F(HashTrainingTest, ChangesTheProjectionsAndLowersTheLoss) {
+TEST_P(HashTrainingTest, ChangesTheProjections) {
   train(config_);
 
   const HashWeights learned = load_hash_weights(hash_weights_path(config_, config_.hash.bits));
-  const HashWeights random = random_hash_weights(11, HashInit::orthogonal, config_.model, 32, 1);
+  config_.hash.training.ranking.steps = 0;
+  config_.run.dir += "_closed_form";
+  if (GetParam() == HashObjectiveKind::ranking) train(config_);
+  // What learning begins with.
+  const HashWeights start =
+      GetParam() == HashObjectiveKind::ranking
+          ? load_hash_weights(hash_weights_path(config_, config_.hash.bits))
+          : random_hash_weights(11, HashInit::orthogonal, config_.model, 32, 1);
+  EXPECT_EQ(learned.has_planes(), GetParam() == HashObjectiveKind::ranking);
   EXPECT_EQ(learned.checkpoint_fingerprint, kFingerprint);
   EXPECT_FALSE(learned.has_layer(0));
   for (size_t layer = 1; layer < 3; ++layer) {
-    ASSERT_EQ(learned.layers[layer].shape(), random.layers[layer].shape());
-    EXPECT_NE(std::memcmp(learned.layers[layer].data<float>(), random.layers[layer].data<float>(),
-                          random.layers[layer].view().num_bytes()),
+    ASSERT_EQ(learned.layers[layer].keys.shape(), start.layers[layer].keys.shape());
+    EXPECT_NE(std::memcmp(learned.layers[layer].keys.data<float>(),
+                          start.layers[layer].keys.data<float>(),
+                          start.layers[layer].keys.view().num_bytes()),
               0);
   }
   EXPECT_FALSE(fs::exists(fs::path(config_.run.dir) / "hash" / "query_keys"));
@@ -193,7 +212,7 @@ TEST_F(HashTrainingTest, ChangesTheProjectionsAndLowersTheLoss) {
 
 // Files of an interrupted training are missing or torn: the weights, two blocks of queries and
 // keys, the metrics.
-TEST_F(HashTrainingTest, WhatAKilledTrainingLeftIsTakenUpBitForBit) {
+TEST_P(HashTrainingTest, WhatAKilledTrainingLeftIsTakenUpBitForBit) {
   config_.hash.training.keep_query_keys = true;
   train(config_);
   const Files straight = files_of(config_);
@@ -216,7 +235,7 @@ TEST_F(HashTrainingTest, WhatAKilledTrainingLeftIsTakenUpBitForBit) {
 
 // Experts that are spread over the ranks take their rows from all of them, so the other blocks of a
 // missing one's group decide its last bits.
-TEST_F(HashTrainingTest, ABlockThatIsMadeAgainOverSpreadExpertsHasTheSameBytes) {
+TEST_P(HashTrainingTest, ABlockThatIsMadeAgainOverSpreadExpertsHasTheSameBytes) {
   config_.model = test::tiny_model(Structure::bigmac);
   config_.model.num_layers = 3;
   config_.model.seq_len = 32;
@@ -242,7 +261,7 @@ TEST_F(HashTrainingTest, ABlockThatIsMadeAgainOverSpreadExpertsHasTheSameBytes) 
   }
 }
 
-TEST_F(HashTrainingTest, FinishedWeightsAreLearnedAgainForOtherSettingsOnly) {
+TEST_P(HashTrainingTest, FinishedWeightsAreLearnedAgainForOtherSettingsOnly) {
   train(config_);
   const auto written = fs::last_write_time(hash_weights_path(config_, config_.hash.bits));
   wait_for_all();
@@ -256,20 +275,26 @@ TEST_F(HashTrainingTest, FinishedWeightsAreLearnedAgainForOtherSettingsOnly) {
             "another checkpoint");
 }
 
-TEST_F(HashTrainingTest, ATrainingThatDivergesIsAnErrorThatLeavesWeightsMetricsAndHeads) {
+TEST_P(HashTrainingTest, ATrainingThatDivergesIsAnErrorThatLeavesWeightsMetricsAndHeads) {
   train(config_);
   const Files before = files_of(config_);
   RunConfig fast = config_;
   fast.hash.training.lr = 1e3;
   fast.hash.training.weight_decay = 1e3;
+  if (GetParam() == HashObjectiveKind::ranking) {
+    // Steps of relative length 1 do not diverge by themselves.
+    fast.hash.training.ranking.lr = 1e30;
+  }
 
   const std::string error = test::error_of([&] { train(fast); });
 
-  EXPECT_THAT(error,
-              testing::ContainsRegex("layer [12] head [01]: learning diverged: after epoch [123] "
-                                     "of 3 the loss is -?(nan|inf) and the projection holds"));
-  EXPECT_THAT(error,
-              testing::HasSubstr("lower hash.training.lr and run train-hash again (lr is 1000)"));
+  const bool ranks = GetParam() == HashObjectiveKind::ranking;
+  EXPECT_THAT(error, testing::ContainsRegex(
+                         fmt::format("layer [12] head [01]: learning diverged: after {} the loss "
+                                     "is -?(nan|inf) and the projection holds",
+                                     ranks ? "12 steps" : "epoch [123] of 3")));
+  EXPECT_THAT(error, testing::HasSubstr(ranks ? "lower hash.training.ranking.lr (it is 1e+30) and"
+                                              : "lower hash.training.lr (it is 1000) and run"));
   wait_for_all();
   const Files after = files_of(config_);
   EXPECT_EQ(after.weights, before.weights);
@@ -278,7 +303,7 @@ TEST_F(HashTrainingTest, ATrainingThatDivergesIsAnErrorThatLeavesWeightsMetricsA
   EXPECT_EQ(std::distance(fs::directory_iterator(heads), {}), 0);
 }
 
-TEST_F(HashTrainingTest, AModelThatDivergedIsAnErrorThatNamesLayerAndSequence) {
+TEST_P(HashTrainingTest, AModelThatDivergedIsAnErrorThatNamesLayerAndSequence) {
   Session session(test_mpi(), config_);
   const auto norm =
       std::ranges::find(session.model.parameters().parameters(), "layers.1.norm1.weight",
@@ -294,18 +319,22 @@ TEST_F(HashTrainingTest, AModelThatDivergedIsAnErrorThatNamesLayerAndSequence) {
   EXPECT_FALSE(fs::exists(hash_weights_path(config_, config_.hash.bits)));
 }
 
-TEST_F(HashTrainingTest, QueriesThatSeeOneKeyTeachNothing) {
+TEST_P(HashTrainingTest, QueriesThatSeeOneKeyTeachNothing) {
   config_.hash.training.seq_len = 1;
 
   EXPECT_THAT(test::error_of([&] { train(config_); }),
               testing::HasSubstr("sees its own key alone, so no key is dissimilar"));
 }
 
-TEST_F(HashTrainingTest, NothingToLearnIsAnErrorOnEveryRank) {
+TEST_P(HashTrainingTest, NothingToLearnIsAnErrorOnEveryRank) {
   config_.hash.dense_layers = 3;
 
   EXPECT_THAT(test::error_of([&] { train(config_); }), testing::HasSubstr("hash.dense_layers = 3"));
 }
+
+INSTANTIATE_TEST_SUITE_P(Objectives, HashTrainingTest,
+                         testing::Values(HashObjectiveKind::paper, HashObjectiveKind::ranking),
+                         [](const auto& of) { return std::string(to_string(of.param)); });
 
 }  // namespace
 }  // namespace switchyard

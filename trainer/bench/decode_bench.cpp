@@ -152,7 +152,7 @@ struct Layer {
     bench.fill(v, "v");
     set_all(bench, c.length, lengths);
     set_all(bench, c.selected, counts);
-    hash_encode(bench.stream, {}, k, weight, 0, {}, codes, {});
+    hash_encode(bench.stream, {}, k, {weight, {}, {}}, 0, {}, codes, {});
   }
 
   static void set_all(Bench& bench, int64_t value, TensorView to) {
@@ -194,23 +194,26 @@ std::vector<Part> parts_of_step(Bench& bench, Layer& x, float scale, DecodeBench
   const TensorView codes = x.q_codes;
   const Shape shape{c.batch, c.layout.heads, 1, kHeadDim};
   const Shape code_shape{c.batch, c.layout.heads, 1, codes.dim(2)};
-  return {
-      {&c.encode,
-       [&bench, &x, shape, code_shape, last = c.length - 1] {
-         hash_encode(bench.stream, x.q.view().reshape(shape), x.new_k, x.weight, last,
-                     x.q_codes.view().reshape(code_shape), x.codes, {});
-       }},
-      {&c.score,
-       [&bench, &x] { hamming_scores(bench.stream, x.q_codes, x.codes, x.lengths, x.distances); }},
-      {&c.select,
-       [&bench, &x] {
-         select_top_k(bench.stream, bench.workspace, x.distances, x.lengths, x.counts, /*sink=*/0,
-                      /*recent=*/0, x.indices);
-       }},
-      {&c.attend, [&bench, &x, scale] {
-         gather_attention(bench.stream, bench.workspace, x.q, x.k, x.v, x.indices, x.counts, scale,
-                          x.out);
-       }}};
+  return {{&c.encode,
+           [&bench, &x, shape, code_shape, last = c.length - 1] {
+             hash_encode(bench.stream, x.q.view().reshape(shape), x.new_k, {x.weight, {}, {}}, last,
+                         x.q_codes.view().reshape(code_shape), x.codes, {});
+           }},
+          {&c.score,
+           [&bench, &x] {
+             hamming_scores(bench.stream, x.q_codes, QueryCodes::signs, x.codes, x.lengths,
+                            x.distances);
+           }},
+          {&c.select,
+           [&bench, &x] {
+             select_top_k(bench.stream, bench.workspace, x.distances, x.lengths, x.counts,
+                          /*sink=*/0,
+                          /*recent=*/0, x.indices);
+           }},
+          {&c.attend, [&bench, &x, scale] {
+             gather_attention(bench.stream, bench.workspace, x.q, x.k, x.v, x.indices, x.counts,
+                              scale, x.out);
+           }}};
 }
 
 // The parts run in turn, so that other load on the machine affects all of them alike, and the host
@@ -302,7 +305,7 @@ PrefillBenchCase bench_prefill(Bench& bench, DType dtype, const HeadLayout& layo
     attention.time([&] {
       attention_forward(bench.stream, bench.workspace, q, k, k, {}, /*scale=*/0.1f, out, lse);
     });
-    encode.time([&] { hash_encode(bench.stream, {}, k, weight, 0, {}, codes, {}); });
+    encode.time([&] { hash_encode(bench.stream, {}, k, {weight, {}, {}}, 0, {}, codes, {}); });
     for (Series* series : {&encode, &attention, &products}) series->end_repetition();
   }
   c.encode_seconds = encode.median();

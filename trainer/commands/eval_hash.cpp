@@ -65,8 +65,12 @@ std::vector<HashCandidate> load_candidates(MpiRuntime& mpi, const RunConfig& con
     }
     for (const int64_t bits : bits_to_measure(mpi, config)) {
       add(method, static_cast<int>(bits), false);
+      // The scores of planes have the keys' lengths already.
+      const bool signs = !candidates.back().setup.has_planes();
       const bool learned = projections == HashProjections::learned;
-      if (learned && config.hash.evaluation.key_norm) add(method, static_cast<int>(bits), true);
+      if (learned && signs && config.hash.evaluation.key_norm) {
+        add(method, static_cast<int>(bits), true);
+      }
     }
   }
   return candidates;

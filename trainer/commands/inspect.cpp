@@ -58,8 +58,9 @@ Inspection inspect_hash_weights(const std::string& path) {
       continue;
     }
     const NotFinite count = count_not_finite(weights, layer);
-    const Tensor& stack = weights.layers[static_cast<size_t>(layer)];
-    result.text += to_string(stack.shape());
+    const HashTensors& layers = weights.layers[static_cast<size_t>(layer)];
+    result.text += to_string(layers.keys.shape());
+    if (layers.queries) result.text += " for keys and for queries, with thresholds";
     if (count.total() > 0) result.text += "  " + describe(count);
     result.text += '\n';
     result.not_finite += count;

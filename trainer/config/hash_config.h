@@ -11,16 +11,36 @@ namespace switchyard {
 enum class HashInit { orthogonal, gaussian };
 SWITCHYARD_ENUM_NAMES(HashInit, orthogonal, gaussian)
 
-// How `train-hash` learns projections (HATA, arXiv 2506.02572, section 3.1 and table 11). Defaults
-// are the paper's; docs/hata.md says where the published code differs.
+// What `train-hash` learns (docs/hata.md):
+//   ranking  bit planes by a loss on the ranking of keys; see RankingObjective
+//   paper    signs by HATA's objective; see HashObjective
+enum class HashObjectiveKind { ranking, paper };
+SWITCHYARD_ENUM_NAMES(HashObjectiveKind, ranking, paper)
+
+// Adam, from the closed form `itq` on.
+struct RankingTrainingConfig {
+  int64_t steps = 300;  // each over the queries of one sequence; 0: the closed form itself
+  double lr = 0.001;    // relative to the size of the weights; falls to 0 in a straight line
+};
+
+// How `train-hash` learns projections. Defaults of the objective `paper` are those of HATA (arXiv
+// 2506.02572, section 3.1 and table 11); docs/hata.md says where the published code differs.
 struct HashTrainingConfig {
+  HashObjectiveKind objective = HashObjectiveKind::ranking;
+  RankingTrainingConfig ranking;
+
   // Training data
   std::string tokens;               // token file; empty: data.train
   int64_t seq_len = 0;              // 0: model.seq_len
   int64_t num_sequences = 0;        // 0: enough for about 2^17 pairs, and at least 11
   int64_t held_out_sequences = 64;  // of data.validation, to measure recall on; 0: none
+  int64_t queries = 0;  // of a sequence; 0: 1 for `paper` as published, 64 for `ranking`
+  int64_t queries_per_sequence() const {
+    if (queries > 0) return queries;
+    return objective == HashObjectiveKind::paper ? 1 : 64;
+  }
 
-  // Labels of a query's keys
+  // Of `paper` alone, to `pairs_per_epoch`. Labels of a query's keys
   double positive_share = 0.1;  // of the keys, those with the highest scores
   double top_label = 20.0;      // of the best key; labels fall in equal steps, by rank
   double last_label = 1.0;      // of the last positive key

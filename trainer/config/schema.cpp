@@ -284,17 +284,28 @@ std::vector<ConfigField> hash_fields() {
               "leading layers without codes, whose attention stays exact"),
       text(SWITCHYARD_KEY(hash.weights),
            "file of the learned projections; empty: hash/hash_weights.h5 in run.dir"),
+      choice(SWITCHYARD_KEY(hash.training.objective),
+             "what train-hash learns. ranking: keys by one bit per column, queries by four, a loss "
+             "on the order of keys; paper: signs of both, HATA's objective"),
+      count(
+          SWITCHYARD_KEY(hash.training.ranking.steps), 0,
+          "ranking: steps of Adam, each over the queries of one sequence; 0: the closed form that "
+          "they begin with"),
+      real(SWITCHYARD_KEY(hash.training.ranking.lr), 0.0, 1.0,
+           "ranking: learning rate relative to the size of the weights; it falls to 0"),
       text(SWITCHYARD_KEY(hash.training.tokens),
            "train-hash: token file to learn from; empty: data.train"),
       count(SWITCHYARD_KEY(hash.training.seq_len), 0, "length of its sequences; 0: model.seq_len"),
-      count(
-          SWITCHYARD_KEY(hash.training.num_sequences), 0,
-          "number of sequences; one query position is drawn from each. 0: enough for about 131072 "
-          "(query, key) pairs, and at least 11"),
+      count(SWITCHYARD_KEY(hash.training.num_sequences), 0,
+            "number of sequences. 0: enough for about 98304 keys, and at least 11"),
+      count(SWITCHYARD_KEY(hash.training.queries), 0,
+            "query positions that are drawn from each sequence; 0: 64 for ranking, 1 for paper"),
       count(SWITCHYARD_KEY(hash.training.held_out_sequences), 0,
             "sequences of data.validation on which recall is measured; 0: none"),
       real(SWITCHYARD_KEY(hash.training.positive_share), 0.0, 1.0,
-           "share of a query's keys, those with the highest scores, that are labelled as similar"),
+           "paper, as all that follow up to pairs_per_epoch: share of a query's keys, those with "
+           "the "
+           "highest scores, that are labelled as similar"),
       real(SWITCHYARD_KEY(hash.training.top_label), -1e6, 1e6,
            "label of the best key; labels fall in equal steps, by rank"),
       real(SWITCHYARD_KEY(hash.training.last_label), -1e6, 1e6, "label of the last similar key"),

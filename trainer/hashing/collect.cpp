@@ -18,23 +18,27 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// The keys [first, query] of one sequence, and its query.
-struct Visible {
-  int64_t first = 0;
-  int64_t query = 0;
-  int64_t num_keys() const { return query - first + 1; }
+// The queries of one sequence, and the keys from the first one that any of them sees to the last
+// query's own.
+struct Kept {
+  std::vector<int64_t> queries;  // positions, rising
+  std::vector<int64_t> firsts;   // of each query: the position of the first key that it sees
+
+  int64_t first_key() const { return firsts.front(); }
+  int64_t num_keys() const { return queries.back() - first_key() + 1; }
 };
 
-std::vector<Visible> visible_keys(const QueryKeySet& set, int64_t block, const MicroBatch& batch) {
+std::vector<Kept> kept_of(const QueryKeySet& set, int64_t block, const MicroBatch& batch) {
   const int64_t begin = block * set.sequences_per_block;
-  const int64_t kept = std::min(set.sequences_per_block, set.num_sequences - begin);
-  std::vector<Visible> result;
-  for (int64_t s = 0; s < kept; ++s) {
-    Visible v{.first = 0, .query = query_position(set, begin + s, batch.seq_len)};
-    if (batch.document_start) {
-      v.first = batch.document_start.data<int32_t>()[s * batch.seq_len + v.query];
+  const int64_t count = std::min(set.sequences_per_block, set.num_sequences - begin);
+  std::vector<Kept> result;
+  for (int64_t s = 0; s < count; ++s) {
+    Kept kept{.queries = query_positions(set, begin + s, batch.seq_len), .firsts = {}};
+    for (const int64_t query : kept.queries) {
+      const int32_t* starts = batch.document_start ? batch.document_start.data<int32_t>() : nullptr;
+      kept.firsts.push_back(starts ? starts[s * batch.seq_len + query] : 0);
     }
-    result.push_back(v);
+    result.push_back(std::move(kept));
   }
   return result;
 }
@@ -44,8 +48,8 @@ std::vector<Visible> visible_keys(const QueryKeySet& set, int64_t block, const M
 class Collector final : public AttentionObserver {
  public:
   // With a null writer it only takes part in the group's all-gather.
-  Collector(std::vector<Visible> visible, int first_layer, QueryKeyWriter* writer)
-      : visible_(std::move(visible)), first_layer_(first_layer), writer_(writer) {}
+  Collector(std::vector<Kept> kept, int first_layer, QueryKeyWriter* writer)
+      : kept_(std::move(kept)), first_layer_(first_layer), writer_(writer) {}
 
   void observe(StepContext& ctx, int layer, ConstTensorView q, ConstTensorView k) override {
     if (layer < first_layer_) return;
@@ -66,20 +70,26 @@ class Collector final : public AttentionObserver {
 
  private:
   //   x       [batch, heads, seq_len, head_dim]
-  //   result  [heads, rows, head_dim]: per sequence its visible keys, or its query alone
+  //   result  [heads, rows, head_dim]: of each sequence its keys, or its queries
   Tensor take(ConstTensorView x, bool keys) const {
     const int64_t heads = x.dim(1), seq_len = x.dim(2), head_dim = x.dim(3);
     int64_t rows = 0;
-    for (const Visible& v : visible_) rows += keys ? v.num_keys() : 1;
+    for (const Kept& kept : kept_) rows += keys ? kept.num_keys() : std::ssize(kept.queries);
     Tensor taken({heads, rows, head_dim}, DType::f32);
     float* out = taken.data<float>();
     for (int64_t h = 0; h < heads; ++h) {
-      for (size_t s = 0; s < visible_.size(); ++s) {
-        const Visible& v = visible_[s];
-        const int64_t first = keys ? v.first : v.query;
-        const int64_t row = (static_cast<int64_t>(s) * heads + h) * seq_len + first;
-        const int64_t count = (v.query - first + 1) * head_dim;
-        out = std::copy_n(x.data<float>() + row * head_dim, count, out);
+      for (size_t s = 0; s < kept_.size(); ++s) {
+        const Kept& kept = kept_[s];
+        const float* sequence =
+            x.data<float>() + (static_cast<int64_t>(s) * heads + h) * seq_len * head_dim;
+        if (keys) {
+          out =
+              std::copy_n(sequence + kept.first_key() * head_dim, kept.num_keys() * head_dim, out);
+          continue;
+        }
+        for (const int64_t query : kept.queries) {
+          out = std::copy_n(sequence + query * head_dim, head_dim, out);
+        }
       }
     }
     return taken;
@@ -94,16 +104,23 @@ class Collector final : public AttentionObserver {
     return all;
   }
 
-  std::vector<Visible> visible_;
+  std::vector<Kept> kept_;
   int first_layer_;
   QueryKeyWriter* writer_;
   std::exception_ptr error_;  // of the first layer that could not be written
 };
 
-std::vector<int64_t> row_offsets(const std::vector<Visible>& visible) {
-  std::vector<int64_t> offsets = {0};
-  for (const Visible& v : visible) offsets.push_back(offsets.back() + v.num_keys());
-  return offsets;
+std::vector<KeyRange> visible_rows(const std::vector<Kept>& all) {
+  std::vector<KeyRange> visible;
+  int64_t row = 0;  // of the sequence's first key
+  for (const Kept& kept : all) {
+    const int64_t offset = row - kept.first_key();
+    for (size_t i = 0; i < kept.queries.size(); ++i) {
+      visible.push_back({offset + kept.firsts[i], offset + kept.queries[i] + 1});
+    }
+    row += kept.num_keys();
+  }
+  return visible;
 }
 
 // For each block whether rank 0 does not find it on the disk.
@@ -123,14 +140,14 @@ std::vector<uint8_t> missing_blocks(const DistributedContext& dist, const QueryK
 
 // Runs one block through the model, and writes its queries and keys if `keep`.
 void run_block(StepContext& ctx, Transformer& model, const QueryKeySet& set, int64_t block,
-               std::vector<Visible> visible, bool keep) {
+               std::vector<Kept> kept, bool keep) {
   std::optional<QueryKeyWriter> writer;
   run_collectively(ctx.dist.world(), [&] {
     if (!keep) return;
     writer.emplace(set.path_of(block), set.key, block * set.sequences_per_block,
-                   row_offsets(visible));
+                   std::ssize(kept.front().queries), visible_rows(kept));
   });
-  Collector collector(std::move(visible), set.first_layer, writer ? &*writer : nullptr);
+  Collector collector(std::move(kept), set.first_layer, writer ? &*writer : nullptr);
   ctx.observer = &collector;
   ctx.dist.set_phase(Phase::collecting_keys);
   model.forward_blocks(ctx);
@@ -147,11 +164,16 @@ fs::path QueryKeySet::path_of(int64_t block) const {
   return folder / fmt::format("{}_{:06d}.h5", name, block);
 }
 
-int64_t query_position(const QueryKeySet& set, int64_t sequence, int64_t seq_len) {
+std::vector<int64_t> query_positions(const QueryKeySet& set, int64_t sequence, int64_t seq_len) {
   const RandomKey key{set.seed, stream_id("hash.query_position." + set.name)};
-  const int64_t half = seq_len / 2;
-  const double u = random_uniform(key, static_cast<uint64_t>(sequence));
-  return half + static_cast<int64_t>(u * static_cast<double>(seq_len - half));
+  const int64_t half = seq_len / 2, count = std::min(set.queries_per_sequence, seq_len - half);
+  const double part = static_cast<double>(seq_len - half) / static_cast<double>(count);
+  std::vector<int64_t> positions;
+  for (int64_t i = 0; i < count; ++i) {
+    const double u = random_uniform(key, static_cast<uint64_t>(sequence * count + i));
+    positions.push_back(half + static_cast<int64_t>((static_cast<double>(i) + u) * part));
+  }
+  return positions;
 }
 
 int64_t collect_query_keys(Stream& stream, Transformer& model, const DistributedContext& dist,
@@ -182,7 +204,7 @@ int64_t collect_query_keys(Stream& stream, Transformer& model, const Distributed
                     .batch = copied,
                     .scales = {},
                     .dropless = true};
-    run_block(ctx, model, set, block, visible_keys(set, block, batch),
+    run_block(ctx, model, set, block, kept_of(set, block, batch),
               begin + own < count && is_missing(block) && dist.tp().rank() == 0);
     computed += kept;
     saved.reset();

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <functional>
 #include <string>
+#include <vector>
 
 #include "kernels/basic/random.h"
 #include "kernels/runtime/integers.h"
@@ -22,15 +23,17 @@ struct QueryKeySet {
   uint64_t seed = 0;
   int64_t num_sequences = 0;
   int64_t sequences_per_block = 1;
+  int64_t queries_per_sequence = 1;
   int first_layer = 0;  // earlier layers are not kept
 
   int64_t num_blocks() const { return ceil_div(num_sequences, sequences_per_block); }
   std::filesystem::path path_of(int64_t block) const;
 };
 
-// The position of a sequence's query: uniform in [seq_len / 2, seq_len), the same for all heads and
-// layers. A function of the set's seed and name and the sequence's number.
-int64_t query_position(const QueryKeySet& set, int64_t sequence, int64_t seq_len);
+// The positions of a sequence's queries, rising, the same for all heads and layers: one is drawn
+// uniformly from each of `queries_per_sequence` equal parts of [seq_len / 2, seq_len). A function
+// of the set's seed and name and the sequence's number.
+std::vector<int64_t> query_positions(const QueryKeySet& set, int64_t sequence, int64_t seq_len);
 
 // Runs the sequences through the model and writes the missing blocks. The dp ranks run dp blocks
 // at a time, always the same ones together: an expert's rows come from all ranks of its ep group,

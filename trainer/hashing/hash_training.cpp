@@ -31,8 +31,9 @@ std::string hex(std::string_view text) { return fmt::format("{:016x}", hash64(te
 // The values that decide the projections, as YAML.
 std::string settings_of(const RunConfig& config) {
   static const std::vector<std::string> others = {
-      "hash.training.tokens", "hash.training.seq_len", "hash.training.num_sequences",
-      "hash.training.held_out_sequences", "hash.training.keep_query_keys"};
+      "hash.training.tokens",        "hash.training.seq_len",
+      "hash.training.num_sequences", "hash.training.held_out_sequences",
+      "hash.training.queries",       "hash.training.keep_query_keys"};
   std::string text;
   for (const ConfigField& field : config_schema()) {
     const bool decides = field.key == "run.seed" || field.key == "hash.bits" ||
@@ -44,7 +45,8 @@ std::string settings_of(const RunConfig& config) {
   return text;
 }
 
-Json to_json(const HashLoss& loss) {
+Json to_json(const HashLoss& loss, HashObjectiveKind objective) {
+  if (objective == HashObjectiveKind::ranking) return {{"loss", loss.ranking}};
   return {{"loss", loss.total()},
           {"similarity", loss.similarity},
           {"balance", loss.balance},
@@ -52,14 +54,40 @@ Json to_json(const HashLoss& loss) {
           {"orthogonality", loss.orthogonality}};
 }
 
-Json to_json(const HashQuality& learned, const HashQuality& random) {
-  return {{"queries", learned.queries},
-          {"budgets", kBudgets},
-          {"recall", learned.recall},
-          {"recall_random", random.recall},
-          {"attention_mass", learned.attention_mass},
-          {"attention_mass_random", random.attention_mass},
-          {"attention_mass_best", learned.best_mass}};
+// The figures of the learned projection, and beside them those of the others by their names.
+Json to_json(const std::vector<NamedQuality>& held_out) {
+  const HashQuality& learned = held_out.front().quality;
+  Json result = {{"queries", learned.queries}, {"budgets", kBudgets}};
+  for (const NamedQuality& of : held_out) {
+    const std::string suffix = &of == &held_out.front() ? "" : "_" + of.name;
+    result["recall" + suffix] = of.quality.recall;
+    result["attention_mass" + suffix] = of.quality.attention_mass;
+  }
+  result["attention_mass_best"] = learned.best_mass;
+  return result;
+}
+
+std::string describe(const std::vector<NamedQuality>& held_out) {
+  const HashQuality &learned = held_out.front().quality, &random = held_out.back().quality;
+  std::string text;
+  for (size_t b = 0; b < kBudgets.size(); ++b) {
+    text += fmt::format("  {:.2f} %: recall {:.3f} (random {:.3f}) mass {:.3f} ({:.3f})",
+                        1e2 * kBudgets[b], learned.recall[b], random.recall[b],
+                        learned.attention_mass[b], random.attention_mass[b]);
+  }
+  return text;
+}
+
+// Copies one head's tensors into those of its layer.
+//   head, layer  [1, ...] and [heads, ...]; the layer's is made if it is not there yet
+void put_head(const Tensor& head, int64_t heads, int64_t number, Tensor& layer) {
+  if (!head) return;
+  if (!layer) {
+    std::vector<int64_t> dims(head.shape().dims().begin(), head.shape().dims().end());
+    dims[0] = heads;
+    layer = Tensor(Shape(dims), DType::f32);
+  }
+  std::copy_n(head.data<float>(), head.num_elements(), layer.view().rows(number, 1).data<float>());
 }
 
 }  // namespace
@@ -136,13 +164,14 @@ QueryKeySet HashTraining::make_set(const std::string& name, const Tokens& tokens
                   .seed = config_.run.seed,
                   .num_sequences = num_sequences,
                   .sequences_per_block = config_.train.micro_batch_size,
+                  .queries_per_sequence = config_.hash.training.queries_per_sequence(),
                   .first_layer = config_.hash.dense_layers};
   const int64_t seq_len = config_.hash.training.seq_len;
   set.key = hex(fmt::format(
-      "{} {:016x} {} {} {} {} {} {} {} {} {} {}", fingerprint_, tokens.loader.fingerprint(),
+      "{} {:016x} {} {} {} {} {} {} {} {} {} {} {}", fingerprint_, tokens.loader.fingerprint(),
       seq_len > 0 ? seq_len : config_.model.seq_len, static_cast<int>(config_.data.mask), set.seed,
-      set.num_sequences, set.sequences_per_block, set.first_layer, layout.tp(), layout.ep(),
-      to_string(config_.run.compute_dtype),
+      set.num_sequences, set.sequences_per_block, set.queries_per_sequence, set.first_layer,
+      layout.tp(), layout.ep(), to_string(config_.run.compute_dtype),
       session_.stream.device().kind == DeviceKind::cpu ? "cpu" : "cuda"));
   return set;
 }
@@ -151,8 +180,9 @@ void HashTraining::make_settings(const Tokens& tokens) {
   settings_ = settings_of(config_);
   const int64_t seq_len = config_.hash.training.seq_len;
   settings_ +=
-      fmt::format("tokens: {:016x}\nseq_len: {}\nnum_sequences: {}\n", tokens.loader.fingerprint(),
-                  seq_len > 0 ? seq_len : config_.model.seq_len, training_.num_sequences);
+      fmt::format("tokens: {:016x}\nseq_len: {}\nnum_sequences: {}\nqueries: {}\n",
+                  tokens.loader.fingerprint(), seq_len > 0 ? seq_len : config_.model.seq_len,
+                  training_.num_sequences, training_.queries_per_sequence);
   head_key_ = hex(settings_ + training_.key + (held_out_ ? held_out_->key : ""));
 }
 
@@ -264,8 +294,8 @@ std::vector<size_t> HashTraining::missing_units() const {
 
 void HashTraining::train_units() {
   run_collectively(mpi_.world(), [&] {
-    total_pairs_ = count_pairs(training_);
-    require(total_pairs_ > training_.num_sequences,
+    size_ = size_of_set(training_);
+    require(size_.pairs > size_.queries,
             "every query of {} sees its own key alone, so no key is dissimilar; raise "
             "hash.training.seq_len or take longer documents",
             describe(training_sources()));
@@ -278,7 +308,7 @@ void HashTraining::train_units() {
   const std::vector<size_t> missing = missing_units();
   print_line(
       fmt::format("learning {} bits for {} heads from {} pairs each, {} heads are done already",
-                  config_.hash.bits, units_.size(), total_pairs_, units_.size() - missing.size()));
+                  config_.hash.bits, units_.size(), size_.pairs, units_.size() - missing.size()));
   const auto world = static_cast<size_t>(mpi_.world_size());
   for (size_t begin = 0; begin < missing.size(); begin += world) {
     log_units_before(missing[begin]);
@@ -293,7 +323,7 @@ void HashTraining::train_units() {
                           .layer = unit.layer,
                           .kv_head = unit.kv_head,
                           .bits = config_.hash.bits,
-                          .total_pairs = total_pairs_};
+                          .size = size_};
       save_head(head_path(unit), head_key_, train_head(task, config_.hash.training));
     });
   }
@@ -315,31 +345,28 @@ void HashTraining::log_units_before(size_t end) {
 
 void HashTraining::log_unit(const Unit& unit, const HeadResult& result) {
   const Json place = {{"layer", unit.layer}, {"kv_head", unit.kv_head}};
-  for (size_t epoch = 0; epoch < result.losses.size(); ++epoch) {
+  const bool ranking = config_.hash.training.objective == HashObjectiveKind::ranking;
+  for (size_t i = 0; i < result.losses.size(); ++i) {
     Json record = place;
-    record["epoch"] = epoch;
-    record.update(to_json(result.losses[epoch]));
+    if (ranking) {
+      record["step"] = i == 0 ? 0 : config_.hash.training.ranking.steps;
+    } else {
+      record["epoch"] = i;
+    }
+    record.update(to_json(result.losses[i], config_.hash.training.objective));
     metrics_->append(record.dump() + '\n');
   }
-  std::string line = fmt::format("layer {} head {}", unit.layer, unit.kv_head);
-  if (!result.losses.empty()) {
-    line +=
-        fmt::format("  loss {:.4f} -> {:.4f}  ||W'W - I|| {:.3f}", result.losses.front().total(),
-                    result.losses.back().total(), result.losses.back().orthogonality);
-    // A small rise may be chance.
-    if (result.losses.back().total() > 1.1 * result.losses.front().total()) {
-      line += "  (the loss rose: lower hash.training.lr)";
-    }
-  }
-  if (result.learned && result.random) {
+  const HashLoss &first = result.losses.front(), &last = result.losses.back();
+  std::string line = fmt::format("layer {} head {}  loss {:.4f} -> {:.4f}", unit.layer,
+                                 unit.kv_head, first.total(), last.total());
+  if (!ranking) line += fmt::format("  ||W'W - I|| {:.3f}", last.orthogonality);
+  // A small rise may be chance.
+  if (last.total() > 1.1 * first.total()) line += "  (the loss rose: lower its learning rate)";
+  if (!result.held_out.empty()) {
     Json record = place;
-    record["held_out"] = to_json(*result.learned, *result.random);
+    record["held_out"] = to_json(result.held_out);
     metrics_->append(record.dump() + '\n');
-    for (size_t b = 0; b < kBudgets.size(); ++b) {
-      line += fmt::format("  {:.2f} %: recall {:.3f} (random {:.3f}) mass {:.3f} ({:.3f})",
-                          1e2 * kBudgets[b], result.learned->recall[b], result.random->recall[b],
-                          result.learned->attention_mass[b], result.random->attention_mass[b]);
-    }
+    line += describe(result.held_out);
   }
   print_line(line);
 }
@@ -359,13 +386,14 @@ void HashTraining::publish() {
                         .layers = {}};
     weights.layers.resize(static_cast<size_t>(model.num_layers));
     for (const Unit& unit : units_) {
-      Tensor& stack = weights.layers[static_cast<size_t>(unit.layer)];
-      if (!stack) stack = Tensor({model.num_kv_heads, model.head_dim, weights.bits}, DType::f32);
       const std::optional<HeadResult> result = load_head(head_path(unit), head_key_);
       require(result.has_value(), "{} was removed or damaged; run train-hash again",
               head_path(unit).string());
-      std::copy_n(result->weight.data<float>(), result->weight.num_elements(),
-                  stack.view().rows(unit.kv_head, 1).data<float>());
+      HashTensors& layer = weights.layers[static_cast<size_t>(unit.layer)];
+      for (const auto tensor :
+           {&HashTensors::keys, &HashTensors::queries, &HashTensors::thresholds}) {
+        put_head(result->hash.*tensor, model.num_kv_heads, unit.kv_head, layer.*tensor);
+      }
     }
     // The weights come last: without them the next training writes both anew.
     metrics_.reset();

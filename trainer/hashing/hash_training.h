@@ -75,7 +75,7 @@ class HashTraining {
   std::vector<Unit> units_;
   std::string settings_;  // YAML
   std::string head_key_;
-  int64_t total_pairs_ = 0;
+  SetSize size_;                                // of the training set
   std::optional<UnfinishedFile> metrics_file_;  // on rank 0 only, as metrics_
   std::optional<AppendFile> metrics_;
   size_t logged_ = 0;     // units, from the first one on

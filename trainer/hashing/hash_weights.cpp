@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <limits>
 #include <span>
 
@@ -18,14 +19,33 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr char kFormat[] = "switchyard.hash_weights";
-constexpr int kVersion = 1;
+// Version 1 has signs alone, version 2 planes.
+constexpr int kSigns = 1, kPlanes = 2;
 // A layer that stays dense takes no room in the file, so its size does not limit their number.
 constexpr int kMostLayers = 1 << 16;
 
-std::string dataset_name(int layer) { return fmt::format("layers.{}/hash_weight", layer); }
+std::string dataset_name(int layer, const char* name) {
+  return fmt::format("layers.{}/{}", layer, name);
+}
 
 std::span<const float> values_of(const Tensor& tensor) {
   return {tensor.data<float>(), static_cast<size_t>(tensor.num_elements())};
+}
+
+struct NamedTensor {
+  const char* name;  // of the dataset
+  Tensor HashTensors::*tensor;
+};
+constexpr NamedTensor kTensors[] = {{"hash_weight", &HashTensors::keys},
+                                    {"query_weight", &HashTensors::queries},
+                                    {"threshold", &HashTensors::thresholds}};
+
+// Those that a file of this version has.
+std::span<const NamedTensor> tensors_of(int64_t version) {
+  return std::span(kTensors).first(version == kSigns ? 1 : 3);
+}
+std::span<const NamedTensor> tensors_of(const HashWeights& weights) {
+  return tensors_of(weights.has_planes() ? kPlanes : kSigns);
 }
 
 // Covers everything in the file, so it also detects changes that HDF5's own checksums miss.
@@ -37,14 +57,17 @@ uint32_t checksum(const HashWeights& weights) {
   for (int layer = 0; layer < weights.num_layers; ++layer) {
     if (!weights.has_layer(layer)) continue;
     crc = crc32c(std::as_bytes(std::span(&layer, 1)), crc);
-    crc = crc32c(std::as_bytes(values_of(weights.layers[static_cast<size_t>(layer)])), crc);
+    for (const NamedTensor& of : tensors_of(weights)) {
+      const Tensor& tensor = weights.layers[static_cast<size_t>(layer)].*of.tensor;
+      crc = crc32c(std::as_bytes(values_of(tensor)), crc);
+    }
   }
   return crc;
 }
 
 void describe(hdf5::File& file, const HashWeights& weights) {
   file.set_string("format", kFormat);
-  file.set_int("version", kVersion);
+  file.set_int("version", weights.has_planes() ? kPlanes : kSigns);
   file.set_int("bits", weights.bits);
   file.set_int("head_dim", weights.head_dim);
   file.set_int("num_kv_heads", weights.num_kv_heads);
@@ -54,22 +77,25 @@ void describe(hdf5::File& file, const HashWeights& weights) {
   file.set_int("crc32c", checksum(weights));
 }
 
-Shape stack_shape(const HashWeights& weights) {
+Shape shape_of(const HashWeights& weights, const NamedTensor& of) {
+  if (of.tensor == &HashTensors::thresholds) return {weights.num_kv_heads, weights.bits};
   return {weights.num_kv_heads, weights.head_dim, weights.bits};
 }
 
-void read_layer(const hdf5::File& file, HashWeights& weights, int layer) {
-  const std::string name = dataset_name(layer);
-  if (!file.contains(name)) return;
-  const hdf5::Dataset dataset = file.dataset(name);
-  const Shape shape = stack_shape(weights);
-  require(Shape(dataset.shape()) == shape, "{} has the shape {}, not {}", dataset.where(),
-          to_string(Shape(dataset.shape())), to_string(shape));
-  dataset.require_stored();
-  Tensor& stack = weights.layers[static_cast<size_t>(layer)];
-  stack = Tensor(shape, DType::f32);
-  dataset.read(std::span(stack.data<float>(), static_cast<size_t>(stack.num_elements())),
-               dataset.whole());
+void read_layer(const hdf5::File& file, HashWeights& weights, int layer,
+                std::span<const NamedTensor> tensors) {
+  if (!file.contains(dataset_name(layer, kTensors[0].name))) return;
+  for (const NamedTensor& of : tensors) {
+    const hdf5::Dataset dataset = file.dataset(dataset_name(layer, of.name));
+    const Shape shape = shape_of(weights, of);
+    require(Shape(dataset.shape()) == shape, "{} has the shape {}, not {}", dataset.where(),
+            to_string(Shape(dataset.shape())), to_string(shape));
+    dataset.require_stored();
+    Tensor& tensor = weights.layers[static_cast<size_t>(layer)].*of.tensor;
+    tensor = Tensor(shape, DType::f32);
+    dataset.read(std::span(tensor.data<float>(), static_cast<size_t>(tensor.num_elements())),
+                 dataset.whole());
+  }
 }
 
 bool has_format(const hdf5::File& file) {
@@ -79,10 +105,11 @@ bool has_format(const hdf5::File& file) {
 void require_format(const hdf5::File& file) {
   require(has_format(file), "{} is not a file of hash weights; learn them with train-hash",
           file.path().string());
-  require(file.get_int("version") == kVersion,
-          "{} has version {} of its format, this program reads {}: learn the weights again with "
-          "train-hash",
-          file.path().string(), file.get_int("version"), kVersion);
+  const int64_t version = file.get_int("version");
+  require(version == kSigns || version == kPlanes,
+          "{} has version {} of its format, this program reads {} and {}: learn the weights again "
+          "with train-hash",
+          file.path().string(), version, kSigns, kPlanes);
 }
 
 int read_count(const hdf5::File& file, const char* name,
@@ -102,7 +129,9 @@ HashWeights read_weights(const hdf5::File& file) {
                       .settings = file.get_string("settings"),
                       .layers = {}};
   weights.layers.resize(static_cast<size_t>(weights.num_layers));
-  for (int layer = 0; layer < weights.num_layers; ++layer) read_layer(file, weights, layer);
+  for (int layer = 0; layer < weights.num_layers; ++layer) {
+    read_layer(file, weights, layer, tensors_of(file.get_int("version")));
+  }
   return weights;
 }
 
@@ -116,9 +145,12 @@ std::string describe_not_finite(const HashWeights& weights) {
   std::string first;
   for (int layer = 0; layer < weights.num_layers; ++layer) {
     if (!weights.has_layer(layer)) continue;
-    const Tensor& stack = weights.layers[static_cast<size_t>(layer)];
     for (int head = 0; head < weights.num_kv_heads; ++head) {
-      const NotFinite count = count_of(stack.view().rows(head, 1));
+      NotFinite count;
+      for (const NamedTensor& of : tensors_of(weights)) {
+        const Tensor& stack = weights.layers[static_cast<size_t>(layer)].*of.tensor;
+        count += count_of(stack.view().rows(head, 1));
+      }
       if (total.total() == 0 && count.total() > 0) {
         first = fmt::format("the first in layer {} head {}", layer, head);
       }
@@ -129,6 +161,10 @@ std::string describe_not_finite(const HashWeights& weights) {
 }
 
 }  // namespace
+
+bool HashWeights::has_planes() const {
+  return std::ranges::any_of(layers, [](const HashTensors& layer) { return bool(layer.queries); });
+}
 
 fs::path hash_weights_path(const RunConfig& config, int bits) {
   const RunPaths paths(config.run.dir);
@@ -151,9 +187,13 @@ void save_hash_weights(const fs::path& path, const HashWeights& weights) {
     describe(file, weights);
     for (int layer = 0; layer < weights.num_layers; ++layer) {
       if (!weights.has_layer(layer)) continue;
-      file.create_dataset(dataset_name(layer), hdf5::Element::f32,
-                          {weights.num_kv_heads, weights.head_dim, weights.bits})
-          .write(values_of(weights.layers[static_cast<size_t>(layer)]));
+      for (const NamedTensor& of : tensors_of(weights)) {
+        const Tensor& tensor = weights.layers[static_cast<size_t>(layer)].*of.tensor;
+        const std::span dims = tensor.shape().dims();
+        file.create_dataset(dataset_name(layer, of.name), hdf5::Element::f32,
+                            {dims.begin(), dims.end()})
+            .write(values_of(tensor));
+      }
     }
     file.close();
   });
@@ -182,7 +222,11 @@ HashWeights read_hash_weights(const fs::path& path) {
 }
 
 NotFinite count_not_finite(const HashWeights& weights, int layer) {
-  return count_of(weights.layers[static_cast<size_t>(layer)]);
+  NotFinite count;
+  for (const NamedTensor& of : tensors_of(weights)) {
+    count += count_of(weights.layers[static_cast<size_t>(layer)].*of.tensor);
+  }
+  return count;
 }
 
 bool is_hash_weights(const fs::path& path) { return has_format(hdf5::File::open(path)); }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/runtime/tensor.h"
+#include "layers/decoding/hash_tensors.h"
 #include "layers/model_config.h"
 #include "trainer/config/run_config.h"
 #include "trainer/files/not_finite.h"
@@ -13,10 +14,8 @@
 
 namespace switchyard {
 
-// The projections of a model: one matrix per key/value head, which the query heads of its group
-// share. Bit j of the code of a query or key x (after RoPE) is 1 where column j of x W is positive
-// (HATA, arXiv 2506.02572, algorithm 2). In host memory, whole on every rank: ranks of a tp group
-// read the slices of their own heads.
+// The projections of a model's queries and keys after RoPE (HashProjection), per key/value head. In
+// host memory, whole on every rank: ranks of a tp group read the slices of their own heads.
 struct HashWeights {
   int bits = 0;  // of a code, a multiple of 32
   int64_t head_dim = 0;
@@ -24,12 +23,13 @@ struct HashWeights {
   int num_layers = 0;
   std::string checkpoint_fingerprint;  // of the checkpoint they were learned on; empty: random
   std::string settings;                // what they were learned with, YAML; empty: random
-  // Per layer [num_kv_heads, head_dim, bits] f32; an empty Tensor for a layer that stays dense.
-  std::vector<Tensor> layers;
+  // Empty for a layer that stays dense; otherwise all with signs, or all with planes.
+  std::vector<HashTensors> layers;
 
   bool has_layer(int layer) const {
     return layer >= 0 && layer < num_layers && layers[static_cast<size_t>(layer)];
   }
+  bool has_planes() const;
 };
 
 // The file of a run's projections of this many bits. For hash.bits it is hash.weights if that is

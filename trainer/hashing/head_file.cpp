@@ -1,6 +1,9 @@
 #include "trainer/hashing/head_file.h"
 
+#include <algorithm>
 #include <span>
+#include <sstream>
+#include <string>
 #include <vector>
 
 #include "kernels/runtime/check.h"
@@ -15,7 +18,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int64_t kLossFields = 4;
+constexpr int64_t kLossFields = 5;
+constexpr int64_t kQualityKinds = 3;  // recall, attention mass, best mass
 constexpr auto kNumBudgets = static_cast<int64_t>(kBudgets.size());
 
 template <class T>
@@ -38,65 +42,89 @@ std::vector<T> read(const hdf5::File& file, const char* name) {
 std::vector<double> flatten(const std::vector<HashLoss>& losses) {
   std::vector<double> values;
   for (const HashLoss& loss : losses) {
-    values.insert(values.end(),
-                  {loss.similarity, loss.balance, loss.decorrelation, loss.orthogonality});
+    values.insert(values.end(), {loss.ranking, loss.similarity, loss.balance, loss.decorrelation,
+                                 loss.orthogonality});
   }
   return values;
 }
 
-using PerBudget = std::array<double, kBudgets.size()>;
-
-void write_pair(hdf5::File& file, const char* name, const PerBudget& learned,
-                const PerBudget& random) {
-  std::vector<double> values(learned.begin(), learned.end());
-  values.insert(values.end(), random.begin(), random.end());
-  write<double>(file, name, {2, kNumBudgets}, values);
+// Values of each of the measured projections, one row per projection and kind.
+std::vector<double> flatten(const std::vector<NamedQuality>& held_out) {
+  std::vector<double> values;
+  for (const NamedQuality& of : held_out) {
+    for (const auto& kind : {of.quality.recall, of.quality.attention_mass, of.quality.best_mass}) {
+      values.insert(values.end(), kind.begin(), kind.end());
+    }
+  }
+  return values;
 }
 
-void read_pair(const hdf5::File& file, const char* name, PerBudget& learned, PerBudget& random) {
-  const std::vector<double> values = read<double>(file, name);
-  require(values.size() == 2 * kBudgets.size(), "{} holds {} values", name, values.size());
-  std::copy_n(values.begin(), kBudgets.size(), learned.begin());
-  std::copy_n(values.begin() + kNumBudgets, kBudgets.size(), random.begin());
+void write_quality(hdf5::File& file, const std::vector<NamedQuality>& held_out) {
+  std::string names;
+  for (const NamedQuality& of : held_out) names += (names.empty() ? "" : " ") + of.name;
+  file.set_string("held_out", names);
+  file.set_int("queries", held_out.front().quality.queries);
+  write<double>(file, "quality", {std::ssize(held_out), kQualityKinds, kNumBudgets},
+                flatten(held_out));
 }
 
-void write_quality(hdf5::File& file, const HashQuality& learned, const HashQuality& random) {
-  file.set_int("queries", learned.queries);
-  write_pair(file, "recall", learned.recall, random.recall);
-  write_pair(file, "attention_mass", learned.attention_mass, random.attention_mass);
-  write_pair(file, "best_mass", learned.best_mass, random.best_mass);
+std::vector<NamedQuality> read_quality(const hdf5::File& file) {
+  const std::vector<double> values = read<double>(file, "quality");
+  std::istringstream names(file.get_string("held_out"));
+  std::vector<NamedQuality> held_out;
+  auto next = values.begin();
+  for (std::string name; names >> name;) {
+    require(values.end() - next >= kQualityKinds * kNumBudgets, "quality holds {} values",
+            values.size());
+    HashQuality quality{.queries = file.get_int("queries")};
+    for (auto* kind : {&quality.recall, &quality.attention_mass, &quality.best_mass}) {
+      std::copy_n(next, kNumBudgets, kind->begin());
+      next += kNumBudgets;
+    }
+    held_out.push_back({name, quality});
+  }
+  return held_out;
 }
+
+struct NamedTensor {
+  const char* name;
+  Tensor HashTensors::*tensor;
+};
+constexpr NamedTensor kTensors[] = {{"weight", &HashTensors::keys},
+                                    {"query_weight", &HashTensors::queries},
+                                    {"threshold", &HashTensors::thresholds}};
 
 bool has_key(const hdf5::File& file) { return file.has_attribute("key"); }
 
 HeadResult read_result(const hdf5::File& file) {
-  const std::vector<float> weight = read<float>(file, "weight");
-  HeadResult result{.weight = Tensor(Shape(file.dataset("weight").shape()), DType::f32),
-                    .losses = {},
-                    .learned = {},
-                    .random = {}};
-  std::copy(weight.begin(), weight.end(), result.weight.data<float>());
+  HeadResult result;
+  for (const NamedTensor& of : kTensors) {
+    if (!file.contains(of.name)) continue;
+    const std::vector<float> values = read<float>(file, of.name);
+    Tensor& tensor = result.hash.*of.tensor;
+    tensor = Tensor(Shape(file.dataset(of.name).shape()), DType::f32);
+    std::copy(values.begin(), values.end(), tensor.data<float>());
+  }
   const std::vector<double> losses = read<double>(file, "losses");
   for (size_t i = 0; i + kLossFields <= losses.size(); i += kLossFields) {
-    result.losses.push_back({losses[i], losses[i + 1], losses[i + 2], losses[i + 3]});
+    result.losses.push_back(
+        {losses[i], losses[i + 1], losses[i + 2], losses[i + 3], losses[i + 4]});
   }
-  if (!file.has_attribute("queries")) return result;
-  HashQuality learned, random;
-  learned.queries = random.queries = file.get_int("queries");
-  read_pair(file, "recall", learned.recall, random.recall);
-  read_pair(file, "attention_mass", learned.attention_mass, random.attention_mass);
-  read_pair(file, "best_mass", learned.best_mass, random.best_mass);
-  result.learned = learned;
-  result.random = random;
+  if (file.has_attribute("held_out")) result.held_out = read_quality(file);
   return result;
+}
+
+std::span<const float> values_of(const Tensor& tensor) {
+  return {tensor.data<float>(), static_cast<size_t>(tensor.num_elements())};
 }
 
 }  // namespace
 
 void save_head(const fs::path& path, const std::string& key, const HeadResult& result) {
-  const Tensor& weight = result.weight;
-  const std::span values(weight.data<float>(), static_cast<size_t>(weight.num_elements()));
-  const NotFinite count = count_not_finite(values);
+  NotFinite count;
+  for (const NamedTensor& of : kTensors) {
+    if (result.hash.*of.tensor) count += count_not_finite(values_of(result.hash.*of.tensor));
+  }
   require(count.total() == 0, "{} is not written: the projection would hold {}; {}", path.string(),
           describe(count), kHashLearningRemedy);
   require_replaceable({"train-hash", path}, "a head that train-hash has learned",
@@ -104,9 +132,14 @@ void save_head(const fs::path& path, const std::string& key, const HeadResult& r
   write_durably(path, [&](const fs::path& unfinished) {
     hdf5::File file = hdf5::File::create(unfinished);
     file.set_string("key", key);
-    write<float>(file, "weight", {weight.shape()[0], weight.shape()[1]}, values);
+    for (const NamedTensor& of : kTensors) {
+      const Tensor& tensor = result.hash.*of.tensor;
+      if (!tensor) continue;
+      const std::span dims = tensor.shape().dims();
+      write<float>(file, of.name, {dims.begin(), dims.end()}, values_of(tensor));
+    }
     write<double>(file, "losses", {std::ssize(result.losses), kLossFields}, flatten(result.losses));
-    if (result.learned && result.random) write_quality(file, *result.learned, *result.random);
+    if (!result.held_out.empty()) write_quality(file, result.held_out);
     file.close();
   });
 }

@@ -14,7 +14,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-HashWeights learned_weights(const RunConfig& config, int bits, const std::string& fingerprint) {
+HashWeights learned_weights(const RunConfig& config, int bits, bool key_norm,
+                            const std::string& fingerprint) {
   const fs::path path = hash_weights_path(config, bits);
   require(fs::exists(path),
           "decode.attention hata needs learned projections, and {} does not exist: run `switchyard "
@@ -23,22 +24,31 @@ HashWeights learned_weights(const RunConfig& config, int bits, const std::string
   HashWeights weights = load_hash_weights(path);
   require_fitting(weights, path.string(), config.model, bits, config.hash.dense_layers,
                   fingerprint);
+  require(
+      !key_norm || !weights.has_planes(),
+      "{} was learned with hash.training.objective: ranking, whose scores have the keys' lengths "
+      "already; leave out decode.key_norm (hash.evaluation.key_norm)",
+      path.string());
   return weights;
 }
 
 }  // namespace
 
-std::vector<Tensor> local_hash_weights(Stream& stream, const DistributedContext& dist,
-                                       const HashWeights& weights) {
+std::vector<HashTensors> local_hash_weights(Stream& stream, const DistributedContext& dist,
+                                            const HashWeights& weights) {
   const int64_t heads = weights.num_kv_heads / dist.tp().size();
-  std::vector<Tensor> local(static_cast<size_t>(weights.num_layers));
-  for (int layer = 0; layer < weights.num_layers; ++layer) {
-    if (!weights.has_layer(layer)) continue;
-    Tensor& own = local[static_cast<size_t>(layer)];
-    own = Tensor({heads, weights.head_dim, weights.bits}, DType::f32, stream.device());
-    copy(stream,
-         weights.layers[static_cast<size_t>(layer)].view().rows(dist.tp().rank() * heads, heads),
-         own);
+  const auto own = [&](const Tensor& all) {
+    if (!all) return Tensor();
+    const ConstTensorView slice = all.view().rows(dist.tp().rank() * heads, heads);
+    Tensor tensor(slice.shape(), DType::f32, stream.device());
+    copy(stream, slice, tensor);
+    return tensor;
+  };
+  std::vector<HashTensors> local;
+  for (const HashTensors& layer : weights.layers) {
+    local.push_back({.keys = own(layer.keys),
+                     .queries = own(layer.queries),
+                     .thresholds = own(layer.thresholds)});
   }
   stream.synchronize();  // The caller may free the weights on the host.
   return local;
@@ -53,7 +63,7 @@ DecodeSetup load_decode_setup(MpiRuntime& mpi, const RunConfig& config, const De
   HashWeights weights;
   run_collectively(mpi.world(), [&] {
     weights = projections == HashProjections::learned
-                  ? learned_weights(config, bits, checkpoint_fingerprint)
+                  ? learned_weights(config, bits, keys.key_norm, checkpoint_fingerprint)
                   : random_hash_weights(config.run.seed, HashInit::orthogonal, config.model, bits,
                                         config.hash.dense_layers);
   });

@@ -11,8 +11,8 @@
 namespace switchyard {
 
 // The projections of this rank's key/value heads, on the device.
-std::vector<Tensor> local_hash_weights(Stream& stream, const DistributedContext& dist,
-                                       const HashWeights& weights);
+std::vector<HashTensors> local_hash_weights(Stream& stream, const DistributedContext& dist,
+                                            const HashWeights& weights);
 
 // The setup with which the session's model, of the checkpoint with that fingerprint, decodes with
 // `keys` and, for hata and random_hash, codes of `bits`. Collective over the world; throws

@@ -21,12 +21,13 @@ struct HashPairs {
 };
 
 struct HashLoss {
+  double ranking = 0.0;  // of RankingObjective, which has no other term
   double similarity = 0.0;
   double balance = 0.0;
   double decorrelation = 0.0;
   double orthogonality = 0.0;  // ||W'W - I||_F, not part of the sum
 
-  double total() const { return similarity + balance + decorrelation; }
+  double total() const { return ranking + similarity + balance + decorrelation; }
 };
 
 // The relaxed objective of HATA (arXiv 2506.02572, equation 9) for one head, with means over pairs

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <deque>
 #include <numeric>
 #include <span>
 #include <vector>
@@ -17,50 +18,65 @@ namespace switchyard {
 namespace {
 
 // Chooses keys by their codes, with the ops that decoding uses.
+// The codes of a head's queries and keys, and the choices that they lead to.
 class CodeSelection {
  public:
-  //   weight  [head_dim, bits]
-  CodeSelection(ConstTensorView weight, const HeadQueryKeys& head)
-      : words_(weight.dim(1) / 32),
-        q_codes_({1, head.q.shape()[0], head.q.shape()[1], words_}, DType::i32),
+  CodeSelection(const HashProjection& hash, const HeadQueryKeys& head)
+      : hash_(hash),
+        group_(head.group()),
+        words_(hash.bits() / 32),
+        q_codes_({1, num_query_codes(hash.query_codes(), group_), head.queries(), words_},
+                 DType::i32),
         codes_({1, 1, head.k.shape()[1], words_}, DType::i32) {
-    const int64_t head_dim = weight.dim(0);
-    hash_encode(stream_, head.q.view().reshape({1, head.q.shape()[0], head.q.shape()[1], head_dim}),
-                head.k.view().reshape({1, 1, head.k.shape()[1], head_dim}),
-                weight.reshape({1, head_dim, weight.dim(1)}), /*first_position=*/0, q_codes_,
-                codes_, {});
+    const int64_t rows = head.k.shape()[1], head_dim = head.head_dim();
+    if (has_planes()) norms_ = Tensor({1, 1, rows}, DType::f32);
+    hash_encode(stream_, head.q.view().reshape({1, group_, head.queries(), head_dim}),
+                head.k.view().reshape({1, 1, rows, head_dim}), hash, /*first_position=*/0, q_codes_,
+                codes_, norms_ ? norms_.view() : TensorView());
   }
 
-  // Measures one query's distances to the keys [first, first + keys), from which `choose` chooses.
-  void measure_distances(int64_t sequence, int64_t first, int64_t keys) {
-    const int64_t group = q_codes_.shape()[1], sequences = q_codes_.shape()[2];
-    Tensor query({1, group, words_}, DType::i32);
-    for (int64_t g = 0; g < group; ++g) {
-      std::copy_n(q_codes_.data<int32_t>() + (g * sequences + sequence) * words_, words_,
-                  query.data<int32_t>() + g * words_);
+  // Scores the keys that a query sees, from which `choose` chooses.
+  void score(int64_t query, const KeyRange& keys) {
+    const int64_t num_codes = q_codes_.shape()[1], queries = q_codes_.shape()[2];
+    Tensor of_query({1, num_codes, words_}, DType::i32);
+    for (int64_t c = 0; c < num_codes; ++c) {
+      std::copy_n(q_codes_.data<int32_t>() + (c * queries + query) * words_, words_,
+                  of_query.data<int32_t>() + c * words_);
     }
-    length_.data<int32_t>()[0] = static_cast<int32_t>(keys);
-    distances_ = Tensor({1, 1, keys}, DType::u16);
+    length_.data<int32_t>()[0] = static_cast<int32_t>(keys.size());
+    distances_ = Tensor({1, 1, keys.size()}, DType::u16);
     const ConstTensorView codes =
-        codes_.view().reshape({codes_.shape()[2], words_}).rows(first, keys);
-    hamming_scores(stream_, query, codes.reshape({1, 1, keys, words_}), length_, distances_);
+        codes_.view().reshape({codes_.shape()[2], words_}).rows(keys.begin, keys.size());
+    hamming_scores(stream_, of_query, hash_.query_codes(),
+                   codes.reshape({1, 1, keys.size(), words_}), length_, distances_);
+    if (!has_planes()) return;
+    scores_ = Tensor({1, 1, keys.size()}, DType::f32);
+    const ConstTensorView norms =
+        norms_.view().reshape({norms_.shape()[2]}).rows(keys.begin, keys.size());
+    key_norm_scores(stream_, distances_, norms.reshape({1, 1, keys.size()}), length_,
+                    weight_of_query_codes(hash_.query_codes(), group_), hash_.bits(), scores_);
   }
 
   std::vector<int32_t> choose(int64_t count) {
     std::vector<int32_t> chosen(static_cast<size_t>(count));
     Tensor counts({1}, DType::i32);
     counts.data<int32_t>()[0] = static_cast<int32_t>(count);
-    select_top_k(stream_, workspace_, distances_, length_, counts, /*sink=*/0, /*recent=*/0,
+    select_top_k(stream_, workspace_, has_planes() ? scores_.view() : distances_.view(), length_,
+                 counts, /*sink=*/0, /*recent=*/0,
                  view_of(std::span(chosen)).reshape({1, 1, count}));
     return chosen;
   }
 
  private:
+  bool has_planes() const { return hash_.query_codes() == QueryCodes::planes; }
+
+  HashProjection hash_;
+  int64_t group_, words_;
   Stream stream_;
   Workspace workspace_{Device()};
-  int64_t words_;
-  Tensor q_codes_, codes_;  // [1, group, sequences, words], [1, 1, keys of all sequences, words]
-  Tensor length_{{1}, DType::i32}, distances_;
+  Tensor q_codes_, codes_;  // [1, codes, queries, words], [1, 1, keys of all sequences, words]
+  Tensor norms_;            // [1, 1, keys of all sequences]; empty with signs
+  Tensor length_{{1}, DType::i32}, distances_, scores_;
 };
 
 // The indices of all keys by rising cost; of equal costs the most recent key is first.
@@ -85,36 +101,38 @@ void add_softmax(std::span<const float> scores, double scale, int64_t group,
   }
 }
 
-// The true costs and masses of one query's keys, with which selections are compared.
+// The true order and masses of one query's keys, with which selections are compared.
 struct Truth {
-  std::vector<double> cost;  // minus the group's summed score
+  std::vector<int64_t> best;  // all keys by falling sum of the group's scores
   std::vector<double> mass;
 };
 
 Truth truth_of(ConstTensorView scores, int64_t head_dim) {
   const int64_t group = scores.dim(0), keys = scores.dim(1);
-  Truth truth{std::vector<double>(static_cast<size_t>(keys)),
-              std::vector<double>(static_cast<size_t>(keys))};
+  Truth truth{.best = {}, .mass = std::vector<double>(static_cast<size_t>(keys))};
+  std::vector<double> cost(static_cast<size_t>(keys));
   for (int64_t g = 0; g < group; ++g) {
     const std::span row(scores.data<float>() + g * keys, static_cast<size_t>(keys));
     add_softmax(row, 1.0 / std::sqrt(static_cast<double>(head_dim)), group, truth.mass);
-    for (size_t i = 0; i < row.size(); ++i) truth.cost[i] -= row[i];
+    for (size_t i = 0; i < row.size(); ++i) cost[i] -= row[i];
   }
+  truth.best = ranking(cost);
   return truth;
 }
 
+// The means over one more query.
 void add_selections(CodeSelection& selection, const Truth& truth, HashQuality& result) {
-  const std::vector<int64_t> best = ranking(truth.cost);
   const double weight = 1.0 / static_cast<double>(++result.queries);
   const auto update = [&](double& mean, double value) { mean += weight * (value - mean); };
   for (size_t b = 0; b < kBudgets.size(); ++b) {
-    const auto count =
-        std::max<int64_t>(1, static_cast<int64_t>(kBudgets[b] * static_cast<double>(best.size())));
-    std::vector<bool> is_best(best.size());
+    const auto count = std::max<int64_t>(
+        1, static_cast<int64_t>(kBudgets[b] * static_cast<double>(truth.best.size())));
+    std::vector<bool> is_best(truth.best.size());
     double hits = 0.0, mass = 0.0, best_mass = 0.0;
     for (int64_t i = 0; i < count; ++i) {
-      is_best[static_cast<size_t>(best[static_cast<size_t>(i)])] = true;
-      best_mass += truth.mass[static_cast<size_t>(best[static_cast<size_t>(i)])];
+      const auto key = static_cast<size_t>(truth.best[static_cast<size_t>(i)]);
+      is_best[key] = true;
+      best_mass += truth.mass[key];
     }
     for (const int32_t position : selection.choose(count)) {
       const auto key = static_cast<size_t>(position);
@@ -127,28 +145,36 @@ void add_selections(CodeSelection& selection, const Truth& truth, HashQuality& r
   }
 }
 
+Truth truth_of_query(const HeadQueryKeys& head, int64_t query, const KeyRange& keys) {
+  Tensor scores({head.group(), keys.size()}, DType::f32);
+  for (int64_t g = 0; g < head.group(); ++g) {
+    const float* q = head.q.data<float>() + (g * head.queries() + query) * head.head_dim();
+    score_keys({q, static_cast<size_t>(head.head_dim())},
+               head.k.data<float>() + keys.begin * head.head_dim(),
+               {scores.data<float>() + g * keys.size(), static_cast<size_t>(keys.size())});
+  }
+  const auto count = static_cast<size_t>(scores.num_elements());
+  require(count_not_finite({scores.data<float>(), count}).total() == 0,
+          "the product of a held-out query and a key is too large for f32, so the model has "
+          "diverged; name an earlier checkpoint with checkpoint.resume");
+  return truth_of(scores, head.head_dim());
+}
+
 }  // namespace
 
-void add_quality(ConstTensorView weight, const HeadQueryKeys& head, HashQuality& result) {
-  const int64_t group = head.q.shape()[0], sequences = head.q.shape()[1];
-  const int64_t head_dim = weight.dim(0);
-  CodeSelection selection(weight, head);
-  for (int64_t s = 0; s < sequences; ++s) {
-    const int64_t first = head.row_offsets[static_cast<size_t>(s)];
-    const int64_t keys = head.row_offsets[static_cast<size_t>(s) + 1] - first;
-    Tensor scores({group, keys}, DType::f32);
-    for (int64_t g = 0; g < group; ++g) {
-      score_keys(
-          {head.q.data<float>() + (g * sequences + s) * head_dim, static_cast<size_t>(head_dim)},
-          head.k.data<float>() + first * head_dim,
-          {scores.data<float>() + g * keys, static_cast<size_t>(keys)});
+void add_quality(std::span<const HashProjection> projections, const HeadQueryKeys& head,
+                 std::span<HashQuality> results) {
+  require(projections.size() == results.size(), "{} results for {} projections", results.size(),
+          projections.size());
+  std::deque<CodeSelection> selections;
+  for (const HashProjection& projection : projections) selections.emplace_back(projection, head);
+  for (int64_t query = 0; query < head.queries(); ++query) {
+    const KeyRange& keys = head.visible[static_cast<size_t>(query)];
+    const Truth truth = truth_of_query(head, query, keys);
+    for (size_t p = 0; p < selections.size(); ++p) {
+      selections[p].score(query, keys);
+      add_selections(selections[p], truth, results[p]);
     }
-    require(
-        count_not_finite({scores.data<float>(), static_cast<size_t>(group * keys)}).total() == 0,
-        "the product of a held-out query and a key is too large for f32, so the model has "
-        "diverged; name an earlier checkpoint with checkpoint.resume");
-    selection.measure_distances(s, first, keys);
-    add_selections(selection, truth_of(scores, head_dim), result);
   }
 }
 

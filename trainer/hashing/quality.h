@@ -2,8 +2,9 @@
 
 #include <array>
 #include <cstdint>
+#include <span>
 
-#include "kernels/runtime/tensor.h"
+#include "kernels/decode/hash_encode.h"
 #include "trainer/hashing/query_keys.h"
 
 namespace switchyard {
@@ -18,11 +19,12 @@ struct HashQuality {
   int64_t queries = 0;  // positions; each is one selection for the heads of the group
 };
 
-// Adds the queries of `head` to the means of `result`. A selection takes the
-// max(1, floor(budget keys)) keys with the smallest Hamming distances, summed over the group; ties
+// Adds the queries of `head` to the means of each projection's result. A selection takes the
+// max(1, floor(budget keys)) keys that the codes rank first, as in decoding (HashProjection); ties
 // go to the most recent key. The true best keys have the greatest sums of the group's scores; the
 // attention mass is the mean over the group.
-//   weight  [head_dim, bits] f32
-void add_quality(ConstTensorView weight, const HeadQueryKeys& head, HashQuality& result);
+//   projections  of one key/value head each, as many as `results`
+void add_quality(std::span<const HashProjection> projections, const HeadQueryKeys& head,
+                 std::span<HashQuality> results);
 
 }  // namespace switchyard

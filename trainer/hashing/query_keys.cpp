@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <span>
 #include <utility>
 
@@ -15,7 +16,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr char kOffsets[] = "row_offsets";
+constexpr char kVisible[] = "visible";
 constexpr char kChecksums[] = "crc32c_of_heads";
 
 std::string query_name(int layer) { return fmt::format("layers.{}/q", layer); }
@@ -30,21 +31,27 @@ int64_t checksum(ConstTensorView x) { return crc32c(std::as_bytes(values_of(x)))
 }  // namespace
 
 QueryKeyWriter::QueryKeyWriter(fs::path path, const std::string& key, int64_t first_sequence,
-                               std::vector<int64_t> row_offsets)
+                               int64_t queries_per_sequence, std::vector<KeyRange> visible)
     : unfinished_(std::move(path)),
       file_(hdf5::File::create(unfinished_.path())),
       first_sequence_(first_sequence),
-      row_offsets_(std::move(row_offsets)) {
+      queries_per_sequence_(queries_per_sequence),
+      visible_(std::move(visible)) {
   file_.set_string("key", key);
-  file_.create_dataset(kOffsets, hdf5::Element::i64, {std::ssize(row_offsets_)})
-      .write(std::span<const int64_t>(row_offsets_));
+  std::vector<int64_t> ranges;
+  for (const KeyRange& range : visible_) ranges.insert(ranges.end(), {range.begin, range.end});
+  file_.create_dataset(kVisible, hdf5::Element::i64, {std::ssize(visible_), 2})
+      .write(std::span<const int64_t>(ranges));
 }
 
 void QueryKeyWriter::write_layer(int layer, ConstTensorView q, ConstTensorView k) {
-  for (size_t s = 0; s + 1 < row_offsets_.size(); ++s) {
-    const auto sequence = static_cast<int64_t>(s);
-    require_finite(layer, "queries", q, sequence, sequence + 1, sequence);
-    require_finite(layer, "keys", k, row_offsets_[s], row_offsets_[s + 1], sequence);
+  int64_t row = 0;
+  for (int64_t first = 0; first < std::ssize(visible_); first += queries_per_sequence_) {
+    const int64_t sequence = first / queries_per_sequence_, end = first + queries_per_sequence_;
+    const int64_t last_row = visible_[static_cast<size_t>(end) - 1].end;
+    require_finite(layer, "queries", q, first, end, sequence);
+    require_finite(layer, "keys", k, row, last_row, sequence);
+    row = last_row;
   }
   write(query_name(layer), q);
   write(key_name(layer), k);
@@ -107,8 +114,17 @@ Tensor QueryKeyFile::read_heads(const std::string& name, int64_t first, int64_t 
   return x;
 }
 
-std::vector<int64_t> QueryKeyFile::row_offsets() const {
-  return file_.dataset(kOffsets).read_all<int64_t>();
+std::vector<KeyRange> QueryKeyFile::visible() const {
+  const hdf5::Dataset dataset = file_.dataset(kVisible);
+  const std::vector<int64_t> ranges = dataset.read_all<int64_t>();
+  std::vector<KeyRange> visible;
+  for (size_t i = 0; i + 1 < ranges.size(); i += 2) {
+    visible.push_back({ranges[i], ranges[i + 1]});
+    require(visible.back().begin >= 0 && visible.back().size() > 0,
+            "{}: query {} sees the rows {} to {}; remove the file and run train-hash again",
+            dataset.where(), i / 2, ranges[i], ranges[i + 1]);
+  }
+  return visible;
 }
 
 HeadQueryKeys QueryKeyFile::read(int layer, int kv_head) const {
@@ -118,9 +134,16 @@ HeadQueryKeys QueryKeyFile::read(int layer, int kv_head) const {
           "{}: the queries and keys of layer {} have other shapes than the program writes",
           file_.path().string(), layer);
   const int64_t group = q[0] / k[0];
-  return {.q = read_heads(query_name(layer), kv_head * group, group),
-          .k = read_heads(key_name(layer), kv_head, 1),
-          .row_offsets = row_offsets()};
+  HeadQueryKeys head{.q = read_heads(query_name(layer), kv_head * group, group),
+                     .k = read_heads(key_name(layer), kv_head, 1),
+                     .visible = visible()};
+  require(std::ssize(head.visible) == head.queries() &&
+              std::ranges::all_of(head.visible,
+                                  [&](const KeyRange& r) { return r.end <= head.k.shape()[1]; }),
+          "{}: the rows that the queries see are not those of layer {}; remove the file and run "
+          "train-hash again",
+          file_.path().string(), layer);
+  return head;
 }
 
 bool has_query_keys(const fs::path& path, const std::string& key) {

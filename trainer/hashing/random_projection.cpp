@@ -66,7 +66,7 @@ HashWeights random_hash_weights(uint64_t seed, HashInit init, const ModelConfig&
                       .layers = {}};
   weights.layers.resize(static_cast<size_t>(model.num_layers));
   for (int layer = dense_layers; layer < model.num_layers; ++layer) {
-    Tensor& stack = weights.layers[static_cast<size_t>(layer)];
+    Tensor& stack = weights.layers[static_cast<size_t>(layer)].keys;
     stack = Tensor({model.num_kv_heads, model.head_dim, bits}, DType::f32);
     for (int head = 0; head < model.num_kv_heads; ++head) {
       const Tensor one =

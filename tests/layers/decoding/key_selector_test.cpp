@@ -52,6 +52,12 @@ TEST(DecodeMethods, EveryMethodHasTheRowAtItsPlaceAndANameOfItsOwn) {
   EXPECT_THAT(kMethods, testing::Not(testing::Contains(DecodeMethod::dense)));
 }
 
+HashTensors signs(Tensor weight) {
+  HashTensors hash;
+  hash.keys = std::move(weight);
+  return hash;
+}
+
 // ---- Selectors on a cache of their own ---------------------------------------------------------
 
 constexpr int64_t kBatch = 2, kHeads = 4, kKvHeads = 2, kLength = 50, kMaxLen = 60, kDim = 16;
@@ -61,7 +67,7 @@ struct Bench {
   explicit Bench(const DecodeConfig& config)
       : setup{.config = config, .dense_layers = 0, .hash_weights = {}},
         lengths({kBatch}, DType::i32) {
-    setup.hash_weights.push_back(random_tensor({kKvHeads, kDim, 64}, 7));
+    setup.hash_weights.push_back(signs(random_tensor({kKvHeads, kDim, 64}, 7)));
     cache.k = random_tensor({kBatch, kKvHeads, kMaxLen, kDim}, 1);
     cache.v = random_tensor({kBatch, kKvHeads, kMaxLen, kDim}, 2);
     q = random_tensor({kBatch, kHeads, kDim}, 3);
@@ -241,7 +247,7 @@ TEST(KeySelector, HashesTakeTheKeysOfLeastDistance) {
 
   const auto chosen = bench.select();
 
-  const float* w = bench.setup.hash_weights[0].data<float>();
+  const float* w = bench.setup.hash_weights[0].keys.data<float>();
   const auto code = [&](const float* x, int64_t kv_head) {
     std::vector<bool> bits(64);
     for (int64_t j = 0; j < 64; ++j) {
@@ -267,6 +273,56 @@ TEST(KeySelector, HashesTakeTheKeysOfLeastDistance) {
     std::iota(order.rbegin(), order.rend(), 0);
     std::ranges::stable_sort(order, std::ranges::less{},
                              [&](int32_t p) { return distance[static_cast<size_t>(p)]; });
+    order.resize(12);
+    std::ranges::sort(order);
+    EXPECT_EQ(chosen[static_cast<size_t>(row)], order) << "row " << row;
+  }
+}
+
+// Planes rank keys by sum over j of y_j sign(x_j) times the length of x, y in sixteen steps.
+TEST(KeySelector, PlanesTakeTheKeysOfGreatestEstimatedScore) {
+  Bench bench(config_of(DecodeMethod::hata, 12.0));
+  bench.setup.hash_weights[0].queries = random_tensor({kKvHeads, kDim, 64}, 8);
+  bench.setup.hash_weights[0].thresholds = random_tensor({kKvHeads, 64}, 9);
+  bench.selector = make_key_selector(bench.setup, /*layer=*/0, bench.cache);
+  bench.selector->append(bench.stream, bench.workspace, bench.keys(0, kLength - 1), 0);
+
+  const auto chosen = bench.select();
+
+  const HashTensors& hash = bench.setup.hash_weights[0];
+  for (int64_t row = 0; row < kBatch * kKvHeads; ++row) {
+    const int64_t kv_head = row % kKvHeads;
+    std::vector<double> y(64);
+    double most = 0.0;
+    for (size_t j = 0; j < 64; ++j) {
+      for (int64_t i = 0; i < 2 * kDim; ++i) {  // both heads of the group
+        y[j] +=
+            double{bench.q.data<float>()[row * 2 * kDim + i]} *
+            hash.queries.data<float>()[(kv_head * kDim + i % kDim) * 64 + static_cast<int64_t>(j)];
+      }
+      most = std::max(most, std::abs(y[j]));
+    }
+    for (double& value : y) {
+      value = std::min(std::floor(value / most * 8.0), 7.0) + 0.5;
+    }
+    std::vector<double> scores(kLength);
+    for (int64_t p = 0; p < kLength; ++p) {
+      double product = 0.0, square = 0.0;
+      for (size_t j = 0; j < 64; ++j) {
+        double x = -hash.thresholds.data<float>()[kv_head * 64 + static_cast<int64_t>(j)];
+        for (int64_t i = 0; i < kDim; ++i) {
+          x += double{bench.cache.k.data<float>()[(row * kMaxLen + p) * kDim + i]} *
+               hash.keys.data<float>()[(kv_head * kDim + i) * 64 + static_cast<int64_t>(j)];
+        }
+        product += x > 0.0 ? y[j] : -y[j];
+        square += x * x;
+      }
+      scores[static_cast<size_t>(p)] = product * std::sqrt(square);
+    }
+    std::vector<int32_t> order(kLength);
+    std::iota(order.rbegin(), order.rend(), 0);
+    std::ranges::stable_sort(order, std::ranges::greater{},
+                             [&](int32_t p) { return scores[static_cast<size_t>(p)]; });
     order.resize(12);
     std::ranges::sort(order);
     EXPECT_EQ(chosen[static_cast<size_t>(row)], order) << "row " << row;
@@ -322,8 +378,8 @@ struct Decoder {
     DecodeSetup s{
         .config = config_of(method, budget), .dense_layers = dense_layers, .hash_weights = {}};
     for (int layer = 0; layer < config.num_layers; ++layer) {
-      s.hash_weights.push_back(
-          random_tensor({config.num_kv_heads, config.head_dim, 32}, static_cast<uint64_t>(layer)));
+      s.hash_weights.push_back(signs(
+          random_tensor({config.num_kv_heads, config.head_dim, 32}, static_cast<uint64_t>(layer))));
     }
     return s;
   }
@@ -448,7 +504,7 @@ INSTANTIATE_TEST_SUITE_P(All, DecodingTest,
 TEST(DecodeSetup, AHashedLayerWithoutProjectionsIsAnError) {
   Decoder decoder(decoding_model(2));
   DecodeSetup setup = decoder.setup(DecodeMethod::hata, 8.0);
-  setup.hash_weights[1] = Tensor();
+  setup.hash_weights[1] = {};
 
   EXPECT_THAT([&] { decoder.decode(setup); },
               testing::ThrowsMessage<Error>(testing::HasSubstr("layer 1 has no hash projections")));

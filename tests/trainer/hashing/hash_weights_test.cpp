@@ -54,9 +54,10 @@ TEST_F(HashWeightsTest, WhatIsSavedIsLoadedBitForBit) {
   EXPECT_EQ(loaded.settings, weights_.settings);
   EXPECT_FALSE(loaded.has_layer(0));
   for (size_t layer = 1; layer < 3; ++layer) {
-    ASSERT_EQ(loaded.layers[layer].shape(), weights_.layers[layer].shape());
-    EXPECT_EQ(std::memcmp(loaded.layers[layer].data<float>(), weights_.layers[layer].data<float>(),
-                          weights_.layers[layer].view().num_bytes()),
+    ASSERT_EQ(loaded.layers[layer].keys.shape(), weights_.layers[layer].keys.shape());
+    EXPECT_EQ(std::memcmp(loaded.layers[layer].keys.data<float>(),
+                          weights_.layers[layer].keys.data<float>(),
+                          weights_.layers[layer].keys.view().num_bytes()),
               0);
   }
   EXPECT_FALSE(std::filesystem::exists(path_.string() + ".tmp"));
@@ -83,10 +84,10 @@ TEST_F(HashWeightsTest, AnAlteredByteAnywhereIsNoticed) {
       const HashWeights loaded = load_hash_weights(path_);
       // Bytes that HDF5 leaves unused may change without any effect.
       for (size_t layer = 1; layer < 3; ++layer) {
-        require(
-            std::memcmp(loaded.layers[layer].data<float>(), original.layers[layer].data<float>(),
-                        original.layers[layer].view().num_bytes()) == 0,
-            "other elements");
+        require(std::memcmp(loaded.layers[layer].keys.data<float>(),
+                            original.layers[layer].keys.data<float>(),
+                            original.layers[layer].keys.view().num_bytes()) == 0,
+                "other elements");
       }
     });
     EXPECT_THAT(error, testing::Not(HasSubstr("other elements"))) << "byte " << i;
@@ -96,7 +97,7 @@ TEST_F(HashWeightsTest, AnAlteredByteAnywhereIsNoticed) {
 TEST_F(HashWeightsTest, AnAlteredElementIsNamedAsSuch) {
   save_hash_weights(path_, weights_);
   std::string bytes = test::read_file(path_);
-  const float* values = weights_.layers[2].data<float>();
+  const float* values = weights_.layers[2].keys.data<float>();
   const std::string element(reinterpret_cast<const char*>(values + 5), 16);
   const size_t place = bytes.find(element);
   ASSERT_NE(place, std::string::npos);
@@ -156,7 +157,7 @@ TEST_F(HashWeightsTest, WeightsThatAreNotFiniteReplaceNothing) {
   save_hash_weights(path_, weights_);
   const std::string before = test::read_file(path_);
   const auto element = [&](int head) {
-    return weights_.layers[2].view().rows(head, 1).data<float>() + 5;
+    return weights_.layers[2].keys.view().rows(head, 1).data<float>() + 5;
   };
   *element(1) = std::numeric_limits<float>::quiet_NaN();
 

@@ -33,7 +33,8 @@ class QueryKeysTest : public testing::Test {
  protected:
   // Two layers, 4 query heads on 2 key/value heads of width 3, two sequences of 2 and 5 keys.
   void write() {
-    QueryKeyWriter writer(path_, "some key", /*first_sequence=*/6, {0, 2, 7});
+    QueryKeyWriter writer(path_, "some key", /*first_sequence=*/6, /*queries_per_sequence=*/1,
+                          {{0, 2}, {2, 7}});
     for (int layer = 4; layer < 6; ++layer) {
       writer.write_layer(layer, counted({4, 2, 3}, 1000.0f * static_cast<float>(layer)),
                          counted({2, 7, 3}, 500.0f + 1000.0f * static_cast<float>(layer)));
@@ -50,7 +51,7 @@ TEST_F(QueryKeysTest, AHeadIsReadBackWithTheQueriesOfItsGroup) {
 
   const HeadQueryKeys head = QueryKeyFile(path_).read(/*layer=*/5, /*kv_head=*/1);
 
-  EXPECT_EQ(head.row_offsets, (std::vector<int64_t>{0, 2, 7}));
+  EXPECT_EQ(head.visible, (std::vector<KeyRange>{{0, 2}, {2, 7}}));
   EXPECT_EQ(head.q.shape(), (Shape{2, 2, 3}));
   EXPECT_EQ(head.k.shape(), (Shape{1, 7, 3}));
   EXPECT_EQ(values(head.q), values(counted({2, 2, 3}, 5000.0f + 12.0f)));
@@ -75,7 +76,7 @@ TEST_F(QueryKeysTest, AnAlteredValueIsNamed) {
 TEST_F(QueryKeysTest, OtherShapesThanTheProgramWritesAreRefused) {
   const auto error_of_shapes = [&](const std::vector<int64_t>& q, const std::vector<int64_t>& k) {
     hdf5::File file = hdf5::File::create(path_);
-    file.create_dataset("row_offsets", hdf5::Element::i64, {0});
+    file.create_dataset("visible", hdf5::Element::i64, {0, 2});
     for (const auto& [name, shape] : {std::pair("layers.0/q", q), std::pair("layers.0/k", k)}) {
       hdf5::Dataset dataset = file.create_dataset(name, hdf5::Element::f32, shape);
       dataset.set_ints("crc32c_of_heads", std::vector<int64_t>{0});
@@ -97,7 +98,8 @@ TEST_F(QueryKeysTest, ValuesThatAreNotFiniteAreNamedByLayerSequenceAndHead) {
   write();
   const std::string before = test::read_file(path_);
   const auto error_with = [&](int64_t query, int64_t key) {
-    QueryKeyWriter writer(path_, "some key", /*first_sequence=*/6, {0, 2, 7});
+    QueryKeyWriter writer(path_, "some key", /*first_sequence=*/6, /*queries_per_sequence=*/1,
+                          {{0, 2}, {2, 7}});
     Tensor q = counted({4, 2, 3}, 0.0f), k = counted({2, 7, 3}, 0.0f);
     if (query >= 0) q.data<float>()[query] = std::numeric_limits<float>::quiet_NaN();
     if (key >= 0) k.data<float>()[key] = -std::numeric_limits<float>::infinity();
@@ -120,7 +122,7 @@ TEST_F(QueryKeysTest, ValuesThatAreNotFiniteAreNamedByLayerSequenceAndHead) {
 
 TEST_F(QueryKeysTest, AFileWithoutItsLastStepIsNone) {
   {
-    QueryKeyWriter writer(path_, "some key", 0, {0, 1});
+    QueryKeyWriter writer(path_, "some key", 0, 1, {{0, 1}});
     writer.write_layer(0, counted({1, 1, 2}, 0.0f), counted({1, 1, 2}, 0.0f));
   }
 
@@ -139,17 +141,54 @@ TEST_F(QueryKeysTest, FilesOfAnotherKeyOrTornOnesAreRemoved) {
   EXPECT_FALSE(std::filesystem::exists(path_));
 }
 
-TEST(QueryPositionTest, IsUniformOverTheSecondHalf) {
+TEST_F(QueryKeysTest, RowsThatAQueryCannotSeeAreRefused) {
+  const auto error_of_rows = [&](const KeyRange& rows) {
+    QueryKeyWriter writer(path_, "some key", 0, 1, {rows});
+    writer.write_layer(0, counted({1, 1, 2}, 0.0f), counted({1, 3, 2}, 0.0f));
+    writer.finish();
+    return test::error_of([&] { QueryKeyFile(path_).read(0, 0); });
+  };
+
+  EXPECT_EQ(error_of_rows({1, 3}), "");
+  EXPECT_THAT(error_of_rows({1, 1}), HasSubstr("query 0 sees the rows 1 to 1"));
+  EXPECT_THAT(error_of_rows({-1, 2}), HasSubstr("query 0 sees the rows -1 to 2"));
+  EXPECT_THAT(error_of_rows({1, 4}), HasSubstr("are not those of layer 0"));
+}
+
+TEST(QueryPositionTest, OneIsUniformOverTheSecondHalf) {
   const QueryKeySet set{.folder = {}, .name = "train", .key = {}, .seed = 3};
   std::vector<int> counts(10);
   for (int64_t sequence = 0; sequence < 2000; ++sequence) {
-    const int64_t m = query_position(set, sequence, 10);
-    ASSERT_GE(m, 5);
-    ASSERT_LT(m, 10);
-    ++counts[static_cast<size_t>(m)];
+    const std::vector<int64_t> positions = query_positions(set, sequence, 10);
+    ASSERT_EQ(positions.size(), 1u);
+    ASSERT_GE(positions[0], 5);
+    ASSERT_LT(positions[0], 10);
+    ++counts[static_cast<size_t>(positions[0])];
   }
   EXPECT_GT(*std::min_element(counts.begin() + 5, counts.end()), 330);
   EXPECT_LT(*std::max_element(counts.begin(), counts.end()), 470);
+}
+
+TEST(QueryPositionTest, SeveralLieInEqualPartsOfTheSecondHalf) {
+  const QueryKeySet set{
+      .folder = {}, .name = "train", .key = {}, .seed = 3, .queries_per_sequence = 4};
+  std::vector<int> counts(80);
+  for (int64_t sequence = 0; sequence < 2000; ++sequence) {
+    const std::vector<int64_t> positions = query_positions(set, sequence, 80);
+    ASSERT_EQ(positions.size(), 4u);
+    for (int64_t i = 0; i < 4; ++i) {
+      ASSERT_GE(positions[static_cast<size_t>(i)], 40 + 10 * i);
+      ASSERT_LT(positions[static_cast<size_t>(i)], 50 + 10 * i);
+      ++counts[static_cast<size_t>(positions[static_cast<size_t>(i)])];
+    }
+  }
+  EXPECT_GT(*std::min_element(counts.begin() + 40, counts.end()), 140);
+}
+
+TEST(QueryPositionTest, ThereAreNoMoreThanPositions) {
+  const QueryKeySet set{
+      .folder = {}, .name = "train", .key = {}, .seed = 3, .queries_per_sequence = 64};
+  EXPECT_EQ(query_positions(set, 0, 7), (std::vector<int64_t>{3, 4, 5, 6}));
 }
 
 TEST(QueryPositionTest, OfHeldOutTextIsAnother) {
@@ -157,7 +196,7 @@ TEST(QueryPositionTest, OfHeldOutTextIsAnother) {
   const QueryKeySet held_out{.folder = {}, .name = "held_out", .key = {}, .seed = 3};
   int differing = 0;
   for (int64_t s = 0; s < 50; ++s) {
-    differing += query_position(train, s, 1000) != query_position(held_out, s, 1000);
+    differing += query_positions(train, s, 1000) != query_positions(held_out, s, 1000);
   }
   EXPECT_GT(differing, 40);
 }

@@ -70,7 +70,7 @@ TEST(RandomProjectionTest, EveryLayerHeadAndSeedHasItsOwn) {
     for (int layer = 1; layer < 3; ++layer) {
       for (int head = 0; head < 2; ++head) {
         firsts.insert(
-            *weights.layers[static_cast<size_t>(layer)].view().rows(head, 1).data<float>());
+            *weights.layers[static_cast<size_t>(layer)].keys.view().rows(head, 1).data<float>());
       }
     }
   }

@@ -1,0 +1,20 @@
+#pragma once
+
+#include "kernels/decode/hash_encode.h"
+
+namespace switchyard {
+
+// The tensors of a HashProjection, of one layer's heads or of a single head.
+struct HashTensors {
+  Tensor keys;        // [kv_heads, head_dim, bits] f32; empty: the layer stays dense
+  Tensor queries;     // the same shape; empty: codes are signs
+  Tensor thresholds;  // [kv_heads, bits] f32, with `queries`
+
+  explicit operator bool() const { return static_cast<bool>(keys); }
+  HashProjection projection() const {
+    if (!queries) return {.keys = keys, .queries = {}, .thresholds = {}};
+    return {.keys = keys, .queries = queries, .thresholds = thresholds};
+  }
+};
+
+}  // namespace switchyard
