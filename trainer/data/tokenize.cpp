@@ -310,6 +310,7 @@ TokenizeReport tokenize(const DataSection& config, std::ostream& log,
     }
     encoder.flush();
     report.train_tokens = finish_token_output(train.get(), train_path, log);
+    require_documents(train.get(), validation.get());
     report.validation_tokens = finish_token_output(validation.get(), validation_path, log);
   }
   for (const TextNotes& of : {corpus.notes(), split.notes(), notes}) {

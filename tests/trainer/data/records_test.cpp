@@ -177,12 +177,23 @@ TEST_F(RecordFilesTest, WhatIsLearnedDecidesWhetherAFileIsUpToDate) {
 }
 
 TEST_F(RecordFilesTest, DocumentsWithSegmentsAreHeldOutWhole) {
-  put("{\"prompt\": \"a long question\", \"completion\": \"answer\"}\n");
+  put("{\"prompt\": \"another question\", \"completion\": \"x\"}\n");
   DataSection data = config(RecordForm::prompt_completion);
   data.validation = {{(folder_.path() / "validation.h5").string()}};
   data.validation_share = 0.5;
 
-  EXPECT_THAT(error_of([&] { tokenize(data, log_); }), HasSubstr("would have no document"));
+  // One document is in one part, and its hash decides in which.
+  EXPECT_THAT(error_of([&] { tokenize(data, log_); }),
+              AllOf(HasSubstr("data.text has too few documents: none of them is held out for "
+                              "data.validation; give more documents, raise data.validation_share"),
+                    Not(HasSubstr(".tmp"))));
+  EXPECT_FALSE(std::filesystem::exists(data.train[0].path));
+  EXPECT_FALSE(std::filesystem::exists(data.validation[0].path));
+  put("{\"prompt\": \"a long question\", \"completion\": \"answer\"}\n");
+  EXPECT_THAT(error_of([&] { tokenize(data, log_); }),
+              HasSubstr("all of them are held out, and none is left for data.train; give more "
+                        "documents or lower data.validation_share"));
+  EXPECT_FALSE(std::filesystem::exists(data.validation[0].path));
 }
 
 TEST_F(RecordFilesTest, AFileWithoutRecordsHasNoPrompts) {
