@@ -61,6 +61,30 @@ class Data(Program):
                       '{path: "runs/mix/b.h5", weight: 0.2}, {path: "runs/mix/c.h5", weight: 0.1}] '
                       '-> ["runs/mix/a.h5", "runs/mix/b.h5"]', output)
 
+    def test_another_loss_mask_on_resumption_is_told(self):
+        def tokenize(cut):
+            # The same tokens, of which others are learned.
+            (self.folder / "asked.jsonl").write_text("".join(
+                json.dumps({"prompt": line[:cut], "completion": line[cut:]}) + "\n"
+                for line in (f"how many are {i} apples: {i}" for i in range(40))))
+            self.run_program(0, "tokenize", CONFIG, "data.text=asked.jsonl",
+                             "data.record=prompt_completion", "data.train=asked.h5",
+                             'data.validation=""')
+
+        asked = ("data.train=asked.h5", 'data.validation=""')
+        tokenize(24)
+        self.train(0, *asked, "train.max_steps=2")
+        self.assertNotIn("the loss mask", self.train(0, *asked, "train.max_steps=3"))
+        tokenize(8)
+        for max_steps, told in ((4, True), (5, False)):
+            output = self.train(0, *asked, f"train.max_steps={max_steps}")
+            self.assertNotIn("the training data are not those", output)
+            change = re.search("changed since then: the loss mask of data.train "
+                               "([0-9a-f]{16}) -> ([0-9a-f]{16})\n", output)
+            self.assertEqual(change is not None, told, output)
+            if told:
+                self.assertNotEqual(*change.groups())
+
     def test_each_held_out_file_has_a_loss_of_its_own(self):
         validation = "data.validation=[{path: runs/mix/b.h5, name: web}, runs/mix/c.h5]"
         output = self.train(0, validation)

@@ -49,6 +49,16 @@ void require_distinct_names(std::span<const ValidationLoader::Part> parts) {
 
 }  // namespace
 
+std::string loss_mask_hash_of(const std::vector<std::unique_ptr<TokenFile>>& files) {
+  std::string hashes;
+  bool has_mask = false;
+  for (const auto& file : files) {
+    has_mask = has_mask || file->info().loss_mask;
+    hashes += fmt::format("{:016x} ", file->loss_mask_hash());
+  }
+  return has_mask ? fmt::format("{:016x}", hash64(hashes)) : "none";
+}
+
 void require_same_on_all_ranks(Communicator& world,
                                const std::vector<std::unique_ptr<TokenFile>>& files,
                                const std::vector<DataSource>& sources) {

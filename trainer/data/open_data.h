@@ -23,6 +23,10 @@ std::vector<SourceFile> source_files(const std::vector<std::unique_ptr<TokenFile
 // The paths of the files, for messages.
 std::string describe(const std::vector<DataSource>& sources);
 
+// 16 hexadecimal digits that differ between files whose loss masks differ; "none" if no file has a
+// mask.
+std::string loss_mask_hash_of(const std::vector<std::unique_ptr<TokenFile>>& files);
+
 // Throws CollectiveError unless all ranks have opened the same files: one that is made anew while
 // ranks open it, or that differs between machines, would give them sequences of different texts.
 // Collective over `world`.
