@@ -117,6 +117,25 @@ class Data(Program):
             "data.validation=[runs/mix/b.h5, runs/mix/c.h5]")
         self.assertIn("hash_weights.h5", output)
 
+    def test_a_few_held_out_sequences_are_of_every_file(self):
+        self.train(0, "train.max_steps=2")
+
+        def measure(sequences, *files):
+            self.run_program(0, "eval-hash", CONFIG, "hash.dense_layers=1",
+                             f"data.validation=[{', '.join(files)}]",
+                             "hash.evaluation.methods=[exact_topk]", "hash.evaluation.budgets=[4]",
+                             f"hash.evaluation.sequences={sequences}", "decode.eval_tokens=4",
+                             "train.global_batch_size=2")
+            path = self.folder / "runs" / "tiny_bigmac" / "hash" / "evaluation.json"
+            measured = json.loads(path.read_text())
+            return measured["dense"]["loss"], measured["decoded_targets"], measured["sequences"]
+
+        (b, b_targets, _), (c, c_targets, _) = (measure(2, f"runs/mix/{name}.h5") for name in "bc")
+        loss, targets, sequences = measure(4, "runs/mix/b.h5", "runs/mix/c.h5")
+        self.assertEqual((targets, sequences), (b_targets + c_targets, 4))
+        self.assertAlmostEqual(loss, (b * b_targets + c * c_targets) / targets, delta=1e-5)
+        self.assertNotAlmostEqual(loss, b, delta=1e-4)
+
     def test_losses_are_divided_by_the_tokens_that_are_learned(self):
         self.train(0, "train.max_steps=5")
         losses = {}

@@ -339,7 +339,8 @@ std::vector<ConfigField> hash_evaluation_fields() {
           "exist. "
           "Weights of lengths other than hash.bits are hash/hash_weights_BITS.h5 in run.dir"),
       boolean(SWITCHYARD_KEY(hash.evaluation.key_norm), "measure hata with decode.key_norm, too"),
-      count(SWITCHYARD_KEY(hash.evaluation.sequences), 0, "sequences of data.validation; 0: all"),
+      count(SWITCHYARD_KEY(hash.evaluation.sequences), 0,
+            "sequences of data.validation, from each of its files; 0: all"),
   };
 }
 
