@@ -57,6 +57,13 @@ void RuleBook::whole(const std::string& theirs, const std::string& ours, float f
                     .making = TensorRule::Making::stacked,
                     .from = {all_rows(ours)},
                     .value = factor});
+void RuleBook::padded(const std::string& theirs, const std::string& ours, Shape shape) {
+  rules_.push_back({.name = theirs,
+                    .shape = shape,
+                    .making = TensorRule::Making::padded,
+                    .from = {all_rows(ours)}});
+}
+
 }
 
 void RuleBook::rows(const std::string& theirs, const std::string& ours, int64_t first,

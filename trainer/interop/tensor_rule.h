@@ -24,6 +24,7 @@ struct TensorRule {
   enum class Making {
     stacked,     // the rows, one under the other, times `value`
     transposed,  // the same as columns
+    padded,      // the rows in the upper left corner of a matrix of zeros
     product,     // the matrix product of two ranges of rows, in f64
     constant,    // every element is `value`
   };
@@ -49,6 +50,8 @@ class RuleBook {
   const Shape& shape(const std::string& ours) const;
 
   // The whole tensor.
+  // The whole matrix in the upper left corner of zeros of `shape`.
+  void padded(const std::string& theirs, const std::string& ours, Shape shape);
   void whole(const std::string& theirs, const std::string& ours, float factor = 1.0f);
   // [count, width] rows of `ours`.
   void rows(const std::string& theirs, const std::string& ours, int64_t first, int64_t count);
