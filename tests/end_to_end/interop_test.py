@@ -279,6 +279,18 @@ class BadImports(Interop):
         self.refuse("the weights are not finite: model.layers.0.self_attn.q_proj.weight holds "
                     "1 infinity; model.norm.weight holds 1 NaN")
 
+    def test_values_that_many_experts_take_over_are_counted_once(self):
+        data = bytearray(self.data)
+        for name, count in (("model.layers.0.mlp.down_proj.weight", 2),
+                            ("model.layers.1.mlp.gate_proj.weight", 3)):
+            begin = self.header[name]["data_offsets"][0]
+            data[begin:begin + 4 * count] = struct.pack(f"<{count}f", *[math.nan] * count)
+        write_safetensors(self.weights, self.header, bytes(data))
+        for structure in ((), ("model.structure=fine_grained", "model.expert_ffn_hidden=16")):
+            self.refuse("model.layers.0.mlp.down_proj.weight holds 2 NaN; "
+                        "model.layers.1.mlp.gate_proj.weight holds 3 NaN",
+                        "--upcycle", "run.dir=runs/in", *structure)
+
     def test_a_folder_that_another_job_owns(self):
         job = self.start_program(0, "train", "configs/tiny_dense.yaml", "run.dir=runs/in",
                                  "train.max_steps=1000000", "checkpoint.interval=0",
