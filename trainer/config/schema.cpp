@@ -157,7 +157,8 @@ std::vector<ConfigField> data_fields() {
            "tokenizer_config.json beside the file, else eos_token_id of generation_config.json"),
       choice(SWITCHYARD_KEY(data.mask),
              "document: no token attends to another document, and the first token of a document is "
-             "no target; positions, learned ones too, count from the start of the sequence"),
+             "no target; positions, learned ones too, count from the start of the sequence. "
+             "`generate` takes a prompt and what follows it for one document"),
       text_list(
           SWITCHYARD_KEY(data.text),
           "`tokenize`: text files, or folders that are searched for *.txt, *.rst, *.md, "
