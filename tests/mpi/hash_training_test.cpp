@@ -7,17 +7,16 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <iterator>
 #include <limits>
 #include <random>
 
 #include "mpi/mpi_test.h"
+#include "mpi/shared_folder.h"
 #include "tests/support/error_of.h"
 #include "tests/support/model_fixture.h"
 #include "tests/support/temporary_folder.h"
-#include "trainer/checkpoint/gather_text.h"
 #include "trainer/data/token_file.h"
 #include "trainer/hashing/hash_weights.h"
 #include "trainer/hashing/random_projection.h"
@@ -26,6 +25,7 @@ namespace switchyard {
 namespace {
 
 namespace fs = std::filesystem;
+using test::SharedFolder;
 using test::test_mpi;
 
 constexpr char kFingerprint[] = "00112233445566aa";
@@ -47,30 +47,6 @@ void write_tokens(const fs::path& path, int64_t vocab_size, const std::string& t
   }
   writer.finish();
 }
-
-// A folder that all ranks share; the first one makes and removes it.
-class SharedFolder {
- public:
-  SharedFolder() {
-    std::string name = (fs::temp_directory_path() / "switchyard-XXXXXX").string();
-    if (test_mpi().rank() == 0 && ::mkdtemp(name.data()) == nullptr) name.clear();
-    path_ = gather_text(test_mpi().world(), name)[0];
-    require(!path_.empty(), "cannot make a folder");
-  }
-  ~SharedFolder() {
-    Stream stream;
-    test_mpi().world().barrier(stream);
-    std::error_code ignored;
-    if (test_mpi().rank() == 0) fs::remove_all(path_, ignored);
-  }
-  SharedFolder(const SharedFolder&) = delete;
-  SharedFolder& operator=(const SharedFolder&) = delete;
-
-  const fs::path& path() const { return path_; }
-
- private:
-  fs::path path_;
-};
 
 void wait_for_all() {
   Stream stream;

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <sstream>
 
 #include "kernels/runtime/check.h"
@@ -145,6 +146,27 @@ TEST_F(RecordFilesTest, ALineOverTheLimitIsABadRecord) {
               HasSubstr("a.jsonl:1: the line is longer than 64 MiB; make shorter documents of it"));
   data.max_bad_records = 1;
   EXPECT_EQ(tokenize(data, log_).documents, 1);
+}
+
+// A line of 10 MB, whose text is the last of 600,000 values; and records that all have other keys.
+TEST_F(RecordFilesTest, AnyNumberOfKeysIsReadAndTheFirstHundredAreNamed) {
+  std::string line = "{", short_lines;
+  for (int i = 0; i < 600'000; ++i) line += fmt::format("\"key{}\": {}, ", i, i);
+  for (int i = 0; i < 1'000; ++i)
+    short_lines += fmt::format("{{\"k{}\": 0, \"text\": \"b\"}}\n", i);
+  put(line + "\"text\": \"a\"}\n" + short_lines);
+  DataSection data = config(RecordForm::text);
+
+  EXPECT_EQ(tokenize(data, log_).documents, 1'001);
+
+  const std::string log = log_.str();
+  EXPECT_THAT(log, AllOf(HasSubstr("left out: \"key99\" of 1 record, which is not their text"),
+                         Not(HasSubstr("\"key100\"")),
+                         HasSubstr("left out: 600900 values under other names, which are not")));
+  EXPECT_LT(std::ranges::count(log, '\n'), 110);
+  put(line + "\"text\": \"a\", \"key7\": 0, \"text\": \"b\"}\n");
+  EXPECT_THAT(error_of([&] { tokenize(data, log_); }),
+              HasSubstr("a.jsonl:1: the object has two strings \"text\""));
 }
 
 TEST_F(RecordFilesTest, TheMaskLinesUpWithTheTokensOfEachSegment) {
