@@ -10,10 +10,11 @@ import math
 import re
 import shutil
 import struct
+import subprocess
 import sys
 import unittest
 
-from program import BAD_INPUT, FAILED, Program
+from program import BAD_INPUT, FAILED, Program, kill
 
 # A step with this learning rate changes no bit of a weight, on any layout.
 NO_STEP = ("optimizer.lr=1e-30", "optimizer.schedule.warmup_steps=0", "train.max_steps=1")
@@ -277,6 +278,31 @@ class BadImports(Interop):
         write_safetensors(self.weights, self.header, bytes(data))
         self.refuse("the weights are not finite: model.layers.0.self_attn.q_proj.weight holds "
                     "1 infinity; model.norm.weight holds 1 NaN")
+
+    def test_values_that_many_experts_take_over_are_counted_once(self):
+        data = bytearray(self.data)
+        for name, count in (("model.layers.0.mlp.down_proj.weight", 2),
+                            ("model.layers.1.mlp.gate_proj.weight", 3)):
+            begin = self.header[name]["data_offsets"][0]
+            data[begin:begin + 4 * count] = struct.pack(f"<{count}f", *[math.nan] * count)
+        write_safetensors(self.weights, self.header, bytes(data))
+        for structure in ((), ("model.structure=fine_grained", "model.expert_ffn_hidden=16")):
+            self.refuse("model.layers.0.mlp.down_proj.weight holds 2 NaN; "
+                        "model.layers.1.mlp.gate_proj.weight holds 3 NaN",
+                        "--upcycle", "run.dir=runs/in", *structure)
+
+    def test_a_folder_that_another_job_owns(self):
+        job = self.start_program(0, "train", "configs/tiny_dense.yaml", "run.dir=runs/in",
+                                 "train.max_steps=1000000", "checkpoint.interval=0",
+                                 "train.eval_interval=0", stdout=subprocess.DEVNULL)
+        metrics = self.folder / "runs" / "in" / "metrics.jsonl"
+        self.wait_for(job, lambda: metrics.exists() and metrics.stat().st_size > 0)
+        output = self.run_program(0, "import", "llama", "--config", "in.yaml", "run.dir=runs/in",
+                                  code=FAILED)
+        kill(job)
+        self.assertIn(f"runs/in is in use (train, process {job.pid} on ", output)
+        self.assertFalse((self.folder / "in.yaml").exists())
+        self.assertFalse(self.checkpoint(0, "in").exists())
 
     def test_configurations(self):
         for keys, message in (

@@ -7,17 +7,16 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <iterator>
 #include <limits>
 #include <random>
 
 #include "mpi/mpi_test.h"
+#include "mpi/shared_folder.h"
 #include "tests/support/error_of.h"
 #include "tests/support/model_fixture.h"
 #include "tests/support/temporary_folder.h"
-#include "trainer/checkpoint/gather_text.h"
 #include "trainer/data/token_file.h"
 #include "trainer/hashing/hash_weights.h"
 #include "trainer/hashing/random_projection.h"
@@ -26,15 +25,16 @@ namespace switchyard {
 namespace {
 
 namespace fs = std::filesystem;
+using test::SharedFolder;
 using test::test_mpi;
 
 constexpr char kFingerprint[] = "00112233445566aa";
 
-void write_tokens(const fs::path& path, int64_t vocab_size) {
+void write_tokens(const fs::path& path, int64_t vocab_size, const std::string& tokenizer_hash) {
   TokenFileWriter writer(path, {.vocab_size = vocab_size,
                                 .end_of_document = 0,
                                 .tokenizer = "byte",
-                                .tokenizer_hash = "",
+                                .tokenizer_hash = tokenizer_hash,
                                 .source = "test",
                                 .source_hash = ""});
   std::mt19937 engine(5);
@@ -47,30 +47,6 @@ void write_tokens(const fs::path& path, int64_t vocab_size) {
   }
   writer.finish();
 }
-
-// A folder that all ranks share; the first one makes and removes it.
-class SharedFolder {
- public:
-  SharedFolder() {
-    std::string name = (fs::temp_directory_path() / "switchyard-XXXXXX").string();
-    if (test_mpi().rank() == 0 && ::mkdtemp(name.data()) == nullptr) name.clear();
-    path_ = gather_text(test_mpi().world(), name)[0];
-    require(!path_.empty(), "cannot make a folder");
-  }
-  ~SharedFolder() {
-    Stream stream;
-    test_mpi().world().barrier(stream);
-    std::error_code ignored;
-    if (test_mpi().rank() == 0) fs::remove_all(path_, ignored);
-  }
-  SharedFolder(const SharedFolder&) = delete;
-  SharedFolder& operator=(const SharedFolder&) = delete;
-
-  const fs::path& path() const { return path_; }
-
- private:
-  fs::path path_;
-};
 
 void wait_for_all() {
   Stream stream;
@@ -104,14 +80,15 @@ class HashTrainingTest : public testing::TestWithParam<HashObjectiveKind> {
     config_.hash.training.pairs_per_epoch = 150;
     run_collectively(test_mpi().world(), [&] {
       if (test_mpi().rank() != 0) return;
-      write_tokens(config_.data.train[0].path, config_.model.vocab_size);
-      write_tokens(config_.data.validation[0].path, config_.model.vocab_size);
+      for (const auto& sources : {config_.data.train, config_.data.validation}) {
+        write_tokens(sources[0].path, config_.model.vocab_size, tokenizer_->hash());
+      }
     });
   }
 
   void train(const RunConfig& config, const std::string& fingerprint = kFingerprint) {
     Session session(test_mpi(), config);
-    EXPECT_TRUE(HashTraining(test_mpi(), config, session, fingerprint).run());
+    EXPECT_TRUE(HashTraining(test_mpi(), config, *tokenizer_, session, fingerprint).run());
   }
 
   // The bytes of the result files.
@@ -129,6 +106,7 @@ class HashTrainingTest : public testing::TestWithParam<HashObjectiveKind> {
 
   SharedFolder folder_;
   RunConfig config_;
+  std::unique_ptr<Tokenizer> tokenizer_ = make_tokenizer({});
 };
 
 TEST_P(HashTrainingTest, AnyNumberOfRanksLearnsTheSameBits) {
@@ -310,8 +288,9 @@ TEST_P(HashTrainingTest, AModelThatDivergedIsAnErrorThatNamesLayerAndSequence) {
                         [](const Parameter& p) { return p.spec.name; });
   norm->value.data<float>()[0] = std::numeric_limits<float>::infinity();
 
-  const std::string error =
-      test::error_of([&] { (void)HashTraining(test_mpi(), config_, session, kFingerprint).run(); });
+  HashTraining training(test_mpi(), config_, *tokenizer_, session, kFingerprint);
+
+  const std::string error = test::error_of([&] { (void)training.run(); });
 
   EXPECT_THAT(error,
               testing::ContainsRegex("layer 1, sequence [0-9] of the text to learn from: the "
@@ -324,6 +303,41 @@ TEST_P(HashTrainingTest, QueriesThatSeeOneKeyTeachNothing) {
 
   EXPECT_THAT(test::error_of([&] { train(config_); }),
               testing::HasSubstr("sees its own key alone, so no key is dissimilar"));
+}
+
+TEST_P(HashTrainingTest, TokensOfAnotherTokenizerAreAnErrorWhicheverKeyNamesThem) {
+  const fs::path other = folder_.path() / "other.h5";
+  run_collectively(test_mpi().world(), [&] {
+    if (test_mpi().rank() == 0) write_tokens(other, config_.model.vocab_size, "0123456789abcdef");
+  });
+  RunConfig in_training = config_, in_tokens = config_, in_validation = config_;
+  in_training.data.train = {{other.string()}};
+  in_tokens.hash.training.tokens = other.string();
+  in_validation.data.validation = {{other.string()}};
+
+  for (const RunConfig& config : {in_training, in_tokens, in_validation}) {
+    EXPECT_THAT(test::error_of([&] { train(config); }),
+                testing::AllOf(testing::HasSubstr("other.h5 was made with the byte tokenizer "
+                                                  "0123456789abcdef, data.tokenizer is"),
+                               testing::HasSubstr(tokenizer_->hash())));
+  }
+}
+
+// Each rank sees a file of its own under the same name, as on machines without a shared disk.
+TEST_P(HashTrainingTest, TokensThatDifferBetweenRanksAreAnErrorOnAllOfThem) {
+  if (test_mpi().world_size() == 1) GTEST_SKIP() << "one rank has one file";
+  const fs::path own = folder_.path() / fmt::format("own{}.h5", test_mpi().rank());
+  const bool is_last = test_mpi().rank() == test_mpi().world_size() - 1;
+  write_tokens(own, config_.model.vocab_size - (is_last ? 1 : 0), tokenizer_->hash());
+  RunConfig in_training = config_, in_validation = config_;
+  in_training.data.train = {{own.string()}};
+  in_validation.data.validation = {{own.string()}};
+
+  for (const RunConfig& config : {in_training, in_validation}) {
+    EXPECT_THAT(test::error_of([&] { train(config); }),
+                testing::HasSubstr(fmt::format("of rank {} is another one than that of rank 0",
+                                               test_mpi().world_size() - 1)));
+  }
 }
 
 TEST_P(HashTrainingTest, NothingToLearnIsAnErrorOnEveryRank) {

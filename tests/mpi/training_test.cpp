@@ -1,14 +1,24 @@
 // Whole training steps on all ranks: the bytes that they exchange, and values that are not finite.
+// Evaluation, and data that differ between ranks.
+#include <fmt/format.h>
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <filesystem>
 #include <limits>
+#include <optional>
+#include <utility>
 
 #include "layers/transformer.h"
 #include "mpi/mpi_test.h"
+#include "mpi/shared_folder.h"
 #include "optim/distributed_optimizer.h"
+#include "tests/support/error_of.h"
 #include "tests/support/model_fixture.h"
+#include "trainer/data/open_data.h"
 #include "trainer/planning/plan.h"
+#include "trainer/training/evaluation.h"
 #include "trainer/training/train_step.h"
 
 namespace switchyard {
@@ -131,6 +141,91 @@ TEST(StopSignalTest, OneRanksWishReachesAll) {
                      /*data_ms=*/0.0, [&] { return mine; });
 
   EXPECT_TRUE(report.stop_requested);
+}
+
+// One document of `count` tokens for the byte tokenizer. None of them is learned with a mask of 0.
+void write_tokens(const std::filesystem::path& path, int64_t count, int32_t first,
+                  std::optional<uint8_t> mask, int64_t vocab_size) {
+  TokenFileWriter writer(path, {.vocab_size = vocab_size,
+                                .end_of_document = 0,
+                                .tokenizer = "byte",
+                                .tokenizer_hash = make_tokenizer({})->hash(),
+                                .source = "",
+                                .source_hash = "",
+                                .loss_mask = mask.has_value()});
+  std::vector<int32_t> tokens(static_cast<size_t>(count));
+  for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = (first + static_cast<int32_t>(i)) % 37;
+  writer.append_document(tokens,
+                         std::vector<uint8_t>(mask ? tokens.size() + 1 : 0, mask.value_or(0)));
+  writer.finish();
+}
+
+// Each rank sees a file of its own under the same name, as on machines without a shared disk. The
+// tokens are the same, so that only the masks tell.
+TEST(OpenDataTest, LossMasksThatDifferBetweenRanksAreAnErrorOnAllOfThem) {
+  if (test_mpi().world_size() == 1) GTEST_SKIP() << "one rank has one mask";
+  const test::SharedFolder folder;
+  const int last = test_mpi().world_size() - 1;
+  RunConfig config;
+  config.model.seq_len = 4;
+  config.train.global_batch_size = kGlobalBatch;
+  const auto path = folder.path() / fmt::format("own{}.h5", test_mpi().rank());
+  const auto open = [&](uint8_t mask_of_last, bool as_validation) {
+    write_tokens(path, 40, 1, test_mpi().rank() == last ? mask_of_last : 1, 257);
+    config.data.train = {{path.string()}};
+    config.data.validation.clear();
+    if (as_validation) std::swap(config.data.train, config.data.validation);
+    return test::error_of([&] {
+      open_data(test_mpi(), config, as_validation ? NeedsTraining::no : NeedsTraining::yes);
+    });
+  };
+
+  for (const bool as_validation : {false, true}) {
+    EXPECT_EQ(open(1, as_validation), "");
+    EXPECT_THAT(open(0, as_validation),
+                testing::HasSubstr(fmt::format(
+                    ".h5 of rank {} is another one than that of rank 0: give all machines the "
+                    "same file",
+                    last)));
+  }
+}
+
+TEST(EvaluationTest, AFileWithoutTargetsHasNoLossAndAddsNothingToTheOthers) {
+  Bench bench(test::tiny_model(Structure::dense));
+  const test::SharedFolder folder;
+  const auto own = [&](const char* name) {
+    return folder.path() / fmt::format("{}{}.h5", name, test_mpi().rank());
+  };
+  write_tokens(own("silent"), 100, 5, 0, 37);
+  write_tokens(own("text"), 150, 1, std::nullopt, 37);
+  TokenFile silent(own("silent")), text(own("text"));
+  const ParallelLayout& layout = bench.dist.layout();
+  const DataLoaderConfig shape{.seq_len = bench.model.config().seq_len,
+                               .vocab_size = 37,
+                               .micro_batch_size = 1,
+                               .global_batch_size = kGlobalBatch,
+                               .mask = AttentionMask::causal,
+                               .seed = 0,
+                               .dp_rank = layout.dp_rank(test_mpi().rank()),
+                               .dp = layout.dp()};
+  const auto evaluate_on = [&](const std::vector<SourceFile>& files) {
+    ValidationLoader loader(files, shape);
+    return evaluate(bench.step, loader, /*max_batches=*/100, test_mpi().world());
+  };
+
+  const EvaluationResult none = evaluate_on({{&silent, 1.0, "silent"}});
+  const EvaluationResult alone = evaluate_on({{&text, 1.0, "text"}});
+  const EvaluationResult both = evaluate_on({{&silent, 1.0, "silent"}, {&text, 1.0, "text"}});
+
+  EXPECT_TRUE(std::isnan(none.loss));
+  EXPECT_EQ(none.tokens, 0);
+  EXPECT_GT(alone.loss, 0.0);
+  EXPECT_EQ(alone.tokens, 150);
+  EXPECT_EQ(both.loss, alone.loss);
+  EXPECT_EQ(both.tokens, 150);
+  ASSERT_EQ(both.file_losses.size(), 2u);
+  EXPECT_TRUE(std::isnan(both.file_losses[0].second));
+  EXPECT_EQ(both.file_losses[1].second, alone.loss);
 }
 
 }  // namespace

@@ -186,6 +186,7 @@ inline TrainingState fake_state(int64_t step) {
           .dataset_fingerprint = "0123abcd",
           .config = "run:\n  seed: 1234  # \"quoted\", and ü\n",
           .tokenizer_hash = "0123456789abcdef",
+          .loss_mask_hash = "89abcdef01234567",
           .origins = {{"runs/base", "fedcba9876543210"}}};
 }
 

@@ -124,6 +124,7 @@ Json to_json(const TrainingState& state) {
                {"config", state.config}};
   // The text of an older manifest, and so its fingerprint, stays as it was.
   if (!state.tokenizer_hash.empty()) json["tokenizer_hash"] = state.tokenizer_hash;
+  if (!state.loss_mask_hash.empty()) json["loss_mask_hash"] = state.loss_mask_hash;
   for (const Origin& origin : state.origins) {
     json["origins"].push_back({{"path", origin.path}, {"fingerprint", origin.fingerprint}});
   }
@@ -140,6 +141,7 @@ TrainingState to_state(const ParsedJson& json) {
   state.dataset_fingerprint = json.at("dataset_fingerprint").get<std::string>();
   state.config = json.at("config").get<std::string>();
   state.tokenizer_hash = json.value("tokenizer_hash", std::string());
+  state.loss_mask_hash = json.value("loss_mask_hash", std::string());
   for (const Json& origin : json.value("origins", Json::array())) {
     state.origins.push_back(
         {origin.at("path").get<std::string>(), origin.at("fingerprint").get<std::string>()});

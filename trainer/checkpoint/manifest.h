@@ -34,6 +34,7 @@ struct TrainingState {
   std::string dataset_fingerprint;
   std::string config;           // the resolved configuration, YAML
   std::string tokenizer_hash;   // Tokenizer::hash; empty in checkpoints of older programs
+  std::string loss_mask_hash;   // of the training data, see loss_mask_hash_of; empty as the last
   std::vector<Origin> origins;  // oldest first; none in checkpoints of older programs
 
   bool operator==(const TrainingState&) const = default;

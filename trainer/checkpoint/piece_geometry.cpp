@@ -127,6 +127,10 @@ void append_common_rows(const PieceGeometry& source, const Slab& a,
 
 }  // namespace
 
+int64_t num_rows(const Shape& shape) { return shape.num_elements() / row_width(shape); }
+
+int64_t row_width(const Shape& shape) { return shape.rank() < 2 ? 1 : shape[shape.rank() - 1]; }
+
 PieceGeometry whole_tensor(const Shape& shape) {
   const Index origin{};
   return {shape, to_shape(origin, shape.rank()), shape, 0, shape.num_elements()};

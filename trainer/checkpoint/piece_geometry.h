@@ -22,6 +22,11 @@ struct PieceGeometry {
   bool operator==(const PieceGeometry&) const = default;
 };
 
+// The number of rows of a tensor, and the elements of one: a row is a run along the last dimension,
+// and each element of a vector is a row.
+int64_t num_rows(const Shape& shape);
+int64_t row_width(const Shape& shape);
+
 // The whole tensor as one piece.
 PieceGeometry whole_tensor(const Shape& shape);
 

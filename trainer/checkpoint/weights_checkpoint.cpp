@@ -28,8 +28,7 @@ class ShardWriter {
   ShardWriter(fs::path folder, const RowReader& read) : folder_(std::move(folder)), read_(read) {}
 
   void add(const TensorKey& key, const Shape& shape) {
-    const int64_t width = shape.rank() < 2 ? 1 : shape[shape.rank() - 1];
-    const int64_t rows = shape.num_elements() / width;
+    const int64_t width = row_width(shape), rows = num_rows(shape);
     const int64_t step = std::max<int64_t>(kPieceElements / width, 1);
     for (int64_t first = 0; first < rows; first += step) {
       const int64_t count = std::min(step, rows - first);

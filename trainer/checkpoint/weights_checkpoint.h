@@ -10,8 +10,7 @@
 
 namespace switchyard {
 
-// Gives rows [first, first + count) of a tensor, row after row; a row is a run along the last
-// dimension, and each element of a vector is one.
+// Gives rows [first, first + count) of a tensor, row after row, as row_width counts them.
 using RowReader = std::function<void(const TensorKey& tensor, int64_t first, int64_t count,
                                      std::span<float> values)>;
 

@@ -34,8 +34,9 @@ int eval_decoding(MpiRuntime& mpi, const RunConfig& config, Session& session,
   const DecodeConfig& keys = config.decode.keys;
   const DecodeSetup setup =
       load_decode_setup(mpi, config, keys, config.hash.bits, session, model.fingerprint);
-  const DecodePlan plan = plan_decoding(config, validation, validation.num_batches(),
-                                        recall_answers(config), mpi.world());
+  const DecodePlan plan =
+      plan_decoding(config, validation, validation.spread_over_files(validation.num_batches()),
+                    recall_answers(config), mpi.world());
   const DecodeSetup dense{};
   const std::vector<DecodeScore> scores =
       evaluate_decoding(session.stream, session.model, session.dist, validation, plan,

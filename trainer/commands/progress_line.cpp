@@ -11,10 +11,11 @@ namespace switchyard {
 ProgressLine::~ProgressLine() { remove(); }
 
 void ProgressLine::show(int64_t done, int64_t total, double seconds) {
+  if (!begin_) begin_ = shown_at_ = seconds;
   if (done >= total) return remove();
   const double interval = is_terminal_ ? 0.2 : 60.0;  // seconds
   if (done == 0 || seconds < shown_at_ + interval) return;
-  const double bytes_per_second = static_cast<double>(done) / seconds;
+  const double bytes_per_second = static_cast<double>(done) / (seconds - *begin_);
   remove();
   out_ << fmt::format("{:3} %  {:.1f} of {:.1f} MB  {:.2f} MB/s  {} left", 100 * done / total,
                       static_cast<double>(done) * 1e-6, static_cast<double>(total) * 1e-6,

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <iosfwd>
+#include <optional>
 
 namespace switchyard {
 
@@ -15,7 +16,8 @@ class ProgressLine {
   ProgressLine& operator=(const ProgressLine&) = delete;
 
   //   done, total  bytes of text
-  //   seconds      since the command began with them
+  //   seconds      of a steady clock; speed and time left count from the first call on, when the
+  //                work on the text begins
   void show(int64_t done, int64_t total, double seconds);
 
  private:
@@ -24,7 +26,8 @@ class ProgressLine {
   std::ostream& out_;
   bool is_terminal_;
   bool on_screen_ = false;
-  double shown_at_ = 0.0;  // seconds
+  std::optional<double> begin_;  // seconds, as the next
+  double shown_at_ = 0.0;
 };
 
 }  // namespace switchyard

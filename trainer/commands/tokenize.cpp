@@ -17,9 +17,9 @@ namespace {
 
 TokenizeProgress progress_to(std::ostream& out) {
   const auto line = std::make_shared<ProgressLine>(out, is_watched());
-  return [line, begin = std::chrono::steady_clock::now()](int64_t done, int64_t total) {
-    const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - begin;
-    line->show(done, total, elapsed.count());
+  return [line](int64_t done, int64_t total) {
+    const std::chrono::duration<double> now = std::chrono::steady_clock::now().time_since_epoch();
+    line->show(done, total, now.count());
   };
 }
 

@@ -11,7 +11,8 @@ int train_hash_command(MpiRuntime& mpi, const LoadedConfig& loaded) {
   const std::unique_ptr<Tokenizer> tokenizer = open_tokenizer(mpi, config);
   Session session(mpi, config);
   const LoadedModel model = load_newest_model(mpi, config, session, tokenizer->hash());
-  return HashTraining(mpi, config, session, model.fingerprint).run() ? kExitDone : kExitStopped;
+  HashTraining training(mpi, config, *tokenizer, session, model.fingerprint);
+  return training.run() ? kExitDone : kExitStopped;
 }
 
 }  // namespace switchyard

@@ -157,7 +157,8 @@ std::vector<ConfigField> data_fields() {
            "tokenizer_config.json beside the file, else eos_token_id of generation_config.json"),
       choice(SWITCHYARD_KEY(data.mask),
              "document: no token attends to another document, and the first token of a document is "
-             "no target; positions, learned ones too, count from the start of the sequence"),
+             "no target; positions, learned ones too, count from the start of the sequence. "
+             "`generate` takes a prompt and what follows it for one document"),
       text_list(
           SWITCHYARD_KEY(data.text),
           "`tokenize`: text files, or folders that are searched for *.txt, *.rst, *.md, "
@@ -350,7 +351,8 @@ std::vector<ConfigField> hash_evaluation_fields() {
           "exist. "
           "Weights of lengths other than hash.bits are hash/hash_weights_BITS.h5 in run.dir"),
       boolean(SWITCHYARD_KEY(hash.evaluation.key_norm), "measure hata with decode.key_norm, too"),
-      count(SWITCHYARD_KEY(hash.evaluation.sequences), 0, "sequences of data.validation; 0: all"),
+      count(SWITCHYARD_KEY(hash.evaluation.sequences), 0,
+            "sequences of data.validation, from each of its files; 0: all"),
   };
 }
 

@@ -253,6 +253,20 @@ ValidationLoader::ValidationLoader(std::span<const SourceFile> files,
 ValidationLoader::ValidationLoader(TokenFile& file, const DataLoaderConfig& config)
     : ValidationLoader(std::vector<SourceFile>{{.file = &file}}, config) {}
 
+std::vector<int64_t> ValidationLoader::spread_over_files(int64_t count) const {
+  std::vector<int64_t> batches;
+  count = std::min(count, num_batches());
+  for (int64_t round = 0; std::ssize(batches) < count; ++round) {
+    for (const Part& part : parts_) {
+      if (round < part.num_batches && std::ssize(batches) < count) {
+        batches.push_back(part.first_batch + round);
+      }
+    }
+  }
+  std::ranges::sort(batches);
+  return batches;
+}
+
 GlobalBatch ValidationLoader::load(int64_t index) {
   size_t part = parts_.size() - 1;
   while (part > 0 && index < parts_[part].first_batch) --part;

@@ -112,6 +112,9 @@ class ValidationLoader {
 
   int64_t num_batches() const { return parts_.back().first_batch + parts_.back().num_batches; }
   std::span<const Part> parts() const { return parts_; }
+  // `count` batches, or all if there are fewer, in ascending order: the first ones of each file, of
+  // every file as many unless it is at its end.
+  std::vector<int64_t> spread_over_files(int64_t count) const;
   GlobalBatch load(int64_t index);
   // As DataLoader's.
   uint64_t fingerprint() const { return fingerprint_; }

@@ -36,15 +36,6 @@ DataLoaderConfig loader_config(const MpiRuntime& mpi, const RunConfig& config) {
           .dp = layout.dp()};
 }
 
-template <class Loader>
-std::unique_ptr<OpenTokens<Loader>> open_tokens(const std::vector<DataSource>& sources,
-                                                const DataLoaderConfig& config,
-                                                const Tokenizer& tokenizer) {
-  auto tokens = std::make_unique<OpenTokens<Loader>>(sources, config);
-  for (const auto& file : tokens->files) require_tokenizer(*file, tokenizer);
-  return tokens;
-}
-
 // Losses are logged by name.
 void require_distinct_names(std::span<const ValidationLoader::Part> parts) {
   std::set<std::string> names;
@@ -56,15 +47,24 @@ void require_distinct_names(std::span<const ValidationLoader::Part> parts) {
   }
 }
 
-// A file that is made anew while ranks open it, or that differs between machines, would give the
-// ranks sequences of different texts.
-template <class Loader>
-void require_same_on_all_ranks(Communicator& world, const OpenTokens<Loader>* tokens,
+}  // namespace
+
+std::string loss_mask_hash_of(const std::vector<std::unique_ptr<TokenFile>>& files) {
+  std::string hashes;
+  bool has_mask = false;
+  for (const auto& file : files) {
+    has_mask = has_mask || file->info().loss_mask;
+    hashes += fmt::format("{:016x} ", file->loss_mask_hash());
+  }
+  return has_mask ? fmt::format("{:016x}", hash64(hashes)) : "none";
+}
+
+void require_same_on_all_ranks(Communicator& world,
+                               const std::vector<std::unique_ptr<TokenFile>>& files,
                                const std::vector<DataSource>& sources) {
-  if (!tokens) return;
-  std::string identity = fmt::format("{:016x}", tokens->loader.fingerprint());
-  for (const auto& file : tokens->files) {
-    identity += fmt::format(" {:016x}", file->loss_mask_hash());
+  std::string identity;
+  for (const auto& file : files) {
+    identity += fmt::format("{:016x} {:016x} ", file->fingerprint(), file->loss_mask_hash());
   }
   const auto mine = static_cast<int64_t>(hash64(identity));
   std::vector<int64_t> all(static_cast<size_t>(world.size()));
@@ -78,12 +78,12 @@ void require_same_on_all_ranks(Communicator& world, const OpenTokens<Loader>* to
       describe(sources), other - all.begin()));
 }
 
-}  // namespace
-
-std::vector<std::unique_ptr<TokenFile>> open_files(const std::vector<DataSource>& sources) {
+std::vector<std::unique_ptr<TokenFile>> open_files(const std::vector<DataSource>& sources,
+                                                   const Tokenizer& tokenizer) {
   std::vector<std::unique_ptr<TokenFile>> files;
   for (const DataSource& source : sources) {
     files.push_back(std::make_unique<TokenFile>(source.path));
+    require_tokenizer(*files.back(), tokenizer);
   }
   return files;
 }
@@ -113,16 +113,21 @@ OpenData open_data(MpiRuntime& mpi, RunConfig& config, NeedsTraining needs_train
     const DataLoaderConfig shape = loader_config(mpi, config);
     if (needs_training == NeedsTraining::yes) {
       require(!config.data.train.empty(), "data.train is missing: the token file to train on");
-      data.train = open_tokens<DataLoader>(config.data.train, shape, *data.tokenizer);
+      data.train =
+          std::make_unique<OpenTokens<DataLoader>>(config.data.train, *data.tokenizer, shape);
     }
     if (!config.data.validation.empty()) {
-      data.validation =
-          open_tokens<ValidationLoader>(config.data.validation, shape, *data.tokenizer);
+      data.validation = std::make_unique<OpenTokens<ValidationLoader>>(config.data.validation,
+                                                                       *data.tokenizer, shape);
       require_distinct_names(data.validation->loader.parts());
     }
   });
-  require_same_on_all_ranks(mpi.world(), data.train.get(), config.data.train);
-  require_same_on_all_ranks(mpi.world(), data.validation.get(), config.data.validation);
+  if (data.train) {
+    require_same_on_all_ranks(mpi.world(), data.train->files, config.data.train);
+  }
+  if (data.validation) {
+    require_same_on_all_ranks(mpi.world(), data.validation->files, config.data.validation);
+  }
   return data;
 }
 

@@ -13,19 +13,33 @@
 
 namespace switchyard {
 
-// Opens the files; throws Error for the first one that cannot be used.
-std::vector<std::unique_ptr<TokenFile>> open_files(const std::vector<DataSource>& sources);
+// Opens the files; throws Error for the first one that cannot be used or has the tokens of another
+// tokenizer.
+std::vector<std::unique_ptr<TokenFile>> open_files(const std::vector<DataSource>& sources,
+                                                   const Tokenizer& tokenizer);
 // The same files with their weights and names.
 std::vector<SourceFile> source_files(const std::vector<std::unique_ptr<TokenFile>>& files,
                                      const std::vector<DataSource>& sources);
 // The paths of the files, for messages.
 std::string describe(const std::vector<DataSource>& sources);
 
+// 16 hexadecimal digits that differ between files whose loss masks differ; "none" if no file has a
+// mask.
+std::string loss_mask_hash_of(const std::vector<std::unique_ptr<TokenFile>>& files);
+
+// Throws CollectiveError unless all ranks have opened the same files: one that is made anew while
+// ranks open it, or that differs between machines, would give them sequences of different texts.
+// Collective over `world`.
+void require_same_on_all_ranks(Communicator& world,
+                               const std::vector<std::unique_ptr<TokenFile>>& files,
+                               const std::vector<DataSource>& sources);
+
 // Token files and the loader that reads them.
 template <class Loader>
 struct OpenTokens {
-  OpenTokens(const std::vector<DataSource>& sources, const DataLoaderConfig& config)
-      : files(open_files(sources)), loader(source_files(files, sources), config) {}
+  OpenTokens(const std::vector<DataSource>& sources, const Tokenizer& tokenizer,
+             const DataLoaderConfig& config)
+      : files(open_files(sources, tokenizer)), loader(source_files(files, sources), config) {}
 
   std::vector<std::unique_ptr<TokenFile>> files;
   Loader loader;

@@ -51,6 +51,15 @@ std::unique_ptr<TokenFileWriter> open_token_output(const std::string& path,
   return std::make_unique<TokenFileWriter>(path, info);
 }
 
+void require_documents(const TokenFileWriter* train, const TokenFileWriter* validation) {
+  require(!train || train->num_documents() > 0,
+          "data.text has too few documents: all of them are held out, and none is left for "
+          "data.train; give more documents or lower data.validation_share");
+  require(!validation || validation->num_documents() > 0,
+          "data.text has too few documents: none of them is held out for data.validation; give "
+          "more documents, raise data.validation_share, or take data.validation out");
+}
+
 int64_t finish_token_output(TokenFileWriter* writer, const std::string& path, std::ostream& log) {
   if (!writer) return 0;
   writer->finish();

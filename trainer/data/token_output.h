@@ -32,6 +32,11 @@ void require_token_outputs(const DataSection& config, std::span<const NamedFile>
 std::unique_ptr<TokenFileWriter> open_token_output(const std::string& path,
                                                    const TokenFileInfo& info, std::ostream& log);
 
+// Throws Error, with the remedy, if one of the files would have no document. Called before either
+// gets its name, so that none of two that belong together is replaced alone. A null writer writes
+// no file.
+void require_documents(const TokenFileWriter* train, const TokenFileWriter* validation);
+
 // Gives the file its name. Returns its number of tokens; 0 if `writer` is null.
 int64_t finish_token_output(TokenFileWriter* writer, const std::string& path, std::ostream& log);
 

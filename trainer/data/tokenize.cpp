@@ -300,6 +300,7 @@ TokenizeReport tokenize(const DataSection& config, std::ostream& log,
   const auto train = open_token_output(train_path, info, log);
   const auto validation = open_token_output(validation_path, info, log);
   if (train || validation) {
+    if (progress) progress(0, split.text_bytes());
     Encoder encoder(*tokenizer, notes, [&](int64_t done) {
       if (progress) progress(done, split.text_bytes());
     });
@@ -309,6 +310,7 @@ TokenizeReport tokenize(const DataSection& config, std::ostream& log,
       encoder.add(std::move(part->document), writer);
     }
     encoder.flush();
+    require_documents(train.get(), validation.get());
     report.train_tokens = finish_token_output(train.get(), train_path, log);
     report.validation_tokens = finish_token_output(validation.get(), validation_path, log);
   }

@@ -17,7 +17,8 @@ struct TokenizeReport {
   int64_t validation_tokens = 0;
 };
 
-// The bytes of text that have become tokens, and of all text.
+// The bytes of text that have become tokens, and of all text; 0 bytes when encoding begins, after
+// the text was read to divide it and to train a model.
 using TokenizeProgress = std::function<void(int64_t done, int64_t total)>;
 
 // The command `tokenize`: makes the token files `train` and, if it is named, `validation` of

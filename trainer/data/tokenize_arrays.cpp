@@ -196,6 +196,7 @@ TokenizeReport tokenize_arrays(const DataSection& config, std::ostream& log) {
           append(document, size - held_out, size, validation.get());
         },
         counted_before);
+    require_documents(train.get(), validation.get());
   }
   TokenizeReport report{.documents = found.documents};
   report.train_tokens = finish_token_output(train.get(), train_path, log);

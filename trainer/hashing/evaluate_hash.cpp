@@ -195,15 +195,15 @@ HashEvaluation evaluate_hash(Session& session, const RunConfig& config,
                              const std::function<void(const std::string&)>& log) {
   const int64_t per_batch = config.train.global_batch_size;
   const int64_t wanted = config.hash.evaluation.sequences;
-  const DecodePlan plan = plan_decoding(
-      config, validation, wanted > 0 ? ceil_div(wanted, per_batch) : validation.num_batches(),
-      answers, session.dist.world());
+  const int64_t batches = wanted > 0 ? ceil_div(wanted, per_batch) : validation.num_batches();
+  const DecodePlan plan = plan_decoding(config, validation, validation.spread_over_files(batches),
+                                        answers, session.dist.world());
   Evaluator evaluator(session, config, plan, candidates);
-  for (int64_t i = 0; i < plan.batches; ++i) {
+  for (size_t i = 0; i < plan.batches.size(); ++i) {
     GlobalBatch global;
-    run_collectively(session.dist.world(), [&] { global = validation.load(i); });
+    run_collectively(session.dist.world(), [&] { global = validation.load(plan.batches[i]); });
     for (const MicroBatch& batch : global.micro_batches) evaluator.add_batch(batch);
-    if (session.dist.rank() == 0) log(fmt::format("batch {} of {}", i + 1, plan.batches));
+    if (session.dist.rank() == 0) log(fmt::format("batch {} of {}", i + 1, plan.batches.size()));
   }
   return evaluator.finish();
 }

@@ -36,9 +36,10 @@ struct HashEvaluation {
 // The sums divided by the number of queries.
 SelectionSums mean_of(const SelectionSums& sums);
 
-// Decodes held-out sequences with full attention and lets all candidates choose keys for each query
-// of it; then decodes them again with every candidate and budget. dp ranks have different
-// sequences, ranks of a tp group different heads. The same on every layout up to rounding.
+// Decodes held-out sequences, as many of each file, with full attention and lets all candidates
+// choose keys for each query of it; then decodes them again with every candidate and budget. dp
+// ranks have different sequences, ranks of a tp group different heads. The same on every layout up
+// to rounding.
 //   answers  of the held-out samples; may be null, and must outlive the result
 //   log      called on rank 0, with a line per batch
 // Collective over the world; throws CollectiveError on a damaged file.

@@ -92,8 +92,8 @@ void put_head(const Tensor& head, int64_t heads, int64_t number, Tensor& layer) 
 
 }  // namespace
 
-HashTraining::HashTraining(MpiRuntime& mpi, const RunConfig& config, Session& session,
-                           std::string checkpoint_fingerprint)
+HashTraining::HashTraining(MpiRuntime& mpi, const RunConfig& config, const Tokenizer& tokenizer,
+                           Session& session, std::string checkpoint_fingerprint)
     : mpi_(mpi),
       config_(config),
       paths_(config.run.dir),
@@ -106,12 +106,16 @@ HashTraining::HashTraining(MpiRuntime& mpi, const RunConfig& config, Session& se
     require(config_.hash.dense_layers < model.num_layers,
             "hash.dense_layers = {} leaves none of the {} layers to learn for; lower it",
             config_.hash.dense_layers, model.num_layers);
-    training_tokens_ = open_tokens(training_sources());
+    training_tokens_ = open_tokens(training_sources(), tokenizer);
     if (training.held_out_sequences > 0 && !config_.data.validation.empty()) {
-      held_out_tokens_ = open_tokens(config_.data.validation);
+      held_out_tokens_ = open_tokens(config_.data.validation, tokenizer);
     }
     if (is_first_rank()) require_outputs();
   });
+  require_same_on_all_ranks(mpi_.world(), training_tokens_->files, training_sources());
+  if (held_out_tokens_) {
+    require_same_on_all_ranks(mpi_.world(), held_out_tokens_->files, config_.data.validation);
+  }
   training_ = make_set("train", *training_tokens_, num_training_sequences(*training_tokens_));
   if (held_out_tokens_) {
     held_out_ = make_set(
@@ -130,19 +134,20 @@ std::vector<DataSource> HashTraining::training_sources() const {
 }
 
 std::unique_ptr<HashTraining::Tokens> HashTraining::open_tokens(
-    const std::vector<DataSource>& sources) const {
+    const std::vector<DataSource>& sources, const Tokenizer& tokenizer) const {
   require(!sources.empty(), "data.train is missing: it names the token file to learn from");
   const int64_t seq_len = config_.hash.training.seq_len;
   // The loader has one dp rank on every layout: ranks share the blocks, not the parts of a batch.
   return std::make_unique<Tokens>(
-      sources, DataLoaderConfig{.seq_len = seq_len > 0 ? seq_len : config_.model.seq_len,
-                                .vocab_size = config_.model.vocab_size,
-                                .micro_batch_size = config_.train.micro_batch_size,
-                                .global_batch_size = config_.train.micro_batch_size,
-                                .mask = config_.data.mask,
-                                .seed = config_.run.seed,
-                                .dp_rank = 0,
-                                .dp = 1});
+      sources, tokenizer,
+      DataLoaderConfig{.seq_len = seq_len > 0 ? seq_len : config_.model.seq_len,
+                       .vocab_size = config_.model.vocab_size,
+                       .micro_batch_size = config_.train.micro_batch_size,
+                       .global_batch_size = config_.train.micro_batch_size,
+                       .mask = config_.data.mask,
+                       .seed = config_.run.seed,
+                       .dp_rank = 0,
+                       .dp = 1});
 }
 
 int64_t HashTraining::num_training_sequences(const Tokens& tokens) const {

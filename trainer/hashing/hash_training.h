@@ -30,8 +30,9 @@ class HashTraining {
  public:
   // `config` has been validated and the session's model loaded. Throws CollectiveError if a file or
   // setting is missing or does not fit. Collective over the world, as is run().
-  HashTraining(MpiRuntime& mpi, const RunConfig& config, Session& session,
-               std::string checkpoint_fingerprint);
+  //   tokenizer  of the checkpoint; that of all token files
+  HashTraining(MpiRuntime& mpi, const RunConfig& config, const Tokenizer& tokenizer,
+               Session& session, std::string checkpoint_fingerprint);
 
   // Returns false if a signal stopped it before its end (StopSignal).
   [[nodiscard]] bool run();
@@ -44,7 +45,8 @@ class HashTraining {
 
   bool is_first_rank() const { return mpi_.rank() == 0; }
   std::vector<DataSource> training_sources() const;
-  std::unique_ptr<Tokens> open_tokens(const std::vector<DataSource>& sources) const;
+  std::unique_ptr<Tokens> open_tokens(const std::vector<DataSource>& sources,
+                                      const Tokenizer& tokenizer) const;
   QueryKeySet make_set(const std::string& name, const Tokens& tokens, int64_t num_sequences) const;
   int64_t num_training_sequences(const Tokens& tokens) const;
   void make_settings(const Tokens& tokens);

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <optional>
 #include <span>
+#include <utility>
 
 #include "kernels/runtime/check.h"
 #include "parallel/rank_reduction.h"
@@ -46,18 +47,19 @@ DecodeScore DecodePlan::no_score() const {
   return {.loss_sum = 0.0, .targets = 0, .answers = AnswerScores(static_cast<size_t>(tasks))};
 }
 
-DecodePlan plan_decoding(const RunConfig& config, ValidationLoader& validation, int64_t batches,
-                         const AnswerKey* answers, Communicator& world) {
+DecodePlan plan_decoding(const RunConfig& config, ValidationLoader& validation,
+                         std::vector<int64_t> batches, const AnswerKey* answers,
+                         Communicator& world) {
   constexpr int64_t kTokens = 64;
   const int64_t seq_len = config.model.seq_len, wanted = config.decode.eval_tokens;
-  DecodePlan plan{.batches = std::min(batches, validation.num_batches()),
+  DecodePlan plan{.batches = std::move(batches),
                   .prefill = seq_len - (wanted > 0 ? wanted : std::min(kTokens, seq_len / 2)),
                   .answers = answers};
   if (!answers) return plan;
   plan.prefill = seq_len - std::max<int64_t>(wanted, 1);
-  for (int64_t i = 0; i < plan.batches; ++i) {
+  for (const int64_t index : plan.batches) {
     GlobalBatch global;
-    run_collectively(world, [&] { global = validation.load(i); });
+    run_collectively(world, [&] { global = validation.load(index); });
     for (const MicroBatch& batch : global.micro_batches) {
       plan.prefill = std::min(plan.prefill, first_target(batch));
     }
@@ -126,9 +128,9 @@ std::vector<DecodeScore> evaluate_decoding(Stream& stream, Transformer& model,
                                            ValidationLoader& validation, const DecodePlan& plan,
                                            const std::vector<SelectorFactory>& methods) {
   std::vector<DecodeScore> scores(methods.size(), plan.no_score());
-  for (int64_t i = 0; i < plan.batches; ++i) {
+  for (const int64_t index : plan.batches) {
     GlobalBatch global;
-    run_collectively(dist.world(), [&] { global = validation.load(i); });
+    run_collectively(dist.world(), [&] { global = validation.load(index); });
     for (const MicroBatch& batch : global.micro_batches) {
       ForcedDecoding decoding(stream, model, dist, batch, plan.prefill);
       for (size_t m = 0; m < methods.size(); ++m) {

@@ -20,10 +20,10 @@ struct DecodeScore {
   double perplexity() const;
 };
 
-// Which tokens of a held-out file are decoded.
+// Which tokens of the held-out files are decoded.
 struct DecodePlan {
-  int64_t batches = 0;  // global batches, from the start of the file
-  int64_t prefill = 0;  // tokens of each sequence that are read at once, before the others
+  std::vector<int64_t> batches;  // of the validation loader
+  int64_t prefill = 0;           // tokens of each sequence that are read at once, before the others
   const AnswerKey* answers = nullptr;  // optional; with it each sequence is one sample
 
   // A score of zero tokens.
@@ -34,8 +34,9 @@ struct DecodePlan {
 // last token before the earliest answer of any sample is decoded, too, and with it every answer.
 // The plan is the same on every layout. Collective over the world.
 //   answers  may be null; outlives the plan
-DecodePlan plan_decoding(const RunConfig& config, ValidationLoader& validation, int64_t batches,
-                         const AnswerKey* answers, Communicator& world);
+DecodePlan plan_decoding(const RunConfig& config, ValidationLoader& validation,
+                         std::vector<int64_t> batches, const AnswerKey* answers,
+                         Communicator& world);
 
 // Decodes one batch with the selectors and scores its targets. As collective as ForcedDecoding.
 void add_decoding(const DecodePlan& plan, ForcedDecoding& decoding,

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "kernels/runtime/integers.h"
+
 namespace switchyard {
 namespace {
 
@@ -43,6 +45,7 @@ void add_folded_expert(RuleBook& book, const std::string& ours, const std::strin
 void add_shared(RuleBook& book, const ModelConfig& model, const std::string& ours,
                 const std::string& theirs, const ExpertNames& names) {
   const bool has_shared = book.has(ours + "shared.down.weight");
+  const int64_t width = shared_width(model, names.shared_in_units);
   // The gate sigmoid(0) = 1/2 of an expert without one is undone by a doubled projection, exactly.
   const bool has_gate = book.has(ours + "shared_gate.weight");
   const float factor = !names.shared_gate.empty() && !has_gate ? 2.0f : 1.0f;
@@ -51,7 +54,10 @@ void add_shared(RuleBook& book, const ModelConfig& model, const std::string& our
     if (names.gate.empty() && name == std::string("gate")) continue;
     const bool is_down = name == std::string("down");
     const std::string tensor = fmt::format("{}{}{}_proj.weight", theirs, names.shared, name);
-    if (has_shared) {
+    if (has_shared && width > shared_width(model, /*in_units=*/false)) {
+      book.padded(tensor, ours + "shared." + name + ".weight",
+                  is_down ? Shape{model.hidden, width} : Shape{width, model.hidden});
+    } else if (has_shared) {
       book.whole(tensor, ours + "shared." + name + ".weight", is_down ? factor : 1.0f);
     } else if (is_down) {
       book.constant(tensor, {model.hidden, zero_width}, 0.0f);
@@ -70,6 +76,11 @@ void add_shared(RuleBook& book, const ModelConfig& model, const std::string& our
 }
 
 }  // namespace
+
+int64_t shared_width(const ModelConfig& model, bool in_units) {
+  const int64_t width = model.num_shared_experts * model.shared_expert_ffn_hidden;
+  return in_units ? round_up(width, model.expert_ffn_hidden) : width;
+}
 
 void add_experts(RuleBook& book, const ModelConfig& model, int layer, const std::string& theirs,
                  const ExpertNames& names) {

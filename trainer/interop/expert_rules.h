@@ -15,14 +15,19 @@ inline constexpr int64_t kZeroExpertWidth = 32;
 
 // How a form names the parts of an MoE block, behind the prefix of the layer.
 struct ExpertNames {
-  std::string prefix;                     // "mlp."
-  std::string gate, up, down;             // of "experts.E.NAME.weight"; no gate: ungated experts
-  std::string shared = {};                // "shared_expert."; empty: the form has none
-  std::string shared_gate = {};           // of the shared expert, by a sigmoid
-  std::string balancing_bias = {};        // empty: the form has none
+  std::string prefix;               // "mlp."
+  std::string gate, up, down;       // of "experts.E.NAME.weight"; no gate: ungated experts
+  std::string shared = {};          // "shared_expert."; empty: the form has none
+  std::string shared_gate = {};     // of the shared expert, by a sigmoid
+  bool shared_in_units = false;     // its width is a multiple of an expert's; see shared_width
+  std::string balancing_bias = {};  // empty: the form has none
   std::string descend = {}, ascend = {};  // empty: folded into the experts
   bool router_is_f32 = false;             // readers keep it so
 };
+
+// The width of the shared experts together, 0 without any. In units it is the next multiple of the
+// routed experts' width: rows of zeros in gate and up, and columns of zeros in down, add nothing.
+int64_t shared_width(const ModelConfig& model, bool in_units);
 
 // Adds the rules of one MoE block.
 //   theirs  the prefix of the layer, such as "model.layers.0."

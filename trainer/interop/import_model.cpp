@@ -3,10 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <memory>
 #include <optional>
 #include <utility>
 
 #include "kernels/runtime/check.h"
+#include "parallel/communicator.h"
 #include "trainer/checkpoint/checkpoint_folders.h"
 #include "trainer/checkpoint/weights_checkpoint.h"
 #include "trainer/config/config_error.h"
@@ -15,6 +17,7 @@
 #include "trainer/config/schema.h"
 #include "trainer/data/tokenizer.h"
 #include "trainer/files/durable_file.h"
+#include "trainer/files/folder_lock.h"
 #include "trainer/files/folders.h"
 #include "trainer/interop/tensor_source.h"
 #include "trainer/interop/tokenizer_files.h"
@@ -168,13 +171,14 @@ int64_t count_elements(const std::map<TensorKey, Shape>& tensors) {
   return elements;
 }
 
-// Removes the folders that a failed import has made.
+// Removes the folders that a failed import has made, while it still owns them.
 class MadeFolders {
  public:
-  explicit MadeFolders(const fs::path& run) : run_(run), existed_(fs::exists(run)) {}
+  MadeFolders(const fs::path& run, bool existed) : run_(run), existed_(existed) {}
   ~MadeFolders() {
     if (existed_ || keeps_) return;
     std::error_code ignored;  // a folder that is not empty stays
+    fs::remove(run_ / kLockName, ignored);
     fs::remove(RunPaths(run_).checkpoints(), ignored);
     fs::remove(run_, ignored);
   }
@@ -206,8 +210,12 @@ ImportReport import_model(const ImportOptions& options) {
   if (options.upcycle) settle_upcycled_model(model, report.loaded);
   RunConfig& config = report.loaded.config;
   validate_config(report.loaded, /*world_size=*/1);
-  require_new(options, config);
-  MadeFolders folders(config.run.dir);
+  require_new(options, config);  // before anything is made
+  const bool existed = fs::exists(config.run.dir);
+  const std::unique_ptr<Communicator> alone = make_self_communicator("import");
+  const FolderLock lock(*alone, config.run.dir, "import");
+  MadeFolders folders(config.run.dir, existed);
+  require_new(options, config);  // another import may have ended meanwhile
   std::optional<ImportedTokenizer> tokenizer;
   if (!sets_tokenizer(report.loaded)) {
     tokenizer.emplace(options.from, end_of_document_in(json), RunPaths(config.run.dir).tokenizer());
@@ -234,6 +242,7 @@ ImportReport import_model(const ImportOptions& options) {
   report.checkpoint =
       write_weights_checkpoint(RunPaths(config.run.dir).checkpoints(), state, tensors, read, [&] {
         foreign.require_finite();
+        lock.require_in_place();
         if (tokenizer) tokenizer->publish();
         write_experiment(options, config, form.name());
       });

@@ -27,8 +27,9 @@ struct ImportReport {
 // Makes a run of published weights: RUN/checkpoints/step_00000000, which holds weights alone, and
 // the experiment file. Tensors stream: the largest one and some blocks are in memory. With
 // `upcycle`, a dense model becomes a mixture of experts with the same logits; see upcycle.h.
-// Throws Error, and leaves nothing behind, if the folder cannot be taken as it is, or if the
-// experiment file or checkpoints of the run exist. Not collective.
+// Throws Error, and leaves nothing behind, if the folder cannot be taken as it is, if the
+// experiment file or checkpoints of the run exist, or if another job owns the run's folder. Not
+// collective.
 ImportReport import_model(const ImportOptions& options);
 
 }  // namespace switchyard

@@ -89,10 +89,6 @@ void LlamaForm::note_router(const ModelConfig& model, Obstacles& o) const {
   const bool has_shared = is_glm || t_.experts == Experts::qwen2_moe;
   o.unless(has_shared || model.num_shared_experts == 0, "model.num_shared_experts",
            model.num_shared_experts);
-  // Its shared experts are a multiple of the routed experts' width.
-  const int64_t joint = model.num_shared_experts * model.shared_expert_ffn_hidden;
-  o.unless(!is_glm || joint % std::max<int64_t>(model.expert_ffn_hidden, 1) == 0,
-           "model.shared_expert_ffn_hidden", model.shared_expert_ffn_hidden);
   o.unless(may_be_dense_first() || model.first_dense_layers == 0, "model.first_dense_layers",
            model.first_dense_layers);
 }
@@ -114,7 +110,7 @@ std::vector<std::string> LlamaForm::obstacles(const ModelConfig& model) const {
 void LlamaForm::write_experts(const ModelConfig& model, nlohmann::ordered_json& json) const {
   const RouterConfig& router = model.router;
   json["num_experts_per_tok"] = router.top_k;
-  const int64_t joint = model.num_shared_experts * model.shared_expert_ffn_hidden;
+  const int64_t joint = shared_width(model, expert_names().shared_in_units);
   if (t_.experts == Experts::mixtral) {
     json["num_local_experts"] = model.num_experts;
     json["intermediate_size"] = model.expert_ffn_hidden;
@@ -303,6 +299,7 @@ ExpertNames LlamaForm::expert_names() const {
   }
   if (t_.experts == Experts::glm4_moe) {
     names.shared = "shared_experts.";
+    names.shared_in_units = true;
     names.balancing_bias = "gate.e_score_correction_bias";
   }
   return names;

@@ -8,11 +8,9 @@
 #include "kernels/runtime/check.h"
 #include "layers/transformer.h"
 #include "parallel/distributed_context.h"
+#include "trainer/checkpoint/piece_geometry.h"
 
 namespace switchyard {
-
-int64_t row_width(const Shape& shape) { return shape.rank() < 2 ? 1 : shape.dims().back(); }
-int64_t num_rows(const Shape& shape) { return shape.num_elements() / row_width(shape); }
 
 std::map<TensorKey, Shape> tensors_of(const ModelConfig& model) {
   Stream stream(counting_device(DeviceKind::cpu));
@@ -57,6 +55,13 @@ void RuleBook::whole(const std::string& theirs, const std::string& ours, float f
                     .making = TensorRule::Making::stacked,
                     .from = {all_rows(ours)},
                     .value = factor});
+}
+
+void RuleBook::padded(const std::string& theirs, const std::string& ours, Shape shape) {
+  rules_.push_back({.name = theirs,
+                    .shape = shape,
+                    .making = TensorRule::Making::padded,
+                    .from = {all_rows(ours)}});
 }
 
 void RuleBook::rows(const std::string& theirs, const std::string& ours, int64_t first,

@@ -11,8 +11,7 @@
 
 namespace switchyard {
 
-// Consecutive rows of a tensor of ours. A row is a run along the last dimension; each element of a
-// vector is a row.
+// Consecutive rows of a tensor of ours, as row_width counts them.
 struct Rows {
   TensorKey tensor;
   int64_t first = 0;
@@ -25,6 +24,7 @@ struct TensorRule {
     stacked,     // the rows, one under the other, times `value`
     transposed,  // the same as columns
     product,     // the matrix product of two ranges of rows, in f64
+    padded,      // the rows in the upper left corner of a matrix of zeros
     constant,    // every element is `value`
   };
   std::string name;
@@ -50,6 +50,8 @@ class RuleBook {
 
   // The whole tensor.
   void whole(const std::string& theirs, const std::string& ours, float factor = 1.0f);
+  // The whole matrix in the upper left corner of zeros of `shape`.
+  void padded(const std::string& theirs, const std::string& ours, Shape shape);
   // [count, width] rows of `ours`.
   void rows(const std::string& theirs, const std::string& ours, int64_t first, int64_t count);
   // The transpose of whole matrices, one under the other: [width, rows].
@@ -77,9 +79,5 @@ class RuleBook {
   std::map<TensorKey, int64_t> rows_taken_;
   std::vector<TensorRule> rules_;
 };
-
-// The number of rows of a tensor, and the elements of one.
-int64_t num_rows(const Shape& shape);
-int64_t row_width(const Shape& shape);
 
 }  // namespace switchyard

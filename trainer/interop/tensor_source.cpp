@@ -77,6 +77,22 @@ void multiply(const TensorRule& rule, TensorSource& source,
   });
 }
 
+void pad(const TensorRule& rule, TensorSource& source, const std::map<TensorKey, Shape>& shapes,
+         const Sink& sink) {
+  const Rows& rows = rule.from[0];
+  const int64_t width = row_width(shapes.at(rows.tensor));
+  for_each_block(rule.shape[0], rule.shape[1], [&](int64_t first, int64_t count) {
+    FloatMatrix block = FloatMatrix::Zero(count, rule.shape[1]);
+    const int64_t ours = std::min(count, rows.count - first);  // the rows below are zeros
+    if (ours > 0) {
+      const std::vector<float> values =
+          read_all(source, {rows.tensor, rows.first + first, ours}, width);
+      block.topLeftCorner(ours, width) = Eigen::Map<const FloatMatrix>(values.data(), ours, width);
+    }
+    sink({block.data(), static_cast<size_t>(block.size())});
+  });
+}
+
 std::vector<int64_t> dims_of(const Shape& shape) {
   return {shape.dims().begin(), shape.dims().end()};
 }
@@ -108,6 +124,8 @@ void evaluate(const TensorRule& rule, TensorSource& source,
       return transpose(rule, source, shapes, sink);
     case TensorRule::Making::product:
       return multiply(rule, source, shapes, sink);
+    case TensorRule::Making::padded:
+      return pad(rule, source, shapes, sink);
     case TensorRule::Making::constant:
       return for_each_block(rule.shape.num_elements(), 1, [&](int64_t, int64_t count) {
         sink(std::vector<float>(static_cast<size_t>(count), rule.value));
@@ -211,8 +229,8 @@ void ForeignSource::read_segment(const Segment& segment, int64_t first, int64_t 
   if (segment.rule->making == TensorRule::Making::transposed) {
     return read_columns(segment, segment.row + first, count, values);
   }
-  require(segment.rule->making == TensorRule::Making::stacked,
-          "{} is a product, which cannot be taken apart", segment.rule->name);
+  require(segment.rule->making == TensorRule::Making::stacked, "{} cannot be taken apart",
+          segment.rule->name);
   const int64_t width = static_cast<int64_t>(values.size()) / count;
   weights_.read(their_names_.at(segment.rule->name), (segment.row + first) * width, values);
 }

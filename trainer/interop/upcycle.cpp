@@ -3,8 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
 #include <string>
+#include <string_view>
 #include <utility>
+#include <vector>
 
 #include "kernels/basic/random.h"
 #include "kernels/runtime/check.h"
@@ -37,6 +40,8 @@ class UpcycledSource final : public TensorSource {
     if (moe == std::string::npos) return tensors_.read(tensor, first, count, values);
     const std::string layer = name.substr(0, moe), part = name.substr(moe);
     if (part == ".moe.router.weight") return draw_router(name, first, count, values);
+    if (name != held_for_) held_.clear();
+    held_for_ = name;
     // Row by row: neighbours may lie in different experts.
     const auto width = static_cast<int64_t>(values.size()) / count;
     for (int64_t row = 0; row < count; ++row) {
@@ -68,26 +73,37 @@ class UpcycledSource final : public TensorSource {
   void read_inner(const std::string& layer, bool is_gated, int64_t row, std::span<float> values) {
     const int64_t inner = moe_.expert_ffn_hidden, rows = is_gated ? 2 * inner : inner;
     const int64_t part = row / rows % parts_, within = row % rows;
-    const char* name = is_gated && within < inner ? "gate" : "up";
-    tensors_.read({kWeights, fmt::format("{}.feed_forward.{}.weight", layer, name)},
-                  part * inner + within % inner, 1, values);
+    const std::vector<float>& dense = hold(layer, is_gated && within < inner ? "gate" : "up");
+    const int64_t dense_row = part * inner + within % inner;
+    std::copy_n(dense.begin() + dense_row * dense_.hidden, dense_.hidden, values.begin());
   }
 
   // A row of down of some expert: a stretch of a row of the dense down.
   void read_down(const std::string& layer, int64_t row, std::span<float> values) {
-    const std::string name = layer + ".feed_forward.down.weight";
+    const std::vector<float>& dense = hold(layer, "down");
     const int64_t part = row / dense_.hidden % parts_, dense_row = row % dense_.hidden;
-    whole_row_.resize(static_cast<size_t>(dense_.ffn_hidden));
-    tensors_.read({kWeights, name}, dense_row, 1, whole_row_);
-    std::copy_n(whole_row_.begin() + static_cast<std::ptrdiff_t>(part * moe_.expert_ffn_hidden),
-                moe_.expert_ffn_hidden, values.begin());
+    const int64_t begin = dense_row * dense_.ffn_hidden + part * moe_.expert_ffn_hidden;
+    std::copy_n(dense.begin() + begin, moe_.expert_ffn_hidden, values.begin());
+  }
+
+  // A whole matrix of a dense feed-forward, which is read for the first expert.
+  const std::vector<float>& hold(const std::string& layer, const char* matrix) {
+    std::vector<float>& values = held_[matrix];
+    if (values.empty()) {
+      values.resize(static_cast<size_t>(dense_.ffn_hidden * dense_.hidden));
+      const std::string name = fmt::format("{}.feed_forward.{}.weight", layer, matrix);
+      const bool is_down = matrix == std::string_view("down");
+      tensors_.read({kWeights, name}, 0, is_down ? dense_.hidden : dense_.ffn_hidden, values);
+    }
+    return values;
   }
 
   TensorSource& tensors_;
   const ModelConfig dense_, moe_;
   const uint64_t seed_;
-  const int64_t parts_;  // into which a feed-forward is cut
-  std::vector<float> whole_row_;
+  const int64_t parts_;                             // into which a feed-forward is cut
+  std::string held_for_;                            // the MoE's tensor that was read last
+  std::map<std::string, std::vector<float>> held_;  // the dense matrices that it is made of
 };
 
 }  // namespace

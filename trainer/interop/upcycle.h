@@ -23,7 +23,9 @@ namespace switchyard {
 // differ. `moe` holds the dense model with the settings of the experiment on top.
 void settle_upcycled_model(const ModelConfig& dense, LoadedConfig& moe);
 
-// The MoE's tensors. Routers are drawn at random, by `seed`, with standard deviation init_std.
+// The MoE's tensors. Each matrix of a dense feed-forward is read once for all experts; gate and up,
+// or down, of one layer are in memory. Routers are drawn at random, by `seed`, with standard
+// deviation init_std.
 std::unique_ptr<TensorSource> make_upcycled_source(TensorSource& dense_tensors,
                                                    const ModelConfig& dense, const ModelConfig& moe,
                                                    uint64_t seed);

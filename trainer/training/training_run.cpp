@@ -70,6 +70,7 @@ TrainingRun::TrainingRun(MpiRuntime& mpi, const RunConfig& config)
   state_.config = to_yaml(config_);
   state_.dataset_fingerprint = fmt::format("{:016x}", data_.train->loader.fingerprint());
   state_.tokenizer_hash = data_.tokenizer->hash();
+  state_.loss_mask_hash = loss_mask_hash_of(data_.train->files);
 }
 
 StagedTensors TrainingRun::staged_tensors() {
@@ -158,6 +159,7 @@ void TrainingRun::adopt(const TrainingState& restored, const CheckpointChoice& c
   state_.config = fresh.config;
   state_.dataset_fingerprint = fresh.dataset_fingerprint;
   state_.tokenizer_hash = fresh.tokenizer_hash;
+  state_.loss_mask_hash = fresh.loss_mask_hash;
   if (!choice.of_this_run) state_.origins.clear();
   if (choice.origin) state_.origins.push_back(*choice.origin);
   optimizer_.set_num_steps(state_.optimizer_steps);
@@ -167,6 +169,11 @@ void TrainingRun::adopt(const TrainingState& restored, const CheckpointChoice& c
   log(fmt::format("resumed from {} at step {}", name, state_.step));
   for (const std::string& line : changes_since_checkpoint(config_, restored.config, name)) {
     log("changed since then: " + line);
+  }
+  // The order of samples does not depend on it, so nothing else says that other tokens are learned.
+  if (!restored.loss_mask_hash.empty() && restored.loss_mask_hash != state_.loss_mask_hash) {
+    log(fmt::format("changed since then: the loss mask of data.train {} -> {}",
+                    restored.loss_mask_hash, state_.loss_mask_hash));
   }
 }
 

@@ -17,7 +17,7 @@ using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
-TEST(ManifestTest, KeepsTheTokenizersHash) {
+TEST(ManifestTest, KeepsTheHashesOfTokenizerAndLossMask) {
   const Manifest manifest{.state = test::fake_state(5),
                           .layout = {},
                           .model_fingerprint = {},
@@ -28,17 +28,18 @@ TEST(ManifestTest, KeepsTheTokenizersHash) {
 }
 
 // Hash weights know their checkpoint by the manifest's text.
-TEST(ManifestTest, AnOlderManifestHasNoTokenizerAndKeepsItsText) {
+TEST(ManifestTest, AnOlderManifestHasNeitherHashAndKeepsItsText) {
   Manifest manifest{.state = test::fake_state(5),
                     .layout = {},
                     .model_fingerprint = {},
                     .shards = {},
                     .model_file = {}};
   manifest.state.tokenizer_hash.clear();
+  manifest.state.loss_mask_hash.clear();
 
   const std::string text = to_text(manifest);
 
-  EXPECT_THAT(text, Not(HasSubstr("tokenizer_hash")));
+  EXPECT_THAT(text, AllOf(Not(HasSubstr("tokenizer_hash")), Not(HasSubstr("loss_mask_hash"))));
   EXPECT_EQ(to_text(parse_manifest(text, "manifest")), text);
 }
 

@@ -19,6 +19,7 @@ namespace {
 using test::error_of;
 using test::to_vector;
 using ::testing::AllOf;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 constexpr int64_t kSeqLen = 4;
@@ -232,6 +233,18 @@ TEST_F(MixedDataTest, FilesThatCannotBeMixedAreRefused) {
   EXPECT_THAT(error({{&a}, {&tiny}}), HasSubstr("tiny.h5 has 1 tokens, too few"));
   EXPECT_THAT(error({{&a}}, 59999), HasSubstr("a.h5 has a vocabulary of 60000, more than"));
   EXPECT_THAT(error({{&a, -1.0}}), HasSubstr("a weight must be"));
+}
+
+// Files of 5, 2 and 1 batches: the first has the numbers 0 to 4, the second 5 and 6, the third 7.
+TEST_F(MixedDataTest, AFewBatchesToEvaluateOnAreSpreadOverAllFiles) {
+  const ValidationLoader loader(three(), config());
+
+  EXPECT_THAT(loader.spread_over_files(0), ElementsAre());
+  EXPECT_THAT(loader.spread_over_files(1), ElementsAre(0));
+  EXPECT_THAT(loader.spread_over_files(3), ElementsAre(0, 5, 7));
+  EXPECT_THAT(loader.spread_over_files(4), ElementsAre(0, 1, 5, 7));
+  EXPECT_THAT(loader.spread_over_files(6), ElementsAre(0, 1, 2, 5, 6, 7));
+  EXPECT_THAT(loader.spread_over_files(100), ElementsAre(0, 1, 2, 3, 4, 5, 6, 7));
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <sstream>
 
 #include "kernels/runtime/check.h"
@@ -147,6 +148,27 @@ TEST_F(RecordFilesTest, ALineOverTheLimitIsABadRecord) {
   EXPECT_EQ(tokenize(data, log_).documents, 1);
 }
 
+// A line of 10 MB, whose text is the last of 600,000 values; and records that all have other keys.
+TEST_F(RecordFilesTest, AnyNumberOfKeysIsReadAndTheFirstHundredAreNamed) {
+  std::string line = "{", short_lines;
+  for (int i = 0; i < 600'000; ++i) line += fmt::format("\"key{}\": {}, ", i, i);
+  for (int i = 0; i < 1'000; ++i)
+    short_lines += fmt::format("{{\"k{}\": 0, \"text\": \"b\"}}\n", i);
+  put(line + "\"text\": \"a\"}\n" + short_lines);
+  DataSection data = config(RecordForm::text);
+
+  EXPECT_EQ(tokenize(data, log_).documents, 1'001);
+
+  const std::string log = log_.str();
+  EXPECT_THAT(log, AllOf(HasSubstr("left out: \"key99\" of 1 record, which is not their text"),
+                         Not(HasSubstr("\"key100\"")),
+                         HasSubstr("left out: 600900 values under other names, which are not")));
+  EXPECT_LT(std::ranges::count(log, '\n'), 110);
+  put(line + "\"text\": \"a\", \"key7\": 0, \"text\": \"b\"}\n");
+  EXPECT_THAT(error_of([&] { tokenize(data, log_); }),
+              HasSubstr("a.jsonl:1: the object has two strings \"text\""));
+}
+
 TEST_F(RecordFilesTest, TheMaskLinesUpWithTheTokensOfEachSegment) {
   put("{\"prompt\": \"2+2=\", \"completion\": \"4!\"}\n{\"prompt\": \"?\", \"completion\": "
       "\"\"}\n");
@@ -177,12 +199,23 @@ TEST_F(RecordFilesTest, WhatIsLearnedDecidesWhetherAFileIsUpToDate) {
 }
 
 TEST_F(RecordFilesTest, DocumentsWithSegmentsAreHeldOutWhole) {
-  put("{\"prompt\": \"a long question\", \"completion\": \"answer\"}\n");
+  put("{\"prompt\": \"another question\", \"completion\": \"x\"}\n");
   DataSection data = config(RecordForm::prompt_completion);
   data.validation = {{(folder_.path() / "validation.h5").string()}};
   data.validation_share = 0.5;
 
-  EXPECT_THAT(error_of([&] { tokenize(data, log_); }), HasSubstr("would have no document"));
+  // One document is in one part, and its hash decides in which.
+  EXPECT_THAT(error_of([&] { tokenize(data, log_); }),
+              AllOf(HasSubstr("data.text has too few documents: none of them is held out for "
+                              "data.validation; give more documents, raise data.validation_share"),
+                    Not(HasSubstr(".tmp"))));
+  EXPECT_FALSE(std::filesystem::exists(data.train[0].path));
+  EXPECT_FALSE(std::filesystem::exists(data.validation[0].path));
+  put("{\"prompt\": \"a long question\", \"completion\": \"answer\"}\n");
+  EXPECT_THAT(error_of([&] { tokenize(data, log_); }),
+              HasSubstr("all of them are held out, and none is left for data.train; give more "
+                        "documents or lower data.validation_share"));
+  EXPECT_FALSE(std::filesystem::exists(data.validation[0].path));
 }
 
 TEST_F(RecordFilesTest, AFileWithoutRecordsHasNoPrompts) {

@@ -254,6 +254,20 @@ TEST_F(TokenArrayTest, TheEndOfEachOfFewDocumentsIsHeldOut) {
   EXPECT_EQ(held_out.back(), 256);
 }
 
+TEST_F(TokenArrayTest, ASplitWithoutDocumentsIsAnErrorThatReplacesNeitherFile) {
+  put("a.bin", bytes_of(std::vector<uint16_t>{1, 2, 256, 3, 4, 256}));
+  DataSection data = config();
+  data.array_dtype = ArrayDType::u16;
+  data.validation = {{path("validation.h5")}};
+  data.validation_share = 0.02;  // less than one id of each document
+
+  EXPECT_THAT(error_of([&] { tokenize(data, log_); }),
+              HasSubstr("none of them is held out for data.validation; give more documents, raise "
+                        "data.validation_share, or take data.validation out"));
+  EXPECT_FALSE(std::filesystem::exists(data.train[0].path));
+  EXPECT_FALSE(std::filesystem::exists(data.validation[0].path));
+}
+
 TEST_F(TokenArrayTest, NothingIsWrittenFromWrongInputs) {
   put("a.bin", bytes_of(std::vector<uint16_t>{1, 2, 256, 3, 4, 500}));
   put("a.txt", "text");

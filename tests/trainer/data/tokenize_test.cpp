@@ -461,6 +461,26 @@ TEST_F(TokenizeTest, WithoutAValidationFileAllIsTrainedOn) {
   EXPECT_EQ(report.validation_tokens, 0);
 }
 
+TEST_F(TokenizeTest, ProgressBeginsWithTheFirstTextThatIsEncoded) {
+  put_documents(50);
+  std::vector<int64_t> done;
+  int64_t all = 0;
+
+  const auto report =
+      tokenize(config(TokenizerType::sentencepiece), log_, [&](int64_t bytes, int64_t total) {
+        // The survey has told of the text, and the model is there.
+        EXPECT_THAT(log_.str(), HasSubstr("trained 330 pieces"));
+        done.push_back(bytes);
+        all = total;
+      });
+
+  EXPECT_EQ(all, report.text_bytes);
+  ASSERT_GE(done.size(), 2u);
+  EXPECT_EQ(done.front(), 0);
+  EXPECT_EQ(done.back(), all);
+  EXPECT_TRUE(std::ranges::is_sorted(done));
+}
+
 TEST_F(TokenizeTest, WrongConfigurationsAreErrors) {
   put_documents(5);
   const auto error_with = [&](const std::function<void(DataSection&)>& change) {

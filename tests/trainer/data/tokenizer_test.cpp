@@ -12,7 +12,9 @@
 #include <unordered_map>
 
 #include "kernels/runtime/check.h"
+#include "tests/support/equal_scores.h"
 #include "tests/support/error_of.h"
+#include "tests/support/mixed_text.h"
 #include "tests/support/temporary_folder.h"
 
 namespace switchyard {
@@ -204,11 +206,12 @@ std::vector<std::string> long_texts() {
           std::string(40000, 'a')};
 }
 
-void expect_tokens_of_the_library(const TokenizerSection& config) {
+void expect_tokens_of_the_library(const TokenizerSection& config,
+                                  const std::vector<std::string>& texts = long_texts()) {
   sentencepiece::SentencePieceProcessor library;
   ASSERT_TRUE(library.Load(config.model).ok());
   const auto tokenizer = make_tokenizer(config);
-  for (const std::string& text : long_texts()) {
+  for (const std::string& text : texts) {
     std::vector<int> whole;
     ASSERT_TRUE(library.Encode(text, &whole).ok());
     EXPECT_TRUE(tokenizer->encode(text) == whole) << text.substr(0, 80);
@@ -244,6 +247,20 @@ TEST_F(SentencePieceTest, LongTextsAreRightWithModelsMadeElsewhere) {
     expect_tokens_of_the_library(
         {TokenizerType::sentencepiece, folder_.path() / "foreign.model", 0});
   }
+}
+
+// Then the leftmost of all pairs is joined first.
+TEST_F(SentencePieceTest, LongTextsAreRightWithPiecesOfOneScore) {
+  std::string text;
+  for (const std::string& line : test::mixed_lines(/*seed=*/4)) text += line + "\n";
+  train_sentencepiece(lines_of(text), 3500, config_.model);
+  config_.vocab_size = 0;
+  const std::vector<int32_t> before = make_tokenizer(config_)->encode(text);
+  test::write_file(config_.model, test::with_equal_scores(test::read_file(config_.model)));
+
+  expect_tokens_of_the_library(config_, {text});
+
+  EXPECT_NE(make_tokenizer(config_)->encode(text), before);
 }
 
 TEST_F(SentencePieceTest, EndOfDocumentIsNoText) {

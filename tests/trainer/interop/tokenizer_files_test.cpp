@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <unordered_map>
 
+#include "tests/support/equal_scores.h"
 #include "tests/support/error_of.h"
 #include "tests/support/mixed_text.h"
 #include "tests/support/temporary_folder.h"
@@ -132,6 +133,17 @@ TEST_F(TokenizerFilesTest, WhatTheLibraryCannotFollowIsRefused) {
         AllOf(HasSubstr("trained.model cannot become a tokenizer.json"), HasSubstr(message)));
     EXPECT_FALSE(std::filesystem::exists(folder_.path() / "out/tokenizer.json"));
   }
+}
+
+// The library takes the pair that is listed first, SentencePiece the leftmost one.
+TEST_F(TokenizerFilesTest, PiecesOfOneScoreAreRefused) {
+  const TokenizerSection config = trained({{"model_type", "bpe"}});
+  test::write_file(config.model, test::with_equal_scores(test::read_file(config.model)));
+
+  EXPECT_THAT(error_of([&] { written(config); }),
+              testing::ContainsRegex("trained.model cannot become a tokenizer.json: pieces of one "
+                                     "score \\(.* and others\\) have no equal"));
+  EXPECT_FALSE(std::filesystem::exists(folder_.path() / "out/tokenizer.json"));
 }
 
 TEST_F(TokenizerFilesTest, FilesOfALibraryAreCopied) {
