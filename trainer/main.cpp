@@ -214,7 +214,10 @@ class CommandLine {
     command->add_option("--dtype", decode_dtypes_, "of the caches: f32, bf16 or both")
         ->delimiter(',')
         ->check(CLI::IsMember({"f32", "bf16"}));
-    command->add_option("--bits", o.bits, "bits of a code")
+    command->add_option("--codes", decode_codes_, "of queries: signs, or planes of their sum")
+        ->check(CLI::IsMember({"signs", "planes"}))
+        ->capture_default_str();
+    command->add_option("--bits", o.bits, "bits of a key's code")
         ->transform(whole_number(32, 512))
         ->capture_default_str();
     command->add_option("--budget", o.budget, "share of the keys to attend to")
@@ -235,6 +238,7 @@ class CommandLine {
     command->add_option("--json", decode_json_, "file for the figures");
     command->callback([this] {
       decode_bench_.clock = uses_processor_time_ ? BenchClock::processor : BenchClock::wall;
+      decode_bench_.codes = decode_codes_ == "signs" ? QueryCodes::signs : QueryCodes::planes;
       decode_bench_.dtypes.clear();
       for (const std::string& name : decode_dtypes_) {
         decode_bench_.dtypes.push_back(name == "f32" ? DType::f32 : DType::bf16);
@@ -311,7 +315,7 @@ class CommandLine {
   BenchOptions bench_;
   DecodeBenchOptions decode_bench_;
   std::vector<std::string> decode_dtypes_ = {"f32", "bf16"};
-  std::string decode_device_ = "cpu", decode_json_;
+  std::string decode_codes_ = "planes", decode_device_ = "cpu", decode_json_;
   bool uses_processor_time_ = false;
   ExportOptions export_;
   std::string export_dtype_ = "f32";

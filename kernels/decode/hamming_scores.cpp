@@ -143,12 +143,14 @@ void key_norm_scores(Stream&, ConstTensorView distances, ConstTensorView norms,
                      ConstTensorView lengths, int64_t weight, int64_t bits, TensorView scores) {
   const int64_t kv_heads = distances.dim(1), max_len = distances.dim(2);
   require_lengths(lengths, max_len);
-  const float factor = 2.0f / static_cast<float>(bits);
+  const float factor = 2.0f / static_cast<float>(bits), most = static_cast<float>(weight);
   for_each_piece(lengths, kv_heads, max_len, [&](int64_t row, int64_t begin, int64_t count) {
-    for (int64_t i = row * max_len + begin; i < row * max_len + begin + count; ++i) {
-      const auto distance = static_cast<float>(distances.data<uint16_t>()[i]);
-      scores.data<float>()[i] =
-          (static_cast<float>(weight) - factor * distance) * norms.data<float>()[i];
+    const uint16_t* distance = distances.data<uint16_t>() + row * max_len + begin;
+    const float* norm = norms.data<float>() + row * max_len + begin;
+    float* score = scores.data<float>() + row * max_len + begin;
+#pragma omp simd
+    for (int64_t i = 0; i < count; ++i) {
+      score[i] = (most - factor * static_cast<float>(distance[i])) * norm[i];
     }
   });
 }

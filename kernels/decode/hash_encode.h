@@ -1,5 +1,6 @@
 #pragma once
 
+#include "kernels/runtime/enum_names.h"
 #include "kernels/runtime/tensor.h"
 
 namespace switchyard {
@@ -7,6 +8,7 @@ namespace switchyard {
 // The codes of the queries that share a key/value head: one of signs for each, or four bit planes
 // of their sum. See HashProjection.
 enum class QueryCodes { signs, planes };
+SWITCHYARD_ENUM_NAMES(QueryCodes, signs, planes)
 
 inline constexpr int64_t kQueryPlanes = 4;
 

@@ -110,6 +110,16 @@ struct Bench {
     stream.synchronize();
   }
 
+  // With the projection of keys for queries, too: their values do not matter here.
+  HashProjection projection(const Tensor& weight, const Tensor& thresholds) const {
+    if (options.codes == QueryCodes::signs) return {weight, {}, {}};
+    return {weight, weight, thresholds};
+  }
+  Tensor norms_of(const Shape& shape) const {
+    return options.codes == QueryCodes::signs ? Tensor()
+                                              : Tensor(shape, DType::f32, options.device);
+  }
+
   Series series() { return Series(stream, options.clock); }
 
   // Reads the memory once. On a device, one half is copied to the other instead, which reads and
@@ -137,13 +147,16 @@ struct Layer {
         new_k(bench.random({c.batch, c.layout.kv_heads, 1, kHeadDim}, c.dtype, "new k")),
         weight(bench.random({c.layout.kv_heads, kHeadDim, bench.options.bits}, DType::f32, "weight",
                             1.0f / std::sqrt(static_cast<float>(kHeadDim)))),
+        thresholds(bench.random({c.layout.kv_heads, bench.options.bits}, DType::f32, "thresholds")),
         k({c.batch, c.layout.kv_heads, c.length, kHeadDim}, c.dtype, bench.options.device),
         v(k.shape(), c.dtype, bench.options.device),
-        q_codes({c.batch, c.layout.heads, bench.options.bits / 32}, DType::i32,
-                bench.options.device),
+        q_codes({c.batch, c.layout.kv_heads * codes_per_head(bench, c), bench.options.bits / 32},
+                DType::i32, bench.options.device),
         codes({c.batch, c.layout.kv_heads, c.length, bench.options.bits / 32}, DType::i32,
               bench.options.device),
         distances({c.batch, c.layout.kv_heads, c.length}, DType::u16, bench.options.device),
+        norms(bench.norms_of(distances.shape())),
+        scores(bench.norms_of(distances.shape())),
         indices({c.batch, c.layout.kv_heads, c.selected}, DType::i32, bench.options.device),
         lengths({c.batch}, DType::i32, bench.options.device),
         counts({c.batch}, DType::i32, bench.options.device),
@@ -152,8 +165,13 @@ struct Layer {
     bench.fill(v, "v");
     set_all(bench, c.length, lengths);
     set_all(bench, c.selected, counts);
-    hash_encode(bench.stream, {}, k, {weight, {}, {}}, 0, {}, codes, {});
+    hash_encode(bench.stream, {}, k, hash(bench), 0, {}, codes, norms);
   }
+
+  static int64_t codes_per_head(const Bench& bench, const DecodeBenchCase& c) {
+    return num_query_codes(bench.options.codes, c.layout.heads / c.layout.kv_heads);
+  }
+  HashProjection hash(const Bench& bench) const { return bench.projection(weight, thresholds); }
 
   static void set_all(Bench& bench, int64_t value, TensorView to) {
     const std::vector<int32_t> values(static_cast<size_t>(to.num_elements()),
@@ -162,13 +180,18 @@ struct Layer {
     bench.stream.synchronize();
   }
 
-  Tensor q, new_k, weight, k, v, q_codes, codes, distances, indices, lengths, counts, out;
+  Tensor q, new_k, weight, thresholds, k, v, q_codes, codes;
+  Tensor distances, norms, scores;  // the last two are empty with signs
+  Tensor indices, lengths, counts, out;
 };
 
 template <class... Tensors>
 double bytes_of(const Tensors&... tensors) {
   return (static_cast<double>(tensors.view().num_bytes()) + ...);
 }
+
+// What keys are ranked by.
+const Tensor& ranked(const Layer& layer) { return layer.norms ? layer.scores : layer.distances; }
 
 void count_bytes(const Layer& layer, const DecodeBenchOptions& options, DecodeBenchCase& c) {
   const auto heads = static_cast<double>(c.batch * c.layout.kv_heads);
@@ -177,8 +200,9 @@ void count_bytes(const Layer& layer, const DecodeBenchOptions& options, DecodeBe
   c.memory.bytes = static_cast<double>(options.read_bytes);
   c.dense.bytes = bytes_of(layer.q, layer.k, layer.v, layer.out);
   c.encode.bytes = bytes_of(layer.weight, layer.q, layer.new_k, layer.q_codes) + heads * code;
-  c.score.bytes = bytes_of(layer.q_codes, layer.codes, layer.distances);
-  c.select.bytes = bytes_of(layer.distances, layer.indices);
+  c.score.bytes = bytes_of(layer.q_codes, layer.codes, ranked(layer)) +
+                  (layer.norms ? bytes_of(layer.norms) : 0.0);
+  c.select.bytes = bytes_of(ranked(layer), layer.indices);
   c.attend.bytes = bytes_of(layer.q, layer.indices, layer.out) +
                    heads * static_cast<double>(c.selected) * 2.0 * row;
   c.hata.bytes = c.encode.bytes + c.score.bytes + c.select.bytes + c.attend.bytes;
@@ -193,20 +217,24 @@ struct Part {
 std::vector<Part> parts_of_step(Bench& bench, Layer& x, float scale, DecodeBenchCase& c) {
   const TensorView codes = x.q_codes;
   const Shape shape{c.batch, c.layout.heads, 1, kHeadDim};
-  const Shape code_shape{c.batch, c.layout.heads, 1, codes.dim(2)};
+  const Shape code_shape{c.batch, codes.dim(1), 1, codes.dim(2)};
+  const QueryCodes kind = bench.options.codes;
+  const int64_t total = weight_of_query_codes(kind, c.layout.heads / c.layout.kv_heads);
   return {{&c.encode,
            [&bench, &x, shape, code_shape, last = c.length - 1] {
-             hash_encode(bench.stream, x.q.view().reshape(shape), x.new_k, {x.weight, {}, {}}, last,
-                         x.q_codes.view().reshape(code_shape), x.codes, {});
+             hash_encode(bench.stream, x.q.view().reshape(shape), x.new_k, x.hash(bench), last,
+                         x.q_codes.view().reshape(code_shape), x.codes, x.norms);
            }},
           {&c.score,
-           [&bench, &x] {
-             hamming_scores(bench.stream, x.q_codes, QueryCodes::signs, x.codes, x.lengths,
-                            x.distances);
+           [&bench, &x, kind, total] {
+             hamming_scores(bench.stream, x.q_codes, kind, x.codes, x.lengths, x.distances);
+             if (!x.norms) return;
+             key_norm_scores(bench.stream, x.distances, x.norms, x.lengths, total,
+                             bench.options.bits, x.scores);
            }},
           {&c.select,
            [&bench, &x] {
-             select_top_k(bench.stream, bench.workspace, x.distances, x.lengths, x.counts,
+             select_top_k(bench.stream, bench.workspace, ranked(x), x.lengths, x.counts,
                           /*sink=*/0,
                           /*recent=*/0, x.indices);
            }},
@@ -252,8 +280,8 @@ DecodeBenchCase bench_case(Bench& bench, DType dtype, const HeadLayout& layout, 
   DecodeBenchCase c{.dtype = dtype, .layout = layout, .batch = batch, .length = length};
   const auto wanted = static_cast<int64_t>(options.budget * static_cast<double>(length));
   c.selected = std::clamp<int64_t>(wanted, 1, length);
-  const int64_t per_key =
-      2 * kHeadDim * static_cast<int64_t>(size_of(dtype)) + options.bits / 8 + 2;
+  const int64_t per_key = 2 * kHeadDim * static_cast<int64_t>(size_of(dtype)) + options.bits / 8 +
+                          2 + (options.codes == QueryCodes::planes ? 8 : 0);
   c.needed_bytes = static_cast<double>(batch * layout.kv_heads * length * per_key);
   c.skipped = c.needed_bytes > options.memory_gib * 1073741824.0;
   if (!c.skipped) measure(bench, c);
@@ -292,10 +320,13 @@ PrefillBenchCase bench_prefill(Bench& bench, DType dtype, const HeadLayout& layo
   const Tensor k = bench.random({1, layout.kv_heads, tokens, kHeadDim}, dtype, "k");
   const Tensor weight =
       bench.random({layout.kv_heads, kHeadDim, options.bits}, DType::f32, "weight");
+  const Tensor thresholds = bench.random({layout.kv_heads, options.bits}, DType::f32, "thresholds");
   Tensor codes({1, layout.kv_heads, tokens, options.bits / 32}, DType::i32, options.device);
+  Tensor norms = bench.norms_of({1, layout.kv_heads, tokens});
   Tensor out({tokens, layout.heads * kHeadDim}, dtype, options.device);
   Tensor lse({1, layout.heads, tokens}, DType::f32, options.device);
   Series encode = bench.series(), attention = bench.series(), products = bench.series();
+  Series signs = bench.series();
   for (int64_t i = 0; i <= std::min<int64_t>(options.repetitions, 3); ++i) {
     products.time([&] {
       for (Product& p : layer) {
@@ -305,10 +336,14 @@ PrefillBenchCase bench_prefill(Bench& bench, DType dtype, const HeadLayout& layo
     attention.time([&] {
       attention_forward(bench.stream, bench.workspace, q, k, k, {}, /*scale=*/0.1f, out, lse);
     });
-    encode.time([&] { hash_encode(bench.stream, {}, k, {weight, {}, {}}, 0, {}, codes, {}); });
-    for (Series* series : {&encode, &attention, &products}) series->end_repetition();
+    encode.time([&] {
+      hash_encode(bench.stream, {}, k, bench.projection(weight, thresholds), 0, {}, codes, norms);
+    });
+    signs.time([&] { hash_encode(bench.stream, {}, k, {weight, {}, {}}, 0, {}, codes, {}); });
+    for (Series* series : {&encode, &attention, &products, &signs}) series->end_repetition();
   }
   c.encode_seconds = encode.median();
+  c.signs_seconds = signs.median();
   c.attention_seconds = attention.median();
   c.products_seconds = products.median();
   return c;
@@ -327,7 +362,8 @@ void require_usable(const DecodeBenchOptions& options) {
 }  // namespace
 
 double DecodeBenchReport::code_share(DType dtype) const {
-  return static_cast<double>(options.bits) / 8.0 /
+  const double length = options.codes == QueryCodes::planes ? 4.0 : 0.0;
+  return (static_cast<double>(options.bits) / 8.0 + length) /
          static_cast<double>(2 * kHeadDim * static_cast<int64_t>(size_of(dtype)));
 }
 

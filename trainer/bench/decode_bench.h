@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/decode/hash_encode.h"
 #include "kernels/runtime/tensor.h"
 
 namespace switchyard {
@@ -26,6 +27,7 @@ struct DecodeBenchOptions {
   std::vector<DType> dtypes = {DType::f32, DType::bf16};  // of the caches
   // Llama-2-7B and Llama-3.1-8B, the models of HATA's own measurements.
   std::vector<HeadLayout> layouts = {{"MHA", 32, 32, 11008}, {"GQA", 32, 8, 14336}};
+  QueryCodes codes = QueryCodes::planes;
   int64_t bits = 128;
   double budget = 0.015625;  // share of the cached keys that HATA attends to
   int64_t repetitions = 9;
@@ -66,6 +68,7 @@ struct PrefillBenchCase {
   HeadLayout layout;
   int64_t tokens;
   double encode_seconds = 0.0, attention_seconds = 0.0, products_seconds = 0.0;
+  double signs_seconds = 0.0;  // to encode signs instead, whatever the codes
 
   double layer_seconds() const { return attention_seconds + products_seconds; }
 };
@@ -76,7 +79,7 @@ struct DecodeBenchReport {
   std::vector<DecodeBenchCase> decode;
   std::vector<PrefillBenchCase> prefill;
 
-  // The bytes of the codes, divided by those of the keys and values.
+  // The bytes of the codes and lengths, divided by those of the keys and values.
   double code_share(DType dtype) const;
 };
 

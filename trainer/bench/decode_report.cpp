@@ -35,11 +35,11 @@ std::string line(const DecodeBenchCase& c) {
 
 std::string describe(const PrefillBenchCase& c) {
   return fmt::format(
-      "{} {}/{}, {}, {} tokens: encoding {:.2f} ms, attention {:.1f} ms, products {:.1f} ms; "
-      "encoding adds {:.2f} % to the layer\n",
+      "{} {}/{}, {}, {} tokens: encoding {:.2f} ms ({:.2f} times signs), attention {:.1f} "
+      "ms, products {:.1f} ms; encoding adds {:.2f} % to the layer\n",
       c.layout.name, c.layout.heads, c.layout.kv_heads, to_string(c.dtype), c.tokens,
-      1e3 * c.encode_seconds, 1e3 * c.attention_seconds, 1e3 * c.products_seconds,
-      100.0 * c.encode_seconds / c.layer_seconds());
+      1e3 * c.encode_seconds, c.encode_seconds / c.signs_seconds, 1e3 * c.attention_seconds,
+      1e3 * c.products_seconds, 100.0 * c.encode_seconds / c.layer_seconds());
 }
 
 Json json_of(const BenchFigure& f) {
@@ -74,6 +74,7 @@ Json json_of(const PrefillBenchCase& c) {
           {"kv_heads", c.layout.kv_heads},
           {"tokens", c.tokens},
           {"encode_ms", 1e3 * c.encode_seconds},
+          {"signs_ms", 1e3 * c.signs_seconds},
           {"attention_ms", 1e3 * c.attention_seconds},
           {"products_ms", 1e3 * c.products_seconds},
           {"encode_share", c.encode_seconds / c.layer_seconds()}};
@@ -84,11 +85,11 @@ Json json_of(const PrefillBenchCase& c) {
 std::string describe(const DecodeBenchReport& report) {
   const DecodeBenchOptions& o = report.options;
   std::string text = fmt::format(
-      "{}, {} threads, {} time, median of {}; {} bits, budget {:.2f} %\n"
+      "{}, {} threads, {} time, median of {}; {}, {} bits, budget {:.2f} %\n"
       "Every figure: ms, GB/s of the bytes that must move; dense: share of the memory's GB/s, "
       "too\n",
       to_string(o.device), report.threads, o.clock == BenchClock::wall ? "wall-clock" : "processor",
-      o.repetitions, o.bits, 100.0 * o.budget);
+      o.repetitions, to_string(o.codes), o.bits, 100.0 * o.budget);
   std::string before;
   for (const DecodeBenchCase& c : report.decode) {
     if (title(c) != before) {
@@ -114,6 +115,7 @@ std::string to_json(const DecodeBenchReport& report) {
                {"threads", report.threads},
                {"clock", o.clock == BenchClock::wall ? "wall" : "processor"},
                {"repetitions", o.repetitions},
+               {"codes", to_string(o.codes)},
                {"bits", o.bits},
                {"budget", o.budget},
                {"decode", Json::array()},

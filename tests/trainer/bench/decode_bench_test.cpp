@@ -31,12 +31,22 @@ TEST(DecodeBench, MeasuresEveryPartOfAStep) {
   EXPECT_EQ(c.selected, 1);  // 1.56 % of 100
   // Two sequences of two key/value heads with 100 keys and values of 128 bf16; queries and outputs.
   EXPECT_EQ(c.dense.bytes, 2 * 2 * 100 * 2 * 256 + 2 * (2 * 4 * 256));
-  // 128 bits and a distance of 2 bytes per key; the codes of the queries.
-  EXPECT_EQ(c.score.bytes, 2 * 2 * 100 * (16 + 2) + 2 * 4 * 16);
+  // 128 bits, a length and a score of 4 bytes each per key; four planes per key/value head.
+  EXPECT_EQ(c.score.bytes, 2 * 2 * 100 * (16 + 4 + 4) + 2 * 2 * 4 * 16);
   for (const BenchFigure& figure : {c.memory, c.dense, c.hata, c.encode, c.score, c.select}) {
     EXPECT_GT(figure.seconds, 0.0);
   }
   EXPECT_GE(c.hata.seconds, c.encode.seconds);
+  EXPECT_DOUBLE_EQ(report.code_share(DType::bf16), 0.0390625);
+}
+
+TEST(DecodeBench, SignsHaveNoLengths) {
+  DecodeBenchOptions options = small_bench();
+  options.codes = QueryCodes::signs;
+  const DecodeBenchReport report = bench_decode(options);
+
+  // A distance of 2 bytes; the codes of the queries.
+  EXPECT_EQ(report.decode[0].score.bytes, 2 * 2 * 100 * (16 + 2) + 2 * 4 * 16);
   EXPECT_DOUBLE_EQ(report.code_share(DType::bf16), 0.03125);
 }
 
