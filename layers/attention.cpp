@@ -157,7 +157,7 @@ void Attention::decode(StepContext& ctx, const Saved& saved, int64_t position, K
   }
   if (selected) {
     gather_attention(ctx.stream, ctx.scratch, q, cache.k, cache.v, selected.indices,
-                     selected.counts, scale_, out);
+                     selected.counts, {}, scale_, out);
   } else {
     decode_attention(ctx.stream, ctx.scratch, q, cache.k, cache.v, on_device, scale_, out);
   }

@@ -113,7 +113,7 @@ std::vector<ScratchCase> decode_cases() {
                        const int64_t most = (max_len + 1) / 2;
                        gather_attention(b.stream, b.workspace, b.f32({2, 4, 32}), cache, cache,
                                         b.i32({2, 2, most}),
-                                        b.filled({2}, static_cast<int32_t>(most)), 1.0f,
+                                        b.filled({2}, static_cast<int32_t>(most)), {}, 1.0f,
                                         b.f32({2, 128}));
                      }});
     for (const DType dtype : {kF32, DType::u16}) {
