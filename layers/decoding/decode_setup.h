@@ -17,6 +17,7 @@ struct DecodeSetup {
   // Hash methods: per layer the projections of this rank's heads, [local kv heads, head_dim, bits]
   // f32 on the device; empty for layers that stay dense.
   std::vector<Tensor> hash_weights;
+  uint64_t seed = 0;  // of random numbers that selectors draw themselves
 };
 
 // The selector of a layer, for a cache of its shape; null where the layer stays dense. It reads the
@@ -29,6 +30,9 @@ struct SelectorFactory {
   // Null where the layer attends to all keys.
   std::function<std::unique_ptr<KeySelector>(int layer, const KvCacheLayer& cache)> make;
   double budget = std::numeric_limits<double>::infinity();  // see budget_tokens
+  // The prompt's last queries whose attention the selectors ask for; 0: none. A prefill that comes
+  // before attach_selectors must keep it (keep_prompt_attention).
+  int64_t prompt_queries = 0;
 };
 // The selectors of `setup`, which must outlive the factory and its selectors, with the budget of
 // its configuration or another one.
