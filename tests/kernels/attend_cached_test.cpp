@@ -131,10 +131,10 @@ TEST_P(LongCacheTest, AllPositionsInOrderGiveTheBitsOfDenseAttention) {
   EXPECT_EQ(to_floats(list.out), to_floats(dense.out));
 }
 
-// Every other head leaves out the keys of the first task, the others those of the second.
+// Every other head reads only the keys of its last task, the others all keys but these.
 TEST_P(LongCacheTest, AHeadMayLeaveOutAllKeysOfATask) {
   const Case& c = GetParam();
-  constexpr int64_t kEdge = 1024;
+  const auto edge_of = [&](int64_t head) { return head < c.heads ? 2048 : 1024; };
   Cache cache(c);
   Tensor list({2, c.kv_heads, Cache::kMaxLen}, DType::i32);
   for (int64_t i = 0; i < list.num_elements(); ++i) {
@@ -142,8 +142,9 @@ TEST_P(LongCacheTest, AHeadMayLeaveOutAllKeysOfATask) {
   }
   Tensor log_weights({2, c.heads, Cache::kMaxLen}, DType::f32);
   for (int64_t i = 0; i < log_weights.num_elements(); ++i) {
-    const bool late = i / Cache::kMaxLen % 2 == 0;
-    if ((i % Cache::kMaxLen >= kEdge) != late) log_weights.data<float>()[i] = -INFINITY;
+    const int64_t head = i / Cache::kMaxLen;
+    const bool late = i % Cache::kMaxLen >= edge_of(head);
+    if (late != (head % 2 == 0)) log_weights.data<float>()[i] = -INFINITY;
   }
 
   gather_attention(cache.stream, cache.workspace, cache.q, cache.k, cache.v, list, cache.lengths,
@@ -152,8 +153,9 @@ TEST_P(LongCacheTest, AHeadMayLeaveOutAllKeysOfATask) {
   const std::vector<float> q = to_floats(cache.q), k = to_floats(cache.k), v = to_floats(cache.v);
   std::vector<float> expected;
   for (int64_t head = 0; head < 2 * c.heads; ++head) {
-    const int64_t row = head / (c.heads / c.kv_heads), first = head % 2 == 0 ? kEdge : 0;
-    const int64_t end = head % 2 == 1 ? kEdge : head < c.heads ? 2100 : 1025;
+    const int64_t row = head / (c.heads / c.kv_heads), length = head < c.heads ? 2100 : 1025;
+    const int64_t first = head % 2 == 0 ? edge_of(head) : 0;
+    const int64_t end = head % 2 == 0 ? length : edge_of(head);
     const int64_t at = (row * Cache::kMaxLen + first) * c.head_dim;
     softmax_of_head(q.data() + head * c.head_dim, k.data() + at, v.data() + at, end - first,
                     c.head_dim, cache.scale, expected);

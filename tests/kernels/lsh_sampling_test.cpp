@@ -196,8 +196,8 @@ TEST_P(LshSamplingTest, ListsHoldTheKeysOfAllHeadsOfTheGroup) {
   Tensor log_weights = random_tensor({c.batch, c.heads, c.max_len}, 6);
   for (int64_t i = 0; i < log_weights.num_elements(); ++i) {
     const int64_t head = i / c.max_len, p = i % c.max_len;
-    // Heads leave out different numbers of keys; all keep the first.
-    if (p % 7 != 0 && (p * (head + 3)) % 5 != 0) log_weights.data<float>()[i] = -INFINITY;
+    // All heads keep the first key; the first head of a sequence keeps all of them.
+    if (p % 7 != 0 && (p * (head % c.heads)) % 5 != 0) log_weights.data<float>()[i] = -INFINITY;
   }
   std::vector<int32_t> lengths;
   for (int64_t b = 0; b < c.batch; ++b) {

@@ -278,23 +278,7 @@ struct Decoder {
     std::vector<float> all;
     for (int64_t begin = 0; begin < config.seq_len;) {
       const int64_t columns = begin == 0 ? kPrefill : 1;
-      MicroBatch step{.num_sequences = count,
-                      .seq_len = columns,
-                      .tokens = Tensor({count, columns}, DType::i32),
-                      .targets = {},
-                      .document_start = {}};
-      for (int64_t b = 0; b < count; ++b) {
-        std::copy_n(text.tokens.data<int32_t>() + b * config.seq_len + begin, columns,
-                    step.tokens.data<int32_t>() + b * columns);
-      }
-      StepContext ctx{.stream = stream,
-                      .saved = saved,
-                      .scratch = workspace,
-                      .dist = dist,
-                      .batch = step,
-                      .scales = {},
-                      .dropless = true};
-      model.forward_cached(ctx, cache, logits);
+      read(cache, text, begin, columns, logits);
       if (begin == 0 && attach_late) attach_selectors(stream, workspace, cache, selectors_of(s));
       if (begin > 0) {
         const std::vector<float> values = to_floats(logits);
@@ -303,6 +287,29 @@ struct Decoder {
       begin += columns;
     }
     return all;
+  }
+
+  // Tokens [begin, begin + columns) of every sequence.
+  void read(KvCache& cache, const MicroBatch& text, int64_t begin, int64_t columns,
+            TensorView logits) {
+    const int64_t count = text.num_sequences;
+    MicroBatch step{.num_sequences = count,
+                    .seq_len = columns,
+                    .tokens = Tensor({count, columns}, DType::i32),
+                    .targets = {},
+                    .document_start = {}};
+    for (int64_t b = 0; b < count; ++b) {
+      std::copy_n(text.tokens.data<int32_t>() + b * config.seq_len + begin, columns,
+                  step.tokens.data<int32_t>() + b * columns);
+    }
+    StepContext ctx{.stream = stream,
+                    .saved = saved,
+                    .scratch = workspace,
+                    .dist = dist,
+                    .batch = step,
+                    .scales = {},
+                    .dropless = true};
+    model.forward_cached(ctx, cache, logits);
   }
 
   ModelConfig config;
@@ -385,6 +392,38 @@ INSTANTIATE_TEST_SUITE_P(All, DecodingTest,
                            return std::string(to_string(std::get<0>(test.param))) + "_kv_heads_" +
                                   std::to_string(std::get<1>(test.param));
                          });
+
+TEST(PromptAttention, IsThatOfTheLastQueriesOfThePrompt) {
+  constexpr int64_t kPrompt = 29;
+  Decoder decoder(decoding_model(2));
+  const ModelConfig& config = decoder.config;
+  const MicroBatch text = test::synthetic_batch(config, 0, 2);
+  KvCache cache = decoder.model.make_cache(2, config.seq_len);
+  for (KvCacheLayer& layer : cache.layers) {
+    for (const int64_t queries : {int64_t{1}, int64_t{3}, kAllQueries}) {
+      keep_prompt_attention(layer, queries);
+    }
+  }
+  Tensor logits({2, config.vocab_size}, DType::f32);
+
+  decoder.read(cache, text, 0, kPrompt, logits);
+  decoder.read(cache, text, kPrompt, 1, logits);
+
+  for (const KvCacheLayer& layer : cache.layers) {
+    EXPECT_EQ(layer.prompt_attention.size(), 3u);
+    for (const PromptAttention& kept : layer.prompt_attention) {
+      // The weights of each query of the group sum to 1.
+      const auto queries = static_cast<double>(std::min(kept.queries, kPrompt));
+      for (int64_t row = 0; row < 2 * config.num_kv_heads; ++row) {
+        const float* received = kept.received.data<float>() + row * config.seq_len;
+        EXPECT_NEAR(std::accumulate(received, received + kPrompt, 0.0),
+                    queries * config.num_heads / config.num_kv_heads, 1e-4);
+        EXPECT_THAT(std::vector<float>(received + kPrompt, received + config.seq_len),
+                    testing::Each(0.0f));
+      }
+    }
+  }
+}
 
 // With one bit per bucket every key shares two of 60 buckets, and its probability is 1.
 TEST(MagicPig, ThatSamplesEveryKeyEqualsDenseDecoding) {
