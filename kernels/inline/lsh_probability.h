@@ -15,7 +15,7 @@ constexpr double power(double base, int64_t n) {
 
 // The probability that a query and a key share the bucket in at least two of `tables` hash tables,
 // if each of the `bits` bits of a bucket agrees with probability p: MagicPIG (Chen et al. 2024,
-// arXiv 2410.16179), section 4.3, with a = p^bits:
+// arXiv 2410.16179), algorithm 1, with a = p^bits:
 //   1 - (1 - a)^tables - tables a (1 - a)^(tables - 1)
 constexpr double lsh_probability(double p, int64_t bits, int64_t tables) {
   const double a = power(p, bits);
