@@ -1,10 +1,12 @@
 #include "layers/attention.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/attention/attention.h"
 #include "kernels/basic/elementwise.h"
 #include "kernels/decode/gather_attention.h"
+#include "kernels/decode/received_attention.h"
 #include "kernels/runtime/check.h"
 #include "kernels/runtime/profile.h"
 #include "layers/sequence_parallel.h"
@@ -150,14 +152,17 @@ void Attention::decode(StepContext& ctx, const Saved& saved, int64_t position, K
   const ConstTensorView q = saved.q.reshape({batch, heads_, head_dim_});
   SelectedKeys selected;
   if (cache.selector) {
-    selected = cache.selector->select(
-        ctx.stream, ctx.scratch, q, saved.k,
-        {.k = cache.k, .v = cache.v, .lengths = on_device, .length = position + 1},
-        budget_tokens(cache.budget, position + 1));
+    selected = cache.selector->select(ctx.stream, ctx.scratch, q, saved.k,
+                                      {.k = cache.k,
+                                       .v = cache.v,
+                                       .lengths = on_device,
+                                       .length = position + 1,
+                                       .prompt = cache.prompt_attention},
+                                      budget_tokens(cache.budget, position + 1));
   }
   if (selected) {
     gather_attention(ctx.stream, ctx.scratch, q, cache.k, cache.v, selected.indices,
-                     selected.counts, scale_, out);
+                     selected.counts, selected.log_weights, scale_, out);
   } else {
     decode_attention(ctx.stream, ctx.scratch, q, cache.k, cache.v, on_device, scale_, out);
   }
@@ -180,6 +185,11 @@ void Attention::forward_cached(StepContext& ctx, ConstTensorView x, int64_t firs
     TensorView lse = ctx.scratch.take({batch, heads_, seq_len}, DType::f32);
     attention_forward(ctx.stream, ctx.scratch, saved.q, saved.k, saved.v, ctx.batch.document_start,
                       scale_, out, lse);
+    for (PromptAttention& kept : cache.prompt_attention) {
+      fill_zero(ctx.stream, kept.received);
+      received_attention(ctx.stream, ctx.scratch, saved.q, saved.k, lse,
+                         std::max<int64_t>(seq_len - kept.queries, 0), scale_, kept.received);
+    }
     if (cache.selector) cache.selector->append(ctx.stream, ctx.scratch, saved.k, 0);
   } else {
     decode(ctx, saved, first_position, cache, out);

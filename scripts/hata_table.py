@@ -14,8 +14,10 @@ from plot_hash import (METHODS, PAPER_BUDGETS, Evaluation, mean_answers, nearest
 # HATA (arXiv 2506.02572), table 2, averages over RULER's tasks; 3.13 % is Llama-2-7B at 32 K,
 # 1.56 % Llama-3.1-8B at 128 K.
 PAPER_AVERAGES = {
-    0.03125: {"dense": 65.04, "loki": 7.16, "quest": 56.37, "streaming": 11.82, "hata": 63.91},
-    0.015625: {"dense": 82.68, "loki": 77.80, "quest": 72.55, "streaming": 16.44, "hata": 80.57},
+    0.03125: {"dense": 65.04, "loki": 7.16, "quest": 56.37, "streaming": 11.82, "hata": 63.91,
+              "magicpig": 57.91, "h2o": 5.15, "snapkv": 9.25},
+    0.015625: {"dense": 82.68, "loki": 77.80, "quest": 72.55, "streaming": 16.44, "hata": 80.57,
+               "magicpig": 55.51, "h2o": 18.68, "snapkv": 51.18},
 }
 
 
@@ -57,7 +59,7 @@ def answers_table(evaluation, budget, bits):
                       paper_cell(budget, "dense")]))
     for method, name in methods_of(evaluation, bits):
         result = nearest_budget(evaluation.of(method, bits), budget, evaluation)
-        lines.append(row([name, str(result["budget_tokens"]), *cells(result),
+        lines.append(row([name, f"{result['keys']:.1f}", *cells(result),
                           paper_cell(budget, method)]))
     return lines
 
@@ -70,7 +72,7 @@ def quality_table(evaluation, budget, bits):
                       f"{dense:.4f}", "0"]))
     for method, name in methods_of(evaluation, bits):
         result = nearest_budget(evaluation.of(method, bits), budget, evaluation)
-        lines.append(row([name, str(result["budget_tokens"]), f"{result['recall']:.3f}",
+        lines.append(row([name, f"{result['keys']:.1f}", f"{result['recall']:.3f}",
                           f"{result['attention_mass']:.3f}", f"{result['output_error']:.3f}",
                           f"{result['perplexity']:.4f}",
                           f"{100 * (result['perplexity'] / dense - 1):+.2f} %"]))

@@ -28,6 +28,9 @@ METHODS = {
     "quest": ("Quest", COLOURS[2], "D"),
     "loki": ("Loki", COLOURS[3], "v"),
     "streaming": ("StreamingLLM", COLOURS[4], "P"),
+    "magicpig": ("MagicPIG", "#999999", "*"),
+    "h2o": ("H2O", "#8c564b", "<"),
+    "snapkv": ("SnapKV", "#f0e442", ">"),
 }
 PAPER_BUDGETS = [0.015625, 0.03125]
 MAIN_BITS = 128
@@ -129,7 +132,7 @@ def first_missing(content):
         missing = "there are no results"
     for index, result in enumerate([] if missing else results):
         name = f"result {index + 1}"
-        missing = read_figures(result, (*FIGURES, "budget_tokens"), name)
+        missing = read_figures(result, (*FIGURES, "keys", "budget_tokens"), name)
         if not missing and not isinstance(result.get("method"), str):
             missing = f"{name} has no method"
         if not missing and not math.isfinite(number(result.get("bits", 0))):

@@ -130,7 +130,7 @@ void decode_attention(Stream& stream, Workspace& workspace, ConstTensorView q,
     require(length >= 1 && length <= k_cache.dim(2),
             "lengths[{}] is {}, expected 1 to {} cached positions", b, length, k_cache.dim(2));
   }
-  attend_cached(stream, workspace, q, k_cache, v_cache, {}, lengths, scale, out);
+  attend_cached(stream, workspace, q, k_cache, v_cache, {}, lengths, {}, scale, out);
 }
 
 void append_to_cache(Stream&, ConstTensorView x, int64_t first_position, TensorView cache) {

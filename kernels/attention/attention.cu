@@ -437,7 +437,7 @@ void cuda::append_to_cache(Stream& stream, ConstTensorView x, int64_t first_posi
 void cuda::decode_attention(Stream& stream, Workspace& workspace, ConstTensorView q,
                             ConstTensorView k_cache, ConstTensorView v_cache,
                             ConstTensorView lengths, float scale, TensorView out) {
-  cuda::attend_cached(stream, workspace, q, k_cache, v_cache, {}, lengths, scale, out);
+  cuda::attend_cached(stream, workspace, q, k_cache, v_cache, {}, lengths, {}, scale, out);
 }
 
 }  // namespace switchyard

@@ -35,7 +35,8 @@ template <class T>
 struct TaskKeys {
   const T *k, *v;            // [max_len, head_dim]
   const int32_t* positions;  // [count]; null: first, first + 1, ...
-  int64_t first, count, head_dim;
+  const float* log_weights;  // rows of query heads, `weight_stride` apart; null: zero
+  int64_t first, count, head_dim, weight_stride;
 
   // The block of keys from index `begin` on. Entries beyond the last key point to readable rows,
   // because keys are scored a few at a time.
@@ -147,7 +148,8 @@ void add_values(const T* const* values, const T* const* ahead, const float* weig
 }
 
 // Turns the scores of one query head into exp(scale (score - max)), updates max and scales down the
-// previous sums. Scores beyond `count` are overwritten.
+// previous sums. Scores beyond `count` are overwritten. All weights are zero as long as no score is
+// above -infinity.
 void softmax_block(float scale, int64_t count, int64_t head_dim, float* scores, float& max,
                    float& sum, float* out) {
   std::fill(scores + count, scores + kBlock, -kInfinity);
@@ -163,7 +165,7 @@ void softmax_block(float scale, int64_t count, int64_t head_dim, float* scores, 
     for (int64_t d = 0; d < head_dim; ++d) out[d] *= factor;
   }
   max = block_max;
-  const float shift = scale * block_max;
+  const float shift = block_max > -kInfinity ? scale * block_max : 0.0f;
 #pragma omp simd
   for (int64_t i = 0; i < kBlock; ++i) scores[i] = fast_exp(scale * scores[i] - shift);
   simd::Floats total = 0.0f;
@@ -199,6 +201,10 @@ void attend_task(const TaskKeys<T>& keys, int64_t group, const T* q, float scale
                            scores + g * kBlock + i);
       }
     });
+    for (int64_t g = 0; keys.log_weights && g < group; ++g) {
+      const float* added = keys.log_weights + g * keys.weight_stride + begin;
+      for (int64_t i = 0; i < block.count; ++i) scores[g * kBlock + i] += added[i] / scale;
+    }
     for (int64_t g = 0; g < group; ++g) {
       softmax_block(scale, block.count, n, scores + g * kBlock, partial.max[g], partial.sum[g],
                     partial.out + g * n);
@@ -221,6 +227,7 @@ void combine(float* partials, int64_t tasks, int64_t group, int64_t head_dim, fl
   for (int64_t task = 1; task < tasks; ++task) {
     const Partial part(partials + task * Partial::floats(group, head_dim), group, head_dim);
     for (int64_t g = 0; g < group; ++g) {
+      if (part.max[g] == -kInfinity) continue;  // the head leaves all of the task's keys out
       const float max = std::max(total.max[g], part.max[g]);
       const float before = fast_exp(scale * (total.max[g] - max));
       const float added = fast_exp(scale * (part.max[g] - max));
@@ -256,8 +263,8 @@ struct Scratch {
 
 template <class T>
 void attend(Workspace& workspace, ConstTensorView q, ConstTensorView k_cache,
-            ConstTensorView v_cache, ConstTensorView positions, ConstTensorView counts, float scale,
-            TensorView out) {
+            ConstTensorView v_cache, ConstTensorView positions, ConstTensorView counts,
+            ConstTensorView log_weights, float scale, TensorView out) {
   const int64_t kv_heads = k_cache.dim(1), max_len = k_cache.dim(2), head_dim = q.dim(2);
   const int64_t batch = q.dim(0), group = q.dim(1) / kv_heads;
   const int64_t rows = batch * kv_heads, head_size = max_len * head_dim;
@@ -280,9 +287,13 @@ void attend(Workspace& workspace, ConstTensorView q, ConstTensorView k_cache,
           .v = v_cache.data<T>() + row * head_size,
           .positions =
               positions ? positions.data<int32_t>() + row * positions.dim(2) + first : nullptr,
+          .log_weights = log_weights
+                             ? log_weights.data<float>() + row * group * log_weights.dim(2) + first
+                             : nullptr,
           .first = first,
           .count = count,
-          .head_dim = head_dim};
+          .head_dim = head_dim,
+          .weight_stride = log_weights ? log_weights.dim(2) : 0};
       attend_task(keys, group, q.data<T>() + row * group * head_dim, scale, mine,
                   Partial(partials.data<float>() + item * partial_size, group, head_dim));
     }
@@ -304,9 +315,9 @@ void count_attend_cached(Workspace& workspace, ConstTensorView q, ConstTensorVie
 
 void attend_cached(Stream&, Workspace& workspace, ConstTensorView q, ConstTensorView k_cache,
                    ConstTensorView v_cache, ConstTensorView positions, ConstTensorView counts,
-                   float scale, TensorView out) {
+                   ConstTensorView log_weights, float scale, TensorView out) {
   dispatch_compute_dtype(q.dtype(), [&]<class T>() {
-    attend<T>(workspace, q, k_cache, v_cache, positions, counts, scale, out);
+    attend<T>(workspace, q, k_cache, v_cache, positions, counts, log_weights, scale, out);
   });
 }
 

@@ -22,6 +22,7 @@ struct Problem {
   int64_t heads, kv_heads, max_len, head_dim, stride, keys_per_split, splits;
   float scale;
   const int32_t *positions, *counts;  // positions may be null: 0, 1, 2, ...
+  const float* log_weights;           // [batch * heads, stride]; null: zero
 };
 
 // How the lanes of a warp share rows: kRowLanes lanes per row, each with kPerLane of its elements.
@@ -94,9 +95,12 @@ struct HeadsState {
   }
 
   // Keys that are not `here` get a weight of zero. Every lane of the warp must call it.
+  //   log_weights  of the first query head, `p.stride` values per head; null: zero
+  //   keys         indices into a row of them
   __device__ void add(const float (&k)[kInFlight][Shape::kPerLane],
                       const float (&v)[kInFlight][Shape::kPerLane], const bool (&here)[kInFlight],
-                      float scale) {
+                      const Problem& p, const float* log_weights,
+                      const int64_t (&keys)[kInFlight]) {
 #pragma unroll
     for (int h = 0; h < kHeads; ++h) {
       float score[kInFlight], best = largest[h];
@@ -109,7 +113,8 @@ struct HeadsState {
         for (int offset = Shape::kRowLanes / 2; offset > 0; offset /= 2) {
           dot += __shfl_xor_sync(kAllLanes, dot, offset);
         }
-        score[u] = here[u] ? scale * dot : -INFINITY;
+        const float added = log_weights ? log_weights[h * p.stride + keys[u]] : 0.0f;
+        score[u] = here[u] ? p.scale * dot + added : -INFINITY;
         best = fmaxf(best, score[u]);
       }
       const float shift = best == -INFINITY ? 0.0f : best;  // -INFINITY: there was no key yet
@@ -140,22 +145,24 @@ __device__ void attend_split(const Problem& p, int64_t head, const T* q, const T
   const int lane = static_cast<int>(threadIdx.x) % Shape::kRowLanes;
   const int64_t begin = blockIdx.x * p.keys_per_split;
   const int64_t end = min(int64_t{p.counts[b]}, begin + p.keys_per_split);
+  const float* log_weights = p.log_weights ? p.log_weights + head * p.stride : nullptr;
   HeadsState<Shape, kHeads> state;
   state.begin(q + head * p.head_dim, lane, p.head_dim);
   for (int64_t first = begin; first < end; first += kInFlight * kStride) {
     float k[kInFlight][Shape::kPerLane], v[kInFlight][Shape::kPerLane];
     bool here[kInFlight];
+    int64_t keys[kInFlight];
 #pragma unroll
     for (int u = 0; u < kInFlight; ++u) {
       const int64_t key = first + u * kStride + group;
       here[u] = key < end;
-      const int64_t read = here[u] ? key : first;
-      const int64_t position = p.positions ? p.positions[row * p.stride + read] : read;
+      keys[u] = here[u] ? key : first;
+      const int64_t position = p.positions ? p.positions[row * p.stride + keys[u]] : keys[u];
       const int64_t at = (row * p.max_len + position) * p.head_dim;
       Shape::load(k_cache + at, lane, p.head_dim, k[u]);
       Shape::load(v_cache + at, lane, p.head_dim, v[u]);
     }
-    state.add(k, v, here, p.scale);
+    state.add(k, v, here, p, log_weights, keys);
   }
 #pragma unroll
   for (int h = 0; h < kHeads; ++h) {
@@ -228,8 +235,8 @@ void dispatch_row_shape(int64_t head_dim, bool vectors, const Body& body) {
 
 void cuda::attend_cached(Stream& stream, Workspace& workspace, ConstTensorView q,
                          ConstTensorView k_cache, ConstTensorView v_cache,
-                         ConstTensorView positions, ConstTensorView counts, float scale,
-                         TensorView out) {
+                         ConstTensorView positions, ConstTensorView counts,
+                         ConstTensorView log_weights, float scale, TensorView out) {
   const int64_t batch = q.dim(0), heads = q.dim(1), head_dim = q.dim(2);
   const int64_t most = positions ? positions.dim(2) : k_cache.dim(2);
   WorkspaceScope scope(workspace);
@@ -244,7 +251,8 @@ void cuda::attend_cached(Stream& stream, Workspace& workspace, ConstTensorView q
                   .splits = splits.dim(2),
                   .scale = scale,
                   .positions = positions ? positions.data<int32_t>() : nullptr,
-                  .counts = counts.data<int32_t>()};
+                  .counts = counts.data<int32_t>(),
+                  .log_weights = log_weights ? log_weights.data<float>() : nullptr};
   const auto record_bytes = static_cast<size_t>(head_dim + 2) * sizeof(float);
   const dim3 grid(static_cast<unsigned int>(p.splits), static_cast<unsigned int>(p.kv_heads),
                   static_cast<unsigned int>(batch));

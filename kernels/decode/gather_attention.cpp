@@ -38,7 +38,8 @@ void require_indices(ConstTensorView indices, ConstTensorView counts, int64_t ma
 
 void gather_attention(Stream& stream, Workspace& workspace, ConstTensorView q,
                       ConstTensorView k_cache, ConstTensorView v_cache, ConstTensorView indices,
-                      ConstTensorView counts, float scale, TensorView out) {
+                      ConstTensorView counts, ConstTensorView log_weights, float scale,
+                      TensorView out) {
   require(q.rank() == 3 && k_cache.rank() == 4 && indices.rank() == 3,
           "q has shape {}, k_cache {} and indices {}, expected three, four and three dimensions",
           to_string(q.shape()), to_string(k_cache.shape()), to_string(indices.shape()));
@@ -53,6 +54,10 @@ void gather_attention(Stream& stream, Workspace& workspace, ConstTensorView q,
   require_dtype(indices, DType::i32, "indices");
   require_shape(counts, {batch}, "counts");
   require_dtype(counts, DType::i32, "counts");
+  if (log_weights) {
+    require_shape(log_weights, {batch, heads, indices.dim(2)}, "log_weights");
+    require_dtype(log_weights, DType::f32, "log_weights");
+  }
   require_shape(out, {batch, heads * q.dim(2)}, "out");
   require_dtype(out, q.dtype(), "out");
   require(scale > 0.0f, "scale is {}, must be positive", scale);
@@ -60,15 +65,15 @@ void gather_attention(Stream& stream, Workspace& workspace, ConstTensorView q,
       stream, workspace, [&] { cpu::count_attend_cached(workspace, q, k_cache, indices); },
       [&] { cuda::attend_cached_scratch(workspace, q, k_cache, indices); });
   SWITCHYARD_BODY(stream, gather_attention)
-  (stream, workspace, q, k_cache, v_cache, indices, counts, scale, out);
+  (stream, workspace, q, k_cache, v_cache, indices, counts, log_weights, scale, out);
 }
 
 void cpu::gather_attention(Stream& stream, Workspace& workspace, ConstTensorView q,
                            ConstTensorView k_cache, ConstTensorView v_cache,
-                           ConstTensorView indices, ConstTensorView counts, float scale,
-                           TensorView out) {
+                           ConstTensorView indices, ConstTensorView counts,
+                           ConstTensorView log_weights, float scale, TensorView out) {
   require_indices(indices, counts, k_cache.dim(2));
-  attend_cached(stream, workspace, q, k_cache, v_cache, indices, counts, scale, out);
+  attend_cached(stream, workspace, q, k_cache, v_cache, indices, counts, log_weights, scale, out);
 }
 
 }  // namespace switchyard

@@ -27,7 +27,7 @@ std::unique_ptr<KeySelector> make_key_selector(const DecodeSetup& setup, int lay
                                                const KvCacheLayer& cache) {
   const DecodeMethodRow& row = row_of(setup.config.method);
   if (layer < setup.dense_layers || !row.make) return nullptr;
-  SelectorInputs inputs{.config = setup.config, .cache = cache, .hash = {}};
+  SelectorInputs inputs{.config = setup.config, .seed = setup.seed, .cache = cache, .hash = {}};
   if (row.projections != HashProjections::none) {
     const auto number = static_cast<size_t>(layer);
     require(number < setup.hash_weights.size() && setup.hash_weights[number],
@@ -42,10 +42,12 @@ SelectorFactory selectors_of(const DecodeSetup& setup) {
 }
 
 SelectorFactory selectors_of(const DecodeSetup& setup, double budget) {
+  const DecodeMethodRow& row = row_of(setup.config.method);
   return {.make = [&setup](
                       int layer,
                       const KvCacheLayer& cache) { return make_key_selector(setup, layer, cache); },
-          .budget = budget};
+          .budget = budget,
+          .prompt_queries = row.prompt_queries ? row.prompt_queries(setup.config) : 0};
 }
 
 void attach_selectors(Stream& stream, Workspace& workspace, KvCache& cache,
@@ -54,7 +56,11 @@ void attach_selectors(Stream& stream, Workspace& workspace, KvCache& cache,
     KvCacheLayer& of = cache.layers[layer];
     of.selector = factory.make(static_cast<int>(layer), of);
     of.budget = factory.budget;
-    if (!of.selector || cache.length == 0) continue;
+    if (!of.selector) continue;
+    if (cache.length == 0) {
+      if (factory.prompt_queries > 0) keep_prompt_attention(of, factory.prompt_queries);
+      continue;
+    }
     const Tensor keys = filled_part(stream, of.k, cache.length);
     of.selector->append(stream, workspace, keys, 0);
     stream.synchronize();  // The copy of the keys is freed next.

@@ -19,6 +19,7 @@ struct DecodeSetup {
   // Hash methods: per layer the projections of this rank's heads, on the device; empty for layers
   // that stay dense.
   std::vector<HashTensors> hash_weights;
+  uint64_t seed = 0;  // of random numbers that selectors draw themselves
 
   bool has_planes() const {
     return std::ranges::any_of(hash_weights, [](const HashTensors& h) { return bool(h.queries); });
@@ -35,6 +36,9 @@ struct SelectorFactory {
   // Null where the layer attends to all keys.
   std::function<std::unique_ptr<KeySelector>(int layer, const KvCacheLayer& cache)> make;
   double budget = std::numeric_limits<double>::infinity();  // see budget_tokens
+  // The prompt's last queries whose attention the selectors ask for; 0: none. A prefill that comes
+  // before attach_selectors must keep it (keep_prompt_attention).
+  int64_t prompt_queries = 0;
 };
 // The selectors of `setup`, which must outlive the factory and its selectors, with the budget of
 // its configuration or another one.

@@ -14,4 +14,13 @@ int64_t budget_tokens(double budget, int64_t length) {
   return std::max<int64_t>(static_cast<int64_t>(budget * static_cast<double>(length)), 1);
 }
 
+ConstTensorView CachedKeys::received(int64_t queries) const {
+  const auto kept = std::ranges::find(prompt, queries, &PromptAttention::queries);
+  require(kept != prompt.end(),
+          "the prompt was read without keeping the attention of its last {} queries; call "
+          "keep_prompt_attention first",
+          queries);
+  return kept->received;
+}
+
 }  // namespace switchyard

@@ -1,23 +1,39 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
+#include <span>
 
 #include "kernels/runtime/memory.h"
 #include "kernels/runtime/tensor.h"
 
 namespace switchyard {
 
+// The attention that the keys of a prompt received, for methods that choose by it.
+struct PromptAttention {
+  int64_t queries = 0;  // the last ones of the prompt, or as many as there are
+  Tensor received;      // [batch, kv_heads, max_len] f32, summed over the group; 0 after the prompt
+};
+constexpr int64_t kAllQueries = std::numeric_limits<int64_t>::max();
+
 // The cached keys and values of one layer. Every sequence of the batch has the same length.
 struct CachedKeys {
   ConstTensorView k, v;     // [batch, kv_heads, max_len, head_dim]
   ConstTensorView lengths;  // [batch] i32, all of them `length`
   int64_t length = 0;       // positions that are filled, the newest key among them
+  std::span<const PromptAttention> prompt = {};  // what the prefill kept
+
+  // The entry of `prompt` for that many queries. Throws where the prefill did not keep it.
+  ConstTensorView received(int64_t queries) const;
 };
 
 // The keys that a new query attends to, or all keys if it is empty. It lies in the workspace.
 struct SelectedKeys {
   TensorView indices;  // [batch, kv_heads, max_selected] i32, in any order
   TensorView counts;   // [batch] i32: how many indices of each head are used
+  // Added to the scaled products of the query heads, which leave out the keys at -infinity.
+  // [batch, heads, max_selected] f32; empty: zero
+  TensorView log_weights = {};
 
   explicit operator bool() const { return static_cast<bool>(indices); }
 };
@@ -39,7 +55,8 @@ class KeySelector {
                       int64_t first_position) = 0;
 
   // Takes one new query per sequence and its key, which is in the cache already; adds the key, as
-  // `append` does, and chooses. May be called again for the same query with another budget.
+  // `append` does, and chooses. May be called again for the same query with another budget, unless
+  // the method evicts (Choice in decode_methods.h).
   //   q       [batch, heads, head_dim]
   //   k       [batch, kv_heads, 1, head_dim] at position cache.length - 1
   //   budget  how many keys, from 1 to cache.length

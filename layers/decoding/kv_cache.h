@@ -16,7 +16,12 @@ struct KvCacheLayer {
   std::unique_ptr<KeySelector> selector;  // null: new queries attend to all keys
   // How many keys the selector chooses for a new query, see budget_tokens.
   double budget = std::numeric_limits<double>::infinity();
+  // Filled by the prefill, for each entry that keep_prompt_attention has made.
+  std::vector<PromptAttention> prompt_attention = {};
 };
+
+// Lets the next prefill keep what its keys receive from its last `queries` queries.
+void keep_prompt_attention(KvCacheLayer& layer, int64_t queries);
 
 // Keys and values of all layers. Every sequence of the batch has the same length.
 struct KvCache {

@@ -101,11 +101,14 @@ class DeviceTest(unittest.TestCase):
         self.train("model", "cpu", 2)
         arguments = ("configs/tiny_bigmac.yaml", "run.dir=runs/model", *SMALL,
                      "hash.dense_layers=1", "hash.bits=32", "decode.budget=5",
-                     "decode.quest_page=2", "decode.loki_channels=4")
+                     "decode.quest_page=2", "decode.loki_channels=4", "decode.magicpig_bits=3",
+                     "decode.magicpig_tables=7", "decode.magicpig_local=2",
+                     "decode.snapkv_window=2")
         self.run_program(0, "train-hash", *arguments, "hash.training.pairs_per_epoch=256",
                          "hash.training.epochs=1", "hash.training.num_sequences=11",
                          "hash.training.held_out_sequences=0")
-        for method in ("hata", "exact_topk", "random_hash", "quest", "loki", "streaming"):
+        for method in ("hata", "exact_topk", "random_hash", "quest", "loki", "streaming",
+                       "magicpig", "h2o", "snapkv"):
             with self.subTest(method):
                 text = [self.run_program(0, "generate", *arguments, f"run.device={device}",
                                          f"decode.attention={method}", "decode.key_norm=true",

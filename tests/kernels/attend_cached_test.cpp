@@ -62,7 +62,7 @@ struct Cache {
     for (int64_t i = 0; i < list.num_elements(); ++i) {
       list.data<int32_t>()[i] = static_cast<int32_t>(i % kMaxLen);
     }
-    gather_attention(stream, workspace, q, k, v, list, lengths, scale, out);
+    gather_attention(stream, workspace, q, k, v, list, lengths, {}, scale, out);
   }
   std::vector<float> expected() const;
 
@@ -131,6 +131,38 @@ TEST_P(LongCacheTest, AllPositionsInOrderGiveTheBitsOfDenseAttention) {
   EXPECT_EQ(to_floats(list.out), to_floats(dense.out));
 }
 
+// Every other head reads only the keys of its last task, the others all keys but these.
+TEST_P(LongCacheTest, AHeadMayLeaveOutAllKeysOfATask) {
+  const Case& c = GetParam();
+  const auto edge_of = [&](int64_t head) { return head < c.heads ? 2048 : 1024; };
+  Cache cache(c);
+  Tensor list({2, c.kv_heads, Cache::kMaxLen}, DType::i32);
+  for (int64_t i = 0; i < list.num_elements(); ++i) {
+    list.data<int32_t>()[i] = static_cast<int32_t>(i % Cache::kMaxLen);
+  }
+  Tensor log_weights({2, c.heads, Cache::kMaxLen}, DType::f32);
+  for (int64_t i = 0; i < log_weights.num_elements(); ++i) {
+    const int64_t head = i / Cache::kMaxLen;
+    const bool late = i % Cache::kMaxLen >= edge_of(head);
+    if (late != (head % 2 == 0)) log_weights.data<float>()[i] = -INFINITY;
+  }
+
+  gather_attention(cache.stream, cache.workspace, cache.q, cache.k, cache.v, list, cache.lengths,
+                   log_weights, cache.scale, cache.out);
+
+  const std::vector<float> q = to_floats(cache.q), k = to_floats(cache.k), v = to_floats(cache.v);
+  std::vector<float> expected;
+  for (int64_t head = 0; head < 2 * c.heads; ++head) {
+    const int64_t row = head / (c.heads / c.kv_heads), length = head < c.heads ? 2100 : 1025;
+    const int64_t first = head % 2 == 0 ? edge_of(head) : 0;
+    const int64_t end = head % 2 == 0 ? length : edge_of(head);
+    const int64_t at = (row * Cache::kMaxLen + first) * c.head_dim;
+    softmax_of_head(q.data() + head * c.head_dim, k.data() + at, v.data() + at, end - first,
+                    c.head_dim, cache.scale, expected);
+  }
+  EXPECT_LT(relative_error(to_floats(cache.out), expected), c.dtype == DType::f32 ? 2e-6 : 4e-3);
+}
+
 INSTANTIATE_TEST_SUITE_P(All, LongCacheTest, testing::ValuesIn(kCases));
 
 // Runs all ops of a hash-aware step on caches of several pieces.
@@ -148,7 +180,7 @@ std::vector<float> step_with_threads(int threads) {
   hamming_scores(cache.stream, q_codes, QueryCodes::signs, codes, cache.lengths, distances);
   key_norm_scores(cache.stream, distances, norms, cache.lengths, 3, 128, scores);
   select_top_k(cache.stream, cache.workspace, scores, cache.lengths, counts, 0, 0, indices);
-  gather_attention(cache.stream, cache.workspace, cache.q, cache.k, cache.v, indices, counts,
+  gather_attention(cache.stream, cache.workspace, cache.q, cache.k, cache.v, indices, counts, {},
                    cache.scale, cache.out);
   std::vector<float> result = to_floats(cache.out);
   cache.attend_densely();

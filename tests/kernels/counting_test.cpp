@@ -15,6 +15,7 @@
 #include "kernels/basic/elementwise.h"
 #include "kernels/basic/random.h"
 #include "kernels/decode/gather_attention.h"
+#include "kernels/decode/received_attention.h"
 #include "kernels/decode/select_top_k.h"
 #include "kernels/linear/matmul.h"
 #include "kernels/linear/matmul_with_bias.h"
@@ -113,8 +114,20 @@ std::vector<ScratchCase> decode_cases() {
                        const int64_t most = (max_len + 1) / 2;
                        gather_attention(b.stream, b.workspace, b.f32({2, 4, 32}), cache, cache,
                                         b.i32({2, 2, most}),
-                                        b.filled({2}, static_cast<int32_t>(most)), 1.0f,
+                                        b.filled({2}, static_cast<int32_t>(most)), {}, 1.0f,
                                         b.f32({2, 128}));
+                     }});
+    cases.push_back({fmt::format("received_attention_{}", max_len), [=](Bench& b) {
+                       const Shape of_k{2, 2, max_len, 8};
+                       received_attention(b.stream, b.workspace, b.f32({2, 4, max_len, 8}),
+                                          b.f32(of_k), b.f32({2, 4, max_len}), max_len - 1, 1.0f,
+                                          b.f32({2, 2, max_len}));
+                     }});
+    cases.push_back({fmt::format("evict_and_score_{}", max_len), [=](Bench& b) {
+                       evict_and_score(b.stream, b.workspace, b.f32({2, 4, 8}),
+                                       b.f32({2, 2, max_len, 8}), b.i32({2, 2, max_len}),
+                                       b.filled({2}, 1), b.filled({2}, max_len), 1.0f,
+                                       b.f32({2, 2, max_len}));
                      }});
     for (const DType dtype : {kF32, DType::u16}) {
       cases.push_back({fmt::format("select_top_k_{}_{}", to_string(dtype), max_len), [=](Bench& b) {

@@ -537,7 +537,7 @@ struct Gather {
         out({c.batch, c.heads * c.head_dim}, c.dtype) {}
 
   void attend(const Tensor& indices, const std::vector<int32_t>& counts) {
-    gather_attention(stream, workspace, q, k, v, indices, make_tensor({c.batch}, counts), scale,
+    gather_attention(stream, workspace, q, k, v, indices, make_tensor({c.batch}, counts), {}, scale,
                      out);
   }
 
@@ -601,6 +601,49 @@ TEST_P(GatherAttentionTest, EqualsDenseAttentionOverTheIndexSet) {
     EXPECT_LT(relative_error(to_floats(g.out), expected), c.dtype == DType::f32 ? 1e-6 : 4e-3)
         << count << " keys";
   }
+}
+
+// Every query head has weights of its own, and leaves keys out that others of its group read; the
+// first of a group leaves out all but the last key.
+TEST_P(GatherAttentionTest, LogWeightsAreAddedToTheScaledProducts) {
+  const Case& c = GetParam();
+  Gather g(c);
+  const Tensor indices = random_choice(c, c.max_len, c.max_len + 2);
+  const int64_t stride = c.max_len + 2;
+  Tensor log_weights = random_tensor({c.batch, c.heads, stride}, 8);
+  for (int64_t i = 0; i < log_weights.num_elements(); ++i) {
+    const int64_t head = i / stride, key = i % stride;
+    if (key != c.max_len - 1 && (head % c.group() == 0 || (key + head) % 3 == 0)) {
+      log_weights.data<float>()[i] = -INFINITY;
+    }
+  }
+  const std::vector<int32_t> counts(static_cast<size_t>(c.batch), static_cast<int32_t>(c.max_len));
+
+  gather_attention(g.stream, g.workspace, g.q, g.k, g.v, indices, make_tensor({c.batch}, counts),
+                   log_weights, g.scale, g.out);
+
+  const std::vector<float> q = to_floats(g.q), k = to_floats(g.k), v = to_floats(g.v);
+  std::vector<float> expected;
+  for (int64_t head = 0; head < c.batch * c.heads; ++head) {
+    std::vector<double> sums(static_cast<size_t>(c.head_dim));
+    double total = 0.0;
+    for (int64_t i = 0; i < c.max_len; ++i) {
+      const int64_t row = head / c.group();
+      const int64_t key = row * c.max_len + indices.data<int32_t>()[row * stride + i];
+      double dot = 0.0;
+      for (int64_t d = 0; d < c.head_dim; ++d) {
+        dot += static_cast<double>(q[static_cast<size_t>(head * c.head_dim + d)]) *
+               k[static_cast<size_t>(key * c.head_dim + d)];
+      }
+      const double weight = std::exp(g.scale * dot + log_weights.data<float>()[head * stride + i]);
+      total += weight;
+      for (int64_t d = 0; d < c.head_dim; ++d) {
+        sums[static_cast<size_t>(d)] += weight * v[static_cast<size_t>(key * c.head_dim + d)];
+      }
+    }
+    for (const double sum : sums) expected.push_back(static_cast<float>(sum / total));
+  }
+  EXPECT_LT(relative_error(to_floats(g.out), expected), c.dtype == DType::f32 ? 2e-6 : 4e-3);
 }
 
 TEST_P(GatherAttentionTest, OverAllKeysEqualsDenseDecoding) {

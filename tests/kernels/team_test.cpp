@@ -166,7 +166,7 @@ Values choice_of_keys() {
   Tensor indices({2, kKvHeads, 1200}, DType::i32), chosen({2, 2 * kKvHeads * kDim}, DType::f32),
       dense(chosen.shape(), DType::f32);
   select_top_k(stream, workspace, scores, lengths, counts, 0, 0, indices);
-  gather_attention(stream, workspace, q, k, v, indices, counts, 0.2f, chosen);
+  gather_attention(stream, workspace, q, k, v, indices, counts, {}, 0.2f, chosen);
   decode_attention(stream, workspace, q, k, v, lengths, 0.2f, dense);
   return joined({to_floats(chosen), to_floats(dense)});
 }

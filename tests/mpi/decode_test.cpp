@@ -49,10 +49,15 @@ struct Decoder {
     keys.budget = 9.0;
     keys.page_size = 4;
     keys.channels = 4;
+    keys.magicpig_bits = 4;
+    keys.magicpig_tables = 11;
+    keys.magicpig_local = 3;
+    keys.snapkv_window = 3;
     return {.config = keys,
             .dense_layers = 1,
             .hash_weights = local_hash_weights(
-                stream, dist, random_hash_weights(1, HashInit::orthogonal, config, 32, 1))};
+                stream, dist, random_hash_weights(1, HashInit::orthogonal, config, 32, 1)),
+            .seed = 6};
   }
 
   std::vector<std::vector<int32_t>> generate_with(const DecodeSetup& setup) {
@@ -65,9 +70,10 @@ struct Decoder {
   // The logits of forced decoding for every position after the prefill.
   std::vector<float> decode(const DecodeSetup& setup) {
     const MicroBatch batch = test::synthetic_batch(config, 0, 3);  // not a multiple of tp
-    ForcedDecoding decoding(stream, model, dist, batch, 30);
+    const SelectorFactory selectors = selectors_of(setup);
+    ForcedDecoding decoding(stream, model, dist, batch, 30, {{selectors.prompt_queries}});
     std::vector<float> all;
-    decoding.run(selectors_of(setup), [&](int64_t, ConstTensorView logits) {
+    decoding.run(selectors, [&](int64_t, ConstTensorView logits) {
       const std::vector<float> values = test::to_floats(logits);
       all.insert(all.end(), values.begin(), values.end());
     });
@@ -107,10 +113,12 @@ TEST(DecodeLayouts, DecodingAgainForgetsWhatWasDecodedBefore) {
   const MicroBatch batch = test::synthetic_batch(decoder.config, 0, 2);
   for (const DecodeMethod method : all_methods()) {
     const DecodeSetup setup = decoder.setup(method);
-    ForcedDecoding decoding(decoder.stream, decoder.model, decoder.dist, batch, 21);
+    const SelectorFactory selectors = selectors_of(setup);
+    ForcedDecoding decoding(decoder.stream, decoder.model, decoder.dist, batch, 21,
+                            {{selectors.prompt_queries}});
     std::vector<float> runs[2];
     for (std::vector<float>& run : runs) {
-      decoding.run(selectors_of(setup), [&](int64_t, ConstTensorView logits) {
+      decoding.run(selectors, [&](int64_t, ConstTensorView logits) {
         const std::vector<float> values = test::to_floats(logits);
         run.insert(run.end(), values.begin(), values.end());
       });

@@ -26,15 +26,15 @@ def result(method, share, recall, **more):
     layers = [{"layer": layer, "recall": recall, "attention_mass": 0.9,
                "heads": [{"recall": recall}, {"recall": recall / 2}]} for layer in (1, 2)]
     return {"method": method, "budget": share, "budget_tokens": int(share * CONTEXT),
-            "recall": recall, "attention_mass": 0.9, "output_error": 0.1, "layers": layers,
-            **scores(recall), **more}
+            "keys": share * CONTEXT - 0.5, "recall": recall, "attention_mass": 0.9,
+            "output_error": 0.1, "layers": layers, **scores(recall), **more}
 
 
 def evaluation(tasks=True):
     results = []
     for share in (0.0039, 0.015625, 0.03125, 0.25):
         results += [result("exact_topk", share, 1.0), result("quest", share, 0.25),
-                    result("streaming", share, 0.0)]
+                    result("streaming", share, 0.0), result("magicpig", share, 0.5, keys=97.0)]
         for bits in (32, 128):
             results += [result("hata", share, 0.75, bits=bits, key_norm=False),
                         result("hata", share, 0.5, bits=bits, key_norm=True),
@@ -97,8 +97,9 @@ class PlotHashTest(unittest.TestCase):
 
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertIn("### Budget 1.56 %", done.stdout)
-        self.assertIn("| HATA, 128 bits | 32 | 75.00 | 50.00 | 62.50 | 80.57 |", done.stdout)
-        self.assertIn("| HATA, 128 bits | 64 | 75.00 | 50.00 | 62.50 | 63.91 |", done.stdout)
+        self.assertIn("| HATA, 128 bits | 31.5 | 75.00 | 50.00 | 62.50 | 80.57 |", done.stdout)
+        self.assertIn("| HATA, 128 bits | 63.5 | 75.00 | 50.00 | 62.50 | 63.91 |", done.stdout)
+        self.assertIn("| MagicPIG | 97.0 | 50.00 | 50.00 | 50.00 | 57.91 |", done.stdout)
         self.assertIn("| 2 | 0.750 | 0.625 | 0.900 | 0.900 |", done.stdout)
 
     def test_names_a_file_that_is_none(self):

@@ -239,7 +239,7 @@ std::vector<Part> parts_of_step(Bench& bench, Layer& x, float scale, DecodeBench
                           /*recent=*/0, x.indices);
            }},
           {&c.attend, [&bench, &x, scale] {
-             gather_attention(bench.stream, bench.workspace, x.q, x.k, x.v, x.indices, x.counts,
+             gather_attention(bench.stream, bench.workspace, x.q, x.k, x.v, x.indices, x.counts, {},
                               scale, x.out);
            }}};
 }

@@ -142,18 +142,19 @@ std::string answers_of(const DecodeScore& score) {
 
 void print_table(const HashEvaluation& evaluation, const std::vector<HashCandidate>& candidates,
                  const RunConfig& config) {
-  fmt::print("{:<20}{:>8}{:>9}{:>9}{:>9}{:>12}{:>10}\n", "method", "budget", "recall", "mass",
-             "error", "perplexity", "answers");
-  fmt::print("{:<20}{:>8}{:>9}{:>9}{:>9}{:>12.4f}{:>10}\n", "dense", "all", "-", "-", "-",
-             evaluation.dense.perplexity(), answers_of(evaluation.dense));
+  fmt::print("{:<20}{:>8}{:>9}{:>9}{:>9}{:>9}{:>12}{:>10}\n", "method", "budget", "keys", "recall",
+             "mass", "error", "perplexity", "answers");
+  fmt::print("{:<20}{:>8}{:>9}{:>9}{:>9}{:>9}{:>12.4f}{:>10}\n", "dense", "all", "all", "-", "-",
+             "-", evaluation.dense.perplexity(), answers_of(evaluation.dense));
   const std::vector<double>& budgets = config.hash.evaluation.budgets;
   for (size_t c = 0; c < candidates.size(); ++c) {
     for (size_t b = 0; b < budgets.size(); ++b) {
       const SelectionSums mean = mean_of(evaluation.selected_by(c, b));
       const DecodeScore& decoded = evaluation.decoded[c][b];
-      fmt::print("{:<20}{:>8}{:>9.4f}{:>9.4f}{:>9.4f}{:>12.4f}{:>10}\n", name_of(candidates[c]),
-                 budget_tokens(budgets[b], config.model.seq_len), mean.recall, mean.attention_mass,
-                 mean.output_error, decoded.perplexity(), answers_of(decoded));
+      fmt::print("{:<20}{:>8}{:>9.1f}{:>9.4f}{:>9.4f}{:>9.4f}{:>12.4f}{:>10}\n",
+                 name_of(candidates[c]), budget_tokens(budgets[b], config.model.seq_len), mean.keys,
+                 mean.recall, mean.attention_mass, mean.output_error, decoded.perplexity(),
+                 answers_of(decoded));
     }
   }
 }

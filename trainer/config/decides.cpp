@@ -163,6 +163,12 @@ constexpr Row kTable[] = {
     {"decode.quest_page", Decides::elsewhere},
     {"decode.loki_channels", Decides::elsewhere},
     {"decode.streaming_sink", Decides::elsewhere},
+    {"decode.magicpig_bits", Decides::elsewhere},
+    {"decode.magicpig_tables", Decides::elsewhere},
+    {"decode.magicpig_sink", Decides::elsewhere},
+    {"decode.magicpig_local", Decides::elsewhere},
+    {"decode.snapkv_window", Decides::elsewhere},
+    {"decode.snapkv_kernel", Decides::elsewhere},
     {"decode.eval_tokens", Decides::elsewhere},
 };
 

@@ -378,6 +378,17 @@ std::vector<ConfigField> decode_fields() {
             "used"),
       count(SWITCHYARD_DECODE_KEY(streaming_sink), 0,
             "streaming: first keys that are kept; the newest fill the budget"),
+      integer(SWITCHYARD_DECODE_KEY(magicpig_bits), 1, 16,
+              "magicpig: bits of a bucket, K of the paper"),
+      count(SWITCHYARD_DECODE_KEY(magicpig_tables), 2, "magicpig: hash tables, L of the paper"),
+      count(SWITCHYARD_DECODE_KEY(magicpig_sink), 0,
+            "magicpig: first keys of the prompt, which are always attended to"),
+      count(SWITCHYARD_DECODE_KEY(magicpig_local), 0,
+            "magicpig: last keys of the prompt, which are always attended to, as all later ones"),
+      count(SWITCHYARD_DECODE_KEY(snapkv_window), 1,
+            "snapkv: last queries of the prompt, which vote for its keys and whose keys are kept"),
+      count(SWITCHYARD_DECODE_KEY(snapkv_kernel), 1,
+            "snapkv: positions over which votes are pooled, an odd number"),
       count(SWITCHYARD_KEY(decode.eval_tokens), 0,
             "eval (unless decode.attention is dense) and eval-hash: how many of a held-out "
             "sequence's last tokens are decoded one by one; 0: the lesser of 64 and half the "

@@ -310,6 +310,11 @@ class Checks {
            "{} keys do not hold decode.sink + decode.recent = {}, which are always chosen; choose "
            "more keys, or fewer of those",
            d.keys.budget, always);
+    constexpr int64_t kMostTables = 4096;
+    expect(d.keys.magicpig_tables <= kMostTables, "decode.magicpig_tables",
+           "{} is more than {}; choose fewer", d.keys.magicpig_tables, kMostTables);
+    expect(d.keys.snapkv_kernel % 2 == 1, "decode.snapkv_kernel",
+           "{} positions have none in their middle; choose an odd number", d.keys.snapkv_kernel);
     expect(config_.model.seq_len <= 0 || d.eval_tokens < config_.model.seq_len,
            "decode.eval_tokens",
            "{} leaves none of the model.seq_len = {} tokens as context; choose fewer",

@@ -16,6 +16,10 @@ namespace {
 
 using nlohmann::json;
 
+Choice choice_of(const HashCandidate& candidate) {
+  return row_of(candidate.setup.config.method).choice;
+}
+
 // The rows before the padding of a last batch: padding rows come last, and have no targets.
 int64_t rows_with_targets(const MicroBatch& batch) {
   const int32_t* targets = batch.targets.data<int32_t>();
@@ -32,6 +36,9 @@ class Evaluator {
     const size_t budgets = config.hash.evaluation.budgets.size();
     result_.plan = plan;
     result_.dense = plan.no_score();
+    for (const HashCandidate& candidate : candidates) {
+      prompt_queries_.push_back(selectors_of(candidate.setup).prompt_queries);
+    }
     result_.decoded.assign(candidates.size(), std::vector<DecodeScore>(budgets, plan.no_score()));
     result_.selected.resize(static_cast<size_t>(config.model.num_layers));
     const auto heads = static_cast<size_t>(config.model.num_kv_heads / session.dist.tp().size());
@@ -46,16 +53,20 @@ class Evaluator {
     const DecodePlan& plan = result_.plan;
     const int64_t rows = rows_with_targets(batch);
     result_.sequences += rows;
-    ForcedDecoding decoding(session_.stream, session_.model, session_.dist, batch, plan.prefill);
+    ForcedDecoding decoding(session_.stream, session_.model, session_.dist, batch, plan.prefill,
+                            prompt_queries_);
     const SelectorFactory probe{.make = [&](int layer, const KvCacheLayer& cache) {
       return make_probe(layer, cache, rows);
     }};
     add_decoding(plan, decoding, probe, batch, result_.dense);
     for (size_t c = 0; c < candidates_.size(); ++c) {
-      for (size_t b = 0; b < budgets().size(); ++b) {
+      std::vector<DecodeScore>& of_budgets = result_.decoded[c];
+      const bool looks_at_budget = choice_of(candidates_[c]) != Choice::sampling;
+      for (size_t b = 0; b < (looks_at_budget ? budgets().size() : 1); ++b) {
         add_decoding(plan, decoding, selectors_of(candidates_[c].setup, budgets()[b]), batch,
-                     result_.decoded[c][b]);
+                     of_budgets[b]);
       }
+      if (!looks_at_budget) std::fill(of_budgets.begin() + 1, of_budgets.end(), of_budgets[0]);
     }
   }
 
@@ -77,9 +88,12 @@ class Evaluator {
 
   std::unique_ptr<KeySelector> make_probe(int layer, const KvCacheLayer& cache, int64_t rows) {
     if (layer < config_.hash.dense_layers) return nullptr;
-    std::vector<std::unique_ptr<KeySelector>> all;
-    for (const HashCandidate& candidate : candidates_) {
-      all.push_back(make_key_selector(candidate.setup, layer, cache));
+    std::vector<SelectionProbe::Candidate> all(candidates_.size());
+    for (size_t c = 0; c < all.size(); ++c) {
+      const bool evicts = choice_of(candidates_[c]) == Choice::evicting;
+      for (size_t b = 0; b < (evicts ? budgets().size() : 1); ++b) {
+        all[c].push_back(make_key_selector(candidates_[c].setup, layer, cache));
+      }
     }
     return std::make_unique<SelectionProbe>(std::move(all), budgets(), rows,
                                             result_.selected[static_cast<size_t>(layer)]);
@@ -99,6 +113,7 @@ class Evaluator {
           heads = std::move(all);
           for (SelectionSums& head : heads) {
             reduction.sum(head.queries);
+            reduction.sum(head.keys);
             reduction.sum(head.recall);
             reduction.sum(head.attention_mass);
             reduction.sum(head.output_error);
@@ -115,11 +130,13 @@ class Evaluator {
   Session& session_;
   const RunConfig& config_;
   const std::vector<HashCandidate>& candidates_;
+  std::vector<int64_t> prompt_queries_;  // of the candidates
   HashEvaluation result_;
 };
 
 void add(SelectionSums& sums, const SelectionSums& other) {
   sums.queries += other.queries;
+  sums.keys += other.keys;
   sums.recall += other.recall;
   sums.attention_mass += other.attention_mass;
   sums.output_error += other.output_error;
@@ -127,7 +144,8 @@ void add(SelectionSums& sums, const SelectionSums& other) {
 
 json means_json(const SelectionSums& sums) {
   const SelectionSums mean = mean_of(sums);
-  return {{"recall", mean.recall},
+  return {{"keys", mean.keys},
+          {"recall", mean.recall},
           {"attention_mass", mean.attention_mass},
           {"output_error", mean.output_error}};
 }
@@ -184,6 +202,7 @@ SelectionSums HashEvaluation::selected_by(size_t candidate, size_t budget) const
 SelectionSums mean_of(const SelectionSums& sums) {
   const double n = std::max(sums.queries, 1.0);
   return {.queries = sums.queries,
+          .keys = sums.keys / n,
           .recall = sums.recall / n,
           .attention_mass = sums.attention_mass / n,
           .output_error = sums.output_error / n};

@@ -57,7 +57,10 @@ std::vector<HashTensors> local_hash_weights(Stream& stream, const DistributedCon
 DecodeSetup load_decode_setup(MpiRuntime& mpi, const RunConfig& config, const DecodeConfig& keys,
                               int bits, Session& session,
                               const std::string& checkpoint_fingerprint) {
-  DecodeSetup setup{.config = keys, .dense_layers = config.hash.dense_layers, .hash_weights = {}};
+  DecodeSetup setup{.config = keys,
+                    .dense_layers = config.hash.dense_layers,
+                    .hash_weights = {},
+                    .seed = config.run.seed};
   const HashProjections projections = row_of(keys.method).projections;
   if (projections == HashProjections::none) return setup;
   HashWeights weights;

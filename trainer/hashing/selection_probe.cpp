@@ -13,11 +13,12 @@
 namespace switchyard {
 namespace {
 
-std::vector<int32_t> host_indices(Stream& stream, ConstTensorView x) {
-  Tensor host(x.shape(), DType::i32);
+template <class T>
+std::vector<T> on_host(Stream& stream, ConstTensorView x) {
+  Tensor host(x.shape(), x.dtype());
   copy(stream, x, host);
   stream.synchronize();
-  return {host.data<int32_t>(), host.data<int32_t>() + host.num_elements()};
+  return {host.data<T>(), host.data<T>() + host.num_elements()};
 }
 
 std::vector<double> softmax(std::vector<double> scores) {
@@ -46,6 +47,7 @@ GroupAttention rows_of(std::span<const float> q, std::span<const float> k, std::
 
 void add(SelectionSums& sums, const SelectionSums& one) {
   sums.queries += one.queries;
+  sums.keys += one.keys;
   sums.recall += one.recall;
   sums.attention_mass += one.attention_mass;
   sums.output_error += one.output_error;
@@ -88,56 +90,76 @@ AttentionReference::AttentionReference(const GroupAttention& rows) : rows_(rows)
 }
 
 SelectionSums AttentionReference::compare(const std::vector<int32_t>& indices,
+                                          const std::vector<float>& log_weights,
                                           int64_t budget) const {
+  const auto group = static_cast<double>(rows_.group);
   SelectionSums result{.queries = 1.0};
-  const auto is_best = [&](int32_t p) { return rank_[static_cast<size_t>(p)] < budget; };
-  result.recall =
-      static_cast<double>(std::ranges::count_if(indices, is_best)) / static_cast<double>(budget);
-  for (int64_t g = 0; g < rows_.group; ++g) {
-    const std::vector<double>& weights = weights_[static_cast<size_t>(g)];
-    const std::vector<double>& all = outputs_[static_cast<size_t>(g)];
-    double mass = 0.0;
+  double keys = 0.0, best = 0.0;  // of all query heads
+  for (size_t g = 0; g < weights_.size(); ++g) {
+    const std::vector<double>& all = outputs_[g];
+    double mass = 0.0, total = 0.0;
     std::vector<double> output(all.size());
-    for (const int32_t p : indices) {
-      const double weight = weights[static_cast<size_t>(p)];
-      mass += weight;
-      for (size_t i = 0; i < output.size(); ++i) {
-        output[i] += weight * rows_.v[static_cast<size_t>(p) * output.size() + i];
+    for (size_t i = 0; i < indices.size(); ++i) {
+      const auto p = static_cast<size_t>(indices[i]);
+      const double factor =
+          log_weights.empty() ? 1.0 : std::exp(double{log_weights[g * indices.size() + i]});
+      if (factor == 0.0) continue;  // this query head leaves the key out
+      keys += 1.0;
+      best += rank_[p] < budget;
+      mass += weights_[g][p];
+      const double weight = factor * weights_[g][p];
+      total += weight;
+      for (size_t d = 0; d < output.size(); ++d) {
+        output[d] += weight * rows_.v[p * output.size() + d];
       }
     }
     double difference = 0.0, length = 0.0;
-    for (size_t i = 0; i < output.size(); ++i) {
-      // If the mass underflows to zero, the output is zero.
-      const double chosen = mass > 0.0 ? output[i] / mass : 0.0;
-      difference += (chosen - all[i]) * (chosen - all[i]);
-      length += all[i] * all[i];
+    for (size_t d = 0; d < output.size(); ++d) {
+      // If the weights underflow to zero, the output is zero.
+      const double chosen = total > 0.0 ? output[d] / total : 0.0;
+      difference += (chosen - all[d]) * (chosen - all[d]);
+      length += all[d] * all[d];
     }
-    result.attention_mass += mass / static_cast<double>(rows_.group);
-    result.output_error +=
-        std::sqrt(difference / std::max(length, 1e-300)) / static_cast<double>(rows_.group);
+    result.attention_mass += mass / group;
+    result.output_error += std::sqrt(difference / std::max(length, 1e-300)) / group;
   }
+  result.keys = keys / group;
+  result.recall = best / (static_cast<double>(budget) * group);
   return result;
 }
 
-SelectionProbe::SelectionProbe(std::vector<std::unique_ptr<KeySelector>> candidates,
-                               std::vector<double> budgets, int64_t rows, Sums& sums)
+SelectionProbe::SelectionProbe(std::vector<Candidate> candidates, std::vector<double> budgets,
+                               int64_t rows, Sums& sums)
     : candidates_(std::move(candidates)), budgets_(std::move(budgets)), rows_(rows), sums_(sums) {}
 
 void SelectionProbe::append(Stream& stream, Workspace& workspace, ConstTensorView k,
                             int64_t first_position) {
-  for (const auto& candidate : candidates_) {
-    candidate->append(stream, workspace, k, first_position);
+  for (const Candidate& candidate : candidates_) {
+    for (const auto& selector : candidate) selector->append(stream, workspace, k, first_position);
   }
 }
 
 // The choice of one candidate with one budget, on the host.
 struct SelectionProbe::Choice {
   std::vector<int32_t> indices, counts;
-  int64_t stride = 0;  // indices per (sequence, key/value head)
+  std::vector<float> log_weights;  // of all query heads; empty: zero
+  int64_t stride = 0;              // indices per (sequence, key/value head)
 
+  int64_t count(int64_t row, int64_t kv_heads) const {
+    return counts[static_cast<size_t>(row / kv_heads)];
+  }
   std::vector<int32_t> of(int64_t row, int64_t kv_heads) const {
     const auto begin = indices.begin() + row * stride;
-    return {begin, begin + counts[static_cast<size_t>(row / kv_heads)]};
+    return {begin, begin + count(row, kv_heads)};
+  }
+  // [group][count]
+  std::vector<float> weights_of(int64_t row, int64_t kv_heads, int64_t group) const {
+    std::vector<float> result;
+    for (int64_t head = row * group; !log_weights.empty() && head < (row + 1) * group; ++head) {
+      const auto begin = log_weights.begin() + head * stride;
+      result.insert(result.end(), begin, begin + count(row, kv_heads));
+    }
+    return result;
   }
 };
 
@@ -148,12 +170,16 @@ std::vector<std::vector<SelectionProbe::Choice>> SelectionProbe::choose(Stream& 
                                                                         const CachedKeys& cache) {
   std::vector<std::vector<Choice>> choices(candidates_.size());
   for (size_t c = 0; c < candidates_.size(); ++c) {
-    for (const double budget : budgets_) {
+    for (size_t b = 0; b < budgets_.size(); ++b) {
       WorkspaceScope scope(workspace);
-      const SelectedKeys chosen = candidates_[c]->select(stream, workspace, q, k, cache,
-                                                         budget_tokens(budget, cache.length));
-      choices[c].push_back({.indices = host_indices(stream, chosen.indices),
-                            .counts = host_indices(stream, chosen.counts),
+      KeySelector& selector = *candidates_[c][candidates_[c].size() == 1 ? 0 : b];
+      const SelectedKeys chosen =
+          selector.select(stream, workspace, q, k, cache, budget_tokens(budgets_[b], cache.length));
+      choices[c].push_back({.indices = on_host<int32_t>(stream, chosen.indices),
+                            .counts = on_host<int32_t>(stream, chosen.counts),
+                            .log_weights = chosen.log_weights
+                                               ? on_host<float>(stream, chosen.log_weights)
+                                               : std::vector<float>(),
                             .stride = chosen.indices.dim(2)});
     }
   }
@@ -175,8 +201,9 @@ SelectedKeys SelectionProbe::select(Stream& stream, Workspace& workspace, ConstT
       const AttentionReference reference(rows);
       for (size_t c = 0; c < choices.size(); ++c) {
         for (size_t b = 0; b < budgets_.size(); ++b) {
+          const Choice& choice = choices[c][b];
           add(sums_[c][b][static_cast<size_t>(head)],
-              reference.compare(choices[c][b].of(row, kv_heads),
+              reference.compare(choice.of(row, kv_heads), choice.weights_of(row, kv_heads, group),
                                 budget_tokens(budgets_[b], cache.length)));
         }
       }

@@ -11,6 +11,7 @@ namespace switchyard {
 // How well the chosen keys of one key/value head represent all keys, summed over queries.
 struct SelectionSums {
   double queries = 0.0;
+  double keys = 0.0;    // that a query attends to, mean over the group
   double recall = 0.0;  // share of the true top N, by sum over the group of <q, k>, N the budget
   double attention_mass = 0.0;  // share of the softmax, mean over the group
   double output_error = 0.0;    // |o - o_all| / |o_all|, mean over the group
@@ -22,9 +23,11 @@ class SelectionProbe final : public KeySelector {
  public:
   // Adds to sums[candidate][budget][key/value head] the values of the first `rows` sequences of the
   // batch. `budgets` are as for budget_tokens. `sums` must outlive this object.
+  //   candidates  each is one selector for all budgets, or one per budget if its method evicts
+  using Candidate = std::vector<std::unique_ptr<KeySelector>>;
   using Sums = std::vector<std::vector<std::vector<SelectionSums>>>;
-  SelectionProbe(std::vector<std::unique_ptr<KeySelector>> candidates, std::vector<double> budgets,
-                 int64_t rows, Sums& sums);
+  SelectionProbe(std::vector<Candidate> candidates, std::vector<double> budgets, int64_t rows,
+                 Sums& sums);
 
   void append(Stream& stream, Workspace& workspace, ConstTensorView k,
               int64_t first_position) override;
@@ -38,7 +41,7 @@ class SelectionProbe final : public KeySelector {
   std::vector<std::vector<Choice>> choose(Stream& stream, Workspace& workspace, ConstTensorView q,
                                           ConstTensorView k, const CachedKeys& cache);
 
-  std::vector<std::unique_ptr<KeySelector>> candidates_;
+  std::vector<Candidate> candidates_;
   std::vector<double> budgets_;
   int64_t rows_;
   Sums& sums_;
@@ -57,7 +60,9 @@ class AttentionReference {
   explicit AttentionReference(const GroupAttention& rows);
 
   // Compares the keys at `indices` with the `budget` keys that have the highest true scores.
-  SelectionSums compare(const std::vector<int32_t>& indices, int64_t budget) const;
+  //   log_weights  [group][indices], see SelectedKeys; empty: zero
+  SelectionSums compare(const std::vector<int32_t>& indices, const std::vector<float>& log_weights,
+                        int64_t budget) const;
 
  private:
   const GroupAttention& rows_;

@@ -128,11 +128,13 @@ std::vector<DecodeScore> evaluate_decoding(Stream& stream, Transformer& model,
                                            ValidationLoader& validation, const DecodePlan& plan,
                                            const std::vector<SelectorFactory>& methods) {
   std::vector<DecodeScore> scores(methods.size(), plan.no_score());
+  std::vector<int64_t> prompt_queries;
+  for (const SelectorFactory& method : methods) prompt_queries.push_back(method.prompt_queries);
   for (const int64_t index : plan.batches) {
     GlobalBatch global;
     run_collectively(dist.world(), [&] { global = validation.load(index); });
     for (const MicroBatch& batch : global.micro_batches) {
-      ForcedDecoding decoding(stream, model, dist, batch, plan.prefill);
+      ForcedDecoding decoding(stream, model, dist, batch, plan.prefill, prompt_queries);
       for (size_t m = 0; m < methods.size(); ++m) {
         add_decoding(plan, decoding, methods[m], batch, scores[m]);
       }

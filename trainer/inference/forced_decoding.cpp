@@ -8,7 +8,8 @@
 
 namespace switchyard {
 ForcedDecoding::ForcedDecoding(Stream& stream, Transformer& model, const DistributedContext& dist,
-                               const MicroBatch& batch, int64_t prefill)
+                               const MicroBatch& batch, int64_t prefill,
+                               std::span<const int64_t> prompt_queries)
     : stream_(stream),
       model_(model),
       dist_(dist),
@@ -23,6 +24,11 @@ ForcedDecoding::ForcedDecoding(Stream& stream, Transformer& model, const Distrib
           "of a sequence of {} tokens, {} cannot be read at once: at least 1 must be, and 1 must "
           "be left",
           batch.seq_len, prefill);
+  for (KvCacheLayer& layer : cache_.layers) {
+    for (const int64_t queries : prompt_queries) {
+      if (queries > 0) keep_prompt_attention(layer, queries);
+    }
+  }
   read(0, prefill_);
 }
 

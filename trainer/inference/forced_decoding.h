@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <span>
 
 #include "layers/decoding/decode_setup.h"
 #include "layers/transformer.h"
@@ -13,11 +14,12 @@ namespace switchyard {
 // sequence is taken for one document.
 class ForcedDecoding {
  public:
-  // Reads the first `prefill` tokens, at least one and not all. `batch` is on the host; all
-  // arguments must outlive this object. Collective over the tp and ep groups, whose ranks have
+  // Reads the first `prefill` tokens, at least one and not all. `batch` is on the host; it and the
+  // references must outlive this object. Collective over the tp and ep groups, whose ranks have
   // batches of the same shape.
+  //   prompt_queries  that of every factory that `run` will get
   ForcedDecoding(Stream& stream, Transformer& model, const DistributedContext& dist,
-                 const MicroBatch& batch, int64_t prefill);
+                 const MicroBatch& batch, int64_t prefill, std::span<const int64_t> prompt_queries);
 
   //   logits  [batch, vocab_size] f32 on the host: of the token after `position`
   using OnLogits = std::function<void(int64_t position, ConstTensorView logits)>;

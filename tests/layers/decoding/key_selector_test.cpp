@@ -15,6 +15,7 @@
 #include "kernels/runtime/check.h"
 #include "layers/decoding/decode_methods.h"
 #include "layers/transformer.h"
+#include "tests/layers/decoding/selector_bench.h"
 #include "tests/support/model_fixture.h"
 
 namespace switchyard {
@@ -22,9 +23,15 @@ namespace {
 
 using test::random_tensor;
 using test::to_floats;
-using test::to_vector;
 
 const std::vector<DecodeMethod> kMethods = choosing_methods();
+
+// Those whose calls choose anew, as many keys as the budget says.
+std::vector<DecodeMethod> methods_of_budgets() {
+  std::vector<DecodeMethod> methods = kMethods;
+  std::erase_if(methods, [](DecodeMethod m) { return row_of(m).choice != Choice::anew; });
+  return methods;
+}
 
 // ---- Budgets -----------------------------------------------------------------------------------
 
@@ -60,82 +67,6 @@ HashTensors signs(Tensor weight) {
 
 // ---- Selectors on a cache of their own ---------------------------------------------------------
 
-constexpr int64_t kBatch = 2, kHeads = 4, kKvHeads = 2, kLength = 50, kMaxLen = 60, kDim = 16;
-
-// One layer's cache of random keys, a selector beside it, and a query.
-struct Bench {
-  explicit Bench(const DecodeConfig& config)
-      : setup{.config = config, .dense_layers = 0, .hash_weights = {}},
-        lengths({kBatch}, DType::i32) {
-    setup.hash_weights.push_back(signs(random_tensor({kKvHeads, kDim, 64}, 7)));
-    cache.k = random_tensor({kBatch, kKvHeads, kMaxLen, kDim}, 1);
-    cache.v = random_tensor({kBatch, kKvHeads, kMaxLen, kDim}, 2);
-    q = random_tensor({kBatch, kHeads, kDim}, 3);
-    std::fill_n(lengths.data<int32_t>(), kBatch, static_cast<int32_t>(kLength));
-    selector = make_key_selector(setup, /*layer=*/0, cache);
-    selector->append(stream, workspace, keys(0, kLength - 1), 0);
-  }
-
-  // Positions [first, first + count) of the cache.
-  Tensor keys(int64_t first, int64_t count) {
-    Tensor part({kBatch, kKvHeads, count, kDim}, DType::f32);
-    for (int64_t row = 0; row < kBatch * kKvHeads; ++row) {
-      std::copy_n(cache.k.data<float>() + (row * kMaxLen + first) * kDim, count * kDim,
-                  part.data<float>() + row * count * kDim);
-    }
-    return part;
-  }
-
-  // The chosen positions per (sequence, kv head), ascending, with the configuration's budget.
-  std::vector<std::vector<int32_t>> select() { return select_within(setup.config.budget); }
-
-  std::vector<std::vector<int32_t>> select_within(double budget) {
-    const Tensor k = keys(kLength - 1, 1);
-    const SelectedKeys chosen =
-        selector->select(stream, workspace, q, k,
-                         {.k = cache.k, .v = cache.v, .lengths = lengths, .length = kLength},
-                         budget_tokens(budget, kLength));
-    const auto indices = to_vector<int32_t>(chosen.indices);
-    const auto counts = to_vector<int32_t>(chosen.counts);
-    std::vector<std::vector<int32_t>> sets;
-    for (int64_t row = 0; row < kBatch * kKvHeads; ++row) {
-      const auto begin = indices.begin() + row * chosen.indices.dim(2);
-      auto& set = sets.emplace_back(begin, begin + counts[static_cast<size_t>(row / kKvHeads)]);
-      std::ranges::sort(set);
-    }
-    return sets;
-  }
-
-  // Sum over the group of <q, k_p>, in double.
-  double score(int64_t row, int64_t p) const {
-    double sum = 0.0;
-    constexpr int64_t kGroup = kHeads / kKvHeads;
-    for (int64_t g = 0; g < kGroup; ++g) {
-      for (int64_t i = 0; i < kDim; ++i) {
-        sum += static_cast<double>(q.data<float>()[(row * kGroup + g) * kDim + i]) *
-               cache.k.data<float>()[(row * kMaxLen + p) * kDim + i];
-      }
-    }
-    return sum;
-  }
-
-  Stream stream;
-  Workspace saved, workspace;
-  DecodeSetup setup;
-  KvCacheLayer cache;
-  Tensor q, lengths;
-  std::unique_ptr<KeySelector> selector;
-};
-
-DecodeConfig config_of(DecodeMethod method, double budget) {
-  DecodeConfig config;
-  config.method = method;
-  config.budget = budget;
-  config.page_size = 8;
-  config.channels = 6;
-  return config;
-}
-
 std::vector<int32_t> best_by_score(const Bench& bench, int64_t row, int64_t count) {
   std::vector<int32_t> order(kLength);
   std::iota(order.begin(), order.end(), 0);
@@ -157,7 +88,7 @@ TEST(KeySelector, ExactTopKTakesTheKeysOfGreatestProductSummedOverTheGroup) {
 }
 
 TEST(KeySelector, EveryCallHasABudgetOfItsOwn) {
-  for (const DecodeMethod method : kMethods) {
+  for (const DecodeMethod method : methods_of_budgets()) {
     Bench once(config_of(method, 12.0)), again(config_of(method, 40.0));
 
     again.select_within(3.0);
@@ -331,7 +262,8 @@ TEST(KeySelector, PlanesTakeTheKeysOfGreatestEstimatedScore) {
 
 TEST(KeySelector, WindowsAreAlwaysAmongTheChosen) {
   for (const DecodeMethod method : kMethods) {
-    if (method == DecodeMethod::streaming) continue;  // it has its own windows
+    // These have their own windows, or their own number of keys.
+    if (method == DecodeMethod::streaming || method == DecodeMethod::magicpig) continue;
     DecodeConfig config = config_of(method, 16.0);
     config.sink = 3;
     config.recent = 2;
@@ -375,8 +307,10 @@ struct Decoder {
         model(stream, config, dist, {.compute_dtype = dtype, .seed = 3, .exchange = {}}) {}
 
   DecodeSetup setup(DecodeMethod method, double budget, int dense_layers = 0) const {
-    DecodeSetup s{
-        .config = config_of(method, budget), .dense_layers = dense_layers, .hash_weights = {}};
+    DecodeSetup s{.config = config_of(method, budget),
+                  .dense_layers = dense_layers,
+                  .hash_weights = {},
+                  .seed = 6};
     for (int layer = 0; layer < config.num_layers; ++layer) {
       s.hash_weights.push_back(signs(
           random_tensor({config.num_kv_heads, config.head_dim, 32}, static_cast<uint64_t>(layer))));
@@ -390,28 +324,17 @@ struct Decoder {
     constexpr int64_t kPrefill = 29;
     const MicroBatch text = test::synthetic_batch(config, first, count);
     KvCache cache = model.make_cache(count, config.seq_len);
-    if (!attach_late) attach_selectors(stream, workspace, cache, selectors_of(s));
+    const int64_t queries = selectors_of(s).prompt_queries;
+    if (!attach_late) {
+      attach_selectors(stream, workspace, cache, selectors_of(s));
+    } else if (queries > 0) {
+      for (KvCacheLayer& layer : cache.layers) keep_prompt_attention(layer, queries);
+    }
     Tensor logits({count, config.vocab_size}, DType::f32);
     std::vector<float> all;
     for (int64_t begin = 0; begin < config.seq_len;) {
       const int64_t columns = begin == 0 ? kPrefill : 1;
-      MicroBatch step{.num_sequences = count,
-                      .seq_len = columns,
-                      .tokens = Tensor({count, columns}, DType::i32),
-                      .targets = {},
-                      .document_start = {}};
-      for (int64_t b = 0; b < count; ++b) {
-        std::copy_n(text.tokens.data<int32_t>() + b * config.seq_len + begin, columns,
-                    step.tokens.data<int32_t>() + b * columns);
-      }
-      StepContext ctx{.stream = stream,
-                      .saved = saved,
-                      .scratch = workspace,
-                      .dist = dist,
-                      .batch = step,
-                      .scales = {},
-                      .dropless = true};
-      model.forward_cached(ctx, cache, logits);
+      read(cache, text, begin, columns, logits);
       if (begin == 0 && attach_late) attach_selectors(stream, workspace, cache, selectors_of(s));
       if (begin > 0) {
         const std::vector<float> values = to_floats(logits);
@@ -420,6 +343,29 @@ struct Decoder {
       begin += columns;
     }
     return all;
+  }
+
+  // Tokens [begin, begin + columns) of every sequence.
+  void read(KvCache& cache, const MicroBatch& text, int64_t begin, int64_t columns,
+            TensorView logits) {
+    const int64_t count = text.num_sequences;
+    MicroBatch step{.num_sequences = count,
+                    .seq_len = columns,
+                    .tokens = Tensor({count, columns}, DType::i32),
+                    .targets = {},
+                    .document_start = {}};
+    for (int64_t b = 0; b < count; ++b) {
+      std::copy_n(text.tokens.data<int32_t>() + b * config.seq_len + begin, columns,
+                  step.tokens.data<int32_t>() + b * columns);
+    }
+    StepContext ctx{.stream = stream,
+                    .saved = saved,
+                    .scratch = workspace,
+                    .dist = dist,
+                    .batch = step,
+                    .scales = {},
+                    .dropless = true};
+    model.forward_cached(ctx, cache, logits);
   }
 
   ModelConfig config;
@@ -445,6 +391,7 @@ class DecodingTest : public testing::TestWithParam<std::tuple<DecodeMethod, int>
 };
 
 TEST_P(DecodingTest, ABudgetOfTheWholeLengthEqualsDenseDecoding) {
+  if (row_of(method()).choice == Choice::sampling) GTEST_SKIP() << "it does not look at the budget";
   Decoder decoder(config());
   const auto dense = decoder.decode(decoder.setup(DecodeMethod::dense, 1000.0));
 
@@ -490,6 +437,7 @@ TEST_P(DecodingTest, Bf16DecodesFiniteLogitsNearF32) {
   Decoder wide(config()), narrow(config(), DType::bf16);
   const DecodeSetup setup = wide.setup(method(), 1000.0);
 
+  if (row_of(method()).choice == Choice::sampling) GTEST_SKIP() << "it does not look at the budget";
   // Logits reach 2.4; with other keys they differ by as much.
   EXPECT_LT(largest_difference(narrow.decode(setup), wide.decode(setup)), 0.1);
 }
@@ -500,6 +448,50 @@ INSTANTIATE_TEST_SUITE_P(All, DecodingTest,
                            return std::string(to_string(std::get<0>(test.param))) + "_kv_heads_" +
                                   std::to_string(std::get<1>(test.param));
                          });
+
+TEST(PromptAttention, IsThatOfTheLastQueriesOfThePrompt) {
+  constexpr int64_t kPrompt = 29;
+  Decoder decoder(decoding_model(2));
+  const ModelConfig& config = decoder.config;
+  const MicroBatch text = test::synthetic_batch(config, 0, 2);
+  KvCache cache = decoder.model.make_cache(2, config.seq_len);
+  for (KvCacheLayer& layer : cache.layers) {
+    for (const int64_t queries : {int64_t{1}, int64_t{3}, kAllQueries}) {
+      keep_prompt_attention(layer, queries);
+    }
+  }
+  Tensor logits({2, config.vocab_size}, DType::f32);
+
+  decoder.read(cache, text, 0, kPrompt, logits);
+  decoder.read(cache, text, kPrompt, 1, logits);
+
+  for (const KvCacheLayer& layer : cache.layers) {
+    EXPECT_EQ(layer.prompt_attention.size(), 3u);
+    for (const PromptAttention& kept : layer.prompt_attention) {
+      // The weights of each query of the group sum to 1.
+      const auto queries = static_cast<double>(std::min(kept.queries, kPrompt));
+      for (int64_t row = 0; row < 2 * config.num_kv_heads; ++row) {
+        const float* received = kept.received.data<float>() + row * config.seq_len;
+        EXPECT_NEAR(std::accumulate(received, received + kPrompt, 0.0),
+                    queries * config.num_heads / config.num_kv_heads, 1e-4);
+        EXPECT_THAT(std::vector<float>(received + kPrompt, received + config.seq_len),
+                    testing::Each(0.0f));
+      }
+    }
+  }
+}
+
+// With one bit per bucket every key shares two of 60 buckets, and its probability is 1.
+TEST(MagicPig, ThatSamplesEveryKeyEqualsDenseDecoding) {
+  Decoder decoder(decoding_model(2));
+  DecodeSetup setup = decoder.setup(DecodeMethod::magicpig, 8.0);
+  setup.config.magicpig_bits = 1;
+  setup.config.magicpig_tables = 60;
+  const auto dense = decoder.decode(decoder.setup(DecodeMethod::dense, 8.0));
+
+  // The published summand of 1e-4 shifts the weights of sampled keys by as much.
+  EXPECT_LT(largest_difference(decoder.decode(setup), dense), 1e-3);
+}
 
 TEST(DecodeSetup, AHashedLayerWithoutProjectionsIsAnError) {
   Decoder decoder(decoding_model(2));
