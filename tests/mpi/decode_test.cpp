@@ -70,6 +70,7 @@ struct Decoder {
     decoding.run(selectors_of(setup), [&](int64_t, ConstTensorView logits) {
       const std::vector<float> values = test::to_floats(logits);
       all.insert(all.end(), values.begin(), values.end());
+      return true;
     });
     return all;
   }
@@ -113,6 +114,7 @@ TEST(DecodeLayouts, DecodingAgainForgetsWhatWasDecodedBefore) {
       decoding.run(selectors_of(setup), [&](int64_t, ConstTensorView logits) {
         const std::vector<float> values = test::to_floats(logits);
         run.insert(run.end(), values.begin(), values.end());
+        return true;
       });
     }
 
