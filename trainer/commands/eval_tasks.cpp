@@ -44,6 +44,13 @@ std::string percent(const AnswerScore& score) {
   return fmt::format("{:.2f}%", 100.0 * score.right_share());
 }
 
+// Says how far the evaluation has come.
+void log_case(const std::vector<TextTaskCase>& cases, size_t number, std::string_view result) {
+  fmt::print("{} of {}: {}, {} tokens{}\n", number + 1, cases.size(), to_string(cases[number].task),
+             cases[number].length, result);
+  std::fflush(stdout);
+}
+
 // A line per length, a column per task.
 void print_dense(const RunConfig& config, const TaskEvaluation& evaluation) {
   fmt::print("dense, answers found\n{:<10}", "tokens");
@@ -136,14 +143,13 @@ std::vector<std::string> running_text(MpiRuntime& mpi, const RunConfig& config) 
 TaskEvaluation evaluate(Session& session, const RunConfig& config, const Tokenizer& tokenizer,
                         const std::vector<std::string>& sentences,
                         const std::vector<HashCandidate>& candidates) {
-  const auto log = [](const std::string& line) {
-    fmt::print("{}\n", line);
-    std::fflush(stdout);
-  };
   TaskEvaluation result{.cases = text_task_cases(config), .dense = {}, .solved = {}, .decoded = {}};
   const DecodeSetup dense{};
+  const auto log_dense = [&](size_t c, const AnswerScores& scores) {
+    log_case(result.cases, c, ": " + percent(scores.front()));
+  };
   result.dense = evaluate_text_tasks(session, config, tokenizer, sentences, result.cases,
-                                     {selectors_of(dense)}, log)
+                                     {selectors_of(dense)}, log_dense)
                      .front();
   if (session.dist.rank() == 0) print_dense(config, result);
   for (size_t c = 0; c < result.cases.size(); ++c) {
@@ -151,6 +157,7 @@ TaskEvaluation evaluate(Session& session, const RunConfig& config, const Tokeniz
     result.solved.push_back(result.cases[c]);
   }
   if (candidates.empty()) return result;
+  const auto log = [&](size_t c, const AnswerScores&) { log_case(result.solved, c, ""); };
   result.decoded =
       evaluate_text_tasks(session, config, tokenizer, sentences, result.solved,
                           selectors_of(candidates, config.hash.evaluation.budgets), log);

@@ -1,7 +1,5 @@
 #include "trainer/recall/text_task_evaluation.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <span>
 
@@ -113,12 +111,11 @@ void require_text_tasks(const RunConfig& config) {
   }
 }
 
-std::vector<AnswerScores> evaluate_text_tasks(Session& session, const RunConfig& config,
-                                              const Tokenizer& tokenizer,
-                                              const std::vector<std::string>& running_text,
-                                              const std::vector<TextTaskCase>& cases,
-                                              const std::vector<SelectorFactory>& methods,
-                                              const std::function<void(const std::string&)>& log) {
+std::vector<AnswerScores> evaluate_text_tasks(
+    Session& session, const RunConfig& config, const Tokenizer& tokenizer,
+    const std::vector<std::string>& running_text, const std::vector<TextTaskCase>& cases,
+    const std::vector<SelectorFactory>& methods,
+    const std::function<void(size_t, const AnswerScores&)>& on_case) {
   std::vector<AnswerScores> scores(methods.size());
   Examiner examiner(session, config, tokenizer, running_text, methods);
   for (size_t c = 0; c < cases.size(); ++c) {
@@ -127,10 +124,7 @@ std::vector<AnswerScores> evaluate_text_tasks(Session& session, const RunConfig&
     add_scores(reduction, of_case);
     reduction.run(session.stream);
     for (size_t m = 0; m < methods.size(); ++m) scores[m].push_back(of_case[m]);
-    if (session.dist.rank() == 0) {
-      log(fmt::format("{} of {}: {}, {} tokens", c + 1, cases.size(), to_string(cases[c].task),
-                      cases[c].length));
-    }
+    if (session.dist.rank() == 0) on_case(c, of_case);
   }
   return scores;
 }

@@ -30,14 +30,13 @@ void require_text_tasks(const RunConfig& config);
 // expected: nothing that follows could change its score. Ranks that have a whole model share the
 // samples, others answer each together. The same on every layout up to rounding.
 //   running_text  see make_text_sample
-//   log           called on rank 0, with a line per case
+//   on_case       called on rank 0 when a case is done, with its number and scores by method
 // Returns the scores [method][case]. Collective over the world; throws CollectiveError if a sample
 // does not fit or the model has diverged.
-std::vector<AnswerScores> evaluate_text_tasks(Session& session, const RunConfig& config,
-                                              const Tokenizer& tokenizer,
-                                              const std::vector<std::string>& running_text,
-                                              const std::vector<TextTaskCase>& cases,
-                                              const std::vector<SelectorFactory>& methods,
-                                              const std::function<void(const std::string&)>& log);
+std::vector<AnswerScores> evaluate_text_tasks(
+    Session& session, const RunConfig& config, const Tokenizer& tokenizer,
+    const std::vector<std::string>& running_text, const std::vector<TextTaskCase>& cases,
+    const std::vector<SelectorFactory>& methods,
+    const std::function<void(size_t, const AnswerScores&)>& on_case);
 
 }  // namespace switchyard
