@@ -244,7 +244,7 @@ class HiddenTask {
  private:
   // The sentence before which a needle stands, or `size` behind the last one.
   static int64_t place(double depth, int64_t size) {
-    return static_cast<int64_t>(depth * static_cast<double>(size + 1));
+    return std::min(static_cast<int64_t>(depth * static_cast<double>(size + 1)), size);
   }
 
   Task task_;
