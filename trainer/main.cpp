@@ -73,6 +73,8 @@ class CommandLine {
         train_hash_command, CheckpointUse::inference, UsesLayout::yes, OnSignal::save);
     add("eval-hash", "Measure ways to choose keys: recall, attention, perplexity, answers",
         eval_hash_command, CheckpointUse::inference);
+    add("eval-tasks", "Retrieval tasks in English, decoded densely and with ways to choose keys",
+        eval_tasks_command, CheckpointUse::inference);
     add_generate();
     add_bench();
     add("plan", "The same as --dry-run", [this](MpiRuntime& mpi, const LoadedConfig& loaded) {

@@ -76,6 +76,7 @@ struct Decoder {
     decoding.run(selectors, [&](int64_t, ConstTensorView logits) {
       const std::vector<float> values = test::to_floats(logits);
       all.insert(all.end(), values.begin(), values.end());
+      return true;
     });
     return all;
   }
@@ -121,6 +122,7 @@ TEST(DecodeLayouts, DecodingAgainForgetsWhatWasDecodedBefore) {
       decoding.run(selectors, [&](int64_t, ConstTensorView logits) {
         const std::vector<float> values = test::to_floats(logits);
         run.insert(run.end(), values.begin(), values.end());
+        return true;
       });
     }
 

@@ -22,6 +22,7 @@ int train_command(MpiRuntime& mpi, const LoadedConfig& loaded);
 int eval_command(MpiRuntime& mpi, const LoadedConfig& loaded);
 int train_hash_command(MpiRuntime& mpi, const LoadedConfig& loaded);
 int eval_hash_command(MpiRuntime& mpi, const LoadedConfig& loaded);
+int eval_tasks_command(MpiRuntime& mpi, const LoadedConfig& loaded);
 
 struct GenerateOptions {
   std::string prompt;

@@ -6,84 +6,22 @@
 #include <nlohmann/json.hpp>
 
 #include "kernels/runtime/check.h"
-#include "layers/decoding/decode_methods.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/exit_codes.h"
+#include "trainer/commands/method_evaluation.h"
 #include "trainer/commands/newest_model.h"
 #include "trainer/config/run_paths.h"
 #include "trainer/data/open_data.h"
-#include "trainer/files/durable_file.h"
-#include "trainer/files/file_io.h"
 #include "trainer/files/folder_lock.h"
-#include "trainer/files/outputs.h"
 #include "trainer/hashing/evaluate_hash.h"
-#include "trainer/hashing/load_decode_setup.h"
 #include "trainer/recall/recall_evaluation.h"
 
 namespace switchyard {
 namespace {
 
 namespace fs = std::filesystem;
-using nlohmann::json;
 
-// The bits of hash.evaluation.bits or, if it is empty, all bits for which rank 0 finds weights.
-std::vector<int64_t> bits_to_measure(MpiRuntime& mpi, const RunConfig& config) {
-  if (!config.hash.evaluation.bits.empty()) return config.hash.evaluation.bits;
-  constexpr int kMostWords = 16;
-  std::vector<int64_t> present(kMostWords + 1);
-  run_collectively(mpi.world(), [&] {
-    if (mpi.rank() != 0) return;
-    for (int words = 1; words <= kMostWords; ++words) {
-      present[static_cast<size_t>(words)] = fs::exists(hash_weights_path(config, 32 * words));
-    }
-  });
-  Stream stream;
-  mpi.world().broadcast(stream, view_of(std::span(present)), 0);
-  std::vector<int64_t> bits;
-  for (int words = 1; words <= kMostWords; ++words) {
-    if (present[static_cast<size_t>(words)]) bits.push_back(32 * words);
-  }
-  // If there are no weights, the loader throws the error that names the missing file.
-  if (bits.empty()) bits.push_back(config.hash.bits);
-  return bits;
-}
-
-std::vector<HashCandidate> load_candidates(MpiRuntime& mpi, const RunConfig& config,
-                                           Session& session, const std::string& fingerprint) {
-  std::vector<HashCandidate> candidates;
-  const auto add = [&](DecodeMethod method, int bits, bool key_norm) {
-    DecodeConfig keys = config.decode.keys;
-    keys.method = method;
-    keys.key_norm = key_norm;
-    candidates.push_back({load_decode_setup(mpi, config, keys, bits, session, fingerprint), bits});
-  };
-  for (const DecodeMethod method : config.hash.evaluation.methods) {
-    const HashProjections projections = row_of(method).projections;
-    if (projections == HashProjections::none) {
-      add(method, 0, false);
-      continue;
-    }
-    for (const int64_t bits : bits_to_measure(mpi, config)) {
-      add(method, static_cast<int>(bits), false);
-      // The scores of planes have the keys' lengths already.
-      const bool signs = !candidates.back().setup.has_planes();
-      const bool learned = projections == HashProjections::learned;
-      if (learned && signs && config.hash.evaluation.key_norm) {
-        add(method, static_cast<int>(bits), true);
-      }
-    }
-  }
-  return candidates;
-}
-
-std::string name_of(const HashCandidate& candidate) {
-  const DecodeConfig& keys = candidate.setup.config;
-  if (row_of(keys.method).projections == HashProjections::none) {
-    return std::string(to_string(keys.method));
-  }
-  return fmt::format("{} {}{}", to_string(keys.method), candidate.bits,
-                     keys.key_norm ? " norm" : "");
-}
+constexpr char kFormat[] = "switchyard.hash_evaluation";
 
 // Measurements of a model that has diverged replace none.
 void require_finite(MpiRuntime& mpi, const HashEvaluation& evaluation,
@@ -106,26 +44,6 @@ void require_finite(MpiRuntime& mpi, const HashEvaluation& evaluation,
       }
     }
   });
-}
-
-// File names in it may hold bytes that are not UTF-8; JSON has none, so they are replaced.
-std::string as_text(const json& content) {
-  return content.dump(1, ' ', false, json::error_handler_t::replace) + "\n";
-}
-
-void require_output(const fs::path& path) {
-  require_replaceable({"run.dir", path}, "an evaluation by eval-hash", [](const fs::path& old) {
-    return read_file(old).find("\"switchyard.hash_evaluation\"") != std::string::npos;
-  });
-}
-
-// Rank 0 writes the file; all ranks return its path.
-fs::path write_json(MpiRuntime& mpi, const RunConfig& config, const json& content) {
-  const fs::path path = RunPaths(config.run.dir).hash_evaluation();
-  run_collectively(mpi.world(), [&] {
-    if (mpi.rank() == 0) write_durably(path, as_text(content));
-  });
-  return path;
 }
 
 // The share of right answers in percent, mean over the tasks.
@@ -163,6 +81,7 @@ void print_table(const HashEvaluation& evaluation, const std::vector<HashCandida
 
 int eval_hash_command(MpiRuntime& mpi, const LoadedConfig& loaded) {
   RunConfig config = loaded.config;
+  const fs::path output = RunPaths(config.run.dir).hash_evaluation();
   const OpenData data = open_data(mpi, config, NeedsTraining::no);
   run_collectively(mpi.world(), [&] {
     require(data.validation != nullptr,
@@ -170,7 +89,7 @@ int eval_hash_command(MpiRuntime& mpi, const LoadedConfig& loaded) {
     require(config.hash.dense_layers < config.model.num_layers,
             "hash.dense_layers = {} leaves none of the {} layers to choose keys in; lower it",
             config.hash.dense_layers, config.model.num_layers);
-    if (mpi.rank() == 0) require_output(RunPaths(config.run.dir).hash_evaluation());
+    if (mpi.rank() == 0) require_evaluation(output, kFormat, "eval-hash");
   });
   const FolderLock lock(mpi.world(), RunPaths(config.run.dir).hash(), "eval-hash");
   Session session(mpi, config);
@@ -184,13 +103,12 @@ int eval_hash_command(MpiRuntime& mpi, const LoadedConfig& loaded) {
   const HashEvaluation evaluation = evaluate_hash(session, config, data.validation->loader,
                                                   recall_answers(config), candidates, log);
   require_finite(mpi, evaluation, candidates, model);
-  const fs::path path =
-      write_json(mpi, config, to_json(evaluation, candidates, config, model.description));
+  write_evaluation(mpi, output, to_json(evaluation, candidates, config, model.description));
   if (mpi.rank() != 0) return kExitDone;
   fmt::print("{}, over {} decoded tokens of {}\n", model.description, evaluation.dense.targets,
              describe(config.data.validation));
   print_table(evaluation, candidates, config);
-  fmt::print("{}\n", path.string());
+  fmt::print("{}\n", output.string());
   return kExitDone;
 }
 

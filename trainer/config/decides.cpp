@@ -170,6 +170,18 @@ constexpr Row kTable[] = {
     {"decode.snapkv_window", Decides::elsewhere},
     {"decode.snapkv_kernel", Decides::elsewhere},
     {"decode.eval_tokens", Decides::elsewhere},
+    {"tasks.names", Decides::elsewhere},
+    {"tasks.lengths", Decides::elsewhere},
+    {"tasks.samples", Decides::elsewhere},
+    {"tasks.seed", Decides::elsewhere},
+    {"tasks.haystack", Decides::elsewhere},
+    {"tasks.prefix", Decides::elsewhere},
+    {"tasks.suffix", Decides::elsewhere},
+    {"tasks.keys", Decides::elsewhere},
+    {"tasks.values", Decides::elsewhere},
+    {"tasks.queries", Decides::elsewhere},
+    {"tasks.hops", Decides::elsewhere},
+    {"tasks.least_dense", Decides::elsewhere},
 };
 
 }  // namespace

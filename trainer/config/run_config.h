@@ -11,6 +11,7 @@
 #include "optim/optimizer_config.h"
 #include "trainer/config/hash_config.h"
 #include "trainer/config/recall_config.h"
+#include "trainer/config/text_tasks_config.h"
 
 namespace switchyard {
 
@@ -144,6 +145,7 @@ struct RunConfig {
   LogSection log;
   HashSection hash;
   DecodeSection decode;
+  TextTasksSection tasks;
 };
 
 }  // namespace switchyard

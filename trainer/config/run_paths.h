@@ -24,6 +24,7 @@ class RunPaths {
   }
   std::filesystem::path hash_metrics() const { return hash() / "metrics.jsonl"; }
   std::filesystem::path hash_evaluation() const { return hash() / "evaluation.json"; }
+  std::filesystem::path task_evaluation() const { return hash() / "tasks.json"; }
   // These folders are removed after the projections have been learned.
   std::filesystem::path query_keys() const { return hash() / "query_keys"; }
   std::filesystem::path hash_heads() const { return hash() / "heads"; }

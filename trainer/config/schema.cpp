@@ -342,7 +342,7 @@ std::vector<ConfigField> hash_fields() {
 std::vector<ConfigField> hash_evaluation_fields() {
   return {
       choice_list(SWITCHYARD_KEY(hash.evaluation.methods), all_but(DecodeMethod::dense),
-                  "eval-hash: methods measured in addition to dense decoding"),
+                  "eval-hash, eval-tasks: methods measured in addition to dense decoding"),
       real_list(SWITCHYARD_KEY(hash.evaluation.budgets), 0.0, 1e9,
                 "budgets to measure, each as decode.budget"),
       count_list(
@@ -396,6 +396,36 @@ std::vector<ConfigField> decode_fields() {
   };
 }
 
+std::vector<ConfigField> text_tasks_fields() {
+  return {
+      choice_list(SWITCHYARD_KEY(tasks.names), all_values<TextTask>(),
+                  "eval-tasks: tasks of RULER that are asked in English"),
+      count_list(SWITCHYARD_KEY(tasks.lengths), 1,
+                 "tokens of a prompt and the answer that may follow; empty: model.seq_len"),
+      count(SWITCHYARD_KEY(tasks.samples), 1, "samples of each task and length"),
+      integer(SWITCHYARD_KEY(tasks.seed), 0, kNoLimit, "decides the samples"),
+      text_list(
+          SWITCHYARD_KEY(tasks.haystack),
+          "text files or folders, as data.text: the running text in which needles are hidden; "
+          "repeated where it is short"),
+      text(SWITCHYARD_KEY(tasks.prefix),
+           "text before a task, for a chat model the begin of the user's turn"),
+      text(SWITCHYARD_KEY(tasks.suffix),
+           "text between a task and the first words of its answer, which are given: for a chat "
+           "model the end of the user's turn and the begin of its own"),
+      integer(SWITCHYARD_KEY(tasks.keys), 1, 64,
+              "niah_multikey_1: needles of different keys, of which one is asked for"),
+      integer(SWITCHYARD_KEY(tasks.values), 1, 64, "niah_multivalue: values of the key"),
+      integer(SWITCHYARD_KEY(tasks.queries), 1, 64,
+              "niah_multiquery: keys, all of which are asked for"),
+      integer(SWITCHYARD_KEY(tasks.hops), 0, 64,
+              "vt: assignments from variable to variable, after that of a number"),
+      real(SWITCHYARD_KEY(tasks.least_dense), 0.0, 1.0,
+           "share of answers that dense decoding must find in the samples of a task and length, or "
+           "the methods do not decode them"),
+  };
+}
+
 }  // namespace
 
 const std::vector<ConfigField>& config_schema() {
@@ -404,7 +434,7 @@ const std::vector<ConfigField>& config_schema() {
     for (const auto section :
          {run_fields, model_fields, router_fields, parallel_fields, data_fields, recall_fields,
           optimizer_fields, train_fields, checkpoint_and_log_fields, hash_fields,
-          hash_evaluation_fields, decode_fields}) {
+          hash_evaluation_fields, decode_fields, text_tasks_fields}) {
       std::ranges::move(section(), std::back_inserter(all));
     }
     for (ConfigField& field : all) field.decides = decided_by(field.key);

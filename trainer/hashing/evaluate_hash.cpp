@@ -168,21 +168,8 @@ json decoded_json(const DecodePlan& plan, const DecodeScore& score) {
   for (size_t task = 0; task < score.answers.size(); ++task) {
     const AnswerScore& answers = score.answers[task];
     if (answers.samples == 0) continue;
-    result["tasks"][std::string(plan.answers->task_name(static_cast<int>(task)))] = {
-        {"samples", answers.samples},
-        {"exact", answers.exact_share()},
-        {"answers", answers.right_share()}};
-  }
-  return result;
-}
-
-json candidate_json(const HashCandidate& candidate) {
-  const DecodeConfig& keys = candidate.setup.config;
-  const DecodeMethodRow& row = row_of(keys.method);
-  json result = {{"method", to_string(row.method)}};
-  if (row.projections != HashProjections::none) result["bits"] = candidate.bits;
-  for (const auto& [name, value] : row.settings(keys)) {
-    std::visit([&, key = std::string(name)](auto setting) { result[key] = setting; }, value);
+    const std::string name(plan.answers->task_name(static_cast<int>(task)));
+    result["tasks"][name] = to_json(answers);
   }
   return result;
 }
@@ -227,13 +214,24 @@ HashEvaluation evaluate_hash(Session& session, const RunConfig& config,
   return evaluator.finish();
 }
 
+json to_json(const HashCandidate& candidate) {
+  const DecodeConfig& keys = candidate.setup.config;
+  const DecodeMethodRow& row = row_of(keys.method);
+  json result = {{"method", to_string(row.method)}};
+  if (row.projections != HashProjections::none) result["bits"] = candidate.bits;
+  for (const auto& [name, value] : row.settings(keys)) {
+    std::visit([&, key = std::string(name)](auto setting) { result[key] = setting; }, value);
+  }
+  return result;
+}
+
 json to_json(const HashEvaluation& evaluation, const std::vector<HashCandidate>& candidates,
              const RunConfig& config, const std::string& checkpoint) {
   const int64_t seq_len = config.model.seq_len;
   json results = json::array();
   for (size_t c = 0; c < candidates.size(); ++c) {
     for (size_t b = 0; b < config.hash.evaluation.budgets.size(); ++b) {
-      json one = candidate_json(candidates[c]);
+      json one = to_json(candidates[c]);
       one["budget"] = config.hash.evaluation.budgets[b];
       one["budget_tokens"] = budget_tokens(config.hash.evaluation.budgets[b], seq_len);
       one.update(decoded_json(evaluation.plan, evaluation.decoded[c][b]));

@@ -20,6 +20,9 @@ struct HashCandidate {
   int bits = 0;  // of the hash methods
 };
 
+// The method with its bits and settings, as results name it.
+nlohmann::json to_json(const HashCandidate& candidate);
+
 struct HashEvaluation {
   DecodePlan plan;
   int64_t sequences = 0;

@@ -1,8 +1,14 @@
 #include "trainer/inference/answer_key.h"
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
 
 namespace switchyard {
+
+nlohmann::json to_json(const AnswerScore& score) {
+  return {
+      {"samples", score.samples}, {"exact", score.exact_share()}, {"answers", score.right_share()}};
+}
 
 void add_sample(AnswerScore& score, const std::vector<bool>& right) {
   const auto count = std::ranges::count(right, true);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <span>
 #include <string_view>
@@ -21,6 +22,9 @@ struct AnswerScore {
   double right_share() const { return answers > 0 ? static_cast<double>(right) / answers : 0.0; }
 };
 using AnswerScores = std::vector<AnswerScore>;  // by the number of the task
+
+// {"samples", "exact", "answers"}: the number of samples and both shares.
+nlohmann::json to_json(const AnswerScore& score);
 
 // A benchmark's knowledge of its held-out text: each document is a sample of a task, and the
 // targets of a sample are its answers.

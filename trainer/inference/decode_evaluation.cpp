@@ -99,6 +99,7 @@ void add_decoding(const DecodePlan& plan, ForcedDecoding& decoding,
       right[static_cast<size_t>(row)].push_back(
           plan.answers->is_right(*task, targets, position, likeliest));
     }
+    return true;
   });
   for (size_t row = 0; row < tasks.size(); ++row) {
     if (!right[row].empty()) {

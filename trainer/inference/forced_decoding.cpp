@@ -66,7 +66,7 @@ void ForcedDecoding::run(const SelectorFactory& selectors, const OnLogits& on_lo
   for (int64_t position = prefill_; position < batch_.seq_len; ++position) {
     read(position, 1);
     host.download(stream_);
-    on_logits(position, host.host().rows(0, batch_.num_sequences));
+    if (!on_logits(position, host.host().rows(0, batch_.num_sequences))) break;
   }
 }
 

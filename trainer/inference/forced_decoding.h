@@ -21,8 +21,10 @@ class ForcedDecoding {
   ForcedDecoding(Stream& stream, Transformer& model, const DistributedContext& dist,
                  const MicroBatch& batch, int64_t prefill, std::span<const int64_t> prompt_queries);
 
+  // Returns whether to decode on. It may write the batch's tokens behind `position`, which are read
+  // when decoding comes to them.
   //   logits  [batch, vocab_size] f32 on the host: of the token after `position`
-  using OnLogits = std::function<void(int64_t position, ConstTensorView logits)>;
+  using OnLogits = std::function<bool(int64_t position, ConstTensorView logits)>;
   // Decodes the remaining tokens with `selectors`, and may be called again with other ones. Calls
   // `on_logits` for the positions from `prefill` on. As collective as the constructor.
   void run(const SelectorFactory& selectors, const OnLogits& on_logits);

@@ -8,6 +8,7 @@
 
 #include "kernels/basic/random.h"
 #include "kernels/runtime/check.h"
+#include "trainer/recall/draws.h"
 
 namespace switchyard {
 namespace {
@@ -23,27 +24,6 @@ constexpr int64_t kTaskAndEnd = 2;          // the first and the last token of a
 // Most different keys and values of one sample: enough of the vocabulary remains to choose from.
 constexpr int64_t kMostKeys = V::kNumKeys / 4 * 3;
 constexpr int64_t kMostValues = V::kNumValues / 4 * 3;
-
-// A sequence of random numbers, for one sample.
-class Draws {
- public:
-  explicit Draws(RandomKey key) : key_(key) {}
-
-  int64_t below(int64_t n) {
-    return static_cast<int64_t>(random_bits(key_, next_++) % static_cast<uint64_t>(n));
-  }
-  double uniform() { return random_uniform(key_, next_++); }
-  template <class T>
-  void shuffle(std::vector<T>& items) {
-    for (size_t i = items.size(); i > 1; --i) {
-      std::swap(items[i - 1], items[static_cast<size_t>(below(static_cast<int64_t>(i)))]);
-    }
-  }
-
- private:
-  RandomKey key_;
-  uint64_t next_ = 0;
-};
 
 // The needles and tokens of one question, and the most questions that the vocabulary allows.
 struct QuestionSize {
