@@ -148,8 +148,9 @@ void add_values(const T* const* values, const T* const* ahead, const float* weig
 }
 
 // Turns the scores of one query head into exp(scale (score - max)), updates max and scales down the
-// previous sums. Scores beyond `count` are overwritten. All weights are zero as long as no score is
-// above -infinity.
+// previous sums. Scores beyond `count` are overwritten. With log weights, all results are zero as
+// long as no score is above -infinity.
+template <bool kWeighted>
 void softmax_block(float scale, int64_t count, int64_t head_dim, float* scores, float& max,
                    float& sum, float* out) {
   std::fill(scores + count, scores + kBlock, -kInfinity);
@@ -165,7 +166,7 @@ void softmax_block(float scale, int64_t count, int64_t head_dim, float* scores, 
     for (int64_t d = 0; d < head_dim; ++d) out[d] *= factor;
   }
   max = block_max;
-  const float shift = block_max > -kInfinity ? scale * block_max : 0.0f;
+  const float shift = kWeighted && block_max == -kInfinity ? 0.0f : scale * block_max;
 #pragma omp simd
   for (int64_t i = 0; i < kBlock; ++i) scores[i] = fast_exp(scale * scores[i] - shift);
   simd::Floats total = 0.0f;
@@ -182,8 +183,9 @@ void for_heads(int64_t heads, const Body& body) {
   for (; g < heads; ++g) body.template operator()<1>(g);
 }
 
+// Instantiated for lists with and without log weights, so that the latter pay nothing for them.
 //   scratch  group * (head_dim + kBlock) floats
-template <class T>
+template <bool kWeighted, class T>
 void attend_task(const TaskKeys<T>& keys, int64_t group, const T* q, float scale, float* scratch,
                  Partial partial) {
   const int64_t n = keys.head_dim;
@@ -201,13 +203,13 @@ void attend_task(const TaskKeys<T>& keys, int64_t group, const T* q, float scale
                            scores + g * kBlock + i);
       }
     });
-    for (int64_t g = 0; keys.log_weights && g < group; ++g) {
+    for (int64_t g = 0; kWeighted && g < group; ++g) {
       const float* added = keys.log_weights + g * keys.weight_stride + begin;
       for (int64_t i = 0; i < block.count; ++i) scores[g * kBlock + i] += added[i] / scale;
     }
     for (int64_t g = 0; g < group; ++g) {
-      softmax_block(scale, block.count, n, scores + g * kBlock, partial.max[g], partial.sum[g],
-                    partial.out + g * n);
+      softmax_block<kWeighted>(scale, block.count, n, scores + g * kBlock, partial.max[g],
+                               partial.sum[g], partial.out + g * n);
     }
     for_heads(group, [&]<int kHeads>(int64_t g) {
       for (int64_t i = 0; i < block.count; i += kRows) {
@@ -294,8 +296,13 @@ void attend(Workspace& workspace, ConstTensorView q, ConstTensorView k_cache,
           .count = count,
           .head_dim = head_dim,
           .weight_stride = log_weights ? log_weights.dim(2) : 0};
-      attend_task(keys, group, q.data<T>() + row * group * head_dim, scale, mine,
-                  Partial(partials.data<float>() + item * partial_size, group, head_dim));
+      const T* queries = q.data<T>() + row * group * head_dim;
+      const Partial partial(partials.data<float>() + item * partial_size, group, head_dim);
+      if (log_weights) {
+        attend_task<true>(keys, group, queries, scale, mine, partial);
+      } else {
+        attend_task<false>(keys, group, queries, scale, mine, partial);
+      }
     }
 #pragma omp for
     for (int64_t row = 0; row < rows; ++row) {
