@@ -74,8 +74,8 @@ void MagicPigSelector::hash_prompt(Stream& stream, Workspace& workspace, ConstTe
   for (int64_t head = 0; head < heads; ++head) {
     add_bias(stream, shift.rows(head, 1).reshape({head_dim_}), centred.rows(head * count, count));
   }
-  hash_encode(stream, {}, centred.reshape({batch_, kv_heads_, count, head_dim_}), projection_,
-              begin_, {}, codes_, {});
+  hash_encode(stream, {}, centred.reshape({batch_, kv_heads_, count, head_dim_}), signs(), begin_,
+              {}, codes_, {});
 }
 
 SelectedKeys MagicPigSelector::select(Stream& stream, Workspace& workspace, ConstTensorView q,
@@ -86,7 +86,7 @@ SelectedKeys MagicPigSelector::select(Stream& stream, Workspace& workspace, Cons
                               .log_weights = workspace.take({batch_, heads, length}, DType::f32)};
   const TensorView q_codes = workspace.take({batch_, heads, words_}, DType::i32);
   const TensorView log_weights = workspace.take({batch_, heads, max_len_}, DType::f32);
-  hash_encode(stream, q.reshape({batch_, heads, 1, head_dim_}), {}, projection_, 0,
+  hash_encode(stream, q.reshape({batch_, heads, 1, head_dim_}), {}, signs(), 0,
               q_codes.reshape({batch_, heads, 1, words_}), {}, {});
   const LshTables tables{.bits = config_.magicpig_bits,
                          .tables = config_.magicpig_tables,

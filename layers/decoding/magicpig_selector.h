@@ -1,5 +1,6 @@
 #pragma once
 
+#include "kernels/decode/hash_encode.h"
 #include "layers/decoding/ranking_selector.h"
 
 namespace switchyard {
@@ -20,6 +21,8 @@ class MagicPigSelector final : public RankingSelector {
                       const CachedKeys& cache, int64_t budget) override;
 
  private:
+  HashProjection signs() const { return {.keys = projection_, .queries = {}, .thresholds = {}}; }
+
   //   k  [batch, kv_heads, seq_len, head_dim], the prompt's
   void hash_prompt(Stream& stream, Workspace& workspace, ConstTensorView k);
 

@@ -34,7 +34,7 @@ GreedyDecoding::GreedyDecoding(Stream& stream, Transformer& model, const Distrib
       vocab_size_(request.vocab_size),
       end_token_(request.end_token),
       batch_(make_batch(request)),
-      decoding_(stream, model, dist, batch_, prompt_ - 1) {
+      decoding_(stream, model, dist, batch_, prompt_ - 1, request.prompt_queries) {
   require(vocab_size_ >= 1 && vocab_size_ <= model.config().vocab_size,
           "the tokenizer has {} tokens, the model {}", vocab_size_, model.config().vocab_size);
 }

@@ -14,6 +14,7 @@ struct GreedyRequest {
   int64_t max_tokens = 128;     // prompt and answer fit the model's context
   int32_t end_token = -1;       // ends the answer, and is no part of it
   int64_t vocab_size = 0;       // ids below this one are tokens; a model's vocabulary may be padded
+  std::vector<int64_t> prompt_queries = {};  // that of every factory that `run` will get
 };
 
 // Answers to one prompt, each token the likeliest one. The prompt but for its last token is read

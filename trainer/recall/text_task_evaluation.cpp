@@ -21,7 +21,9 @@ class Examiner {
         config_(config),
         tokenizer_(tokenizer),
         running_text_(running_text),
-        methods_(methods) {}
+        methods_(methods) {
+    for (const SelectorFactory& method : methods) prompt_queries_.push_back(method.prompt_queries);
+  }
 
   // The scores of this rank's samples by method.
   AnswerScores run(const TextTaskCase& of) {
@@ -65,7 +67,8 @@ class Examiner {
                             {.prompt = asked.prompt,
                              .max_tokens = answer_tokens(of.task),
                              .end_token = tokenizer_.end_of_document(),
-                             .vocab_size = tokenizer_.vocab_size()});
+                             .vocab_size = tokenizer_.vocab_size(),
+                             .prompt_queries = prompt_queries_});
     for (size_t m = 0; m < methods_.size(); ++m) {
       const auto found = [&](std::span<const int32_t> tokens) {
         return find_answers(tokenizer_.decode(tokens), asked.answers);
@@ -81,6 +84,7 @@ class Examiner {
   const Tokenizer& tokenizer_;
   const std::vector<std::string>& running_text_;
   const std::vector<SelectorFactory>& methods_;
+  std::vector<int64_t> prompt_queries_;  // of the methods
 };
 
 }  // namespace
