@@ -188,7 +188,8 @@ class HashTraining(Program):
 
     def test_what_cannot_be_learned_is_said_once(self):
         for override, message in [("hash.bits=48", "is not a multiple of 32"),
-                                  ("hash.training.seq_len=65", "is more than model.seq_len = 64")]:
+                                  ("hash.training.seq_len=65", "is more than model.seq_len = 64"),
+                                  ("hash.evaluation.seq_len=65", "is more than model.seq_len = 64")]:
             output = self.train_hash(2, override, code=BAD_INPUT)
             self.assertEqual(output.count(message), 1, output)
         output = self.train_hash(2, "hash.dense_layers=2", code=FAILED)
@@ -327,6 +328,16 @@ class Ranking(Program):
         self.assertGreater(alone["hata"]["recall"], alone["random_hash"]["recall"])
         for key in ("recall", "attention_mass", "loss"):
             self.assertAlmostEqual(alone["hata"][key], split["hata"][key], delta=0.01)
+
+    def test_shorter_texts_than_the_models_are_evaluated(self):
+        self.run_program(0, "eval-hash", *self.CONFIG, "hash.evaluation.methods=[exact_topk]",
+                         "hash.evaluation.budgets=[0.25]", "hash.evaluation.sequences=8",
+                         "hash.evaluation.seq_len=32", "decode.eval_tokens=8")
+        measured = json.loads((self.hash / "evaluation.json").read_text())
+        self.assertEqual(measured["context"], 32)
+        self.assertEqual(measured["prefill"], 24)
+        self.assertEqual(measured["decoded_targets"], 8 * 8)
+        self.assertEqual(measured["results"][0]["budget_tokens"], 8)
 
     def test_the_length_of_keys_is_not_asked_for_twice(self):
         output = self.run_program(0, "generate", *self.CONFIG, "decode.attention=hata",

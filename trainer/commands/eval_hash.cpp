@@ -82,7 +82,12 @@ void print_table(const HashEvaluation& evaluation, const std::vector<HashCandida
 int eval_hash_command(MpiRuntime& mpi, const LoadedConfig& loaded) {
   RunConfig config = loaded.config;
   const fs::path output = RunPaths(config.run.dir).hash_evaluation();
-  const OpenData data = open_data(mpi, config, NeedsTraining::no);
+  // Texts may be shorter than the model's, whose own length decides its positions.
+  RunConfig of_texts = config;
+  const int64_t wanted = config.hash.evaluation.seq_len;
+  if (wanted > 0) of_texts.model.seq_len = wanted;
+  const OpenData data = open_data(mpi, of_texts, NeedsTraining::no);
+  config.model.vocab_size = of_texts.model.vocab_size;
   run_collectively(mpi.world(), [&] {
     require(data.validation != nullptr,
             "data.validation is missing: it names the token file to evaluate on");
@@ -100,14 +105,14 @@ int eval_hash_command(MpiRuntime& mpi, const LoadedConfig& loaded) {
     fmt::print("{}\n", line);
     std::fflush(stdout);
   };
-  const HashEvaluation evaluation = evaluate_hash(session, config, data.validation->loader,
+  const HashEvaluation evaluation = evaluate_hash(session, of_texts, data.validation->loader,
                                                   recall_answers(config), candidates, log);
   require_finite(mpi, evaluation, candidates, model);
-  write_evaluation(mpi, output, to_json(evaluation, candidates, config, model.description));
+  write_evaluation(mpi, output, to_json(evaluation, candidates, of_texts, model.description));
   if (mpi.rank() != 0) return kExitDone;
   fmt::print("{}, over {} decoded tokens of {}\n", model.description, evaluation.dense.targets,
              describe(config.data.validation));
-  print_table(evaluation, candidates, config);
+  print_table(evaluation, candidates, of_texts);
   fmt::print("{}\n", output.string());
   return kExitDone;
 }

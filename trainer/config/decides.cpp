@@ -154,6 +154,7 @@ constexpr Row kTable[] = {
     {"hash.evaluation.budgets", Decides::elsewhere},
     {"hash.evaluation.bits", Decides::elsewhere},
     {"hash.evaluation.key_norm", Decides::elsewhere},
+    {"hash.evaluation.seq_len", Decides::elsewhere},
     {"hash.evaluation.sequences", Decides::elsewhere},
     {"decode.attention", Decides::elsewhere},
     {"decode.budget", Decides::elsewhere},

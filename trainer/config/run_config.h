@@ -123,6 +123,7 @@ struct HashEvaluationConfig {
   std::vector<int64_t> bits;  // of the hash methods; empty: all whose weights exist
   bool key_norm = true;       // measure hata with the key-norm score, too
   int64_t sequences = 32;     // held-out sequences; 0: all
+  int64_t seq_len = 0;        // their length; 0: model.seq_len
 };
 
 // The hash stage: one projection per key/value head, learned by train-hash on the frozen model.

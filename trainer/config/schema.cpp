@@ -353,6 +353,8 @@ std::vector<ConfigField> hash_evaluation_fields() {
       boolean(SWITCHYARD_KEY(hash.evaluation.key_norm), "measure hata with decode.key_norm, too"),
       count(SWITCHYARD_KEY(hash.evaluation.sequences), 0,
             "sequences of data.validation, from each of its files; 0: all"),
+      count(SWITCHYARD_KEY(hash.evaluation.seq_len), 0,
+            "eval-hash: length of its sequences; 0: model.seq_len"),
   };
 }
 

@@ -287,9 +287,11 @@ class Checks {
     hash_training();
     const HashSection& h = config_.hash;
     expect(h.bits % 32 == 0, "hash.bits", "{} is not a multiple of 32, the bits of a word", h.bits);
-    expect(h.training.seq_len <= config_.model.seq_len, "hash.training.seq_len",
-           "{} is more than model.seq_len = {}; choose fewer", h.training.seq_len,
-           config_.model.seq_len);
+    for (const auto& [key, length] : {std::pair("hash.training.seq_len", h.training.seq_len),
+                                      std::pair("hash.evaluation.seq_len", h.evaluation.seq_len)}) {
+      expect(length <= config_.model.seq_len, key,
+             "{} is more than model.seq_len = {}; choose fewer", length, config_.model.seq_len);
+    }
     for (const int64_t bits : h.evaluation.bits) {
       expect(bits % 32 == 0, "hash.evaluation.bits", "{} is not a multiple of 32", bits);
       expect(bits <= kMostBits, "hash.evaluation.bits", "{} is more than {}; choose fewer", bits,
@@ -319,6 +321,10 @@ class Checks {
            "decode.eval_tokens",
            "{} leaves none of the model.seq_len = {} tokens as context; choose fewer",
            d.eval_tokens, config_.model.seq_len);
+    const int64_t evaluated = config_.hash.evaluation.seq_len;
+    expect(evaluated == 0 || d.eval_tokens < evaluated, "decode.eval_tokens",
+           "{} leaves none of the hash.evaluation.seq_len = {} tokens as context; choose fewer",
+           d.eval_tokens, evaluated);
   }
 
   const LoadedConfig& loaded_;
