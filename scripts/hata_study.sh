@@ -3,12 +3,15 @@
 #   packages, build; recall tasks, and a model that solves them from 2,048 tokens; the quickstart's
 #   BigMac model on real text; hash projections of several bits for both; every way to choose keys,
 #   compared with dense decoding; pictures and tables.
+# With --model smollm2 it studies a published language model instead: SmolLM2-135M-Instruct, on text
+# that its hash has not seen and on RULER's tasks in English.
 # When it is run again, it skips the steps that are complete.
 set -euo pipefail
 
 usage() {
   cat <<'USAGE'
 usage: scripts/hata_study.sh [--recall CONFIG] [--text CONFIG | --no-text] [--bits "BITS ..."] [--ranks N]
+       scripts/hata_study.sh --model smollm2 [--bits "BITS ..."] [--ranks N]
   --recall  configuration of the recall model (default: configs/recall_bigmac.yaml)
   --text    configuration of the text model (default: configs/quickstart_bigmac.yaml, which
             scripts/quickstart.sh trains)
@@ -25,12 +28,14 @@ refuse() {
 # The whole name of a configuration, which may be relative to the caller's folder.
 configuration() { realpath -e -- "$2" 2>/dev/null || refuse "$1: $2 does not exist"; }
 
+model=
 recall=configs/recall_bigmac.yaml
 text=configs/quickstart_bigmac.yaml
 bits="128 32 64 256"
 ranks=2
 while (($# > 0)); do
   case "$1" in
+    --model) model=${2:?--model needs a name}; shift 2 ;;
     --recall) recall=$(configuration --recall "${2:?--recall needs a configuration}"); shift 2 ;;
     --text) text=$(configuration --text "${2:?--text needs a configuration}"); shift 2 ;;
     --no-text) text=; shift ;;
@@ -42,6 +47,8 @@ while (($# > 0)); do
 done
 [[ $bits =~ ^[1-9][0-9]*(\ [1-9][0-9]*)*$ ]] || refuse "--bits: \"$bits\" is no list such as \"128 64\""
 [[ $ranks =~ ^[1-9][0-9]*$ ]] || refuse "--ranks: \"$ranks\" is no number of processes"
+
+[[ -z $model || $model == smollm2 ]] || refuse "--model: \"$model\" is not known; smollm2 is"
 
 cd -P "$(dirname "$0")/.."
 # Configurations of this folder have their short names again, by which the text model is known.
@@ -134,6 +141,86 @@ study_model() {
   cp "$run/hash/evaluation.json" "$study/$name/"
 }
 
+# ---- SmolLM2 ----
+
+smol=configs/smollm2_135m.yaml
+smol_run=runs/smollm2_135m
+# Sequences of 4,096 tokens; two dense layers, as in the paper.
+smol_learning=(hash.dense_layers=2 hash.training.seq_len=4096 hash.training.num_sequences=12
+  hash.training.held_out_sequences=8 train.micro_batch_size=1 train.global_batch_size="$ranks")
+
+# Two sources of text: the kernel's documentation, and the programs of Python's library. Documents of
+# the first that are held out are what everything is measured on.
+smol_texts() {
+  scripts/fetch_linux_doc.sh
+  local library file
+  library=$(/usr/bin/python3 -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
+  rm -rf "$study/code" && mkdir -p "$study/code"
+  for file in "$library"/*.py "$library"/asyncio/*.py "$library"/email/*.py; do
+    cp "$file" "$study/code/$(basename "$(dirname "$file")")_$(basename "$file").txt"
+  done
+  local source
+  for source in linux-doc code; do
+    local text=runs/$source
+    [[ $source == code ]] && text=$study/code
+    build/switchyard tokenize "$smol" data.text="[$text]" data.validation_share=0.05 \
+      data.train="$study/$source.h5" data.validation="$study/${source}_held_out.h5"
+  done
+}
+
+# Arguments: source to learn from, bits, objective. The metrics are kept beside the weights.
+smol_learn() {
+  local name=smollm2_$1_$2_$3
+  switchyard train-hash "$smol" "${smol_learning[@]}" hash.bits="$2" hash.training.objective="$3" \
+    data.train="$study/$1.h5" data.validation="$study/linux-doc_held_out.h5" \
+    hash.weights="$study/$name.h5"
+  cp "$smol_run/hash/metrics.jsonl" "$study/$name.jsonl"
+}
+
+# Argument: tokens of a text. Every method, on eight texts.
+smol_measure() {
+  switchyard eval-hash "$smol" run.dir="$study/smollm2_$1" checkpoint.resume="$smol_run" \
+    hash.dense_layers=2 hash.bits="$main_bits" hash.evaluation.bits="[$main_bits]" \
+    hash.weights="$study/smollm2_linux-doc_${main_bits}_ranking.h5" \
+    hash.evaluation.seq_len="$1" hash.evaluation.sequences=8 decode.eval_tokens=32 \
+    decode.loki_channels=16 data.validation="$study/linux-doc_held_out.h5" \
+    train.micro_batch_size=1 train.global_batch_size="$ranks"
+}
+
+smol_tasks() {
+  switchyard eval-tasks "$smol" run.dir="$study/smollm2_tasks" checkpoint.resume="$smol_run" \
+    hash.dense_layers=2 hash.bits="$main_bits" hash.evaluation.bits="[$main_bits]" \
+    hash.weights="$study/smollm2_linux-doc_${main_bits}_ranking.h5" \
+    hash.evaluation.budgets="[0.015625, 0.03125]" tasks.lengths="[1024, 2048, 4096, 8192]" \
+    decode.loki_channels=16
+}
+
+study_smollm2() {
+  say "SmolLM2-135M-Instruct, and texts"
+  scripts/fetch_smollm2.sh
+  scripts/fetch_essays.sh
+  step smollm2.texts smol_texts
+  for width in $bits; do
+    say "Projections of $width bits"
+    step "smollm2.$width" smol_learn linux-doc "$width" ranking
+  done
+  say "$main_bits bits of another source, and by the paper's objective"
+  step smollm2.code smol_learn code "$main_bits" ranking
+  step smollm2.paper smol_learn linux-doc "$main_bits" paper
+  for length in 4096 8192; do
+    say "Every way to choose keys, texts of $length tokens"
+    step "smollm2.$length" smol_measure "$length"
+    scripts/plot_hash.py "$study/smollm2_$length" --out "$study/smollm2_$length"
+  done
+  say "Tasks in English"
+  step smollm2.tasks smol_tasks
+  say "Tables"
+  scripts/hata_table.py --bits "$main_bits" --learning "$study"/smollm2_*.jsonl -- \
+    4096 "$study/smollm2_4096/hash/evaluation.json" \
+    8192 "$study/smollm2_8192/hash/evaluation.json" >"$study/smollm2.md"
+  cat "$study/smollm2.md"
+}
+
 # Arguments: configuration, key without its section. Prints the first value of that key.
 value_of() {
   build/switchyard train "$1" parallel.ep=1 --print-config |
@@ -148,6 +235,11 @@ say "Build"
 cmake --preset release >/dev/null
 cmake --build --preset release --target switchyard
 mkdir -p "$study/done"
+
+if [[ $model == smollm2 ]]; then
+  study_smollm2
+  exit
+fi
 
 say "Recall tasks, and a model that solves them: $recall"
 # Assigned by itself, because an error within the arguments of a command would not stop the script.

@@ -6,6 +6,9 @@
 """
 
 import argparse
+import json
+import pathlib
+import statistics
 
 import endings
 from plot_hash import (METHODS, PAPER_BUDGETS, Evaluation, mean_answers, nearest_budget,
@@ -92,6 +95,42 @@ def layer_table(evaluation, budget, bits):
     return lines
 
 
+def learning_table(paths):
+    """Learned projections beside those that are not learned, from metrics of train-hash.
+
+    Recall and mass at the smallest budget, means over layers and heads, and in how many layers the
+    learned ones are ahead of all others."""
+    forms = ["", "_itq", "_balanced", "_centred", "_random"]
+    names = ["learned", "itq", "balanced", "centred", "random signs"]
+    lines = header(["training", *[f"{name}: recall, mass" for name in names], "best mass",
+                    "ahead in layers: recall, mass"])
+    for path in paths:
+        layers = {}
+        for line in pathlib.Path(path).read_text().splitlines():
+            record = json.loads(line)
+            if "held_out" in record:
+                layers.setdefault(record["layer"], []).append(record["held_out"])
+        if not layers:
+            raise endings.Unusable(f"{path} has no measurements: run train-hash with "
+                                   "data.validation")
+
+        def of_layer(heads, key):
+            return statistics.mean(head[key][0] for head in heads)
+
+        def mean(key):
+            return statistics.mean(of_layer(heads, key) for heads in layers.values())
+
+        present = [form for form in forms if "recall" + form in next(iter(layers.values()))[0]]
+        cells = [f"{mean('recall' + form):.3f}, {mean('attention_mass' + form):.3f}"
+                 if form in present else "-" for form in forms]
+        ahead = [sum(of_layer(heads, figure) > max(of_layer(heads, figure + form)
+                                                   for form in present[1:])
+                     for heads in layers.values()) for figure in ("recall", "attention_mass")]
+        lines.append(row([pathlib.Path(path).stem, *cells, f"{mean('attention_mass_best'):.3f}",
+                          f"{ahead[0]}, {ahead[1]} of {len(layers)}"]))
+    return lines
+
+
 def describe(name, evaluation, bits):
     content = evaluation.content
     lines = [f"## {name}", "",
@@ -110,12 +149,16 @@ def describe(name, evaluation, bits):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("evaluations", nargs="+", metavar="NAME FILE",
+    parser.add_argument("evaluations", nargs="*", metavar="NAME FILE",
                         help="pairs of a name and an evaluation.json")
+    parser.add_argument("--learning", nargs="+", metavar="FILE", default=[],
+                        help="metrics.jsonl of train-hash, for a table of what learning gains")
     parser.add_argument("--bits", type=int, help="bits of the codes; default: 128 or the nearest")
     arguments = parser.parse_args()
     if len(arguments.evaluations) % 2:
         parser.error("every name needs a file")
+    if arguments.learning:
+        print("\n".join([*learning_table(arguments.learning), ""]))
     pairs = zip(arguments.evaluations[::2], arguments.evaluations[1::2])
     for name, path in pairs:
         evaluation = Evaluation(path)

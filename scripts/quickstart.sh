@@ -55,35 +55,6 @@ ranks() {
   mpirun -n 4 --oversubscribe --bind-to none --mca mpi_yield_when_idle 1 "$@"
 }
 
-# Downloads the package and keeps its .rst files; installs nothing. The function is a subshell, so
-# that the trap removes the scratch folder at its end.
-fetch_linux_doc() (
-  if ! apt-cache show linux-doc >/dev/null 2>&1; then
-    if (($(id -u) == 0)); then apt-get update -q; else sudo apt-get update -q; fi
-  fi
-  # Debian's linux-doc only names the versioned package that holds the files.
-  package=$(apt-cache depends linux-doc | awk '$1 == "Depends:" && $2 ~ /^linux-doc-/ {print $2}')
-  package=${package:-linux-doc}
-  scratch=$(mktemp -d)
-  trap 'rm -rf "$scratch"' EXIT
-  # As root, apt downloads as the user _apt.
-  if (($(id -u) == 0)); then chown _apt "$scratch"; fi
-  (cd "$scratch" && apt-get download -q "$package")
-  mkdir "$scratch/text"
-  dpkg-deb --fsys-tarfile "$scratch"/*.deb | tar -x -C "$scratch/text" --wildcards '*.rst*'
-  # The package also has the sources of its HTML pages, named .rst.txt.
-  find "$scratch/text" -type f ! -name '*.rst' ! -name '*.rst.gz' -delete
-  [[ -n $(find "$scratch/text" -type f -print -quit) ]] || {
-    echo "quickstart: $package holds no .rst files; give a text with --text" >&2
-    exit 1
-  }
-  mkdir -p "$(dirname "$default_text")"
-  # The rename comes last, so that a folder of this name is complete.
-  rm -rf "$default_text.partial"
-  mv "$scratch/text" "$default_text.partial"
-  mv "$default_text.partial" "$default_text"
-)
-
 # Makes token files and tokenizer, then writes the name of their text to $data/source.
 make_token_files() {
   local source=${text:-$default_text}
@@ -96,7 +67,7 @@ make_token_files() {
     echo "$data exists already"
     return
   fi
-  [[ -n $text || -d $default_text ]] || fetch_linux_doc
+  [[ -n $text ]] || scripts/fetch_linux_doc.sh
   mkdir -p "$data"
   build/switchyard tokenize "$config" "data.text=[\"$source\"]"
   printf '%s\n' "$source" >"$data/source"

@@ -102,6 +102,25 @@ class PlotHashTest(unittest.TestCase):
         self.assertIn("| MagicPIG | 97.0 | 50.00 | 50.00 | 50.00 | 57.91 |", done.stdout)
         self.assertIn("| 2 | 0.750 | 0.625 | 0.900 | 0.900 |", done.stdout)
 
+    def test_a_table_says_what_learning_gains(self):
+        def held_out(layer, recall, itq, mass, itq_mass):
+            return json.dumps({"layer": layer, "kv_head": 0, "held_out": {
+                "recall": [recall, 0.9], "recall_itq": [itq, 0.9], "recall_random": [0.25, 0.5],
+                "attention_mass": [mass, 1], "attention_mass_itq": [itq_mass, 1],
+                "attention_mass_random": [0.125, 1], "attention_mass_best": [0.9, 1]}})
+
+        path = self.root / "some_bits.jsonl"
+        path.write_text("\n".join([json.dumps({"layer": 2, "kv_head": 0, "step": 0, "loss": 3}),
+                                   held_out(2, 0.5, 0.75, 0.8, 0.7),
+                                   held_out(3, 0.75, 0.5, 0.8, 0.6)]))
+        table = hata_table.learning_table([path])
+        self.assertEqual(table[-1], "| some_bits | 0.625, 0.800 | 0.625, 0.650 | - | - | "
+                                    "0.250, 0.125 | 0.900 | 1, 2 of 2 |")
+
+        path.write_text(json.dumps({"layer": 2, "kv_head": 0, "step": 0, "loss": 3}))
+        with self.assertRaises(hata_table.endings.Unusable):
+            hata_table.learning_table([path])
+
     def test_names_a_file_that_is_none(self):
         self.write({"format": "other"})
 
