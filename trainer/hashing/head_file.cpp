@@ -86,19 +86,19 @@ std::vector<NamedQuality> read_quality(const hdf5::File& file) {
   return held_out;
 }
 
-struct NamedTensor {
+struct HeadTensor {
   const char* name;
   Tensor HashTensors::*tensor;
 };
-constexpr NamedTensor kTensors[] = {{"weight", &HashTensors::keys},
-                                    {"query_weight", &HashTensors::queries},
-                                    {"threshold", &HashTensors::thresholds}};
+constexpr HeadTensor kHeadTensors[] = {{"weight", &HashTensors::keys},
+                                       {"query_weight", &HashTensors::queries},
+                                       {"threshold", &HashTensors::thresholds}};
 
 bool has_key(const hdf5::File& file) { return file.has_attribute("key"); }
 
 HeadResult read_result(const hdf5::File& file) {
   HeadResult result;
-  for (const NamedTensor& of : kTensors) {
+  for (const HeadTensor& of : kHeadTensors) {
     if (!file.contains(of.name)) continue;
     const std::vector<float> values = read<float>(file, of.name);
     Tensor& tensor = result.hash.*of.tensor;
@@ -114,7 +114,7 @@ HeadResult read_result(const hdf5::File& file) {
   return result;
 }
 
-std::span<const float> values_of(const Tensor& tensor) {
+std::span<const float> elements_of(const Tensor& tensor) {
   return {tensor.data<float>(), static_cast<size_t>(tensor.num_elements())};
 }
 
@@ -122,8 +122,8 @@ std::span<const float> values_of(const Tensor& tensor) {
 
 void save_head(const fs::path& path, const std::string& key, const HeadResult& result) {
   NotFinite count;
-  for (const NamedTensor& of : kTensors) {
-    if (result.hash.*of.tensor) count += count_not_finite(values_of(result.hash.*of.tensor));
+  for (const HeadTensor& of : kHeadTensors) {
+    if (result.hash.*of.tensor) count += count_not_finite(elements_of(result.hash.*of.tensor));
   }
   require(count.total() == 0, "{} is not written: the projection would hold {}; {}", path.string(),
           describe(count), kHashLearningRemedy);
@@ -132,11 +132,11 @@ void save_head(const fs::path& path, const std::string& key, const HeadResult& r
   write_durably(path, [&](const fs::path& unfinished) {
     hdf5::File file = hdf5::File::create(unfinished);
     file.set_string("key", key);
-    for (const NamedTensor& of : kTensors) {
+    for (const HeadTensor& of : kHeadTensors) {
       const Tensor& tensor = result.hash.*of.tensor;
       if (!tensor) continue;
       const std::span dims = tensor.shape().dims();
-      write<float>(file, of.name, {dims.begin(), dims.end()}, values_of(tensor));
+      write<float>(file, of.name, {dims.begin(), dims.end()}, elements_of(tensor));
     }
     write<double>(file, "losses", {std::ssize(result.losses), kLossFields}, flatten(result.losses));
     if (!result.held_out.empty()) write_quality(file, result.held_out);
