@@ -17,4 +17,13 @@ struct HashTensors {
   }
 };
 
+// Each of the tensors, and its name in files. Codes of signs have the first alone.
+struct NamedHashTensor {
+  const char* name;
+  Tensor HashTensors::*tensor;
+};
+inline constexpr NamedHashTensor kHashTensors[] = {{"hash_weight", &HashTensors::keys},
+                                                   {"query_weight", &HashTensors::queries},
+                                                   {"threshold", &HashTensors::thresholds}};
+
 }  // namespace switchyard

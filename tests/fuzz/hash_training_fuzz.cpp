@@ -33,7 +33,7 @@ std::filesystem::path build_head(FuzzedDataProvider& input) {
     builder.attribute("crc32c", fuzz::checksum(values));
   };
   builder.attribute("held_out", "learned random");
-  for (const char* name : {"weight", "query_weight"}) {
+  for (const char* name : {"hash_weight", "query_weight"}) {
     const auto weight = builder.dataset<float>(name, {1, 4, 32}, std::vector<float>(128));
     builder.attribute("crc32c", fuzz::checksum(weight));
   }

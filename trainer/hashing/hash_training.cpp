@@ -395,9 +395,8 @@ void HashTraining::publish() {
       require(result.has_value(), "{} was removed or damaged; run train-hash again",
               head_path(unit).string());
       HashTensors& layer = weights.layers[static_cast<size_t>(unit.layer)];
-      for (const auto tensor :
-           {&HashTensors::keys, &HashTensors::queries, &HashTensors::thresholds}) {
-        put_head(result->hash.*tensor, model.num_kv_heads, unit.kv_head, layer.*tensor);
+      for (const NamedHashTensor& of : kHashTensors) {
+        put_head(result->hash.*of.tensor, model.num_kv_heads, unit.kv_head, layer.*of.tensor);
       }
     }
     // The weights come last: without them the next training writes both anew.

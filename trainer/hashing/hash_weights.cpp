@@ -32,19 +32,11 @@ std::span<const float> values_of(const Tensor& tensor) {
   return {tensor.data<float>(), static_cast<size_t>(tensor.num_elements())};
 }
 
-struct NamedTensor {
-  const char* name;  // of the dataset
-  Tensor HashTensors::*tensor;
-};
-constexpr NamedTensor kTensors[] = {{"hash_weight", &HashTensors::keys},
-                                    {"query_weight", &HashTensors::queries},
-                                    {"threshold", &HashTensors::thresholds}};
-
 // Those that a file of this version has.
-std::span<const NamedTensor> tensors_of(int64_t version) {
-  return std::span(kTensors).first(version == kSigns ? 1 : 3);
+std::span<const NamedHashTensor> tensors_of(int64_t version) {
+  return std::span(kHashTensors).first(version == kSigns ? 1 : 3);
 }
-std::span<const NamedTensor> tensors_of(const HashWeights& weights) {
+std::span<const NamedHashTensor> tensors_of(const HashWeights& weights) {
   return tensors_of(weights.has_planes() ? kPlanes : kSigns);
 }
 
@@ -57,7 +49,7 @@ uint32_t checksum(const HashWeights& weights) {
   for (int layer = 0; layer < weights.num_layers; ++layer) {
     if (!weights.has_layer(layer)) continue;
     crc = crc32c(std::as_bytes(std::span(&layer, 1)), crc);
-    for (const NamedTensor& of : tensors_of(weights)) {
+    for (const NamedHashTensor& of : tensors_of(weights)) {
       const Tensor& tensor = weights.layers[static_cast<size_t>(layer)].*of.tensor;
       crc = crc32c(std::as_bytes(values_of(tensor)), crc);
     }
@@ -77,15 +69,15 @@ void describe(hdf5::File& file, const HashWeights& weights) {
   file.set_int("crc32c", checksum(weights));
 }
 
-Shape shape_of(const HashWeights& weights, const NamedTensor& of) {
+Shape shape_of(const HashWeights& weights, const NamedHashTensor& of) {
   if (of.tensor == &HashTensors::thresholds) return {weights.num_kv_heads, weights.bits};
   return {weights.num_kv_heads, weights.head_dim, weights.bits};
 }
 
 void read_layer(const hdf5::File& file, HashWeights& weights, int layer,
-                std::span<const NamedTensor> tensors) {
-  if (!file.contains(dataset_name(layer, kTensors[0].name))) return;
-  for (const NamedTensor& of : tensors) {
+                std::span<const NamedHashTensor> tensors) {
+  if (!file.contains(dataset_name(layer, kHashTensors[0].name))) return;
+  for (const NamedHashTensor& of : tensors) {
     const hdf5::Dataset dataset = file.dataset(dataset_name(layer, of.name));
     const Shape shape = shape_of(weights, of);
     require(Shape(dataset.shape()) == shape, "{} has the shape {}, not {}", dataset.where(),
@@ -147,7 +139,7 @@ std::string describe_not_finite(const HashWeights& weights) {
     if (!weights.has_layer(layer)) continue;
     for (int head = 0; head < weights.num_kv_heads; ++head) {
       NotFinite count;
-      for (const NamedTensor& of : tensors_of(weights)) {
+      for (const NamedHashTensor& of : tensors_of(weights)) {
         const Tensor& stack = weights.layers[static_cast<size_t>(layer)].*of.tensor;
         count += count_of(stack.view().rows(head, 1));
       }
@@ -187,7 +179,7 @@ void save_hash_weights(const fs::path& path, const HashWeights& weights) {
     describe(file, weights);
     for (int layer = 0; layer < weights.num_layers; ++layer) {
       if (!weights.has_layer(layer)) continue;
-      for (const NamedTensor& of : tensors_of(weights)) {
+      for (const NamedHashTensor& of : tensors_of(weights)) {
         const Tensor& tensor = weights.layers[static_cast<size_t>(layer)].*of.tensor;
         const std::span dims = tensor.shape().dims();
         file.create_dataset(dataset_name(layer, of.name), hdf5::Element::f32,
@@ -223,7 +215,7 @@ HashWeights read_hash_weights(const fs::path& path) {
 
 NotFinite count_not_finite(const HashWeights& weights, int layer) {
   NotFinite count;
-  for (const NamedTensor& of : tensors_of(weights)) {
+  for (const NamedHashTensor& of : tensors_of(weights)) {
     count += count_of(weights.layers[static_cast<size_t>(layer)].*of.tensor);
   }
   return count;

@@ -86,19 +86,11 @@ std::vector<NamedQuality> read_quality(const hdf5::File& file) {
   return held_out;
 }
 
-struct HeadTensor {
-  const char* name;
-  Tensor HashTensors::*tensor;
-};
-constexpr HeadTensor kHeadTensors[] = {{"weight", &HashTensors::keys},
-                                       {"query_weight", &HashTensors::queries},
-                                       {"threshold", &HashTensors::thresholds}};
-
 bool has_key(const hdf5::File& file) { return file.has_attribute("key"); }
 
 HeadResult read_result(const hdf5::File& file) {
   HeadResult result;
-  for (const HeadTensor& of : kHeadTensors) {
+  for (const NamedHashTensor& of : kHashTensors) {
     if (!file.contains(of.name)) continue;
     const std::vector<float> values = read<float>(file, of.name);
     Tensor& tensor = result.hash.*of.tensor;
@@ -122,7 +114,7 @@ std::span<const float> elements_of(const Tensor& tensor) {
 
 void save_head(const fs::path& path, const std::string& key, const HeadResult& result) {
   NotFinite count;
-  for (const HeadTensor& of : kHeadTensors) {
+  for (const NamedHashTensor& of : kHashTensors) {
     if (result.hash.*of.tensor) count += count_not_finite(elements_of(result.hash.*of.tensor));
   }
   require(count.total() == 0, "{} is not written: the projection would hold {}; {}", path.string(),
@@ -132,7 +124,7 @@ void save_head(const fs::path& path, const std::string& key, const HeadResult& r
   write_durably(path, [&](const fs::path& unfinished) {
     hdf5::File file = hdf5::File::create(unfinished);
     file.set_string("key", key);
-    for (const HeadTensor& of : kHeadTensors) {
+    for (const NamedHashTensor& of : kHashTensors) {
       const Tensor& tensor = result.hash.*of.tensor;
       if (!tensor) continue;
       const std::span dims = tensor.shape().dims();
