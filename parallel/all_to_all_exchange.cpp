@@ -308,7 +308,9 @@ std::unique_ptr<ExchangePlan> AllToAllExchange::begin_plan(Stream& stream, Works
                                   .ranks = ep_.size(),
                                   .top_k = idx.dim(1),
                                   .deduplicate = options_.deduplicate,
-                                  .kept_share = options_.counted_share};
+                                  .kept_share = options_.counted_share,
+                                  .rank = ep_.rank(),
+                                  .load = options_.counted_load};
     const std::vector<int64_t> of_chunk = routing.counts(chunk.tokens);
     balanced.insert(balanced.end(), of_chunk.begin(), of_chunk.end());
   }

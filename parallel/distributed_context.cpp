@@ -144,16 +144,18 @@ DistributedContext::DistributedContext(MpiRuntime& mpi, ParallelLayout layout, D
   edp_ = groups.make(layout.edp_group(rank), "edp");
 }
 
-DistributedContext::DistributedContext(ParallelLayout layout, int rank)
+DistributedContext::DistributedContext(ParallelLayout layout, int rank,
+                                       CollectiveObserver* observer)
     : layout_(layout),
-      world_(make_counting_communicator(rank, layout.world_size(), "world")),
-      tp_(make_counting_communicator(layout.tp_rank(rank), layout.tp(), "tp")),
-      dp_(make_counting_communicator(layout.dp_rank(rank), layout.dp(), "dp")),
-      ep_(make_counting_communicator(layout.ep_rank(rank), layout.ep(), "ep")),
-      edp_(make_counting_communicator(layout.edp_rank(rank), layout.edp(), "edp")) {}
+      world_(make_counting_communicator(rank, layout.world_size(), "world", observer)),
+      tp_(make_counting_communicator(layout.tp_rank(rank), layout.tp(), "tp", observer)),
+      dp_(make_counting_communicator(layout.dp_rank(rank), layout.dp(), "dp", observer)),
+      ep_(make_counting_communicator(layout.ep_rank(rank), layout.ep(), "ep", observer)),
+      edp_(make_counting_communicator(layout.edp_rank(rank), layout.edp(), "edp", observer)) {}
 
-DistributedContext DistributedContext::counting(ParallelLayout layout, int rank) {
-  return {layout, rank};
+DistributedContext DistributedContext::counting(ParallelLayout layout, int rank,
+                                                CollectiveObserver* observer) {
+  return {layout, rank, observer};
 }
 
 void DistributedContext::set_step(int64_t step) const {

@@ -54,6 +54,8 @@ class MpiRuntime {
   std::unique_ptr<Communicator> world_;
 };
 
+class CollectiveObserver;
+
 // The groups of one rank. The constructor makes all of them and opens their connections; it is
 // collective over `world`.
 class DistributedContext {
@@ -66,9 +68,11 @@ class DistributedContext {
 
   // The context of `rank` in any layout, without MPI and without the other ranks, for planning on a
   // device that only counts. Groups know their sizes and this rank's index, and their collectives
-  // move no data (counting_communicator.h). The cost does not depend on the number of ranks. This
-  // is a named function, so that no context of a run is made this way by mistake.
-  static DistributedContext counting(ParallelLayout layout, int rank);
+  // move no data but tell the observer, if there is one (counting_communicator.h). The cost does
+  // not depend on the number of ranks. This is a named function, so that no context of a run is
+  // made this way by mistake.
+  static DistributedContext counting(ParallelLayout layout, int rank,
+                                     CollectiveObserver* observer = nullptr);
 
   const ParallelLayout& layout() const { return layout_; }
   int rank() const { return world().rank(); }
@@ -90,7 +94,7 @@ class DistributedContext {
   void set_phase(Phase phase) const;
 
  private:
-  DistributedContext(ParallelLayout layout, int rank);
+  DistributedContext(ParallelLayout layout, int rank, CollectiveObserver* observer);
 
   ParallelLayout layout_;
   Watchdog* watchdog_ = nullptr;  // of the runtime; null without MPI

@@ -29,13 +29,19 @@ std::vector<int64_t> BalancedRouting::counts(int64_t tokens) const {
       deduplicate ? mean_ranks_per_token(num_experts, top_k, ranks) / static_cast<double>(top_k)
                   : 1.0;
   const int64_t local_experts = num_experts / ranks;
+  const auto load_of = [&](int64_t other) {
+    if (ranks == 1) return 1.0;
+    const auto all = static_cast<double>(ranks);
+    return other == rank ? load : (all - load) / (all - 1.0);
+  };
   std::vector<int64_t> counts;
-  for (int64_t rank = 0; rank < ranks; ++rank) {
+  for (int64_t to = 0; to < ranks; ++to) {
     const size_t rows = counts.size();
     counts.push_back(0);
     int64_t to_rank = 0;
-    for (int64_t e = rank * local_experts; e < (rank + 1) * local_experts; ++e) {
-      counts.push_back(assignments * (e + 1) / num_experts - assignments * e / num_experts);
+    for (int64_t e = to * local_experts; e < (to + 1) * local_experts; ++e) {
+      const int64_t mean = assignments * (e + 1) / num_experts - assignments * e / num_experts;
+      counts.push_back(std::llround(static_cast<double>(mean) * load_of(to)));
       to_rank += counts.back();
     }
     counts[rows] = std::llround(static_cast<double>(to_rank) * rows_per_assignment);

@@ -33,13 +33,16 @@ class CountsOnHost {
   Event copied_;
 };
 
-// Computes the counts of plan_sends on a device that only counts, for balanced routing.
+// Computes the counts of plan_sends on a device that only counts, for routing that is balanced but
+// for one rank.
 struct BalancedRouting {
   int64_t num_experts;
   int64_t ranks;
   int64_t top_k;
   bool deduplicate;
   double kept_share;  // of the assignments
+  int64_t rank = 0;   // whose experts get `load` times the mean; the others share the rest
+  double load = 1.0;
 
   //   result  [ranks, 1 + local experts], see SendPlan::counts
   std::vector<int64_t> counts(int64_t tokens) const;

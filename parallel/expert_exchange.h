@@ -23,10 +23,12 @@ struct ExchangeFigures {
 struct ExchangeOptions {
   bool deduplicate = true;  // a token with several experts on one rank is sent there once
   int chunks = 1;           // number of parts in which a micro-batch's tokens are sent
-  // A device that only counts routes no tokens. Every expert then gets the same number of
-  // assignments, of which this share is kept, and a token's experts lie on as many ranks as those
-  // of a random choice do on average.
+  // A device that only counts routes no tokens. The experts of a rank then get the same number of
+  // assignments each, of which this share is kept, and a token's experts lie on as many ranks as
+  // those of a random choice do on average.
   double counted_share = 1.0;
+  // This rank's experts get this many times the assignments of a rank in the mean.
+  double counted_load = 1.0;
 };
 
 // Rows at the rank of their experts, in the order of expert, then source rank, then token.

@@ -77,9 +77,8 @@ class CommandLine {
         eval_tasks_command, CheckpointUse::inference);
     add_generate();
     add_bench();
-    add("plan", "The same as --dry-run", [this](MpiRuntime& mpi, const LoadedConfig& loaded) {
-      return plan_command(mpi, loaded, planned_ranks(mpi));
-    });
+    add_plan();
+    add_calibrate();
     add_export();
     add_import();
     add_inspect();
@@ -252,6 +251,31 @@ class CommandLine {
     });
   }
 
+  void add_plan() {
+    CLI::App* command = add(
+        "plan", "Parameters, memory and disk; with --machine, the time of a step, too",
+        [this](MpiRuntime& mpi, const LoadedConfig& loaded) {
+          return plan_command(mpi, loaded, planned_ranks(mpi), plan_);
+        },
+        std::nullopt, UsesLayout::yes);
+    command->add_option("--machine", plan_.machine,
+                        "description of a machine: configs/machines/, or a file of calibrate");
+    command->add_flag("--search", plan_.search, "rank the layouts that fit into the memory");
+    command->add_option("--expert-load", plan_.expert_load,
+                        "metrics.jsonl of a run whose routing is to be assumed");
+    command->add_flag("--json", plan_.json, "print one JSON object");
+  }
+
+  void add_calibrate() {
+    CLI::App* command = app_.add_subcommand("calibrate", "Measure this machine for plan --machine");
+    command->add_option("--out", calibrate_.out, "file to write")->required();
+    command->add_option("--device", calibrate_.device, "cpu, cuda or cuda:N")
+        ->capture_default_str();
+    command->callback([this] {
+      chosen_ = [this](MpiRuntime& mpi) { return calibrate_command(mpi, calibrate_); };
+    });
+  }
+
   void add_export() {
     CLI::App* command = add(
         "export", "Write the newest checkpoint's model for transformers and llama.cpp",
@@ -315,6 +339,8 @@ class CommandLine {
   ConfigArguments arguments_;
   GenerateOptions generate_;
   BenchOptions bench_;
+  PlanOptions plan_;
+  CalibrateOptions calibrate_;
   DecodeBenchOptions decode_bench_;
   std::vector<std::string> decode_dtypes_ = {"f32", "bf16"};
   std::string decode_codes_ = "planes", decode_device_ = "cpu", decode_json_;

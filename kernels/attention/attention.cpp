@@ -31,14 +31,14 @@ AttentionShape require_operands(ConstTensorView q, ConstTensorView k, ConstTenso
   return shape;
 }
 
-// Adds `products` products of [seq_len, head_dim] with half of the scores, including the diagonal.
-void count_products(Stream& stream, const AttentionShape& shape, int products) {
-  Tally* tally = stream.tally();
-  if (tally == nullptr) return;
-  const auto keys = 0.5 * static_cast<double>(shape.seq_len + 1);
-  const auto width = static_cast<double>(shape.heads * shape.head_dim);
-  tally->attention +=
-      products * 2.0 * static_cast<double>(shape.batch * shape.seq_len) * width * keys;
+void show_products(Stream& stream, const AttentionShape& shape, DType dtype, bool backward) {
+  if (!stream.observer()) return;
+  stream.observer()->attention({.backward = backward,
+                                .dtype = dtype,
+                                .batch = shape.batch,
+                                .heads = shape.heads,
+                                .seq_len = shape.seq_len,
+                                .head_dim = shape.head_dim});
 }
 
 void require_outputs(const AttentionShape& shape, DType dtype, ConstTensorView out,
@@ -61,7 +61,7 @@ void attention_forward(Stream& stream, Workspace& workspace, ConstTensorView q, 
                        TensorView out, TensorView lse) {
   const AttentionShape shape = require_operands(q, k, v, document_start, scale);
   require_outputs(shape, q.dtype(), out, "out", lse);
-  count_products(stream, shape, /*products=*/2);
+  show_products(stream, shape, q.dtype(), /*backward=*/false);
   count_scratch(
       stream, workspace, [&] { cpu::attention_forward_scratch(workspace, shape); }, no_scratch);
   SWITCHYARD_BODY(stream, attention_forward)
@@ -78,7 +78,7 @@ void attention_backward(Stream& stream, Workspace& workspace, ConstTensorView do
   require_like(dq, q, "dq");
   require_like(dk, k, "dk");
   require_like(dv, v, "dv");
-  count_products(stream, shape, /*products=*/4);
+  show_products(stream, shape, q.dtype(), /*backward=*/true);
   count_scratch(
       stream, workspace, [&] { cpu::attention_backward_scratch(workspace, shape, q.dtype()); },
       [&] { cuda::attention_backward_scratch(workspace, q); });

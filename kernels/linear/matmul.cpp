@@ -66,11 +66,8 @@ void compute_grouped(int64_t num_experts, const ProductOfExpert& product_of_expe
   }
 }
 
-void count_product(Stream& stream, int64_t m, int64_t n, int64_t k) {
-  if (Tally* tally = stream.tally()) {
-    tally->products +=
-        2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
-  }
+void show_products(Stream& stream, const Products& products) {
+  if (stream.observer()) stream.observer()->products(products);
 }
 
 void require_operand_dtype(ConstTensorView x, const char* name) {
@@ -112,7 +109,10 @@ void matmul(Stream& stream, ConstTensorView a, Transpose transpose_a, ConstTenso
           to_string(a.shape()), ta ? " transposed" : "", to_string(b.shape()),
           tb ? " transposed" : "");
   require_shape(c, {a.dim(ta), b.dim(1 - tb)}, "c");
-  count_product(stream, c.dim(0), c.dim(1), a.dim(1 - ta));
+  const ProductKind kind = ta   ? ProductKind::weight_gradient
+                           : tb ? ProductKind::forward
+                                : ProductKind::input_gradient;
+  show_products(stream, {kind, a.dtype(), c.dim(0), c.dim(1), a.dim(1 - ta)});
   SWITCHYARD_BODY(stream, matmul)(stream, a, transpose_a, b, transpose_b, accumulate, c);
 }
 
@@ -123,7 +123,8 @@ void grouped_linear_forward(Stream& stream, ConstTensorView x, ConstTensorView w
   require_dtype(y, x.dtype(), "y");
   require_shape(x, {x.dim(0), weight.dim(2)}, "x");
   require_shape(y, {x.dim(0), weight.dim(1)}, "y");
-  count_product(stream, x.dim(0), weight.dim(1), weight.dim(2));
+  show_products(stream, {ProductKind::forward, x.dtype(), x.dim(0), weight.dim(1), weight.dim(2),
+                         row_offsets});
   SWITCHYARD_BODY(stream, grouped_linear_forward)(stream, x, weight, row_offsets, y);
 }
 
@@ -134,7 +135,8 @@ void grouped_linear_backward_input(Stream& stream, ConstTensorView dy, ConstTens
   require_dtype(dx, dy.dtype(), "dx");
   require_shape(dy, {dy.dim(0), weight.dim(1)}, "dy");
   require_shape(dx, {dy.dim(0), weight.dim(2)}, "dx");
-  count_product(stream, dy.dim(0), weight.dim(1), weight.dim(2));
+  show_products(stream, {ProductKind::input_gradient, dy.dtype(), dy.dim(0), weight.dim(2),
+                         weight.dim(1), row_offsets});
   SWITCHYARD_BODY(stream, grouped_linear_backward_input)(stream, dy, weight, row_offsets, dx);
 }
 
@@ -145,7 +147,8 @@ void grouped_linear_backward_weight(Stream& stream, ConstTensorView dy, ConstTen
   require_dtype(dweight, DType::f32, "dweight");
   require_shape(dy, {dy.dim(0), dweight.dim(1)}, "dy");
   require_shape(x, {dy.dim(0), dweight.dim(2)}, "x");
-  count_product(stream, dy.dim(0), dweight.dim(1), dweight.dim(2));
+  show_products(stream, {ProductKind::weight_gradient, dy.dtype(), dweight.dim(1), dweight.dim(2),
+                         dy.dim(0), row_offsets});
   SWITCHYARD_BODY(stream, grouped_linear_backward_weight)(stream, dy, x, row_offsets, dweight);
 }
 

@@ -17,9 +17,8 @@ void matmul_with_bias(Stream& stream, ConstTensorView a, Transpose transpose_a, 
   require_dtype(c, a.dtype(), "c");
   require_shape(bias, {b.dim(1 - tb)}, "bias");
   require_shape(c, {a.dim(ta), b.dim(1 - tb)}, "c");
-  if (Tally* tally = stream.tally()) {
-    tally->products +=
-        2.0 * static_cast<double>(c.num_elements()) * static_cast<double>(a.dim(1 - ta));
+  if (WorkObserver* observer = stream.observer()) {
+    observer->products({ProductKind::forward, a.dtype(), c.dim(0), c.dim(1), a.dim(1 - ta)});
   }
   SWITCHYARD_BODY(stream, matmul_with_bias)(stream, a, transpose_a, b, transpose_b, bias, c);
 }

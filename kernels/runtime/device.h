@@ -16,7 +16,7 @@ struct Device {
   //   - Tensors, buffers and workspaces have sizes and addresses, but own no memory. A workspace
   //     counts bytes as on a real device. Reading or writing an address faults.
   //   - Ops check shapes and dtypes, take from the workspace what their bodies for this kind would
-  //     take, add their floating point operations to the stream's Tally, and do nothing else.
+  //     take, tell the stream's observer, and do nothing else.
   //   - Streams, events and stopwatches do nothing; a copy to or from such a device does nothing.
   bool counts_only = false;
 
@@ -66,6 +66,7 @@ struct EventState;
 
 class Profiler;
 class Stream;
+class WorkObserver;
 
 // A point in a stream's work that the host and other streams can wait for.
 class Event {
@@ -93,15 +94,6 @@ class Event {
   cuda::EventState* cuda_ = nullptr;  // CUDA devices only
 };
 
-// Floating point operations of matrix products: a multiplication and an addition are two.
-struct Tally {
-  double products = 0.0;
-  // Attention's products of queries, keys and values; in the backward pass also those of gradients,
-  // but not the recomputed scores. A token sees (seq_len + 1) / 2 keys on average: the causal mask
-  // is taken into account, document masks are not.
-  double attention = 0.0;
-};
-
 // An ordered queue of work on one device; the first argument of every op. Ops on the CPU have
 // finished when they return; ops on a CUDA device may not have begun.
 class Stream {
@@ -124,9 +116,10 @@ class Stream {
   void set_profiler(Profiler* profiler) { profiler_ = profiler; }
   Profiler* profiler() const { return profiler_; }
 
-  // The operations of all ops put into the stream; the caller may reset it to zero. Null unless the
-  // device only counts.
-  Tally* tally() { return device_.counts_only ? &tally_ : nullptr; }
+  // Sees all work put into the stream (kernels/runtime/work_observer.h); may be null. It must
+  // outlive the work, or be set back to null before it is destroyed.
+  void set_observer(WorkObserver* observer) { observer_ = observer; }
+  WorkObserver* observer() const { return observer_; }
 
   // CUDA devices only; for kernels/cuda/support.h.
   cuda::StreamState* cuda() const { return cuda_; }
@@ -135,7 +128,7 @@ class Stream {
   Device device_;
   Profiler* profiler_ = nullptr;
   cuda::StreamState* cuda_ = nullptr;
-  Tally tally_;
+  WorkObserver* observer_ = nullptr;
 };
 
 }  // namespace switchyard

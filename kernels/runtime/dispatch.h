@@ -7,6 +7,7 @@
 #include "kernels/runtime/device.h"
 #include "kernels/runtime/memory.h"
 #include "kernels/runtime/tensor.h"
+#include "kernels/runtime/work_observer.h"
 #include "op_body.h"  // chosen by CMake: kernels/cuda/present/ or kernels/cuda/absent/
 
 // Calls the body of op `name` for the device of `stream`, cpu::name or cuda::name, after checking
@@ -25,6 +26,14 @@ void require_on_device(const Argument& argument, Device device, const char* op) 
   }
 }
 
+template <class Argument>
+int64_t bytes_of_tensor(const Argument& argument) {
+  if constexpr (std::is_base_of_v<ConstTensorView, Argument>) {
+    if (argument) return static_cast<int64_t>(argument.num_bytes());
+  }
+  return 0;
+}
+
 template <class Body>
 struct CheckedBody {
   Body* body;
@@ -37,8 +46,10 @@ struct CheckedBody {
   template <class... Args>
   void operator()(Stream& stream, Args&&... args) const {
     if (!across_devices) (require_on_device(args, stream.device(), name), ...);
-    if (stream.device().counts_only) return;
-    body(stream, std::forward<Args>(args)...);
+    WorkObserver* observer = stream.observer();
+    if (observer) observer->begin_op(name, (int64_t{0} + ... + bytes_of_tensor(args)));
+    if (!stream.device().counts_only) body(stream, std::forward<Args>(args)...);
+    if (observer) observer->end_op();
   }
 };
 template <class Body>

@@ -1,5 +1,5 @@
 // On a device that only counts (Device::counts_only), ops use workspaces as on a real device of the
-// kind and check their arguments, but do nothing; the operations of products are added up.
+// kind and check their arguments, but do nothing; an observer sees them.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -30,6 +30,7 @@
 #include "kernels/runtime/host_mirror.h"
 #include "kernels/runtime/stopwatch.h"
 #include "kernels/runtime/to_device.h"
+#include "kernels/runtime/work_observer.h"
 #include "kernels/vocabulary/cross_entropy.h"
 #include "kernels/vocabulary/embedding.h"
 #include "tests/support/error_of.h"
@@ -445,52 +446,112 @@ TEST_F(CountingTest, OpsOfMixturesAcceptItsTensors) {
   scatter_values(s, bench_.f32({5}), bench_.i32({5}), of_rows);
 }
 
-// ---- Floating point operations -----------------------------------------------------------------
+// ---- What an observer sees ---------------------------------------------------------------------
 
-TEST_F(CountingTest, ProductsAddUpTwoOperationsPerMultiplication) {
+struct SeenOp {
+  std::string name;
+  int64_t bytes;
+  bool operator==(const SeenOp&) const = default;
+};
+
+class Seen final : public WorkObserver {
+ public:
+  void products(const Products& p) override {
+    all_products.push_back(p);
+    flops += p.flops();
+  }
+  void attention(const AttentionProducts& p) override { attention_flops += p.flops(); }
+  void begin_op(const char* op, int64_t bytes) override { ops.push_back({op, bytes}), ++open; }
+  void end_op() override { --open; }
+
+  std::vector<Products> all_products;
+  std::vector<SeenOp> ops;
+  double flops = 0.0, attention_flops = 0.0;
+  int open = 0;
+};
+
+class ObserverTest : public CountingTest {
+ protected:
+  ObserverTest() { bench_.stream.set_observer(&seen_); }
+  ~ObserverTest() override { bench_.stream.set_observer(nullptr); }
+
+  Seen seen_;
+};
+
+TEST_F(ObserverTest, ProductsAreTwoOperationsPerMultiplication) {
   const TensorView a = bench_.f32({3, 5}), b = bench_.f32({7, 5}), c = bench_.f32({3, 7});
 
   matmul(bench_.stream, a, Transpose::no, b, Transpose::yes, Accumulate::no, c);
-  EXPECT_EQ(bench_.stream.tally()->products, 2.0 * 3 * 7 * 5);
+  EXPECT_EQ(seen_.flops, 2.0 * 3 * 7 * 5);
   matmul(bench_.stream, c, Transpose::yes, a, Transpose::no, Accumulate::yes, b);
-  EXPECT_EQ(bench_.stream.tally()->products, 4.0 * 3 * 7 * 5);
+  EXPECT_EQ(seen_.flops, 4.0 * 3 * 7 * 5);
   matmul_with_bias(bench_.stream, a, Transpose::no, b, Transpose::yes, bench_.f32({7}), c);
 
-  EXPECT_EQ(bench_.stream.tally()->products, 6.0 * 3 * 7 * 5);
-  EXPECT_EQ(bench_.stream.tally()->attention, 0.0);
+  EXPECT_EQ(seen_.flops, 6.0 * 3 * 7 * 5);
+  EXPECT_EQ(seen_.attention_flops, 0.0);
+  ASSERT_EQ(seen_.all_products.size(), 3U);
+  EXPECT_EQ(seen_.all_products[0].kind, ProductKind::forward);
+  EXPECT_EQ(seen_.all_products[1].kind, ProductKind::weight_gradient);
+  EXPECT_EQ(seen_.all_products[1].m, 7);
+  EXPECT_EQ(seen_.all_products[1].n, 5);
+  EXPECT_EQ(seen_.all_products[1].k, 3);
 }
 
-TEST_F(CountingTest, GroupedProductsCountTheRowsOfEveryExpert) {
+TEST_F(ObserverTest, GroupedProductsCountTheRowsOfEveryExpert) {
   const std::vector<int64_t> row_offsets = {0, 4, 4, 10};
   const TensorView x = bench_.f32({10, 5}), y = bench_.f32({10, 7}), weight = bench_.f32({3, 7, 5});
 
   grouped_linear_forward(bench_.stream, x, weight, row_offsets, y);
-  EXPECT_EQ(bench_.stream.tally()->products, 2.0 * 10 * 7 * 5);
+  EXPECT_EQ(seen_.flops, 2.0 * 10 * 7 * 5);
   grouped_linear_backward_input(bench_.stream, y, weight, row_offsets, x);
-  EXPECT_EQ(bench_.stream.tally()->products, 4.0 * 10 * 7 * 5);
+  EXPECT_EQ(seen_.flops, 4.0 * 10 * 7 * 5);
   grouped_linear_backward_weight(bench_.stream, y, x, row_offsets, weight);
 
-  EXPECT_EQ(bench_.stream.tally()->products, 6.0 * 10 * 7 * 5);
+  EXPECT_EQ(seen_.flops, 6.0 * 10 * 7 * 5);
+  ASSERT_EQ(seen_.all_products.size(), 3U);
+  for (const Products& p : seen_.all_products) {
+    EXPECT_THAT(p.row_offsets, testing::ElementsAreArray(row_offsets));
+  }
+  EXPECT_EQ(seen_.all_products[0].m, 10);
+  EXPECT_EQ(seen_.all_products[1].n, 5);
+  EXPECT_EQ(seen_.all_products[2].k, 10);
 }
 
 // Of 4 tokens, token t sees t + 1: 10 pairs of each of 2 sequences and 6 heads.
-TEST_F(CountingTest, AttentionCountsTheCausalHalfOfItsProducts) {
+TEST_F(ObserverTest, AttentionCountsTheCausalHalfOfItsProducts) {
   const double of_one_product = 2.0 * 2 * 6 * 10 * 16;
 
   attend(bench_, kF32, /*batch=*/2, /*heads=*/6, /*kv_heads=*/3, /*seq_len=*/4, /*head_dim=*/16,
          /*backward=*/false);
-  EXPECT_EQ(bench_.stream.tally()->attention, 2 * of_one_product);
-  *bench_.stream.tally() = {};
+  EXPECT_EQ(seen_.attention_flops, 2 * of_one_product);
+  seen_.attention_flops = 0.0;
   attend(bench_, kF32, 2, 6, 3, 4, 16, /*backward=*/true);
 
-  EXPECT_EQ(bench_.stream.tally()->attention, 4 * of_one_product);
-  EXPECT_EQ(bench_.stream.tally()->products, 0.0);
+  EXPECT_EQ(seen_.attention_flops, 4 * of_one_product);
+  EXPECT_EQ(seen_.flops, 0.0);
 }
 
-TEST(TallyTest, OnlyDevicesThatCountHaveOne) {
-  test::Stream stream;
+TEST_F(ObserverTest, AnOpHasTheBytesOfItsTensors) {
+  const TensorView a = bench_.f32({3, 5}), b = bench_.f32({7, 5}), c = bench_.f32({3, 7});
+  matmul(bench_.stream, a, Transpose::no, b, Transpose::yes, Accumulate::no, c);
+  fill_zero(bench_.stream, c);
 
-  EXPECT_EQ(stream.tally(), nullptr);
+  EXPECT_THAT(seen_.ops, testing::ElementsAre(SeenOp{"matmul", 4 * (15 + 35 + 21)},
+                                              SeenOp{"fill_zero", 4 * 21}));
+  EXPECT_EQ(seen_.open, 0);
+}
+
+TEST(RealDeviceTest, IsObservedToo) {
+  test::Stream stream;
+  Seen seen;
+  Tensor values({5}, DType::f32, stream.device());
+
+  stream.set_observer(&seen);
+  fill_zero(stream, values);
+  stream.set_observer(nullptr);
+  fill_zero(stream, values);
+
+  EXPECT_THAT(seen.ops, testing::ElementsAre(SeenOp{"fill_zero", 20}));
 }
 
 }  // namespace

@@ -104,5 +104,59 @@ TEST(CountingContextTest, RefusesARankThatTheLayoutLacks) {
               HasSubstr("rank 4 of a group of 4 ranks"));
 }
 
+class SeenCollectives final : public CollectiveObserver {
+ public:
+  int64_t start(const Collective& collective) override {
+    kinds.push_back(collective.kind);
+    bytes.push_back(collective.bytes);
+    sent.assign(collective.sent.begin(), collective.sent.end());
+    received.assign(collective.received.begin(), collective.received.end());
+    return static_cast<int64_t>(kinds.size());
+  }
+  void wait(int64_t number) override { waited.push_back(number); }
+
+  std::vector<CollectiveKind> kinds;
+  std::vector<int64_t> bytes, sent, received, waited;
+};
+
+TEST_P(CountingCommunicatorTest, TellsAnObserverWhatMovesAndWhenItIsNeeded) {
+  SeenCollectives seen;
+  const auto group = make_counting_communicator(1, 2, "ep", &seen);
+  const std::vector<int64_t> to = {1, 2}, from = {3, 1};
+
+  group->all_gather(stream_, tensor({2, 3}), tensor({4, 3}));
+  auto rows = group->start_all_to_all_v(stream_, tensor({3, 5}), to, tensor({4, 5}), from);
+  auto sums = group->start_reduce_scatter(stream_, tensor({4, 2}), tensor({2, 2}));
+  EXPECT_THAT(seen.waited, testing::ElementsAre(1));
+  sums->wait(stream_);
+  rows->wait(stream_);
+
+  EXPECT_THAT(seen.kinds,
+              testing::ElementsAre(CollectiveKind::all_gather, CollectiveKind::all_to_all,
+                                   CollectiveKind::reduce_scatter));
+  EXPECT_THAT(seen.bytes, testing::ElementsAre(48, 80, 32));
+  EXPECT_THAT(seen.waited, testing::ElementsAre(1, 3, 2));
+}
+
+TEST_P(CountingCommunicatorTest, AnAllToAllTellsTheBytesOfEveryPeer) {
+  SeenCollectives seen;
+  const auto group = make_counting_communicator(1, 2, "ep", &seen);
+  const std::vector<int64_t> to = {1, 2}, from = {3, 1};
+
+  group->all_to_all_v(stream_, tensor({3, 5}), to, tensor({4, 5}), from);
+
+  EXPECT_THAT(seen.sent, testing::ElementsAre(20, 40));
+  EXPECT_THAT(seen.received, testing::ElementsAre(60, 20));
+}
+
+TEST_P(CountingCommunicatorTest, AGroupOfOneMovesNothing) {
+  SeenCollectives seen;
+  const auto group = make_counting_communicator(0, 1, "ep", &seen);
+
+  group->all_gather(stream_, tensor({2, 3}), tensor({2, 3}));
+
+  EXPECT_TRUE(seen.kinds.empty());
+}
+
 }  // namespace
 }  // namespace switchyard

@@ -5,11 +5,11 @@
 #include <algorithm>
 #include <chrono>
 
-#include "kernels/basic/random.h"
 #include "kernels/runtime/ceiling.h"
 #include "kernels/runtime/check.h"
 #include "kernels/runtime/team_size.h"
 #include "optim/distributed_optimizer.h"
+#include "trainer/bench/random_batches.h"
 #include "trainer/training/session.h"
 #include "trainer/training/train_step.h"
 
@@ -17,37 +17,6 @@ namespace switchyard {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-// Token `index` of an endless random text.
-int32_t random_token(const RunConfig& config, int64_t index) {
-  const RandomKey key{config.run.seed, stream_id("bench tokens")};
-  return static_cast<int32_t>(random_bits(key, static_cast<uint64_t>(index)) %
-                              static_cast<uint64_t>(config.model.vocab_size));
-}
-
-// This rank's part of global batch `step`.
-std::vector<MicroBatch> random_batches(const RunConfig& config, const DistributedContext& dist,
-                                       int64_t step) {
-  const TrainSection& train = config.train;
-  const int64_t per_rank = train.global_batch_size / dist.layout().dp();
-  const int64_t first = step * train.global_batch_size + dist.dp().rank() * per_rank;
-  const Shape shape{train.micro_batch_size, config.model.seq_len};
-  std::vector<MicroBatch> batches;
-  for (int64_t s = 0; s < per_rank; s += train.micro_batch_size) {
-    MicroBatch batch{.num_sequences = shape[0],
-                     .seq_len = shape[1],
-                     .tokens = Tensor(shape, DType::i32),
-                     .targets = Tensor(shape, DType::i32),
-                     .document_start = {}};
-    const int64_t begin = (first + s) * shape[1];
-    for (int64_t i = 0; i < shape.num_elements(); ++i) {
-      batch.tokens.data<int32_t>()[i] = random_token(config, begin + i);
-      batch.targets.data<int32_t>()[i] = random_token(config, begin + i + 1);
-    }
-    batches.push_back(std::move(batch));
-  }
-  return batches;
-}
 
 double ceiling_of_all(Stream& stream, Communicator& world, DType dtype) {
   world.barrier(stream);

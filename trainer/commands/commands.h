@@ -48,8 +48,22 @@ int import_command(MpiRuntime& mpi, const ImportOptions& options);
 int bench_decode_command(MpiRuntime& mpi, const DecodeBenchOptions& options,
                          const std::string& json_path);
 
+struct PlanOptions {
+  std::string machine;      // file of a machine; empty: no times
+  std::string expert_load;  // metrics.jsonl of a run; empty: every expert gets the same
+  bool search = false;      // rank layouts instead
+  bool json = false;
+};
+struct CalibrateOptions {
+  std::string out;  // file to write
+  std::string device = "cpu";
+};
+// Measures this machine for `plan --machine`.
+int calibrate_command(MpiRuntime& mpi, const CalibrateOptions& options);
+
 // The planning figures of a configuration for any number of ranks; trains nothing.
-int plan_command(MpiRuntime& mpi, const LoadedConfig& loaded, int num_ranks);
+int plan_command(MpiRuntime& mpi, const LoadedConfig& loaded, int num_ranks,
+                 const PlanOptions& options = {});
 
 // Contents of a checkpoint or token file; `verify` reads everything and compares checksums.
 int inspect_command(MpiRuntime& mpi, const std::string& path, bool verify);

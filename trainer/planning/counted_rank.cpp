@@ -2,16 +2,18 @@
 
 #include <algorithm>
 #include <cmath>
+#include <span>
+#include <vector>
 
-#include "kernels/runtime/profile.h"
 #include "trainer/config/model_options.h"
+#include "trainer/planning/work_trace.h"
 
 namespace switchyard {
 namespace {
 
-Device device_of(const RunConfig& config) {
+Device device_of(const RunConfig& config, const CountedRankOptions& options) {
   const bool on_cpu = config.run.device == "cpu";
-  return counting_device(on_cpu ? DeviceKind::cpu : DeviceKind::cuda);
+  return counting_device(options.device.value_or(on_cpu ? DeviceKind::cpu : DeviceKind::cuda));
 }
 
 // The share of the assignments that a capacity keeps if every expert gets the same number.
@@ -23,13 +25,19 @@ double kept_share(const ModelConfig& model) {
 }
 
 // On CUDA, transfers overlap with a rank's own work if every rank has a device of its own.
-TransformerOptions options_of(const RunConfig& config) {
-  TransformerOptions options = transformer_options(
-      config, /*transfers_behind_compute=*/device_of(config).kind == DeviceKind::cuda);
+bool transfers_behind_compute(const RunConfig& config, const CountedRankOptions& options) {
+  return options.transfers_behind_compute.value_or(device_of(config, options).kind ==
+                                                   DeviceKind::cuda);
+}
+
+TransformerOptions model_options(const RunConfig& config, const CountedRankOptions& options) {
+  TransformerOptions result =
+      transformer_options(config, transfers_behind_compute(config, options));
+  result.exchange.counted_load = options.load;
   if (config.model.structure != Structure::dense) {
-    options.exchange.counted_share = kept_share(config.model);
+    result.exchange.counted_share = kept_share(config.model);
   }
-  return options;
+  return result;
 }
 
 MicroBatch batch_of(int64_t num_sequences, int64_t seq_len, Device device) {
@@ -42,13 +50,18 @@ MicroBatch batch_of(int64_t num_sequences, int64_t seq_len, Device device) {
 
 }  // namespace
 
-CountedRank::CountedRank(const RunConfig& config, const ParallelLayout& layout, int rank)
-    : stream_(device_of(config)),
-      dist_(DistributedContext::counting(layout, rank)),
-      model_(stream_, config.model, dist_, options_of(config)),
+CountedRank::CountedRank(const RunConfig& config, const ParallelLayout& layout,
+                         const CountedRankOptions& options)
+    : config_(config),
+      options_(options),
+      stream_(device_of(config, options)),
+      dist_(DistributedContext::counting(layout, options.rank, options.trace)),
+      model_(stream_, config.model, dist_, model_options(config, options)),
       optimizer_(stream_, config.optimizer, model_.parameters(), dist_),
-      statistics_(model_.num_moe_layers(), config.model.num_experts, stream_.device()),
-      micro_batch_size_(config.train.micro_batch_size) {}
+      statistics_(model_.num_moe_layers(), config.model.num_experts, stream_.device()) {
+  if (options_.trace) options_.trace->take();  // Drawing the initial values is no part of a step.
+  stream_.set_observer(options_.trace);
+}
 
 StepContext CountedRank::context(Workspace& saved, Workspace& scratch, const MicroBatch& batch) {
   return {.stream = stream_,
@@ -61,30 +74,41 @@ StepContext CountedRank::context(Workspace& saved, Workspace& scratch, const Mic
           .statistics = &statistics_};
 }
 
-ActivationPlan CountedRank::train_micro_batch() {
+ActivationPlan CountedRank::run_micro_batch(bool is_last) {
   const Device device = stream_.device();
   Workspace saved(device), scratch(device);
-  const MicroBatch batch = batch_of(micro_batch_size_, model_.config().seq_len, device);
+  const MicroBatch batch =
+      batch_of(config_.train.micro_batch_size, model_.config().seq_len, device);
   StepContext ctx = context(saved, scratch, batch);
+  if (is_last && transfers_behind_compute(config_, options_)) {
+    ctx.gradients_are_final = [this](int stage) { optimizer_.start_reduction(stream_, stage); };
+  }
   Transformer::Pass pass;
+  if (options_.trace) options_.trace->set_phase(Phase::forward);
   model_.forward(ctx, pass);
   const auto kept = static_cast<int64_t>(saved.live_bytes());
+  if (options_.trace) options_.trace->set_phase(Phase::backward);
   model_.backward(ctx, pass);
   return {.saved = kept,
           .temporaries = static_cast<int64_t>(saved.high_water() + scratch.high_water()) - kept,
           .exchange_buffers = model_.take_exchange_figures().buffer_bytes};
 }
 
-Profile CountedRank::forward_sequence() {
+void CountedRank::run_optimizer() {
+  if (options_.trace) options_.trace->set_phase(Phase::optimizer);
+  Workspace scratch(stream_.device());
+  optimizer_.step(stream_, scratch, config_.optimizer.lr);
+  std::vector<double> figures(static_cast<size_t>(model_.num_moe_layers()) *
+                              static_cast<size_t>(config_.model.num_experts));
+  dist_.world().all_reduce(stream_, view_of(std::span(figures)), ReduceOp::sum);
+}
+
+void CountedRank::forward_sequence() {
   const Device device = stream_.device();
   Workspace saved(device), scratch(device);
   const MicroBatch batch = batch_of(/*num_sequences=*/1, model_.config().seq_len, device);
   StepContext ctx = context(saved, scratch, batch);
-  Profiler profiler(stream_);
-  stream_.set_profiler(&profiler);
   model_.forward_loss(ctx);
-  stream_.set_profiler(nullptr);
-  return profiler.take();
 }
 
 }  // namespace switchyard

@@ -2,6 +2,9 @@
 
 #include <cstdint>
 
+#include <optional>
+
+#include "kernels/runtime/profile.h"
 #include "layers/transformer.h"
 #include "optim/distributed_optimizer.h"
 #include "parallel/parallel_layout.h"
@@ -19,32 +22,50 @@ struct ActivationPlan {
   int64_t peak() const { return saved + temporaries; }
 };
 
+class WorkTrace;
+
+struct CountedRankOptions {
+  int rank = 0;
+  // Whether transfers run while the rank computes; else: where the device does it.
+  std::optional<bool> transfers_behind_compute;
+  std::optional<DeviceKind> device;  // else: of the configuration
+  double load = 1.0;                 // rows of this rank's experts, in those of the mean rank
+  WorkTrace* trace = nullptr;        // sees all work of the passes; must outlive the rank
+};
+
 // One rank of a layout on a device that only counts (Device::counts_only): the model, the optimizer
 // and a training pass as the program runs them. A plan's parameters, memory and products therefore
-// follow from what the layers themselves declare, allocate and compute. Routing is balanced, and a
-// rank has as many OpenMP threads as this process.
+// follow from what the layers themselves declare, allocate and compute. Routing is balanced but for
+// options.load, and a rank has as many OpenMP threads as this process.
 class CountedRank {
  public:
   // `config` must have been validated for `layout`, and its model.vocab_size must not be 0.
-  CountedRank(const RunConfig& config, const ParallelLayout& layout, int rank = 0);
+  CountedRank(const RunConfig& config, const ParallelLayout& layout,
+              const CountedRankOptions& options = {});
 
   const ParameterStore& parameters() { return model_.parameters(); }
   const DistributedOptimizer& optimizer() const { return optimizer_; }
 
-  // Runs the forward and the backward pass of a micro-batch.
-  ActivationPlan train_micro_batch();
-  // Runs the forward pass of one sequence without gradients; returns the products of each part.
-  Profile forward_sequence();
+  // Runs the forward and the backward pass of a micro-batch. In the last one of a step, gradients
+  // are reduced behind the backward pass where transfers run behind compute.
+  ActivationPlan run_micro_batch(bool is_last);
+  // Runs the optimizer's step, and the reduction of the step's figures.
+  void run_optimizer();
+  // Runs the forward pass of one sequence without gradients, for stream().observer().
+  void forward_sequence();
+
+  Stream& stream() { return stream_; }
 
  private:
   StepContext context(Workspace& saved, Workspace& scratch, const MicroBatch& batch);
 
+  RunConfig config_;
+  CountedRankOptions options_;
   Stream stream_;
   DistributedContext dist_;
   Transformer model_;
   DistributedOptimizer optimizer_;
   StepStatistics statistics_;
-  int64_t micro_batch_size_;
 };
 
 }  // namespace switchyard

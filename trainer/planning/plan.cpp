@@ -28,19 +28,6 @@ int64_t ParameterCounts::*part_of(const std::string& name) {
   return &ParameterCounts::embeddings;
 }
 
-// Values, gradients, main weights and moments as ParameterStore and DistributedOptimizer (ZeRO-1)
-// hold them: each buffer is padded for an even split; optimizer state is sharded, gradients not.
-MemoryPlan state_of(CountedRank& rank) {
-  MemoryPlan memory;
-  for (const FlatBuffer& buffer : rank.parameters().buffers()) {
-    memory.parameters += static_cast<int64_t>(buffer.values.view().num_bytes());
-    memory.gradients += static_cast<int64_t>(buffer.grads.view().num_bytes());
-  }
-  memory.main_weights = rank.optimizer().main_params_bytes();
-  memory.optimizer_state = rank.optimizer().state_bytes();
-  return memory;
-}
-
 // Main weights and optimizer state of the whole model, f32.
 int64_t checkpoint_bytes(const RunConfig& config) {
   const UpdateRules rules = make_update_rules(config.optimizer);
@@ -124,16 +111,29 @@ int64_t exchange_bytes_per_step(const ModelConfig& model, int64_t tokens, int ep
          model.exchange_width() * static_cast<int64_t>(size_of(dtype));
 }
 
+// Values, gradients, main weights and moments as ParameterStore and DistributedOptimizer (ZeRO-1)
+// hold them: each buffer is padded for an even split; optimizer state is sharded, gradients not.
+MemoryPlan state_of(CountedRank& rank) {
+  MemoryPlan memory;
+  for (const FlatBuffer& buffer : rank.parameters().buffers()) {
+    memory.parameters += static_cast<int64_t>(buffer.values.view().num_bytes());
+    memory.gradients += static_cast<int64_t>(buffer.grads.view().num_bytes());
+  }
+  memory.main_weights = rank.optimizer().main_params_bytes();
+  memory.optimizer_state = rank.optimizer().state_bytes();
+  memory.program = kProgramBytes;
+  return memory;
+}
+
 Plan make_plan(const RunConfig& config, const ParallelLayout& layout) {
   Plan plan;
   plan.layout = layout;
   plan.parameters = count_parameters(config.model);
   // Rank 0 holds most: where tp does not divide the vocabulary, the last one holds less.
-  CountedRank rank(config, layout, /*rank=*/0);
+  CountedRank rank(config, layout);
   plan.parameters_of_rank = rank.parameters().num_elements();
   plan.memory = state_of(rank);
-  plan.memory.activations = rank.train_micro_batch();
-  plan.memory.program = kProgramBytes;
+  plan.memory.activations = rank.run_micro_batch(/*is_last=*/false);
   plan.forward_flops = forward_flops_per_token(config.model);
   plan.tokens_per_step = config.train.global_batch_size * config.model.seq_len;
   plan.step_flops =

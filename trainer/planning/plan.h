@@ -54,6 +54,9 @@ struct Plan {
   int64_t checkpoint_bytes = 0;
 };
 
+// The plan of a rank's state and of the program; activations are left out.
+MemoryPlan state_of(CountedRank& rank);
+
 // `config` must have been validated for layout.world_size() ranks, with model.vocab_size not 0.
 Plan make_plan(const RunConfig& config, const ParallelLayout& layout);
 

@@ -1,0 +1,267 @@
+#include "trainer/planning/step_time.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/support/error_of.h"
+#include "tests/support/model_fixture.h"
+#include "trainer/planning/layout_search.h"
+#include "trainer/planning/verdict.h"
+
+namespace switchyard {
+namespace {
+
+using test::error_of;
+using test::tiny_model;
+using testing::HasSubstr;
+
+// Ops take a second per byte, and a transfer takes a second per byte that it sends.
+Machine clockwork(double background = 0.0) {
+  Machine machine;
+  machine.name = "clockwork";
+  machine.background = background;
+  machine.ranks_per_host = 1 << 20;
+  machine.products[DType::f32] = {.peak = 1.0, .efficiency = 1.0};
+  machine.other_ops = {.seconds = 0.0, .bytes_per_second = 1.0};
+  machine.all_to_all = machine.all_gather = machine.reduce_scatter = {
+      .within_host = MessageTimes::line(0.0, 1.0), .between_hosts = MessageTimes::line(0.0, 1.0)};
+  return machine;
+}
+
+// ---- Replay ------------------------------------------------------------------------------------
+
+TraceItem compute(int64_t seconds) {
+  return {Phase::forward, Part::attention, Purpose::figures, TracedOp{"op", seconds, {}, {}}};
+}
+TraceItem start(int64_t number, double seconds) {
+  return {Phase::forward,
+          {},
+          Purpose::exchange,
+          TracedStart{number,
+                      {.kind = CollectiveKind::all_to_all,
+                       .ranks = 2,
+                       .peers_within = 1,
+                       .peers_between = 0,
+                       .ranks_per_host = 2,
+                       .bytes = seconds,
+                       .bytes_within = seconds,
+                       .bytes_between = 0.0}}};
+}
+TraceItem wait(int64_t number) {
+  return {Phase::backward, {}, Purpose::exchange, TracedWait{number}};
+}
+
+StepTime replayed(std::vector<TraceItem> items, double background) {
+  return replay({.micro_batch = {}, .last = std::move(items), .micro_batches = 1, .memory = {}},
+                clockwork(background), ParallelLayout(2, 1, 2));
+}
+
+TEST(ReplayTest, ATransferThatRunsBehindComputeIsExposedForTheRest) {
+  const std::vector<TraceItem> items = {start(0, 5), compute(3), wait(0)};
+
+  const StepTime hidden = replayed(items, 1.0), half = replayed(items, 0.5);
+  const StepTime exposed = replayed(items, 0.0);
+
+  EXPECT_DOUBLE_EQ(hidden.seconds, 5.0);
+  EXPECT_DOUBLE_EQ(half.seconds, 3.0 + 3.5);
+  EXPECT_DOUBLE_EQ(exposed.seconds, 8.0);
+  EXPECT_DOUBLE_EQ(hidden.transfer(Purpose::exchange).exposed, 2.0);
+  EXPECT_DOUBLE_EQ(exposed.transfer(Purpose::exchange).seconds, 5.0);
+  EXPECT_DOUBLE_EQ(hidden.forward, 3.0);
+  EXPECT_DOUBLE_EQ(hidden.backward, 2.0);
+  EXPECT_DOUBLE_EQ(hidden.parts[static_cast<size_t>(Part::attention)], 3.0);
+}
+
+TEST(ReplayTest, TransfersShareTheLinkInTheirOrder) {
+  const StepTime time = replayed({start(0, 4), start(1, 2), compute(3), wait(1), wait(0)}, 1.0);
+  EXPECT_DOUBLE_EQ(time.seconds, 6.0);
+  EXPECT_DOUBLE_EQ(time.transfer(Purpose::exchange).exposed, 3.0);
+}
+
+TEST(ReplayTest, MicroBatchesRepeat) {
+  StepTrace trace;
+  trace.micro_batch = {compute(2)};
+  trace.last = {compute(5)};
+  trace.micro_batches = 4;
+  EXPECT_DOUBLE_EQ(replay(trace, clockwork(), ParallelLayout(1, 1, 1)).seconds, 11.0);
+}
+
+// ---- Traces of models --------------------------------------------------------------------------
+
+RunConfig run_of(Structure structure, int num_ranks, int ep) {
+  RunConfig config;
+  config.run.dir = "run";
+  config.model = tiny_model(structure);
+  config.parallel.ep = ep;
+  config.parallel.deduplicate = false;
+  config.train.micro_batch_size = 2;
+  config.train.global_batch_size = 4 * num_ranks;
+  return config;
+}
+
+double flops_of(const std::vector<TraceItem>& items) {
+  double flops = 0.0;
+  for (const TraceItem& item : items) {
+    const auto* op = std::get_if<TracedOp>(&item.what);
+    if (op && op->products) flops += op->products->products.flops();
+    if (op && op->attention) flops += op->attention->flops();
+  }
+  return flops;
+}
+
+class TraceTest : public testing::TestWithParam<Structure> {};
+INSTANTIATE_TEST_SUITE_P(Structures, TraceTest,
+                         testing::Values(Structure::dense, Structure::vanilla,
+                                         Structure::fine_grained, Structure::bigmac),
+                         [](const auto& s) { return std::string(to_string(s.param)); });
+
+TEST_P(TraceTest, HoldsTheProductsOfAStep) {
+  const RunConfig config = run_of(GetParam(), 1, 1);
+  const ParallelLayout layout(1, 1, 1);
+  const StepTrace trace = trace_step(config, layout, clockwork());
+  EXPECT_EQ(trace.micro_batches, 2);
+  EXPECT_NEAR(flops_of(trace.micro_batch) + flops_of(trace.last),
+              make_plan(config, layout).step_flops, 1.0);
+}
+
+TEST_P(TraceTest, TransfersTheBytesOfTheFormula) {
+  if (GetParam() == Structure::dense) return;
+  const RunConfig config = run_of(GetParam(), 2, 2);
+  const ParallelLayout layout(2, 1, 2);
+  const StepTime time = replay(trace_step(config, layout, clockwork()), clockwork(), layout);
+  const Plan plan = make_plan(config, layout);
+  // Of one of two ranks, without the counts, lists and weights, which are small.
+  const double rows = 0.5 * static_cast<double>(plan.exchange_bytes);
+  EXPECT_GT(time.transfer(Purpose::exchange).seconds, rows);
+  EXPECT_LT(time.transfer(Purpose::exchange).seconds, 1.4 * rows);
+}
+
+TEST(TraceTest, ReducesAndGathersEveryParameterOnce) {
+  const RunConfig config = run_of(Structure::dense, 2, 1);
+  const ParallelLayout layout(2, 1, 1);
+  const StepTime time = replay(trace_step(config, layout, clockwork()), clockwork(), layout);
+  const auto half = 0.5 * static_cast<double>(make_plan(config, layout).memory.parameters);
+  EXPECT_DOUBLE_EQ(time.transfer(Purpose::gradients).seconds, half);
+  EXPECT_DOUBLE_EQ(time.transfer(Purpose::parameters).seconds, half);
+}
+
+TEST(TraceTest, GradientsAreReducedBehindTheLastBackwardPass) {
+  const RunConfig config = run_of(Structure::dense, 2, 1);
+  const ParallelLayout layout(2, 1, 1);
+  const Machine machine = clockwork(1.0);
+  const StepTime time = replay(trace_step(config, layout, machine), machine, layout);
+  EXPECT_LT(time.transfer(Purpose::gradients).exposed, time.transfer(Purpose::gradients).seconds);
+}
+
+TEST(TraceTest, ABusyRankComputesAndReceivesMore) {
+  const RunConfig config = run_of(Structure::fine_grained, 2, 2);
+  const ParallelLayout layout(2, 1, 2);
+  const auto time_at = [&](double load) {
+    return replay(trace_step(config, layout, clockwork(), load), clockwork(), layout);
+  };
+  const StepTime even = time_at(1.0), busy = time_at(1.5);
+  const auto products = [](const StepTime& t) {
+    return t.parts[static_cast<size_t>(Part::moe_expert_products)];
+  };
+  EXPECT_NEAR(products(busy) / products(even), 1.5, 0.03);
+  EXPECT_NEAR(busy.transfer(Purpose::exchange).seconds / even.transfer(Purpose::exchange).seconds,
+              1.5, 0.1);
+}
+
+TEST(LoadTest, IsTheMeanOverLayersOfTheBusiestRank) {
+  EXPECT_DOUBLE_EQ(load_of_busiest_rank({{0.25, 0.25, 0.25, 0.25}}, 2), 1.0);
+  EXPECT_DOUBLE_EQ(load_of_busiest_rank({{0.5, 0.25, 0.25, 0.0}, {0.25, 0.25, 0.0, 0.5}}, 2), 1.25);
+  EXPECT_DOUBLE_EQ(load_of_busiest_rank({}, 4), 1.0);
+}
+
+// ---- Twins -------------------------------------------------------------------------------------
+
+TEST(TwinTest, ExpertsHaveAsManyParameters) {
+  RunConfig bigmac = run_of(Structure::bigmac, 1, 1);
+  bigmac.model.expert_ffn_hidden = bigmac.model.hidden;
+  const RunConfig twin = twin_of(bigmac).value();
+  EXPECT_EQ(twin.model.structure, Structure::fine_grained);
+  EXPECT_EQ(count_parameters(twin.model).routed_experts,
+            count_parameters(bigmac.model).routed_experts);
+  const RunConfig back = twin_of(twin).value();
+  EXPECT_EQ(back.model.latent, bigmac.model.latent);
+  EXPECT_EQ(back.model.expert_ffn_hidden, bigmac.model.expert_ffn_hidden);
+  EXPECT_FALSE(twin_of(run_of(Structure::vanilla, 1, 1)));
+}
+
+TEST(VerdictTest, BothTakeEquallyLongAtTheBreakEven) {
+  Machine machine = clockwork();
+  machine.other_ops.bytes_per_second = 1e13;
+  machine.products[DType::f32].peak = 2e8;
+  const auto set_links = [&](double rate) {
+    for (CollectiveTimes* times :
+         {&machine.all_to_all, &machine.all_gather, &machine.reduce_scatter}) {
+      times->within_host = MessageTimes::line(0.0, rate);
+    }
+  };
+  set_links(1e7);
+  RunConfig config = run_of(Structure::bigmac, 4, 4);
+  config.model.hidden = 64;
+  config.model.head_dim = 16;
+  config.model.latent = 16;
+  config.model.expert_ffn_hidden = 64;
+  const ParallelLayout layout(4, 1, 4);
+  const Verdict verdict = compare_twins(config, layout, machine).value();
+  ASSERT_TRUE(verdict.break_even);
+  EXPECT_GT(verdict.speed_up, 1.0);
+  EXPECT_GT(verdict.exchange_speed_up, 2.0);
+  EXPECT_THAT(verdict.deciding_term, HasSubstr("exchange's transfers"));
+
+  set_links(1e7 * *verdict.break_even);
+  EXPECT_NEAR(compare_twins(config, layout, machine)->speed_up, 1.0, 0.01);
+}
+
+TEST(VerdictTest, WithoutAnExchangeBigMacLoses) {
+  Machine machine = clockwork();
+  const Verdict verdict =
+      compare_twins(run_of(Structure::bigmac, 1, 1), ParallelLayout(1, 1, 1), machine).value();
+  EXPECT_LT(verdict.speed_up, 1.0);
+  EXPECT_FALSE(verdict.break_even);
+}
+
+// ---- Search ------------------------------------------------------------------------------------
+
+TEST(LayoutSearchTest, TheFastestComesFirstAndEveryOneFits) {
+  Machine machine = clockwork();
+  RunConfig config = run_of(Structure::fine_grained, 4, 1);
+  const auto all = search_layouts(config, 4, machine);
+  ASSERT_GT(all.size(), 4U);
+  for (size_t i = 1; i < 5; ++i) EXPECT_LE(all[i - 1].time.seconds, all[i].time.seconds);
+
+  int64_t most = 0, least = all.front().memory;
+  for (const LayoutChoice& c : all) {
+    most = std::max(most, c.memory);
+    least = std::min(least, c.memory);
+  }
+  machine.memory_per_rank = 0.5 * static_cast<double>(most + least);
+  const auto some = search_layouts(config, 4, machine);
+  EXPECT_LT(some.size(), all.size());
+  for (const LayoutChoice& c : some) {
+    EXPECT_LE(static_cast<double>(c.memory), machine.memory_per_rank);
+  }
+}
+
+TEST(LayoutSearchTest, ShallowModelsPredictTheTimeOfDeepOnes) {
+  RunConfig config = run_of(Structure::bigmac, 2, 1);
+  config.model.num_layers = 6;
+  const auto estimated = search_layouts(config, 2, clockwork(), 1.0, /*exact=*/0);
+  const auto exact = search_layouts(config, 2, clockwork(), 1.0, /*exact=*/1000);
+  ASSERT_EQ(estimated.size(), exact.size());
+  EXPECT_NEAR(estimated.front().time.seconds / exact.front().time.seconds, 1.0, 0.01);
+  EXPECT_NEAR(static_cast<double>(estimated.front().memory) / exact.front().memory, 1.0, 0.01);
+}
+
+TEST(LayoutSearchTest, SaysWhatTheSmallestNeedsIfNoneFits) {
+  Machine machine = clockwork();
+  machine.memory_per_rank = 1000.0;
+  EXPECT_THAT(error_of([&] { search_layouts(run_of(Structure::vanilla, 2, 1), 2, machine); }),
+              testing::AllOf(HasSubstr("fits into 1000 B"), HasSubstr("smallest needs")));
+}
+
+}  // namespace
+}  // namespace switchyard

@@ -1,0 +1,36 @@
+#pragma once
+
+#include <map>
+#include <span>
+#include <string>
+
+#include "parallel/distributed_context.h"
+#include "trainer/planning/machine.h"
+
+namespace switchyard {
+
+// Measures this machine for planning::replay. Every rank measures at the same time, as ranks work
+// in training, and the figures are means over ranks. Takes about a minute. Collective over the
+// world, which must have as many ranks on every host.
+Machine calibrate(MpiRuntime& mpi, const std::string& device);
+
+// The parts of a calibration. Times are of one rank, in seconds.
+
+// Products of all kinds in both dtypes: single, grouped with ragged groups, and attention.
+std::map<DType, ProductTimes> calibrate_products(Stream& stream, int threads);
+
+// Every op of training steps of small models, by its name: a line through the times of the sizes
+// that occur.
+std::map<std::string, OpTime> calibrate_ops(MpiRuntime& mpi, const std::string& device,
+                                            int threads);
+
+// Messages of 64 bytes to 4 MiB between ranks of a host and between hosts.
+void calibrate_links(Stream& stream, const DistributedContext& hosts, Machine& machine);
+
+// The share of a transfer's time that passes while the rank computes.
+double calibrate_background(Stream& stream, const DistributedContext& hosts, int threads);
+
+// Replaces values by their means over the ranks of a group.
+void average(Stream& stream, Communicator& group, std::span<double> values);
+
+}  // namespace switchyard

@@ -1,0 +1,152 @@
+#include "trainer/planning/step_time.h"
+
+#include <algorithm>
+#include <deque>
+#include <numeric>
+
+#include "kernels/runtime/check.h"
+#include "trainer/planning/counted_rank.h"
+
+namespace switchyard {
+namespace {
+
+class Replay {
+ public:
+  Replay(const Machine& machine, double contention) : machine_(machine), contention_(contention) {}
+
+  void run(const std::vector<TraceItem>& items) {
+    for (const TraceItem& item : items) {
+      std::visit([&](const auto& what) { step(item, what); }, item.what);
+    }
+  }
+  // The same work `times` times in a row.
+  void run(const std::vector<TraceItem>& items, int64_t times) {
+    if (times == 0) return;
+    Replay once(machine_, contention_);
+    once.run(items);
+    add(once.result_, static_cast<double>(times));
+  }
+  const StepTime& result() const { return result_; }
+
+ private:
+  struct Transfer {
+    int64_t number;
+    double left;  // seconds
+  };
+
+  void step(const TraceItem& item, const TracedOp& op) {
+    const double seconds = machine_.seconds_of(op) * contention_;
+    spend(item.phase, seconds);
+    if (item.part) {
+      result_.parts[static_cast<size_t>(*item.part)] += seconds;
+    } else {
+      result_.outside_parts += seconds;
+    }
+    advance(machine_.background * seconds);
+  }
+  void step(const TraceItem& item, const TracedStart& start) {
+    const double seconds = machine_.seconds_of(start.traffic);
+    result_.transfers[static_cast<size_t>(item.purpose)].seconds += seconds;
+    under_way_.push_back({start.number, seconds});
+  }
+  void step(const TraceItem& item, const TracedWait& wait) {
+    double waited = 0.0;
+    while (is_under_way(wait.number)) {
+      const double seconds = under_way_.front().left;
+      waited += seconds;
+      advance(seconds);
+    }
+    spend(item.phase, waited);
+    result_.transfers[static_cast<size_t>(item.purpose)].exposed += waited;
+  }
+
+  bool is_under_way(int64_t number) const {
+    return std::ranges::any_of(under_way_, [&](const Transfer& t) { return t.number == number; });
+  }
+  // Transfers `seconds` of what is under way, in its order.
+  void advance(double seconds) {
+    while (!under_way_.empty() && under_way_.front().left <= seconds) {
+      seconds -= under_way_.front().left;
+      under_way_.pop_front();
+    }
+    if (!under_way_.empty()) under_way_.front().left -= seconds;
+  }
+  void spend(Phase phase, double seconds) {
+    result_.seconds += seconds;
+    (phase == Phase::forward    ? result_.forward
+     : phase == Phase::backward ? result_.backward
+                                : result_.optimizer) += seconds;
+  }
+  void add(const StepTime& other, double times) {
+    result_.seconds += times * other.seconds;
+    result_.forward += times * other.forward;
+    result_.backward += times * other.backward;
+    result_.optimizer += times * other.optimizer;
+    result_.outside_parts += times * other.outside_parts;
+    for (size_t i = 0; i < result_.parts.size(); ++i) result_.parts[i] += times * other.parts[i];
+    for (size_t i = 0; i < result_.transfers.size(); ++i) {
+      result_.transfers[i].seconds += times * other.transfers[i].seconds;
+      result_.transfers[i].exposed += times * other.transfers[i].exposed;
+    }
+  }
+
+  const Machine& machine_;
+  double contention_;
+  std::deque<Transfer> under_way_;
+  StepTime result_;
+};
+
+}  // namespace
+
+double StepTime::compute() const {
+  return std::accumulate(parts.begin(), parts.end(), outside_parts);
+}
+
+StepTrace trace_step(const RunConfig& config, const ParallelLayout& layout, const Machine& machine,
+                     double load) {
+  WorkTrace trace(layout, /*rank=*/0, machine.ranks_per_host);
+  CountedRank rank(config, layout,
+                   {.transfers_behind_compute = machine.background > 0.0,
+                    .device = machine.device,
+                    .load = load,
+                    .trace = &trace});
+  StepTrace step;
+  step.micro_batches =
+      config.train.global_batch_size / (config.train.micro_batch_size * layout.dp());
+  step.memory = state_of(rank);
+  if (step.micro_batches > 1) {
+    rank.run_micro_batch(/*is_last=*/false);
+    step.micro_batch = trace.take();
+  }
+  step.memory.activations = rank.run_micro_batch(/*is_last=*/true);
+  rank.run_optimizer();
+  step.last = trace.take();
+  return step;
+}
+
+StepTime replay(const StepTrace& trace, const Machine& machine, const ParallelLayout& layout) {
+  const int ranks = std::min(machine.ranks_per_host, layout.world_size());
+  Replay replay(machine, machine.contention(ranks));
+  replay.run(trace.micro_batch, trace.micro_batches - 1);
+  replay.run(trace.last);
+  return replay.result();
+}
+
+double load_of_busiest_rank(const std::vector<std::vector<double>>& expert_load, int ep) {
+  if (expert_load.empty()) return 1.0;
+  double sum = 0.0;
+  for (const std::vector<double>& layer : expert_load) {
+    const auto experts = static_cast<std::ptrdiff_t>(layer.size());
+    require(experts % ep == 0, "{} experts cannot be shared by {} ranks", experts, ep);
+    const double all = std::accumulate(layer.begin(), layer.end(), 0.0);
+    double busiest = 0.0;
+    for (std::ptrdiff_t first = 0; first < experts; first += experts / ep) {
+      const auto begin = layer.begin() + first;
+      busiest = std::max(busiest, std::accumulate(begin, begin + experts / ep, 0.0));
+    }
+    sum += busiest * ep / all;
+  }
+  return sum / static_cast<double>(expert_load.size());
+}
+
+}  // namespace switchyard

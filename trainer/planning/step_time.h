@@ -1,0 +1,60 @@
+#pragma once
+
+#include <array>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "parallel/parallel_layout.h"
+#include "trainer/config/run_config.h"
+#include "trainer/planning/machine.h"
+#include "trainer/planning/plan.h"
+#include "trainer/planning/work_trace.h"
+
+namespace switchyard {
+
+// The work of one rank in a training step.
+struct StepTrace {
+  std::vector<TraceItem> micro_batch;  // forward and backward of every one but the last
+  std::vector<TraceItem> last;         // of the last, and the optimizer's step
+  int64_t micro_batches = 1;
+  MemoryPlan memory;
+};
+
+// How long a transfer takes, and how much of that the rank waits for.
+struct TransferTime {
+  double seconds = 0.0;
+  double exposed = 0.0;
+};
+
+// A step on a machine. Times are seconds of one rank; ranks of balanced groups take the same.
+struct StepTime {
+  double seconds = 0.0;
+  double forward = 0.0, backward = 0.0, optimizer = 0.0;  // their sum is `seconds`
+  std::array<double, kNumParts> parts{};                  // compute of the model
+  double outside_parts = 0.0;                             // other compute: residuals, optimizer
+  std::array<TransferTime, kNumPurposes> transfers{};
+
+  const TransferTime& transfer(Purpose purpose) const {
+    return transfers[static_cast<size_t>(purpose)];
+  }
+  double compute() const;
+  // The share of the step for which ranks wait for the experts' exchange.
+  double exchange_share() const { return transfer(Purpose::exchange).exposed / seconds; }
+};
+
+// Traces a step of the rank whose experts have `load` times the mean number of rows. `config` must
+// have been validated for the layout, with model.vocab_size not 0.
+StepTrace trace_step(const RunConfig& config, const ParallelLayout& layout, const Machine& machine,
+                     double load = 1.0);
+
+// Replays a trace: compute in the order of the program, transfers in the order in which they
+// start, one after the other. While the rank computes for t seconds, the transfers under way
+// advance by machine.background * t; while it waits, by the whole time.
+StepTime replay(const StepTrace& trace, const Machine& machine, const ParallelLayout& layout);
+
+// The mean over MoE layers of the load of the busiest of `ep` ranks, in loads of the mean rank.
+//   expert_load  [MoE layers][experts] shares, as metrics have them
+double load_of_busiest_rank(const std::vector<std::vector<double>>& expert_load, int ep);
+
+}  // namespace switchyard
