@@ -45,9 +45,7 @@ double hosts_on_this_kernel(Stream& stream, Communicator& one_per_host) {
   return static_cast<double>(std::ranges::count(ids, mine));
 }
 
-// Every number of a calibration that ranks measure alone.
-std::vector<double*> figures_of(std::map<DType, ProductTimes>& products,
-                                std::map<std::string, OpTime>& ops) {
+void average_figures(Stream& stream, Communicator& world, std::map<DType, ProductTimes>& products) {
   std::vector<double*> figures;
   const auto add = [&](TimeGrid& grid) {
     for (double& seconds : grid.seconds) figures.push_back(&seconds);
@@ -58,16 +56,6 @@ std::vector<double*> figures_of(std::map<DType, ProductTimes>& products,
     std::ranges::for_each(times.grouped, add);
     std::ranges::for_each(times.attention, add);
   }
-  for (auto& [name, time] : ops) {
-    figures.push_back(&time.seconds);
-    figures.push_back(&time.bytes_per_second);
-  }
-  return figures;
-}
-
-void average_figures(Stream& stream, Communicator& world, std::map<DType, ProductTimes>& products,
-                     std::map<std::string, OpTime>& ops) {
-  const std::vector<double*> figures = figures_of(products, ops);
   std::vector<double> values;
   for (const double* figure : figures) values.push_back(*figure);
   average(stream, world, values);
@@ -116,8 +104,8 @@ Machine calibrate(MpiRuntime& mpi, const std::string& device) {
   machine.background = calibrate_background(stream, hosts, machine.threads);
   machine.products = calibrate_products(stream, machine.threads);
   machine.ops = calibrate_ops(mpi, device, machine.threads);
-  average_figures(on_host, mpi.world(), machine.products, machine.ops);
-  machine.other_ops = {.seconds = 1e-6, .bytes_per_second = measure_copy_ceiling(stream)};
+  average_figures(on_host, mpi.world(), machine.products);
+  machine.other_ops = ByteTimes::line(/*latency=*/1e-6, measure_copy_ceiling(stream));
   machine.name = fmt::format("{} ranks of {} threads, {} on a host, {}", ranks, machine.threads,
                              per_host, hosts.transport());
   machine.source = "switchyard calibrate, " + today();

@@ -9,8 +9,9 @@
 
 namespace switchyard {
 
-// Measures this machine for planning::replay. Every rank measures at the same time, as ranks work
-// in training, and the figures are means over ranks. Takes about a minute. Collective over the
+// Measures this machine for `replay` (trainer/planning/step_time.h). Every rank measures at the same
+// time, as ranks work in training. Products are means over ranks; the times of ops are rank 0's,
+// because routing gives ranks other sizes. Takes about a minute. Collective over the
 // world, which must have as many ranks on every host.
 Machine calibrate(MpiRuntime& mpi, const std::string& device);
 
@@ -19,10 +20,9 @@ Machine calibrate(MpiRuntime& mpi, const std::string& device);
 // Products of all kinds in both dtypes: single, grouped with ragged groups, and attention.
 std::map<DType, ProductTimes> calibrate_products(Stream& stream, int threads);
 
-// Every op of training steps of small models, by its name: a line through the times of the sizes
-// that occur.
-std::map<std::string, OpTime> calibrate_ops(MpiRuntime& mpi, const std::string& device,
-                                            int threads);
+// Every op of training steps of small models, by its name and the bytes of its tensors.
+std::map<std::string, ByteTimes> calibrate_ops(MpiRuntime& mpi, const std::string& device,
+                                               int threads);
 
 // Messages of 64 bytes to 4 MiB between ranks of a host and between hosts.
 void calibrate_links(Stream& stream, const DistributedContext& hosts, Machine& machine);

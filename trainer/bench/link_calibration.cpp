@@ -66,9 +66,9 @@ class Exercise {
 };
 
 // The time of one message, if `at_once` of them pass one after the other.
-MessageTimes measure(Stream& stream, Communicator& group, Kind kind, int at_once) {
-  MessageTimes times;
-  if (group.size() == 1) return MessageTimes::line(0.0, 1e15);
+ByteTimes measure(Stream& stream, Communicator& group, Kind kind, int at_once) {
+  ByteTimes times;
+  if (group.size() == 1) return ByteTimes::line(0.0, 1e15);
   for (int64_t bytes = kSmallest; bytes <= kLargest; bytes *= 4) {
     const double seconds = Exercise(stream, group, kind, bytes).seconds();
     times.bytes.push_back(static_cast<double>(bytes));

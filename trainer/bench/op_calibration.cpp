@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 
 #include "kernels/runtime/work_observer.h"
 #include "optim/distributed_optimizer.h"
@@ -96,47 +97,28 @@ void time_steps(MpiRuntime& mpi, RunConfig config, const std::string& device, in
   session.stream.set_observer(nullptr);
 }
 
-// The samples of each size become their median.
-std::vector<Sample> medians(std::vector<Sample> samples) {
-  std::ranges::sort(samples, {}, [](const Sample& s) { return std::pair(s.bytes, s.seconds); });
-  std::vector<Sample> result;
-  for (size_t begin = 0; begin < samples.size();) {
-    size_t end = begin;
-    while (end < samples.size() && samples[end].bytes == samples[begin].bytes) ++end;
-    result.push_back(samples[(begin + end) / 2]);
-    begin = end;
+// A point per power of two of the bytes, with the median of the samples' rates.
+ByteTimes points_of(std::vector<Sample> samples) {
+  std::map<int, std::vector<Sample>> bins;
+  for (const Sample& s : samples) bins[std::ilogb(s.bytes)].push_back(s);
+  ByteTimes times;
+  for (auto& [exponent, bin] : bins) {
+    const auto middle = bin.begin() + std::ssize(bin) / 2;
+    std::ranges::nth_element(bin, middle, {}, [](const Sample& s) { return s.seconds / s.bytes; });
+    const double bytes = 1.5 * std::exp2(exponent);
+    times.bytes.push_back(bytes);
+    times.seconds.push_back(bytes * middle->seconds / middle->bytes);
   }
-  return result;
-}
-
-// The line seconds + bytes / rate with the least sum of squared relative errors; neither term is
-// negative.
-OpTime fit_line(const std::vector<Sample>& samples) {
-  double n = 0.0, b = 0.0, bb = 0.0, t = 0.0, bt = 0.0;
-  for (const Sample& s : samples) {
-    const double weight = 1.0 / (s.seconds * s.seconds);
-    n += weight;
-    b += weight * s.bytes;
-    bb += weight * s.bytes * s.bytes;
-    t += weight * s.seconds;
-    bt += weight * s.bytes * s.seconds;
-  }
-  constexpr double kNoLimit = 1e15;  // bytes per second of an op whose time does not grow
-  const double determinant = n * bb - b * b;
-  const double slope = determinant > 1e-9 * n * bb ? (n * bt - b * t) / determinant : bt / bb;
-  const double intercept = (t - slope * b) / n;
-  if (slope <= 0.0) return {.seconds = t / n, .bytes_per_second = kNoLimit};
-  if (intercept < 0.0) return {.seconds = 0.0, .bytes_per_second = bb / bt};
-  return {.seconds = intercept, .bytes_per_second = 1.0 / slope};
+  return times;
 }
 
 }  // namespace
 
-std::map<std::string, OpTime> calibrate_ops(MpiRuntime& mpi, const std::string& device,
-                                            int threads) {
+std::map<std::string, ByteTimes> calibrate_ops(MpiRuntime& mpi, const std::string& device,
+                                               int threads) {
   Samples samples;
   for (const Structure structure : {Structure::bigmac, Structure::fine_grained}) {
-    for (const auto& [hidden, seq_len] : {std::pair{128, 128}, {256, 256}, {512, 512}}) {
+    for (const auto& [hidden, seq_len] : {std::pair{128, 128}, {256, 256}, {512, 1024}}) {
       for (const DType dtype : {DType::f32, DType::bf16}) {
         RunConfig config = model_of(structure, hidden, seq_len, mpi.world_size());
         config.run.compute_dtype = dtype;
@@ -145,10 +127,10 @@ std::map<std::string, OpTime> calibrate_ops(MpiRuntime& mpi, const std::string& 
       }
     }
   }
-  std::map<std::string, OpTime> times;
+  std::map<std::string, ByteTimes> times;
   for (auto& [name, of_op] : samples) {
-    std::erase_if(of_op, [](const Sample& s) { return s.seconds <= 0.0; });
-    if (!of_op.empty()) times[name] = fit_line(medians(std::move(of_op)));
+    std::erase_if(of_op, [](const Sample& s) { return s.bytes <= 0.0 || s.seconds <= 0.0; });
+    if (!of_op.empty()) times[name] = points_of(std::move(of_op));
   }
   return times;
 }

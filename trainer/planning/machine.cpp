@@ -47,16 +47,16 @@ double bytes_of_products(const TracedProducts& p) {
 
 }  // namespace
 
-double MessageTimes::of(double num_bytes) const {
-  if (bytes.size() == 1) return seconds.front();
-  size_t upper = 1;
-  while (upper + 1 < bytes.size() && bytes[upper] < num_bytes) ++upper;
-  const double slope = (seconds[upper] - seconds[upper - 1]) / (bytes[upper] - bytes[upper - 1]);
-  const double value = seconds[upper - 1] + slope * (num_bytes - bytes[upper - 1]);
-  return std::max(value, std::min(seconds.front(), seconds.back()));
+double ByteTimes::of(double num_bytes) const {
+  if (num_bytes >= bytes.back()) return seconds.back() * num_bytes / bytes.back();
+  if (num_bytes <= bytes.front()) return seconds.front();
+  const auto upper = std::ranges::upper_bound(bytes, num_bytes);
+  const auto i = static_cast<size_t>(upper - bytes.begin());
+  const double share = (num_bytes - bytes[i - 1]) / (bytes[i] - bytes[i - 1]);
+  return seconds[i - 1] + share * (seconds[i] - seconds[i - 1]);
 }
 
-MessageTimes MessageTimes::line(double latency, double bytes_per_second, double per_message) {
+ByteTimes ByteTimes::line(double latency, double bytes_per_second, double per_message) {
   return {.latency = latency,
           .bytes = {0.0, bytes_per_second},
           .seconds = {per_message, per_message + 1.0}};
@@ -84,52 +84,47 @@ double Machine::contention(int ranks) const {
   return std::max(1.0, static_cast<double>(ranks * threads) / cores_per_host);
 }
 
-double Machine::peak(DType dtype) const {
+const ProductTimes& Machine::products_in(DType dtype) const {
   const auto found = products.find(dtype);
   require(found != products.end(), "the machine '{}' has no figures for products in {}", name,
           to_string(dtype));
-  return found->second.peak;
+  return found->second;
 }
 
 double Machine::seconds_of(const TracedOp& op) const {
+  if (op.attention) return seconds_of(*op.attention);
+  if (op.products) return seconds_of(*op.products);
   const auto known = ops.find(op.name);
-  const OpTime& time = known == ops.end() ? other_ops : known->second;
-  const double moving = static_cast<double>(op.bytes) / time.bytes_per_second;
-  if (op.attention) {
-    const AttentionProducts& a = *op.attention;
-    peak(a.dtype);
-    const ProductTimes& of_dtype = products.at(a.dtype);
-    const TimeGrid& grid = of_dtype.attention[a.backward ? 1 : 0];
-    if (grid.empty()) {
-      const double rate = of_dtype.peak * of_dtype.efficiency;
-      return time.seconds + std::max(a.flops() / rate, moving);
-    }
-    return static_cast<double>(a.batch * a.heads) *
-           grid.of(static_cast<double>(a.seq_len), static_cast<double>(a.head_dim), 1.0);
+  const ByteTimes& times = known == ops.end() ? other_ops : known->second;
+  return times.latency + times.of(static_cast<double>(op.bytes));
+}
+
+double Machine::seconds_of(const AttentionProducts& a) const {
+  const ProductTimes& times = products_in(a.dtype);
+  const TimeGrid& grid = times.attention[a.backward ? 1 : 0];
+  if (grid.empty()) return other_ops.latency + a.flops() / (times.peak * times.efficiency);
+  return static_cast<double>(a.batch * a.heads) *
+         grid.of(static_cast<double>(a.seq_len), static_cast<double>(a.head_dim), 1.0);
+}
+
+double Machine::seconds_of(const TracedProducts& traced) const {
+  const Products& p = traced.products;
+  const ProductTimes& times = products_in(p.dtype);
+  const auto kind = static_cast<size_t>(p.kind);
+  if (times.single[kind].empty()) {
+    return other_ops.latency + std::max(p.flops() / (times.peak * times.efficiency),
+                                        other_ops.of(bytes_of_products(traced)));
   }
-  if (op.products) {
-    const Products& p = op.products->products;
-    peak(p.dtype);
-    const ProductTimes& of_dtype = products.at(p.dtype);
-    const auto kind = static_cast<size_t>(p.kind);
-    const auto m = static_cast<double>(p.m), n = static_cast<double>(p.n);
-    const auto k = static_cast<double>(p.k);
-    if (of_dtype.single[kind].empty()) {
-      const double rate = of_dtype.peak * of_dtype.efficiency;
-      const double read = bytes_of_products(*op.products) / other_ops.bytes_per_second;
-      return time.seconds + std::max(p.flops() / rate, read);
-    }
-    if (op.products->rows.empty()) return of_dtype.single[kind].of(m, n, k);
-    double sum = 0.0;
-    for (const int64_t rows : op.products->rows) {
-      if (rows == 0) continue;
-      const auto r = static_cast<double>(rows);
-      const bool gradient = p.kind == ProductKind::weight_gradient;
-      sum += of_dtype.grouped[kind].of(gradient ? m : r, n, gradient ? r : k);
-    }
-    return sum;
+  const auto m = static_cast<double>(p.m), n = static_cast<double>(p.n);
+  const auto k = static_cast<double>(p.k);
+  if (traced.rows.empty()) return times.single[kind].of(m, n, k);
+  const bool gradient = p.kind == ProductKind::weight_gradient;
+  double sum = 0.0;
+  for (const int64_t rows : traced.rows) {
+    const auto r = static_cast<double>(rows);
+    if (rows > 0) sum += times.grouped[kind].of(gradient ? m : r, n, gradient ? r : k);
   }
-  return time.seconds + moving;
+  return sum;
 }
 
 namespace {
@@ -153,7 +148,7 @@ double ring(const CollectiveTimes& times, const Traffic& t) {
   const double depth = std::ceil(std::log2(static_cast<double>(t.ranks)));
   const auto rings =
       static_cast<double>(t.ranks_per_host) / static_cast<double>(t.peers_within + 1);
-  const auto time = [&](const MessageTimes& of, double at_once) {
+  const auto time = [&](const ByteTimes& of, double at_once) {
     return depth * of.latency + at_once * steps * of.of(part);
   };
   return std::max(t.peers_within > 0 ? time(times.within_host, 1.0) : 0.0,

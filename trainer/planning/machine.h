@@ -12,16 +12,18 @@
 
 namespace switchyard {
 
-// The time of a collective's messages. `latency` passes once, because the messages of a collective
-// wait for the network at the same time; where times were measured, they contain it.
-struct MessageTimes {
+// The time of an op or of a collective's messages by bytes. `latency` passes once per op or
+// collective, because the messages of one wait for the network at the same time; where times were
+// measured, they contain it.
+struct ByteTimes {
   double latency = 0.0;
-  // Of one message: linear between the points, which ascend, and along the last two beyond them.
+  // Linear between the points, which ascend; beyond the last in proportion to the bytes.
   std::vector<double> bytes = {}, seconds = {};
 
+  // Without the latency.
   double of(double num_bytes) const;
   // Every message takes `per_message` and the time of its bytes.
-  static MessageTimes line(double latency, double bytes_per_second, double per_message = 0.0);
+  static ByteTimes line(double latency, double bytes_per_second, double per_message = 0.0);
 };
 
 // Measured seconds on a grid of sizes [m][n][k]. Between its points the logarithm of the time is
@@ -45,16 +47,10 @@ struct ProductTimes {
   std::array<TimeGrid, 2> attention = {};
 };
 
-// An op takes seconds + bytes of its tensors / rate.
-struct OpTime {
-  double seconds = 0.0;
-  double bytes_per_second = 0.0;
-};
-
 // The time of one message between two ranks. Within a host every rank sends at once, each with this
 // time; a host's link to others takes the messages of its ranks one after the other.
 struct CollectiveTimes {
-  MessageTimes within_host, between_hosts;
+  ByteTimes within_host, between_hosts;
 };
 
 // What a step's time is predicted from: measured by `calibrate`, or described in a file of
@@ -79,16 +75,20 @@ struct Machine {
   bool links_overlap = false;
 
   std::map<DType, ProductTimes> products;  // f32, bf16
-  std::map<std::string, OpTime> ops;       // by name
-  OpTime other_ops;
+  std::map<std::string, ByteTimes> ops;    // by name and the bytes of their tensors
+  ByteTimes other_ops;
   CollectiveTimes all_to_all, all_gather, reduce_scatter;
 
   // How much longer compute takes where `ranks` ranks share a host, than the figures say.
   double contention(int ranks) const;
   double seconds_of(const TracedOp& op) const;
   double seconds_of(const Traffic& traffic) const;
-  // FLOP/s, of the dtype; throws Error if the machine has no figures for it.
-  double peak(DType dtype) const;
+  // Throws Error if the machine has no figures for the dtype.
+  const ProductTimes& products_in(DType dtype) const;
+
+ private:
+  double seconds_of(const AttentionProducts& attention) const;
+  double seconds_of(const TracedProducts& products) const;
 };
 
 }  // namespace switchyard

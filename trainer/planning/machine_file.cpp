@@ -101,17 +101,17 @@ class Map {
 };
 
 // A rate, or a table of measured times; either may have a latency.
-MessageTimes read_message_times(Map map) {
+ByteTimes read_byte_times(Map map) {
   const double latency = map.number_or(0.0, "latency", 0.0);
   if (map.has("bytes_per_second")) {
-    const MessageTimes times = MessageTimes::line(latency, map.number("bytes_per_second", 1.0),
-                                                  map.number_or(0.0, "per_message", 0.0));
+    const ByteTimes times = ByteTimes::line(latency, map.number("bytes_per_second", 1.0),
+                                            map.number_or(0.0, "per_message", 0.0));
     map.refuse_others();
     return times;
   }
-  MessageTimes times{.latency = latency,
-                     .bytes = map.ascending("bytes", 0.0),
-                     .seconds = map.numbers("seconds", 0.0)};
+  ByteTimes times{.latency = latency,
+                  .bytes = map.ascending("bytes", 0.0),
+                  .seconds = map.numbers("seconds", 0.0)};
   require(times.bytes.size() == times.seconds.size(), "{}: {} has {} numbers, but {} has {}",
           map.file(), map.of("bytes"), times.bytes.size(), map.of("seconds"), times.seconds.size());
   map.refuse_others();
@@ -119,10 +119,10 @@ MessageTimes read_message_times(Map map) {
 }
 
 CollectiveTimes read_links(Map map) {
-  CollectiveTimes times{.within_host = read_message_times(map.map("within_host")),
+  CollectiveTimes times{.within_host = read_byte_times(map.map("within_host")),
                         .between_hosts = {}};
   times.between_hosts =
-      map.has("between_hosts") ? read_message_times(map.map("between_hosts")) : times.within_host;
+      map.has("between_hosts") ? read_byte_times(map.map("between_hosts")) : times.within_host;
   map.refuse_others();
   return times;
 }
@@ -171,16 +171,9 @@ ProductTimes read_products(Map map) {
   return times;
 }
 
-OpTime read_op(Map map) {
-  const OpTime time{.seconds = map.number("seconds", 0.0),
-                    .bytes_per_second = map.number("bytes_per_second", 1.0)};
-  map.refuse_others();
-  return time;
-}
-
 void read_ops(Map map, Machine& machine) {
   for (const std::string& key : map.keys()) {
-    (key == "other" ? machine.other_ops : machine.ops[key]) = read_op(map.map(key));
+    (key == "other" ? machine.other_ops : machine.ops[key]) = read_byte_times(map.map(key));
   }
   map.map("other");
 }
@@ -224,18 +217,14 @@ std::string to_yaml(const TimeGrid& grid) {
                      list(grid.k), list(grid.seconds));
 }
 
-std::string to_yaml(const OpTime& time) {
-  return fmt::format("{{seconds: {:.4g}, bytes_per_second: {:.4g}}}\n", time.seconds,
-                     time.bytes_per_second);
+std::string to_yaml(const ByteTimes& times) {
+  return fmt::format("{{latency: {:.4g}, bytes: {}, seconds: {}}}\n", times.latency,
+                     list(times.bytes), list(times.seconds));
 }
 
 std::string to_yaml(const char* kind, const CollectiveTimes& times) {
-  const auto row = [](const char* name, const MessageTimes& t) {
-    return fmt::format("    {}: {{latency: {:.4g}, bytes: {}, seconds: {}}}\n", name, t.latency,
-                       list(t.bytes), list(t.seconds));
-  };
-  return fmt::format("  {}:\n", kind) + row("within_host", times.within_host) +
-         row("between_hosts", times.between_hosts);
+  return fmt::format("  {}:\n    within_host: {}    between_hosts: {}", kind,
+                     to_yaml(times.within_host), to_yaml(times.between_hosts));
 }
 
 std::string to_yaml(DType dtype, const ProductTimes& times) {

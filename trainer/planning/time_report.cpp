@@ -67,7 +67,8 @@ Json json_of(const LayoutChoice& c) {
 }  // namespace
 
 double TimedPlan::mfu(DType dtype) const {
-  return plan.step_flops / time.seconds / (machine.peak(dtype) * plan.layout.world_size());
+  return plan.step_flops / time.seconds /
+         (machine.products_in(dtype).peak * plan.layout.world_size());
 }
 
 TimedPlan make_timed_plan(const RunConfig& config, const ParallelLayout& layout,
@@ -84,7 +85,7 @@ std::string describe(const TimedPlan& timed, DType dtype) {
   std::string text = fmt::format("\ntime on {} ({})\n", timed.machine.name, timed.machine.source);
   text += fmt::format("  step {:.2f} ms, {:.4g} tokens/s, {:.1f} % of {:.4g} TFLOP/s per rank\n",
                       ms(t.seconds), timed.tokens_per_second(), 100.0 * timed.mfu(dtype),
-                      1e-12 * timed.machine.peak(dtype));
+                      1e-12 * timed.machine.products_in(dtype).peak);
   if (timed.load != 1.0) {
     text += fmt::format("  the busiest rank's experts get {:.2f} times the mean\n", timed.load);
   }

@@ -11,7 +11,7 @@ namespace switchyard {
 namespace {
 
 // Bytes per second change, the latency stays.
-void scale(MessageTimes& times, double rate) {
+void scale(ByteTimes& times, double rate) {
   const double fixed = times.seconds.front();
   for (double& seconds : times.seconds) seconds = fixed + (seconds - fixed) / rate;
 }

@@ -19,16 +19,16 @@ using testing::HasSubstr;
 
 // ---- Times of sizes ----------------------------------------------------------------------------
 
-TEST(MessageTimesTest, AreLinearBetweenAndBeyondThePoints) {
-  const MessageTimes times{.latency = 0, .bytes = {0, 100, 300}, .seconds = {1, 2, 6}};
+TEST(ByteTimesTest, AreLinearBetweenAndBeyondThePoints) {
+  const ByteTimes times{.latency = 0, .bytes = {0, 100, 300}, .seconds = {1, 2, 6}};
   EXPECT_DOUBLE_EQ(times.of(50), 1.5);
   EXPECT_DOUBLE_EQ(times.of(200), 4.0);
   EXPECT_DOUBLE_EQ(times.of(500), 10.0);
-  EXPECT_DOUBLE_EQ(MessageTimes::line(2e-6, 1e9).of(5e9), 5.0);
+  EXPECT_DOUBLE_EQ(ByteTimes::line(2e-6, 1e9).of(5e9), 5.0);
 }
 
-TEST(MessageTimesTest, NeverFallBelowTheSmallest) {
-  const MessageTimes times{.latency = 0, .bytes = {64, 128}, .seconds = {1.0, 2.0}};
+TEST(ByteTimesTest, NeverFallBelowTheSmallest) {
+  const ByteTimes times{.latency = 0, .bytes = {64, 128}, .seconds = {1.0, 2.0}};
   EXPECT_DOUBLE_EQ(times.of(0), 1.0);
 }
 
@@ -69,11 +69,11 @@ Machine described() {
   Machine machine;
   machine.name = "test";
   machine.products[DType::f32] = {.peak = 1e12, .efficiency = 0.5};
-  machine.other_ops = {.seconds = 1e-6, .bytes_per_second = 100e9};
-  machine.ops["slow"] = {.seconds = 1e-3, .bytes_per_second = 1e9};
+  machine.other_ops = ByteTimes::line(1e-6, 100e9);
+  machine.ops["slow"] = ByteTimes::line(1e-3, 1e9);
   machine.ranks_per_host = 2;
   machine.all_to_all = machine.all_gather = machine.reduce_scatter = {
-      .within_host = MessageTimes::line(1e-6, 1e9), .between_hosts = MessageTimes::line(1e-5, 1e8)};
+      .within_host = ByteTimes::line(1e-6, 1e9), .between_hosts = ByteTimes::line(1e-5, 1e8)};
   return machine;
 }
 
@@ -175,7 +175,7 @@ class MachineFileTest : public testing::Test {
   const std::string described_ =
       "name: a\nsource: b\ndevice: cuda\nranks_per_host: 8\nbackground: 1\n"
       "products: {f32: {peak: 1e12, efficiency: 0.5}}\n"
-      "ops: {other: {seconds: 1e-6, bytes_per_second: 1e11}}\n"
+      "ops: {other: {latency: 1e-6, bytes_per_second: 1e11}}\n"
       "links: {within_host: {latency: 1e-6, bytes_per_second: 1e9}}\n";
   test::TemporaryFolder folder_;
   const std::filesystem::path path_ = folder_.path() / "machine.yaml";
@@ -184,7 +184,7 @@ class MachineFileTest : public testing::Test {
 TEST_F(MachineFileTest, ReadsADescription) {
   const Machine machine = read(described_);
   EXPECT_EQ(machine.ranks_per_host, 8);
-  EXPECT_EQ(machine.peak(DType::f32), 1e12);
+  EXPECT_EQ(machine.products_in(DType::f32).peak, 1e12);
   EXPECT_EQ(machine.background, 1.0);
   EXPECT_DOUBLE_EQ(machine.all_gather.between_hosts.of(2e9), 2.0);
   EXPECT_DOUBLE_EQ(machine.all_gather.between_hosts.latency, 1e-6);

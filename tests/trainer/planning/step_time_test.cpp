@@ -22,9 +22,9 @@ Machine clockwork(double background = 0.0) {
   machine.background = background;
   machine.ranks_per_host = 1 << 20;
   machine.products[DType::f32] = {.peak = 1.0, .efficiency = 1.0};
-  machine.other_ops = {.seconds = 0.0, .bytes_per_second = 1.0};
+  machine.other_ops = ByteTimes::line(0.0, 1.0);
   machine.all_to_all = machine.all_gather = machine.reduce_scatter = {
-      .within_host = MessageTimes::line(0.0, 1.0), .between_hosts = MessageTimes::line(0.0, 1.0)};
+      .within_host = ByteTimes::line(0.0, 1.0), .between_hosts = ByteTimes::line(0.0, 1.0)};
   return machine;
 }
 
@@ -191,12 +191,12 @@ TEST(TwinTest, ExpertsHaveAsManyParameters) {
 
 TEST(VerdictTest, BothTakeEquallyLongAtTheBreakEven) {
   Machine machine = clockwork();
-  machine.other_ops.bytes_per_second = 1e13;
+  machine.other_ops = ByteTimes::line(0.0, 1e13);
   machine.products[DType::f32].peak = 2e8;
   const auto set_links = [&](double rate) {
     for (CollectiveTimes* times :
          {&machine.all_to_all, &machine.all_gather, &machine.reduce_scatter}) {
-      times->within_host = MessageTimes::line(0.0, rate);
+      times->within_host = ByteTimes::line(0.0, rate);
     }
   };
   set_links(1e7);
