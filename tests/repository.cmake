@@ -56,6 +56,7 @@ switchyard_add_program_test(end_to_end_signals signal)
 switchyard_add_program_test(end_to_end_owner owner)
 switchyard_add_program_test(end_to_end_run_folder run_folder)
 switchyard_add_program_test(end_to_end_interop interop)
+switchyard_add_program_test(end_to_end_plan plan)
 switchyard_add_program_test(end_to_end_tokenizers tokenizers)
 switchyard_add_program_test(failures failure cpu)
 # These measure moments, or need the cores for themselves. The others spend most of their time

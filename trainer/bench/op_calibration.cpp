@@ -55,7 +55,7 @@ RunConfig model_of(Structure structure, int64_t hidden, int64_t seq_len, int num
   m.vocab_size = 8 * hidden;
   m.seq_len = seq_len;
   m.hidden = hidden;
-  m.num_layers = 2;
+  m.num_layers = 1;
   m.head_dim = 32;
   m.num_heads = m.num_kv_heads = static_cast<int>(hidden / m.head_dim);
   m.num_experts = 8 * num_ranks;
@@ -88,7 +88,7 @@ void time_steps(MpiRuntime& mpi, RunConfig config, const std::string& device, in
   TrainStep step(session.stream, session.model, optimizer, session.dist);
   const int64_t tokens = config.train.global_batch_size * config.model.seq_len;
   OpTimer timer(WorkClock(session.stream, threads), samples);
-  constexpr int64_t kWarmup = 1, kSteps = 4;
+  constexpr int64_t kWarmup = 1, kSteps = 3;
   for (int64_t i = 0; i < kSteps; ++i) {
     const std::vector<MicroBatch> batches = random_batches(config, session.dist, i);
     session.stream.set_observer(i < kWarmup ? nullptr : &timer);
