@@ -31,6 +31,7 @@ class Replay {
  private:
   struct Transfer {
     int64_t number;
+    Purpose purpose;
     double left;  // seconds
   };
 
@@ -47,17 +48,15 @@ class Replay {
   void step(const TraceItem& item, const TracedStart& start) {
     const double seconds = machine_.seconds_of(start.traffic);
     result_.transfers[static_cast<size_t>(item.purpose)].seconds += seconds;
-    under_way_.push_back({start.number, seconds});
+    under_way_.push_back({start.number, item.purpose, seconds});
   }
   void step(const TraceItem& item, const TracedWait& wait) {
-    double waited = 0.0;
     while (is_under_way(wait.number)) {
-      const double seconds = under_way_.front().left;
-      waited += seconds;
-      advance(seconds);
+      const Transfer first = under_way_.front();
+      spend(item.phase, first.left);
+      result_.transfers[static_cast<size_t>(first.purpose)].exposed += first.left;
+      under_way_.pop_front();
     }
-    spend(item.phase, waited);
-    result_.transfers[static_cast<size_t>(item.purpose)].exposed += waited;
   }
 
   bool is_under_way(int64_t number) const {

@@ -2,8 +2,8 @@
 
 #include <array>
 #include <cstdint>
-#include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <variant>
 #include <vector>
@@ -54,7 +54,7 @@ struct TracedWait {
 struct TraceItem {
   Phase phase;
   std::optional<Part> part;  // of the model
-  Purpose purpose;           // of a transfer
+  Purpose purpose;           // of a transfer that starts
   std::variant<TracedOp, TracedStart, TracedWait> what;
 };
 
@@ -95,7 +95,7 @@ class WorkTrace final : public WorkObserver, public CollectiveObserver {
   std::optional<TracedProducts> products_;
   std::optional<AttentionProducts> attention_;
   int64_t next_number_ = 0;
-  std::map<int64_t, Purpose> under_way_;
+  std::set<int64_t> under_way_;
   std::vector<TraceItem> items_;
 };
 

@@ -33,10 +33,10 @@ Machine clockwork(double background = 0.0) {
 TraceItem compute(int64_t seconds) {
   return {Phase::forward, Part::attention, Purpose::figures, TracedOp{"op", seconds, {}, {}}};
 }
-TraceItem start(int64_t number, double seconds) {
+TraceItem start(int64_t number, double seconds, Purpose purpose = Purpose::exchange) {
   return {Phase::forward,
           {},
-          Purpose::exchange,
+          purpose,
           TracedStart{number,
                       {.kind = CollectiveKind::all_to_all,
                        .ranks = 2,
@@ -76,6 +76,13 @@ TEST(ReplayTest, TransfersShareTheLinkInTheirOrder) {
   const StepTime time = replayed({start(0, 4), start(1, 2), compute(3), wait(1), wait(0)}, 1.0);
   EXPECT_DOUBLE_EQ(time.seconds, 6.0);
   EXPECT_DOUBLE_EQ(time.transfer(Purpose::exchange).exposed, 3.0);
+}
+
+TEST(ReplayTest, AWaitCountsForTheTransferThatHoldsUpTheLink) {
+  const StepTime time =
+      replayed({start(0, 4, Purpose::gradients), start(1, 2), wait(1), wait(0)}, 1.0);
+  EXPECT_DOUBLE_EQ(time.transfer(Purpose::gradients).exposed, 4.0);
+  EXPECT_DOUBLE_EQ(time.transfer(Purpose::exchange).exposed, 2.0);
 }
 
 TEST(ReplayTest, MicroBatchesRepeat) {
