@@ -10,9 +10,9 @@
 namespace switchyard {
 
 // Measures this machine for `replay` (trainer/planning/step_time.h). Every rank measures at the
-// same time, as ranks work in training. Products are means over ranks; the times of ops are rank 0's,
-// because routing gives ranks other sizes. Takes about a minute. Collective over the
-// world, which must have as many ranks on every host.
+// same time, as ranks work in training. Products are means over ranks; the times of ops are rank
+// 0's, because routing gives ranks other sizes. Takes about a minute. Collective over the world,
+// which must have as many ranks on every host.
 Machine calibrate(MpiRuntime& mpi, const std::string& device);
 
 // The parts of a calibration. Times are of one rank, in seconds.

@@ -1,6 +1,7 @@
 #include "trainer/planning/step_time.h"
 
 #include <algorithm>
+#include <array>
 #include <deque>
 #include <numeric>
 
@@ -48,27 +49,31 @@ class Replay {
   void step(const TraceItem& item, const TracedStart& start) {
     const double seconds = machine_.seconds_of(start.traffic);
     result_.transfers[static_cast<size_t>(item.purpose)].seconds += seconds;
-    under_way_.push_back({start.number, item.purpose, seconds});
+    const bool between = machine_.links_overlap && start.traffic.peers_between > 0;
+    links_[between ? 1 : 0].push_back({start.number, item.purpose, seconds});
   }
   void step(const TraceItem& item, const TracedWait& wait) {
-    while (is_under_way(wait.number)) {
-      const Transfer first = under_way_.front();
-      spend(item.phase, first.left);
-      result_.transfers[static_cast<size_t>(first.purpose)].exposed += first.left;
-      under_way_.pop_front();
+    for (std::deque<Transfer>& link : links_) {
+      const auto is_awaited = [&](const Transfer& t) { return t.number == wait.number; };
+      while (std::ranges::any_of(link, is_awaited)) {
+        const Transfer first = link.front();
+        spend(item.phase, first.left);
+        result_.transfers[static_cast<size_t>(first.purpose)].exposed += first.left;
+        advance(first.left);
+      }
     }
   }
 
-  bool is_under_way(int64_t number) const {
-    return std::ranges::any_of(under_way_, [&](const Transfer& t) { return t.number == number; });
-  }
-  // Transfers `seconds` of what is under way, in its order.
+  // Every link transfers `seconds` of what is under way, in its order.
   void advance(double seconds) {
-    while (!under_way_.empty() && under_way_.front().left <= seconds) {
-      seconds -= under_way_.front().left;
-      under_way_.pop_front();
+    for (std::deque<Transfer>& link : links_) {
+      double left = seconds;
+      while (!link.empty() && link.front().left <= left) {
+        left -= link.front().left;
+        link.pop_front();
+      }
+      if (!link.empty()) link.front().left -= left;
     }
-    if (!under_way_.empty()) under_way_.front().left -= seconds;
   }
   void spend(Phase phase, double seconds) {
     result_.seconds += seconds;
@@ -91,7 +96,7 @@ class Replay {
 
   const Machine& machine_;
   double contention_;
-  std::deque<Transfer> under_way_;
+  std::array<std::deque<Transfer>, 2> links_;  // within hosts, or all of them; between hosts
   StepTime result_;
 };
 

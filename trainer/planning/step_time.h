@@ -49,8 +49,9 @@ StepTrace trace_step(const RunConfig& config, const ParallelLayout& layout, cons
                      double load = 1.0);
 
 // Replays a trace: compute in the order of the program, transfers in the order in which they
-// start, one after the other. While the rank computes for t seconds, the transfers under way
-// advance by machine.background * t; while it waits, by the whole time.
+// start, one after the other; where links overlap, those within a host beside those between hosts.
+// While the rank computes for t seconds, the transfers under way advance by machine.background * t;
+// while it waits, by the whole time.
 StepTime replay(const StepTrace& trace, const Machine& machine, const ParallelLayout& layout);
 
 // The mean over MoE layers of the load of the busiest of `ep` ranks, in loads of the mean rank.

@@ -51,9 +51,20 @@ TraceItem wait(int64_t number) {
   return {Phase::backward, {}, Purpose::exchange, TracedWait{number}};
 }
 
-StepTime replayed(std::vector<TraceItem> items, double background) {
+TraceItem start_between_hosts(int64_t number, double seconds) {
+  TraceItem item = start(number, seconds, Purpose::gradients);
+  Traffic& traffic = std::get<TracedStart>(item.what).traffic;
+  std::swap(traffic.peers_within, traffic.peers_between);
+  std::swap(traffic.bytes_within, traffic.bytes_between);
+  traffic.ranks_per_host = 1;
+  return item;
+}
+
+StepTime replayed(std::vector<TraceItem> items, double background, bool links_overlap = false) {
+  Machine machine = clockwork(background);
+  machine.links_overlap = links_overlap;
   return replay({.micro_batch = {}, .last = std::move(items), .micro_batches = 1, .memory = {}},
-                clockwork(background), ParallelLayout(2, 1, 2));
+                machine, ParallelLayout(2, 1, 2));
 }
 
 TEST(ReplayTest, ATransferThatRunsBehindComputeIsExposedForTheRest) {
@@ -83,6 +94,15 @@ TEST(ReplayTest, AWaitCountsForTheTransferThatHoldsUpTheLink) {
       replayed({start(0, 4, Purpose::gradients), start(1, 2), wait(1), wait(0)}, 1.0);
   EXPECT_DOUBLE_EQ(time.transfer(Purpose::gradients).exposed, 4.0);
   EXPECT_DOUBLE_EQ(time.transfer(Purpose::exchange).exposed, 2.0);
+}
+
+TEST(ReplayTest, LinksWithinAndBetweenHostsMayOverlap) {
+  const std::vector<TraceItem> items = {start_between_hosts(0, 4), start(1, 2), wait(1), wait(0)};
+  const StepTime apart = replayed(items, 1.0), overlapping = replayed(items, 1.0, true);
+  EXPECT_DOUBLE_EQ(apart.seconds, 6.0);
+  EXPECT_DOUBLE_EQ(overlapping.seconds, 4.0);
+  EXPECT_DOUBLE_EQ(overlapping.transfer(Purpose::exchange).exposed, 2.0);
+  EXPECT_DOUBLE_EQ(overlapping.transfer(Purpose::gradients).exposed, 2.0);
 }
 
 TEST(ReplayTest, MicroBatchesRepeat) {
