@@ -72,7 +72,7 @@ class Export(Interop):
 
         record = self.metrics("tiny_dense")[-1]
         self.assertIn("| step | 12 |", card)
-        self.assertIn(f"| held-out loss | {record['val_loss']:.6f} (perplexity", card)
+        self.assertIn(f"| held-out loss, as training measured it | {record['val_loss']:.6f} (perplexity", card)
         self.assertIn("structure: dense", card)
         self.assertRegex(card, r"fingerprint `[0-9a-f]{16}`")
 
@@ -180,6 +180,10 @@ class Import(Interop):
                              "train.global_batch_size=8", "optimizer.lr=3e-3")
             losses = self.losses(name)
             self.assertLess(sum(losses[-4:]), sum(losses[:4]) - 0.4)
+        self.run_program(0, "export", "runs/vanilla", "--to", "experts")
+        output = self.run_program(0, "import", "experts", "--config", "x.yaml", "--upcycle",
+                                  code=BAD_INPUT)
+        self.assertEqual(output, "switchyard: --upcycle: the imported model has experts already\n")
 
     def test_upcycling_refuses_what_would_change_the_logits(self):
         for settings, message in (
@@ -221,7 +225,7 @@ class BadImports(Interop):
         size = len(self.data)
         first, *_, last = (name for name in self.header if name != "__metadata__")
         self.weights.write_bytes(self.weights.read_bytes()[:-10])
-        self.refuse("model.safetensors")
+        self.refuse("model.safetensors: the header: its tensors take")
         self.weights.write_bytes(struct.pack("<Q", 4 << 30) + b"{}")
         self.refuse("model.safetensors")
         write_safetensors(self.weights, b'{"a": 1, "a": 2}', b"")
@@ -237,6 +241,8 @@ class BadImports(Interop):
         index = {"weight_map": {first: "model-00001-of-00002.safetensors"}}
         (self.folder / "llama" / "model.safetensors.index.json").write_text(json.dumps(index))
         self.refuse("files that it lists are missing: model-00001-of-00002.safetensors")
+        (self.folder / "llama" / "config.json").unlink()
+        self.refuse("llama has no config.json: name a folder with")
 
     def test_tensors(self):
         renamed = json.loads(json.dumps(self.header))

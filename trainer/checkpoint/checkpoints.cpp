@@ -54,9 +54,20 @@ std::vector<std::string> find_damage(const CheckpointReader& reader, Communicato
   std::vector<std::string> damage;
   run_collectively(world, [&] {
     const std::vector<StoredFile>& shards = reader.manifest().shards;
+    std::vector<std::vector<std::string>> lines(shards.size());
+    std::vector<std::exception_ptr> errors(shards.size());
+#pragma omp parallel for schedule(dynamic)
     for (size_t i = static_cast<size_t>(world.rank()); i < shards.size();
          i += static_cast<size_t>(world.size())) {
-      for (std::string& line : reader.damage_of(shards[i])) damage.push_back(std::move(line));
+      try {
+        lines[i] = reader.damage_of(shards[i]);
+      } catch (...) {
+        errors[i] = std::current_exception();
+      }
+    }
+    for (size_t i = 0; i < shards.size(); ++i) {
+      if (errors[i]) std::rethrow_exception(errors[i]);
+      damage.insert(damage.end(), lines[i].begin(), lines[i].end());
     }
   });
   return gather_lines(world, damage);
@@ -206,7 +217,10 @@ StoredFile Checkpoints::save_shard(const fs::path& temporary,
                                    const CheckpointTensors& tensors) const {
   enter(SaveStage::shard);
   const std::vector<TensorPiece> pieces = is_first_rank() ? all_pieces(tensors) : tensors.owned;
-  return write_shard(temporary / shard_name(dist_.rank()), pieces);
+  const fs::path path = temporary / shard_name(dist_.rank());
+  StoredFile stored = write_shard(path, pieces);
+  sync_file(path);
+  return stored;
 }
 
 void Checkpoints::write_manifest(const fs::path& temporary, const TrainingState& state,

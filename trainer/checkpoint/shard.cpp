@@ -105,7 +105,6 @@ StoredFile write_shard(const std::filesystem::path& path, std::span<const Tensor
   StoredFile stored{.name = path.filename().string(), .bytes = 0, .crc32c = 0, .pieces = {}};
   for (const TensorPiece& piece : pieces) stored.pieces.push_back(store(file, piece));
   file.close();
-  sync_file(path);
   add_size_and_checksum(path, stored);
   return stored;
 }

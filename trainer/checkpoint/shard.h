@@ -16,7 +16,8 @@ std::string shard_name(int rank);  // "shard_00000.h5"
 int64_t shard_bytes(std::span<const TensorPiece> pieces);
 
 // Writes one rank's pieces as /KIND/NAME, one-dimensional f32, each with its geometry and checksum
-// in attributes. On return the file is on the disk. Throws Error on failure, such as a full disk.
+// in attributes. On return the operating system has the file, and sync_file flushes it to the disk.
+// Throws Error on failure, such as a full disk.
 StoredFile write_shard(const std::filesystem::path& path, std::span<const TensorPiece> pieces);
 
 // Writes the virtual datasets /KIND/NAME that show whole tensors to any HDF5 reader. The shards lie

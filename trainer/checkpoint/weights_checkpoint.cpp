@@ -3,7 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <deque>
+#include <future>
 #include <utility>
 #include <vector>
 
@@ -22,61 +22,82 @@ namespace fs = std::filesystem;
 constexpr int64_t kPieceElements = int64_t{4} << 20;   // 16 MiB
 constexpr int64_t kShardElements = int64_t{16} << 20;  // 64 MiB
 
-// Collects pieces until they fill a shard.
+// Collects pieces until they fill a shard. While one shard goes to the disk, the next one is read.
 class ShardWriter {
  public:
-  ShardWriter(fs::path folder, const RowReader& read) : folder_(std::move(folder)), read_(read) {}
+  //   elements  of all tensors
+  ShardWriter(fs::path folder, const RowReader& read, int64_t elements)
+      : folder_(std::move(folder)),
+        read_(read),
+        memory_(static_cast<size_t>(std::min(elements, kShardElements + kPieceElements))) {}
 
   void add(const TensorKey& key, const Shape& shape) {
     const int64_t width = row_width(shape), rows = num_rows(shape);
     const int64_t step = std::max<int64_t>(kPieceElements / width, 1);
     for (int64_t first = 0; first < rows; first += step) {
       const int64_t count = std::min(step, rows - first);
-      std::vector<float>& values = memory_.emplace_back(static_cast<size_t>(count * width));
-      read_(key, first, count, values);
-      PieceGeometry geometry = whole_tensor(shape);
-      geometry.begin = first * width;
-      geometry.end = (first + count) * width;
       // HDF5 has one dataset of a name per file.
-      if (std::ranges::any_of(pieces_, [&](const TensorPiece& piece) {
-            return piece.kind == key.first && piece.name == key.second;
-          })) {
-        std::vector<float> last = std::move(memory_.back());
-        memory_.pop_back();
-        flush();
-        memory_.push_back(std::move(last));
-      }
-      pieces_.push_back({key.first, key.second, geometry, memory_.back()});
-      elements_ += count * width;
-      if (elements_ >= kShardElements) flush();
+      if (!pieces_.empty() && first > 0) flush();
+      TensorPiece piece{key.first, key.second, whole_tensor(shape), take(count * width)};
+      piece.geometry.begin = first * width;
+      piece.geometry.end = (first + count) * width;
+      read_(key, first, count, piece.data);
+      pieces_.push_back(std::move(piece));
+      if (used_ >= kShardElements) flush();
     }
   }
 
   std::vector<StoredFile> finish() && {
     flush();
+    wait();
     return std::move(files_);
   }
 
  private:
+  // Room for a piece, behind those of the shard.
+  std::span<float> take(int64_t elements) {
+    if (used_ + elements > static_cast<int64_t>(memory_.size())) {
+      flush();
+      // A row may be longer than a piece.
+      memory_.resize(std::max(memory_.size(), static_cast<size_t>(elements)));
+    }
+    used_ += elements;
+    return std::span(memory_).subspan(static_cast<size_t>(used_ - elements),
+                                      static_cast<size_t>(elements));
+  }
+
   void flush() {
     if (pieces_.empty()) return;
-    files_.push_back(write_shard(folder_ / shard_name(static_cast<int>(files_.size())), pieces_));
+    const fs::path path = folder_ / shard_name(static_cast<int>(files_.size()));
+    files_.push_back(write_shard(path, pieces_));
     pieces_.clear();
-    memory_.clear();
-    elements_ = 0;
+    used_ = 0;
+    wait();
+    on_its_way_ = std::async(std::launch::async, [path] { sync_file(path); });
+  }
+
+  void wait() {
+    if (on_its_way_.valid()) on_its_way_.get();
   }
 
   fs::path folder_;
   const RowReader& read_;
-  std::deque<std::vector<float>> memory_;
+  std::vector<float> memory_;
+  int64_t used_ = 0;  // elements of memory_ that the pieces hold
   std::vector<TensorPiece> pieces_;
-  int64_t elements_ = 0;
   std::vector<StoredFile> files_;
+  std::future<void> on_its_way_;  // the shard before
 };
+
+int64_t count_elements(const std::map<TensorKey, Shape>& tensors) {
+  int64_t elements = 0;
+  for (const auto& [key, shape] : tensors) elements += shape.num_elements();
+  return elements;
+}
 
 void write_all(const fs::path& folder, const TrainingState& state,
                const std::map<TensorKey, Shape>& tensors, const RowReader& read) {
-  ShardWriter shards(folder, read);
+  ShardWriter shards(folder, read, count_elements(tensors));
   for (const auto& [key, shape] : tensors) shards.add(key, shape);
   Manifest manifest{.state = state,
                     .layout = {},

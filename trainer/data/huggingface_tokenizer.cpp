@@ -127,18 +127,24 @@ class TokenIds {
   int64_t size_ = 0;
 };
 
+json parse_sibling(const TokenizerSection& config, const char* name) {
+  const fs::path path = fs::path(config.model).parent_path() / name;
+  return fs::exists(path) ? parse_file(path, read_file(path)) : json();
+}
+
+// The text of the token that ends a document, where the settings or tokenizer_config.json say it.
+std::optional<std::string> named_end(const TokenizerSection& config) {
+  if (!config.end_of_document.empty()) return config.end_of_document;
+  const json settings = parse_sibling(config, "tokenizer_config.json");
+  const json& token = member(settings, "eos_token");
+  const json& text = token.is_string() ? token : member(token, "content");
+  return text.is_string() ? std::optional<std::string>(text) : std::nullopt;
+}
+
 // The text of the token that ends a document; see docs/interoperability.md.
 std::string choose_end(const TokenizerSection& config, const TokenIds& ids) {
-  if (!config.end_of_document.empty()) return config.end_of_document;
-  const fs::path path = config.model, folder = path.parent_path();
-  const auto sibling = [&](const char* name) {
-    return fs::exists(folder / name) ? parse_file(folder / name, read_file(folder / name)) : json();
-  };
-  const json settings = sibling("tokenizer_config.json");
-  const json& token = member(settings, "eos_token");
-  if (token.is_string()) return token;
-  if (const json& content = member(token, "content"); content.is_string()) return content;
-  const json generation = sibling("generation_config.json");
+  if (const auto named = named_end(config)) return *named;
+  const json generation = parse_sibling(config, "generation_config.json");
   const json& id = member(generation, "eos_token_id");
   const json& first = id.is_array() && !id.empty() ? id.front() : id;
   if (first.is_number_integer()) {
@@ -147,9 +153,8 @@ std::string choose_end(const TokenizerSection& config, const TokenIds& ids) {
   fail(
       "no file beside {} says which token ends a document (eos_token of tokenizer_config.json, "
       "or eos_token_id of generation_config.json): set data.tokenizer.end_of_document to the text "
-      "of "
-      "one; its special tokens are: {}",
-      path.string(), fmt::join(ids.special_tokens(), " "));
+      "of one; its special tokens are: {}",
+      config.model, fmt::join(ids.special_tokens(), " "));
 }
 
 class HuggingFaceTokenizer final : public Tokenizer {
@@ -261,6 +266,8 @@ std::unique_ptr<Tokenizer> make_huggingface_tokenizer(const TokenizerSection& co
 }
 
 std::string end_of_document_text(const TokenizerSection& config) {
+  // The vocabulary, which takes long to parse, is needed only for an id in generation_config.json.
+  if (const auto named = named_end(config)) return *named;
   return HuggingFaceTokenizer(config).end_of_document_text();
 }
 

@@ -145,6 +145,18 @@ TensorInfo tensor_of(const Json& json, int64_t data_begin, int64_t data_bytes) {
   return tensor;
 }
 
+// Where the last tensor ends, as the header says.
+uint64_t claimed_end(const Json& header) {
+  uint64_t end = 0;
+  for (const Json& tensor : header) {
+    if (!tensor.is_object() || !tensor.contains("data_offsets")) continue;
+    const Json& offsets = tensor["data_offsets"];
+    if (!offsets.is_array() || offsets.size() != 2 || !offsets[1].is_number_unsigned()) continue;
+    end = std::max(end, offsets[1].get<uint64_t>());
+  }
+  return end;
+}
+
 // The tensors cover the data without gap or overlap, so that nothing is hidden in a file.
 void require_coverage(const std::map<std::string, TensorInfo>& tensors, int64_t begin,
                       int64_t end) {
@@ -207,6 +219,10 @@ void Reader::read_header() {
   std::string place = "the header";
   try {
     const Json header = parse_header(text);
+    const uint64_t end = claimed_end(header);
+    require(end <= static_cast<uint64_t>(size - data_begin),
+            "its tensors take {} bytes, and {} are there: the file was cut off", end,
+            size - data_begin);
     for (const auto& [name, json] : header.items()) {
       place = fmt::format("tensor {}", name);
       if (name == kMetadata) {
@@ -221,7 +237,7 @@ void Reader::read_header() {
     place = "the header";
     require_coverage(tensors_, data_begin, size);
   } catch (const Error& error) {
-    fail("{}: {}: {}", path_.string(), place, error.what());
+    throw Error(fmt::format("{}: {}: {}", path_.string(), place, error.what()));
   }
 }
 

@@ -2,7 +2,16 @@
 
 #include <unistd.h>
 
+#include <algorithm>
+
 namespace switchyard {
+namespace {
+
+// The most that one system call writes. Linux 6.16 and newer take page cache for a larger write in
+// pieces of megabytes, which was three times slower (ext4, 16 MiB at once).
+constexpr size_t kMostWritten = size_t{512} << 10;
+
+}  // namespace
 
 ReadResult read_fully(int descriptor, int64_t offset, std::span<std::byte> bytes) {
   size_t done = 0;
@@ -20,8 +29,9 @@ ReadResult read_fully(int descriptor, int64_t offset, std::span<std::byte> bytes
 
 int write_fully(int descriptor, int64_t offset, std::span<const std::byte> bytes) {
   while (!bytes.empty()) {
+    const size_t wanted = std::min(bytes.size(), kMostWritten);
     const ssize_t count =
-        uninterrupted([&] { return ::pwrite(descriptor, bytes.data(), bytes.size(), offset); });
+        uninterrupted([&] { return ::pwrite(descriptor, bytes.data(), wanted, offset); });
     // pwrite writes no byte and reports no error only if the disk is full.
     if (count <= 0) return count < 0 ? errno : ENOSPC;
     bytes = bytes.subspan(static_cast<size_t>(count));

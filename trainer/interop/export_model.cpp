@@ -151,7 +151,7 @@ ExportReport export_model(MpiRuntime& mpi, CheckpointReader& reader, const RunCo
     if (mpi.rank() == 0) folder.discard();
     throw;
   }
-  return {.form = std::string(form->name()),
+  return {.form = name_for_people(*form),
           .tensors = static_cast<int64_t>(rules.size()),
           .bytes = writer.total_bytes(),
           .files = static_cast<int64_t>(writer.num_shards())};

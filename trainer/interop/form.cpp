@@ -21,10 +21,6 @@ std::vector<std::unique_ptr<const Form>> make_forms() {
   return forms;
 }
 
-std::string name_for_people(const Form& form) {
-  return form.name() == kCompact ? "compact" : std::string(form.name());
-}
-
 std::string names_of_forms_that_can(const ModelConfig& model) {
   std::vector<std::string> names;
   for (const auto& form : all_forms()) {
@@ -47,6 +43,10 @@ const Form* first_stock_form(const ModelConfig& model, bool may_fold) {
 const std::vector<std::unique_ptr<const Form>>& all_forms() {
   static const std::vector<std::unique_ptr<const Form>> forms = make_forms();
   return forms;
+}
+
+std::string name_for_people(const Form& form) {
+  return form.name() == kCompact ? "compact" : std::string(form.name());
 }
 
 const Form& form_of(std::string_view name) {

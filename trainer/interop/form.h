@@ -44,7 +44,9 @@ class Form {
 
 // In the order in which they are tried.
 const std::vector<std::unique_ptr<const Form>>& all_forms();
-// Throws Error that lists the names.
+// As --form calls it: "compact", where config.json has "switchyard"; else the same.
+std::string name_for_people(const Form& form);
+// By either name. Throws Error that lists the names.
 const Form& form_of(std::string_view name);
 // The form `wish` if it can say the model.
 //   auto    the first stock form that can, without folding; else compact

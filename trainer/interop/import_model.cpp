@@ -156,7 +156,7 @@ void require_plausible(const ConfigJson& config, const ModelConfig& model,
 void write_experiment(const ImportOptions& options, const RunConfig& config,
                       std::string_view form) {
   const std::string text = fmt::format(
-      "# A {} model, imported from {}.\n"
+      "# A model of the form {}, imported from {}.\n"
       "# eval, generate, train-hash and eval-hash take it as it is. `train` begins at its weights: "
       "give\n# data.train, train.max_steps, and the optimizer's and the batch's settings.\n{}",
       form, options.from.string(), to_short_yaml(config));
@@ -195,6 +195,9 @@ class MadeFolders {
 }  // namespace
 
 ImportReport import_model(const ImportOptions& options) {
+  require(fs::exists(options.from / "config.json"),
+          "{} has no config.json: name a folder with config.json and safetensors files",
+          options.from.string());
   ConfigJson json(options.from / "config.json");
   json.wish_positions(wished_seq_len(options.settings));
   const Form& form = form_of(json.text("model_type"));
@@ -203,7 +206,7 @@ ImportReport import_model(const ImportOptions& options) {
   const bool has_document_mask = json.boolean("document_mask", false);  // of the compact form
   json.finish();
   require_plausible(json, model, weights, /*stacks_experts=*/form.name() == "switchyard");
-  ImportReport report{.form = std::string(form.name()),
+  ImportReport report{.form = name_for_people(form),
                       .loaded = make_experiment(options, model, has_document_mask),
                       .checkpoint = {},
                       .notes = {}};
@@ -244,7 +247,7 @@ ImportReport import_model(const ImportOptions& options) {
         foreign.require_finite();
         lock.require_in_place();
         if (tokenizer) tokenizer->publish();
-        write_experiment(options, config, form.name());
+        write_experiment(options, config, name_for_people(form));
       });
   folders.keep();
   return report;

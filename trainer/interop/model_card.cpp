@@ -46,7 +46,7 @@ std::string model_card(const Manifest& manifest, const RunConfig& config, const 
       "# {}\n\n"
       "This is {}, trained with Switchyard. {}\n\n"
       "| | |\n|---|---|\n"
-      "| step | {} |\n| tokens trained on | {} |\n| held-out loss | {} |\n"
+      "| step | {} |\n| tokens trained on | {} |\n| held-out loss, as training measured it | {} |\n"
       "| training data | fingerprint `{}` |\n| tokenizer | {}, hash `{}` |\n"
       "| weights | {}{} |\n| attention | {} |\n\n"
       "The configuration that it was trained with:\n\n```yaml\n{}```\n",

@@ -17,12 +17,13 @@ using RowMatrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::R
 using FloatMatrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 using Sink = std::function<void(std::span<const float>)>;
 
-int64_t rows_per_block(int64_t width) { return std::max<int64_t>(kBlockElements / width, 1); }
+// Of a product: 16 MiB, so that the right matrix is seldom packed again.
+constexpr int64_t kProductElements = int64_t{4} << 20;
 
 // Calls `body` with ranges of rows that fit in a block.
-void for_each_block(int64_t rows, int64_t width,
-                    const std::function<void(int64_t, int64_t)>& body) {
-  const int64_t step = rows_per_block(width);
+void for_each_block(int64_t rows, int64_t width, const std::function<void(int64_t, int64_t)>& body,
+                    int64_t block_elements = kBlockElements) {
+  const int64_t step = std::max<int64_t>(block_elements / width, 1);
   for (int64_t first = 0; first < rows; first += step) body(first, std::min(step, rows - first));
 }
 
@@ -68,13 +69,14 @@ void multiply(const TensorRule& rule, TensorSource& source,
   const std::vector<float> right_values = read_all(source, right, width);
   const RowMatrix b =
       Eigen::Map<const FloatMatrix>(right_values.data(), inner, width).cast<double>();
-  for_each_block(left.count, std::max(width, inner), [&](int64_t first, int64_t count) {
+  const auto multiply_rows = [&](int64_t first, int64_t count) {
     const std::vector<float> block = read_all(source, {left.tensor, left.first + first, count},
                                               row_width(shapes.at(left.tensor)));
     const RowMatrix a = Eigen::Map<const FloatMatrix>(block.data(), count, inner).cast<double>();
     const FloatMatrix product = (a * b).cast<float>();
     sink({product.data(), static_cast<size_t>(product.size())});
-  });
+  };
+  for_each_block(left.count, std::max(width, inner), multiply_rows, kProductElements);
 }
 
 void pad(const TensorRule& rule, TensorSource& source, const std::map<TensorKey, Shape>& shapes,

@@ -16,8 +16,9 @@
 
 namespace switchyard {
 
-// Elements of a block in which tensors stream: 16 MiB.
-inline constexpr int64_t kBlockElements = int64_t{4} << 20;
+// Elements of a block in which tensors stream: 1 MiB, which a core's own cache holds until it is
+// written.
+inline constexpr int64_t kBlockElements = int64_t{1} << 18;
 
 // Gives rows of our tensors.
 class TensorSource {

@@ -119,6 +119,7 @@ void settle_upcycled_model(const ModelConfig& dense, LoadedConfig& loaded) {
     if (!ok) problems.push_back("--upcycle: " + problem);
   };
   require_that(dense.structure == Structure::dense, "the imported model has experts already");
+  if (!problems.empty()) throw ConfigError(std::move(problems));
   require_that(dense.bias != Biases::all,
                "experts have no biases, and the feed-forwards have some");
   if (!is_set("model.structure")) moe.structure = Structure::vanilla;

@@ -6,11 +6,15 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <csignal>
 #include <filesystem>
+#include <span>
+#include <string>
 #include <thread>
+#include <vector>
 
 #include "tests/support/temporary_folder.h"
 #include "trainer/files/file_io.h"
@@ -34,6 +38,26 @@ TEST(TransferTest, AnInterruptedCallIsRepeatedAndAnyOtherErrorIsNot) {
   EXPECT_EQ(calls, 3);
   EXPECT_EQ(uninterrupted(full), -1);
   EXPECT_EQ(calls, 4);
+}
+
+TEST(TransferTest, EveryByteArrivesWhateverNumberOfCallsThatTakes) {
+  const test::TemporaryFolder folder;
+  const auto path = folder.path() / "file";
+  for (const size_t size : {size_t{0}, size_t{1}, size_t{512} << 10, (size_t{3} << 20) + 5}) {
+    std::vector<std::byte> bytes(size);
+    for (size_t i = 0; i < size; ++i) bytes[i] = static_cast<std::byte>(i * 2654435761u >> 13);
+
+    OutputFile file(path);
+    file.write(bytes);
+    file.write(bytes);
+    file.close();
+
+    std::vector<std::byte> twice = bytes;
+    twice.insert(twice.end(), bytes.begin(), bytes.end());
+    const std::string read = read_file(path);
+    ASSERT_EQ(read.size(), twice.size());
+    EXPECT_TRUE(std::ranges::equal(std::as_bytes(std::span(read)), twice)) << size;
+  }
 }
 
 // Opening a pipe waits for its other end. This handler interrupts the wait, as FUSE and network

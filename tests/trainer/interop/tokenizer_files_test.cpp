@@ -170,6 +170,9 @@ TEST_F(TokenizerFilesTest, ADocumentEndOfTheConfigurationIsWritten) {
   EXPECT_EQ(written(config)->end_of_document(), 'a');
   std::filesystem::remove(source / "tokenizer_config.json");
   EXPECT_EQ(written(config)->end_of_document(), 'a');
+  // Without both, the id in generation_config.json becomes the text of its token.
+  test::write_file(source / "generation_config.json", R"({"eos_token_id": 98})");
+  EXPECT_EQ(written({TokenizerType::huggingface, config.model, 0})->end_of_document(), 'b');
 }
 
 }  // namespace
