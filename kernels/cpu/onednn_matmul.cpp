@@ -7,6 +7,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "kernels/linear/bf16_method.h"
 #include "kernels/runtime/check.h"
 #include "kernels/runtime/integers.h"
 #include "kernels/runtime/team_size.h"
@@ -165,14 +166,6 @@ const Bf16Primitive& find_primitive(const PrimitiveKey& key) {
   return primitives.emplace(key, make_primitive(key, cpu_engine())).first->second;
 }
 
-bool has_amx() {
-  static const bool has = [] {
-    const auto amx = static_cast<unsigned>(dnnl::cpu_isa::avx512_core_amx);
-    return (static_cast<unsigned>(dnnl::get_effective_cpu_isa()) & amx) == amx;
-  }();
-  return has;
-}
-
 }  // namespace
 
 ProductBlocks::ProductBlocks(int64_t m, int64_t n)
@@ -205,11 +198,26 @@ void compute_block(const MatrixProduct& product) {
     if (product.accumulate == Accumulate::no) zero(product);
   } else if (product.dtype == DType::f32) {
     sgemm(product);
-  } else if (has_amx()) {
+  } else if (bf16_method() == Bf16Method::native) {
     compute_block_native_bf16(product);
   } else {
     compute_block_widened_bf16(product);
   }
+}
+
+bool has_native_bf16() {
+  static const bool has = [] {
+    const TeamSize one_thread(kLibraryTeam);
+    try {
+      make_primitive(
+          {16, 16, 16, 16, 16, 16, Transpose::no, Transpose::no, DType::f32, Accumulate::no},
+          cpu_engine());
+      return true;
+    } catch (const dnnl::error&) {
+      return false;
+    }
+  }();
+  return has;
 }
 
 void compute_block_native_bf16(const MatrixProduct& p) {
