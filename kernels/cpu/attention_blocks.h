@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "kernels/cpu/onednn_matmul.h"
+#include "kernels/cpu/transpose.h"
 #include "kernels/linear/bf16_method.h"
 #include "kernels/runtime/check.h"
 #include "kernels/runtime/dispatch.h"
@@ -24,7 +25,8 @@ namespace switchyard::cpu {
 // enough for oneDNN's products to run at full speed.
 constexpr int64_t kQueryRows = 128;
 constexpr int64_t kKeyRows = 512;
-// On the diagonal blocks have fewer keys, and only the queries from the first of them on.
+// Towards the end of the diagonal blocks have fewer keys, and only the queries from the first of
+// them on.
 constexpr int64_t kDiagonalKeys = 64;
 
 constexpr int64_t kVectorFloats = 16;
@@ -69,13 +71,7 @@ Rows<Factor> as_factor(const T* x, int64_t rows, int64_t cols, int64_t stride, F
 // x^T [cols, rows], stored densely in `out`.
 template <class Factor, class T>
 Rows<Factor> transposed(const T* x, int64_t rows, int64_t cols, int64_t stride, Factor* out) {
-  constexpr int64_t kTile = 16;  // columns whose rows of `out` stay in the L1 cache
-  for (int64_t first = 0; first < cols; first += kTile) {
-    const int64_t last = std::min(first + kTile, cols);
-    for (int64_t i = 0; i < rows; ++i) {
-      for (int64_t j = first; j < last; ++j) out[j * rows + i] = x[i * stride + j];
-    }
-  }
+  transpose(x, rows, cols, stride, out);
   return {out, rows};
 }
 
@@ -188,11 +184,11 @@ struct ScoreBlock {
 // Calls visit(block) for blocks of scores that cover what the queries [first, first + rows) see.
 template <class Visit>
 void for_score_blocks(const DocumentMask& mask, int64_t first, int64_t rows, const Visit& visit) {
-  const int64_t end = first + rows;
-  for (int64_t key = mask.visible(first).begin; key < first; key += kKeyRows) {
-    visit(ScoreBlock{key, std::min(kKeyRows, first - key), first, rows});
+  const int64_t end = first + rows, diagonal = std::min(first + kDiagonalKeys, end);
+  for (int64_t key = mask.visible(first).begin; key < diagonal; key += kKeyRows) {
+    visit(ScoreBlock{key, std::min(kKeyRows, diagonal - key), first, rows});
   }
-  for (int64_t key = first; key < end; key += kDiagonalKeys) {
+  for (int64_t key = diagonal; key < end; key += kDiagonalKeys) {
     visit(ScoreBlock{key, std::min(kDiagonalKeys, end - key), key, end - key});
   }
 }
