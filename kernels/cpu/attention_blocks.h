@@ -11,8 +11,11 @@
 #include <type_traits>
 #include <utility>
 
-#include "kernels/linear/block_product.h"
+#include "kernels/cpu/onednn_matmul.h"
+#include "kernels/cpu/transpose.h"
+#include "kernels/linear/bf16_method.h"
 #include "kernels/runtime/check.h"
+#include "kernels/runtime/dispatch.h"
 #include "kernels/runtime/memory.h"
 #include "kernels/runtime/tensor.h"
 
@@ -22,6 +25,9 @@ namespace switchyard::cpu {
 // enough for oneDNN's products to run at full speed.
 constexpr int64_t kQueryRows = 128;
 constexpr int64_t kKeyRows = 512;
+// Towards the end of the diagonal blocks have fewer keys, and only the queries from the first of
+// them on.
+constexpr int64_t kDiagonalKeys = 64;
 
 constexpr int64_t kVectorFloats = 16;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -36,21 +42,25 @@ inline AttentionShape shape_of(ConstTensorView q, ConstTensorView k) {
   return {q.dim(0), q.dim(1), k.dim(1), q.dim(2), q.dim(3)};
 }
 
-// An f32 matrix; `stride` elements from row to row.
+// A matrix; `stride` elements from row to row.
+template <class T>
 struct Rows {
-  const float* data;
+  const T* data;
   int64_t stride;
+
+  Rows from(int64_t row) const { return {data + row * stride, stride}; }
+  Rows from_column(int64_t column) const { return {data + column, stride}; }
 };
 
-// The matrix itself if it is f32, else a dense copy in scratch.
-template <class T>
-Rows as_f32(const T* x, int64_t rows, int64_t cols, int64_t stride, float* scratch) {
-  if constexpr (std::is_same_v<T, float>) {
+// The matrix itself if its elements are `Factor`s, else a dense copy in scratch.
+template <class Factor, class T>
+Rows<Factor> as_factor(const T* x, int64_t rows, int64_t cols, int64_t stride, Factor* scratch) {
+  if constexpr (std::is_same_v<T, Factor>) {
     return {x, stride};
   } else {
     for (int64_t i = 0; i < rows; ++i) {
       const T* in = x + i * stride;
-      float* out = scratch + i * cols;
+      Factor* out = scratch + i * cols;
 #pragma omp simd
       for (int64_t j = 0; j < cols; ++j) out[j] = in[j];
     }
@@ -58,11 +68,39 @@ Rows as_f32(const T* x, int64_t rows, int64_t cols, int64_t stride, float* scrat
   }
 }
 
-// c [m, n] (+)= op(a) op(b), on this thread; rows of c are n apart.
-inline void product(Rows a, Transpose transpose_a, Rows b, Transpose transpose_b, int64_t m,
-                    int64_t n, int64_t k, Accumulate accumulate, float* c) {
-  multiply_block(m, n, k, {a.data, a.stride, transpose_a}, {b.data, b.stride, transpose_b},
-                 accumulate, c);
+// x^T [cols, rows], stored densely in `out`.
+template <class Factor, class T>
+Rows<Factor> transposed(const T* x, int64_t rows, int64_t cols, int64_t stride, Factor* out) {
+  transpose(x, rows, cols, stride, out);
+  return {out, rows};
+}
+
+// c [m, n] (+)= op(a) b, on this thread; rows of c are n apart.
+template <class Factor>
+void product(Rows<Factor> a, Transpose transpose_a, Rows<Factor> b, Transpose transpose_b,
+             int64_t m, int64_t n, int64_t k, Accumulate accumulate, float* c) {
+  compute_block({.m = m,
+                 .n = n,
+                 .k = k,
+                 .dtype = dtype_of<Factor>(),
+                 .a = {a.data, a.stride, transpose_a},
+                 .b = {b.data, b.stride, transpose_b},
+                 .c = c,
+                 .c_stride = n,
+                 .c_dtype = DType::f32,
+                 .accumulate = accumulate});
+}
+
+// Calls body.operator()<T, Factor>() for operands of `dtype`, stored as T, whose products have
+// factors of type Factor: bf16 is multiplied as it is only where bf16 products are native.
+template <class Body>
+void dispatch_factors(DType dtype, Body&& body) {
+  dispatch_compute_dtype(dtype, [&]<class T>() {
+    if constexpr (std::is_same_v<T, bfloat16>) {
+      if (bf16_method() == Bf16Method::native) return body.template operator()<T, bfloat16>();
+    }
+    body.template operator()<T, float>();
+  });
 }
 
 // One row of scratch per OpenMP thread, independent of the iterations that the thread runs.
@@ -76,6 +114,11 @@ class ThreadScratch {
    public:
     explicit Pieces(float* next) : next_(next) {}
     float* take(int64_t floats) { return std::exchange(next_, next_ + floats); }
+    // Room for f32s, which may hold bf16s instead.
+    template <class Factor>
+    Factor* take_factors(int64_t count) {
+      return reinterpret_cast<Factor*>(take(count));
+    }
 
    private:
     float* next_;
@@ -129,6 +172,40 @@ class DocumentMask {
  private:
   const int32_t* start_;
 };
+
+// Keys [first, first + count), and queries [first_query, first_query + queries) of which the last
+// sees all of them. Scores are stored transposed, [count, queries]: then most products have no
+// transposed operand, which oneDNN would have to repack, and vectors run along the queries.
+struct ScoreBlock {
+  int64_t first, count;
+  int64_t first_query, queries;
+};
+
+// Calls visit(block) for blocks of scores that cover what the queries [first, first + rows) see.
+template <class Visit>
+void for_score_blocks(const DocumentMask& mask, int64_t first, int64_t rows, const Visit& visit) {
+  const int64_t end = first + rows, diagonal = std::min(first + kDiagonalKeys, end);
+  for (int64_t key = mask.visible(first).begin; key < diagonal; key += kKeyRows) {
+    visit(ScoreBlock{key, std::min(kKeyRows, diagonal - key), first, rows});
+  }
+  for (int64_t key = diagonal; key < end; key += kDiagonalKeys) {
+    visit(ScoreBlock{key, std::min(kDiagonalKeys, end - key), key, end - key});
+  }
+}
+
+// Masks the scores of a block (mask_row) and calls body(row, range) for each key: the index of its
+// row and the range of queries to visit, relative to the block's first.
+template <class Body>
+void for_masked_rows(const ScoreBlock& block, const DocumentMask& mask, float* scores,
+                     const Body& body) {
+  int64_t end = 0;  // queries from here on belong to documents that begin after the key
+  for (int64_t j = 0; j < block.count; ++j) {
+    const int64_t key = block.first + j;
+    while (end < block.queries && mask.visible(block.first_query + end).begin <= key) ++end;
+    const Range visible = clip({key, block.first_query + end}, block.first_query, end);
+    body(j, mask_row(visible, block.queries, scores + j * block.queries));
+  }
+}
 
 inline void require_documents(ConstTensorView document_start) {
   if (!document_start) return;

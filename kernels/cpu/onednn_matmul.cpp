@@ -7,6 +7,8 @@
 #include <unordered_map>
 #include <utility>
 
+#include "kernels/cpu/transpose.h"
+#include "kernels/linear/bf16_method.h"
 #include "kernels/runtime/check.h"
 #include "kernels/runtime/integers.h"
 #include "kernels/runtime/team_size.h"
@@ -19,6 +21,9 @@ constexpr int64_t kMaxRows = 256;
 constexpr int64_t kMaxCols = 512;
 constexpr int64_t kMaxDepth = 256;
 constexpr int64_t kVectorFloats = 16;
+// From so many rows of c on a transposed b is worth transposing back first.
+constexpr int64_t kRowsPerTranspose = 64;
+constexpr int64_t kTransposedDepth = 512;
 
 MatrixOperand at(const MatrixOperand& x, DType dtype, int64_t op_row, int64_t op_col) {
   if (x.transpose == Transpose::yes) std::swap(op_row, op_col);
@@ -45,7 +50,7 @@ void zero(const MatrixProduct& p) {
 constexpr int kLibraryTeam = 1;
 
 // All operands are f32. Unlike a primitive, this BLAS call has no set-up cost for a new shape.
-void sgemm(const MatrixProduct& p) {
+void call_sgemm(const MatrixProduct& p) {
   const auto letter = [](const MatrixOperand& x) {
     return x.transpose == Transpose::yes ? 'T' : 'N';
   };
@@ -59,6 +64,27 @@ void sgemm(const MatrixProduct& p) {
           p.k, p.k, p.n, static_cast<int>(status));
 }
 
+bool is_worth_transposing(const MatrixProduct& p) {
+  return p.b.transpose == Transpose::yes && p.m >= kRowsPerTranspose && p.n <= kMaxCols;
+}
+
+// c (+)= op(a) op(b). oneDNN is a sixth slower where b is transposed, as weights are in forward
+// passes, than where it is not.
+void sgemm(const MatrixProduct& p) {
+  if (!is_worth_transposing(p)) return call_sgemm(p);
+  thread_local const Buffer scratch(kTransposedDepth * kMaxCols * sizeof(float));
+  auto* b = static_cast<float*>(scratch.data());
+  MatrixProduct part = p;
+  part.b = {b, p.n, Transpose::no};
+  for (int64_t k = 0; k < p.k; k += kTransposedDepth) {
+    part.k = std::min(kTransposedDepth, p.k - k);
+    part.a = at(p.a, DType::f32, 0, k);
+    cpu::transpose(static_cast<const float*>(p.b.data) + k, p.n, part.k, p.b.stride, b);
+    call_sgemm(part);
+    part.accumulate = Accumulate::yes;
+  }
+}
+
 // op(x) [op_rows, op_cols] as f32, stored densely, and transposed if x is.
 MatrixOperand widen(const MatrixOperand& x, int64_t op_rows, int64_t op_cols, float* out) {
   const bool transposed = x.transpose == Transpose::yes;
@@ -70,6 +96,13 @@ MatrixOperand widen(const MatrixOperand& x, int64_t op_rows, int64_t op_cols, fl
     for (int64_t j = 0; j < cols; ++j) row[j] = in[j];
   }
   return {out, cols, x.transpose};
+}
+
+// The same of a transposed x, stored as op(x).
+MatrixOperand widen_transposed(const MatrixOperand& x, int64_t op_rows, int64_t op_cols,
+                               float* out) {
+  cpu::transpose(static_cast<const bfloat16*>(x.data), op_cols, op_rows, x.stride, out);
+  return {out, op_cols, Transpose::no};
 }
 
 // p.c (+)= sums [m, n], rounded to bf16.
@@ -165,14 +198,6 @@ const Bf16Primitive& find_primitive(const PrimitiveKey& key) {
   return primitives.emplace(key, make_primitive(key, cpu_engine())).first->second;
 }
 
-bool has_amx() {
-  static const bool has = [] {
-    const auto amx = static_cast<unsigned>(dnnl::cpu_isa::avx512_core_amx);
-    return (static_cast<unsigned>(dnnl::get_effective_cpu_isa()) & amx) == amx;
-  }();
-  return has;
-}
-
 }  // namespace
 
 ProductBlocks::ProductBlocks(int64_t m, int64_t n)
@@ -205,11 +230,26 @@ void compute_block(const MatrixProduct& product) {
     if (product.accumulate == Accumulate::no) zero(product);
   } else if (product.dtype == DType::f32) {
     sgemm(product);
-  } else if (has_amx()) {
+  } else if (bf16_method() == Bf16Method::native) {
     compute_block_native_bf16(product);
   } else {
     compute_block_widened_bf16(product);
   }
+}
+
+bool has_native_bf16() {
+  static const bool has = [] {
+    const TeamSize one_thread(kLibraryTeam);
+    try {
+      make_primitive(
+          {16, 16, 16, 16, 16, 16, Transpose::no, Transpose::no, DType::f32, Accumulate::no},
+          cpu_engine());
+      return true;
+    } catch (const dnnl::error&) {
+      return false;
+    }
+  }();
+  return has;
 }
 
 void compute_block_native_bf16(const MatrixProduct& p) {
@@ -241,7 +281,9 @@ void compute_block_widened_bf16(const MatrixProduct& p) {
   for (int64_t k = 0; k < p.k; k += kMaxDepth) {
     part.k = std::min(kMaxDepth, p.k - k);
     part.a = widen(at(p.a, p.dtype, 0, k), p.m, part.k, static_cast<float*>(scratch.a.data()));
-    part.b = widen(at(p.b, p.dtype, k, 0), part.k, p.n, static_cast<float*>(scratch.b.data()));
+    auto* b = static_cast<float*>(scratch.b.data());
+    part.b = is_worth_transposing(p) ? widen_transposed(at(p.b, p.dtype, k, 0), part.k, p.n, b)
+                                     : widen(at(p.b, p.dtype, k, 0), part.k, p.n, b);
     sgemm(part);
     part.accumulate = Accumulate::yes;
   }

@@ -42,10 +42,10 @@ void compute(const MatrixProduct& product);
 // Computes the product on the calling thread only, inside a parallel region or outside one.
 void compute_block(const MatrixProduct& product);
 
-// The two methods of compute_block for bf16 operands; it uses the first on CPUs with AMX, else the
-// second. Without AMX the bf16 dot product instruction of Intel's cores runs at half the rate of
-// f32 FMA: it reaches 85 GFLOP/s per thread, and widening to f32 reaches 150.
+// The two methods of compute_block for bf16 operands; see bf16_method.h.
 void compute_block_native_bf16(const MatrixProduct& product);
 void compute_block_widened_bf16(const MatrixProduct& product);
+// Whether oneDNN has bf16 products for this processor.
+bool has_native_bf16();
 
 }  // namespace switchyard

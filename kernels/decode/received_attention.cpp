@@ -34,15 +34,15 @@ void receive_block(const T* q, const float* lse, const T* k, int64_t group, int6
                    ThreadScratch::Pieces pieces, float* received) {
   float* scores = pieces.take(kQueryRows * kKeyRows);
   float* queries_f32 = pieces.take(kQueryRows * head_dim);  // only for bf16
-  const Rows keys =
-      as_f32(k + first * head_dim, count, head_dim, head_dim, pieces.take(kKeyRows * head_dim));
+  const Rows<float> keys =
+      as_factor(k + first * head_dim, count, head_dim, head_dim, pieces.take(kKeyRows * head_dim));
   std::fill_n(received, count, 0.0f);
   for (int64_t g = 0; g < group; ++g) {
     // Queries before `first` see none of these keys.
     for (int64_t begin = std::max(first_query, first); begin < seq_len; begin += kQueryRows) {
       const int64_t rows = std::min(kQueryRows, seq_len - begin);
-      const Rows queries =
-          as_f32(q + (g * seq_len + begin) * head_dim, rows, head_dim, head_dim, queries_f32);
+      const Rows<float> queries =
+          as_factor(q + (g * seq_len + begin) * head_dim, rows, head_dim, head_dim, queries_f32);
       product(queries, Transpose::no, keys, Transpose::yes, rows, count, head_dim, Accumulate::no,
               scores);
       for (int64_t i = 0; i < rows; ++i) {

@@ -221,12 +221,14 @@ void Workspace::check_guards(size_t first_allocation) {
 
 void Workspace::reset() {
   release({});
-  if (chunks_.size() > 1) {
-    size_t total = 0;
-    for (const Buffer& chunk : chunks_) total += chunk.num_bytes();
-    chunks_.clear();
-    chunks_.emplace_back(total, device_);
-  }
+  size_t total = 0;
+  for (const Buffer& chunk : chunks_) total += chunk.num_bytes();
+  // New memory of the host costs time when its pages are first touched, as much as all other work
+  // on them in a small step. The chunks are kept unless they hold much more than is needed.
+  const bool keeps = device_.is_host() && total <= high_water_ + high_water_ / 2;
+  if (chunks_.size() <= 1 || keeps) return;
+  chunks_.clear();
+  chunks_.emplace_back(total, device_);
 }
 
 }  // namespace switchyard

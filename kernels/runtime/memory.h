@@ -95,7 +95,7 @@ class PinnedBuffer {
 
 // Arena for the tensors of one micro-batch: they are taken in order, and released in reverse order
 // by mark and release. The memory is kept for the next micro-batch. The arena grows by chunks,
-// because the number of rows depends on routing; `reset` merges the chunks. Contents are undefined
+// because the number of rows depends on routing; `reset` may merge them. Contents are undefined
 // when taken; builds with SWITCHYARD_DEBUG_MEMORY fill taken and released memory with NaN and check
 // guard bands around every tensor (on the CPU). On a device that only counts it counts bytes and
 // holds no memory.

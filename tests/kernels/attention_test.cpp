@@ -7,11 +7,13 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <optional>
 #include <ostream>
 #include <tuple>
 #include <vector>
 
 #include "kernels/runtime/check.h"
+#include "tests/support/bf16_scope.h"
 #include "tests/support/test_tensors.h"
 
 namespace switchyard {
@@ -29,11 +31,12 @@ struct Case {
   int64_t batch, heads, kv_heads, seq_len, head_dim;
   std::vector<int64_t> documents;  // where they begin, in every sequence; empty: causal only
   DType dtype = DType::f32;
+  Bf16Method method = Bf16Method::widened;
 };
 
 std::ostream& operator<<(std::ostream& out, const Case& c) {
   out << c.batch << "x" << c.heads << "/" << c.kv_heads << "x" << c.seq_len << "x" << c.head_dim
-      << "_" << to_string(c.dtype) << "_documents";
+      << "_" << to_string(c.dtype) << "_" << to_string(c.method) << "_documents";
   for (const int64_t start : c.documents) out << "_" << start;
   return out;
 }
@@ -87,7 +90,7 @@ struct Reference {
 };
 
 Reference reference(const Attention& a) {
-  const auto [batch, heads, kv_heads, seq_len, dim, documents, dtype] = a.c;
+  const auto [batch, heads, kv_heads, seq_len, dim, documents, dtype, method] = a.c;
   const std::vector<float> q = to_floats(a.q), k = to_floats(a.k), v = to_floats(a.v);
   const std::vector<float> dout = to_floats(a.dout);
   std::vector<double> out(dout.size()), lse(static_cast<size_t>(batch * heads * seq_len));
@@ -135,9 +138,17 @@ Reference reference(const Attention& a) {
 
 class AttentionTest : public testing::TestWithParam<Case> {
  protected:
+  void SetUp() override {
+    SWITCHYARD_NEEDS_METHOD(GetParam().method);
+    scope_.emplace(GetParam().method);
+  }
+
   // Relative to the greatest element. bf16 rounds results to 8 bits, and the backward pass reads
   // `out` after that rounding.
   double tolerance() const { return GetParam().dtype == DType::f32 ? 1e-5 : 1e-2; }
+
+ private:
+  std::optional<test::Bf16Scope> scope_;
 };
 
 TEST_P(AttentionTest, ForwardEqualsTheDoubleReference) {
@@ -197,9 +208,20 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{2, 4, 2, 33, 33, {}}, Case{1, 2, 1, 257, 64, {}},
                     Case{1, 1, 1, 600, 16, {}}, Case{2, 3, 1, 33, 8, {0, 1, 32}},
                     Case{1, 2, 1, 257, 32, {0, 7, 150, 200}}, Case{1, 1, 1, 600, 16, {0, 300}},
+                    Case{1, 2, 1, 700, 17, {0, 30, 129, 650}},
                     Case{1, 1, 1, 1, 64, {}, DType::bf16}, Case{2, 4, 2, 33, 32, {}, DType::bf16},
                     Case{1, 2, 1, 257, 64, {}, DType::bf16},
                     Case{1, 4, 2, 257, 31, {0, 100, 101}, DType::bf16}));
+
+// Probabilities are rounded to bf16 before they are multiplied, as tensor cores do.
+constexpr Bf16Method kNative = Bf16Method::native;
+INSTANTIATE_TEST_SUITE_P(
+    NativeBf16, AttentionTest,
+    testing::Values(Case{1, 1, 1, 1, 64, {}, DType::bf16, kNative},
+                    Case{2, 4, 2, 33, 32, {}, DType::bf16, kNative},
+                    Case{1, 2, 1, 257, 64, {}, DType::bf16, kNative},
+                    Case{1, 4, 2, 257, 31, {0, 100, 101}, DType::bf16, kNative},
+                    Case{1, 1, 1, 700, 17, {0, 30, 650}, DType::bf16, kNative}));
 
 // CUDA computes these cases on tensor cores, in tiles of 64 and 32 rows.
 INSTANTIATE_TEST_SUITE_P(TensorCores, AttentionTest,

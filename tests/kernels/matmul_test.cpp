@@ -5,12 +5,14 @@
 #include <omp.h>
 
 #include <cmath>
+#include <optional>
 #include <tuple>
 #include <utility>
 #include <vector>
 
 #include "kernels/cpu/onednn_matmul.h"
 #include "kernels/runtime/check.h"
+#include "tests/support/bf16_scope.h"
 #include "tests/support/test_tensors.h"
 
 namespace switchyard {
@@ -64,12 +66,28 @@ Shape stored(int64_t rows, int64_t cols, Transpose transpose) {
   return transpose == Transpose::yes ? Shape{cols, rows} : Shape{rows, cols};
 }
 
+// Of operands and results, and how bf16 is multiplied.
 struct Dtypes {
   DType in, out;
+  Bf16Method method = Bf16Method::widened;
+};
+constexpr Bf16Method kNative = Bf16Method::native;
+
+// Runs the tests of a suite by the method of their parameter.
+template <class Parameter>
+class MethodTest : public testing::TestWithParam<Parameter> {
+ protected:
+  void SetUp() override {
+    const Bf16Method method = std::get<0>(this->GetParam()).method;
+    SWITCHYARD_NEEDS_METHOD(method);
+    scope_.emplace(method);
+  }
+
+ private:
+  std::optional<test::Bf16Scope> scope_;
 };
 
-class MatmulTest
-    : public testing::TestWithParam<std::tuple<Dtypes, Transpose, Transpose, Accumulate>> {
+class MatmulTest : public MethodTest<std::tuple<Dtypes, Transpose, Transpose, Accumulate>> {
  protected:
   void expect_equal_to_reference(int64_t m, int64_t n, int64_t k) {
     const auto [dtypes, transpose_a, transpose_b, accumulate] = GetParam();
@@ -147,7 +165,9 @@ TEST_P(MatmulTest, DoesNotDependOnTheNumberOfThreads) {
 INSTANTIATE_TEST_SUITE_P(All, MatmulTest,
                          testing::Combine(testing::Values(Dtypes{DType::f32, DType::f32},
                                                           Dtypes{DType::bf16, DType::bf16},
-                                                          Dtypes{DType::bf16, DType::f32}),
+                                                          Dtypes{DType::bf16, DType::f32},
+                                                          Dtypes{DType::bf16, DType::bf16, kNative},
+                                                          Dtypes{DType::bf16, DType::f32, kNative}),
                                           testing::Values(Transpose::no, Transpose::yes),
                                           testing::Values(Transpose::no, Transpose::yes),
                                           testing::Values(Accumulate::no, Accumulate::yes)));
@@ -161,9 +181,10 @@ TEST(MatmulErrorTest, NamesTheInnerDimensionsThatDiffer) {
               testing::ThrowsMessage<Error>(testing::HasSubstr("inner dimensions differ")));
 }
 
-// Both ways to multiply bf16 must agree on every machine, whichever one compute_block chooses.
+// Both ways to multiply bf16 must agree.
 TEST(Bf16BlockTest, NativeAndWidenedProductsAgree) {
   SWITCHYARD_CPU_ONLY("oneDNN alone");
+  SWITCHYARD_NEEDS_METHOD(kNative);
   for (const Transpose transpose : {Transpose::no, Transpose::yes}) {
     for (const DType out : {DType::f32, DType::bf16}) {
       const Tensor a = random_tensor(stored(33, 600, transpose), 1, DType::bf16);
@@ -187,6 +208,55 @@ TEST(Bf16BlockTest, NativeAndWidenedProductsAgree) {
       EXPECT_LT(relative_error(to_floats(native), to_floats(widened)), 2 * tolerance(out));
     }
   }
+}
+
+TEST(Bf16MethodTest, ProductsAreThoseOfTheMethodThatWasSet) {
+  SWITCHYARD_CPU_ONLY("oneDNN alone");
+  SWITCHYARD_NEEDS_METHOD(kNative);
+  const Tensor a = random_tensor({33, 600}, 1, DType::bf16);
+  const Tensor b = random_tensor({600, 31}, 2, DType::bf16);
+  Tensor c({33, 31}, DType::f32), expected({33, 31}, DType::f32);
+  MatrixProduct product{.m = 33,
+                        .n = 31,
+                        .k = 600,
+                        .dtype = DType::bf16,
+                        .a = {a.view().raw(), 600},
+                        .b = {b.view().raw(), 31},
+                        .c = expected.view().raw(),
+                        .c_stride = 31,
+                        .c_dtype = DType::f32};
+  using Compute = void(const MatrixProduct&);
+  const std::pair<Bf16Method, Compute*> methods[] = {
+      {Bf16Method::native, &compute_block_native_bf16},
+      {Bf16Method::widened, &compute_block_widened_bf16}};
+  std::vector<std::vector<float>> results;
+  for (const auto& [method, compute_by_method] : methods) {
+    const test::Bf16Scope scope(method);
+    compute_by_method(product);
+    Stream stream;
+    matmul(stream, a, Transpose::no, b, Transpose::no, Accumulate::no, c);
+    EXPECT_EQ(bf16_method(), method);
+    EXPECT_EQ(to_floats(c), to_floats(expected)) << to_string(method);
+    results.push_back(to_floats(c));
+  }
+  EXPECT_NE(results[0], results[1]) << "the products cannot tell the methods apart";
+}
+
+TEST(Bf16MethodTest, TheFasterOneIsChosen) {
+  EXPECT_EQ((Bf16Seconds{.native = 1.0, .widened = 2.0}.faster()), Bf16Method::native);
+  EXPECT_EQ((Bf16Seconds{.native = 2.0, .widened = 1.0}.faster()), Bf16Method::widened);
+  // Where the processor has no bf16 products.
+  EXPECT_EQ((Bf16Seconds{.native = INFINITY, .widened = 0.0}.faster()), Bf16Method::widened);
+}
+
+TEST(Bf16MethodTest, BothMethodsAreMeasured) {
+  SWITCHYARD_CPU_ONLY("oneDNN alone");
+  SWITCHYARD_NEEDS_METHOD(kNative);
+  const Bf16Seconds seconds = measure_bf16_methods();
+  EXPECT_GT(seconds.native, 0.0);
+  EXPECT_LT(seconds.native, 1.0);
+  EXPECT_GT(seconds.widened, 0.0);
+  EXPECT_LT(seconds.widened, 1.0);
 }
 
 TEST(MatrixProductTest, StridedBlocksLeaveTheirSurroundingsAlone) {
@@ -217,10 +287,9 @@ TEST(MatrixProductTest, StridedBlocksLeaveTheirSurroundingsAlone) {
 
 // The dtype, and the widths of input and output: with and without every row aligned to 16 bytes;
 // one tile of a device's kernel or several, of which the last is not full.
-class GroupedLinearTest
-    : public testing::TestWithParam<std::tuple<DType, std::pair<int64_t, int64_t>>> {
+class GroupedLinearTest : public MethodTest<std::tuple<Dtypes, std::pair<int64_t, int64_t>>> {
  protected:
-  static DType dtype() { return std::get<0>(GetParam()); }
+  static DType dtype() { return std::get<0>(GetParam()).in; }
   const int64_t in_ = std::get<1>(GetParam()).first, out_ = std::get<1>(GetParam()).second;
 
   // Some experts have no rows (first, last and in between), some more than one block of rows.
@@ -327,10 +396,12 @@ TEST_P(GroupedLinearTest, RejectsOffsetsThatDoNotCoverTheRows) {
               testing::ThrowsMessage<Error>(testing::HasSubstr("row_offsets")));
 }
 
-INSTANTIATE_TEST_SUITE_P(All, GroupedLinearTest,
-                         testing::Combine(testing::Values(DType::f32, DType::bf16),
-                                          testing::Values(std::pair(33, 65), std::pair(32, 64),
-                                                          std::pair(200, 264))));
+INSTANTIATE_TEST_SUITE_P(
+    All, GroupedLinearTest,
+    testing::Combine(testing::Values(Dtypes{DType::f32, DType::f32},
+                                     Dtypes{DType::bf16, DType::bf16},
+                                     Dtypes{DType::bf16, DType::bf16, kNative}),
+                     testing::Values(std::pair(33, 65), std::pair(32, 64), std::pair(200, 264))));
 
 }  // namespace
 }  // namespace switchyard

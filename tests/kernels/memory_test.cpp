@@ -115,5 +115,39 @@ TEST(WorkspaceTest, KeepsHostMemoryUntilTheMarkBeforeItIsReleased) {
   EXPECT_TRUE(first.expired());
 }
 
+// Pages that are touched for the first time cost time.
+TEST(WorkspaceTest, TheNextMicroBatchFindsTheMemoryOfTheLast) {
+  SWITCHYARD_CPU_ONLY("a device's memory is merged into one chunk");
+  test::Workspace workspace;
+  const auto addresses = [&] {
+    std::vector<const void*> all;
+    for (int64_t i = 1; i <= 40; ++i) {
+      all.push_back(workspace.take({i << 10, 64}, DType::f32).raw());
+    }
+    workspace.reset();
+    return all;
+  };
+
+  const std::vector<const void*> first = addresses();
+  EXPECT_EQ(addresses(), first);
+}
+
+TEST(WorkspaceTest, ChunksThatAreTooSmallForTheTensorsAreMerged) {
+  test::Workspace workspace;
+  constexpr int64_t kMebibyte = 1 << 20;
+  for (int64_t size = 1; size <= 64; size *= 2) {
+    workspace.take({size * kMebibyte}, DType::u8);
+    workspace.reset();
+  }
+
+  const auto* first =
+      static_cast<const std::byte*>(workspace.take({40 * kMebibyte}, DType::u8).raw());
+  const auto* second =
+      static_cast<const std::byte*>(workspace.take({40 * kMebibyte}, DType::u8).raw());
+
+  EXPECT_GE(second, first + 40 * kMebibyte);
+  EXPECT_LE(second, first + 40 * kMebibyte + 256);  // guard bands in between
+}
+
 }  // namespace
 }  // namespace switchyard

@@ -1,0 +1,35 @@
+#pragma once
+
+#include "kernels/runtime/enum_names.h"
+
+namespace switchyard {
+
+// How the CPU multiplies bf16 matrices. Sums are f32 either way, but results are rounded
+// differently, so all ranks of a job use the same method, and a run keeps its own when it is
+// resumed.
+enum class Bf16Method {
+  native,   // oneDNN's bf16 products (AMX or avx512_bf16)
+  widened,  // blocks are widened to f32 and multiplied by oneDNN's f32 products
+};
+SWITCHYARD_ENUM_NAMES(Bf16Method, native, widened)
+
+// Seconds that each method takes for some products of a training step's shapes, on one thread.
+// avx512_bf16 runs at half the rate of f32 on Intel's cores without AMX, and at up to twice that
+// rate on other processors.
+struct Bf16Seconds {
+  double native = 0.0;  // infinite where the processor has no bf16 products
+  double widened = 0.0;
+
+  Bf16Method faster() const { return native < widened ? Bf16Method::native : Bf16Method::widened; }
+};
+// Measured anew by each call, in a fraction of a second.
+Bf16Seconds measure_bf16_methods();
+
+// The method of this process: the one that was set, else the faster one by a measurement at the
+// first call.
+Bf16Method bf16_method();
+// While no other thread multiplies. Throws Error for `native` where the processor has no bf16
+// products.
+void set_bf16_method(Bf16Method method);
+
+}  // namespace switchyard
