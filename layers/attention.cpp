@@ -139,7 +139,7 @@ void Attention::backward_qkv(StepContext& ctx, const Saved& saved, TensorView dq
 }
 
 KvCacheLayer Attention::make_cache(int64_t batch, int64_t max_len, Device device) const {
-  const Shape shape{batch, kv_heads_, max_len, head_dim_};
+  const Shape shape = cache_shape(batch, max_len);
   return {.k = Tensor(shape, dtype_, device), .v = Tensor(shape, dtype_, device), .selector = {}};
 }
 
@@ -160,12 +160,40 @@ void Attention::decode(StepContext& ctx, const Saved& saved, int64_t position, K
                                        .prompt = cache.prompt_attention},
                                       budget_tokens(cache.budget, position + 1));
   }
-  if (selected) {
-    gather_attention(ctx.stream, ctx.scratch, q, cache.k, cache.v, selected.indices,
-                     selected.counts, selected.log_weights, scale_, out);
-  } else {
-    decode_attention(ctx.stream, ctx.scratch, q, cache.k, cache.v, on_device, scale_, out);
+  ConstTensorView k = cache.k, v = cache.v;
+  if (cache.offloaded) {
+    OffloadedLayer& offloaded = *cache.offloaded;
+    if (selected) {
+      selected.indices = offloaded.bring(ctx.stream, ctx.scratch, selected.indices, position + 1);
+    } else {
+      offloaded.bring_all(ctx.stream, position + 1);
+    }
+    k = offloaded.near().k;
+    v = offloaded.near().v;
   }
+  if (selected) {
+    gather_attention(ctx.stream, ctx.scratch, q, k, v, selected.indices, selected.counts,
+                     selected.log_weights, scale_, out);
+  } else {
+    decode_attention(ctx.stream, ctx.scratch, q, k, v, on_device, scale_, out);
+  }
+}
+
+void Attention::fetch_ahead(StepContext& ctx, ConstTensorView x, int64_t position,
+                            KvCacheLayer& cache) const {
+  const ScopedPart part(ctx.stream, Part::attention);
+  if (!cache.selector) return cache.offloaded->begin(ctx.stream, {}, position);
+  WorkspaceScope saved_scope(ctx.saved), scope(ctx.scratch);
+  const int64_t batch = ctx.batch.num_sequences;
+  Saved saved;
+  project_qkv(ctx, x, position, saved);
+  const ConstTensorView lengths = ctx.on_device(
+      std::vector<int32_t>(static_cast<size_t>(batch), static_cast<int32_t>(position)));
+  const SelectedKeys predicted =
+      cache.selector->predict(ctx.stream, ctx.scratch, saved.q.reshape({batch, heads_, head_dim_}),
+                              {.k = {}, .v = {}, .lengths = lengths, .length = position},
+                              budget_tokens(cache.budget, position));
+  cache.offloaded->begin(ctx.stream, predicted.indices, position);
 }
 
 void Attention::forward_cached(StepContext& ctx, ConstTensorView x, int64_t first_position,
@@ -177,8 +205,12 @@ void Attention::forward_cached(StepContext& ctx, ConstTensorView x, int64_t firs
   WorkspaceScope saved_scope(ctx.saved), scope(ctx.scratch);
   Saved saved;
   project_qkv(ctx, x, first_position, saved);
-  append_to_cache(ctx.stream, saved.k, first_position, cache.k);
-  append_to_cache(ctx.stream, saved.v, first_position, cache.v);
+  if (cache.offloaded) {
+    cache.offloaded->write(ctx.stream, saved.k, saved.v, first_position);
+  } else {
+    append_to_cache(ctx.stream, saved.k, first_position, cache.k);
+    append_to_cache(ctx.stream, saved.v, first_position, cache.v);
+  }
 
   TensorView out = ctx.scratch.take({ctx.tokens(), heads_ * head_dim_}, dtype_);
   if (first_position == 0) {

@@ -37,7 +37,16 @@ class Attention {
   void forward_cached(StepContext& ctx, ConstTensorView x, int64_t first_position,
                       KvCacheLayer& cache, TensorView y) const;
 
+  // Of an offloaded cache: predicts what forward_cached will read, for the token at `position`, and
+  // begins to fetch it. Call it with the previous layer's input, normalised as this layer's.
+  void fetch_ahead(StepContext& ctx, ConstTensorView x, int64_t position,
+                   KvCacheLayer& cache) const;
+
   KvCacheLayer make_cache(int64_t batch, int64_t max_len, Device device) const;
+  // Of a cache on the device or elsewhere: [batch, local kv heads, max_len, head_dim].
+  Shape cache_shape(int64_t batch, int64_t max_len) const {
+    return {batch, kv_heads_, max_len, head_dim_};
+  }
 
  private:
   void decode(StepContext& ctx, const Saved& saved, int64_t position, KvCacheLayer& cache,

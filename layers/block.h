@@ -43,15 +43,19 @@ class Block {
   //      of the stream before it
   void backward(StepContext& ctx, const Saved& saved, TensorView d);
 
-  // See Attention::forward_cached.
+  // See Attention::forward_cached. If the cache of the next block is offloaded, it begins to fetch
+  // what that one will read before it computes itself.
+  //   next  null: there is none
   ResidualStream forward_cached(StepContext& ctx, const ResidualStream& x, const Updates& updates,
-                                int64_t first_position, KvCacheLayer& cache);
+                                int64_t first_position, KvCacheLayer& cache, const Block* next,
+                                KvCacheLayer* next_cache);
 
   const Attention& attention() const { return attention_; }
   MoeLayer* moe() { return moe_ ? &*moe_ : nullptr; }
 
  private:
   void feed_forward(StepContext& ctx, ConstTensorView x, TensorView y, Saved& saved);
+  void fetch_ahead(StepContext& ctx, TensorView x, int64_t position, KvCacheLayer& cache) const;
 
   int layer_;
   NormLayer norm1_;

@@ -153,11 +153,20 @@ void Transformer::backward(StepContext& ctx, const Pass& pass) {
 
 // ---- Decoding ----------------------------------------------------------------------------------
 
-KvCache Transformer::make_cache(int64_t batch, int64_t max_len) const {
+KvCache Transformer::make_cache(int64_t batch, int64_t max_len, const DecodeSetup* setup) const {
   require(batch % tp_ == 0, "a batch of {} sequences cannot be split over tp = {}", batch, tp_);
   KvCache cache{.layers = {}, .length = 0, .max_len = max_len};
+  OffloadedLayers offloaded(setup, options_.compute_dtype, device_);
   for (const Block& block : blocks_) {
-    cache.layers.push_back(block.attention().make_cache(batch, max_len, device_));
+    if (setup && setup->is_offloaded(static_cast<int>(cache.layers.size()))) {
+      cache.layers.push_back(
+          {.k = {},
+           .v = {},
+           .offloaded = offloaded.add(block.attention().cache_shape(batch, max_len)),
+           .selector = {}});
+    } else {
+      cache.layers.push_back(block.attention().make_cache(batch, max_len, device_));
+    }
   }
   return cache;
 }
@@ -169,7 +178,10 @@ void Transformer::forward_cached(StepContext& ctx, KvCache& cache, TensorView lo
   const Block::Updates updates[2] = {{take(), take()}, {take(), take()}};
   ResidualStream stream = embed(ctx, cache.length, updates[1].attention);
   for (size_t i = 0; i < blocks_.size(); ++i) {
-    stream = blocks_[i].forward_cached(ctx, stream, updates[i % 2], cache.length, cache.layers[i]);
+    const bool is_last = i + 1 == blocks_.size();
+    stream = blocks_[i].forward_cached(ctx, stream, updates[i % 2], cache.length, cache.layers[i],
+                                       is_last ? nullptr : &blocks_[i + 1],
+                                       is_last ? nullptr : &cache.layers[i + 1]);
   }
   cache.length += seq_len;
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "layers/block.h"
+#include "layers/decoding/decode_setup.h"
 #include "layers/decoding/kv_cache.h"
 #include "layers/embedding.h"
 #include "layers/lm_head.h"
@@ -55,8 +56,9 @@ class Transformer {
   //   logits  [tokens, vocab_size] f32
   void forward_logits(StepContext& ctx, TensorView logits);
 
-  // `batch` must be divisible by tp.
-  KvCache make_cache(int64_t batch, int64_t max_len) const;
+  // `batch` must be divisible by tp. With a setup that has far memory, the layers of `is_offloaded`
+  // are made there; the setup must outlive the cache.
+  KvCache make_cache(int64_t batch, int64_t max_len, const DecodeSetup* setup = nullptr) const;
   // Reads the tokens of ctx.batch at positions [cache.length, cache.length + seq_len): the whole
   // prompt on an empty cache, one token per sequence afterwards. Collective over the tp and ep
   // groups.

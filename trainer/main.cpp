@@ -115,7 +115,13 @@ class CommandLine {
   CLI::App* add(const std::string& name, const std::string& help, ConfigCommand body,
                 std::optional<CheckpointUse> use = {}, UsesLayout uses_layout = UsesLayout::yes,
                 OnSignal on_signal = OnSignal::end) {
-    CLI::App* command = app_.add_subcommand(name, help);
+    return add_to(app_, name, help, std::move(body), use, uses_layout, on_signal);
+  }
+
+  CLI::App* add_to(CLI::App& parent, const std::string& name, const std::string& help,
+                   ConfigCommand body, std::optional<CheckpointUse> use, UsesLayout uses_layout,
+                   OnSignal on_signal) {
+    CLI::App* command = parent.add_subcommand(name, help);
     ConfigArguments& arguments = arguments_;
     command
         ->add_option("config", arguments.path,
@@ -197,6 +203,7 @@ class CommandLine {
         ->transform(whole_number(0, kMostSteps))
         ->capture_default_str();
     add_bench_decode(command);
+    add_bench_generate(command);
   }
 
   // `bench decode`, which needs no experiment file: CLI11 would take a required one before it looks
@@ -276,6 +283,27 @@ class CommandLine {
     });
   }
 
+  void add_bench_generate(CLI::App* bench) {
+    CLI::App* command = add_to(
+        *bench, "generate", "Speed of generate, dense and with decode.attention",
+        [this](MpiRuntime& mpi, const LoadedConfig& loaded) {
+          return bench_generate_command(mpi, loaded, generate_bench_, generate_json_);
+        },
+        CheckpointUse::inference, UsesLayout::yes, OnSignal::end);
+    GenerateBenchOptions& o = generate_bench_;
+    command->add_option("--text", o.text, "file with the text to decode")->required();
+    command->add_option("--prompt-tokens", o.prompt_tokens, "0: as many as model.seq_len leaves")
+        ->transform(whole_number(0, field_types::kLargestCount))
+        ->capture_default_str();
+    command->add_option("--new-tokens", o.new_tokens, "tokens that are decoded after the prompt")
+        ->transform(whole_number(2, field_types::kLargestCount))
+        ->capture_default_str();
+    command->add_option("--samples", o.batches, "sequences, with the same text")
+        ->delimiter(',')
+        ->transform(whole_number(1, 1 << 20));
+    command->add_option("--json", generate_json_, "file for the figures");
+  }
+
   void add_export() {
     CLI::App* command = add(
         "export", "Write the newest checkpoint's model for transformers and llama.cpp",
@@ -342,6 +370,8 @@ class CommandLine {
   PlanOptions plan_;
   CalibrateOptions calibrate_;
   DecodeBenchOptions decode_bench_;
+  GenerateBenchOptions generate_bench_;
+  std::string generate_json_;
   std::vector<std::string> decode_dtypes_ = {"f32", "bf16"};
   std::string decode_codes_ = "planes", decode_device_ = "cpu", decode_json_;
   bool uses_processor_time_ = false;

@@ -1,5 +1,7 @@
 #include "layers/decoding/decode_setup.h"
 
+#include <utility>
+
 #include "kernels/basic/elementwise.h"
 #include "kernels/runtime/check.h"
 #include "layers/decoding/decode_methods.h"
@@ -22,6 +24,20 @@ Tensor filled_part(Stream& stream, ConstTensorView cache, int64_t length) {
 }
 
 }  // namespace
+
+std::unique_ptr<OffloadedLayer> OffloadedLayers::add(const Shape& shape) {
+  if (setup_->config.method != DecodeMethod::dense) {
+    const int64_t most = budget_tokens(setup_->config.budget, shape[2]);
+    return std::make_unique<OffloadedLayer>(*setup_->far, shape, dtype_, device_, most);
+  }
+  std::swap(next_, other_);
+  if (!next_) {
+    next_ = std::make_shared<NearRows>();
+    next_->k = Tensor(shape, dtype_, device_, "the fetched keys of a layer");
+    next_->v = Tensor(shape, dtype_, device_, "the fetched values of a layer");
+  }
+  return std::make_unique<OffloadedLayer>(*setup_->far, shape, dtype_, device_, next_);
+}
 
 std::unique_ptr<KeySelector> make_key_selector(const DecodeSetup& setup, int layer,
                                                const KvCacheLayer& cache) {
@@ -61,6 +77,7 @@ void attach_selectors(Stream& stream, Workspace& workspace, KvCache& cache,
       if (factory.prompt_queries > 0) keep_prompt_attention(of, factory.prompt_queries);
       continue;
     }
+    require(!of.offloaded, "an offloaded cache takes its selectors before the prompt");
     const Tensor keys = filled_part(stream, of.k, cache.length);
     of.selector->append(stream, workspace, keys, 0);
     stream.synchronize();  // The copy of the keys is freed next.

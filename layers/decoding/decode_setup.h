@@ -20,10 +20,35 @@ struct DecodeSetup {
   // that stay dense.
   std::vector<HashTensors> hash_weights;
   uint64_t seed = 0;  // of random numbers that selectors draw themselves
+  // Where caches are; null: on the device. Only for dense decoding and methods that hash.
+  std::shared_ptr<FarMemory> far = nullptr;
 
+  // Whether a layer's cache is in far memory. A method's dense layers stay on the device, because
+  // every step would fetch all of their rows.
+  bool is_offloaded(int layer) const {
+    return far && (config.method == DecodeMethod::dense || layer >= dense_layers);
+  }
   bool has_planes() const {
     return std::ranges::any_of(hash_weights, [](const HashTensors& h) { return bool(h.queries); });
   }
+};
+
+// Makes the offloaded layers of a cache, in their order.
+class OffloadedLayers {
+ public:
+  // The setup must outlive the layers.
+  OffloadedLayers(const DecodeSetup* setup, DType dtype, Device device)
+      : setup_(setup), dtype_(dtype), device_(device) {}
+
+  //   shape  [batch, kv_heads, max_len, head_dim]
+  std::unique_ptr<OffloadedLayer> add(const Shape& shape);
+
+ private:
+  const DecodeSetup* setup_;
+  DType dtype_;
+  Device device_;
+  // Dense decoding: the rows of one layer are fetched while another one attends to its own.
+  std::shared_ptr<NearRows> next_, other_;
 };
 
 // The selector of a layer, for a cache of its shape; null where the layer stays dense. It reads the

@@ -25,6 +25,16 @@ void HashSelector::append(Stream& stream, Workspace&, ConstTensorView k, int64_t
 
 SelectedKeys HashSelector::select(Stream& stream, Workspace& workspace, ConstTensorView q,
                                   ConstTensorView k, const CachedKeys& cache, int64_t budget) {
+  return choose(stream, workspace, q, k, cache, budget);
+}
+
+SelectedKeys HashSelector::predict(Stream& stream, Workspace& workspace, ConstTensorView q,
+                                   const CachedKeys& cache, int64_t budget) {
+  return choose(stream, workspace, q, {}, cache, budget);
+}
+
+SelectedKeys HashSelector::choose(Stream& stream, Workspace& workspace, ConstTensorView q,
+                                  ConstTensorView k, const CachedKeys& cache, int64_t budget) {
   const int64_t heads = q.dim(1), group = heads / kv_heads_;
   const QueryCodes kind = hash_.query_codes();
   const int64_t num_codes = kv_heads_ * num_query_codes(kind, group);

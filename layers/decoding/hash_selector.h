@@ -19,8 +19,13 @@ class HashSelector final : public RankingSelector {
               int64_t first_position) override;
   SelectedKeys select(Stream& stream, Workspace& workspace, ConstTensorView q, ConstTensorView k,
                       const CachedKeys& cache, int64_t budget) override;
+  SelectedKeys predict(Stream& stream, Workspace& workspace, ConstTensorView q,
+                       const CachedKeys& cache, int64_t budget) override;
 
  private:
+  // k may be empty.
+  SelectedKeys choose(Stream& stream, Workspace& workspace, ConstTensorView q, ConstTensorView k,
+                      const CachedKeys& cache, int64_t budget);
   TensorView norms() { return norms_ ? norms_.view() : TensorView(); }
 
   HashProjection hash_;

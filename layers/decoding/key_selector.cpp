@@ -14,6 +14,11 @@ int64_t budget_tokens(double budget, int64_t length) {
   return std::max<int64_t>(static_cast<int64_t>(budget * static_cast<double>(length)), 1);
 }
 
+SelectedKeys KeySelector::predict(Stream&, Workspace&, ConstTensorView, const CachedKeys&,
+                                  int64_t) {
+  fail("this way to choose keys reads the keys, so that they cannot be off the device");
+}
+
 ConstTensorView CachedKeys::received(int64_t queries) const {
   const auto kept = std::ranges::find(prompt, queries, &PromptAttention::queries);
   require(kept != prompt.end(),

@@ -62,6 +62,11 @@ class KeySelector {
   //   budget  how many keys, from 1 to cache.length
   virtual SelectedKeys select(Stream& stream, Workspace& workspace, ConstTensorView q,
                               ConstTensorView k, const CachedKeys& cache, int64_t budget) = 0;
+
+  // Chooses for a predicted query, from the keys that were added before: `cache` has their number
+  // and no keys. Nothing is added. Only selectors that read no keys can do it; others throw.
+  virtual SelectedKeys predict(Stream& stream, Workspace& workspace, ConstTensorView q,
+                               const CachedKeys& cache, int64_t budget);
 };
 
 }  // namespace switchyard

@@ -10,12 +10,12 @@ namespace switchyard {
 
 RankingSelector::RankingSelector(const DecodeConfig& config, const KvCacheLayer& cache)
     : config_(config),
-      batch_(cache.k.shape()[0]),
-      kv_heads_(cache.k.shape()[1]),
-      max_len_(cache.k.shape()[2]),
-      head_dim_(cache.k.shape()[3]),
-      dtype_(cache.k.dtype()),
-      device_(cache.k.view().device()) {}
+      batch_(cache.shape()[0]),
+      kv_heads_(cache.shape()[1]),
+      max_len_(cache.shape()[2]),
+      head_dim_(cache.shape()[3]),
+      dtype_(cache.dtype()),
+      device_(cache.device()) {}
 
 SelectedKeys RankingSelector::best(Stream& stream, Workspace& workspace, ConstTensorView scores,
                                    const CachedKeys& cache, int64_t count, int64_t sink,

@@ -400,6 +400,39 @@ class Decoding(Program):
                 texts.add(text)
         self.assertGreater(len(texts), 1)  # the choice of keys changes the text
 
+    def test_caches_off_the_device_generate_the_same_text(self):
+        for method in ("dense", "hata", "random_hash"):
+            text = self.generate(0, f"decode.attention={method}")
+            for ranks, layout in ((0, []), (2, ["parallel.tp=2"])):
+                for place in ("memory", "file"):
+                    with self.subTest(method=method, ranks=ranks, place=place):
+                        self.assertEqual(self.generate(ranks, f"decode.attention={method}", *layout,
+                                                       f"decode.offload={place}"), text)
+        self.assertEqual(list(self.folder.glob("runs/*/offload*")), [])
+
+    def test_methods_that_read_every_key_cannot_be_off_the_device(self):
+        output = self.generate(2, "decode.attention=quest", "parallel.tp=2", "decode.offload=memory",
+                               code=BAD_INPUT)
+        self.assertIn("decode.offload: quest reads the keys of every token on the device", output)
+
+    def test_bench_generate_compares_the_ways_to_decode(self):
+        text = self.folder / "text.txt"
+        text.write_text("for i in range(10):\n    print(i)\n" * 4)
+        arguments = ["bench", "generate", "configs/tiny_bigmac.yaml", *self.SETTINGS,
+                     "decode.attention=hata", "decode.offload=file", "--text", text,
+                     "--new-tokens", "9", "--samples", "1,3", "--json", self.folder / "bench.json"]
+        output = self.run_program(0, *arguments)
+        self.assertIn("hata, offloaded", output)
+        report = json.loads((self.folder / "bench.json").read_text())
+        self.assertEqual([(case["way"], case["batch"]) for case in report["generate"]],
+                         [("dense", 1), ("dense, offloaded", 1), ("hata", 1), ("hata, offloaded", 1),
+                          ("dense", 3), ("hata", 3)])
+        self.assertEqual(["predicted" in case for case in report["generate"]],
+                         [False, False, False, True, False, False])
+        self.run_program(0, *arguments)  # It replaces its own report.
+        output = self.run_program(0, *arguments, "--prompt-tokens", "100000", code=FAILED)
+        self.assertIn("do not fit model.seq_len", output)
+
     def test_a_budget_of_everything_generates_what_dense_decoding_does(self):
         dense = self.generate(0)
         for method in self.METHODS:

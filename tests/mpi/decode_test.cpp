@@ -2,17 +2,22 @@
 // to choose the keys. Every layout gives the tokens of one rank.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <memory>
+#include <string>
 #include <vector>
 
 #include "layers/decoding/decode_setup.h"
 #include "layers/transformer.h"
 #include "mpi/mpi_test.h"
 #include "tests/support/model_fixture.h"
+#include "tests/support/temporary_folder.h"
 #include "tests/support/test_device.h"
 #include "trainer/hashing/load_decode_setup.h"
 #include "trainer/hashing/random_projection.h"
 #include "trainer/inference/decode_evaluation.h"
+#include "trainer/inference/far_file.h"
 #include "trainer/inference/generate.h"
 
 namespace switchyard {
@@ -43,7 +48,7 @@ struct Decoder {
         dist(mpi, ParallelLayout(mpi.world_size(), tp, ep), stream.device()),
         model(stream, config, dist, {.seed = 5}) {}
 
-  DecodeSetup setup(DecodeMethod method) {
+  DecodeSetup setup(DecodeMethod method, int dense_layers = 1) {
     DecodeConfig keys;
     keys.method = method;
     keys.budget = 9.0;
@@ -53,11 +58,12 @@ struct Decoder {
     keys.magicpig_tables = 11;
     keys.magicpig_local = 3;
     keys.snapkv_window = 3;
-    return {.config = keys,
-            .dense_layers = 1,
-            .hash_weights = local_hash_weights(
-                stream, dist, random_hash_weights(1, HashInit::orthogonal, config, 32, 1)),
-            .seed = 6};
+    return {
+        .config = keys,
+        .dense_layers = dense_layers,
+        .hash_weights = local_hash_weights(
+            stream, dist, random_hash_weights(1, HashInit::orthogonal, config, 32, dense_layers)),
+        .seed = 6};
   }
 
   std::vector<std::vector<int32_t>> generate_with(const DecodeSetup& setup) {
@@ -78,6 +84,45 @@ struct Decoder {
       all.insert(all.end(), values.begin(), values.end());
       return true;
     });
+    return all;
+  }
+
+  // The logits of kSteps tokens after a prompt of four sequences, in a cache where the setup says.
+  static constexpr int64_t kSteps = 10;
+  std::vector<float> decode_from(const DecodeSetup& setup, KvCache* used = nullptr) {
+    const MicroBatch text = test::synthetic_batch(config, 0, 4);
+    KvCache cache = model.make_cache(4, config.seq_len, &setup);
+    Workspace saved(stream.device()), scratch(stream.device());
+    attach_selectors(stream, scratch, cache, selectors_of(setup));
+    Tensor logits({4, config.vocab_size}, DType::f32, stream.device());
+    std::vector<float> all;
+    const int64_t prompt = config.seq_len - kSteps;
+    while (cache.length < config.seq_len) {
+      const int64_t count = cache.length == 0 ? prompt : 1;
+      MicroBatch step{.num_sequences = 4,
+                      .seq_len = count,
+                      .tokens = Tensor({4, count}, DType::i32),
+                      .targets = {},
+                      .document_start = {}};
+      for (int64_t b = 0; b < 4; ++b) {
+        std::copy_n(text.tokens.data<int32_t>() + b * config.seq_len + cache.length, count,
+                    step.tokens.data<int32_t>() + b * count);
+      }
+      MicroBatch copied;
+      copy_to_device(stream, step, copied);
+      StepContext ctx{.stream = stream,
+                      .saved = saved,
+                      .scratch = scratch,
+                      .dist = dist,
+                      .batch = copied,
+                      .scales = {},
+                      .dropless = true};
+      model.forward_cached(ctx, cache, logits);
+      stream.synchronize();
+      const std::vector<float> values = test::to_floats(logits);
+      all.insert(all.end(), values.begin(), values.end());
+    }
+    if (used) *used = std::move(cache);
     return all;
   }
 
@@ -127,6 +172,47 @@ TEST(DecodeLayouts, DecodingAgainForgetsWhatWasDecodedBefore) {
     }
 
     EXPECT_EQ(runs[0], runs[1]) << to_string(method);
+  }
+}
+
+// Memory of the host is pinned beside an (emulated) GPU; on the CPU a file takes its place, too.
+TEST(DecodeLayouts, OffloadedCachesDecodeTheSameBits) {
+  Decoder decoder(test_mpi(), tp_of_world(), test_mpi().world_size());
+  const test::TemporaryFolder folder(std::to_string(test_mpi().rank()));
+  for (const DecodeMethod method :
+       {DecodeMethod::dense, DecodeMethod::hata, DecodeMethod::random_hash}) {
+    for (const int dense_layers : {0, 1}) {
+      DecodeSetup setup = decoder.setup(method, dense_layers);
+      const auto expected = decoder.decode_from(setup);
+
+      setup.far = make_host_memory(decoder.stream.device());
+      EXPECT_EQ(decoder.decode_from(setup), expected) << to_string(method);
+      if (decoder.stream.device().kind != DeviceKind::cpu) continue;
+      setup.far = std::make_shared<FarFile>(folder.path());
+      EXPECT_EQ(decoder.decode_from(setup), expected) << to_string(method);
+    }
+  }
+}
+
+TEST(DecodeLayouts, OffloadedCachesCountWhatWasPredicted) {
+  Decoder decoder(test_mpi(), tp_of_world(), test_mpi().world_size());
+  DecodeSetup setup = decoder.setup(DecodeMethod::hata, /*dense_layers=*/0);
+  setup.far = make_host_memory(decoder.stream.device());
+  KvCache cache;
+
+  decoder.decode_from(setup, &cache);
+
+  // Every step chooses 9 keys of each head, of which one may be its own.
+  const int64_t heads = 4 * (decoder.config.num_kv_heads / tp_of_world());
+  for (size_t layer = 0; layer < cache.layers.size(); ++layer) {
+    const PredictionFigures f = cache.layers[layer].offloaded->prediction(decoder.stream);
+    EXPECT_LE(f.chosen, heads * Decoder::kSteps * 9);
+    EXPECT_GE(f.chosen, heads * Decoder::kSteps * 8);
+    if (layer == 0) {
+      EXPECT_EQ(f.missed, f.chosen) << "nothing precedes it";
+    } else {
+      EXPECT_LT(f.missed, f.chosen);
+    }
   }
 }
 

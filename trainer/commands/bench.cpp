@@ -1,12 +1,18 @@
 #include <fmt/format.h>
 
 #include "kernels/runtime/check.h"
+#include "trainer/bench/generate_bench.h"
 #include "trainer/bench/step_bench.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/exit_codes.h"
 #include "trainer/commands/memory_help.h"
+#include "trainer/commands/newest_model.h"
+#include "trainer/data/open_data.h"
 #include "trainer/files/durable_file.h"
+#include "trainer/files/file_io.h"
 #include "trainer/files/outputs.h"
+#include "trainer/hashing/load_decode_setup.h"
+#include "trainer/inference/far_file.h"
 
 namespace switchyard {
 
@@ -36,6 +42,62 @@ int bench_decode_command(MpiRuntime& mpi, const DecodeBenchOptions& options,
   fmt::print("{}", describe(report));
   if (json_path.empty()) return kExitDone;
   write_durably(json_path, to_json(report));
+  return kExitDone;
+}
+
+namespace {
+
+// The tokens of the text that a bench of `options` takes.
+std::vector<int32_t> tokens_of_text(const RunConfig& config, const Tokenizer& tokenizer,
+                                    GenerateBenchOptions& options) {
+  const int64_t context = config.model.seq_len, added = options.new_tokens;
+  if (options.prompt_tokens == 0) options.prompt_tokens = context - added;
+  const int64_t count = options.prompt_tokens + added;
+  require(options.prompt_tokens > 0 && count <= context,
+          "--prompt-tokens {} and --new-tokens {} do not fit model.seq_len {}",
+          options.prompt_tokens, added, context);
+  std::vector<int32_t> tokens = tokenizer.encode_checked(read_file(options.text)).tokens;
+  require(std::ssize(tokens) >= count, "--text {} has {} tokens, {} are needed", options.text,
+          tokens.size(), count);
+  tokens.resize(static_cast<size_t>(count));
+  return tokens;
+}
+
+}  // namespace
+
+int bench_generate_command(MpiRuntime& mpi, const LoadedConfig& loaded,
+                           const GenerateBenchOptions& options, const std::string& json_path) {
+  require(mpi.world_size() == 1,
+          "bench generate measures one process, not {}: start it without mpirun", mpi.world_size());
+  if (!json_path.empty()) {
+    require_replaceable({"--json", json_path}, "a report of bench generate",
+                        [](const auto& path) { return begins_with(path, "{\n  \"generate\":"); });
+  }
+  RunConfig config = loaded.config;
+  GenerateBenchOptions completed = options;
+  const std::unique_ptr<Tokenizer> tokenizer = open_tokenizer(mpi, config);
+  const std::vector<int32_t> tokens = tokens_of_text(config, *tokenizer, completed);
+  Session session(mpi, config);
+  const LoadedModel model = load_newest_model(mpi, config, session, tokenizer->hash());
+  std::vector<WayToDecode> ways;
+  const auto add = [&](DecodeMethod method) {
+    DecodeConfig keys = config.decode.keys;
+    keys.method = method;
+    const auto setup = [&] {
+      return load_decode_setup(mpi, config, keys, config.hash.bits, session, model.fingerprint);
+    };
+    ways.push_back({std::string(to_string(method)), setup()});
+    if (config.decode.offload == Offload::none) return;
+    ways.push_back({fmt::format("{}, offloaded", to_string(method)), setup()});
+    ways.back().setup.far = make_far_memory(config, session.stream.device());
+  };
+  add(DecodeMethod::dense);
+  if (config.decode.keys.method != DecodeMethod::dense) add(config.decode.keys.method);
+  const GenerateBenchReport report =
+      bench_generate(session.stream, session.model, session.dist, ways, tokens, completed,
+                     [](const std::string& line) { fmt::print(stderr, "{}\n", line); });
+  fmt::print("{}", describe(report));
+  if (!json_path.empty()) write_durably(json_path, to_json(report));
   return kExitDone;
 }
 

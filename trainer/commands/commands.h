@@ -6,6 +6,7 @@
 
 #include "parallel/distributed_context.h"
 #include "trainer/bench/decode_bench.h"
+#include "trainer/bench/generate_bench.h"
 #include "trainer/config/config_reader.h"
 #include "trainer/inference/sampling.h"
 #include "trainer/interop/export_model.h"
@@ -48,12 +49,6 @@ int import_command(MpiRuntime& mpi, const ImportOptions& options);
 int bench_decode_command(MpiRuntime& mpi, const DecodeBenchOptions& options,
                          const std::string& json_path);
 
-struct PlanOptions {
-  std::string machine;      // file of a machine; empty: no times
-  std::string expert_load;  // metrics.jsonl of a run; empty: every expert gets the same
-  bool search = false;      // rank layouts instead
-  bool json = false;
-};
 struct CalibrateOptions {
   std::string out;  // file to write
   std::string device = "cpu";
@@ -61,6 +56,17 @@ struct CalibrateOptions {
 // Measures this machine for `plan --machine`.
 int calibrate_command(MpiRuntime& mpi, const CalibrateOptions& options);
 
+// The speed of `generate` with a text's own tokens: dense, and as decode.attention says; with
+// decode.offload also from far memory. `json_path` may be empty.
+int bench_generate_command(MpiRuntime& mpi, const LoadedConfig& loaded,
+                           const GenerateBenchOptions& options, const std::string& json_path);
+
+struct PlanOptions {
+  std::string machine;      // file of a machine; empty: no times
+  std::string expert_load;  // metrics.jsonl of a run; empty: every expert gets the same
+  bool search = false;      // rank layouts instead
+  bool json = false;
+};
 // The planning figures of a configuration for any number of ranks; trains nothing.
 int plan_command(MpiRuntime& mpi, const LoadedConfig& loaded, int num_ranks,
                  const PlanOptions& options = {});

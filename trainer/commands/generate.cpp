@@ -10,6 +10,7 @@
 #include "trainer/commands/newest_model.h"
 #include "trainer/data/open_data.h"
 #include "trainer/hashing/load_decode_setup.h"
+#include "trainer/inference/far_file.h"
 
 namespace switchyard {
 namespace {
@@ -44,8 +45,10 @@ int generate_command(MpiRuntime& mpi, const LoadedConfig& loaded, const Generate
   const std::unique_ptr<Tokenizer> tokenizer = open_tokenizer(mpi, config);
   Session session(mpi, config);
   const LoadedModel model = load_newest_model(mpi, config, session, tokenizer->hash());
-  const DecodeSetup setup = load_decode_setup(mpi, config, config.decode.keys, config.hash.bits,
-                                              session, model.fingerprint);
+  DecodeSetup setup = load_decode_setup(mpi, config, config.decode.keys, config.hash.bits, session,
+                                        model.fingerprint);
+  run_collectively(mpi.world(),
+                   [&] { setup.far = make_far_memory(config, session.stream.device()); });
 
   GenerationRequest request{.prompt = {},
                             .max_tokens = options.max_tokens,

@@ -171,6 +171,7 @@ constexpr Row kTable[] = {
     {"decode.snapkv_window", Decides::elsewhere},
     {"decode.snapkv_kernel", Decides::elsewhere},
     {"decode.eval_tokens", Decides::elsewhere},
+    {"decode.offload", Decides::elsewhere},
     {"tasks.names", Decides::elsewhere},
     {"tasks.lengths", Decides::elsewhere},
     {"tasks.samples", Decides::elsewhere},

@@ -107,12 +107,18 @@ struct LogSection {
   bool tensorboard = true;
 };
 
+// Where the keys and values are that decoding reads: on the device, in host memory, or (CPU) in a
+// file in run.dir.
+enum class Offload { none, memory, file };
+SWITCHYARD_ENUM_NAMES(Offload, none, memory, file)
+
 // How `generate`, `eval` and `eval-hash` decode. hash.dense_layers says which layers stay dense.
 struct DecodeSection {
   DecodeConfig keys;
   // eval, eval-hash: how many of each held-out sequence's last tokens are decoded one by one; 0:
   // the lesser of 64 and half the sequence
   int64_t eval_tokens = 0;
+  Offload offload = Offload::none;
 };
 
 // What `eval-hash` measures in addition to dense decoding.

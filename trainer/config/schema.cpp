@@ -395,6 +395,9 @@ std::vector<ConfigField> decode_fields() {
             "eval (unless decode.attention is dense) and eval-hash: how many of a held-out "
             "sequence's last tokens are decoded one by one; 0: the lesser of 64 and half the "
             "sequence. In recall tasks decoding starts at the latest before the first answer"),
+      choice(SWITCHYARD_KEY(decode.offload),
+             "generate with dense, hata or random_hash: where keys and values are. none: on the "
+             "device; memory: in host memory; file: in a file in run.dir, CPU only"),
   };
 }
 

@@ -321,6 +321,12 @@ class Checks {
            "decode.eval_tokens",
            "{} leaves none of the model.seq_len = {} tokens as context; choose fewer",
            d.eval_tokens, config_.model.seq_len);
+    using enum DecodeMethod;
+    const bool reads_codes = d.keys.method == hata || d.keys.method == random_hash;
+    expect(d.offload == Offload::none || d.keys.method == dense || reads_codes, "decode.offload",
+           "{} reads the keys of every token on the device; choose dense, hata or random_hash as "
+           "decode.attention",
+           to_string(d.keys.method));
     const int64_t evaluated = config_.hash.evaluation.seq_len;
     expect(evaluated == 0 || d.eval_tokens < evaluated, "decode.eval_tokens",
            "{} leaves none of the hash.evaluation.seq_len = {} tokens as context; choose fewer",

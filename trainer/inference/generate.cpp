@@ -76,7 +76,8 @@ std::vector<std::vector<int32_t>> generate(Stream& stream, Transformer& model,
   const int64_t batch = round_up(request.num_samples, tp);
   const int64_t max_len = std::min(context, prompt_len + request.max_tokens);
 
-  KvCache cache = model.make_cache(batch, max_len);
+  KvCache cache;
+  run_collectively(dist.world(), [&] { cache = model.make_cache(batch, max_len, request.setup); });
   Workspace saved(stream.device()), scratch(stream.device());
   if (request.setup) attach_selectors(stream, scratch, cache, selectors_of(*request.setup));
   Tensor logits({batch, model.config().vocab_size}, DType::f32, stream.device());

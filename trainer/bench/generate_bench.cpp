@@ -1,0 +1,208 @@
+#include "trainer/bench/generate_bench.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <utility>
+
+#include "kernels/basic/elementwise.h"
+#include "kernels/runtime/check.h"
+#include "kernels/runtime/integers.h"
+#include "kernels/runtime/stopwatch.h"
+#include "kernels/runtime/team_size.h"
+
+namespace switchyard {
+namespace {
+
+constexpr int64_t kTurn = 8;  // tokens that a way decodes before the next one's turn
+
+// What all ways share.
+struct Bench {
+  Stream& stream;
+  Transformer& model;
+  const DistributedContext& dist;
+  std::span<const int32_t> tokens;
+  int64_t prompt;  // tokens
+  Workspace saved, scratch;
+  Tensor logits;
+
+  // Reads the tokens from `cache.length` on in all sequences of the cache; returns the seconds.
+  double read(KvCache& cache, int64_t batch, int64_t count) {
+    MicroBatch step{.num_sequences = batch,
+                    .seq_len = count,
+                    .tokens = Tensor({batch, count}, DType::i32),
+                    .targets = {},
+                    .document_start = {}};
+    for (int64_t b = 0; b < batch; ++b) {
+      std::copy_n(tokens.data() + cache.length, count, step.tokens.data<int32_t>() + b * count);
+    }
+    if (!logits || logits.shape()[0] != batch) {
+      logits = Tensor({batch, model.config().vocab_size}, DType::f32, stream.device());
+    }
+    Stopwatch stopwatch(stream.device());
+    stopwatch.start(stream);
+    MicroBatch copied;
+    copy_to_device(stream, step, copied);
+    StepContext ctx{.stream = stream,
+                    .saved = saved,
+                    .scratch = scratch,
+                    .dist = dist,
+                    .batch = copied,
+                    .scales = {},
+                    .dropless = true};
+    model.forward_cached(ctx, cache, logits);
+    stopwatch.stop(stream);
+    const double seconds = stopwatch.take_seconds();
+    saved.reset();
+    scratch.reset();
+    return seconds;
+  }
+};
+
+// The cache of `batch` sequences, each of which is the one of `cache`.
+KvCache repeated(Bench& bench, const KvCache& cache, int64_t batch, const WayToDecode& way) {
+  KvCache result = bench.model.make_cache(batch, cache.max_len);
+  for (size_t layer = 0; layer < cache.layers.size(); ++layer) {
+    const KvCacheLayer& one = cache.layers[layer];
+    const int64_t heads = one.shape()[1];
+    for (int64_t b = 0; b < batch; ++b) {
+      for (const auto tensor : {&KvCacheLayer::k, &KvCacheLayer::v}) {
+        const Shape flat{batch * heads, one.shape()[2], one.shape()[3]};
+        const TensorView all = (result.layers[layer].*tensor).view().reshape(flat);
+        copy(bench.stream, (one.*tensor).view(), all.rows(b * heads, heads).reshape(one.shape()));
+      }
+    }
+  }
+  result.length = cache.length;
+  attach_selectors(bench.stream, bench.scratch, result, selectors_of(way.setup));
+  bench.scratch.reset();
+  return result;
+}
+
+// A way in the course of a measurement.
+struct Runner {
+  KvCache cache;
+  GenerateBenchCase figures;
+  std::vector<double> steps;
+
+  void take_turn(Bench& bench, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+      const double seconds = bench.read(cache, figures.batch, 1);
+      figures.decode_seconds += seconds;
+      if (i > 0) steps.push_back(seconds);
+    }
+  }
+
+  GenerateBenchCase finish(Bench& bench) {
+    std::ranges::sort(steps);
+    figures.step_seconds = steps[steps.size() / 2];
+    for (KvCacheLayer& layer : cache.layers) {
+      if (!layer.offloaded) continue;
+      const PredictionFigures of_layer = layer.offloaded->prediction(bench.stream);
+      figures.prediction.chosen += of_layer.chosen;
+      figures.prediction.missed += of_layer.missed;
+    }
+    return figures;
+  }
+};
+
+Runner prefill(Bench& bench, const WayToDecode& way) {
+  Runner runner{.cache = bench.model.make_cache(1, std::ssize(bench.tokens), &way.setup),
+                .figures = {.way = way.name, .prediction = {}},
+                .steps = {}};
+  attach_selectors(bench.stream, bench.scratch, runner.cache, selectors_of(way.setup));
+  runner.figures.prefill_seconds = bench.read(runner.cache, 1, bench.prompt);
+  return runner;
+}
+
+}  // namespace
+
+GenerateBenchReport bench_generate(Stream& stream, Transformer& model,
+                                   const DistributedContext& dist,
+                                   std::span<const WayToDecode> ways,
+                                   std::span<const int32_t> tokens,
+                                   const GenerateBenchOptions& options,
+                                   const std::function<void(const std::string&)>& on_progress) {
+  require(options.new_tokens > 1 && options.new_tokens < std::ssize(tokens),
+          "--new-tokens {} must be at least 2 and leave a prompt of the {} tokens",
+          options.new_tokens, tokens.size());
+  const std::set<int64_t> distinct(options.batches.begin(), options.batches.end());
+  require(distinct.size() == options.batches.size(), "--samples names a number twice");
+  Bench bench{.stream = stream,
+              .model = model,
+              .dist = dist,
+              .tokens = tokens,
+              .prompt = std::ssize(tokens) - options.new_tokens,
+              .saved = Workspace(stream.device()),
+              .scratch = Workspace(stream.device()),
+              .logits = {}};
+  GenerateBenchReport report{.options = options, .threads = granted_team_size(), .cases = {}};
+  std::vector<Runner> prefilled;
+  for (const WayToDecode& way : ways) {
+    prefilled.push_back(prefill(bench, way));
+    on_progress(
+        fmt::format("prefill, {}: {:.2f} s", way.name, prefilled.back().figures.prefill_seconds));
+  }
+  for (const int64_t batch : options.batches) {
+    std::vector<Runner> runners;
+    for (size_t i = 0; i < ways.size(); ++i) {
+      Runner& one = prefilled[i];
+      if (ways[i].setup.far && batch > 1) continue;
+      Runner& runner =
+          runners.emplace_back(Runner{.cache = {}, .figures = one.figures, .steps = {}});
+      runner.figures.batch = batch;
+      runner.cache =
+          ways[i].setup.far ? std::move(one.cache) : repeated(bench, one.cache, batch, ways[i]);
+    }
+    for (int64_t done = 0; done < options.new_tokens; done += kTurn) {
+      for (Runner& runner : runners) {
+        runner.take_turn(bench, std::min(kTurn, options.new_tokens - done));
+      }
+      on_progress(fmt::format("turn {} of {}, batch {}", done / kTurn + 1,
+                              ceil_div(options.new_tokens, kTurn), batch));
+    }
+    for (Runner& runner : runners) report.cases.push_back(runner.finish(bench));
+  }
+  return report;
+}
+
+std::string describe(const GenerateBenchReport& report) {
+  const auto prompt = report.options.prompt_tokens, new_tokens = report.options.new_tokens;
+  std::string text = fmt::format(
+      "{} threads; {} tokens of prompt, {} new ones; medians of steps\n\n"
+      "{:<24}{:>10}{:>12}{:>12}{:>12}{:>12}{:>11}\n",
+      report.threads, prompt, new_tokens, "", "sequences", "prefill s", "decode s", "ms a step",
+      "tokens/s", "predicted");
+  for (const GenerateBenchCase& c : report.cases) {
+    const std::string predicted = c.prediction.chosen > 0
+                                      ? fmt::format("{:.1f} %", 100.0 * c.prediction.share())
+                                      : std::string();
+    text += fmt::format("{:<24}{:>10}{:>12.2f}{:>12.3f}{:>12.2f}{:>12.1f}{:>11}\n", c.way, c.batch,
+                        c.prefill_seconds, c.decode_seconds, 1e3 * c.step_seconds,
+                        c.tokens_per_second(), predicted);
+  }
+  return text;
+}
+
+std::string to_json(const GenerateBenchReport& report) {
+  using Json = nlohmann::ordered_json;
+  Json json = {{"generate", Json::array()},
+               {"threads", report.threads},
+               {"prompt_tokens", report.options.prompt_tokens},
+               {"new_tokens", report.options.new_tokens}};
+  for (const GenerateBenchCase& c : report.cases) {
+    Json of_case = {{"way", c.way},
+                    {"batch", c.batch},
+                    {"prefill_seconds", c.prefill_seconds},
+                    {"decode_seconds", c.decode_seconds},
+                    {"step_seconds", c.step_seconds},
+                    {"tokens_per_second", c.tokens_per_second()}};
+    if (c.prediction.chosen > 0) of_case["predicted"] = c.prediction.share();
+    json["generate"].push_back(std::move(of_case));
+  }
+  return json.dump(2) + "\n";
+}
+
+}  // namespace switchyard
