@@ -5,11 +5,11 @@
 #include <algorithm>
 #include <chrono>
 
-#include "kernels/basic/random.h"
 #include "kernels/runtime/ceiling.h"
 #include "kernels/runtime/check.h"
 #include "kernels/runtime/team_size.h"
 #include "optim/distributed_optimizer.h"
+#include "trainer/bench/random_tokens.h"
 #include "trainer/training/session.h"
 #include "trainer/training/train_step.h"
 
@@ -17,13 +17,6 @@ namespace switchyard {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-// Token `index` of an endless random text.
-int32_t random_token(const RunConfig& config, int64_t index) {
-  const RandomKey key{config.run.seed, stream_id("bench tokens")};
-  return static_cast<int32_t>(random_bits(key, static_cast<uint64_t>(index)) %
-                              static_cast<uint64_t>(config.model.vocab_size));
-}
 
 // This rank's part of global batch `step`.
 std::vector<MicroBatch> random_batches(const RunConfig& config, const DistributedContext& dist,

@@ -6,6 +6,7 @@
 
 #include "parallel/distributed_context.h"
 #include "trainer/bench/decode_bench.h"
+#include "trainer/bench/inference_bench.h"
 #include "trainer/config/config_reader.h"
 #include "trainer/inference/sampling.h"
 #include "trainer/interop/export_model.h"
@@ -47,6 +48,10 @@ int import_command(MpiRuntime& mpi, const ImportOptions& options);
 // One step of attention in decoding, dense and hash-aware; `json_path` may be empty.
 int bench_decode_command(MpiRuntime& mpi, const DecodeBenchOptions& options,
                          const std::string& json_path);
+
+// Prefill and decoding with initial weights; `json_path` may be empty.
+int bench_inference_command(MpiRuntime& mpi, const LoadedConfig& loaded,
+                            const InferenceBenchOptions& options, const std::string& json_path);
 
 // The planning figures of a configuration for any number of ranks; trains nothing.
 int plan_command(MpiRuntime& mpi, const LoadedConfig& loaded, int num_ranks);
