@@ -57,6 +57,7 @@ switchyard_add_program_test(end_to_end_owner owner)
 switchyard_add_program_test(end_to_end_run_folder run_folder)
 switchyard_add_program_test(end_to_end_interop interop)
 switchyard_add_program_test(end_to_end_tokenizers tokenizers)
+switchyard_add_program_test(end_to_end_study study)
 switchyard_add_program_test(failures failure cpu)
 switchyard_add_program_test(end_to_end_links links)
 # It is skipped where it may not make network namespaces.
