@@ -77,14 +77,18 @@ def remaining_runs(study, done):
 
 
 def at_once(study):
-    """How many runs may go on together: one, where time is measured; else what fits the cores."""
-    if study.measure == "speed":
+    """How many runs may go on together: one, where time is measured or links are shared; else what
+    fits the cores."""
+    points = study.points()
+    if study.measure == "speed" or any("rate" in point.run for point in points):
         return 1
-    most = max(point.ranks for point in study.points()) * study.threads
+    most = max(point.ranks for point in points) * study.threads
     return max(1, len(os.sched_getaffinity(0)) // most)
 
 
 def clock(seconds):
+    if seconds < 100:
+        return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 

@@ -106,7 +106,7 @@ class Running(StudyTest):
                           for result in whole], [("fine_grained", 1), ("bigmac", 1),
                                                  ("fine_grained", 2), ("bigmac", 2)])
         self.assertIn(f"[1/{4 - len(before)}]", output)
-        self.assertIn("min left", output)
+        self.assertRegex(output, r"\(\d+ s left\)")
         self.assertGreater(whole[0]["figures"]["step_ms"], 0.0)
         self.assertEqual(whole[0]["figures"]["steps"], 3)
 
