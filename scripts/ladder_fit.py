@@ -6,7 +6,6 @@ Intervals come from fitting again to runs drawn with replacement within each siz
 """
 
 import collections
-import json
 import math
 import pathlib
 import re
@@ -160,12 +159,14 @@ def loss_table(runs, figure):
     return table
 
 
-def step_times(path):
-    """(structure, size) as labels -> median tokens per second, of another study's results."""
+def speeds(figure):
+    """(structure, size) -> median tokens per second, of the results in the folder `times`, whose
+    study has the same two axes."""
     rates = collections.defaultdict(list)
-    done, _ = study_runs.Results(pathlib.Path(path)).read()
+    done, _ = study_runs.Results(pathlib.Path(figure.get("times", ""))).read()
     for result in done.values():
-        rates[tuple(result["labels"].values())].append(result["figures"]["tokens_per_s"])
+        key = tuple(result["labels"].get(figure[axis]) for axis in ("axis", "by"))
+        rates[key].append(result["figures"]["tokens_per_s"])
     return {key: statistics.median(values) for key, values in rates.items()}
 
 
@@ -220,20 +221,16 @@ def ladder(rows, figure, runner, to_svg):
     colours = dict(zip(structures, plot.COLOURS))
     fits = {structure: fit_with_intervals([run for run in runs if run.structure == structure])
             for structure in structures}
-    rates = step_times(figure["times"]) if "times" in figure else {}
+    rates = speeds(figure)
     columns = 2 if rates else 1
-    picture, axes = plt.subplots(1,
-                                 columns,
-                                 figsize=(5.6 * columns, 4.6),
-                                 squeeze=False,
+    picture, axes = plt.subplots(1, columns, figsize=(5.6 * columns, 4.6), squeeze=False,
                                  sharey=True)
     draw_curves(axes[0, 0], runs, lambda *_: 1.0, colours)
     axes[0, 0].set_xlabel("tokens")
     axes[0, 0].set_title("At equal tokens; thicker: larger")
     if rates:
-        draw_curves(axes[0, 1], runs, lambda *key: 1.0 / rates[key]
-                    if key in rates else None, colours)
-        axes[0, 1].set_xlabel("seconds, by the step times of " +
-                              json.dumps(figure["times"]).strip('"'))
+        draw_curves(axes[0, 1], runs,
+                    lambda *key: 1.0 / rates[key] if key in rates else None, colours)
+        axes[0, 1].set_xlabel(f"seconds, by the speeds in {figure['times']}")
         axes[0, 1].set_title("At equal time")
     return [loss_table(runs, figure), fit_table(fits)], to_svg(picture)

@@ -146,6 +146,18 @@ class LadderTest(unittest.TestCase):
 
         self.assertIsNone(ladder_fit.fit_with_intervals([run("s", 1e6), run("l", 2e6)]))
 
+    def test_speeds_are_found_by_structure_and_size(self):
+        with tempfile.TemporaryDirectory() as folder:
+            results = study_runs.Results(pathlib.Path(folder))
+            for repetition, speed in enumerate((1.0, 5.0, 3.0)):
+                results.append({"point": "a", "repetition": repetition,
+                                "labels": {"size": "s", "structure": "x"},
+                                "figures": {"tokens_per_s": speed}})
+
+            found = ladder_fit.speeds({"axis": "structure", "by": "size", "times": folder})
+
+            self.assertEqual(found, {("x", "s"): 3.0})
+
     def test_losses_are_compared_seed_by_seed(self):
         def run(structure, seed, loss):
             row = type("Row", (), {"labels": {"structure": structure, "size": "s", "seed": seed}})
