@@ -14,7 +14,8 @@ packages=(
   libfmt-dev libcli11-dev nlohmann-json3-dev librandom123-dev libeigen3-dev libboost-dev
   libboost-context-dev libgtest-dev libgmock-dev libbenchmark-dev zlib1g-dev libzstd-dev
   clang-format-14 clang-16 libclang-rt-16-dev
-  python3 python3-numpy python3-matplotlib python3-h5py python3-yaml python3-pip
+  iproute2
+  python3 python3-numpy python3-matplotlib python3-h5py python3-yaml python3-scipy python3-pip
 )
 
 is_installed() {

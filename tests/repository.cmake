@@ -58,7 +58,11 @@ switchyard_add_program_test(end_to_end_run_folder run_folder)
 switchyard_add_program_test(end_to_end_interop interop)
 switchyard_add_program_test(end_to_end_plan plan)
 switchyard_add_program_test(end_to_end_tokenizers tokenizers)
+switchyard_add_program_test(end_to_end_study study)
 switchyard_add_program_test(failures failure cpu)
+switchyard_add_program_test(end_to_end_links links)
+# It is skipped where it may not make network namespaces.
+set_tests_properties(end_to_end_links PROPERTIES SKIP_RETURN_CODE 77)
 # These measure moments, or need the cores for themselves. The others spend most of their time
 # starting processes; two of them share two cores well.
-set_tests_properties(end_to_end_team end_to_end_signals end_to_end_owner PROPERTIES PROCESSORS 2)
+set_tests_properties(end_to_end_team end_to_end_signals end_to_end_owner end_to_end_links PROPERTIES PROCESSORS 2)

@@ -204,6 +204,7 @@ class CommandLine {
         ->capture_default_str();
     add_bench_decode(command);
     add_bench_generate(command);
+    add_bench_inference(command);
   }
 
   // `bench decode`, which needs no experiment file: CLI11 would take a required one before it looks
@@ -304,6 +305,29 @@ class CommandLine {
     command->add_option("--json", generate_json_, "file for the figures");
   }
 
+  void add_bench_inference(CLI::App* bench) {
+    CLI::App* command = add_to(
+        *bench, "inference", "Speed of reading prompts and of generating, with initial weights",
+        [this](MpiRuntime& mpi, const LoadedConfig& loaded) {
+          return bench_inference_command(mpi, loaded, inference_bench_, inference_json_);
+        },
+        std::nullopt, UsesLayout::yes, OnSignal::end);
+    InferenceBenchOptions& o = inference_bench_;
+    command->add_option("--prompt", o.prompt_tokens, "tokens of a prompt")
+        ->transform(whole_number(1, field_types::kLargestCount))
+        ->capture_default_str();
+    command->add_option("--generate", o.generated, "tokens to generate, several numbers of them")
+        ->delimiter(',')
+        ->transform(whole_number(1, field_types::kLargestCount));
+    command->add_option("--sequences", o.sequences, "prompts of each dp rank, read together")
+        ->transform(whole_number(1, 1 << 20))
+        ->capture_default_str();
+    command->add_option("--repetitions", o.repetitions, "timed ones; their median is reported")
+        ->transform(whole_number(1, kMostSteps))
+        ->capture_default_str();
+    command->add_option("--json", inference_json_, "file for the figures");
+  }
+
   void add_export() {
     CLI::App* command = add(
         "export", "Write the newest checkpoint's model for transformers and llama.cpp",
@@ -375,6 +399,8 @@ class CommandLine {
   std::vector<std::string> decode_dtypes_ = {"f32", "bf16"};
   std::string decode_codes_ = "planes", decode_device_ = "cpu", decode_json_;
   bool uses_processor_time_ = false;
+  InferenceBenchOptions inference_bench_;
+  std::string inference_json_;
   ExportOptions export_;
   std::string export_dtype_ = "f32";
   uint64_t shard_size_ = 5'000'000'000;

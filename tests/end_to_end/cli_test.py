@@ -4,13 +4,15 @@
 usage: cli_test.py PATH_TO_SWITCHYARD PATH_TO_MPIEXEC [unittest options]
 """
 
+import json
 import shutil
 import signal
 import subprocess
 import sys
 import unittest
 
-from program import (BAD_INPUT, FAILED, MPI_FLAGS, MPIEXEC, STOPPED, SWITCHYARD, Program, kill, run)
+from program import (BAD_INPUT, DONE, FAILED, MPI_FLAGS, MPIEXEC, STOPPED, SWITCHYARD, Program,
+                     kill, run)
 
 
 class Training(Program):
@@ -145,7 +147,8 @@ class BadInput(Program):
             "  num_layers: two\n"
             "train: {max_steps: 5, max_steps: 6}\n")
         output = self.run_program(2, "train", "bad.yaml", "optimizer.lr=fast", code=BAD_INPUT)
-        self.expect_error(output, "bad.yaml:3:3: unknown key model.hiden; did you mean model.hidden?",
+        self.expect_error(output,
+                          "bad.yaml:3:3: unknown key model.hiden; did you mean model.hidden?",
                           "bad.yaml:4:15: model.num_layers: expected an integer, not 'two'",
                           "bad.yaml:5:23: train.max_steps is given twice in this file",
                           "command line: optimizer.lr: expected a number, not 'fast'")
@@ -220,14 +223,16 @@ class BadInput(Program):
         run_folder.mkdir()
         (run_folder / "metrics.jsonl").write_text('{"epoch": 1, "of": "another program"}\n')
         output = self.train(2, "parallel.ep=2", code=FAILED)
-        self.expect_error(output, "rank 0: ", "is not the metrics of a run, so run.dir does not replace")
+        self.expect_error(output, "rank 0: ",
+                          "is not the metrics of a run, so run.dir does not replace")
         self.assertIn("another program", (run_folder / "metrics.jsonl").read_text())
 
     def test_tokenize_replaces_only_token_files_and_says_what_it_leaves_out(self):
         (self.folder / "thesis.tex").write_text("years of work")
         arguments = ["tokenize", "configs/tiny_bigmac.yaml", "data.text=[text]"]
         output = self.run_program(0, *arguments, "data.train=thesis.tex", code=FAILED)
-        self.expect_error(output, "thesis.tex is not a token file, so data.train does not replace it")
+        self.expect_error(output,
+                          "thesis.tex is not a token file, so data.train does not replace it")
         self.assertEqual((self.folder / "thesis.tex").read_text(), "years of work")
         (self.folder / "linked").mkdir()
         (self.folder / "linked" / "more.txt").write_bytes(b"caf\xe9\n")
@@ -239,8 +244,9 @@ class BadInput(Program):
         self.assertIn("as they are: bytes that are not UTF-8, in 1 document: text/link/more.txt\n",
                       output)
         output = self.run_program(0, *arguments, "data.encoding_errors=replace")
-        self.assertIn("changed: U+FFFD replaces 1 sequence of bytes that are not UTF-8, in 1 document: "
-                      "text/link/more.txt\n", output)
+        self.assertIn(
+            "changed: U+FFFD replaces 1 sequence of bytes that are not UTF-8, in 1 document: "
+            "text/link/more.txt\n", output)
         output = self.run_program(0, *arguments, "data.encoding_errors=ignore", code=BAD_INPUT)
         self.assertIn("data.encoding_errors", output)
 
@@ -279,6 +285,50 @@ class BadInput(Program):
                       output)
         self.assertEqual(steps, ["latest", "step_00000005"])
         self.assertEqual(len(self.metrics()), 20)
+
+
+class InferenceBench(Program):
+    def bench(self, ranks, *arguments, code=DONE, prompt=8, sequences=4):
+        return self.run_program(ranks, "bench", "inference", "configs/tiny_bigmac.yaml",
+                                "model.vocab_size=257", *arguments, "--prompt", prompt,
+                                "--sequences", sequences, "--generate", "1,3,5", "--repetitions", 3,
+                                code=code)
+
+    def test_its_figures_belong_together(self):
+        for ranks, layout, sequences in [(0, [], 4), (2, ["parallel.ep=2"], 8),
+                                         (2, ["parallel.tp=2"], 4)]:
+            with self.subTest(layout):
+                output = self.bench(ranks, *layout, "--json", "report.json")
+                report = json.loads((self.folder / "report.json").read_text())
+
+                self.assertEqual((report["sequences"], report["prompt_tokens"]), (sequences, 8))
+                times = [case["ms"] for case in report["generation"]]
+                self.assertEqual([case["tokens"] for case in report["generation"]], [1, 3, 5])
+                self.assertEqual(times, sorted(times))
+                self.assertEqual(times[0], report["prefill_ms"])
+                self.assertAlmostEqual(report["prefill_tokens_per_s"] * times[0],
+                                       1e3 * 8 * sequences, 3)
+                self.assertAlmostEqual(report["decode_tokens_per_s"] * report["token_ms"],
+                                       1e3 * sequences, 3)
+                for part in ("prefill", "token"):
+                    exchange = report[f"{part}_exchange_ms"]
+                    self.assertEqual(exchange > 0, "parallel.ep=2" in layout)
+                    self.assertLess(exchange, report[f"{part}_ms"])
+                self.assertIn(f"{sequences} sequences, prompts of 8 tokens", output)
+
+    def test_what_it_cannot_measure(self):
+        (self.folder / "notes.json").write_text("mine")
+        for arguments, options, message in [
+                ([], {"prompt": 60},
+                 "a prompt of 60 tokens and 5 generated ones are longer than model.seq_len, 64"),
+                (["parallel.tp=2"], {"sequences": 3},
+                 "3 sequences cannot be split over parallel.tp = 2"),
+                (["--json", "notes.json"], {}, "notes.json is not a report of bench inference"),
+                (["model.vocab_size=0"], {}, "model.vocab_size is missing")]:
+            with self.subTest(message):
+                output = self.bench(2, *arguments, **options, code=FAILED)
+                self.assertEqual(output.count(message), 1, output)
+        self.assertEqual((self.folder / "notes.json").read_text(), "mine")
 
 
 if __name__ == "__main__":

@@ -2,20 +2,9 @@
 
 #include <utility>
 
-#include "kernels/basic/random.h"
+#include "trainer/bench/random_tokens.h"
 
 namespace switchyard {
-namespace {
-
-// Token `index` of an endless random text.
-int32_t random_token(const RunConfig& config, int64_t index) {
-  const RandomKey key{config.run.seed, stream_id("bench tokens")};
-  return static_cast<int32_t>(random_bits(key, static_cast<uint64_t>(index)) %
-                              static_cast<uint64_t>(config.model.vocab_size));
-}
-
-}  // namespace
-
 std::vector<MicroBatch> random_batches(const RunConfig& config, const DistributedContext& dist,
                                        int64_t step) {
   const TrainSection& train = config.train;

@@ -7,6 +7,7 @@
 #include "parallel/distributed_context.h"
 #include "trainer/bench/decode_bench.h"
 #include "trainer/bench/generate_bench.h"
+#include "trainer/bench/inference_bench.h"
 #include "trainer/config/config_reader.h"
 #include "trainer/inference/sampling.h"
 #include "trainer/interop/export_model.h"
@@ -60,6 +61,10 @@ int calibrate_command(MpiRuntime& mpi, const CalibrateOptions& options);
 // decode.offload also from far memory. `json_path` may be empty.
 int bench_generate_command(MpiRuntime& mpi, const LoadedConfig& loaded,
                            const GenerateBenchOptions& options, const std::string& json_path);
+
+// Prefill and decoding with initial weights; `json_path` may be empty.
+int bench_inference_command(MpiRuntime& mpi, const LoadedConfig& loaded,
+                            const InferenceBenchOptions& options, const std::string& json_path);
 
 struct PlanOptions {
   std::string machine;      // file of a machine; empty: no times

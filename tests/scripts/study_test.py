@@ -1,0 +1,181 @@
+"""Tests of what study.py computes: points, results, and the fit of losses over size."""
+
+import json
+import pathlib
+import sys
+import tempfile
+import unittest
+from unittest import mock
+
+SCRIPTS = pathlib.Path(__file__).resolve().parents[2] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+import ladder_fit  # noqa: E402
+import study_file  # noqa: E402
+import study_runs  # noqa: E402
+
+
+class PointsTest(unittest.TestCase):
+    def setUp(self):
+        self.folder = tempfile.TemporaryDirectory()
+        self.addCleanup(self.folder.cleanup)
+        self.root = pathlib.Path(self.folder.name)
+        (self.root / "base.yaml").write_text("model: {hidden: 64}\n")
+        (self.root / "run.yaml").write_text("base: base.yaml\n")
+
+    def points(self, parts, **more):
+        study = {"title": "t", "config": "run.yaml", "parts": parts, **more}
+        (self.root / "study.yaml").write_text(json.dumps(study))
+        return study_file.read_study(self.root / "study.yaml").points()
+
+    def test_the_last_axis_varies_fastest_and_later_settings_win(self):
+        points = self.points({"p": {"settings": {"model.hidden": 1},
+                                    "axes": {"model.hidden": [2, 3], "run.seed": [4, 5]}}})
+
+        self.assertEqual([(point.settings["model.hidden"], point.settings["run.seed"])
+                          for point in points], [("2", "4"), ("2", "5"), ("3", "4"), ("3", "5")])
+
+    def test_parts_share_a_point_that_is_the_same(self):
+        points = self.points({"a": {"axes": {"model.hidden": [2, 3]}},
+                              "b": {"axes": {"width": {"two": {"model": {"hidden": 2}}}}}})
+
+        self.assertEqual(len(points), 2)
+
+    def test_a_value_may_follow_another(self):
+        (point,) = self.points({"p": {"axes": {"model.hidden": [64]},
+                                      "settings": {"model.latent": "= model.hidden / 4",
+                                                   "model.ffn_hidden": "= model.hidden * 3"}}})
+
+        self.assertEqual((point.settings["model.latent"], point.settings["model.ffn_hidden"]),
+                         ("16", "192"))
+
+    def test_what_decides_a_result_decides_the_point(self):
+        parts = {"p": {"axes": {"model.hidden": [2]}}}
+        before = self.points(parts)[0].id
+
+        self.assertEqual(self.points(parts, title="other", repetitions=7)[0].id, before)
+        self.assertEqual(self.points(parts, settings={"machine": "m.yaml"})[0].id, before)
+        self.assertNotEqual(self.points(parts, settings={"ranks": 2})[0].id, before)
+        (self.root / "base.yaml").write_text("model: {hidden: 65}\n")
+        self.assertNotEqual(self.points(parts)[0].id, before)
+
+    def test_hosts_decide_the_ranks_and_links_the_machine(self):
+        (point, ) = self.points({"p": {
+            "axes": {
+                "rate": ["100mbit"]
+            }
+        }},
+                                settings={
+                                    "hosts": 2,
+                                    "ranks_per_host": 3,
+                                    "machine": "lab_{rate}.yaml"
+                                })
+
+        self.assertEqual((point.ranks, point.run["machine"]), (6, "lab_100mbit.yaml"))
+
+
+class ReadyStudiesTest(unittest.TestCase):
+    def test_every_ready_study_can_be_read(self):
+        files = sorted((SCRIPTS.parent / "configs" / "studies").glob("*.yaml"))
+        self.assertGreaterEqual(len(files), 5)
+        for file in files:
+            with self.subTest(file.name):
+                study = study_file.read_study(file)
+
+                self.assertTrue(study.points())
+                self.assertIn(" on two cores", file.read_text())  # how long it takes, in its head
+
+
+class ResultsTest(unittest.TestCase):
+    def test_a_result_replaces_a_failure_and_not_the_other_way_round(self):
+        with tempfile.TemporaryDirectory() as folder:
+            results = study_runs.Results(pathlib.Path(folder))
+            results.append({"point": "a", "repetition": 1, "error": "x"})
+            results.append({"point": "a", "repetition": 1, "figures": {"step_ms": 1}})
+            results.append({"point": "a", "repetition": 1, "error": "y"})
+            results.append({"point": "b", "repetition": 1, "error": "z"})
+
+            done, failed = results.read()
+
+            self.assertEqual(done["a", 1]["figures"], {"step_ms": 1})
+            self.assertEqual(list(failed), [("b", 1)])
+
+
+class LadderTest(unittest.TestCase):
+    def test_the_fit_finds_the_constants_that_made_the_losses(self):
+        made = [1.2, 90.0, 0.4, 300.0, 0.5]
+        samples = [(n, d, made[0] + made[1] / n**made[2] + made[3] / d**made[4])
+                   for n in (5e5, 1e6, 2e6, 4e6, 8e6) for d in (1e5, 3e5, 1e6, 3e6)]
+
+        found = ladder_fit.readable(ladder_fit.fit(samples))
+
+        for value, expected in zip(found, made):
+            self.assertAlmostEqual(value / expected, 1.0, delta=0.05)
+
+    @mock.patch.object(ladder_fit, "DRAWS", 40)
+    def test_intervals_contain_the_fit_and_grow_with_the_seeds_differences(self):
+        def runs(noise):
+            made = []
+            for n, size in ((5e5, "s"), (1e6, "m"), (2e6, "l")):
+                for seed in range(3):
+                    losses = [[d, (1.2 + 90 / n**0.4 + 300 / d**0.5) * (1 + noise * (seed - 1))]
+                              for d in (5e4, 1e5, 3e5, 1e6)]
+                    row = type("Row", (),
+                               {"labels": {
+                                   "structure": "x",
+                                   "size": size,
+                                   "seed": seed
+                               }})
+                    made.append(
+                        ladder_fit.LadderRun(row, {
+                            "axis": "structure",
+                            "by": "size"
+                        }, n, losses))
+            return made
+
+        narrow, wide = (ladder_fit.fit_with_intervals(runs(noise)) for noise in (1e-4, 1e-2))
+
+        for best, (low, high) in (narrow, wide):
+            self.assertTrue(low[0] <= ladder_fit.readable(best)[0] <= high[0])
+        self.assertGreater((wide[1][1] - wide[1][0])[4], (narrow[1][1] - narrow[1][0])[4])
+
+    def test_two_sizes_are_not_fitted(self):
+        def run(size, n):
+            row = type("Row", (), {"labels": {"structure": "x", "size": size}})
+            return ladder_fit.LadderRun(row, {"axis": "structure", "by": "size"}, n,
+                                        [[d, 2 + 9 / d] for d in (10, 20, 40, 80)])
+
+        self.assertIsNone(ladder_fit.fit_with_intervals([run("s", 1e6), run("l", 2e6)]))
+
+    def test_speeds_are_found_by_structure_and_size(self):
+        with tempfile.TemporaryDirectory() as folder:
+            results = study_runs.Results(pathlib.Path(folder))
+            for repetition, speed in enumerate((1.0, 5.0, 3.0)):
+                results.append({"point": "a", "repetition": repetition,
+                                "labels": {"size": "s", "structure": "x"},
+                                "figures": {"tokens_per_s": speed}})
+
+            found = ladder_fit.speeds({"axis": "structure", "by": "size", "times": folder})
+
+            self.assertEqual(found, {("x", "s"): 3.0})
+
+    def test_losses_are_compared_seed_by_seed(self):
+        def run(structure, seed, loss):
+            row = type("Row", (), {"labels": {"structure": structure, "size": "s", "seed": seed}})
+            return ladder_fit.LadderRun(row, {"axis": "structure", "by": "size"}, 1, [[10, loss]])
+
+        (row, ) = ladder_fit.loss_table([
+            run("twin", 1, 2.0),
+            run("twin", 2, 4.0),
+            run("bigmac", 1, 2.02),
+            run("bigmac", 2, 4.04)
+        ], {
+            "by": "size",
+            "from": "twin",
+            "to": "bigmac"
+        })
+
+        self.assertEqual(row["bigmac by twin"], "+1.00 % ± 0.00")
+
+
+if __name__ == "__main__":
+    unittest.main()
