@@ -143,6 +143,14 @@ void ParameterStore::zero_grads(Stream& stream) {
   for (FlatBuffer& buffer : buffers_) fill_zero(stream, buffer.grads);
 }
 
+void ParameterStore::await_values(Stream& stream, int stage) {
+  for (FlatBuffer& buffer : buffers_) {
+    if (buffer.arrival && buffer.first_stage <= stage) {
+      std::exchange(buffer.arrival, nullptr)->wait(stream);
+    }
+  }
+}
+
 int64_t ParameterStore::num_elements() const {
   int64_t total = 0;
   for (const Parameter& p : parameters_) total += p.spec.extent.num_elements();

@@ -35,7 +35,13 @@ TensorView Transformer::take_stream(StepContext& ctx, Workspace& workspace) cons
   return workspace.take({ctx.local_tokens(), config_.hidden}, options_.compute_dtype);
 }
 
+// Stages are those of finish_stage.
+void Transformer::await_stage(StepContext& ctx, size_t stage) const {
+  store_->await_values(ctx.stream, static_cast<int>(stage));
+}
+
 ResidualStream Transformer::embed(StepContext& ctx, int64_t first_position, TensorView to) const {
+  await_stage(ctx, 0);
   embedding_->forward(ctx, first_position, to);
   return {.sum = to, .update = {}};
 }
@@ -44,6 +50,7 @@ ResidualStream Transformer::embed(StepContext& ctx, int64_t first_position, Tens
 
 ResidualStream Transformer::forward_block(StepContext& ctx, size_t block, const ResidualStream& x,
                                           Pass& pass) {
+  await_stage(ctx, block + 1);
   const Block::Updates updates{.attention = take_stream(ctx, ctx.saved),
                                .feed_forward = take_stream(ctx, ctx.saved)};
   return blocks_[block].forward(ctx, x, updates, pass.blocks[block]);
@@ -54,6 +61,7 @@ ResidualStream Transformer::forward_block(StepContext& ctx, size_t block, const 
 ResidualStream Transformer::forward_block_for_recomputation(StepContext& ctx, size_t block,
                                                             const ResidualStream& x,
                                                             TensorView attention, Pass& pass) {
+  await_stage(ctx, block + 1);
   const Block::Updates updates{.attention = attention, .feed_forward = take_stream(ctx, ctx.saved)};
   WorkspaceScope scope(ctx.saved);
   Block::Saved saved;
@@ -75,6 +83,7 @@ void Transformer::forward(StepContext& ctx, Pass& pass) {
     pass.blocks.resize(blocks_.size());
     for (size_t i = 0; i < blocks_.size(); ++i) stream = forward_block(ctx, i, stream, pass);
   }
+  await_stage(ctx, blocks_.size() + 1);
   pass.normed = take_stream(ctx, ctx.saved);
   final_norm_->forward(ctx, stream, pass.normed, pass.final_norm);
   pass.dnormed = take_stream(ctx, ctx.saved);
@@ -91,10 +100,12 @@ void Transformer::forward_without_saving(StepContext& ctx, TensorView normed) {
   for (size_t i = 0; i < blocks_.size(); ++i) {
     WorkspaceScope saved_scope(ctx.saved);
     Block::Saved saved;
+    await_stage(ctx, i + 1);
     stream = blocks_[i].forward(ctx, stream, updates[i % 2], saved);
   }
   WorkspaceScope saved_scope(ctx.saved);
   NormLayer::Saved saved;
+  await_stage(ctx, blocks_.size() + 1);
   final_norm_->forward(ctx, stream, normed, saved);
 }
 
@@ -178,6 +189,7 @@ void Transformer::forward_cached(StepContext& ctx, KvCache& cache, TensorView lo
   const Block::Updates updates[2] = {{take(), take()}, {take(), take()}};
   ResidualStream stream = embed(ctx, cache.length, updates[1].attention);
   for (size_t i = 0; i < blocks_.size(); ++i) {
+    await_stage(ctx, i + 1);
     const bool is_last = i + 1 == blocks_.size();
     stream = blocks_[i].forward_cached(ctx, stream, updates[i % 2], cache.length, cache.layers[i],
                                        is_last ? nullptr : &blocks_[i + 1],
@@ -187,6 +199,7 @@ void Transformer::forward_cached(StepContext& ctx, KvCache& cache, TensorView lo
 
   TensorView normed = take();
   NormLayer::Saved saved;
+  await_stage(ctx, blocks_.size() + 1);
   final_norm_->forward(ctx, stream, normed, saved);
   std::vector<int32_t> last_rows;
   for (int64_t s = 1; s <= sequences; ++s) {
@@ -198,6 +211,19 @@ void Transformer::forward_cached(StepContext& ctx, KvCache& cache, TensorView lo
 }
 
 // ---- The MoE layers' figures and state ---------------------------------------------------------
+
+MoeLayer* Transformer::first_moe_layer() {
+  for (Block& block : blocks_) {
+    if (block.moe()) return block.moe();
+  }
+  return nullptr;
+}
+
+void Transformer::set_exchange_chunks(int chunks) {
+  for (Block& block : blocks_) {
+    if (block.moe()) block.moe()->exchange().set_chunks(chunks);
+  }
+}
 
 ExchangeFigures Transformer::take_exchange_figures() {
   ExchangeFigures total;

@@ -67,10 +67,14 @@ class Transformer {
 
   const ModelConfig& config() const { return config_; }
   DType compute_dtype() const { return options_.compute_dtype; }
+  // Values may still be under way after an update (ParameterStore::await_values).
   ParameterStore& parameters() { return *store_; }
   int num_moe_layers() const { return num_moe_layers_; }
+  MoeLayer* first_moe_layer();  // null in a dense model
   // The figures of all layers since the last call.
   ExchangeFigures take_exchange_figures();
+  // See ExchangeOptions::chunks. Not while a pass is in flight; the same on every rank.
+  void set_exchange_chunks(int chunks);
 
   // Moves the balancing biases of all MoE layers by the counts of the step.
   void update_balancing_biases(Stream& stream, const GlobalExpertCounts& counts);
@@ -86,6 +90,7 @@ class Transformer {
                                                  Pass& pass);
   void forward_without_saving(StepContext& ctx, TensorView normed);
   void backward_block(StepContext& ctx, size_t block, const Pass& pass, TensorView d);
+  void await_stage(StepContext& ctx, size_t stage) const;
   void finish_stage(StepContext& ctx, size_t stage) const;
 
   ModelConfig config_;

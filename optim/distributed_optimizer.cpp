@@ -73,6 +73,7 @@ void DistributedOptimizer::start_reduction(Stream& stream, int stage) {
 
 OptimizerStepResult DistributedOptimizer::step(Stream& stream, Workspace& workspace, double lr) {
   dist_.set_phase(Phase::optimizer);
+  store_.await_values(stream);  // of an earlier step, if no pass has read them since
   start_reduction(stream, /*stage=*/0);
   for (OptimizerShard& shard : shards_) std::exchange(shard.reduction, nullptr)->wait(stream);
   OptimizerStepResult result{.grad_norm = global_grad_norm(stream), .skipped = false};
@@ -90,7 +91,8 @@ void DistributedOptimizer::update(Stream& stream, Workspace& workspace, const Up
   for (OptimizerShard& shard : shards_) update_elements(stream, shard, step);
   for (const MatrixUpdate& matrices : matrix_updates_) matrices.run(stream, workspace, step);
   for (OptimizerShard& shard : shards_) {
-    shard.group().all_gather(stream, shard.values(), shard.buffer().values);
+    shard.buffer().arrival =
+        shard.group().start_all_gather(stream, shard.values(), shard.buffer().values);
   }
 }
 

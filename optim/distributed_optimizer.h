@@ -37,8 +37,9 @@ class DistributedOptimizer {
   // Collective.
   void start_reduction(Stream& stream, int stage);
 
-  // Makes one update from the gradients in the store, and sets them to zero. The workspace is left
-  // as it was. Collective.
+  // Makes one update from the gradients in the store, and sets them to zero. The new values may be
+  // still under way when it returns: passes of the model wait for those that they read, everyone
+  // else calls ParameterStore::await_values before. The workspace is left as it was. Collective.
   OptimizerStepResult step(Stream& stream, Workspace& workspace, double lr);
 
   // Updates so far; skipped ones do not count.

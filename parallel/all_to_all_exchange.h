@@ -33,6 +33,7 @@ class AllToAllExchange final : public ExpertExchange {
 
   std::unique_ptr<ExchangePlan> begin_plan(Stream&, Workspace& lists, Workspace& scratch,
                                            ConstTensorView dispatch_idx) override;
+  void set_chunks(int chunks) override { options_.chunks = chunks; }
   ExchangeFigures take_figures() override;
 
   // The plan and the transfers of this exchange call these.

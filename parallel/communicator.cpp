@@ -14,6 +14,13 @@ std::unique_ptr<PendingCollective> finished_collective() {
   return std::make_unique<FinishedCollective>();
 }
 
+std::unique_ptr<PendingCollective> Communicator::start_all_gather(Stream& stream,
+                                                                  ConstTensorView in,
+                                                                  TensorView out) {
+  all_gather(stream, in, out);
+  return finished_collective();
+}
+
 std::unique_ptr<PendingCollective> Communicator::start_reduce_scatter(Stream& stream,
                                                                       ConstTensorView in,
                                                                       TensorView out) {

@@ -51,8 +51,10 @@ class Communicator {
   //   out  [n, ...]          may be this rank's slice of `in`
   virtual void reduce_scatter(Stream&, ConstTensorView in, TensorView out) = 0;
 
-  // Does the same while other work goes on, if the communicator can; otherwise it has finished when
-  // the call returns.
+  // Do the same while other work goes on, if the communicator can; otherwise they have finished
+  // when the call returns.
+  virtual std::unique_ptr<PendingCollective> start_all_gather(Stream&, ConstTensorView in,
+                                                              TensorView out);
   virtual std::unique_ptr<PendingCollective> start_reduce_scatter(Stream&, ConstTensorView in,
                                                                   TensorView out);
 

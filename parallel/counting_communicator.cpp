@@ -51,8 +51,12 @@ class CountingCommunicator final : public Communicator {
     start({CollectiveKind::all_reduce, *this, bytes_of(data)})->wait(stream);
   }
   void all_gather(Stream& stream, ConstTensorView in, TensorView out) override {
+    start_all_gather(stream, in, out)->wait(stream);
+  }
+  std::unique_ptr<PendingCollective> start_all_gather(Stream&, ConstTensorView in,
+                                                      TensorView out) override {
     check_all_gather(in, out, size_);
-    start({CollectiveKind::all_gather, *this, bytes_of(out)})->wait(stream);
+    return start({CollectiveKind::all_gather, *this, bytes_of(out)});
   }
   void reduce_scatter(Stream& stream, ConstTensorView in, TensorView out) override {
     start_reduce_scatter(stream, in, out)->wait(stream);

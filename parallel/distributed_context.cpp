@@ -28,8 +28,8 @@ class GroupMaker {
   // Collective over the world; ranks of one-rank groups take part, too. All groups of one kind have
   // the same size.
   std::unique_ptr<Communicator> make(const std::vector<int>& ranks, std::string name) const {
-    auto host =
-        std::make_unique<MpiCommunicator>(MPI_COMM_WORLD, ranks.front(), name, mpi_.watchdog());
+    auto host = std::make_unique<MpiCommunicator>(MPI_COMM_WORLD, ranks.front(), name,
+                                                  mpi_.watchdog(), mpi_.progress());
     if (host->size() == 1) return make_self_communicator(std::move(name));
     std::unique_ptr<Communicator> group =
         uses_nccl_ ? make_nccl_communicator(std::move(host), device_, mpi_.watchdog())
@@ -79,6 +79,15 @@ std::string describe_transport(Device device, bool uses_nccl) {
   return device.kind == DeviceKind::cuda ? "MPI through pinned host memory" : "MPI";
 }
 
+// What rank 0 finds counts, because all ranks must decide the same.
+bool works_in_background(int thread_support, bool on_several_machines) {
+  const char* const wanted = std::getenv("SWITCHYARD_BACKGROUND");
+  const bool wants = wanted ? std::atoi(wanted) != 0 : on_several_machines;
+  int decided = wants && thread_support >= MPI_THREAD_SERIALIZED ? 1 : 0;
+  MPI_Bcast(&decided, 1, MPI_INT, 0, MPI_COMM_WORLD);
+  return decided != 0;
+}
+
 int allowed_cores() {
   cpu_set_t cores;
   if (sched_getaffinity(0, sizeof(cores), &cores) != 0) return 1;
@@ -88,8 +97,11 @@ int allowed_cores() {
 }  // namespace
 
 MpiRuntime::MpiRuntime(int* argc, char*** argv) {
+  // Open MPI's "put" protocol sends a long message over TCP in one piece, which delays the other
+  // side's permission to answer: two ranks that exchange long messages took turns.
+  setenv("OMPI_MCA_btl_tcp_flags", "send", /*overwrite=*/0);
   int provided = 0;
-  MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided);
+  MPI_Init_thread(argc, argv, MPI_THREAD_SERIALIZED, &provided);
   require(provided >= MPI_THREAD_FUNNELED, "this MPI does not support threads (FUNNELED)");
   MPI_Comm_rank(MPI_COMM_WORLD, &rank_);
   MPI_Comm_size(MPI_COMM_WORLD, &world_size_);
@@ -101,11 +113,14 @@ MpiRuntime::MpiRuntime(int* argc, char*** argv) {
   MPI_Bcast(&machine_, 1, MPI_INT, 0, node);
   MPI_Comm_free(&node);
   watchdog_ = std::make_unique<Watchdog>(rank_);
-  world_ = std::make_unique<MpiCommunicator>(MPI_COMM_WORLD, 0, "world", *watchdog_);
+  progress_ =
+      std::make_unique<MpiProgress>(works_in_background(provided, local_size_ < world_size_));
+  world_ = std::make_unique<MpiCommunicator>(MPI_COMM_WORLD, 0, "world", *watchdog_, *progress_);
 }
 
 MpiRuntime::~MpiRuntime() {
   world_.reset();
+  progress_.reset();
   MPI_Finalize();
 }
 
@@ -134,9 +149,10 @@ DistributedContext::DistributedContext(MpiRuntime& mpi, ParallelLayout layout, D
   require(layout.world_size() == mpi.world_size(), "the layout has {} ranks, but {} are running",
           layout.world_size(), mpi.world_size());
   const int rank = mpi.rank();
-  uses_nccl_ = choose_nccl(mpi, device);
-  transport_ = describe_transport(device, uses_nccl_);
-  const GroupMaker groups(mpi, device, uses_nccl_);
+  const bool uses_nccl = choose_nccl(mpi, device);
+  transfers_behind_compute_ = uses_nccl || (device.is_host() && mpi.progress().in_background());
+  transport_ = describe_transport(device, uses_nccl);
+  const GroupMaker groups(mpi, device, uses_nccl);
   world_ = groups.make(std::vector<int>(static_cast<size_t>(mpi.world_size()), 0), "world");
   tp_ = groups.make(layout.tp_group(rank), "tp");
   dp_ = groups.make(layout.dp_group(rank), "dp");

@@ -8,6 +8,7 @@
 
 #include "kernels/runtime/check.h"
 #include "parallel/communicator.h"
+#include "parallel/mpi_progress.h"
 #include "parallel/parallel_layout.h"
 #include "parallel/watchdog.h"
 
@@ -41,6 +42,10 @@ class MpiRuntime {
   // It is idle until it is started, and lives as long as the runtime.
   Watchdog& watchdog() { return *watchdog_; }
 
+  // It works in the background if the ranks run on several machines. SWITCHYARD_BACKGROUND on rank
+  // 0 decides otherwise: 1 on one machine, too; 0 never.
+  MpiProgress& progress() { return *progress_; }
+
   // Ends all ranks at once, for errors of which the other ranks would not learn otherwise.
   [[noreturn]] static void abort(int exit_code);
 
@@ -51,6 +56,7 @@ class MpiRuntime {
   int local_size_ = 1;
   int machine_ = 0;
   std::unique_ptr<Watchdog> watchdog_;
+  std::unique_ptr<MpiProgress> progress_;
   std::unique_ptr<Communicator> world_;
 };
 
@@ -87,7 +93,7 @@ class DistributedContext {
   const std::string& transport() const { return transport_; }
 
   // Whether transfers run while the rank computes.
-  bool transfers_behind_compute() const { return uses_nccl_; }
+  bool transfers_behind_compute() const { return transfers_behind_compute_; }
 
   // Set the step and the phase that the watchdog's message names.
   void set_step(int64_t step) const;
@@ -98,7 +104,7 @@ class DistributedContext {
 
   ParallelLayout layout_;
   Watchdog* watchdog_ = nullptr;  // of the runtime; null without MPI
-  bool uses_nccl_ = false;
+  bool transfers_behind_compute_ = false;
   std::string transport_ = "none";
   std::unique_ptr<Communicator> world_, tp_, dp_, ep_, edp_;
 };

@@ -66,7 +66,7 @@ ArrivalPlan take_arrival_plan(Workspace& workspace, int64_t received_rows, int64
 }
 
 void CountsOnHost::start(Stream& stream, ConstTensorView counts) {
-  if (counts_.num_bytes() == 0) counts_ = PinnedBuffer(counts.num_bytes());
+  if (counts_.num_bytes() != counts.num_bytes()) counts_ = PinnedBuffer(counts.num_bytes());
   copy(stream, counts, TensorView(counts_.data(), counts.shape(), DType::i64));
   copied_.record(stream);
 }

@@ -23,7 +23,7 @@ class CountsOnHost {
  public:
   explicit CountsOnHost(Device device) : copied_(device) {}
 
-  // `counts` is i64, and always of the same size.
+  // `counts` is i64. The result of the last `wait` is no longer needed.
   void start(Stream& stream, ConstTensorView counts);
   // Waits for the copy. The result is valid until the next start.
   std::span<const int64_t> wait();

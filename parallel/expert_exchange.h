@@ -102,6 +102,9 @@ class ExpertExchange {
   virtual std::unique_ptr<ExchangePlan> begin_plan(Stream&, Workspace& lists, Workspace& scratch,
                                                    ConstTensorView dispatch_idx) = 0;
 
+  // Of the plans that are begun from now on; see ExchangeOptions::chunks.
+  virtual void set_chunks(int chunks) = 0;
+
   // The figures since the last call.
   virtual ExchangeFigures take_figures() = 0;
 };

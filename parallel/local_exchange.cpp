@@ -150,6 +150,7 @@ class LocalExchange final : public ExpertExchange {
   }
 
   ExchangeFigures take_figures() override { return {}; }
+  void set_chunks(int) override {}
 
  private:
   int64_t num_experts_;

@@ -1,8 +1,8 @@
 #include "parallel/mpi_communicator.h"
 
 #include <algorithm>
-#include <climits>
 #include <cstring>
+#include <exception>
 #include <numeric>
 #include <utility>
 
@@ -12,292 +12,245 @@
 namespace switchyard {
 namespace {
 
-void check_mpi(int code, const char* call, const std::string& group) {
-  if (code == MPI_SUCCESS) return;
-  char text[MPI_MAX_ERROR_STRING];
-  int length = 0;
-  MPI_Error_string(code, text, &length);
-  fail("{} failed in group {}: {}", call, group, std::string(text, static_cast<size_t>(length)));
-}
-
-int as_count(int64_t n) {
-  require(n >= 0 && n <= INT_MAX, "MPI counts up to {} elements per message, not {}", INT_MAX, n);
-  return static_cast<int>(n);
-}
-
-MPI_Datatype mpi_type(DType dtype) {
-  switch (dtype) {
-    case DType::f32:
-      return MPI_FLOAT;
-    case DType::f64:
-      return MPI_DOUBLE;
-    case DType::i32:
-      return MPI_INT32_T;
-    case DType::i64:
-      return MPI_INT64_T;
-    case DType::bf16:  // MPI moves it and never sums it
-    case DType::u16:
-      return MPI_UINT16_T;
-    case DType::u8:
-      return MPI_UINT8_T;
-  }
-  return MPI_BYTE;
-}
-
-// Describes n elements as count() elements of type(). MPI counts in int; where n does not fit, one
-// element of the type holds all n, as runs of kRun elements and a remainder.
-class LongMessage {
- public:
-  LongMessage(DType dtype, int64_t n) : type_(mpi_type(dtype)) {
-    if (n <= INT_MAX) {
-      count_ = as_count(n);
-      return;
-    }
-    constexpr int64_t kRun = int64_t{1} << 24;
-    MPI_Datatype run = MPI_DATATYPE_NULL;
-    MPI_Type_contiguous(static_cast<int>(kRun), type_, &run);
-    const int64_t num_runs = n / kRun;
-    const int counts[] = {as_count(num_runs), static_cast<int>(n % kRun)};
-    const MPI_Aint begins[] = {0, num_runs * kRun * static_cast<int64_t>(size_of(dtype))};
-    const MPI_Datatype types[] = {run, type_};
-    MPI_Type_create_struct(2, counts, begins, types, &type_);
-    MPI_Type_commit(&type_);
-    MPI_Type_free(&run);
-    derived_ = true;
-  }
-  ~LongMessage() {
-    if (derived_) MPI_Type_free(&type_);
-  }
-  LongMessage(const LongMessage&) = delete;
-  LongMessage& operator=(const LongMessage&) = delete;
-  int count() const { return count_; }
-  MPI_Datatype type() const { return type_; }
-
- private:
-  int count_ = 1;
-  MPI_Datatype type_;
-  bool derived_ = false;
-};
-
-const std::byte* bytes_of(ConstTensorView view) {
-  return static_cast<const std::byte*>(view.raw());
-}
-
-// The elements that a reducing rank receives at a time from all others together. This bounds the
-// scratch memory, which stays in the second-level cache.
-constexpr int64_t kBlockElements = int64_t{1} << 18;
-// The fewest elements that it receives from one of them at a time: in large groups shorter messages
-// would cost more in latency than the cache saves.
-constexpr int64_t kShortestMessage = 4096;
 // Up to this size every rank gathers and reduces the whole tensor: one message instead of two.
 constexpr size_t kSmallBytes = 16384;
+// MPI grants at least this many.
+constexpr int kNumTags = 32767;
+// In the background, one block of a reduction is on the network while another is summed.
+constexpr size_t kBlocksInBackground = 2;
 
-int64_t elements_per_message(int group_size) {
-  return std::max(kBlockElements / group_size, kShortestMessage);
+bool is_slice_of(ConstTensorView in, TensorView out, int rank) {
+  return static_cast<const std::byte*>(ConstTensorView(out).raw()) +
+             static_cast<size_t>(rank) * in.num_bytes() ==
+         static_cast<const std::byte*>(in.raw());
 }
+
+class Exchange final : public MpiOperation {
+ public:
+  Exchange(const MpiGroup& group, int tag) : messages(group, tag) {}
+
+  MpiMessages messages;
+
+ private:
+  bool advance(bool may_wait) override { return messages.have_arrived(may_wait); }
+};
 
 }  // namespace
 
-MpiCommunicator::MpiCommunicator(MPI_Comm parent, int colour, std::string name, Watchdog& watchdog)
-    : name_(std::move(name)), watchdog_(watchdog) {
-  check_mpi(MPI_Comm_split(parent, colour, 0, &comm_), "MPI_Comm_split", name_);
-  MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN);
-  MPI_Comm_rank(comm_, &rank_);
-  MPI_Comm_size(comm_, &size_);
-}
-
-MpiCommunicator::~MpiCommunicator() {
-  int finalized = 0;
-  MPI_Finalized(&finalized);
-  if (!finalized) MPI_Comm_free(&comm_);
-}
-
-std::byte* MpiCommunicator::scratch(size_t num_bytes) {
-  if (scratch_.size() < num_bytes) scratch_.resize(num_bytes);
-  return scratch_.data();
-}
-
-void MpiCommunicator::barrier(Stream&) {
-  const auto watch = watched("barrier");
-  check_mpi(MPI_Barrier(comm_), "MPI_Barrier", name_);
-}
-
-void MpiCommunicator::broadcast(Stream&, TensorView data, int root) {
-  check_broadcast(root, size_);
-  const auto watch = watched("broadcast");
-  const LongMessage message(data.dtype(), data.num_elements());
-  check_mpi(MPI_Bcast(data.raw(), message.count(), message.type(), root, comm_), "MPI_Bcast",
-            name_);
-}
-
-void MpiCommunicator::reduce_small(Stream& stream, TensorView data, ReduceOp op) {
-  std::byte* all = scratch(data.num_bytes() * static_cast<size_t>(size_));
-  const int count = as_count(data.num_elements());
-  const MPI_Datatype type = mpi_type(data.dtype());
-  check_mpi(MPI_Allgather(data.raw(), count, type, all, count, type, comm_), "MPI_Allgather",
-            name_);
-  std::vector<ConstTensorView> parts;
-  for (size_t r = 0; r < static_cast<size_t>(size_); ++r) {
-    parts.emplace_back(all + r * data.num_bytes(), data.shape(), data.dtype());
-  }
-  cpu::combine_parts(stream, parts, op, data);
-}
-
-// Rank r of the group gets elements [begins[r], begins[r] + counts[r]) of every rank's `in`, and
-// reduces them into `out`. Messages are point to point: MPI_Alltoallv would copy the rank's own
-// part, too, and its displacements are ints, which `in` may exceed.
-void MpiCommunicator::reduce_block(Stream& stream, ConstTensorView in,
-                                   std::span<const int64_t> begins, std::span<const int64_t> counts,
-                                   ReduceOp op, TensorView out) {
-  const auto size = static_cast<size_t>(size_), me = static_cast<size_t>(rank_);
-  const MPI_Datatype type = mpi_type(in.dtype());
-  const auto part_of = [&](size_t r) { return in.rows(begins[r], counts[r]); };
-  const size_t part_bytes = static_cast<size_t>(counts[me]) * size_of(in.dtype());
-  std::byte* received = scratch(part_bytes * (size - 1));
-  std::vector<ConstTensorView> parts(size, part_of(me));
-  std::vector<MPI_Request> requests(2 * (size - 1));
-  // Each rank begins with its neighbour, so that no rank gets messages from all others at once.
-  for (size_t i = 1; i < size; ++i) {
-    const size_t from = (me + size - i) % size;
-    std::byte* part = received + (i - 1) * part_bytes;
-    parts[from] = ConstTensorView(part, {counts[me]}, in.dtype());
-    check_mpi(MPI_Irecv(part, as_count(counts[me]), type, static_cast<int>(from), 0, comm_,
-                        &requests[i - 1]),
-              "MPI_Irecv", name_);
-  }
-  for (size_t i = 1; i < size; ++i) {
-    const size_t to = (me + i) % size;
-    check_mpi(MPI_Isend(part_of(to).raw(), as_count(counts[to]), type, static_cast<int>(to), 0,
-                        comm_, &requests[size - 2 + i]),
-              "MPI_Isend", name_);
-  }
-  check_mpi(MPI_Waitall(static_cast<int>(requests.size()), requests.data(), MPI_STATUSES_IGNORE),
-            "MPI_Waitall", name_);
-  cpu::combine_parts(stream, parts, op, out);
-}
-
-void MpiCommunicator::all_reduce(Stream& stream, TensorView data, ReduceOp op) {
-  check_all_reduce(data);
-  if (size_ == 1 || data.num_elements() == 0) return;
-  const auto watch = watched("all_reduce");
-  if (data.num_bytes() <= kSmallBytes) return reduce_small(stream, data, op);
-
-  const auto size = static_cast<size_t>(size_);
-  TensorView flat = data.reshape({data.num_elements()});
-  const int64_t longest = elements_per_message(size_) * size_;
-  for (int64_t begin = 0; begin < flat.num_elements(); begin += longest) {
-    const int64_t block = std::min(longest, flat.num_elements() - begin);
-    const int64_t share = (block + size_ - 1) / size_;
-    std::vector<int64_t> begins(size), counts(size);
-    std::vector<int> gather_counts(size), gather_begins(size);
-    for (size_t r = 0; r < size; ++r) {
-      const int64_t from = std::min(block, static_cast<int64_t>(r) * share);
-      begins[r] = begin + from;
-      counts[r] = std::min(block, from + share) - from;
-      gather_counts[r] = as_count(counts[r]);
-      gather_begins[r] = as_count(from);
-    }
-    const auto me = static_cast<size_t>(rank_);
-    reduce_block(stream, flat, begins, counts, op, flat.rows(begins[me], counts[me]));
-    check_mpi(
-        MPI_Allgatherv(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, flat.rows(begin, block).raw(),
-                       gather_counts.data(), gather_begins.data(), mpi_type(data.dtype()), comm_),
-        "MPI_Allgatherv", name_);
-  }
-}
-
-void MpiCommunicator::all_gather(Stream&, ConstTensorView in, TensorView out) {
-  check_all_gather(in, out, size_);
-  const auto watch = watched("all_gather");
-  const LongMessage message(in.dtype(), in.num_elements());
-  const int count = message.count();
-  const MPI_Datatype type = message.type();
-  const bool in_place =
-      bytes_of(ConstTensorView(out)) + static_cast<size_t>(rank_) * in.num_bytes() == bytes_of(in);
-  check_mpi(
-      MPI_Allgather(in_place ? MPI_IN_PLACE : in.raw(), count, type, out.raw(), count, type, comm_),
-      "MPI_Allgather", name_);
-}
-
-void MpiCommunicator::reduce_scatter(Stream& stream, ConstTensorView in, TensorView out) {
-  check_reduce_scatter(in, out, size_);
-  const auto watch = watched("reduce_scatter");
-  const int64_t n = out.num_elements();
-  const auto size = static_cast<size_t>(size_);
-  const ConstTensorView from = in.reshape({in.num_elements()});
-  const TensorView to = out.reshape({n});
-  // The reduction runs block by block. Where out lies within in, a block overwrites only elements
-  // that were sent with the same block.
-  const int64_t longest = elements_per_message(size_);
-  for (int64_t begin = 0; begin < n; begin += longest) {
-    const int64_t count = std::min(longest, n - begin);
-    std::vector<int64_t> begins(size), counts(size, count);
-    for (size_t r = 0; r < size; ++r) begins[r] = static_cast<int64_t>(r) * n + begin;
-    reduce_block(stream, from, begins, counts, ReduceOp::sum, to.rows(begin, count));
-  }
-}
-
-// Messages are point to point: MPI_Ialltoallv counts in int, and copies the rank's own rows only at
-// the end.
-class MpiCommunicator::Transfer final : public PendingCollective {
+// A collective that has begun.
+class MpiCommunicator::Pending final : public PendingCollective {
  public:
-  explicit Transfer(MpiCommunicator& owner) : owner_(owner) {}
-  // If an error ends the program before wait(), requests are still open; they are left to MPI.
-  ~Transfer() override {
-    for (MPI_Request& request : requests_) {
-      if (request != MPI_REQUEST_NULL) MPI_Request_free(&request);
-    }
+  Pending(MpiCommunicator& owner, const char* collective, std::unique_ptr<MpiOperation> operation)
+      : owner_(owner), collective_(collective), operation_(std::move(operation)) {
+    owner_.progress_.start(*operation_);
   }
-  Transfer(const Transfer&) = delete;
-  Transfer& operator=(const Transfer&) = delete;
 
-  void receive(TensorView rows, int from) {
-    if (rows.num_elements() == 0) return;
-    const LongMessage message(rows.dtype(), rows.num_elements());
-    check_mpi(MPI_Irecv(rows.raw(), message.count(), message.type(), from, 0, owner_.comm_,
-                        &requests_.emplace_back(MPI_REQUEST_NULL)),
-              "MPI_Irecv", owner_.name_);
+  // Other ranks need what this one sends, so an operation that nobody waited for is finished,
+  // unless an error ends the program.
+  ~Pending() override {
+    if (!waited_ && std::uncaught_exceptions() == 0) {
+      try {
+        owner_.progress_.wait(*operation_);
+      } catch (const std::exception&) {
+        // The group's next collective fails, too, and reports it.
+      }
+    }
+    owner_.progress_.forget(*operation_);
   }
-  void send(ConstTensorView rows, int to) {
-    if (rows.num_elements() == 0) return;
-    const LongMessage message(rows.dtype(), rows.num_elements());
-    check_mpi(MPI_Isend(rows.raw(), message.count(), message.type(), to, 0, owner_.comm_,
-                        &requests_.emplace_back(MPI_REQUEST_NULL)),
-              "MPI_Isend", owner_.name_);
-  }
+  Pending(const Pending&) = delete;
+  Pending& operator=(const Pending&) = delete;
 
   void wait(Stream&) override {
-    const auto watch = owner_.watched("all_to_all_v");
-    check_mpi(
-        MPI_Waitall(static_cast<int>(requests_.size()), requests_.data(), MPI_STATUSES_IGNORE),
-        "MPI_Waitall", owner_.name_);
+    const auto watch = owner_.watched(collective_);
+    waited_ = true;
+    owner_.progress_.wait(*operation_);
   }
 
  private:
   MpiCommunicator& owner_;
-  std::vector<MPI_Request> requests_;
+  const char* collective_;
+  bool waited_ = false;
+  std::unique_ptr<MpiOperation> operation_;
 };
+
+MpiCommunicator::MpiCommunicator(MPI_Comm parent, int colour, std::string name, Watchdog& watchdog,
+                                 MpiProgress& progress)
+    : watchdog_(watchdog), progress_(progress) {
+  group_.name = std::move(name);
+  const auto held = progress_.hold();
+  check_mpi(MPI_Comm_split(parent, colour, 0, &group_.comm), "MPI_Comm_split", group_);
+  MPI_Comm_set_errhandler(group_.comm, MPI_ERRORS_RETURN);
+  MPI_Comm_rank(group_.comm, &group_.rank);
+  MPI_Comm_size(group_.comm, &group_.size);
+  if (progress_.in_background()) reduce_scatters_.blocks_at_a_time = kBlocksInBackground;
+}
+
+MpiCommunicator::~MpiCommunicator() {
+  const auto held = progress_.hold();
+  int finalized = 0;
+  MPI_Finalized(&finalized);
+  if (!finalized) MPI_Comm_free(&group_.comm);
+}
+
+int MpiCommunicator::new_tag() {
+  last_tag_ = (last_tag_ + 1) % kNumTags;
+  return last_tag_;
+}
+
+void MpiCommunicator::barrier(Stream&) {
+  const auto watch = watched("barrier");
+  const auto held = progress_.hold();
+  check_mpi(MPI_Barrier(group_.comm), "MPI_Barrier", group_);
+}
+
+void MpiCommunicator::broadcast(Stream&, TensorView data, int root) {
+  check_broadcast(root, size());
+  const auto watch = watched("broadcast");
+  const LongMessage message(data.dtype(), data.num_elements());
+  const auto held = progress_.hold();
+  check_mpi(MPI_Bcast(data.raw(), message.count(), message.type(), root, group_.comm), "MPI_Bcast",
+            group_);
+}
+
+// ---- Reductions --------------------------------------------------------------------------------
+
+void MpiCommunicator::reduce_small(Stream& stream, TensorView data, ReduceOp op) {
+  const size_t needed = data.num_bytes() * static_cast<size_t>(size());
+  if (small_parts_.size() < needed) small_parts_.resize(needed);
+  const int count = mpi_count(data.num_elements());
+  const MPI_Datatype type = mpi_type(data.dtype());
+  {
+    const auto held = progress_.hold();
+    check_mpi(MPI_Allgather(data.raw(), count, type, small_parts_.data(), count, type, group_.comm),
+              "MPI_Allgather", group_);
+  }
+  std::vector<ConstTensorView> parts;
+  for (size_t r = 0; r < static_cast<size_t>(size()); ++r) {
+    parts.emplace_back(small_parts_.data() + r * data.num_bytes(), data.shape(), data.dtype());
+  }
+  cpu::combine_parts(stream, parts, op, data);
+}
+
+void MpiCommunicator::all_reduce(Stream& stream, TensorView data, ReduceOp op) {
+  check_all_reduce(data);
+  if (size() == 1 || data.num_elements() == 0) return;
+  const auto watch = watched("all_reduce");
+  if (data.num_bytes() <= kSmallBytes) return reduce_small(stream, data, op);
+
+  const auto ranks = static_cast<size_t>(size()), me = static_cast<size_t>(rank());
+  TensorView flat = data.reshape({data.num_elements()});
+  const int64_t longest = elements_per_message(size()) * size();
+  for (int64_t begin = 0; begin < flat.num_elements(); begin += longest) {
+    const int64_t block = std::min(longest, flat.num_elements() - begin);
+    const int64_t share = (block + size() - 1) / size();
+    MpiReduction::Block shares{.begins = {}, .counts = {}, .out = {}};
+    std::vector<int> gather_counts(ranks), gather_begins(ranks);
+    for (size_t r = 0; r < ranks; ++r) {
+      const int64_t from = std::min(block, static_cast<int64_t>(r) * share);
+      shares.begins.push_back(begin + from);
+      shares.counts.push_back(std::min(block, from + share) - from);
+      gather_counts[r] = mpi_count(shares.counts[r]);
+      gather_begins[r] = mpi_count(from);
+    }
+    shares.out = flat.rows(shares.begins[me], shares.counts[me]);
+    MpiReduction reduction(group_, new_tag(), flat, op,
+                           {.number = 1, .make = [&](int64_t) { return shares; }, .longest = share},
+                           all_reduces_);
+    progress_.wait(reduction);
+    const auto held = progress_.hold();
+    check_mpi(MPI_Allgatherv(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, flat.rows(begin, block).raw(),
+                             gather_counts.data(), gather_begins.data(), mpi_type(data.dtype()),
+                             group_.comm),
+              "MPI_Allgatherv", group_);
+  }
+}
+
+// The reduction runs block by block. Where out lies within in, it is this rank's slice, which is
+// not sent.
+std::unique_ptr<PendingCollective> MpiCommunicator::begin_reduce_scatter(ConstTensorView in,
+                                                                         TensorView out) {
+  check_reduce_scatter(in, out, size());
+  const int64_t n = out.num_elements(), longest = std::min(n, elements_per_message(size()));
+  const auto block = [n, longest, ranks = size(), to = out.reshape({n})](int64_t i) {
+    const int64_t begin = i * longest, count = std::min(longest, n - begin);
+    MpiReduction::Block made{.begins = {}, .counts = {}, .out = to.rows(begin, count)};
+    for (int r = 0; r < ranks; ++r) made.begins.push_back(r * n + begin);
+    made.counts.assign(static_cast<size_t>(ranks), count);
+    return made;
+  };
+  const int64_t num_blocks = n == 0 ? 0 : (n + longest - 1) / longest;
+  return std::make_unique<Pending>(
+      *this, "reduce_scatter",
+      std::make_unique<MpiReduction>(
+          group_, new_tag(), in.reshape({in.num_elements()}), ReduceOp::sum,
+          MpiReduction::Blocks{.number = num_blocks, .make = block, .longest = longest},
+          reduce_scatters_));
+}
+
+void MpiCommunicator::reduce_scatter(Stream& stream, ConstTensorView in, TensorView out) {
+  begin_reduce_scatter(in, out)->wait(stream);
+}
+
+std::unique_ptr<PendingCollective> MpiCommunicator::start_reduce_scatter(Stream& stream,
+                                                                         ConstTensorView in,
+                                                                         TensorView out) {
+  if (progress_.in_background()) return begin_reduce_scatter(in, out);
+  return Communicator::start_reduce_scatter(stream, in, out);
+}
+
+// ---- Rows --------------------------------------------------------------------------------------
+
+std::unique_ptr<PendingCollective> MpiCommunicator::start_exchange(
+    const char* collective, const std::function<ConstTensorView(size_t)>& sent,
+    const std::function<TensorView(size_t)>& received) {
+  auto exchange = std::make_unique<Exchange>(group_, new_tag());
+  {
+    const auto held = progress_.hold();
+    exchange->messages.exchange(sent, received);
+  }
+  return std::make_unique<Pending>(*this, collective, std::move(exchange));
+}
+
+void MpiCommunicator::all_gather(Stream&, ConstTensorView in, TensorView out) {
+  check_all_gather(in, out, size());
+  const auto watch = watched("all_gather");
+  const LongMessage message(in.dtype(), in.num_elements());
+  const int count = message.count();
+  const MPI_Datatype type = message.type();
+  const void* const from = is_slice_of(in, out, rank()) ? MPI_IN_PLACE : in.raw();
+  const auto held = progress_.hold();
+  check_mpi(MPI_Allgather(from, count, type, out.raw(), count, type, group_.comm), "MPI_Allgather",
+            group_);
+}
+
+std::unique_ptr<PendingCollective> MpiCommunicator::start_all_gather(Stream& stream,
+                                                                     ConstTensorView in,
+                                                                     TensorView out) {
+  if (!progress_.in_background()) return Communicator::start_all_gather(stream, in, out);
+  check_all_gather(in, out, size());
+  const ConstTensorView from = in.reshape({in.num_elements()});
+  const TensorView all = out.reshape({out.num_elements()});
+  const auto slice = [&](size_t r) {
+    return all.rows(static_cast<int64_t>(r) * from.num_elements(), from.num_elements());
+  };
+  if (!is_slice_of(in, out, rank()) && in.num_bytes() > 0) {
+    std::memcpy(slice(static_cast<size_t>(rank())).raw(), in.raw(), in.num_bytes());
+  }
+  return start_exchange(
+      "all_gather", [&](size_t) { return from; }, slice);
+}
 
 std::unique_ptr<PendingCollective> MpiCommunicator::start_all_to_all_v(
     Stream&, ConstTensorView in, std::span<const int64_t> send_rows, TensorView out,
     std::span<const int64_t> recv_rows) {
-  check_all_to_all_v(in, send_rows, out, recv_rows, size_);
-  const auto size = static_cast<size_t>(size_), me = static_cast<size_t>(rank_);
-  std::vector<int64_t> send_begins(size), recv_begins(size);
+  check_all_to_all_v(in, send_rows, out, recv_rows, size());
+  const auto ranks = static_cast<size_t>(size()), me = static_cast<size_t>(rank());
+  std::vector<int64_t> send_begins(ranks), recv_begins(ranks);
   std::exclusive_scan(send_rows.begin(), send_rows.end(), send_begins.begin(), int64_t{0});
   std::exclusive_scan(recv_rows.begin(), recv_rows.end(), recv_begins.begin(), int64_t{0});
   const auto sent = [&](size_t r) { return in.rows(send_begins[r], send_rows[r]); };
   const auto received = [&](size_t r) { return out.rows(recv_begins[r], recv_rows[r]); };
-  auto transfer = std::make_unique<Transfer>(*this);
-  // Each rank begins with its neighbour, so that no rank gets messages from all others at once.
-  for (size_t i = 1; i < size; ++i) {
-    const size_t from = (me + size - i) % size;
-    transfer->receive(received(from), static_cast<int>(from));
-  }
-  for (size_t i = 1; i < size; ++i) {
-    const size_t to = (me + i) % size;
-    transfer->send(sent(to), static_cast<int>(to));
-  }
+  auto transfer = start_exchange("all_to_all_v", sent, received);
   if (send_rows[me] > 0) std::memcpy(received(me).raw(), sent(me).raw(), sent(me).num_bytes());
   return transfer;
 }

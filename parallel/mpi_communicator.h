@@ -1,14 +1,16 @@
 #pragma once
 
-#include <mpi.h>
-
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "parallel/communicator.h"
+#include "parallel/mpi_messages.h"
+#include "parallel/mpi_progress.h"
+#include "parallel/mpi_reduction.h"
 #include "parallel/watchdog.h"
 
 namespace switchyard {
@@ -22,41 +24,52 @@ namespace switchyard {
 class MpiCommunicator final : public Communicator {
  public:
   // Collective over `parent`: the ranks that pass the same colour form a group, ordered by their
-  // rank in the parent. `watchdog` must outlive the group.
-  MpiCommunicator(MPI_Comm parent, int colour, std::string name, Watchdog& watchdog);
+  // rank in the parent. `watchdog` and `progress` must outlive the group.
+  MpiCommunicator(MPI_Comm parent, int colour, std::string name, Watchdog& watchdog,
+                  MpiProgress& progress);
   ~MpiCommunicator() override;
   MpiCommunicator(const MpiCommunicator&) = delete;
   MpiCommunicator& operator=(const MpiCommunicator&) = delete;
 
-  int rank() const override { return rank_; }
-  int size() const override { return size_; }
-  const std::string& name() const override { return name_; }
+  int rank() const override { return group_.rank; }
+  int size() const override { return group_.size; }
+  const std::string& name() const override { return group_.name; }
 
   void barrier(Stream&) override;
   void broadcast(Stream&, TensorView data, int root) override;
   void all_reduce(Stream&, TensorView data, ReduceOp op) override;
   void all_gather(Stream&, ConstTensorView in, TensorView out) override;
   void reduce_scatter(Stream&, ConstTensorView in, TensorView out) override;
+  std::unique_ptr<PendingCollective> start_all_gather(Stream&, ConstTensorView in,
+                                                      TensorView out) override;
+  std::unique_ptr<PendingCollective> start_reduce_scatter(Stream&, ConstTensorView in,
+                                                          TensorView out) override;
   std::unique_ptr<PendingCollective> start_all_to_all_v(
       Stream&, ConstTensorView in, std::span<const int64_t> send_rows, TensorView out,
       std::span<const int64_t> recv_rows) override;
 
  private:
-  class Transfer;
+  class Pending;
+
   // The watchdog watches the collective for the lifetime of the result.
-  Watchdog::Blocking watched(const char* collective) { return {watchdog_, collective, name_}; }
-
+  Watchdog::Blocking watched(const char* collective) {
+    return {watchdog_, collective, group_.name};
+  }
+  // Messages of one collective have a tag of their own, because several may be under way.
+  int new_tag();
+  // Starts messages as MpiMessages::exchange.
+  std::unique_ptr<PendingCollective> start_exchange(
+      const char* collective, const std::function<ConstTensorView(size_t)>& sent,
+      const std::function<TensorView(size_t)>& received);
   void reduce_small(Stream& stream, TensorView data, ReduceOp op);
-  void reduce_block(Stream& stream, ConstTensorView in, std::span<const int64_t> begins,
-                    std::span<const int64_t> counts, ReduceOp op, TensorView out);
-  std::byte* scratch(size_t num_bytes);
+  std::unique_ptr<PendingCollective> begin_reduce_scatter(ConstTensorView in, TensorView out);
 
-  MPI_Comm comm_ = MPI_COMM_NULL;
-  int rank_ = 0;
-  int size_ = 1;
-  std::string name_;
+  MpiGroup group_;
   Watchdog& watchdog_;
-  std::vector<std::byte> scratch_;
+  MpiProgress& progress_;
+  int last_tag_ = 0;
+  std::vector<std::byte> small_parts_;  // of all ranks, in reduce_small
+  MpiReduction::Line all_reduces_, reduce_scatters_;
 };
 
 }  // namespace switchyard

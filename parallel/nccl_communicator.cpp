@@ -91,6 +91,8 @@ class NcclCommunicator final : public Communicator {
   void all_reduce(Stream& stream, TensorView data, ReduceOp op) override;
   void all_gather(Stream& stream, ConstTensorView in, TensorView out) override;
   void reduce_scatter(Stream& stream, ConstTensorView in, TensorView out) override;
+  std::unique_ptr<PendingCollective> start_all_gather(Stream& stream, ConstTensorView in,
+                                                      TensorView out) override;
   std::unique_ptr<PendingCollective> start_reduce_scatter(Stream& stream, ConstTensorView in,
                                                           TensorView out) override;
   std::unique_ptr<PendingCollective> start_all_to_all_v(
@@ -201,13 +203,20 @@ void NcclCommunicator::broadcast(Stream& stream, TensorView data, int root) {
 
 void NcclCommunicator::all_gather(Stream& stream, ConstTensorView in, TensorView out) {
   if (is_on_host(in)) return host_->all_gather(stream, in, out);
+  start_all_gather(stream, in, out)->wait(stream);
+}
+
+std::unique_ptr<PendingCollective> NcclCommunicator::start_all_gather(Stream& stream,
+                                                                      ConstTensorView in,
+                                                                      TensorView out) {
+  if (is_on_host(in)) return host_->start_all_gather(stream, in, out);
   check_all_gather(in, out, size());
-  if (in.num_bytes() == 0) return;
-  start(stream, "all_gather", [&] {
+  if (in.num_bytes() == 0) return finished_collective();
+  return start(stream, "all_gather", [&] {
     check_nccl(ncclAllGather(in.raw(), out.raw(), in.num_bytes(), ncclUint8, comm_,
                              cuda::native_stream(stream_)),
                "ncclAllGather", name());
-  })->wait(stream);
+  });
 }
 
 // ---- Reductions --------------------------------------------------------------------------------

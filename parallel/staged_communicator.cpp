@@ -110,6 +110,20 @@ void StagedCommunicator::reduce_scatter(Stream& stream, ConstTensorView in, Tens
   staged_out.upload(stream, out);
 }
 
+std::unique_ptr<PendingCollective> StagedCommunicator::start_all_gather(Stream& stream,
+                                                                        ConstTensorView in,
+                                                                        TensorView out) {
+  if (is_on_host(in)) return host_->start_all_gather(stream, in, out);
+  return Communicator::start_all_gather(stream, in, out);
+}
+
+std::unique_ptr<PendingCollective> StagedCommunicator::start_reduce_scatter(Stream& stream,
+                                                                            ConstTensorView in,
+                                                                            TensorView out) {
+  if (is_on_host(in)) return host_->start_reduce_scatter(stream, in, out);
+  return Communicator::start_reduce_scatter(stream, in, out);
+}
+
 std::unique_ptr<PendingCollective> StagedCommunicator::start_all_to_all_v(
     Stream& stream, ConstTensorView in, std::span<const int64_t> send_rows, TensorView out,
     std::span<const int64_t> recv_rows) {

@@ -25,6 +25,10 @@ class StagedCommunicator final : public Communicator {
   void all_reduce(Stream& stream, TensorView data, ReduceOp op) override;
   void all_gather(Stream& stream, ConstTensorView in, TensorView out) override;
   void reduce_scatter(Stream& stream, ConstTensorView in, TensorView out) override;
+  std::unique_ptr<PendingCollective> start_all_gather(Stream& stream, ConstTensorView in,
+                                                      TensorView out) override;
+  std::unique_ptr<PendingCollective> start_reduce_scatter(Stream& stream, ConstTensorView in,
+                                                          TensorView out) override;
   std::unique_ptr<PendingCollective> start_all_to_all_v(
       Stream& stream, ConstTensorView in, std::span<const int64_t> send_rows, TensorView out,
       std::span<const int64_t> recv_rows) override;

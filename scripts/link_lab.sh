@@ -57,12 +57,13 @@ make_namespace() {
   ip -n "$name" link set lo up
 }
 
-# A bucket of 50 us, or one packet if that is more: an idle link gives away no more than this to the
-# next message. The queue holds all that TCP lets hosts send at once, so that no packet is lost, as
-# on the networks of clusters.
+# A bucket of 250 us, or one packet if that is more. An idle link gives it away to the next message;
+# with a smaller one, long messages lose what passes while the kernel's timers are late. The queue
+# holds all that TCP lets hosts send at once, so that no packet is lost, as on the networks of
+# clusters.
 shape() {
   local namespace="$1" device="$2" rate="$3" bits="$4"
-  local burst=$((bits / 8 / 20000))
+  local burst=$((bits / 8 / 4000))
   ((burst >= 1600)) || burst=1600
   tc -n "$namespace" qdisc add dev "$device" root handle 1: tbf rate "$rate" burst "$burst" \
     limit 64mb

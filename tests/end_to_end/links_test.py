@@ -2,11 +2,14 @@
 """Tests scripts/link_lab.sh: training between hosts with slow links, and what the script leaves
 alone.
 
-usage: links_test.py PATH_TO_SWITCHYARD PATH_TO_MPIEXEC [unittest options]
+usage: links_test.py PATH_TO_SWITCHYARD PATH_TO_MPIEXEC SUITES [unittest options]
+
+SUITES are paths of MPI test programs, separated by commas, which must pass between hosts, too.
 """
 
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +18,7 @@ import unittest
 from program import DONE, FAILED, SWITCHYARD, Program, environment, run
 
 LAB = pathlib.Path(__file__).resolve().parents[2] / "scripts" / "link_lab.sh"
+SUITES = sys.argv[3].split(",")
 NAME = f"test{os.getpid()}"
 UP = ["up", "--hosts", 2, "--ranks-per-host", 2, "--rate", "200mbit"]
 # One line per rank: its number, its number on its host, and the host.
@@ -53,17 +57,47 @@ class Links(Program):
     def netns(self, *arguments):
         subprocess.run(["ip", "netns", *arguments], check=True)
 
+    def steps(self):
+        return [(m["step"], m["loss"], m["grad_norm"], m.get("val_loss")) for m in self.metrics()]
+
     def test_training_over_the_links_computes_what_it_computes_without(self):
-        self.train(4, "parallel.ep=4")
-        steps = [(m["step"], m["loss"], m["grad_norm"]) for m in self.metrics()]
-        shards = self.shards(20)
-        shutil.rmtree(self.folder / "runs" / "tiny_bigmac")
+        layouts = [["parallel.ep=4", "parallel.exchange_chunks=2"],
+                   ["parallel.ep=2", "parallel.tp=2", "parallel.exchange_chunks=1",
+                    "train.global_batch_size=16"]]
+        for layout in layouts:
+            with self.subTest(layout):
+                shutil.rmtree(self.folder / "runs" / "tiny_bigmac", ignore_errors=True)
+                self.train(4, *layout)
+                steps, shards = self.steps(), self.shards(20)
+                shutil.rmtree(self.folder / "runs" / "tiny_bigmac")
 
+                self.lab(*UP)
+                self.lab("run", "--", SWITCHYARD, "train", "configs/tiny_bigmac.yaml", *layout)
+                self.lab("down")
+
+                self.assertEqual(self.steps(), steps)
+                self.assertTrue(self.shards(20) == shards)
+
+    def test_a_run_measures_the_number_of_chunks_once_and_keeps_it(self):
+        train = ["run", "--", SWITCHYARD, "train", "configs/tiny_bigmac.yaml", "parallel.ep=4"]
         self.lab(*UP)
-        self.lab("run", "--", SWITCHYARD, "train", "configs/tiny_bigmac.yaml", "parallel.ep=4")
+        output = self.lab(*train, "train.max_steps=10")
+        chosen = re.search(r"tokens travel in (\d+) chunks", output)
+        self.assertTrue(chosen, output)
 
-        self.assertEqual([(m["step"], m["loss"], m["grad_norm"]) for m in self.metrics()], steps)
-        self.assertTrue(self.shards(20) == shards)
+        output = self.lab(*train)
+
+        self.assertIn("at step 10", output)
+        self.assertNotIn("tokens travel in", output)
+        self.assertNotIn("exchange_chunks", output)
+        state = (self.checkpoint(20) / "manifest.json").read_text()
+        self.assertRegex(state, rf"exchange_chunks: {chosen[1]}\b")
+
+    def test_suites_pass_between_hosts(self):
+        self.lab("up", "--hosts", 2, "--ranks-per-host", 2, "--rate", "1gbit")
+        for suite in SUITES:
+            with self.subTest(suite):
+                self.lab("run", "--", suite)
 
     def test_neighbouring_ranks_share_a_host_and_hosts_have_names(self):
         self.lab(*UP)
@@ -159,4 +193,4 @@ if __name__ == "__main__":
     if reason := why_not():
         print(f"skipped: {reason}")
         sys.exit(77)
-    unittest.main(argv=[sys.argv[0], *sys.argv[3:]])
+    unittest.main(argv=[sys.argv[0], *sys.argv[4:]])

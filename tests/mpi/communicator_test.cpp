@@ -331,6 +331,16 @@ TEST_P(CommunicatorTest, AllGatherJoinsInRankOrderAlsoInPlace) {
         expect_bytes(apart.view().rows(r * n, n), r);
         expect_bytes(whole.view().rows(r * n, n), r);
       }
+
+      Tensor again({n * size(), 3}, dtype);
+      const auto pending = group().start_all_gather(stream_, in, again);
+      const auto in_place = group().start_all_gather(stream_, mine, whole);
+      in_place->wait(stream_);
+      pending->wait(stream_);
+      for (int r = 0; r < size(); ++r) {
+        expect_bytes(again.view().rows(r * n, n), r);
+        expect_bytes(whole.view().rows(r * n, n), r);
+      }
     }
   }
 }
@@ -378,6 +388,36 @@ TEST_P(CommunicatorTest, SeveralTransfersMayBeUnderWay) {
       expect_bytes(out[t].view().rows(from * kRows, kRows),
                    17 * static_cast<int>(t) + from * size() + rank());
     }
+  }
+}
+
+// As in the backward pass: gradients are summed while rows travel and other collectives run.
+TEST_P(CommunicatorTest, ReductionsStayApartFromEachOtherAndFromOtherCollectives) {
+  constexpr int64_t kLong = (int64_t{1} << 18) + 5;
+  const int64_t lengths[] = {kLong, 0, 33, kLong};
+  std::vector<Tensor> in, out;
+  std::vector<std::unique_ptr<PendingCollective>> pending;
+  for (const int64_t n : lengths) {
+    in.push_back(test::make_tensor({n * size()}, elements_of<float>(rank(), n * size())));
+    out.emplace_back(Shape{n}, DType::f32);
+  }
+
+  for (size_t i = 0; i < in.size(); ++i) {
+    pending.push_back(group().start_reduce_scatter(stream_, in[i], out[i]));
+    expect_all_reduce<float>(33, ReduceOp::sum);
+    expect_all_to_all_v([](int from, int to) { return int64_t{3} * from + to; }, 33, DType::f32);
+  }
+  expect_all_reduce<float>(100003, ReduceOp::sum);
+  group().barrier(stream_);
+  for (const auto& reduction : pending) reduction->wait(stream_);
+
+  synchronize(test::device());
+  for (size_t i = 0; i < in.size(); ++i) {
+    const int64_t n = lengths[i];
+    const std::vector<float> expected = combined<float, float>(rank() * n, n, ReduceOp::sum);
+    sums_in_rank_order(n * size(), DType::f32, ReduceOp::sum)
+        ? expect_same_bits(out[i].data<float>(), expected)
+        : expect_close(out[i].data<float>(), expected);
   }
 }
 

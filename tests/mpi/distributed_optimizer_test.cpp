@@ -115,9 +115,14 @@ struct Model {
     for (Parameter& p : store.parameters()) add_gradient(p, step);
   }
 
+  OptimizerStepResult step() {
+    const OptimizerStepResult result = optimizer->step(stream, workspace, kLr);
+    store.await_values(stream);
+    return result;
+  }
   OptimizerStepResult step(int number) {
     add_gradients(number);
-    return optimizer->step(stream, workspace, kLr);
+    return step();
   }
 
   Parameter& parameter(const std::string& name) {
@@ -311,8 +316,7 @@ TEST_P(LayoutsTest, BucketsReducedStageByStageGiveTheBitsOfOneRank) {
           model.add_gradient(model.store.parameters()[static_cast<size_t>(stage - 1)], step);
           model.optimizer->start_reduction(model.stream, stage);
         }
-        const OptimizerStepResult result =
-            model.optimizer->step(model.stream, model.workspace, kLr);
+        const OptimizerStepResult result = model.step();
 
         EXPECT_EQ(result.grad_norm, reference.step(step).grad_norm);
         expect_same_values(model, reference);
@@ -374,7 +378,7 @@ TEST(ClippingTest, TheNormOfSpreadExpertGradientsIsThatOfTheWhole) {
           static_cast<float>(expert_of(i)) / static_cast<float>(dist.edp().size());
     }
 
-    const OptimizerStepResult result = model.optimizer->step(model.stream, model.workspace, kLr);
+    const OptimizerStepResult result = model.step();
 
     EXPECT_DOUBLE_EQ(result.grad_norm, norm);
     const auto after = test::to_floats(experts.value);
@@ -420,7 +424,7 @@ TEST(SkipTest, ANonFiniteGradientOnAnyRankChangesNothingAnywhere) {
         model.parameter(name).grad.data<float>()[0] = holder == 0 ? kNan : -kInfinity;
       }
 
-      const OptimizerStepResult result = model.optimizer->step(model.stream, model.workspace, kLr);
+      const OptimizerStepResult result = model.step();
 
       EXPECT_TRUE(result.skipped);
       EXPECT_FALSE(std::isfinite(result.grad_norm));

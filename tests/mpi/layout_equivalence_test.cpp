@@ -111,6 +111,7 @@ Run train(Device device, const DistributedContext& dist, const ModelConfig& mode
     run.reports.push_back(
         step.run(batches, test::size_of(model_config, kGlobalBatch), optimizer_config.lr));
   }
+  model.parameters().await_values(stream);
   for (const Parameter& p : model.parameters().parameters()) {
     run.specs.push_back(p.spec);
     run.values.push_back(test::to_floats(p.value));

@@ -43,6 +43,7 @@ struct Bench {
   }
 
   std::vector<std::vector<float>> values() {
+    model.parameters().await_values(stream);
     std::vector<std::vector<float>> all;
     for (const Parameter& p : model.parameters().parameters()) {
       all.push_back(test::to_floats(p.value));

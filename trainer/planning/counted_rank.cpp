@@ -30,9 +30,13 @@ bool transfers_behind_compute(const RunConfig& config, const CountedRankOptions&
                                                    DeviceKind::cuda);
 }
 
-TransformerOptions model_options(const RunConfig& config, const CountedRankOptions& options) {
+TransformerOptions counted_options(const RunConfig& config, const CountedRankOptions& options) {
   TransformerOptions result =
       transformer_options(config, transfers_behind_compute(config, options));
+  if (transfers_behind_compute(config, options) &&
+      device_of(config, options).kind == DeviceKind::cpu) {
+    result.bucket_elements = ParameterStore::kBucketElementsOverMpi;
+  }
   result.exchange.counted_load = options.load;
   if (config.model.structure != Structure::dense) {
     result.exchange.counted_share = kept_share(config.model);
@@ -56,7 +60,7 @@ CountedRank::CountedRank(const RunConfig& config, const ParallelLayout& layout,
       options_(options),
       stream_(device_of(config, options)),
       dist_(DistributedContext::counting(layout, options.rank, options.trace)),
-      model_(stream_, config.model, dist_, model_options(config, options)),
+      model_(stream_, config.model, dist_, counted_options(config, options)),
       optimizer_(stream_, config.optimizer, model_.parameters(), dist_),
       statistics_(model_.num_moe_layers(), config.model.num_experts, stream_.device()) {
   if (options_.trace) options_.trace->take();  // Drawing the initial values is no part of a step.

@@ -20,9 +20,9 @@ class Replay {
       std::visit([&](const auto& what) { step(item, what); }, item.what);
     }
   }
-  // The same work `times` times in a row.
-  void run(const std::vector<TraceItem>& items, int64_t times) {
-    if (times == 0) return;
+  // The same work `times` times; transfers under way are not touched.
+  void repeat(const std::vector<TraceItem>& items, int64_t times) {
+    if (times <= 0) return;
     Replay once(machine_, contention_);
     once.run(items);
     add(once.result_, static_cast<double>(times));
@@ -115,23 +115,28 @@ StepTrace trace_step(const RunConfig& config, const ParallelLayout& layout, cons
                     .load = load,
                     .trace = &trace});
   StepTrace step;
+  step.memory = state_of(rank);
   step.micro_batches =
       config.train.global_batch_size / (config.train.micro_batch_size * layout.dp());
-  step.memory = state_of(rank);
-  if (step.micro_batches > 1) {
-    rank.run_micro_batch(/*is_last=*/false);
-    step.micro_batch = trace.take();
-  }
-  step.memory.activations = rank.run_micro_batch(/*is_last=*/true);
+  const auto traced = [&](bool is_last) {
+    const ActivationPlan activations = rank.run_micro_batch(is_last);
+    if (is_last) step.memory.activations = activations;
+    return trace.take();
+  };
   rank.run_optimizer();
-  step.last = trace.take();
+  step.optimizer = trace.take();
+  step.first = traced(/*is_last=*/step.micro_batches == 1);
+  if (step.micro_batches > 2) step.middle = traced(/*is_last=*/false);
+  if (step.micro_batches > 1) step.last = traced(/*is_last=*/true);
   return step;
 }
 
 StepTime replay(const StepTrace& trace, const Machine& machine, const ParallelLayout& layout) {
   const int ranks = std::min(machine.ranks_per_host, layout.world_size());
   Replay replay(machine, machine.contention(ranks));
-  replay.run(trace.micro_batch, trace.micro_batches - 1);
+  replay.run(trace.optimizer);
+  replay.run(trace.first);
+  replay.repeat(trace.middle, trace.micro_batches - 2);
   replay.run(trace.last);
   return replay.result();
 }

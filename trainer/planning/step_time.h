@@ -13,10 +13,13 @@
 
 namespace switchyard {
 
-// The work of one rank in a training step.
+// The work of one rank from one optimizer's step to the next. It begins with the optimizer's,
+// because the values that this gathers arrive behind the next forward pass.
 struct StepTrace {
-  std::vector<TraceItem> micro_batch;  // forward and backward of every one but the last
-  std::vector<TraceItem> last;         // of the last, and the optimizer's step
+  std::vector<TraceItem> optimizer;
+  std::vector<TraceItem> first;   // the step's first micro-batch
+  std::vector<TraceItem> middle;  // every further one but the last
+  std::vector<TraceItem> last;    // empty if the first is the last
   int64_t micro_batches = 1;
   MemoryPlan memory;
 };

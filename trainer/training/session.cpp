@@ -21,4 +21,13 @@ Device choose_device(MpiRuntime& mpi, const std::string& name) {
   return device;
 }
 
+TransformerOptions model_options(const RunConfig& config, const DistributedContext& dist,
+                                 Device device) {
+  TransformerOptions options = transformer_options(config, dist.transfers_behind_compute());
+  if (dist.transfers_behind_compute() && device.is_host()) {
+    options.bucket_elements = ParameterStore::kBucketElementsOverMpi;
+  }
+  return options;
+}
+
 }  // namespace switchyard

@@ -13,6 +13,11 @@ namespace switchyard {
 // ranks the same one. Throws CollectiveError if there are too few; collective over the world.
 Device choose_device(MpiRuntime& mpi, const std::string& name);
 
+// The options of a run's model. Gradients that travel over MPI during the backward pass do so in
+// smaller buckets than over NCCL.
+TransformerOptions model_options(const RunConfig& config, const DistributedContext& dist,
+                                 Device device);
+
 // This rank's part of a model, and the groups of the rank. The commands train, eval, generate and
 // bench start from a Session.
 struct Session {
@@ -21,8 +26,7 @@ struct Session {
       : stream(choose_device(mpi, config.run.device)),
         dist(mpi, ParallelLayout(mpi.world_size(), config.parallel.tp, config.parallel.ep),
              stream.device()),
-        model(stream, config.model, dist,
-              transformer_options(config, dist.transfers_behind_compute())) {
+        model(stream, config.model, dist, model_options(config, dist, stream.device())) {
     if (mpi.world_size() > 1) {
       mpi.watchdog().start(std::chrono::seconds(config.run.collective_timeout));
     }

@@ -17,6 +17,7 @@
 #include "trainer/planning/flops.h"
 #include "trainer/planning/plan.h"
 #include "trainer/training/evaluation.h"
+#include "trainer/training/exchange_trial.h"
 #include "trainer/training/run_folder.h"
 
 namespace switchyard {
@@ -156,7 +157,8 @@ void TrainingRun::adopt(const TrainingState& restored, const CheckpointChoice& c
   }
   const TrainingState fresh = state_;
   state_ = restored;
-  state_.config = fresh.config;
+  if (config_.parallel.exchange_chunks == 0) keep_chunks(restored);
+  state_.config = to_yaml(config_);
   state_.dataset_fingerprint = fresh.dataset_fingerprint;
   state_.tokenizer_hash = fresh.tokenizer_hash;
   state_.loss_mask_hash = fresh.loss_mask_hash;
@@ -174,6 +176,29 @@ void TrainingRun::adopt(const TrainingState& restored, const CheckpointChoice& c
   if (!restored.loss_mask_hash.empty() && restored.loss_mask_hash != state_.loss_mask_hash) {
     log(fmt::format("changed since then: the loss mask of data.train {} -> {}",
                     restored.loss_mask_hash, state_.loss_mask_hash));
+  }
+}
+
+void TrainingRun::keep_chunks(const TrainingState& restored) {
+  const int chosen = parse_config(restored.config, "the checkpoint's configuration")
+                         .config.parallel.exchange_chunks;
+  if (chosen == 0) return;
+  config_.parallel.exchange_chunks = chosen;
+  session_.model.set_exchange_chunks(chosen);
+}
+
+// The chunks decide the order of some sums, so the checkpoint records their number, and a run that
+// goes on keeps it.
+void TrainingRun::choose_chunks() {
+  const ParallelSection& parallel = config_.parallel;
+  if (parallel.exchange_chunks == 0 && session_.dist.ep().size() > 1 &&
+      session_.model.num_moe_layers() > 0 && session_.dist.transfers_behind_compute() &&
+      session_.stream.device().is_host()) {
+    const ChosenChunks chosen = choose_exchange_chunks(
+        session_.stream, session_.model, session_.dist, config_.train.micro_batch_size);
+    log(chosen.reason);
+    config_.parallel.exchange_chunks = chosen.chunks;
+    state_.config = to_yaml(config_);
   }
 }
 
@@ -228,6 +253,7 @@ TrainingEnd TrainingRun::run() {
   log(fmt::format("training {} parameters on {} ranks ({})",
                   format_count(static_cast<double>(count_parameters(config_.model).total)),
                   mpi_.world_size(), to_string(session_.dist.layout())));
+  choose_chunks();
   if (stops_before_first_step()) return TrainingEnd::stopped;
   while (state_.step < config_.train.max_steps) {
     const StepReport report = take_step();

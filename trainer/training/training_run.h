@@ -39,6 +39,8 @@ class TrainingRun {
   void adopt(const TrainingState& restored, const CheckpointChoice& choice,
              const std::string& name);
   void try_to_write();
+  void keep_chunks(const TrainingState& restored);
+  void choose_chunks();
   void open_log();
   bool stops_before_first_step();
   StepReport take_step();
