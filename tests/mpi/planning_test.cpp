@@ -141,7 +141,7 @@ TEST_P(PlanOnLayoutsTest, StateOfMuonIsCountedForEveryRank) {
   Transformer model(stream, config.model, dist, options_of(config));
   const DistributedOptimizer optimizer(stream, config.optimizer, model.parameters(), dist);
 
-  const CountedRank counted(config, layout(), test_mpi().rank());
+  const CountedRank counted(config, layout(), {.rank = test_mpi().rank()});
 
   EXPECT_EQ(counted.optimizer().state_bytes(), optimizer.state_bytes());
   EXPECT_EQ(counted.optimizer().main_params_bytes(), optimizer.main_params_bytes());

@@ -27,8 +27,8 @@ class WorkTrace;
 struct CountedRankOptions {
   int rank = 0;
   // Whether transfers run while the rank computes; else: where the device does it.
-  std::optional<bool> transfers_behind_compute;
-  std::optional<DeviceKind> device;  // else: of the configuration
+  std::optional<bool> transfers_behind_compute = {};
+  std::optional<DeviceKind> device = {};  // else: of the configuration
   double load = 1.0;                 // rows of this rank's experts, in those of the mean rank
   WorkTrace* trace = nullptr;        // sees all work of the passes; must outlive the rank
 };
