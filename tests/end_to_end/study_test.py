@@ -12,6 +12,7 @@ import subprocess
 import sys
 import unittest
 
+import links_test
 import yaml
 
 from program import DONE, FAILED, STOPPED, SWITCHYARD, Program, environment, ranks_of, run, start
@@ -246,7 +247,7 @@ class Running(StudyTest):
         study["settings"]["machine"] = "machine_{ranks}.yaml"
         study["settings"]["ranks"] = 1
         self.write(study)
-        self.assertIn("machine_1.yaml does not exist, so its points have no prediction",
+        self.assertIn("no machine is described in machine_1.yaml",
                       self.study())
         # A program that answers `plan` and leaves everything else to the real one.
         (self.folder / "machine_1.yaml").write_text("")
@@ -261,6 +262,26 @@ case "$*" in *--machine\\ machine_1.yaml*--ranks\\ 1*--json*)
         self.study("--report", "--program", "./program")
 
         self.assertIn("12,345.5", (self.out / "report.html").read_text())
+
+
+@unittest.skipIf(links_test.why_not(), links_test.why_not())
+class Links(StudyTest):
+    def test_points_with_a_rate_run_between_hosts_which_are_gone_afterwards(self):
+        study = tiny_study()
+        study.update(repetitions=1)
+        study["settings"].update({"hosts": 2, "parallel.ep": 2})
+        study["parts"]["twins"]["axes"] = {"structure": {"bigmac": BIGMAC}, "rate": ["500mbit", "1gbit"]}
+        study["parts"]["twins"].pop("show")
+        self.write(study)
+
+        self.study()
+
+        results = self.results()
+        self.assertEqual([(result["ranks"], result["rate"]) for result in results],
+                         [(2, "500mbit"), (2, "1gbit")])
+        self.assertIn("up --hosts 2 --ranks-per-host 1 --rate 500mbit", results[0]["command"])
+        self.assertGreater(results[0]["figures"]["exchange_bytes"], 0)
+        self.assertEqual(list(pathlib.Path("/run/netns").glob("switchyard-study*")), [])
 
 
 class BrokenStudies(StudyTest):
@@ -306,7 +327,7 @@ class BrokenStudies(StudyTest):
                                      "rate": "fast",
                                      "hosts": 2
                                  }
-                             }, "rate is fast; it is a number and kbit"),
+                             }, "rate is fast; it is a whole number and kbit"),
                              ({
                                  "settings": {
                                      "rate": "1mbit"
