@@ -275,7 +275,7 @@ def main():
         list_points(study, runner, done)
         return
     notice_changes(study, done)
-    report = load_report()
+    report = None if arguments.run or arguments.slurm else load_report()
     if arguments.report:
         print(report.write(study, runner, folder))
         return
