@@ -283,6 +283,9 @@ def check_shown(shown, axes, where):
             raise Unusable(f"{place}: figure must be one of {', '.join(SHOWN)}")
         needed = SHOWN[figure["figure"]]
         only_known(figure, {"figure", *needed, *OPTIONAL}, place)
+        if figure["figure"] == "exchange_share" and not all(
+                value.isdigit() for value in axes.get(figure.get("axis"), {})):
+            raise Unusable(f"{place}: axis must be that of top_k, whose values are whole numbers")
         for key in needed:
             choices = axes.get(figure.get("axis"), {}) if key in ("from", "to") else axes
             if text_of(figure.get(key, "")) not in map(str, choices):
