@@ -100,8 +100,10 @@ class Progress:
     def __init__(self, study, done, total, together):
         self.study, self.total, self.together = study, total, together
         self.seconds = collections.defaultdict(list)
+        known = {point.id for point in study.points()}
         for (point, _), result in done.items():
-            self.seconds[point].append(result["seconds"])
+            if point in known:
+                self.seconds[point].append(result["seconds"])
         self.ended = 0
 
     def time_left(self, rest):
@@ -273,7 +275,7 @@ def main():
         list_points(study, runner, done)
         return
     notice_changes(study, done)
-    report = load_report()
+    report = None if arguments.run or arguments.slurm else load_report()
     if arguments.report:
         print(report.write(study, runner, folder))
         return

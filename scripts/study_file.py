@@ -19,7 +19,7 @@ from endings import Unusable
 
 # What a study says of its runs, beside the settings of the program.
 RUN_KEYS = {"ranks": int, "hosts": int, "ranks_per_host": int, "rate": str, "latency": str,
-            "machine": str, "options": str}
+            "machine": str, "options": str, "warmup_steps": int}
 COMMANDS = ("train", "bench inference")
 # The figures that a part can show, and what each must say: `axis` and `by` name axes of the part,
 # `from` and `to` values of `axis`.
@@ -57,6 +57,11 @@ class Point:
     settings: dict  # of the program: key -> text
     run: dict  # RUN_KEYS
     labels: dict  # axis -> name of its value, in the first part that has the point
+
+    @property
+    def warmup_steps(self):
+        """First steps of a run, which are left out of its medians."""
+        return self.run.get("warmup_steps", 1)
 
     @property
     def ranks(self):
@@ -97,7 +102,6 @@ class Study:
     title: str
     measure: str  # speed: a run that was interrupted starts again; loss: it goes on
     repetitions: int
-    warmup_steps: int  # first steps of a run, which are left out of its medians
     threads: int
     prepare: dict  # file -> commands that make it
     slurm: dict  # options of sbatch
@@ -105,9 +109,11 @@ class Study:
 
     def points(self):
         """All points, each once."""
-        return list({point.id: point
-                     for part in self.parts
-                     for point in part.points.values()}.values())
+        points = {}
+        for part in self.parts:
+            for point in part.points.values():
+                points.setdefault(point.id, point)
+        return list(points.values())
 
 
 def short(axis):
@@ -158,11 +164,12 @@ def flatten(settings, where, prefix=""):
 
 def run_key(name, value, where):
     kind = RUN_KEYS[name]
-    if kind is int and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-        raise Unusable(f"{where}: {name} is {value}; it is a whole number, at least 1")
-    if name == "rate" and not re.fullmatch(r"\d+(\.\d+)?[kmg]bit", str(value)):
-        raise Unusable(
-            f"{where}: rate is {value}; it is a number and kbit, mbit or gbit, as 100mbit")
+    least = 0 if name == "warmup_steps" else 1
+    if kind is int and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+        raise Unusable(f"{where}: {name} is {value}; it is a whole number, at least {least}")
+    if name == "rate" and not re.fullmatch(r"[1-9]\d*[kmg]bit", str(value)):
+        raise Unusable(f"{where}: rate is {value}; it is a whole number and kbit, mbit or gbit, as "
+                       "100mbit")
     return kind(value)
 
 
@@ -276,6 +283,9 @@ def check_shown(shown, axes, where):
             raise Unusable(f"{place}: figure must be one of {', '.join(SHOWN)}")
         needed = SHOWN[figure["figure"]]
         only_known(figure, {"figure", *needed, *OPTIONAL}, place)
+        if figure["figure"] == "exchange_share" and not all(
+                value.isdigit() for value in axes.get(figure.get("axis"), {})):
+            raise Unusable(f"{place}: axis must be that of top_k, whose values are whole numbers")
         for key in needed:
             choices = axes.get(figure.get("axis"), {}) if key in ("from", "to") else axes
             if text_of(figure.get(key, "")) not in map(str, choices):
@@ -327,7 +337,7 @@ def read_study(path):
     where = str(path)
     only_known(
         content, {
-            "title", "config", "command", "measure", "repetitions", "warmup_steps", "threads",
+            "title", "config", "command", "measure", "repetitions", "threads",
             "settings", "prepare", "slurm", "parts"
         }, where)
     command = get(content, "command", str, where, "train")
@@ -337,7 +347,7 @@ def read_study(path):
         if value not in known:
             raise Unusable(f"{where}: {key} is {value}; it may be {' or '.join(known)}")
     counts = {}
-    for key, default, least in [("repetitions", 1, 1), ("warmup_steps", 1, 0), ("threads", 1, 1)]:
+    for key, default, least in [("repetitions", 1, 1), ("threads", 1, 1)]:
         counts[key] = get(content, key, int, where, default)
         if counts[key] < least:
             raise Unusable(f"{where}: {key} is {counts[key]}; it must be at least {least}")

@@ -25,28 +25,12 @@ from study_file import describe, named, short
 # inference, by top_k of 64 experts (Table 1); share, speed-up end to end, and that of the
 # All-to-All alone, by top_k, at (ep, tp) = (32, 1) (Figure 4); inference with prompts of 128, by
 # top_k and generated tokens (Table 9).
-PAPER_SHARES = {
-    1: (336.9, 59.9, 94.9, 51.2),
-    2: (535.6, 71.3, 132.9, 65.2),
-    4: (1089.5, 84.1, 268.7, 79.2),
-    6: (1692.8, 89.1, 457.0, 86.5),
-    8: (2383.4, 91.8, 696.5, 90.6)
-}
+PAPER_SHARES = {1: (336.9, 59.9, 94.9, 51.2), 2: (535.6, 71.3, 132.9, 65.2),
+                4: (1089.5, 84.1, 268.7, 79.2), 6: (1692.8, 89.1, 457.0, 86.5),
+                8: (2383.4, 91.8, 696.5, 90.6)}
 PAPER_SPEEDUPS = {4: (0.841, 2.37, 3.48), 8: (0.918, 2.95, 3.72)}
-PAPER_GENERATION = {
-    8: {
-        1: 3.11,
-        2: 2.89,
-        5: 2.41,
-        10: 1.99
-    },
-    4: {
-        1: 2.81,
-        2: 2.50,
-        5: 2.03,
-        10: 1.62
-    }
-}
+PAPER_GENERATION = {8: {1: 3.11, 2: 2.89, 5: 2.41, 10: 1.99},
+                    4: {1: 2.81, 2: 2.50, 5: 2.03, 10: 1.62}}
 
 
 def to_svg(figure):
@@ -73,14 +57,6 @@ def pairs(rows, figure):
             yield (*key, first[key], second[key])
 
 
-def whole(text):
-    """A label as a number; None if it is none."""
-    try:
-        return int(text)
-    except ValueError:
-        return None
-
-
 # ---- efficiency over ranks -----------------------------------------------------------------------
 
 def efficiency(rows, figure):
@@ -93,29 +69,18 @@ def efficiency(rows, figure):
         per_rank = [row.median("tokens_per_s") / row.point.ranks for row in own]
         expected = [number(row.predicted.get("tokens_per_s")) / row.point.ranks for row in own]
         ranks = [row.point.ranks for row in own]
+        name = named(figure["by"], value)
         axes.plot(ranks, np.array(per_rank) / per_rank[0], marker="o", color=colour,
-                  label=f"{named(value, figure['by'])}, measured")
+                  label=f"{name}, measured")
         if np.isfinite(expected).any():
-            axes.plot(ranks,
-                      np.array(expected) / expected[0],
-                      linestyle="--",
-                      marker="o",
-                      color=colour,
-                      markerfacecolor="white",
-                      label=f"{named(value, figure['by'])}, predicted")
+            axes.plot(ranks, np.array(expected) / expected[0], linestyle="--", marker="o",
+                      color=colour, markerfacecolor="white", label=f"{name}, predicted")
         for row, rate, guess in zip(own, per_rank, expected):
-            table.append({
-                short(figure["by"]):
-                value,
-                "ranks":
-                row.point.ranks,
-                "tokens/s":
-                f"{row.median('tokens_per_s'):,.0f}",
-                "efficiency":
-                f"{100 * rate / per_rank[0]:.1f} %",
-                "predicted":
-                f"{100 * guess / expected[0]:.1f} %" if math.isfinite(guess) else ""
-            })
+            share = 100 * guess / expected[0]
+            table.append({short(figure["by"]): value, "ranks": row.point.ranks,
+                          "tokens/s": f"{row.median('tokens_per_s'):,.0f}",
+                          "efficiency": f"{100 * rate / per_rank[0]:.1f} %",
+                          "predicted": f"{share:.1f} %" if math.isfinite(share) else ""})
     axes.axhline(1.0, color=plot.INK, linestyle=":", linewidth=1, label="ideal")
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
@@ -140,13 +105,8 @@ def speedup(rows, figure):
             continue
         colour = colours.setdefault(value, plot.COLOURS[len(colours) % len(plot.COLOURS)])
         share, ratio = slow.median("exchange_share"), statistics.median(ratios)
-        axes.errorbar(100 * share,
-                      ratio,
-                      yerr=[[ratio - min(ratios)], [max(ratios) - ratio]],
-                      color=colour,
-                      marker="o",
-                      capsize=2,
-                      linestyle="none")
+        axes.errorbar(100 * share, ratio, yerr=[[ratio - min(ratios)], [max(ratios) - ratio]],
+                      color=colour, marker="o", capsize=2, linestyle="none")
         curves[colour].append((100 * share, ratio))
         if others:
             axes.annotate(describe(dict(others)), (100 * share, ratio), xytext=(6, -9), fontsize=7,
@@ -181,19 +141,12 @@ def speedup(rows, figure):
 
 def draw_legend(axes, figure, colours, predicted):
     for value, colour in colours.items():
-        axes.plot([], [],
-                  color=colour,
-                  marker="o",
-                  linestyle="none",
+        axes.plot([], [], color=colour, marker="o", linestyle="none",
                   label=named(figure["by"], value))
     if predicted:
         axes.plot([], [], color=plot.INK, marker="o", markerfacecolor="white", linestyle="none",
                   label="predicted")
-    axes.plot([], [],
-              color=plot.INK,
-              marker="*",
-              markersize=12,
-              linestyle="none",
+    axes.plot([], [], color=plot.INK, marker="*", markersize=12, linestyle="none",
               label="the paper")
     axes.plot([], [], color=plot.INK, linewidth=0.8, linestyle=":",
               label="a quarter of the exchange, all else equal")
@@ -201,29 +154,26 @@ def draw_legend(axes, figure, colours, predicted):
 
 
 def exchange_share(rows, figure):
-    """The form of the paper's Table 1: time of the exchange and its share, by top_k, which `axis`
-    is."""
+    """The form of the paper's Table 1: time of the exchange and its share; `axis` is top_k."""
     table = []
     axes_figure, axes = plt.subplots(figsize=(7, 4))
-    top_ks = sorted({row.labels[figure["axis"]] for row in rows}, key=lambda text: whole(text) or 0)
+    top_ks = sorted({row.labels[figure["axis"]] for row in rows}, key=int)
     for top_k in top_ks:
         cells = {"top_k": top_k}
         for row in rows:
             if row.labels[figure["axis"]] == top_k:
                 cells[row.labels[figure["by"]] + ", ms (share)"] = exchange_of(row)[2]
-        training, share, inference, inference_share = PAPER_SHARES.get(whole(top_k), (None,) * 4)
+        training, share, inference, inference_share = PAPER_SHARES.get(int(top_k), (None,) * 4)
         cells["paper, training"] = f"{training:,.1f} ({share} %)" if training else ""
         cells["paper, inference"] = f"{inference:,.1f} ({inference_share} %)" if training else ""
         table.append(cells)
     for colour, value in zip(plot.COLOURS, dict.fromkeys(row.labels[figure["by"]] for row in rows)):
-        own = sorted((whole(row.labels[figure["axis"]]), 100 * exchange_of(row)[1]) for row in rows
+        own = sorted((int(row.labels[figure["axis"]]), 100 * exchange_of(row)[1]) for row in rows
                      if row.labels[figure["by"]] == value)
         axes.plot(*zip(*own), marker="o", color=colour, label=named(figure["by"], value))
     for column, name in [(1, "training"), (3, "inference")]:
         axes.plot(list(PAPER_SHARES), [shares[column] for shares in PAPER_SHARES.values()],
-                  marker="*",
-                  color=plot.INK,
-                  linewidth=0.8,
+                  marker="*", color=plot.INK, linewidth=0.8,
                   linestyle=":" if column == 1 else "--",
                   label=f"the paper's small experts, {name}")
     axes.set_ylim(0, 100)
@@ -244,10 +194,12 @@ def exchange_of(row):
 
 def breakdown(rows, figure):
     """What a step consists of, as bars: one for each value of `axis` and `by`."""
+    def passes(row):
+        both = row.median("forward_ms") + row.median("backward_ms")
+        return max(0.0, both - row.median("exchange_ms"))
+
     parts = [("exchange", lambda row: row.median("exchange_ms")),
-             ("other work of the passes", lambda row: max(
-                 0.0,
-                 row.median("forward_ms") + row.median("backward_ms") - row.median("exchange_ms"))),
+             ("other work of the passes", passes),
              ("reduction, update, gathering", lambda row: row.median("optimizer_ms"))]
     axes_figure, axes = plt.subplots(figsize=(7.5, 0.9 + 0.34 * len(rows)))
     names = [describe(row.labels) for row in rows]
@@ -269,26 +221,24 @@ def generation(rows, figure):
     """The form of the paper's Table 9: how much sooner `to` has generated so many tokens."""
     table = []
     axes_figure, axes = plt.subplots(figsize=(7, 4))
-    styles = {}
+    styles, prompt_share = {}, f"exchange of {figure['from']}, prompt"
     for value, others, slow, fast in pairs(rows, figure):
+        runs = slow.figures.keys() & fast.figures.keys()
+        if not runs:
+            continue
         lengths = [case["tokens"] for case in next(iter(slow.figures.values()))["generation"]]
-        ratios = [statistics.median(time_of(slow, run, i) / time_of(fast, run, i)
-                                    for run in slow.figures.keys() & fast.figures.keys())
+        ratios = [statistics.median(time_of(slow, run, i) / time_of(fast, run, i) for run in runs)
                   for i in range(len(lengths))]
         name = describe({figure["by"]: value, **dict(others)})
-        table.append({
-            "generated tokens": name,
-            **{
-                str(length): f"{ratio:.2f}"
-                for length, ratio in zip(lengths, ratios)
-            }, f"exchange of {figure['from']}, prompt": f"{100 * exchange_of(slow)[1]:.1f} %"
-        })
+        table.append({"generated tokens": name,
+                      **{str(length): f"{ratio:.2f}" for length, ratio in zip(lengths, ratios)},
+                      prompt_share: f"{100 * exchange_of(slow)[1]:.1f} %"})
         colour = styles.setdefault(value, plot.COLOURS[len(styles) % len(plot.COLOURS)])
         axes.plot(lengths, ratios, marker="o", color=colour, label=name)
     for top_k, ratios in PAPER_GENERATION.items():
         table.append({"generated tokens": f"the paper, top_k {top_k}, ep 16",
                       **{str(length): f"{ratio:.2f}" for length, ratio in ratios.items()},
-                      f"exchange of {figure['from']}, prompt": ""})
+                      prompt_share: ""})
         axes.plot(list(ratios), list(ratios.values()), marker="*", linestyle=":",
                   color=styles.get(str(top_k), plot.INK), label=f"the paper, top_k {top_k}")
     axes.axhline(1.0, color=plot.INK, linewidth=0.8)

@@ -66,11 +66,10 @@ def predict(runner, study):
             predictions[point.id] = json.loads(study_runs.call(command))
         except ValueError as error:
             raise Unusable(f"{shlex.join(command)} printed no JSON: {error}") from error
-    for machine in sorted(missing):
-        print(
-            f"study: {machine} does not exist, so its points have no prediction; "
-            f"`switchyard calibrate --out {machine}` makes it",
-            file=sys.stderr)
+    if missing:
+        print(f"study: points have no prediction, because no machine is described in "
+              f"{', '.join(sorted(missing))}; `switchyard calibrate --out FILE` does that, started "
+              "as the points are", file=sys.stderr)
     return predictions
 
 

@@ -225,10 +225,10 @@ def figures_of(study, point, folder):
         for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
             with contextlib.suppress(ValueError):
                 records.append(json.loads(line))
-    timed = records[study.warmup_steps:]
+    timed = records[point.warmup_steps:]
     if not timed:
         raise Unusable(f"the run has {len(records)} steps, and warmup_steps leaves out "
-                       f"{study.warmup_steps}; give it more by train.max_steps")
+                       f"{point.warmup_steps}; give it more by train.max_steps")
     figures = {key: statistics.median(number(record.get(key)) for record in timed)
                for key in SPEED_FIGURES}
     figures["exchange_share"] = statistics.median(record["exchange_ms"] / record["step_ms"]

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import unittest
 
+import links_test
 import yaml
 
 from program import DONE, FAILED, STOPPED, SWITCHYARD, Program, environment, ranks_of, run, start
@@ -23,34 +24,13 @@ TWIN = {"model": {"structure": "fine_grained", "num_experts": 16, "expert_ffn_hi
 
 def tiny_study():
     """Two points of two repetitions; a step takes milliseconds."""
-    return {
-        "title": "Tiny <twins>",
-        "config": "configs/tiny_base.yaml",
-        "repetitions": 2,
-        "settings": {
-            "train.max_steps": 3,
-            "train.eval_batches": 1,
-            "log.tensorboard": False
-        },
-        "parts": {
-            "twins": {
-                "axes": {
-                    "structure": {
-                        "fine_grained": TWIN,
-                        "bigmac": BIGMAC
-                    },
-                    "model.router.top_k": [4]
-                },
-                "show": [{
-                    "figure": "speedup",
-                    "axis": "structure",
-                    "from": "fine_grained",
-                    "to": "bigmac",
-                    "by": "model.router.top_k"
-                }]
-            }
-        }
-    }
+    speedup = {"figure": "speedup", "axis": "structure", "from": "fine_grained", "to": "bigmac",
+               "by": "model.router.top_k"}
+    return {"title": "Tiny <twins>", "config": "configs/tiny_base.yaml", "repetitions": 2,
+            "settings": {"train.max_steps": 3, "train.eval_batches": 1, "log.tensorboard": False},
+            "parts": {"twins": {"axes": {"structure": {"fine_grained": TWIN, "bigmac": BIGMAC},
+                                         "model.router.top_k": [4]},
+                                "show": [speedup]}}}
 
 
 class StudyTest(Program):
@@ -246,7 +226,7 @@ class Running(StudyTest):
         study["settings"]["machine"] = "machine_{ranks}.yaml"
         study["settings"]["ranks"] = 1
         self.write(study)
-        self.assertIn("machine_1.yaml does not exist, so its points have no prediction",
+        self.assertIn("no machine is described in machine_1.yaml",
                       self.study())
         # A program that answers `plan` and leaves everything else to the real one.
         (self.folder / "machine_1.yaml").write_text("")
@@ -263,135 +243,75 @@ case "$*" in *--machine\\ machine_1.yaml*--ranks\\ 1*--json*)
         self.assertIn("12,345.5", (self.out / "report.html").read_text())
 
 
+@unittest.skipIf(links_test.why_not(), links_test.why_not())
+class Links(StudyTest):
+    def test_points_with_a_rate_run_between_hosts_which_are_gone_afterwards(self):
+        study = tiny_study()
+        study.update(repetitions=1)
+        study["settings"].update({"hosts": 2, "parallel.ep": 2})
+        study["parts"]["twins"]["axes"] = {"structure": {"bigmac": BIGMAC},
+                                           "rate": ["500mbit", "1gbit"]}
+        study["parts"]["twins"].pop("show")
+        self.write(study)
+
+        self.study()
+
+        results = self.results()
+        self.assertEqual([(result["ranks"], result["rate"]) for result in results],
+                         [(2, "500mbit"), (2, "1gbit")])
+        self.assertIn("up --hosts 2 --ranks-per-host 1 --rate 500mbit", results[0]["command"])
+        self.assertGreater(results[0]["figures"]["exchange_bytes"], 0)
+        self.assertEqual(list(pathlib.Path("/run/netns").glob("switchyard-study*")), [])
+
+
 class BrokenStudies(StudyTest):
     def test_each_fault_is_named_with_its_place(self):
         axes = {"axes": {"structure": {"fine_grained": TWIN, "bigmac": BIGMAC}}}
         speedup = {"figure": "speedup", "axis": "structure", "from": "fine_grained", "to": "bigmac",
                    "by": "structure"}
         part = lambda **more: {"parts": {"twins": {**axes, **more}}}  # noqa: E731
-        for change, said in [({
-                "title": None
-        }, "tiny.yaml: title must be text"), ({
-                "titel": "x"
-        }, "titel is not known here; it may be"),
-                             ({
-                                 "config": "nowhere.yaml"
-                             }, "nowhere.yaml does not exist; config: names an experiment file"),
-                             ({
-                                 "command": "eval"
-                             }, "command is eval; it may be train or bench inference"),
-                             ({
-                                 "measure": "heat"
-                             }, "measure is heat; it may be speed or loss"),
-                             ({
-                                 "repetitions": 0
-                             }, "repetitions is 0; it must be at least 1"),
-                             ({
-                                 "settings": {
-                                     "ranks": "two"
-                                 }
-                             }, "ranks is two; it is a whole number, at least 1"),
-                             ({
-                                 "settings": {
-                                     "run.dir": "x"
-                                 }
-                             }, "run.dir is chosen by the study"),
-                             ({
-                                 "settings": {
-                                     "hidden": 3
-                                 }
-                             }, "hidden is neither a key of the program"),
-                             ({
-                                 "settings": {
-                                     "rate": "fast",
-                                     "hosts": 2
-                                 }
-                             }, "rate is fast; it is a number and kbit"),
-                             ({
-                                 "settings": {
-                                     "rate": "1mbit"
-                                 }
-                             }, "rate is that of links between hosts; give hosts, too"),
-                             ({
-                                 "settings": {
-                                     "hosts": 2
-                                 }
-                             }, "give their rate, too"),
-                             ({
-                                 "settings": {
-                                     "rate": "1mbit",
-                                     "hosts": 2,
-                                     "ranks": 3
-                                 }
-                             }, "2 hosts of 1 ranks each are 2 ranks, not 3"),
-                             ({
-                                 "settings": {
-                                     "machine": "{speed}"
-                                 }
-                             }, "machine may hold the names"),
-                             ({
-                                 "settings": {
-                                     "model.latent": "= model.hidden / 3"
-                                 }
-                             }, "'= model.hidden / 3' must be"),
-                             ({
-                                 "prepare": {
-                                     "x": "make x"
-                                 }
-                             }, "prepare: x needs a list of the commands that make it"),
-                             ({
-                                 "prepare": {
-                                     "x": ["false"]
-                                 }
-                             }, "false ended with exit code 1"),
-                             ({
-                                 "prepare": {
-                                     "x": ["true"]
-                                 }
-                             }, "its commands did not make x"), ({
-                                 "parts": {}
-                             }, "parts is empty"),
-                             ({
-                                 "parts": {
-                                     "twins": {}
-                                 }
-                             }, "part twins: axes is missing"),
-                             ({
-                                 "parts": {
-                                     "twins": {
-                                         "axes": {
-                                             "model.hidden": []
-                                         }
-                                     }
-                                 }
-                             }, "axis model.hidden has no values"),
-                             ({
-                                 "parts": {
-                                     "twins": {
-                                         "axes": {
-                                             "model.hidden": 3
-                                         }
-                                     }
-                                 }
-                             }, "give a list of the key's values"),
-                             ({
-                                 "parts": {
-                                     "twins": {
-                                         "axes": {
-                                             "model.hidden": [8, 8]
-                                         }
-                                     }
-                                 }
-                             }, "a value stands twice"),
-                             (part(show=[{
-                                 "figure": "cake"
-                             }]), "show, 1: figure must be one of efficiency, speedup"),
-                             (part(show=[{
-                                 **speedup, "to": "dense"
-                             }]), "to must be a value of its axis: fine_grained, bigmac"),
-                             (part(show=[{
-                                 **speedup, "by": "rate"
-                             }]), "by must be an axis of the part: structure")]:
+        for change, said in [
+                ({"title": None}, "tiny.yaml: title must be text"),
+                ({"titel": "x"}, "titel is not known here; it may be"),
+                ({"config": "nowhere.yaml"},
+                 "nowhere.yaml does not exist; config: names an experiment file"),
+                ({"command": "eval"}, "command is eval; it may be train or bench inference"),
+                ({"measure": "heat"}, "measure is heat; it may be speed or loss"),
+                ({"repetitions": 0}, "repetitions is 0; it must be at least 1"),
+                ({"settings": {"ranks": "two"}}, "ranks is two; it is a whole number, at least 1"),
+                ({"settings": {"run.dir": "x"}}, "run.dir is chosen by the study"),
+                ({"settings": {"hidden": 3}}, "hidden is neither a key of the program"),
+                ({"settings": {"rate": "fast", "hosts": 2}},
+                 "rate is fast; it is a whole number and kbit"),
+                ({"settings": {"rate": "1mbit"}},
+                 "rate is that of links between hosts; give hosts, too"),
+                ({"settings": {"hosts": 2}}, "give their rate, too"),
+                ({"settings": {"rate": "1mbit", "hosts": 2, "ranks": 3}},
+                 "2 hosts of 1 ranks each are 2 ranks, not 3"),
+                ({"settings": {"machine": "{speed}"}}, "machine may hold the names"),
+                ({"settings": {"model.latent": "= model.hidden / 3"}},
+                 "'= model.hidden / 3' must be"),
+                ({"prepare": {"x": "make x"}},
+                 "prepare: x needs a list of the commands that make it"),
+                ({"prepare": {"x": ["false"]}}, "false ended with exit code 1"),
+                ({"prepare": {"x": ["true"]}}, "its commands did not make x"),
+                ({"parts": {}}, "parts is empty"),
+                ({"parts": {"twins": {}}}, "part twins: axes is missing"),
+                ({"parts": {"twins": {"axes": {"model.hidden": []}}}},
+                 "axis model.hidden has no values"),
+                ({"parts": {"twins": {"axes": {"model.hidden": 3}}}},
+                 "give a list of the key's values"),
+                ({"parts": {"twins": {"axes": {"model.hidden": [8, 8]}}}}, "a value stands twice"),
+                (part(show=[{"figure": "cake"}]),
+                 "show, 1: figure must be one of efficiency, speedup"),
+                (part(show=[{**speedup, "figure": "exchange_share"}]),
+                 "from is not known here"),
+                (part(show=[{"figure": "exchange_share", "axis": "structure", "by": "structure"}]),
+                 "axis must be that of top_k"),
+                (part(show=[{**speedup, "to": "dense"}]),
+                 "to must be a value of its axis: fine_grained, bigmac"),
+                (part(show=[{**speedup, "by": "rate"}]),
+                 "by must be an axis of the part: structure")]:
             with self.subTest(said):
                 self.write({**tiny_study(), **change})
 
