@@ -81,7 +81,6 @@ def run(main):
         sys.exit(f"{name}: interrupted")
 
 
-def without(error, name):
+def without(error, name, remedy="run scripts/setup.sh, and start the script with /usr/bin/python3"):
     """Ends a script that lacks one of its packages."""
-    sys.exit(f"{name}: Python lacks a package ({error}); run scripts/setup.sh, and start the script "
-             "with /usr/bin/python3")
+    sys.exit(f"{name}: Python lacks a package ({error}); {remedy}")

@@ -1,5 +1,6 @@
 """Every script ends with a sentence where a run is missing, empty, torn or has diverged."""
 
+import importlib.util
 import json
 import pathlib
 import shutil
@@ -246,6 +247,13 @@ class EndingsTest(unittest.TestCase):
         done = self.run_script("reference_forward.py", self.root, 1, 2)
 
         self.expect_sentence(done, "the logits are not finite")
+
+    # compare_pytorch.py
+
+    def test_the_comparison_without_pytorch_names_its_environment(self):
+        if importlib.util.find_spec("torch"):
+            self.skipTest("this Python has PyTorch")
+        self.expect_sentence(self.run_script("compare_pytorch.py"), "transformers_environment.sh")
 
     # Shell scripts
 
