@@ -76,13 +76,16 @@ void prefetch(const T* row, int64_t d) {
 // Vectors of sums in registers, for all query heads that share a pass.
 constexpr int kSums = static_cast<int>(simd::kLanes);
 static_assert(kSums % kTogether == 0);
+// Keys that kHeads query heads are multiplied with at a time; it divides kBlock.
+constexpr int keys_together(int heads) { return heads == 3 ? kSums / 4 : kSums / heads; }
 
-// scores[g * kBlock + i] = <q[g], keys[i]> for kHeads query heads and kSums / kHeads keys.
+// scores[g * kBlock + i] = <q[g], keys[i]> for kHeads query heads and keys_together(kHeads) keys.
 //   ahead  as many rows as there are keys, to prefetch; or null
 template <int kHeads, class T>
 void score_keys(const float* q, const T* const* keys, const T* const* ahead, int64_t head_dim,
                 float* scores) {
-  constexpr int kKeys = kSums / kHeads, kAtOnce = std::min(kHeads, kKeys);
+  constexpr int kKeys = keys_together(kHeads),
+                kAtOnce = kHeads == 3 ? kKeys : std::min(kHeads, kKeys);
   const int64_t whole = head_dim / simd::kLanes * simd::kLanes;
   simd::Floats sums[kSums] = {};
 #pragma GCC unroll 16
@@ -175,12 +178,22 @@ void softmax_block(float scale, int64_t count, int64_t head_dim, float* scores, 
 }
 
 // Calls body.operator()<kHeads>(g) for query heads [g, g + kHeads) that share a pass: first groups
-// of four, then single heads.
+// of four, then the rest.
 template <class Body>
 void for_heads(int64_t heads, const Body& body) {
+  static_assert(kTogether == 4);
   int64_t g = 0;
-  for (; g + kTogether <= heads; g += kTogether) body.template operator()<kTogether>(g);
-  for (; g < heads; ++g) body.template operator()<1>(g);
+  for (; g + 4 <= heads; g += 4) body.template operator()<4>(g);
+  switch (heads - g) {
+    case 3:
+      return body.template operator()<3>(g);
+    case 2:
+      return body.template operator()<2>(g);
+    case 1:
+      return body.template operator()<1>(g);
+    default:
+      return;
+  }
 }
 
 // Instantiated for lists with and without log weights, so that the latter pay nothing for them.
@@ -198,7 +211,7 @@ void attend_task(const TaskKeys<T>& keys, int64_t group, const T* q, float scale
   for (int64_t begin = 0; begin < keys.count; begin += kBlock) {
     const Block<T> next = keys.block(begin + kBlock);
     for_heads(group, [&]<int kHeads>(int64_t g) {
-      for (int64_t i = 0; i < block.count; i += kSums / kHeads) {
+      for (int64_t i = 0; i < block.count; i += keys_together(kHeads)) {
         score_keys<kHeads>(queries + g * n, block.k + i, g == 0 ? block.v + i : nullptr, n,
                            scores + g * kBlock + i);
       }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "kernels/cpu/few_rows.h"
 #include "kernels/cpu/onednn_matmul.h"
 #include "kernels/runtime/dispatch.h"
 
@@ -156,7 +157,8 @@ namespace cpu {
 
 void matmul(Stream&, ConstTensorView a, Transpose transpose_a, ConstTensorView b,
             Transpose transpose_b, Accumulate accumulate, TensorView c) {
-  compute(product_of(a, transpose_a, b, transpose_b, accumulate, c));
+  const MatrixProduct product = product_of(a, transpose_a, b, transpose_b, accumulate, c);
+  has_few_rows(product) ? compute_few_rows(product) : compute(product);
 }
 
 void grouped_linear_forward(Stream&, ConstTensorView x, ConstTensorView weight,

@@ -118,6 +118,13 @@ TEST_P(MatmulTest, EqualsTheDoubleReferenceForEverySize) {
   for (const int64_t k : kSizes) expect_equal_to_reference(33, 31, k);
 }
 
+TEST_P(MatmulTest, EqualsTheDoubleReferenceForFewRows) {
+  for (int64_t m = 1; m <= 9; ++m) {
+    for (const int64_t n : {1, 7, 66, 130}) expect_equal_to_reference(m, n, 33);
+    for (const int64_t k : {1, 16, 47, 576}) expect_equal_to_reference(m, 65, k);
+  }
+}
+
 TEST_P(MatmulTest, SumsAreRightAcrossBlocksOfTheInnerDimension) {
   expect_equal_to_reference(33, 32, 1100);
 }
@@ -171,6 +178,26 @@ INSTANTIATE_TEST_SUITE_P(All, MatmulTest,
                                           testing::Values(Transpose::no, Transpose::yes),
                                           testing::Values(Transpose::no, Transpose::yes),
                                           testing::Values(Accumulate::no, Accumulate::yes)));
+
+// A step of decoding: what a sequence gets does not depend on the others or on the threads.
+TEST(FewRowsTest, EveryRowIsTheProductOfItselfAlone) {
+  SWITCHYARD_CPU_ONLY("a guarantee of the CPU's products");
+  Stream stream;
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    const Tensor a = random_tensor({8, 70}, 1, dtype), b = random_tensor({200, 70}, 2, dtype);
+    for (const int threads : {1, 2, 3}) {
+      const ThreadCount scope(threads);
+      for (int64_t m = 1; m <= 8; ++m) {
+        Tensor together({m, 200}, dtype), alone({1, 200}, dtype);
+        matmul(stream, a.view().rows(0, m), Transpose::no, b, Transpose::yes, Accumulate::no,
+               together);
+        matmul(stream, a.view().rows(m - 1, 1), Transpose::no, b, Transpose::yes, Accumulate::no,
+               alone);
+        EXPECT_EQ(to_floats(together.view().rows(m - 1, 1)), to_floats(alone)) << m << " rows";
+      }
+    }
+  }
+}
 
 TEST(MatmulErrorTest, NamesTheInnerDimensionsThatDiffer) {
   Stream stream;

@@ -16,7 +16,7 @@
 namespace switchyard {
 namespace {
 
-constexpr int64_t kTurn = 8;  // tokens that a way decodes before the next one's turn
+constexpr int64_t kTurn = 4;  // tokens that a way decodes before the next one's turn
 
 // What all ways share.
 struct Bench {
