@@ -29,8 +29,8 @@ struct CountedRankOptions {
   // Whether transfers run while the rank computes; else: where the device does it.
   std::optional<bool> transfers_behind_compute = {};
   std::optional<DeviceKind> device = {};  // else: of the configuration
-  double load = 1.0;                 // rows of this rank's experts, in those of the mean rank
-  WorkTrace* trace = nullptr;        // sees all work of the passes; must outlive the rank
+  double load = 1.0;                      // rows of this rank's experts, in those of the mean rank
+  WorkTrace* trace = nullptr;             // sees all work of the passes; must outlive the rank
 };
 
 // One rank of a layout on a device that only counts (Device::counts_only): the model, the optimizer
