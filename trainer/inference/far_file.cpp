@@ -170,7 +170,8 @@ class FarFileLayer final : public FarLayer {
     const int64_t end = round_up(offset + 2 * row_bytes_, kBlock);
     if (!extents_.empty()) {
       Extent& last = extents_.back();
-      if (last.head == head && begin <= last.end + kMergeBytes &&
+      // Positions of a request may stand in any order.
+      if (last.head == head && last.begin <= begin && begin <= last.end + kMergeBytes &&
           end - last.begin <= static_cast<int64_t>(kBufferBytes)) {
         last.end = std::max(last.end, end);
         last.count = entry + 1 - last.first;
