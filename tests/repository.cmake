@@ -61,7 +61,7 @@ switchyard_add_program_test(end_to_end_tokenizers tokenizers)
 switchyard_add_program_test(end_to_end_study study)
 switchyard_add_program_test(failures failure cpu)
 switchyard_add_program_test(end_to_end_links links
-  $<TARGET_FILE:communicator_test>,$<TARGET_FILE:expert_exchange_test>,$<TARGET_FILE:layout_equivalence_test>)
+  $<TARGET_FILE:communicator_test>,$<TARGET_FILE:expert_exchange_test>)
 # It is skipped where it may not make network namespaces.
 set_tests_properties(end_to_end_links PROPERTIES SKIP_RETURN_CODE 77)
 # These measure moments, or need the cores for themselves. The others spend most of their time

@@ -261,6 +261,28 @@ TEST_P(ExchangeTest, CountsTheRowsThatLeaveTheRank) {
   EXPECT_EQ(figures.row_bytes, rows * kWidth * 4);
 }
 
+TEST_P(ExchangeTest, TheNumberOfChunksMayChangeFromOnePlanToTheNext) {
+  exchange_->set_chunks(5);
+  plan_ = exchange_->begin_plan(stream_, lists_, scratch_, idx_);
+  plan_->finish(stream_, lists_, scratch_);
+  Tensor out({tokens_, kWidth}, DType::f32);
+
+  const Transfers transfers = dispatch();
+  const std::vector<ExpertRows> arrived = arrive(transfers);
+  for (size_t c = 0; c < arrived.size(); ++c) transfers[c]->leave(stream_, arrived[c].x);
+  for (const auto& transfer : transfers) {
+    transfer->finish(stream_, transfer->token_rows(out.view()));
+  }
+
+  EXPECT_EQ(transfers.size(), test_mpi().world_size() == 1 ? 1u : 5u);
+  for (int64_t t = 0; t < tokens_; ++t) {
+    const auto& experts = routed_[static_cast<size_t>(t)];
+    const auto kept = std::count_if(experts.begin(), experts.end(), [](int e) { return e >= 0; });
+    EXPECT_NEAR(out.data<float>()[t * kWidth + 4],
+                static_cast<float>(kept) * token_value(rank(), t, 4), 1e-5);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Routings, ExchangeTest,
                          testing::Combine(testing::Range<size_t>(0, 6), testing::Bool(),
                                           testing::Values(1, 3)),
