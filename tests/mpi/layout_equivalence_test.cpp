@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -14,6 +15,7 @@
 #include "mpi/mpi_test.h"
 #include "optim/distributed_optimizer.h"
 #include "parallel/distributed_context.h"
+#include "tests/support/bf16_scope.h"
 #include "tests/support/model_fixture.h"
 #include "tests/support/test_device.h"
 #include "trainer/training/train_step.h"
@@ -154,8 +156,22 @@ double parameter_error(const std::vector<float>& values, const std::vector<float
 
 struct Bounds {
   double loss, parameter, norm;
+  double counts = 0.0;  // of tokens of an expert, as a share of the mean over experts
 };
 constexpr Bounds kOtherBackendBounds{.loss = 1e-5, .parameter = 1e-5, .norm = 1e-5};
+
+void expect_equal_counts(const GlobalExpertCounts& counts, const GlobalExpertCounts& expected,
+                         double share) {
+  ASSERT_EQ(counts.size(), expected.size());
+  for (size_t layer = 0; layer < counts.size(); ++layer) {
+    const std::vector<double>& wanted = expected[layer];
+    const double mean = std::accumulate(wanted.begin(), wanted.end(), 0.0) / wanted.size();
+    for (size_t e = 0; e < wanted.size(); ++e) {
+      EXPECT_NEAR(counts[layer][e], wanted[e], share * mean)
+          << "layer " << layer << " expert " << e;
+    }
+  }
+}
 
 void expect_equal_runs(const Run& run, const Run& reference, const Bounds& bounds) {
   for (int i = 0; i < num_steps(); ++i) {
@@ -167,7 +183,7 @@ void expect_equal_runs(const Run& run, const Run& reference, const Bounds& bound
     EXPECT_NEAR(a.metrics.grad_norm, b.metrics.grad_norm, bounds.norm * b.metrics.grad_norm)
         << "step " << i;
     EXPECT_EQ(a.metrics.dropped_tokens, b.metrics.dropped_tokens) << "step " << i;
-    EXPECT_EQ(a.expert_counts, b.expert_counts) << "step " << i;
+    expect_equal_counts(a.expert_counts, b.expert_counts, bounds.counts);
   }
   for (size_t p = 0; p < run.specs.size(); ++p) {
     EXPECT_LT(parameter_error(run.values[p], box_of(reference.values[p], run.specs[p])),
@@ -216,6 +232,9 @@ class LayoutTest : public testing::TestWithParam<std::tuple<Structure, int>> {
 
 constexpr Bounds kSgdBounds{.loss = 1e-6, .parameter = 1e-5, .norm = 1e-6};
 constexpr Bounds kAdamBounds{.loss = 1e-5, .parameter = 1e-5, .norm = 1e-5};
+// The order of a sum may turn the rounding of any value to bf16's 8 bits, a rounding the choice of
+// an expert, and Adam makes full steps of small gradients: losses and norms are held more closely.
+constexpr Bounds kBf16Bounds{.loss = 1e-2, .parameter = 0.15, .norm = 2e-2, .counts = 0.25};
 
 TEST_P(LayoutTest, SgdGivesTheResultOfOneRank) {
   compare_layouts(model(), sgd(), accumulation(), kSgdBounds);
@@ -223,6 +242,16 @@ TEST_P(LayoutTest, SgdGivesTheResultOfOneRank) {
 
 TEST_P(LayoutTest, AdamWGivesTheResultOfOneRank) {
   compare_layouts(model(), adamw(), accumulation(), kAdamBounds);
+}
+
+TEST_P(LayoutTest, Bf16GivesTheResultOfOneRankByEitherMethod) {
+  for (const Bf16Method method : {Bf16Method::native, Bf16Method::widened}) {
+    if (method == Bf16Method::native && !has_native_bf16()) continue;
+    SCOPED_TRACE(to_string(method));
+    const test::Bf16Scope scope(method);
+    compare_layouts(model(), adamw(), accumulation(), kBf16Bounds,
+                    {.options = {.compute_dtype = DType::bf16}});
+  }
 }
 
 TEST_P(LayoutTest, MuonGivesTheResultOfOneRank) {

@@ -187,7 +187,8 @@ inline TrainingState fake_state(int64_t step) {
           .config = "run:\n  seed: 1234  # \"quoted\", and ü\n",
           .tokenizer_hash = "0123456789abcdef",
           .loss_mask_hash = "89abcdef01234567",
-          .origins = {{"runs/base", "fedcba9876543210"}}};
+          .origins = {{"runs/base", "fedcba9876543210"}},
+          .bf16_method = Bf16Method::native};
 }
 
 // Goes on from the newest checkpoint in `run_dir`, as training does. Collective.

@@ -21,6 +21,7 @@ struct StepBenchReport {
   double product_ceiling = 0.0;  // FLOP/s of the best square product in the compute dtype, all
                                  // ranks at once
   double f32_ceiling = 0.0;      // the same in f32
+  std::string bf16_method;       // empty unless bf16 is multiplied on the CPU
   Plan plan;
 
   double tokens_per_second() const;

@@ -1,5 +1,10 @@
 #include "trainer/training/session.h"
 
+#include <fmt/format.h>
+
+#include <cmath>
+#include <span>
+
 #include "kernels/runtime/check.h"
 
 namespace switchyard {
@@ -28,6 +33,35 @@ TransformerOptions model_options(const RunConfig& config, const DistributedConte
     options.bucket_elements = ParameterStore::kBucketElementsOverMpi;
   }
   return options;
+}
+
+std::optional<Bf16Method> Session::bf16_method() const {
+  return multiplies_bf16_on_cpu_ ? std::optional(switchyard::bf16_method()) : std::nullopt;
+}
+
+std::string Session::describe_bf16_method() const {
+  if (!multiplies_bf16_on_cpu_) return "";
+  if (std::isinf(bf16_seconds_.native)) {
+    return "bf16 products are widened: not every processor has native ones";
+  }
+  return fmt::format("bf16 products are {}; native ones take {:.2f} of the time of widened ones",
+                     to_string(switchyard::bf16_method()),
+                     bf16_seconds_.native / bf16_seconds_.widened);
+}
+
+bool Session::keep_bf16_method(std::optional<Bf16Method> of_checkpoint) {
+  if (!multiplies_bf16_on_cpu_ || !of_checkpoint) return true;
+  if (*of_checkpoint == Bf16Method::native && std::isinf(bf16_seconds_.native)) return false;
+  set_bf16_method(*of_checkpoint);
+  return true;
+}
+
+void Session::choose_bf16_method() {
+  bf16_seconds_ = measure_bf16_methods();
+  double seconds[] = {bf16_seconds_.native, bf16_seconds_.widened};
+  dist.world().all_reduce(stream, view_of(std::span<double>(seconds)), ReduceOp::sum);
+  bf16_seconds_ = {seconds[0], seconds[1]};
+  set_bf16_method(bf16_seconds_.faster());
 }
 
 }  // namespace switchyard

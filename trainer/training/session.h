@@ -1,7 +1,10 @@
 #pragma once
 
 #include <chrono>
+#include <optional>
+#include <string>
 
+#include "kernels/linear/bf16_method.h"
 #include "layers/transformer.h"
 #include "parallel/distributed_context.h"
 #include "trainer/config/model_options.h"
@@ -26,15 +29,33 @@ struct Session {
       : stream(choose_device(mpi, config.run.device)),
         dist(mpi, ParallelLayout(mpi.world_size(), config.parallel.tp, config.parallel.ep),
              stream.device()),
-        model(stream, config.model, dist, model_options(config, dist, stream.device())) {
+        model(stream, config.model, dist, model_options(config, dist, stream.device())),
+        multiplies_bf16_on_cpu_(stream.device().kind == DeviceKind::cpu &&
+                                config.run.compute_dtype == DType::bf16) {
+    if (multiplies_bf16_on_cpu_) choose_bf16_method();
     if (mpi.world_size() > 1) {
       mpi.watchdog().start(std::chrono::seconds(config.run.collective_timeout));
     }
   }
 
+  // How this run multiplies bf16; empty unless it does so on the CPU.
+  std::optional<Bf16Method> bf16_method() const;
+  // The method and what was measured, for people; empty as above.
+  std::string describe_bf16_method() const;
+  // Goes on with the method of a checkpoint, so that it goes on with the same bits. Returns false
+  // if a processor of the job does not have it.
+  bool keep_bf16_method(std::optional<Bf16Method> of_checkpoint);
+
   Stream stream;
   DistributedContext dist;
   Transformer model;
+
+ private:
+  // The method that takes less time on all ranks together is chosen by all of them.
+  void choose_bf16_method();
+
+  bool multiplies_bf16_on_cpu_;
+  Bf16Seconds bf16_seconds_;  // sums over the ranks
 };
 
 }  // namespace switchyard

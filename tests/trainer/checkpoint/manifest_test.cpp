@@ -17,7 +17,7 @@ using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
-TEST(ManifestTest, KeepsTheHashesOfTokenizerAndLossMask) {
+TEST(ManifestTest, KeepsTheHashesAndTheMethodOfBf16Products) {
   const Manifest manifest{.state = test::fake_state(5),
                           .layout = {},
                           .model_fingerprint = {},
@@ -28,7 +28,7 @@ TEST(ManifestTest, KeepsTheHashesOfTokenizerAndLossMask) {
 }
 
 // Hash weights know their checkpoint by the manifest's text.
-TEST(ManifestTest, AnOlderManifestHasNeitherHashAndKeepsItsText) {
+TEST(ManifestTest, AnOlderManifestHasNoneOfThemAndKeepsItsText) {
   Manifest manifest{.state = test::fake_state(5),
                     .layout = {},
                     .model_fingerprint = {},
@@ -36,10 +36,12 @@ TEST(ManifestTest, AnOlderManifestHasNeitherHashAndKeepsItsText) {
                     .model_file = {}};
   manifest.state.tokenizer_hash.clear();
   manifest.state.loss_mask_hash.clear();
+  manifest.state.bf16_method.reset();
 
   const std::string text = to_text(manifest);
 
-  EXPECT_THAT(text, AllOf(Not(HasSubstr("tokenizer_hash")), Not(HasSubstr("loss_mask_hash"))));
+  EXPECT_THAT(text, AllOf(Not(HasSubstr("tokenizer_hash")), Not(HasSubstr("loss_mask_hash")),
+                          Not(HasSubstr("bf16_products"))));
   EXPECT_EQ(to_text(parse_manifest(text, "manifest")), text);
 }
 
@@ -83,6 +85,11 @@ class ForgedManifestTest : public ::testing::Test {
 };
 
 TEST_F(ForgedManifestTest, AnIntactOneIsRead) { EXPECT_EQ(error_after("shards", "shards"), ""); }
+
+TEST_F(ForgedManifestTest, AnUnknownMethodOfBf16ProductsIsRefused) {
+  EXPECT_THAT(error_after("\"native\"", "\"exact\""),
+              HasSubstr("'exact' is no kind of bf16 products"));
+}
 
 TEST_F(ForgedManifestTest, NumbersThatAreNoCountsAreRefused) {
   for (const char* number : {"5.5", "1e300", "-5", "18446744073709551615", "true", "null", "[]"}) {
