@@ -80,9 +80,9 @@ std::string describe_transport(Device device, bool uses_nccl) {
 }
 
 // What rank 0 finds counts, because all ranks must decide the same.
-bool works_in_background(int thread_support, bool on_several_machines) {
+bool works_in_background(int thread_support) {
   const char* const wanted = std::getenv("SWITCHYARD_BACKGROUND");
-  const bool wants = wanted ? std::atoi(wanted) != 0 : on_several_machines;
+  const bool wants = wanted && std::atoi(wanted) != 0;
   int decided = wants && thread_support >= MPI_THREAD_SERIALIZED ? 1 : 0;
   MPI_Bcast(&decided, 1, MPI_INT, 0, MPI_COMM_WORLD);
   return decided != 0;
@@ -113,8 +113,7 @@ MpiRuntime::MpiRuntime(int* argc, char*** argv) {
   MPI_Bcast(&machine_, 1, MPI_INT, 0, node);
   MPI_Comm_free(&node);
   watchdog_ = std::make_unique<Watchdog>(rank_);
-  progress_ =
-      std::make_unique<MpiProgress>(works_in_background(provided, local_size_ < world_size_));
+  progress_ = std::make_unique<MpiProgress>(works_in_background(provided));
   world_ = std::make_unique<MpiCommunicator>(MPI_COMM_WORLD, 0, "world", *watchdog_, *progress_);
 }
 

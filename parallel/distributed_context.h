@@ -42,8 +42,7 @@ class MpiRuntime {
   // It is idle until it is started, and lives as long as the runtime.
   Watchdog& watchdog() { return *watchdog_; }
 
-  // It works in the background if the ranks run on several machines. SWITCHYARD_BACKGROUND on rank
-  // 0 decides otherwise: 1 on one machine, too; 0 never.
+  // It works in the background if SWITCHYARD_BACKGROUND is 1 on rank 0.
   MpiProgress& progress() { return *progress_; }
 
   // Ends all ranks at once, for errors of which the other ranks would not learn otherwise.

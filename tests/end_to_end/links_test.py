@@ -45,7 +45,8 @@ def namespaces():
 class Links(Program):
     def lab(self, *arguments, code=DONE, **more):
         returned, output = run([LAB, *arguments], self.folder, timeout=240,
-                               env=environment(SWITCHYARD_LINK_LAB=NAME, **more))
+                               env=environment(SWITCHYARD_LINK_LAB=NAME,
+                                               SWITCHYARD_BACKGROUND="1", **more))
         self.assertEqual(returned, code, output)
         return output
 

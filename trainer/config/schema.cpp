@@ -133,7 +133,7 @@ std::vector<ConfigField> parallel_fields() {
           SWITCHYARD_KEY(parallel.exchange_chunks), 0, 64,
           "parts in which a micro-batch's tokens are sent to their experts, so that one part's "
           "transfer overlaps with the work on another; 0: 4 over NCCL, measured at the start of "
-          "training where CPUs of several hosts train, else 1"),
+          "training where MPI works in the background, else 1"),
       boolean(SWITCHYARD_KEY(parallel.recompute),
               "keep only block inputs and run each block again in the backward pass"),
   };
