@@ -18,7 +18,7 @@ import unittest
 from program import DONE, FAILED, SWITCHYARD, Program, environment, run
 
 LAB = pathlib.Path(__file__).resolve().parents[2] / "scripts" / "link_lab.sh"
-SUITES = sys.argv[3].split(",")
+SUITES = sys.argv[3].split(",") if len(sys.argv) > 3 else []  # of a test that imports this one
 NAME = f"test{os.getpid()}"
 UP = ["up", "--hosts", 2, "--ranks-per-host", 2, "--rate", "200mbit"]
 # One line per rank: its number, its number on its host, and the host.
