@@ -67,7 +67,7 @@ class Plan(Program):
 class Calibrate(Program):
     def test_what_it_measures_predicts_a_step(self):
         job = command(2, "calibrate", "--out", "machine.yaml")
-        returned, output = run(job, self.folder, timeout=800)  # half a minute on an idle machine
+        returned, output = run(job, self.folder, timeout=800)
         self.assertEqual(returned, 0, output)
         plan = json.loads(self.run_program(
             0, "plan", "configs/tiny_bigmac.yaml", "--ranks", "2", "parallel.ep=2", "--machine",

@@ -73,11 +73,18 @@ double TimedPlan::mfu(DType dtype) const {
 
 TimedPlan make_timed_plan(const RunConfig& config, const ParallelLayout& layout,
                           const Machine& machine, double load) {
-  return {.plan = make_plan(config, layout),
-          .machine = machine,
-          .load = load,
-          .time = replay(trace_step(config, layout, machine, load), machine, layout),
-          .verdict = compare_twins(config, layout, machine, load)};
+  TimedPlan timed{.plan = make_plan(config, layout),
+                  .machine = machine,
+                  .load = load,
+                  .time = {},
+                  .verdict = compare_twins(config, layout, machine, load)};
+  if (timed.verdict) {
+    const bool is_bigmac = config.model.structure == Structure::bigmac;
+    timed.time = is_bigmac ? timed.verdict->bigmac : timed.verdict->fine_grained;
+  } else {
+    timed.time = replay(trace_step(config, layout, machine, load), machine, layout);
+  }
+  return timed;
 }
 
 std::string describe(const TimedPlan& timed, DType dtype) {
