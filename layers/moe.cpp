@@ -7,7 +7,7 @@ MoeLayer::MoeLayer(const BuildContext& build, const std::string& name, int moe_l
     : router_(build, name + ".router", moe_layer),
       narrowing_(build, name),
       experts_(build, name + ".experts"),
-      exchange_(make_expert_exchange(build.dist.ep(), build.stream.device(),
+      exchange_(make_expert_exchange(build.dist.exchange_groups(), build.stream.device(),
                                      build.config.num_experts, exchange)) {
   if (build.config.num_shared_experts > 0) shared_.emplace(build, name);
 }

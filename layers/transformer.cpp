@@ -231,6 +231,7 @@ ExchangeFigures Transformer::take_exchange_figures() {
     if (!block.moe()) continue;
     const ExchangeFigures figures = block.moe()->exchange().take_figures();
     total.row_bytes += figures.row_bytes;
+    total.row_bytes_between_hosts += figures.row_bytes_between_hosts;
     total.metadata_bytes += figures.metadata_bytes;
     total.seconds += figures.seconds;
     total.buffer_bytes = std::max(total.buffer_bytes, figures.buffer_bytes);

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <iterator>
 #include <set>
 #include <utility>
 #include <vector>
@@ -58,7 +59,8 @@ class GroupMaker {
 
 // Whether no two ranks use the same physical device. Collective over the world.
 bool have_devices_of_their_own(MpiRuntime& mpi, Device device) {
-  const std::string name = fmt::format("{} {}", mpi.machine(), physical_name(device));
+  const int machine = mpi.machines()[static_cast<size_t>(mpi.rank())];
+  const std::string name = fmt::format("{} {}", machine, physical_name(device));
   constexpr int64_t kLength = 64;
   std::vector<uint8_t> mine(kLength), all(static_cast<size_t>(mpi.world_size() * kLength));
   std::copy_n(name.begin(), std::min<size_t>(name.size(), kLength), mine.begin());
@@ -88,6 +90,20 @@ bool works_in_background(int thread_support) {
   return decided != 0;
 }
 
+// Whether mpirun, srun or the like started this process.
+bool has_launcher() {
+  const char* const marks[] = {"OMPI_COMM_WORLD_SIZE", "PMIX_NAMESPACE", "PMIX_RANK", "PMI_RANK",
+                               "PMI_FD"};
+  return std::any_of(std::begin(marks), std::end(marks), std::getenv);
+}
+
+// A process alone needs no daemon for processes that join it, and no network: Open MPI then starts
+// in a tenth of the time. Where there is a launcher, both are the site's choice.
+void start_alone_quickly() {
+  setenv("OMPI_MCA_ess_singleton_isolated", "1", /*overwrite=*/0);
+  setenv("OMPI_MCA_pml", "ob1", /*overwrite=*/0);
+}
+
 int allowed_cores() {
   cpu_set_t cores;
   if (sched_getaffinity(0, sizeof(cores), &cores) != 0) return 1;
@@ -97,6 +113,7 @@ int allowed_cores() {
 }  // namespace
 
 MpiRuntime::MpiRuntime(int* argc, char*** argv) {
+  if (!has_launcher()) start_alone_quickly();
   // Open MPI's "put" protocol sends a long message over TCP in one piece, which delays the other
   // side's permission to answer: two ranks that exchange long messages took turns.
   setenv("OMPI_MCA_btl_tcp_flags", "send", /*overwrite=*/0);
@@ -109,8 +126,10 @@ MpiRuntime::MpiRuntime(int* argc, char*** argv) {
   MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node);
   MPI_Comm_rank(node, &local_rank_);
   MPI_Comm_size(node, &local_size_);
-  machine_ = rank_;
-  MPI_Bcast(&machine_, 1, MPI_INT, 0, node);
+  int machine = rank_;
+  MPI_Bcast(&machine, 1, MPI_INT, 0, node);
+  machines_.resize(static_cast<size_t>(world_size_));
+  MPI_Allgather(&machine, 1, MPI_INT, machines_.data(), 1, MPI_INT, MPI_COMM_WORLD);
   MPI_Comm_free(&node);
   watchdog_ = std::make_unique<Watchdog>(rank_);
   progress_ = std::make_unique<MpiProgress>(works_in_background(provided));
@@ -141,9 +160,11 @@ DistributedContext::DistributedContext()
       tp_(make_self_communicator("tp")),
       dp_(make_self_communicator("dp")),
       ep_(make_self_communicator("ep")),
-      edp_(make_self_communicator("edp")) {}
+      edp_(make_self_communicator("edp")),
+      ep_hosts_(1, 0) {}
 
-DistributedContext::DistributedContext(MpiRuntime& mpi, ParallelLayout layout, Device device)
+DistributedContext::DistributedContext(MpiRuntime& mpi, ParallelLayout layout, Device device,
+                                       const HostOptions& hosts)
     : layout_(layout), watchdog_(&mpi.watchdog()) {
   require(layout.world_size() == mpi.world_size(), "the layout has {} ranks, but {} are running",
           layout.world_size(), mpi.world_size());
@@ -157,20 +178,54 @@ DistributedContext::DistributedContext(MpiRuntime& mpi, ParallelLayout layout, D
   dp_ = groups.make(layout.dp_group(rank), "dp");
   ep_ = groups.make(layout.ep_group(rank), "ep");
   edp_ = groups.make(layout.edp_group(rank), "edp");
+  const std::vector<int>& of_ranks = hosts.hosts.empty() ? mpi.machines() : hosts.hosts;
+  for (const int member : layout.ep_group(rank)) {
+    ep_hosts_.push_back(of_ranks[static_cast<size_t>(member)]);
+  }
+  if (!hosts.groups) return;
+  run_collectively(mpi.world(), [&] { ep_ranks_per_host(layout, of_ranks); });
+  make_host_groups(rank, of_ranks, [&](const std::vector<int>& ranks, std::string name) {
+    return groups.make(ranks, std::move(name));
+  });
 }
 
 DistributedContext::DistributedContext(ParallelLayout layout, int rank,
-                                       CollectiveObserver* observer)
+                                       CollectiveObserver* observer, const HostOptions& hosts)
     : layout_(layout),
       world_(make_counting_communicator(rank, layout.world_size(), "world", observer)),
       tp_(make_counting_communicator(layout.tp_rank(rank), layout.tp(), "tp", observer)),
       dp_(make_counting_communicator(layout.dp_rank(rank), layout.dp(), "dp", observer)),
       ep_(make_counting_communicator(layout.ep_rank(rank), layout.ep(), "ep", observer)),
-      edp_(make_counting_communicator(layout.edp_rank(rank), layout.edp(), "edp", observer)) {}
+      edp_(make_counting_communicator(layout.edp_rank(rank), layout.edp(), "edp", observer)),
+      ep_hosts_(static_cast<size_t>(layout.ep()), 0) {
+  if (!hosts.groups || hosts.hosts.empty()) return;
+  make_host_groups(rank, hosts.hosts, [&](const std::vector<int>& ranks, std::string name) {
+    const auto place = std::find(ranks.begin(), ranks.end(), rank) - ranks.begin();
+    return make_counting_communicator(static_cast<int>(place), static_cast<int>(ranks.size()),
+                                      std::move(name), observer);
+  });
+}
+
+void DistributedContext::make_host_groups(int rank, const std::vector<int>& hosts,
+                                          const MakeGroup& make) {
+  const int per_host = ep_ranks_per_host(layout_, hosts);
+  // With one host no link is slow; with one rank on each, a host is a rank.
+  if (per_host == layout_.ep() || per_host == 1) return;
+  const std::vector<int> group = layout_.ep_group(rank);
+  const int place = layout_.ep_rank(rank) % per_host, first = layout_.ep_rank(rank) - place;
+  std::vector<int> between;
+  for (int i = place; i < layout_.ep(); i += per_host) {
+    between.push_back(group[static_cast<size_t>(i)]);
+  }
+  ep_within_host_ =
+      make({group.begin() + first, group.begin() + first + per_host}, "ep within host");
+  ep_between_hosts_ = make(std::move(between), "ep between hosts");
+}
 
 DistributedContext DistributedContext::counting(ParallelLayout layout, int rank,
-                                                CollectiveObserver* observer) {
-  return {layout, rank, observer};
+                                                CollectiveObserver* observer,
+                                                const HostOptions& hosts) {
+  return {layout, rank, observer, hosts};
 }
 
 void DistributedContext::set_step(int64_t step) const {

@@ -5,9 +5,11 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "kernels/runtime/check.h"
 #include "parallel/communicator.h"
+#include "parallel/expert_exchange.h"
 #include "parallel/mpi_progress.h"
 #include "parallel/parallel_layout.h"
 #include "parallel/watchdog.h"
@@ -36,8 +38,8 @@ class MpiRuntime {
   // cores that the process is allowed to run on; at least 1.
   int num_threads() const;
 
-  // A number that is equal on the ranks of one machine and differs between machines.
-  int machine() const { return machine_; }
+  // The machine of each rank, as the lowest rank there.
+  const std::vector<int>& machines() const { return machines_; }
 
   // It is idle until it is started, and lives as long as the runtime.
   Watchdog& watchdog() { return *watchdog_; }
@@ -53,13 +55,22 @@ class MpiRuntime {
   int world_size_ = 1;
   int local_rank_ = 0;
   int local_size_ = 1;
-  int machine_ = 0;
+  std::vector<int> machines_;
   std::unique_ptr<Watchdog> watchdog_;
   std::unique_ptr<MpiProgress> progress_;
   std::unique_ptr<Communicator> world_;
 };
 
 class CollectiveObserver;
+
+// How the ranks of a context lie on hosts.
+struct HostOptions {
+  // Make groups of an ep group's ranks within a host and between hosts (ExchangeGroups), for
+  // Deduplicate::host. Throws Error where hosts cut ep groups into unequal parts.
+  bool groups = false;
+  // The host of each rank. Empty: as MPI finds them; one host, if there is no MPI.
+  std::vector<int> hosts = {};
+};
 
 // The groups of one rank. The constructor makes all of them and opens their connections; it is
 // collective over `world`.
@@ -69,7 +80,8 @@ class DistributedContext {
   DistributedContext();
   // Tensors of `device`, which may differ from rank to rank, travel over NCCL where every rank has
   // a device of its own, and through host memory where ranks share one.
-  DistributedContext(MpiRuntime& mpi, ParallelLayout layout, Device device = {});
+  DistributedContext(MpiRuntime& mpi, ParallelLayout layout, Device device = {},
+                     const HostOptions& hosts = {});
 
   // The context of `rank` in any layout, without MPI and without the other ranks, for planning on a
   // device that only counts. Groups know their sizes and this rank's index, and their collectives
@@ -77,7 +89,8 @@ class DistributedContext {
   // not depend on the number of ranks. This is a named function, so that no context of a run is
   // made this way by mistake.
   static DistributedContext counting(ParallelLayout layout, int rank,
-                                     CollectiveObserver* observer = nullptr);
+                                     CollectiveObserver* observer = nullptr,
+                                     const HostOptions& hosts = {});
 
   const ParallelLayout& layout() const { return layout_; }
   int rank() const { return world().rank(); }
@@ -87,6 +100,9 @@ class DistributedContext {
   Communicator& dp() const { return *dp_; }
   Communicator& ep() const { return *ep_; }
   Communicator& edp() const { return *edp_; }
+  ExchangeGroups exchange_groups() const {
+    return {*ep_, ep_hosts_, ep_within_host_.get(), ep_between_hosts_.get()};
+  }
 
   // How tensors travel between ranks, for logs: "MPI", "NCCL 2.28.3", ...
   const std::string& transport() const { return transport_; }
@@ -99,13 +115,19 @@ class DistributedContext {
   void set_phase(Phase phase) const;
 
  private:
-  DistributedContext(ParallelLayout layout, int rank, CollectiveObserver* observer);
+  DistributedContext(ParallelLayout layout, int rank, CollectiveObserver* observer,
+                     const HostOptions& hosts);
+
+  using MakeGroup = std::function<std::unique_ptr<Communicator>(std::vector<int>, std::string)>;
+  void make_host_groups(int rank, const std::vector<int>& hosts, const MakeGroup& make);
 
   ParallelLayout layout_;
   Watchdog* watchdog_ = nullptr;  // of the runtime; null without MPI
   bool transfers_behind_compute_ = false;
   std::string transport_ = "none";
   std::unique_ptr<Communicator> world_, tp_, dp_, ep_, edp_;
+  std::vector<int> ep_hosts_;                                        // of the ranks of the ep group
+  std::unique_ptr<Communicator> ep_within_host_, ep_between_hosts_;  // null: rows are not spread
 };
 
 // An error that every rank of the world throws together, so that no rank waits for another.

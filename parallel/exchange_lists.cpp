@@ -7,27 +7,19 @@
 #include "kernels/basic/elementwise.h"
 
 namespace switchyard {
-namespace {
-
-// The mean number of ranks that a token's experts lie on, if every choice of top_k experts is
-// equally likely: the probability that none of them lies on a given rank is hypergeometric.
-double mean_ranks_per_token(int64_t num_experts, int64_t top_k, int64_t ranks) {
+// The probability that none of a token's experts lies on a given rank is hypergeometric.
+double rows_per_assignment(int64_t num_experts, int64_t top_k, int64_t ranks) {
   const int64_t local = num_experts / ranks;
   double missed = 1.0;
   for (int64_t i = 0; i < top_k; ++i) {
     missed *= static_cast<double>(std::max<int64_t>(0, num_experts - local - i)) /
               static_cast<double>(num_experts - i);
   }
-  return static_cast<double>(ranks) * (1.0 - missed);
+  return static_cast<double>(ranks) * (1.0 - missed) / static_cast<double>(top_k);
 }
-
-}  // namespace
 
 std::vector<int64_t> BalancedRouting::counts(int64_t tokens) const {
   const int64_t assignments = std::llround(static_cast<double>(tokens * top_k) * kept_share);
-  const double rows_per_assignment =
-      deduplicate ? mean_ranks_per_token(num_experts, top_k, ranks) / static_cast<double>(top_k)
-                  : 1.0;
   const int64_t local_experts = num_experts / ranks;
   const auto load_of = [&](int64_t other) {
     if (ranks == 1) return 1.0;

@@ -10,7 +10,7 @@
 
 namespace switchyard {
 
-// Both kinds of expert exchange use these parts.
+// All kinds of expert exchange use these parts.
 
 // Takes the lists of plan_sends for `dispatch_idx` [tokens, top_k] from the workspace.
 SendPlan take_send_plan(Workspace& workspace, ConstTensorView dispatch_idx, TensorView counts);
@@ -40,13 +40,18 @@ struct BalancedRouting {
   int64_t ranks;
   int64_t top_k;
   bool deduplicate;
-  double kept_share;  // of the assignments
-  int64_t rank = 0;   // whose experts get `load` times the mean; the others share the rest
+  double rows_per_assignment = 1.0;
+  double kept_share = 1.0;  // of the assignments
+  int64_t rank = 0;         // whose experts get `load` times the mean; the others share the rest
   double load = 1.0;
 
   //   result  [ranks, 1 + local experts], see SendPlan::counts
   std::vector<int64_t> counts(int64_t tokens) const;
 };
+
+// The mean number of ranks that a token's experts lie on, if every choice of top_k experts is equally
+// likely, divided by top_k.
+double rows_per_assignment(int64_t num_experts, int64_t top_k, int64_t ranks);
 
 // [0, counts[0], counts[0] + counts[1], ...]
 std::vector<int64_t> offsets_of(const std::vector<int64_t>& counts);

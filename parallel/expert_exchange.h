@@ -13,16 +13,22 @@ namespace switchyard {
 
 // The cost of one layer's exchange on this rank.
 struct ExchangeFigures {
-  int64_t row_bytes = 0;       // token rows sent to other ranks; the papers count these
+  int64_t row_bytes = 0;                // token rows sent to other ranks; the papers count these
+  int64_t row_bytes_between_hosts = 0;  // of these, to ranks of other hosts
   int64_t metadata_bytes = 0;  // counts, row indices, router weights and their gradients, sent
   double seconds = 0.0;        // of the stream in collectives, or waiting for those that ran
                                // behind other work
   int64_t buffer_bytes = 0;    // the most scratch memory of one dispatch and combine
 };
 
+// Where a token with several experts is sent once: nowhere, so that it is sent once per expert; to a
+// rank that holds several of them; or to a host whose ranks hold them, which spread it among them.
+enum class Deduplicate { none, rank, host };
+SWITCHYARD_ENUM_NAMES(Deduplicate, none, rank, host)
+
 struct ExchangeOptions {
-  bool deduplicate = true;  // a token with several experts on one rank is sent there once
-  int chunks = 1;           // number of parts in which a micro-batch's tokens are sent
+  Deduplicate deduplicate = Deduplicate::rank;
+  int chunks = 1;  // number of parts in which a micro-batch's tokens are sent
   // A device that only counts routes no tokens. The experts of a rank then get the same number of
   // assignments each, of which this share is kept, and a token's experts lie on as many ranks as
   // those of a random choice do on average.
@@ -109,13 +115,22 @@ class ExpertExchange {
   virtual ExchangeFigures take_figures() = 0;
 };
 
+// The groups over which rows travel. The last two are null unless rows are spread inside hosts, and
+// the ranks of the ep group lie on several hosts, several on each.
+struct ExchangeGroups {
+  Communicator& ep;
+  std::vector<int> hosts;                 // the host of each rank of the ep group
+  Communicator* within_host = nullptr;    // ranks of the ep group on this rank's host
+  Communicator* between_hosts = nullptr;  // a rank of each host, at this rank's place in its host
+};
+
 // With one rank no rows are sent: experts read the rows of the tokens, and the combine reads the
 // rows of the experts (local_exchange.cpp). With more, the tokens are split into options.chunks
 // chunks that are sent one by one, so that the transfer of one hides behind the experts of another;
 // with options.deduplicate, a token with several experts on one rank is sent there once, and its
-// partial results are summed there before they return (all_to_all_exchange.cpp). Throws Error
-// unless ep divides num_experts.
-std::unique_ptr<ExpertExchange> make_expert_exchange(Communicator& ep, Device device,
+// partial results are summed there before they return (all_to_all_exchange.cpp), and the same by
+// hosts (host_exchange.cpp). Throws Error unless ep divides num_experts.
+std::unique_ptr<ExpertExchange> make_expert_exchange(const ExchangeGroups& groups, Device device,
                                                      int num_experts,
                                                      const ExchangeOptions& options);
 

@@ -109,4 +109,12 @@ void count_plan_arrivals(Workspace& workspace, int64_t assignments, int64_t rank
   count_call(workspace, sort_scratch_bytes(assignments, /*max_key=*/local_experts - 1));
 }
 
+RelayScratch::RelayScratch(Workspace& workspace, int64_t ranks)
+    : rank_rows(workspace.take({ranks + 1}, DType::i64)),
+      rank_assignments(workspace.take({ranks + 1}, DType::i64)) {}
+
+void count_plan_relay(Workspace& workspace, int64_t ranks) {
+  const RelayScratch scratch(workspace, ranks);
+}
+
 }  // namespace switchyard::cuda

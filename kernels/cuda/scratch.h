@@ -75,4 +75,10 @@ struct ArrivalsScratch {
 };
 void count_plan_arrivals(Workspace&, int64_t assignments, int64_t ranks, int64_t local_experts);
 
+struct RelayScratch {
+  RelayScratch(Workspace& workspace, int64_t ranks);
+  TensorView rank_rows, rank_assignments;  // [ranks + 1] i64
+};
+void count_plan_relay(Workspace&, int64_t ranks);
+
 }  // namespace switchyard::cuda

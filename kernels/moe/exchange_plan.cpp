@@ -48,6 +48,22 @@ void plan_arrivals(Stream& stream, Workspace& workspace, ConstTensorView assignm
   (stream, workspace, assignments, rank_rows, rank_assignments, expert_offsets, plan);
 }
 
+void plan_relay(Stream& stream, Workspace& workspace, ConstTensorView assignments,
+                std::span<const int64_t> rank_rows, std::span<const int64_t> rank_assignments,
+                const RelayPlan& plan) {
+  const int64_t count = assignments.dim(0);
+  require(rank_rows.size() == rank_assignments.size() && rank_assignments.back() == count,
+          "the counts of ranks do not add up to {} assignments", count);
+  require(plan.dispatch_idx.rank() == 2 && plan.dispatch_idx.dim(0) == rank_rows.back(),
+          "dispatch_idx has shape {}, expected [{}, top_k]", to_string(plan.dispatch_idx.shape()),
+          rank_rows.back());
+  require_shape(plan.slot_of_assignment, {count}, "slot_of_assignment");
+  count_scratch(stream, workspace, no_scratch,
+                [&] { cuda::count_plan_relay(workspace, std::ssize(rank_rows) - 1); });
+  SWITCHYARD_BODY(stream, plan_relay)
+  (stream, workspace, assignments, rank_rows, rank_assignments, plan);
+}
+
 namespace cpu {
 namespace {
 
@@ -145,6 +161,25 @@ void plan_arrivals(Stream&, Workspace&, ConstTensorView assignments,
     }
   }
   offsets[rank_rows.back()] = static_cast<int32_t>(assignments.dim(0));
+}
+
+void plan_relay(Stream&, Workspace&, ConstTensorView assignments,
+                std::span<const int64_t> rank_rows, std::span<const int64_t> rank_assignments,
+                const RelayPlan& plan) {
+  const auto* arrived = reinterpret_cast<const Assignment*>(assignments.data<int32_t>());
+  const int64_t top_k = plan.dispatch_idx.dim(1);
+  auto* idx = plan.dispatch_idx.data<int32_t>();
+  auto* slots = plan.slot_of_assignment.data<int32_t>();
+  std::fill_n(idx, plan.dispatch_idx.num_elements(), -1);
+  for (size_t rank = 0; rank + 1 < rank_rows.size(); ++rank) {
+    int64_t first = rank_assignments[rank];  // assignment of the row
+    for (int64_t i = first; i < rank_assignments[rank + 1]; ++i) {
+      if (arrived[i].row != arrived[first].row) first = i;
+      const int64_t slot = (rank_rows[rank] + arrived[i].row) * top_k + (i - first);
+      idx[slot] = arrived[i].local_expert;
+      slots[i] = static_cast<int32_t>(slot);
+    }
+  }
 }
 
 }  // namespace cpu

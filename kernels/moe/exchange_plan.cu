@@ -127,14 +127,17 @@ struct Arrivals {
   int64_t count, ranks;
   const int64_t *rank_rows, *rank_assignments;  // [ranks + 1]
 
-  // The received row of assignment i.
-  __device__ int32_t row_of(int64_t i) const {
+  __device__ int64_t source_rank_of(int64_t i) const {
     int64_t rank = 0;
     for (int64_t end = ranks; end - rank > 1;) {
       const int64_t middle = (rank + end) / 2;
       (rank_assignments[middle] <= i ? rank : end) = middle;
     }
-    return static_cast<int32_t>(rank_rows[rank]) + assignments[i].x;
+    return rank;
+  }
+  // The received row of assignment i.
+  __device__ int32_t row_of(int64_t i) const {
+    return static_cast<int32_t>(rank_rows[source_rank_of(i)]) + assignments[i].x;
   }
 };
 
@@ -156,6 +159,23 @@ __global__ void place_arrivals_kernel(Arrivals a, const int32_t* sorted, int64_t
   expert_row_of_assignment[sorted[i]] = static_cast<int32_t>(i);
   const int32_t row = a.row_of(i);
   if (i == 0 || a.row_of(i - 1) != row) received_offsets[row] = static_cast<int32_t>(i);
+}
+
+// The assignments of a row are neighbours, at most top_k of them.
+__global__ void place_relay_kernel(Arrivals a, int64_t top_k, int32_t* dispatch_idx,
+                                   int32_t* slot_of_assignment) {
+  const int64_t i = thread_number();
+  if (i >= a.count) return;
+  const int64_t rank = a.source_rank_of(i), begin = a.rank_assignments[rank];
+  int64_t first = i;
+  while (first > begin && a.assignments[first - 1].x == a.assignments[i].x) --first;
+  const int64_t slot = (a.rank_rows[rank] + a.assignments[i].x) * top_k + (i - first);
+  dispatch_idx[slot] = a.assignments[i].y;
+  slot_of_assignment[i] = static_cast<int32_t>(slot);
+}
+
+__global__ void no_experts_kernel(int32_t* dispatch_idx, int64_t slots) {
+  if (const int64_t slot = thread_number(); slot < slots) dispatch_idx[slot] = -1;
 }
 
 const int64_t* copy_to_device(Stream& stream, std::span<const int64_t> values,
@@ -232,6 +252,25 @@ void cuda::plan_arrivals(Stream& stream, Workspace& workspace, ConstTensorView a
   launch(place_arrivals_kernel, num_blocks(count + 1, kThreads), kThreads, 0, stream, arrivals,
          sorted, rank_rows.back(), plan.expert_source.data<int32_t>(),
          plan.received_offsets.data<int32_t>(), plan.expert_row_of_assignment.data<int32_t>());
+}
+
+void cuda::plan_relay(Stream& stream, Workspace& workspace, ConstTensorView assignments,
+                      std::span<const int64_t> rank_rows, std::span<const int64_t> rank_assignments,
+                      const RelayPlan& plan) {
+  const int64_t count = assignments.dim(0), ranks = std::ssize(rank_rows) - 1;
+  const int64_t slots = plan.dispatch_idx.num_elements();
+  WorkspaceScope scope(workspace);
+  const RelayScratch scratch(workspace, ranks);
+  const Arrivals arrivals{
+      .assignments = reinterpret_cast<const int2*>(assignments.data<int32_t>()),
+      .count = count,
+      .ranks = ranks,
+      .rank_rows = copy_to_device(stream, rank_rows, scratch.rank_rows),
+      .rank_assignments = copy_to_device(stream, rank_assignments, scratch.rank_assignments)};
+  auto* idx = plan.dispatch_idx.data<int32_t>();
+  launch(no_experts_kernel, num_blocks(slots, kThreads), kThreads, 0, stream, idx, slots);
+  launch(place_relay_kernel, num_blocks(count, kThreads), kThreads, 0, stream, arrivals,
+         plan.dispatch_idx.dim(1), idx, plan.slot_of_assignment.data<int32_t>());
 }
 
 }  // namespace switchyard

@@ -45,16 +45,31 @@ using PlanArrivals = void(Stream&, Workspace&, ConstTensorView assignments,
                           std::span<const int64_t> rank_assignments,
                           std::span<const int64_t> expert_offsets, const ArrivalPlan& plan);
 
+// Received rows that go on to other ranks, as the tokens of a second exchange.
+struct RelayPlan {
+  TensorView dispatch_idx;        // [rows, top_k] i32: the experts of each received row; -1: none
+  TensorView slot_of_assignment;  // [assignments] i32: index in dispatch_idx, of assignments in
+                                  // order of arrival
+};
+
+//   assignments, rank_rows, rank_assignments  as above; a row has 1 to top_k assignments
+using PlanRelay = void(Stream&, Workspace&, ConstTensorView assignments,
+                       std::span<const int64_t> rank_rows,
+                       std::span<const int64_t> rank_assignments, const RelayPlan& plan);
+
 PlanSends plan_sends;
 PlanArrivals plan_arrivals;
+PlanRelay plan_relay;
 
 namespace cpu {
 PlanSends plan_sends;
 PlanArrivals plan_arrivals;
+PlanRelay plan_relay;
 }  // namespace cpu
 namespace cuda {
 PlanSends plan_sends;
 PlanArrivals plan_arrivals;
+PlanRelay plan_relay;
 }  // namespace cuda
 
 }  // namespace switchyard

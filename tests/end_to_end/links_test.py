@@ -7,6 +7,7 @@ usage: links_test.py PATH_TO_SWITCHYARD PATH_TO_MPIEXEC SUITES [unittest options
 SUITES are paths of MPI test programs, separated by commas, which must pass between hosts, too.
 """
 
+import json
 import os
 import pathlib
 import re
@@ -78,6 +79,32 @@ class Links(Program):
 
                 self.assertEqual(self.steps(), steps)
                 self.assertTrue(self.shards(20) == shards)
+
+    def test_rows_cross_a_link_once_per_host(self):
+        train = ["run", "--", SWITCHYARD, "train", "configs/tiny_bigmac.yaml", "parallel.ep=4"]
+        self.lab(*UP)
+        losses, crossed = {}, {}
+        for way in ("none", "rank", "host"):
+            self.lab(*train, f"parallel.deduplicate={way}", f"run.dir=runs/{way}")
+            metrics = [json.loads(line) for line in
+                       (self.folder / "runs" / way / "metrics.jsonl").read_text().splitlines()]
+            losses[way] = [m["loss"] for m in metrics]
+            crossed[way] = metrics[0]["exchange_bytes_between_hosts"]
+            self.assertLess(crossed[way], metrics[0]["exchange_bytes"])
+
+        for way in ("none", "host"):
+            for loss, expected in zip(losses[way], losses["rank"], strict=True):
+                self.assertAlmostEqual(loss, expected, delta=1e-4)
+        self.assertLess(crossed["host"], 0.9 * crossed["rank"])
+        self.assertLess(crossed["rank"], crossed["none"])
+
+    def test_hosts_that_cut_an_ep_group_unequally_are_refused(self):
+        self.lab("up", "--hosts", 2, "--ranks-per-host", 3, "--rate", "200mbit")
+        output = self.lab("run", "--", SWITCHYARD, "train", "configs/tiny_bigmac.yaml",
+                          "parallel.ep=2", "parallel.deduplicate=host",
+                          "train.global_batch_size=12", code=FAILED)
+        self.assertIn("the group of rank 2 lie on hosts 0 3", output)
+        self.assertEqual(output.count("parallel.deduplicate: host needs"), 1, output)
 
     def test_a_run_measures_the_number_of_chunks_once_and_keeps_it(self):
         train = ["run", "--", SWITCHYARD, "train", "configs/tiny_bigmac.yaml", "parallel.ep=4"]

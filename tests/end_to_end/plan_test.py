@@ -9,7 +9,7 @@ from program import BAD_INPUT, CONFIGS, FAILED, Program, command, run
 
 MACHINES = sorted((CONFIGS / "machines").glob("*.yaml"))
 XL = ["configs/gpt3_xl_bigmac.yaml", "--ranks", "32", "run.compute_dtype=bf16",
-      "parallel.deduplicate=false"]
+      "parallel.deduplicate=none"]
 # BigMac's experiments: 64 sequences per step over ep = 32 (its Figure 4).
 PAPER = [*XL, "parallel.tp=1", "parallel.ep=32", "train.global_batch_size=64",
          "train.micro_batch_size=1", "--machine", "configs/machines/bigmac_paper.yaml"]

@@ -23,8 +23,10 @@ DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
 
 
 def environment(**more):
+    # ob1: Open MPI need not look for networks between the ranks of one machine, which takes a third
+    # of the time in which a job starts.
     return {**os.environ, "OMP_NUM_THREADS": "1", "OMPI_ALLOW_RUN_AS_ROOT": "1",
-            "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", **more}
+            "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMPI_MCA_pml": "ob1", **more}
 
 
 def command(ranks, *arguments):

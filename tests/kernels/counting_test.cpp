@@ -202,6 +202,13 @@ void plan_arriving(Bench& b, int64_t count, size_t ranks) {
                  .expert_row_of_assignment = b.i32({count})});
 }
 
+void plan_relaying(Bench& b, int64_t count, size_t ranks) {
+  std::vector<int64_t> rows(ranks + 1, 1), assignments(ranks + 1, count);
+  rows[0] = assignments[0] = 0;
+  plan_relay(b.stream, b.workspace, b.i32({count, 2}), rows, assignments,
+             {.dispatch_idx = b.i32({1, count}), .slot_of_assignment = b.i32({count})});
+}
+
 void route(Bench& b, int64_t sequences, int64_t seq_len, int64_t experts, bool counting) {
   const int64_t tokens = sequences * seq_len;
   const Shape of_sequences{sequences, experts};
@@ -220,6 +227,7 @@ std::vector<ScratchCase> moe_and_embedding_cases() {
         {fmt::format("plan_sends_to_many_{}", n), [=](Bench& b) { plan_sending(b, n, 3, 300); }});
     cases.push_back(
         {fmt::format("plan_arrivals_{}", n), [=](Bench& b) { plan_arriving(b, n, 4); }});
+    cases.push_back({fmt::format("plan_relay_{}", n), [=](Bench& b) { plan_relaying(b, n, 4); }});
     cases.push_back(
         {fmt::format("router_forward_{}", n), [=](Bench& b) { route(b, 2, n, 8, false); }});
     cases.push_back(

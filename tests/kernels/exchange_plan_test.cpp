@@ -72,6 +72,26 @@ class ExchangePlanTest : public testing::TestWithParam<PlanCase> {
                     GetParam().deduplicate, expected_.plan());
   }
 
+  // What a rank knows of an arriving message. Here it is the one that this rank sends to all: any
+  // well-formed message will do.
+  struct Message {
+    std::vector<int64_t> rank_rows, rank_assignments, expert_offsets;
+  };
+  Message message() {
+    const int64_t row_size = 1 + GetParam().local_experts;
+    const auto counts = to_vector<int64_t>(expected_.counts);
+    Message m{{0}, {0}, std::vector<int64_t>(static_cast<size_t>(row_size), 0)};
+    for (int64_t r = 0; r < GetParam().ranks; ++r) {
+      const int64_t* of_rank = counts.data() + r * row_size;
+      m.rank_rows.push_back(m.rank_rows.back() + of_rank[0]);
+      m.rank_assignments.push_back(m.rank_assignments.back() +
+                                   std::accumulate(of_rank + 1, of_rank + row_size, int64_t{0}));
+      for (int64_t e = 1; e < row_size; ++e) m.expert_offsets[static_cast<size_t>(e)] += of_rank[e];
+    }
+    std::partial_sum(m.expert_offsets.begin(), m.expert_offsets.end(), m.expert_offsets.begin());
+    return m;
+  }
+
   Stream stream_;
   Workspace workspace_;
   switchyard::Stream cpu_;
@@ -120,20 +140,9 @@ TEST_P(ExchangePlanTest, RowsLeadBackToTheirTokens) {
   }
 }
 
-// The arriving message is the one that this rank sends to all: any well-formed message will do.
 TEST_P(ExchangePlanTest, ArrivalsAreThoseOfTheCpu) {
-  const int64_t row_size = 1 + GetParam().local_experts;
-  const auto counts = to_vector<int64_t>(expected_.counts);
-  std::vector<int64_t> rank_rows = {0}, rank_assignments = {0};
-  std::vector<int64_t> expert_offsets(static_cast<size_t>(row_size), 0);
-  for (int64_t r = 0; r < GetParam().ranks; ++r) {
-    const int64_t* of_rank = counts.data() + r * row_size;
-    rank_rows.push_back(rank_rows.back() + of_rank[0]);
-    rank_assignments.push_back(rank_assignments.back() +
-                               std::accumulate(of_rank + 1, of_rank + row_size, int64_t{0}));
-    for (int64_t e = 1; e < row_size; ++e) expert_offsets[static_cast<size_t>(e)] += of_rank[e];
-  }
-  std::partial_sum(expert_offsets.begin(), expert_offsets.end(), expert_offsets.begin());
+  const Message message = this->message();
+  const auto& [rank_rows, rank_assignments, expert_offsets] = message;
   const int64_t count = rank_assignments.back(), rows = rank_rows.back();
   struct Lists {
     Tensor source, offsets, places;
@@ -154,6 +163,40 @@ TEST_P(ExchangePlanTest, ArrivalsAreThoseOfTheCpu) {
   EXPECT_EQ(to_vector<int32_t>(mine.source), to_vector<int32_t>(expected.source));
   EXPECT_EQ(to_vector<int32_t>(mine.offsets), to_vector<int32_t>(expected.offsets));
   EXPECT_EQ(to_vector<int32_t>(mine.places), to_vector<int32_t>(expected.places));
+}
+
+// A relayed row has the experts of the token that it was sent for, as far as they are the rank's, in
+// the order of their slots; each assignment knows its place among them.
+TEST_P(ExchangePlanTest, RelayedRowsHaveTheExpertsOfTheirTokens) {
+  const Message message = this->message();
+  const int64_t count = message.rank_assignments.back(), rows = message.rank_rows.back();
+  const int64_t k = GetParam().top_k, local_experts = GetParam().local_experts;
+  Tensor idx({rows, k}, DType::i32), slots({count}, DType::i32);
+
+  plan_relay(stream_, workspace_, expected_.assignments.view().rows(0, count), message.rank_rows,
+             message.rank_assignments, {idx, slots});
+
+  const auto routed = to_vector<int32_t>(dispatch_idx_);
+  const auto source = to_vector<int32_t>(expected_.source);
+  std::vector<int32_t> expected(static_cast<size_t>(rows * k), -1);
+  std::vector<int32_t> expected_slots;
+  int64_t row = 0;
+  std::vector<bool> sent(routed.size());  // without deduplication a row has the next slot only
+  for (int64_t r = 0; r < GetParam().ranks; ++r) {
+    for (; row < message.rank_rows[static_cast<size_t>(r + 1)]; ++row) {
+      int64_t next = row * k;
+      for (int64_t s = source[static_cast<size_t>(row)] * k, end = s + k; s < end; ++s) {
+        const int32_t expert = routed[static_cast<size_t>(s)];
+        if (expert < 0 || expert / local_experts != r || sent[static_cast<size_t>(s)]) continue;
+        sent[static_cast<size_t>(s)] = true;
+        expected_slots.push_back(static_cast<int32_t>(next));
+        expected[static_cast<size_t>(next++)] = static_cast<int32_t>(expert % local_experts);
+        if (!GetParam().deduplicate) break;
+      }
+    }
+  }
+  EXPECT_EQ(to_vector<int32_t>(idx), expected);
+  EXPECT_EQ(to_vector<int32_t>(slots), expected_slots);
 }
 
 INSTANTIATE_TEST_SUITE_P(

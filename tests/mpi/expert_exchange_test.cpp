@@ -6,12 +6,15 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <iterator>
 #include <numeric>
 #include <random>
+#include <set>
 #include <string>
 #include <tuple>
 
 #include "mpi/mpi_test.h"
+#include "parallel/distributed_context.h"
 #include "tests/support/test_tensors.h"
 
 namespace switchyard {
@@ -70,14 +73,35 @@ float factor(int64_t expert) { return 0.5f + static_cast<float>(expert); }
 
 using Transfers = std::vector<std::unique_ptr<ChunkTransfer>>;
 
-// Index of the routing, whether rows are deduplicated, number of chunks.
-class ExchangeTest : public testing::TestWithParam<std::tuple<size_t, bool, int>> {
+// How rows are deduplicated on hosts of this many ranks each.
+struct ByHost {
+  std::string name;
+  Deduplicate deduplicate;
+  int ranks_per_host;
+};
+const ByHost kWays[] = {{"", Deduplicate::none, 2},
+                        {"Deduplicated", Deduplicate::rank, 2},
+                        {"DeduplicatedByPairs", Deduplicate::host, 2},
+                        {"DeduplicatedByFours", Deduplicate::host, 4}};
+
+// All ranks form one ep group.
+DistributedContext context(const ByHost& way) {
+  const int world = test_mpi().world_size();
+  HostOptions hosts{.groups = way.deduplicate == Deduplicate::host};
+  for (int i = 0; i < world; ++i) hosts.hosts.push_back(i / way.ranks_per_host);
+  return {test_mpi(), ParallelLayout(world, 1, world), Device{}, hosts};
+}
+
+// Index of the routing, index of the way, number of chunks.
+class ExchangeTest : public testing::TestWithParam<std::tuple<size_t, size_t, int>> {
  protected:
   ExchangeTest()
       : routing_(routings()[std::get<0>(GetParam())]),
+        way_(kWays[std::get<1>(GetParam())]),
+        dist_(context(way_)),
         exchange_(make_expert_exchange(
-            test_mpi().world(), stream_.device(), kExperts,
-            {.deduplicate = std::get<1>(GetParam()), .chunks = std::get<2>(GetParam())})),
+            dist_.exchange_groups(), stream_.device(), kExperts,
+            {.deduplicate = way_.deduplicate, .chunks = std::get<2>(GetParam())})),
         routed_(routing_.of(rank())),
         tokens_(static_cast<int64_t>(routed_.size())),
         idx_({tokens_, routing_.top_k}, DType::i32),
@@ -117,7 +141,31 @@ class ExchangeTest : public testing::TestWithParam<std::tuple<size_t, bool, int>
     return {tokens * chunk / chunks, tokens * (chunk + 1) / chunks};
   }
 
+  // The ranks in the order in which the rows that they send lie at an expert: with relays, by their
+  // place in their host.
+  std::vector<int> sources() const {
+    const int world = test_mpi().world_size();
+    std::vector<int> ranks(static_cast<size_t>(world));
+    std::iota(ranks.begin(), ranks.end(), 0);
+    if (!dist_.exchange_groups().between_hosts) return ranks;
+    std::stable_sort(ranks.begin(), ranks.end(), [&](int a, int b) {
+      return a % way_.ranks_per_host < b % way_.ranks_per_host;
+    });
+    return ranks;
+  }
+  // The number of different values of place(expert) among a token's experts, other than `own`.
+  template <class Place>
+  static int64_t others(const std::vector<int32_t>& experts, int64_t own, const Place& place) {
+    std::set<int64_t> places;
+    for (const int32_t expert : experts) {
+      if (expert >= 0) places.insert(place(expert));
+    }
+    return static_cast<int64_t>(places.size() - places.count(own));
+  }
+
   NamedRouting routing_;
+  ByHost way_;
+  DistributedContext dist_;
   Stream stream_;
   Workspace lists_, scratch_;
   std::unique_ptr<ExpertExchange> exchange_;
@@ -127,7 +175,7 @@ class ExchangeTest : public testing::TestWithParam<std::tuple<size_t, bool, int>
   std::unique_ptr<ExchangePlan> plan_;
 };
 
-TEST_P(ExchangeTest, RowsArriveByChunkThenExpertThenSourceRankThenToken) {
+TEST_P(ExchangeTest, RowsArriveByChunkThenExpertThenSourceThenToken) {
   const Transfers transfers = dispatch();
   const std::vector<ExpertRows> arrived = arrive(transfers);
 
@@ -139,7 +187,7 @@ TEST_P(ExchangeTest, RowsArriveByChunkThenExpertThenSourceRankThenToken) {
     int64_t row = 0;
     for (int64_t e = 0; e < num_local_experts(); ++e) {
       ASSERT_EQ(rows.offsets[static_cast<size_t>(e)], row);
-      for (int source = 0; source < test_mpi().world_size(); ++source) {
+      for (const int source : sources()) {
         const auto routed = routing_.of(source);
         const auto [begin, end] = tokens_of(c, arrived.size(), routed.size());
         for (size_t t = begin; t < end; ++t) {
@@ -242,23 +290,49 @@ TEST_P(ExchangeTest, WeightsFollowTheirRowsAndComeBackToTheirSlots) {
   }
 }
 
+// With relays a row goes to each other host once, and inside a host once to each rank but its relay.
 TEST_P(ExchangeTest, CountsTheRowsThatLeaveTheRank) {
   exchange_->take_figures();
   const Transfers transfers = dispatch();
   arrive(transfers);
   const ExchangeFigures figures = exchange_->take_figures();
+  int64_t sums[] = {figures.row_bytes, figures.row_bytes_between_hosts};
+  test_mpi().world().all_reduce(stream_, view_of(std::span<int64_t>(sums)), ReduceOp::sum);
 
-  int64_t rows = 0;
-  for (const std::vector<int32_t>& experts : routed_) {
-    std::vector<int64_t> ranks;
-    for (const int32_t expert : experts) {
-      if (expert >= 0) ranks.push_back(expert / num_local_experts());
+  int64_t rows = 0, rows_between = 0;
+  const auto rank_of = [&](int32_t expert) { return expert / num_local_experts(); };
+  const auto host_of = [&](int32_t expert) { return rank_of(expert) / way_.ranks_per_host; };
+  const bool relays = dist_.exchange_groups().between_hosts != nullptr;
+  for (int source = 0; source < test_mpi().world_size(); ++source) {
+    const int64_t host = source / way_.ranks_per_host, place = source % way_.ranks_per_host;
+    for (const std::vector<int32_t>& experts : routing_.of(source)) {
+      const int64_t other_ranks = others(experts, source, rank_of);
+      if (relays) {
+        rows_between += others(experts, host, host_of);
+        // Of the ranks that hold its experts, those at the source's place are its relays.
+        const int64_t ranks = others(experts, /*own=*/-1, rank_of);
+        const int64_t own_place = others(experts, /*own=*/-1, [&](int32_t expert) {
+          return rank_of(expert) % way_.ranks_per_host == place ? rank_of(expert) : -1;
+        });
+        rows += ranks - own_place;
+        continue;
+      }
+      if (way_.deduplicate != Deduplicate::none) {
+        rows += other_ranks;
+        rows_between += others(experts, /*own=*/-1, [&](int32_t expert) {
+          return host_of(expert) == host ? -1 : rank_of(expert);
+        });
+        continue;
+      }
+      for (const int32_t expert : experts) {
+        rows += expert >= 0 && rank_of(expert) != source;
+        rows_between += expert >= 0 && host_of(expert) != host;
+      }
     }
-    std::sort(ranks.begin(), ranks.end());
-    if (std::get<1>(GetParam())) ranks.erase(std::unique(ranks.begin(), ranks.end()), ranks.end());
-    rows += static_cast<int64_t>(ranks.size()) - std::count(ranks.begin(), ranks.end(), rank());
   }
-  EXPECT_EQ(figures.row_bytes, rows * kWidth * 4);
+  if (relays) rows += rows_between;
+  EXPECT_EQ(sums[0], rows * kWidth * 4);
+  EXPECT_EQ(sums[1], rows_between * kWidth * 4);
 }
 
 TEST_P(ExchangeTest, TheNumberOfChunksMayChangeFromOnePlanToTheNext) {
@@ -284,11 +358,12 @@ TEST_P(ExchangeTest, TheNumberOfChunksMayChangeFromOnePlanToTheNext) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Routings, ExchangeTest,
-                         testing::Combine(testing::Range<size_t>(0, 6), testing::Bool(),
+                         testing::Combine(testing::Range<size_t>(0, 6),
+                                          testing::Range<size_t>(0, std::size(kWays)),
                                           testing::Values(1, 3)),
                          [](const auto& tested) {
                            return routings()[std::get<0>(tested.param)].name +
-                                  (std::get<1>(tested.param) ? "Deduplicated" : "") +
+                                  kWays[std::get<1>(tested.param)].name +
                                   (std::get<2>(tested.param) > 1 ? "InChunks" : "");
                          });
 

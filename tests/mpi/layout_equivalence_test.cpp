@@ -82,6 +82,7 @@ struct Run {
 struct Variant {
   TransformerOptions options;
   bool documents = false;
+  int ranks_per_host = 0;    // 0: hosts are as they are
   bool zero_router = false;  // every token then chooses the first top_k experts
 };
 
@@ -203,6 +204,14 @@ void expect_identical_on_all_ranks(const DistributedContext& dist, const Run& ru
   }
 }
 
+HostOptions hosts_of(const Variant& variant, int world) {
+  HostOptions hosts{.groups = variant.options.exchange.deduplicate == Deduplicate::host};
+  for (int i = 0; i < world && variant.ranks_per_host > 0; ++i) {
+    hosts.hosts.push_back(i / variant.ranks_per_host);
+  }
+  return hosts;
+}
+
 void compare_layouts(const ModelConfig& model, const OptimizerConfig& optimizer, int accumulation,
                      const Bounds& bounds, Variant variant = {}) {
   variant.options.seed = 42;
@@ -215,7 +224,7 @@ void compare_layouts(const ModelConfig& model, const OptimizerConfig& optimizer,
     SCOPED_TRACE(testing::Message() << "tp " << layout.tp << " ep " << layout.ep << " dp "
                                     << layout.dp << " accumulation " << accumulation);
     const DistributedContext dist(test_mpi(), ParallelLayout(layout.world(), layout.tp, layout.ep),
-                                  test::device());
+                                  test::device(), hosts_of(variant, layout.world()));
     const Run run = train(test::device(), dist, model, optimizer, accumulation, variant);
     // The backends sum in different orders.
     expect_equal_runs(run, reference, is_on_cpu() ? bounds : kOtherBackendBounds);
@@ -348,7 +357,25 @@ TEST(LayoutVariantTest, QkNormOfAllHeadsSharedExpertGateAndExpertGroups) {
 TEST(LayoutVariantTest, RecomputationAndNoDeduplication) {
   const ModelConfig model = test::tiny_model(Structure::bigmac);
   compare_layouts(model, sgd(), 4, kSgdBounds,
-                  {.options = {.exchange = {.deduplicate = false}, .recompute = true}});
+                  {.options = {.exchange = {.deduplicate = Deduplicate::none}, .recompute = true}});
+}
+
+// Ep groups of four and eight ranks then have two or four hosts.
+TEST(LayoutVariantTest, DeduplicationByHost) {
+  constexpr ExchangeOptions by_host{.deduplicate = Deduplicate::host, .chunks = 3};
+  compare_layouts(test::tiny_model(Structure::fine_grained), sgd(), 4, kSgdBounds,
+                  {.options = {.exchange = by_host}, .ranks_per_host = 2});
+  ModelConfig model = test::tiny_model(Structure::bigmac);
+  model.router.capacity_factor = 1.0;
+  compare_layouts(model, sgd(), 1, kSgdBounds,
+                  {.options = {.exchange = by_host, .recompute = true}, .ranks_per_host = 2});
+}
+
+TEST(LayoutVariantTest, Bf16WithDeduplicationByHost) {
+  const Variant variant{
+      .options = {.compute_dtype = DType::bf16, .exchange = {.deduplicate = Deduplicate::host}},
+      .ranks_per_host = 2};
+  compare_layouts(test::tiny_model(Structure::bigmac), adamw(), 1, kBf16Bounds, variant);
 }
 
 // Three chunks do not divide the tokens evenly.

@@ -25,7 +25,7 @@ struct Layout {
 constexpr Layout kLayouts[] = {{1, 1, 1}, {1, 4, 4}, {2, 4, 4}, {4, 2, 4}, {1, 1, 4},
                                {2, 1, 4}, {1, 8, 8}, {2, 8, 8}, {4, 2, 8}};
 
-RunConfig config_of(Structure structure, DType dtype, bool deduplicate) {
+RunConfig config_of(Structure structure, DType dtype, Deduplicate deduplicate) {
   RunConfig config;
   config.run.compute_dtype = dtype;
   config.parallel.deduplicate = deduplicate;
@@ -69,7 +69,7 @@ class PlanOnLayoutsTest : public ::testing::TestWithParam<Case> {
     const Layout& l = std::get<0>(GetParam());
     return ParallelLayout(l.world, l.tp, l.ep);
   }
-  RunConfig config(bool deduplicate = false) const {
+  RunConfig config(Deduplicate deduplicate = Deduplicate::none) const {
     return config_of(std::get<1>(GetParam()), std::get<2>(GetParam()), deduplicate);
   }
 };
@@ -152,9 +152,15 @@ struct Pass {
   int64_t exchange_bytes = 0;  // of all ranks
 };
 
-Pass forward_backward(const RunConfig& config, const ParallelLayout& layout) {
+//   ranks_per_host  if the exchange goes by hosts
+Pass forward_backward(const RunConfig& config, const ParallelLayout& layout,
+                      int ranks_per_host = 0) {
   Stream stream;
-  const DistributedContext dist(test_mpi(), layout);
+  HostOptions hosts{.groups = ranks_per_host > 0, .hosts = {}};
+  for (int i = 0; hosts.groups && i < layout.world_size(); ++i) {
+    hosts.hosts.push_back(i / ranks_per_host);
+  }
+  const DistributedContext dist(test_mpi(), layout, Device{}, hosts);
   Transformer model(stream, config.model, dist, options_of(config));
   Workspace saved, scratch;
   StepStatistics statistics = test::statistics_for(config.model, model.num_moe_layers());
@@ -195,13 +201,25 @@ TEST_P(PlanOnLayoutsTest, BalancedRoutingTakesWhatIsPlanned) {
 }
 
 TEST_P(PlanOnLayoutsTest, FreeRoutingWithDeduplicationStaysWithinTenPercent) {
-  const RunConfig config = this->config(/*deduplicate=*/true);
+  const RunConfig config = this->config(Deduplicate::rank);
   const Plan plan = make_plan(config, layout());
 
   const Pass pass = forward_backward(config, layout());
 
   EXPECT_NEAR(static_cast<double>(plan.memory.activations.peak()), pass.mean_peak,
               0.1 * pass.mean_peak);
+}
+
+// Relays keep rows, weights and lists of their own.
+TEST_P(PlanOnLayoutsTest, FreeRoutingWithDeduplicationByHostStaysWithinTenPercent) {
+  constexpr int kRanksPerHost = 2;
+  const RunConfig config = this->config(Deduplicate::host);
+  CountedRank counted(config, layout(), {.ranks_per_host = kRanksPerHost});
+  const ActivationPlan plan = counted.run_micro_batch(/*is_last=*/true);
+
+  const Pass pass = forward_backward(config, layout(), kRanksPerHost);
+
+  EXPECT_NEAR(static_cast<double>(plan.peak()), pass.mean_peak, 0.1 * pass.mean_peak);
 }
 
 std::string name_of(const ::testing::TestParamInfo<Case>& tested) {

@@ -67,7 +67,7 @@ ModelConfig balanced(Structure structure) {
 
 TEST(ExchangeTrafficTest, EqualsTheFormulaWithoutDeduplication) {
   for (const Structure structure : {Structure::fine_grained, Structure::bigmac}) {
-    Bench bench(balanced(structure), {.exchange = {.deduplicate = false}});
+    Bench bench(balanced(structure), {.exchange = {.deduplicate = Deduplicate::none}});
 
     const StepReport report = bench.run();
 
@@ -80,8 +80,9 @@ TEST(ExchangeTrafficTest, EqualsTheFormulaWithoutDeduplication) {
 }
 
 TEST(ExchangeTrafficTest, OfBigMacIsTheRatioOfItsTwins) {
-  Bench fine_grained(balanced(Structure::fine_grained), {.exchange = {.deduplicate = false}});
-  Bench bigmac(balanced(Structure::bigmac), {.exchange = {.deduplicate = false}});
+  Bench fine_grained(balanced(Structure::fine_grained),
+                     {.exchange = {.deduplicate = Deduplicate::none}});
+  Bench bigmac(balanced(Structure::bigmac), {.exchange = {.deduplicate = Deduplicate::none}});
 
   const int64_t wide = fine_grained.run().metrics.exchange_bytes,
                 narrow = bigmac.run().metrics.exchange_bytes;
@@ -92,8 +93,9 @@ TEST(ExchangeTrafficTest, OfBigMacIsTheRatioOfItsTwins) {
 }
 
 TEST(ExchangeTrafficTest, DeduplicationSendsLess) {
-  Bench with(balanced(Structure::fine_grained), {.exchange = {.deduplicate = true}});
-  Bench without(balanced(Structure::fine_grained), {.exchange = {.deduplicate = false}});
+  Bench with(balanced(Structure::fine_grained), {.exchange = {.deduplicate = Deduplicate::rank}});
+  Bench without(balanced(Structure::fine_grained),
+                {.exchange = {.deduplicate = Deduplicate::none}});
 
   const int64_t fewer = with.run().metrics.exchange_bytes,
                 all = without.run().metrics.exchange_bytes;

@@ -1,5 +1,6 @@
 #include "parallel/parallel_layout.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -7,6 +8,7 @@
 #include <set>
 
 #include "kernels/runtime/check.h"
+#include "tests/support/error_of.h"
 
 namespace switchyard {
 namespace {
@@ -75,6 +77,36 @@ TEST(ParallelLayoutTest, ExpertGroupsMaySpanTensorGroups) {
   EXPECT_EQ(layout.dp_group(5), (std::vector<int>{1, 3, 5, 7}));
   EXPECT_EQ(layout.ep_group(5), (std::vector<int>{4, 5, 6, 7}));
   EXPECT_EQ(layout.edp_group(5), (std::vector<int>{1, 5}));
+}
+
+TEST(ParallelLayoutTest, HostsCutExpertGroupsIntoEqualParts) {
+  const auto per_host = [](int ep, const std::vector<int>& hosts) {
+    return ep_ranks_per_host(ParallelLayout(static_cast<int>(hosts.size()), 1, ep), hosts);
+  };
+  EXPECT_EQ(per_host(4, {0, 0, 1, 1}), 2);
+  EXPECT_EQ(per_host(4, {5, 5, 5, 5}), 4);
+  EXPECT_EQ(per_host(2, {0, 0, 0, 0, 1, 1, 1, 1}), 2);
+  EXPECT_EQ(per_host(8, {0, 0, 2, 2, 4, 4, 6, 6}), 2);
+  EXPECT_EQ(per_host(2, {0, 1, 0, 1}), 1);
+  EXPECT_EQ(per_host(1, {0, 0, 1, 1}), 1);
+}
+
+TEST(ParallelLayoutTest, RefusesHostsThatCutExpertGroupsUnequally) {
+  const std::vector<std::vector<int>> refused = {
+      {0, 0, 0, 1},              // another number of ranks
+      {0, 1, 0, 1},              // a host twice
+      {0, 0, 1, 2},              // a part of a run
+      {0, 0, 0, 0, 1, 1, 2, 2},  // groups on one host, and on two
+  };
+  for (const std::vector<int>& hosts : refused) {
+    const ParallelLayout layout(static_cast<int>(hosts.size()), 1, 4);
+    EXPECT_THROW(ep_ranks_per_host(layout, hosts), Error) << testing::PrintToString(hosts);
+  }
+  EXPECT_THAT(test::error_of([] {
+                const std::vector<int> hosts = {0, 0, 0, 0, 1, 1, 2, 2};
+                ep_ranks_per_host(ParallelLayout(8, 1, 4), hosts);
+              }),
+              testing::HasSubstr("the 4 ranks of the group of rank 4 lie on hosts 1 1 2 2"));
 }
 
 TEST(ParallelLayoutTest, RefusesWhatDoesNotDivide) {

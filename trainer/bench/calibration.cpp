@@ -79,8 +79,9 @@ void average(Stream& stream, Communicator& group, std::span<double> values) {
 
 Machine calibrate(MpiRuntime& mpi, const std::string& device) {
   const int per_host = mpi.local_size(), ranks = mpi.world_size();
+  const int machine_of_rank = mpi.machines()[static_cast<size_t>(mpi.rank())];
   run_collectively(mpi.world(), [&] {
-    require(ranks % per_host == 0 && mpi.rank() / per_host == mpi.machine() / per_host,
+    require(ranks % per_host == 0 && mpi.rank() / per_host == machine_of_rank / per_host,
             "calibrate needs as many ranks on every host, one host after the other: this one has "
             "{} of {}",
             per_host, ranks);

@@ -9,6 +9,7 @@
 #include "layers/decoding/decode_config.h"
 #include "layers/model_config.h"
 #include "optim/optimizer_config.h"
+#include "parallel/expert_exchange.h"
 #include "trainer/config/hash_config.h"
 #include "trainer/config/recall_config.h"
 #include "trainer/config/text_tasks_config.h"
@@ -47,7 +48,7 @@ struct RunSection {
 struct ParallelSection {
   int tp = 1;
   int ep = 1;
-  bool deduplicate = true;  // a token routed to several experts of one rank is sent once
+  Deduplicate deduplicate = Deduplicate::rank;
   // Parts of a micro-batch; the transfers of one overlap with the experts' work on another; 0:
   // chosen for the device
   int exchange_chunks = 0;

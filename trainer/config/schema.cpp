@@ -127,8 +127,11 @@ std::vector<ConfigField> parallel_fields() {
               "ranks that split attention and dense layers; dp = ranks / tp"),
       integer(SWITCHYARD_KEY(parallel.ep), 1, 1 << 20,
               "ranks that split the experts; divides the number of ranks"),
-      boolean(SWITCHYARD_KEY(parallel.deduplicate),
-              "a token routed to several experts of one rank is sent once"),
+      choice_once_boolean(
+          SWITCHYARD_KEY(parallel.deduplicate), Deduplicate::none, Deduplicate::rank,
+          "a token with several experts on one rank, or on one host whose ranks spread it among "
+          "them, is sent there once. host: where links between hosts are slow; needs as many ranks "
+          "of an ep group on each of its hosts. false and true of older files: none, rank"),
       integer(
           SWITCHYARD_KEY(parallel.exchange_chunks), 0, 64,
           "parts in which a micro-batch's tokens are sent to their experts, so that one part's "

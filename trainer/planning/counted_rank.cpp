@@ -52,6 +52,14 @@ MicroBatch batch_of(int64_t num_sequences, int64_t seq_len, Device device) {
           .document_start = {}};
 }
 
+// Hosts matter only where rows are spread inside them.
+HostOptions hosts_of(const RunConfig& config, const ParallelLayout& layout, int ranks_per_host) {
+  HostOptions hosts{.groups = config.parallel.deduplicate == Deduplicate::host};
+  if (!hosts.groups || ranks_per_host == 0) return hosts;
+  for (int i = 0; i < layout.world_size(); ++i) hosts.hosts.push_back(i / ranks_per_host);
+  return hosts;
+}
+
 }  // namespace
 
 CountedRank::CountedRank(const RunConfig& config, const ParallelLayout& layout,
@@ -59,7 +67,8 @@ CountedRank::CountedRank(const RunConfig& config, const ParallelLayout& layout,
     : config_(config),
       options_(options),
       stream_(device_of(config, options)),
-      dist_(DistributedContext::counting(layout, options.rank, options.trace)),
+      dist_(DistributedContext::counting(layout, options.rank, options.trace,
+                                         hosts_of(config, layout, options.ranks_per_host))),
       model_(stream_, config.model, dist_, counted_options(config, options)),
       optimizer_(stream_, config.optimizer, model_.parameters(), dist_),
       statistics_(model_.num_moe_layers(), config.model.num_experts, stream_.device()) {

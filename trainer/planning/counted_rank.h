@@ -29,6 +29,7 @@ struct CountedRankOptions {
   // Whether transfers run while the rank computes; else: where the device does it.
   std::optional<bool> transfers_behind_compute = {};
   std::optional<DeviceKind> device = {};  // else: of the configuration
+  int ranks_per_host = 0;                 // 0: all ranks on one host
   double load = 1.0;                      // rows of this rank's experts, in those of the mean rank
   WorkTrace* trace = nullptr;             // sees all work of the passes; must outlive the rank
 };

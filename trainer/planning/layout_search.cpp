@@ -37,6 +37,12 @@ bool is_valid(const RunConfig& config, int num_ranks) {
   }
 }
 
+// Whether rows can be spread inside hosts, if they shall be.
+bool suits_hosts(const RunConfig& config, int ep, int ranks_per_host) {
+  return config.parallel.deduplicate != Deduplicate::host || ranks_per_host % ep == 0 ||
+         ep % ranks_per_host == 0;
+}
+
 std::vector<int> divisors(int number, int most) {
   std::vector<int> found;
   for (int i = 1; i <= std::min(number, most); ++i) {
@@ -53,6 +59,7 @@ std::vector<LayoutChoice> candidates(const RunConfig& config, int num_ranks,
     const int64_t per_rank = config.train.global_batch_size / (num_ranks / tp);
     for (const int ep : divisors(num_ranks, moe ? config.model.num_experts : 1)) {
       if (moe && config.model.num_experts % ep != 0) continue;
+      if (!suits_hosts(config, ep, machine.ranks_per_host)) continue;
       for (int64_t size = 1; size <= std::min(per_rank, kLargestMicroBatch); size *= 2) {
         LayoutChoice choice{
             .layout = ParallelLayout(num_ranks, tp, ep), .micro_batch_size = size, .time = {}};

@@ -112,6 +112,7 @@ StepTrace trace_step(const RunConfig& config, const ParallelLayout& layout, cons
   CountedRank rank(config, layout,
                    {.transfers_behind_compute = machine.background > 0.0,
                     .device = machine.device,
+                    .ranks_per_host = machine.ranks_per_host,
                     .load = load,
                     .trace = &trace});
   StepTrace step;

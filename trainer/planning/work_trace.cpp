@@ -45,6 +45,11 @@ WorkTrace::Members WorkTrace::members_of(const std::string& group) const {
   const int64_t tp = layout_.tp(), ep = layout_.ep();
   if (group == "tp") return {rank_ / tp * tp, 1, tp};
   if (group == "ep") return {rank_ / ep * ep, 1, ep};
+  if (group == "ep within host")
+    return {rank_ / ranks_per_host_ * ranks_per_host_, 1, ranks_per_host_};
+  if (group == "ep between hosts") {
+    return {rank_ / ep * ep + rank_ % ranks_per_host_, ranks_per_host_, ep / ranks_per_host_};
+  }
   if (group == "dp") return {rank_ % tp, tp, layout_.dp()};
   if (group == "edp") return {rank_ % ep, ep, layout_.edp()};
   return {0, 1, layout_.world_size()};

@@ -52,6 +52,8 @@ std::span<const MetricField> step_metric_fields() {
        "model FLOP/s divided by the FLOP/s of the cores in use"},
       {"exchange_bytes", "byte", OverRanks::sum, &M::exchange_bytes, "",
        "token rows that left a rank"},
+      {"exchange_bytes_between_hosts", "byte", OverRanks::sum, &M::exchange_bytes_between_hosts, "",
+       "of these, to ranks of other machines"},
       {"max_load_ratio", "", OverRanks::same, &M::max_load_ratio, "router/max_load_ratio",
        "greatest load of an expert divided by the mean; 1.0 is balanced"},
       {"dropped_tokens", "", OverRanks::sum, &M::dropped_tokens, "router/dropped_tokens",

@@ -37,6 +37,7 @@ struct StepMetrics {
   double tokens_per_s = 0.0;
   double mfu = 0.0;
   int64_t exchange_bytes = 0;
+  int64_t exchange_bytes_between_hosts = 0;
   double max_load_ratio = 0.0;
   int64_t dropped_tokens = 0;
   int64_t peak_memory_bytes = 0;

@@ -28,7 +28,8 @@ struct Session {
   Session(MpiRuntime& mpi, const RunConfig& config)
       : stream(choose_device(mpi, config.run.device)),
         dist(mpi, ParallelLayout(mpi.world_size(), config.parallel.tp, config.parallel.ep),
-             stream.device()),
+             stream.device(),
+             {.groups = config.parallel.deduplicate == Deduplicate::host, .hosts = {}}),
         model(stream, config.model, dist, model_options(config, dist, stream.device())),
         multiplies_bf16_on_cpu_(stream.device().kind == DeviceKind::cpu &&
                                 config.run.compute_dtype == DType::bf16) {

@@ -151,6 +151,7 @@ StepReport TrainStep::reduce(StepMetrics mine, bool stop_requested) {
     report.expert_counts.push_back(layer.expert_counts);
   }
   metrics.exchange_bytes = exchange.row_bytes;
+  metrics.exchange_bytes_between_hosts = exchange.row_bytes_between_hosts;
   metrics.forward_ms = 1e3 * forward_time_.take_seconds();
   metrics.backward_ms = 1e3 * backward_time_.take_seconds();
   metrics.optimizer_ms = 1e3 * optimizer_time_.take_seconds();

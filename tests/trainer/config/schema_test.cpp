@@ -70,6 +70,10 @@ TEST(ConfigSchemaTest, BooleansOfOlderFilesNameChoices) {
   EXPECT_EQ(parse_config("model: {bias: qkv}", "stored").config.model.bias, Biases::qkv);
   EXPECT_EQ(parse_config("model: {qk_norm: true}", "stored").config.model.qk_norm,
             QkNormKind::head);
+  EXPECT_EQ(parse_config("parallel: {deduplicate: false}", "stored").config.parallel.deduplicate,
+            Deduplicate::none);
+  EXPECT_EQ(parse_config("parallel: {deduplicate: true}", "stored").config.parallel.deduplicate,
+            Deduplicate::rank);
 }
 
 TEST(ConfigSchemaTest, TextReadsBackEqual) {

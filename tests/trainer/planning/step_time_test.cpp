@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "parallel/exchange_lists.h"
 #include "tests/support/error_of.h"
 #include "tests/support/model_fixture.h"
 #include "trainer/planning/layout_search.h"
@@ -127,7 +128,7 @@ RunConfig run_of(Structure structure, int num_ranks, int ep) {
   config.run.dir = "run";
   config.model = tiny_model(structure);
   config.parallel.ep = ep;
-  config.parallel.deduplicate = false;
+  config.parallel.deduplicate = Deduplicate::none;
   config.train.micro_batch_size = 2;
   config.train.global_batch_size = 4 * num_ranks;
   return config;
@@ -168,6 +169,46 @@ TEST_P(TraceTest, TransfersTheBytesOfTheFormula) {
   const double rows = 0.5 * static_cast<double>(plan.exchange_bytes);
   EXPECT_GT(time.transfer(Purpose::exchange).seconds, rows);
   EXPECT_LT(time.transfer(Purpose::exchange).seconds, 1.4 * rows);
+}
+
+// Two hosts of two ranks. Balanced routing of random choices: a token's experts lie on so many hosts
+// and ranks on average.
+TEST(TraceTest, SpreadsRowsInsideHostsOnce) {
+  RunConfig config = run_of(Structure::fine_grained, 4, 4);
+  config.parallel.deduplicate = Deduplicate::host;
+  const ParallelLayout layout(4, 1, 4);
+  Machine machine = clockwork();
+  machine.ranks_per_host = 2;
+  double within = 0.0, between = 0.0;
+  for (const TraceItem& item : trace_step(config, layout, machine).last) {
+    const auto* start = std::get_if<TracedStart>(&item.what);
+    if (!start || item.purpose != Purpose::exchange) continue;
+    within += start->traffic.bytes_within;
+    between += start->traffic.bytes_between;
+    EXPECT_EQ(start->traffic.peers_within + start->traffic.peers_between, 1);
+  }
+
+  const ModelConfig& model = config.model;
+  const double top_k = model.router.top_k;
+  const double hosts = top_k * rows_per_assignment(model.num_experts, model.router.top_k, 2);
+  const double ranks = top_k * rows_per_assignment(model.num_experts, model.router.top_k, 4);
+  const auto tokens = static_cast<double>(config.train.micro_batch_size * model.seq_len);
+  // Dispatch and combine, forward and backward. Half of the rows are for the other of two.
+  const double row_bytes =
+      4.0 * model.num_layers * tokens * 4.0 * static_cast<double>(model.hidden);
+  EXPECT_GT(between, 0.5 * hosts * row_bytes);
+  EXPECT_LT(between, 1.4 * 0.5 * hosts * row_bytes);
+  EXPECT_GT(within, 0.5 * ranks * row_bytes);
+  EXPECT_LT(within, 1.4 * 0.5 * ranks * row_bytes);
+}
+
+TEST(TraceTest, RefusesHostsThatCutExpertGroupsUnequally) {
+  RunConfig config = run_of(Structure::fine_grained, 4, 4);
+  config.parallel.deduplicate = Deduplicate::host;
+  Machine machine = clockwork();
+  machine.ranks_per_host = 3;
+  EXPECT_THAT(error_of([&] { trace_step(config, ParallelLayout(4, 1, 4), machine); }),
+              HasSubstr("lie on hosts 0 0 0 1"));
 }
 
 TEST(TraceTest, ReducesAndGathersEveryParameterOnce) {
