@@ -49,8 +49,8 @@ struct BalancedRouting {
   std::vector<int64_t> counts(int64_t tokens) const;
 };
 
-// The mean number of ranks that a token's experts lie on, if every choice of top_k experts is equally
-// likely, divided by top_k.
+// The mean number of ranks that a token's experts lie on, if every choice of top_k experts is
+// equally likely, divided by top_k.
 double rows_per_assignment(int64_t num_experts, int64_t top_k, int64_t ranks);
 
 // [0, counts[0], counts[0] + counts[1], ...]

@@ -21,8 +21,9 @@ struct ExchangeFigures {
   int64_t buffer_bytes = 0;    // the most scratch memory of one dispatch and combine
 };
 
-// Where a token with several experts is sent once: nowhere, so that it is sent once per expert; to a
-// rank that holds several of them; or to a host whose ranks hold them, which spread it among them.
+// Where a token with several experts is sent once: nowhere, so that it is sent once per expert; to
+// a rank that holds several of them; or to a host whose ranks hold them, which spread it among
+// them.
 enum class Deduplicate { none, rank, host };
 SWITCHYARD_ENUM_NAMES(Deduplicate, none, rank, host)
 

@@ -42,8 +42,8 @@ class ParallelLayout {
 
 // The number of ranks of an ep group on each of its hosts.
 //   hosts  the host of each rank
-// Throws Error with the remedy unless the ranks of every ep group lie host by host, and on every host
-// the same number of them.
+// Throws Error with the remedy unless the ranks of every ep group lie host by host, and on every
+// host the same number of them.
 int ep_ranks_per_host(const ParallelLayout& layout, std::span<const int> hosts);
 
 std::string to_string(const ParallelLayout& layout);  // "tp 2, dp 4, ep 8, edp 1"

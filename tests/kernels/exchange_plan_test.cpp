@@ -165,8 +165,8 @@ TEST_P(ExchangePlanTest, ArrivalsAreThoseOfTheCpu) {
   EXPECT_EQ(to_vector<int32_t>(mine.places), to_vector<int32_t>(expected.places));
 }
 
-// A relayed row has the experts of the token that it was sent for, as far as they are the rank's, in
-// the order of their slots; each assignment knows its place among them.
+// A relayed row has the experts of the token that it was sent for, as far as they are the rank's,
+// in the order of their slots; each assignment knows its place among them.
 TEST_P(ExchangePlanTest, RelayedRowsHaveTheExpertsOfTheirTokens) {
   const Message message = this->message();
   const int64_t count = message.rank_assignments.back(), rows = message.rank_rows.back();

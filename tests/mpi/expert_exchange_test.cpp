@@ -290,7 +290,8 @@ TEST_P(ExchangeTest, WeightsFollowTheirRowsAndComeBackToTheirSlots) {
   }
 }
 
-// With relays a row goes to each other host once, and inside a host once to each rank but its relay.
+// With relays a row goes to each other host once, and inside a host once to each rank but its
+// relay.
 TEST_P(ExchangeTest, CountsTheRowsThatLeaveTheRank) {
   exchange_->take_figures();
   const Transfers transfers = dispatch();
