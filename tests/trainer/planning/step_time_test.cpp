@@ -171,8 +171,8 @@ TEST_P(TraceTest, TransfersTheBytesOfTheFormula) {
   EXPECT_LT(time.transfer(Purpose::exchange).seconds, 1.4 * rows);
 }
 
-// Two hosts of two ranks. Balanced routing of random choices: a token's experts lie on so many hosts
-// and ranks on average.
+// Two hosts of two ranks. Balanced routing of random choices: a token's experts lie on so many
+// hosts and ranks on average.
 TEST(TraceTest, SpreadsRowsInsideHostsOnce) {
   RunConfig config = run_of(Structure::fine_grained, 4, 4);
   config.parallel.deduplicate = Deduplicate::host;
