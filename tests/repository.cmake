@@ -17,6 +17,9 @@ add_test(NAME reference_model
 add_test(NAME export
          COMMAND ${SYSTEM_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/witness/export_test.py
                  $<TARGET_FILE:write_case> $<TARGET_FILE:switchyard>)
+# What scripts/smollm2_check.py compares with transformers.
+add_executable(write_logits ${CMAKE_CURRENT_SOURCE_DIR}/witness/write_logits.cpp)
+target_link_libraries(write_logits PRIVATE switchyard_trainer)
 set_tests_properties(reference_model export PROPERTIES TIMEOUT 300 ENVIRONMENT OMP_NUM_THREADS=1)
 
 # Every header must compile on its own. A .cpp file's own header is its first include
