@@ -18,9 +18,13 @@ class HashTraining(Program):
                 "hash.training.sigma=1", "hash.training.balance_weight=0", "hash.training.num_sequences=24",
                 "hash.training.held_out_sequences=8"]
 
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.prepare("train", "configs/tiny_bigmac.yaml")
+
     def setUp(self):
         super().setUp()
-        self.train(0)
         self.hash = self.folder / "runs" / "tiny_bigmac" / "hash"
 
     def train_hash(self, ranks, *overrides, code=DONE):

@@ -4,6 +4,7 @@ The first two arguments of such a test are the paths of switchyard and of mpiexe
 """
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -93,13 +94,19 @@ def write_text(folder):
         (folder / f"document_{i:02}.txt").write_text(text + "\n")
 
 
-def crc32c(data):
-    """Of RFC 3720."""
+@functools.cache
+def crc32c_table():
     table = []
     for byte in range(256):
         for _ in range(8):
             byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
         table.append(byte)
+    return table
+
+
+def crc32c(data):
+    """Of RFC 3720."""
+    table = crc32c_table()
     crc = 0xFFFFFFFF
     for byte in data:
         crc = crc >> 8 ^ table[(crc ^ byte) & 0xFF]
