@@ -81,10 +81,11 @@ std::string describe_transport(Device device, bool uses_nccl) {
   return device.kind == DeviceKind::cuda ? "MPI through pinned host memory" : "MPI";
 }
 
+// Between ranks of one machine a message is a copy, which takes the time of a core whoever makes it.
 // What rank 0 finds counts, because all ranks must decide the same.
-bool works_in_background(int thread_support) {
+bool works_in_background(int thread_support, bool several_machines) {
   const char* const wanted = std::getenv("SWITCHYARD_BACKGROUND");
-  const bool wants = wanted && std::atoi(wanted) != 0;
+  const bool wants = wanted ? std::atoi(wanted) != 0 : several_machines;
   int decided = wants && thread_support >= MPI_THREAD_SERIALIZED ? 1 : 0;
   MPI_Bcast(&decided, 1, MPI_INT, 0, MPI_COMM_WORLD);
   return decided != 0;
@@ -132,7 +133,8 @@ MpiRuntime::MpiRuntime(int* argc, char*** argv) {
   MPI_Allgather(&machine, 1, MPI_INT, machines_.data(), 1, MPI_INT, MPI_COMM_WORLD);
   MPI_Comm_free(&node);
   watchdog_ = std::make_unique<Watchdog>(rank_);
-  progress_ = std::make_unique<MpiProgress>(works_in_background(provided));
+  const bool several_machines = machines_ != std::vector(machines_.size(), machines_.front());
+  progress_ = std::make_unique<MpiProgress>(works_in_background(provided, several_machines));
   world_ = std::make_unique<MpiCommunicator>(MPI_COMM_WORLD, 0, "world", *watchdog_, *progress_);
 }
 

@@ -44,7 +44,8 @@ class MpiRuntime {
   // It is idle until it is started, and lives as long as the runtime.
   Watchdog& watchdog() { return *watchdog_; }
 
-  // It works in the background if SWITCHYARD_BACKGROUND is 1 on rank 0.
+  // It works in the background where the ranks lie on several machines; SWITCHYARD_BACKGROUND (0 or
+  // 1, on rank 0) decides otherwise.
   MpiProgress& progress() { return *progress_; }
 
   // Ends all ranks at once, for errors of which the other ranks would not learn otherwise.
