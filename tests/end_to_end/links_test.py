@@ -46,8 +46,7 @@ def namespaces():
 class Links(Program):
     def lab(self, *arguments, code=DONE, **more):
         returned, output = run([LAB, *arguments], self.folder, timeout=240,
-                               env=environment(SWITCHYARD_LINK_LAB=NAME,
-                                               SWITCHYARD_BACKGROUND="1", **more))
+                               env=environment(SWITCHYARD_LINK_LAB=NAME, **more))
         self.assertEqual(returned, code, output)
         return output
 
