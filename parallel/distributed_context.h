@@ -61,6 +61,9 @@ class MpiRuntime {
 
 class CollectiveObserver;
 
+// Whether no two ranks use the same physical device, each its `device`. Collective over the world.
+bool have_devices_of_their_own(MpiRuntime& mpi, Device device);
+
 // The groups of one rank. The constructor makes all of them and opens their connections; it is
 // collective over `world`.
 class DistributedContext {
@@ -94,6 +97,9 @@ class DistributedContext {
   // Whether transfers run while the rank computes.
   bool transfers_behind_compute() const { return transfers_behind_compute_; }
 
+  // Whether collectives open further connections, depending on their size, when they first run.
+  bool connects_when_used() const { return connects_when_used_; }
+
   // Set the step and the phase that the watchdog's message names.
   void set_step(int64_t step) const;
   void set_phase(Phase phase) const;
@@ -104,6 +110,7 @@ class DistributedContext {
   ParallelLayout layout_;
   Watchdog* watchdog_ = nullptr;  // of the runtime; null without MPI
   bool transfers_behind_compute_ = false;
+  bool connects_when_used_ = false;
   std::string transport_ = "none";
   std::unique_ptr<Communicator> world_, tp_, dp_, ep_, edp_;
 };
