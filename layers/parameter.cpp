@@ -78,6 +78,18 @@ TensorView fuse(const Parameter& first, const Parameter& last, TensorView Parame
   return {head.raw(), Shape(fused_dims), head.dtype(), head.device()};
 }
 
+int64_t elements_of(const ParameterStore::BucketElements& elements, ParameterGroup group) {
+  switch (group) {
+    case ParameterGroup::sharded:
+      return elements.sharded;
+    case ParameterGroup::replicated:
+      return elements.replicated;
+    case ParameterGroup::expert:
+      return elements.expert;
+  }
+  fail("unknown parameter group");
+}
+
 }  // namespace
 
 std::string describe(const FlatBuffer& buffer) {
@@ -104,13 +116,17 @@ Parameter& ParameterStore::add(ParameterSpec spec) {
   return parameter;
 }
 
+int64_t ParameterStore::bucket_elements_of(int ranks) {
+  return std::max(kBucketElements, kBucketElementsPerRank * ranks);
+}
+
 FlatBuffer& ParameterStore::buffer_for(ParameterGroup group, DType dtype) {
   // The parameters of a stage stay in one buffer, because layers fuse neighbours.
   const auto newest = std::find_if(buffers_.rbegin(), buffers_.rend(), [&](const FlatBuffer& b) {
     return b.group == group && b.dtype == dtype;
   });
-  if (newest != buffers_.rend() &&
-      (newest->last_stage == stage_ || newest->num_elements < bucket_elements_)) {
+  if (newest != buffers_.rend() && (newest->last_stage == stage_ ||
+                                    newest->num_elements < elements_of(bucket_elements_, group))) {
     return *newest;
   }
   buffers_.push_back({.group = group,

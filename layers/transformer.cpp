@@ -9,6 +9,17 @@
 #include "layers/sequence_parallel.h"
 
 namespace switchyard {
+namespace {
+
+ParameterStore::BucketElements bucket_elements(const DistributedContext& dist,
+                                               const TransformerOptions& options) {
+  const auto of = [&](const Communicator& group) {
+    return options.bucket_elements.value_or(ParameterStore::bucket_elements_of(group.size()));
+  };
+  return {.sharded = of(dist.dp()), .replicated = of(dist.world()), .expert = of(dist.edp())};
+}
+
+}  // namespace
 
 Transformer::Transformer(Stream& stream, const ModelConfig& config, const DistributedContext& dist,
                          const TransformerOptions& options)
@@ -16,7 +27,7 @@ Transformer::Transformer(Stream& stream, const ModelConfig& config, const Distri
       tp_(dist.tp().size()),
       options_(options),
       device_(stream.device()),
-      store_(std::make_unique<ParameterStore>(options.bucket_elements)) {
+      store_(std::make_unique<ParameterStore>(bucket_elements(dist, options))) {
   const BuildContext build{stream, *store_, config_, dist, options_.compute_dtype};
   embedding_ = std::make_unique<Embedding>(build);
   blocks_.reserve(static_cast<size_t>(config_.num_layers));

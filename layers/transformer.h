@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "layers/block.h"
@@ -21,7 +22,8 @@ struct TransformerOptions {
   uint64_t seed = 0;
   ExchangeOptions exchange = {};
   bool recompute = false;  // keep only block inputs, and run each block again in the backward pass
-  int64_t bucket_elements = ParameterStore::kBucketElements;
+  // Of all buckets; else by the ranks that sum them (ParameterStore::bucket_elements_of).
+  std::optional<int64_t> bucket_elements = {};
 };
 
 // A decoder-only language model of any structure, and this rank's share of its parameters.

@@ -18,11 +18,21 @@ DistributedOptimizer::DistributedOptimizer(Stream& stream, const OptimizerConfig
   for (FlatBuffer& buffer : store_.buffers()) {
     shards_.emplace_back(stream, rules_, buffer, copies_of(buffer.group));
   }
+  if (dist_.connects_when_used()) open_connections(stream);
   // A device that only counts has no other ranks to put matrices together with.
   if (!rules_.matrices || stream.device().counts_only) return;
   // The ranks that together own a matrix which tp splits are those that hold replicated parameters.
   add_matrix_update(stream, copies_of(ParameterGroup::replicated), /*experts=*/false);
   add_matrix_update(stream, copies_of(ParameterGroup::expert), /*experts=*/true);
+}
+
+// The first step would open them while activations fill the memory. The gradients are zero, and the
+// values are the same on all ranks, so nothing changes.
+void DistributedOptimizer::open_connections(Stream& stream) {
+  for (OptimizerShard& shard : shards_) {
+    shard.group().reduce_scatter(stream, shard.buffer().grads, shard.grads());
+    shard.group().all_gather(stream, shard.values(), shard.buffer().values);
+  }
 }
 
 Communicator& DistributedOptimizer::copies_of(ParameterGroup group) const {

@@ -58,6 +58,7 @@ class DistributedOptimizer {
 
  private:
   Communicator& copies_of(ParameterGroup group) const;
+  void open_connections(Stream& stream);
   OptimizerShard* shard_of(const Parameter& parameter);
   void add_matrix_update(Stream& stream, Communicator& group, bool experts);
   double global_grad_norm(Stream& stream);

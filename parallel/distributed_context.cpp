@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <iterator>
+#include <numeric>
 #include <set>
 #include <utility>
 #include <vector>
@@ -20,6 +21,15 @@
 namespace switchyard {
 namespace {
 
+// What a group's collectives carry besides figures. NCCL connects two ranks for messages when they
+// first exchange one, and this takes memory of both devices, so a group is warmed with what it
+// runs.
+enum class Traffic {
+  gradients,    // summed and gathered; the optimizer warms those, in the sizes that it has
+  rows,         // of tokens, from every rank to every other
+  activations,  // of tensor parallelism
+};
+
 // Makes the groups of one rank.
 class GroupMaker {
  public:
@@ -27,49 +37,66 @@ class GroupMaker {
       : mpi_(mpi), device_(device), uses_nccl_(uses_nccl) {}
 
   // Collective over the world; ranks of one-rank groups take part, too. All groups of one kind have
-  // the same size.
-  std::unique_ptr<Communicator> make(const std::vector<int>& ranks, std::string name) const {
+  // the same size. The first group must be the world.
+  std::unique_ptr<Communicator> make(const std::vector<int>& ranks, std::string name,
+                                     Traffic traffic) {
     auto host = std::make_unique<MpiCommunicator>(MPI_COMM_WORLD, ranks.front(), name,
                                                   mpi_.watchdog(), mpi_.progress());
     if (host->size() == 1) return make_self_communicator(std::move(name));
-    std::unique_ptr<Communicator> group =
-        uses_nccl_ ? make_nccl_communicator(std::move(host), device_, mpi_.watchdog())
-                   : std::make_unique<StagedCommunicator>(std::move(host));
-    warm(*group);
+    std::unique_ptr<Communicator> group;
+    if (uses_nccl_) {
+      const std::shared_ptr<NcclGroup> devices = nccl_group(ranks, *host);
+      group = make_nccl_communicator(std::move(host), devices);
+    } else {
+      group = std::make_unique<StagedCommunicator>(std::move(host));
+    }
+    warm(*group, traffic);
     return group;
   }
 
  private:
+  // Groups of equal ranks share one. Whether two kinds of groups are equal depends on the layout
+  // alone, so all ranks find the same.
+  std::shared_ptr<NcclGroup> nccl_group(const std::vector<int>& ranks, Communicator& host) {
+    for (const auto& [members, group] : nccl_groups_) {
+      if (members == ranks) return group;
+    }
+    std::shared_ptr<NcclGroup> group =
+        nccl_groups_.empty()
+            ? make_nccl_world(host, device_, mpi_.watchdog())
+            : split_nccl_group(*nccl_groups_.front().second, ranks.front(), host.name());
+    nccl_groups_.emplace_back(ranks, group);
+    return group;
+  }
+
   // The first message between two ranks opens their connection; these messages spare the first
-  // step the delay.
-  void warm(Communicator& group) const {
+  // step the delay. Over MPI every collective consists of messages between all ranks.
+  void warm(Communicator& group, Traffic traffic) const {
     Stream stream(device_);
     const int64_t size = group.size();
-    const std::vector<int64_t> one_each(static_cast<size_t>(size), 1);
-    Tensor sent({size}, DType::f32, device_), received({size}, DType::f32, device_);
-    group.all_to_all_v(stream, sent, one_each, received, one_each);
-    group.all_reduce(stream, received, ReduceOp::sum);
+    Tensor figures({size}, DType::f32, device_);
+    group.all_reduce(stream, figures, ReduceOp::sum);
+    if (!uses_nccl_ || traffic != Traffic::gradients) {
+      const std::vector<int64_t> one_each(static_cast<size_t>(size), 1);
+      Tensor received({size}, DType::f32, device_);
+      group.all_to_all_v(stream, figures, one_each, received, one_each);
+    }
+    if (uses_nccl_ && traffic == Traffic::activations) {
+      // Enough for NCCL to sum them itself.
+      constexpr int64_t kOfRank = 32768;
+      Tensor all({size * kOfRank}, DType::f32, device_);
+      const TensorView mine = all.view().rows(group.rank() * kOfRank, kOfRank);
+      group.reduce_scatter(stream, all, mine);
+      group.all_gather(stream, mine, all);
+    }
     stream.synchronize();
   }
 
   MpiRuntime& mpi_;
   Device device_;
   bool uses_nccl_;
+  std::vector<std::pair<std::vector<int>, std::shared_ptr<NcclGroup>>> nccl_groups_;
 };
-
-// Whether no two ranks use the same physical device. Collective over the world.
-bool have_devices_of_their_own(MpiRuntime& mpi, Device device) {
-  const int machine = mpi.machines()[static_cast<size_t>(mpi.rank())];
-  const std::string name = fmt::format("{} {}", machine, physical_name(device));
-  constexpr int64_t kLength = 64;
-  std::vector<uint8_t> mine(kLength), all(static_cast<size_t>(mpi.world_size() * kLength));
-  std::copy_n(name.begin(), std::min<size_t>(name.size(), kLength), mine.begin());
-  Stream stream;
-  mpi.world().all_gather(stream, view_of(std::span(mine)), view_of(std::span(all)));
-  std::set<std::string> names;
-  for (auto at = all.begin(); at != all.end(); at += kLength) names.emplace(at, at + kLength);
-  return static_cast<int>(names.size()) == mpi.world_size();
-}
 
 bool choose_nccl(MpiRuntime& mpi, Device device) {
   return device.kind == DeviceKind::cuda && mpi.world_size() > 1 && !nccl_version().empty() &&
@@ -77,7 +104,10 @@ bool choose_nccl(MpiRuntime& mpi, Device device) {
 }
 
 std::string describe_transport(Device device, bool uses_nccl) {
-  if (uses_nccl) return "NCCL " + nccl_version();
+  if (uses_nccl) {
+    return "NCCL " + nccl_version() +
+           (nccl_orders_launches() ? "" : ", one collective of a rank at a time");
+  }
   return device.kind == DeviceKind::cuda ? "MPI through pinned host memory" : "MPI";
 }
 
@@ -113,11 +143,26 @@ int allowed_cores() {
 
 }  // namespace
 
+bool have_devices_of_their_own(MpiRuntime& mpi, Device device) {
+  const int machine = mpi.machines()[static_cast<size_t>(mpi.rank())];
+  const std::string name = fmt::format("{} {}", machine, physical_name(device));
+  constexpr int64_t kLength = 64;
+  std::vector<uint8_t> mine(kLength), all(static_cast<size_t>(mpi.world_size() * kLength));
+  std::copy_n(name.begin(), std::min<size_t>(name.size(), kLength), mine.begin());
+  Stream stream;
+  mpi.world().all_gather(stream, view_of(std::span(mine)), view_of(std::span(all)));
+  std::set<std::string> names;
+  for (auto at = all.begin(); at != all.end(); at += kLength) names.emplace(at, at + kLength);
+  return static_cast<int>(names.size()) == mpi.world_size();
+}
+
 MpiRuntime::MpiRuntime(int* argc, char*** argv) {
   if (!has_launcher()) start_alone_quickly();
   // Open MPI's "put" protocol sends a long message over TCP in one piece, which delays the other
   // side's permission to answer: two ranks that exchange long messages took turns.
   setenv("OMPI_MCA_btl_tcp_flags", "send", /*overwrite=*/0);
+  // Collectives of several groups are under way at the same time (nccl_orders_launches).
+  setenv("NCCL_LAUNCH_ORDER_IMPLICIT", "1", /*overwrite=*/0);
   int provided = 0;
   MPI_Init_thread(argc, argv, MPI_THREAD_SERIALIZED, &provided);
   require(provided >= MPI_THREAD_FUNNELED, "this MPI does not support threads (FUNNELED)");
@@ -173,13 +218,16 @@ DistributedContext::DistributedContext(MpiRuntime& mpi, ParallelLayout layout, D
   const int rank = mpi.rank();
   const bool uses_nccl = choose_nccl(mpi, device);
   transfers_behind_compute_ = uses_nccl || (device.is_host() && mpi.progress().in_background());
+  connects_when_used_ = uses_nccl;
   transport_ = describe_transport(device, uses_nccl);
-  const GroupMaker groups(mpi, device, uses_nccl);
-  world_ = groups.make(std::vector<int>(static_cast<size_t>(mpi.world_size()), 0), "world");
-  tp_ = groups.make(layout.tp_group(rank), "tp");
-  dp_ = groups.make(layout.dp_group(rank), "dp");
-  ep_ = groups.make(layout.ep_group(rank), "ep");
-  edp_ = groups.make(layout.edp_group(rank), "edp");
+  GroupMaker groups(mpi, device, uses_nccl);
+  std::vector<int> all_ranks(static_cast<size_t>(mpi.world_size()));
+  std::iota(all_ranks.begin(), all_ranks.end(), 0);
+  world_ = groups.make(all_ranks, "world", Traffic::gradients);
+  tp_ = groups.make(layout.tp_group(rank), "tp", Traffic::activations);
+  dp_ = groups.make(layout.dp_group(rank), "dp", Traffic::gradients);
+  ep_ = groups.make(layout.ep_group(rank), "ep", Traffic::rows);
+  edp_ = groups.make(layout.edp_group(rank), "edp", Traffic::gradients);
   const std::vector<int>& of_ranks = hosts.hosts.empty() ? mpi.machines() : hosts.hosts;
   for (const int member : layout.ep_group(rank)) {
     ep_hosts_.push_back(of_ranks[static_cast<size_t>(member)]);
@@ -187,7 +235,7 @@ DistributedContext::DistributedContext(MpiRuntime& mpi, ParallelLayout layout, D
   if (!hosts.groups) return;
   run_collectively(mpi.world(), [&] { ep_ranks_per_host(layout, of_ranks); });
   make_host_groups(rank, of_ranks, [&](const std::vector<int>& ranks, std::string name) {
-    return groups.make(ranks, std::move(name));
+    return groups.make(ranks, std::move(name), Traffic::rows);
   });
 }
 

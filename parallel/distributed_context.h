@@ -73,6 +73,9 @@ struct HostOptions {
   std::vector<int> hosts = {};
 };
 
+// Whether no two ranks use the same physical device, each its `device`. Collective over the world.
+bool have_devices_of_their_own(MpiRuntime& mpi, Device device);
+
 // The groups of one rank. The constructor makes all of them and opens their connections; it is
 // collective over `world`.
 class DistributedContext {
@@ -111,6 +114,9 @@ class DistributedContext {
   // Whether transfers run while the rank computes.
   bool transfers_behind_compute() const { return transfers_behind_compute_; }
 
+  // Whether collectives open further connections, depending on their size, when they first run.
+  bool connects_when_used() const { return connects_when_used_; }
+
   // Set the step and the phase that the watchdog's message names.
   void set_step(int64_t step) const;
   void set_phase(Phase phase) const;
@@ -125,6 +131,7 @@ class DistributedContext {
   ParallelLayout layout_;
   Watchdog* watchdog_ = nullptr;  // of the runtime; null without MPI
   bool transfers_behind_compute_ = false;
+  bool connects_when_used_ = false;
   std::string transport_ = "none";
   std::unique_ptr<Communicator> world_, tp_, dp_, ep_, edp_;
   std::vector<int> ep_hosts_;                                        // of the ranks of the ep group

@@ -4,6 +4,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <exception>
 #include <utility>
 
 namespace switchyard {
@@ -21,6 +22,7 @@ void print_line(const std::string& line) { std::fputs((line + '\n').c_str(), std
 
 }  // namespace
 
+// The guard ends last, because the other thread may wait for the device.
 Watchdog::~Watchdog() {
   {
     const std::lock_guard lock(mutex_);
@@ -28,12 +30,20 @@ Watchdog::~Watchdog() {
   }
   ending_.notify_all();
   if (thread_.joinable()) thread_.join();
+  {
+    const std::lock_guard lock(guard_mutex_);
+    guard_ends_ = true;
+  }
+  guard_ending_.notify_all();
+  if (guard_.joinable()) guard_.join();
 }
 
-void Watchdog::start(std::chrono::seconds patience) {
+void Watchdog::start(std::chrono::seconds patience, Device device) {
   const std::lock_guard lock(mutex_);
   patience_ = patience;
-  if (!thread_.joinable()) thread_ = std::thread([this] { run(); });
+  if (thread_.joinable()) return;
+  thread_ = std::thread([this, device] { run(device); });
+  guard_ = std::thread([this] { guard(); });
 }
 
 std::list<Watchdog::Watch>::iterator Watchdog::add(const char* collective, const std::string& group,
@@ -66,24 +76,63 @@ void Watchdog::forget(Check check) {
   checks_.erase(check);
 }
 
-void Watchdog::run() {
-  std::unique_lock lock(mutex_);
-  while (!ending_.wait_for(lock, kPeriod, [this] { return ends_; })) look();
+Watchdog::Asking::Asking(Watchdog& watchdog, std::string question) : watchdog_(watchdog) {
+  const std::lock_guard lock(watchdog_.guard_mutex_);
+  watchdog_.question_ = std::move(question);
+  watchdog_.asked_ = Clock::now();
+}
+
+Watchdog::Asking::~Asking() {
+  const std::lock_guard lock(watchdog_.guard_mutex_);
+  watchdog_.question_.clear();
+}
+
+// A new thread's device is the first one: without make_current the calls of look() would make a
+// context there, which takes half a gigabyte, for every rank of the machine.
+void Watchdog::run(Device device) {
+  try {
+    {
+      const Asking asking(*this, "to use " + to_string(device));
+      make_current(device);
+    }
+    std::unique_lock lock(mutex_);
+    while (!ending_.wait_for(lock, kPeriod, [this] { return ends_; })) look();
+  } catch (const std::exception& error) {
+    end_process(error.what());
+  }
+}
+
+// Calls nothing that can wait for a device or for the other thread's long-held mutex.
+void Watchdog::guard() {
+  std::unique_lock lock(guard_mutex_);
+  while (!guard_ending_.wait_for(lock, kPeriod, [this] { return guard_ends_; })) {
+    if (question_.empty() || Clock::now() - asked_ < patience_.load()) continue;
+    end_process(
+        fmt::format("the device has not answered for {} s (run.collective_timeout): the watchdog "
+                    "asked {}",
+                    patience_.load().count(), question_));
+  }
 }
 
 // Runs while the mutex is held, so that no check or watch is removed meanwhile.
 void Watchdog::look() {
   for (const auto& check : checks_) {
+    const Asking asking(*this, "for errors of a group");
     const std::string error = check();
     if (!error.empty()) end_process(error);
   }
-  watches_.remove_if([](const Watch& w) { return w.has_finished && w.has_finished(); });
+  watches_.remove_if([this](const Watch& w) {
+    if (!w.has_finished) return false;
+    const Asking asking(*this,
+                        fmt::format("whether {} in group {} has finished", w.collective, w.group));
+    return w.has_finished();
+  });
   for (const Watch& w : watches_) {
-    if (Clock::now() - w.begin < patience_) continue;
+    if (Clock::now() - w.begin < patience_.load()) continue;
     end_process(fmt::format(
         "{} in group {} has not finished after {} s (run.collective_timeout): another rank "
         "has stopped, or is busy with something else",
-        w.collective, w.group, patience_.count()));
+        w.collective, w.group, patience_.load().count()));
   }
   const auto end_requested = end_requested_.load();
   if (!has_told_ && end_requested != nullptr && end_requested()) tell_what_waits();

@@ -10,13 +10,17 @@
 #include <string>
 #include <thread>
 
+#include "kernels/runtime/device.h"
 #include "parallel/phase.h"
 
 namespace switchyard {
 
 // Ends this process, with a message that names rank, step and phase, when a collective does not
-// finish in time or a communicator reports an error: another rank has then failed, and waiting
-// would only waste time. mpirun then ends the other ranks.
+// finish in time or a communicator or device reports an error: waiting would only waste time.
+// mpirun then ends the other ranks.
+//
+// Its thread asks the device, and a driver that waits for a collective which hangs may not answer.
+// So a second thread, which uses nothing but clocks, watches over the first.
 class Watchdog {
   struct Watch {
     const char* collective;
@@ -31,8 +35,9 @@ class Watchdog {
   Watchdog(const Watchdog&) = delete;
   Watchdog& operator=(const Watchdog&) = delete;
 
-  // Begins to watch. A collective may take as long as `patience`.
-  void start(std::chrono::seconds patience);
+  // Begins to watch. A collective may take as long as `patience`, and so may an answer of `device`,
+  // that of the rank.
+  void start(std::chrono::seconds patience, Device device = {});
 
   // Set the step and the phase that the message names.
   void set_step(int64_t step) { step_ = step; }
@@ -74,8 +79,9 @@ class Watchdog {
 
   std::list<Watch>::iterator add(const char* collective, const std::string& group,
                                  std::function<bool()> has_finished);
-  void run();
+  void run(Device device);
   void look();
+  void guard();
   void tell_what_waits();
   [[noreturn]] void end_process(const std::string& message) const;
 
@@ -83,7 +89,7 @@ class Watchdog {
   std::atomic<int64_t> step_{-1};
   std::atomic<Phase> phase_{Phase::start};
   std::atomic<bool (*)()> end_requested_{nullptr};
-  std::chrono::seconds patience_{0};
+  std::atomic<std::chrono::seconds> patience_{std::chrono::seconds(0)};
 
   std::mutex mutex_;  // guards the members below
   std::condition_variable ending_;
@@ -92,6 +98,24 @@ class Watchdog {
   std::list<Watch> watches_;
   std::list<std::function<std::string()>> checks_;
   std::thread thread_;
+
+  // What thread_ waits for, since when; empty if for nothing. guard_ reads it.
+  class Asking {
+   public:
+    Asking(Watchdog& watchdog, std::string question);
+    ~Asking();
+    Asking(const Asking&) = delete;
+    Asking& operator=(const Asking&) = delete;
+
+   private:
+    Watchdog& watchdog_;
+  };
+  std::mutex guard_mutex_;  // guards the members below; held for moments only
+  std::condition_variable guard_ending_;
+  bool guard_ends_ = false;
+  std::string question_;
+  std::chrono::steady_clock::time_point asked_;
+  std::thread guard_;
 };
 
 }  // namespace switchyard

@@ -3,11 +3,13 @@
 #include <algorithm>
 
 #include "kernels/cuda/attention_problem.h"
+#include "kernels/cuda/device_limits.h"
 #include "kernels/cuda/device_math.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/scratch.h"
 #include "kernels/decode/attend_cached.h"
 #include "kernels/runtime/check.h"
+#include "kernels/runtime/cuda_limits.h"
 #include "kernels/runtime/dispatch.h"
 
 namespace switchyard {
@@ -25,7 +27,6 @@ using namespace cuda;  // NOLINT: the device helpers
 
 constexpr int kSide = 16;
 constexpr int kThreads = kSide * kSide;
-constexpr int kMaxHeadDim = 256;
 constexpr int kKeys = 32;             // keys of a tile
 constexpr int kForwardQueries = 64;   // queries of a tile, forward
 constexpr int kBackwardQueries = 32;  // backward
@@ -343,13 +344,18 @@ __global__ void __launch_bounds__(kThreads)
 // Calls body.operator()<kColumns>().
 template <class Body>
 void dispatch_head_dim(int64_t head_dim, const Body& body) {
-  require(head_dim <= kMaxHeadDim, "CUDA attends with heads of up to {} elements, not {}",
-          kMaxHeadDim, head_dim);
+  require(head_dim <= cuda_limits::kHeadDim, "CUDA attends with heads of up to {} elements, not {}",
+          cuda_limits::kHeadDim, head_dim);
   if (head_dim <= 16) return body.template operator()<1>();
   if (head_dim <= 32) return body.template operator()<2>();
   if (head_dim <= 64) return body.template operator()<4>();
   if (head_dim <= 128) return body.template operator()<8>();
   body.template operator()<16>();
+}
+
+void require_shared_for(Stream& stream, size_t num_bytes, const AttentionProblem& problem) {
+  require_shared_memory(stream, num_bytes,
+                        fmt::format("attention with heads of {} elements", problem.head_dim));
 }
 
 AttentionProblem problem_of(ConstTensorView q, ConstTensorView k, ConstTensorView document_start,
@@ -380,6 +386,7 @@ void cuda::attention_forward(Stream& stream, Workspace&, ConstTensorView q, Cons
   }
   dispatch_compute_dtype(q.dtype(), [&]<class T>() {
     dispatch_head_dim(p.head_dim, [&]<int kColumns>() {
+      require_shared_for(stream, kForwardShared<kColumns>, p);
       launch(attention_forward_kernel<kColumns, T>, tiles_of(p, kForwardQueries, p.heads, q.dim(0)),
              dim3(kSide, kSide), kForwardShared<kColumns>, stream, p, q.data<T>(), k.data<T>(),
              v.data<T>(), out.data<T>(), lse.data<float>());
@@ -410,6 +417,7 @@ void cuda::attention_backward(Stream& stream, Workspace& workspace, ConstTensorV
   dispatch_compute_dtype(q.dtype(), [&]<class T>() {
     dispatch_head_dim(p.head_dim, [&]<int kColumns>() {
       const dim3 block(kSide, kSide);
+      require_shared_for(stream, kBackwardShared<kColumns>, p);
       launch(attention_backward_kv_kernel<kColumns, T>, tiles_of(p, kKeys, p.kv_heads, batch),
              block, kBackwardShared<kColumns>, stream, p, dout.data<T>(), q.data<T>(), k.data<T>(),
              v.data<T>(), lse.data<float>(), delta, dk.data<T>(), dv.data<T>());

@@ -12,6 +12,7 @@
 #include "kernels/cuda/async_copy.h"
 #include "kernels/cuda/attention_problem.h"
 #include "kernels/cuda/attention_tiles.h"
+#include "kernels/cuda/device_limits.h"
 #include "kernels/cuda/device_math.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/shared_tile.h"
@@ -157,6 +158,8 @@ void tensor_core_attention_forward(Stream& stream, const AttentionProblem& probl
                                    const bfloat16* q, const bfloat16* k, const bfloat16* v,
                                    bfloat16* out, float* lse) {
   dispatch_tensor_head_dim(problem.head_dim, [&]<int kDim>() {
+    require_shared_memory(stream, kForwardShared<kDim>,
+                          fmt::format("attention in bf16 with heads of {} elements", kDim));
     launch(flash_forward_kernel<kDim>, tiles_of(problem, problem.heads, batch), kThreads,
            kForwardShared<kDim>, stream, problem, q, k, v, out, lse);
   });

@@ -5,6 +5,7 @@
 #include "kernels/cuda/async_copy.h"
 #include "kernels/cuda/attention_problem.h"
 #include "kernels/cuda/attention_tiles.h"
+#include "kernels/cuda/device_limits.h"
 #include "kernels/cuda/device_math.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/shared_tile.h"
@@ -243,6 +244,9 @@ void tensor_core_attention_backward(Stream& stream, const AttentionProblem& prob
                                     const bfloat16* v, const float* lse, const float* delta,
                                     bfloat16* dq, bfloat16* dk, bfloat16* dv) {
   dispatch_tensor_head_dim(problem.head_dim, [&]<int kDim>() {
+    require_shared_memory(
+        stream, kBackwardShared<kDim>,
+        fmt::format("the gradient of attention in bf16 with heads of {} elements", kDim));
     launch(flash_backward_kv_kernel<kDim>, tiles_of(problem, problem.kv_heads, batch), kThreads,
            kBackwardShared<kDim>, stream, problem, dout, q, k, v, lse, delta, dk, dv);
     launch(flash_backward_q_kernel<kDim>, tiles_of(problem, problem.heads, batch), kThreads,

@@ -101,17 +101,17 @@ __global__ void __launch_bounds__(kThreads) split_qkv_kernel(Split<T> s) {
   }
 }
 
-// blockIdx.x is the index of the head over all sequences; blocks along y divide its positions. What
-// does not turn stays where it is.
+// `blocks` blocks work on the positions of a head, one head of a sequence after the other: only
+// blockIdx.x may be greater than 65,535. What does not turn stays where it is.
 template <int kSize, class T>
 __global__ void __launch_bounds__(kThreads)
     rope_in_place_kernel(const float* cos, const float* sin, int64_t first_position, float sign,
-                         int seq_len, HeadShape shape, T* x) {
-  const int i = static_cast<int>(blockIdx.y * kThreads + threadIdx.x);
+                         int seq_len, unsigned int blocks, HeadShape shape, T* x) {
+  const int i = static_cast<int>(blockIdx.x % blocks * kThreads + threadIdx.x);
   const int t = i / shape.turning, piece = i % shape.turning;
   if (t >= seq_len) return;
   const int64_t table = (first_position + t) * shape.half;
-  T* row = x + (int64_t{blockIdx.x} * seq_len + t) * shape.head_dim;
+  T* row = x + (int64_t{blockIdx.x / blocks} * seq_len + t) * shape.head_dim;
   rotate<kSize>(row, cos + table, sin + table, sign, piece * kSize, shape, row);
 }
 
@@ -175,10 +175,11 @@ void cuda::rope_in_place(Stream& stream, ConstTensorView cos, ConstTensorView si
     T* values = x.data<T>();
     const bool wide = allow_wide(head_dim, half) && allow_vectors(values);
     const HeadShape shape = head_shape(head_dim, half, wide ? kPerThread : 1);
+    const unsigned int blocks = num_blocks(x.dim(2) * shape.turning, kThreads);
     launch(wide ? rope_in_place_kernel<kPerThread, T> : rope_in_place_kernel<1, T>,
-           dim3(as_extent(x.dim(0) * x.dim(1)), num_blocks(x.dim(2) * shape.turning, kThreads)),
-           kThreads, 0, stream, cos.data<float>(), sin.data<float>(), first_position,
-           inverse ? -1.0f : 1.0f, static_cast<int>(x.dim(2)), shape, values);
+           as_extent(x.dim(0) * x.dim(1)) * blocks, kThreads, 0, stream, cos.data<float>(),
+           sin.data<float>(), first_position, inverse ? -1.0f : 1.0f, static_cast<int>(x.dim(2)),
+           blocks, shape, values);
   });
 }
 

@@ -9,6 +9,7 @@
 
 #include "kernels/cuda/sizes.h"
 #include "kernels/runtime/check.h"
+#include "kernels/runtime/cuda_limits.h"
 
 namespace switchyard::cuda {
 
@@ -16,7 +17,7 @@ namespace switchyard::cuda {
 // registers, and with more than 16 elements per thread the f32 kernels and those without 16-byte
 // accesses run out of them.
 constexpr int kRowElements = 32;
-constexpr int kMaxRowWidth = kRowElements * kMaxRowThreads;
+static_assert(kRowElements * kMaxRowThreads == cuda_limits::kNormWidth);
 // Threads of a block if a row needs fewer.
 constexpr int kRowBlockThreads = 256;
 
@@ -24,8 +25,9 @@ constexpr int kRowBlockThreads = 256;
 template <class T, class Body>
 void dispatch_row(int64_t width, bool vectors_allowed, Body&& body) {
   constexpr int kWide = 16 / sizeof(T);
-  require(width <= kMaxRowWidth, "hidden is {}: the CUDA kernels normalise rows of at most {}",
-          width, kMaxRowWidth);
+  require(width <= cuda_limits::kNormWidth,
+          "hidden is {}: the CUDA kernels normalise rows of at most {}", width,
+          cuda_limits::kNormWidth);
   const auto fits = [&](int per_thread) { return width <= per_thread * kMaxRowThreads; };
   if (vectors_allowed && width % kWide == 0) {
     if (width <= kWide * kWarpSize) return body.template operator()<kWide, 1>();

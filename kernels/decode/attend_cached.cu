@@ -3,6 +3,7 @@
 #include "kernels/cuda/device_math.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/scratch.h"
+#include "kernels/runtime/cuda_limits.h"
 #include "kernels/runtime/dispatch.h"
 
 namespace switchyard {
@@ -16,7 +17,6 @@ constexpr int kWarps = kThreads / kWarpSize;
 constexpr int kInFlight = 2;
 // Query heads of a group that share a row in registers.
 constexpr int kTogether = 4;
-constexpr int64_t kMaxHeadDim = 256;
 
 struct Problem {
   int64_t heads, kv_heads, max_len, head_dim, stride, keys_per_split, splits;
@@ -216,8 +216,8 @@ __global__ void merge_splits_kernel(Problem p, const float* partial, T* out) {
 // Calls body.operator()<Shape>().
 template <class T, class Body>
 void dispatch_row_shape(int64_t head_dim, bool vectors, const Body& body) {
-  require(head_dim <= kMaxHeadDim, "CUDA attends with heads of up to {} elements, not {}",
-          kMaxHeadDim, head_dim);
+  require(head_dim <= cuda_limits::kHeadDim, "CUDA attends with heads of up to {} elements, not {}",
+          cuda_limits::kHeadDim, head_dim);
   constexpr int kVector = 16 / sizeof(T);
   if (vectors && head_dim == 64)
     return body.template operator()<RowShape<64 / kVector, kVector, true>>();

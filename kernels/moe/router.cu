@@ -5,6 +5,7 @@
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/scratch.h"
 #include "kernels/runtime/check.h"
+#include "kernels/runtime/cuda_limits.h"
 
 namespace switchyard {
 namespace {
@@ -13,16 +14,18 @@ using namespace cuda;  // NOLINT: the device helpers
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarpSize;
-constexpr int kMaxTopK = kWarpSize;  // lane s keeps slot s
 constexpr int kMaxPerLane = 16;
+static_assert(cuda_limits::kTopK == kWarpSize);  // lane s keeps slot s
+static_assert(cuda_limits::kExpertGroups == kWarpSize);
+static_assert(cuda_limits::kExperts == kMaxPerLane * kWarpSize);
 constexpr float kTinySum = 1e-20f;  // as on the CPU
 
 // Calls body.operator()<kPerLane>(). A warp holds the experts of one token; lane l has the experts
 // l + 32 i, i < kPerLane.
 template <class Body>
 void dispatch_experts(int64_t experts, const Body& body) {
-  require(experts <= kMaxPerLane * kWarpSize, "CUDA routes among up to {} experts, not {}",
-          kMaxPerLane * kWarpSize, experts);
+  require(experts <= cuda_limits::kExperts, "CUDA routes among up to {} experts, not {}",
+          cuda_limits::kExperts, experts);
   if (experts <= 1 * kWarpSize) return body.template operator()<1>();
   if (experts <= 2 * kWarpSize) return body.template operator()<2>();
   if (experts <= 4 * kWarpSize) return body.template operator()<4>();
@@ -404,10 +407,11 @@ void cuda::router_forward(Stream& stream, Workspace& workspace, const RouterOpti
                           TensorView scores, TensorView lse, TensorView topk_idx,
                           TensorView topk_weights, TensorView counts, TensorView prob_sums) {
   const int64_t tokens = logits.dim(0), experts = logits.dim(1);
-  require(options.top_k <= kMaxTopK, "CUDA routes to up to {} experts per token, not {}", kMaxTopK,
-          options.top_k);
-  require(options.num_groups <= kWarpSize, "CUDA routes among up to {} groups of experts, not {}",
-          kWarpSize, options.num_groups);
+  require(options.top_k <= cuda_limits::kTopK, "CUDA routes to up to {} experts per token, not {}",
+          cuda_limits::kTopK, options.top_k);
+  require(options.num_groups <= cuda_limits::kExpertGroups,
+          "CUDA routes among up to {} groups of experts, not {}", cuda_limits::kExpertGroups,
+          options.num_groups);
   const Forward forward{.options = options,
                         .first_token = range.first_token,
                         .logits = logits.data<float>(),

@@ -26,10 +26,11 @@ if(NOT SWITCHYARD_CUDA STREQUAL "OFF")
     endif()
     enable_language(CUDA)
     find_package(CUDAToolkit REQUIRED)
-    find_package(NCCL 2.18)
+    # The first that keeps the order of several groups' collectives.
+    find_package(NCCL 2.26)
     if(NOT NCCL_FOUND)
       message(STATUS "Without NCCL, ranks exchange device memory through the host: install "
-                     "libnccl-dev, or set NCCL_ROOT")
+                     "libnccl-dev 2.26 or later, or set NCCL_ROOT")
     endif()
     set(SWITCHYARD_WITH_CUDA ON)
   elseif(SWITCHYARD_CUDA STREQUAL "ON")

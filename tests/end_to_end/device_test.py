@@ -33,8 +33,14 @@ class DeviceTest(unittest.TestCase):
     def tearDown(self):
         self._temporary.cleanup()
 
-    def run_program(self, code, *arguments, ranks=1, **environment):
+    def run_program(self, code, *arguments, ranks=1, ranks_see=None, **environment):
         command = [PROGRAM, *arguments]
+        if ranks_see:
+            parts = [["-n", "1", "-x", f"CUDA_VISIBLE_DEVICES={devices}", *command]
+                     for devices in ranks_see]
+            command = [MPIEXEC, "--oversubscribe", "--mca", "mpi_yield_when_idle", "1", *parts[0]]
+            for part in parts[1:]:
+                command += [":", *part]
         if ranks > 1:
             command = [MPIEXEC, "--oversubscribe", "--mca", "mpi_yield_when_idle", "1", "-n",
                        str(ranks), *command]
@@ -85,6 +91,26 @@ class DeviceTest(unittest.TestCase):
     def test_ranks_share_a_device(self):
         alone = self.train("alone", "cpu", 2)
         self.assert_close(self.train("shared", "cuda:0", 2, "parallel.ep=2", ranks=2), alone, 1e-5)
+
+    def test_ranks_see_one_device_each(self):
+        """As under Slurm's --gpus-per-task=1."""
+        expected = self.train("alone", "cpu", 2)
+        train = ["train", "configs/tiny_bigmac.yaml", "run.dir=runs/own", "run.device=cuda",
+                 "train.max_steps=2", "parallel.ep=2", *SMALL]
+        self.run_program(0, *train, ranks_see=("0", "1"), SWITCHYARD_EMULATED_DEVICES="2")
+        lines = (self.folder / "runs" / "own" / "metrics.jsonl").read_text().splitlines()
+        self.assert_close([json.loads(line)["loss"] for line in lines], expected, 1e-5)
+
+        message = self.run_program(1, *train, ranks_see=("1", "1"), SWITCHYARD_EMULATED_DEVICES="2")
+        self.assertIn("2 ranks run on this machine, which has 1 CUDA device", message)
+
+    def test_measures_decoding_on_another_device_than_the_first(self):
+        # The caches are skipped: kernels run all the same.
+        arguments = ("bench", "decode", "--lengths", "16", "--batch", "1", "--repetitions", "1",
+                     "--prefill-tokens", "1", "--dtype", "bf16", "--memory", "1e-6", "--device")
+        self.run_program(0, *arguments, "cuda:1", SWITCHYARD_EMULATED_DEVICES="2")
+        message = self.run_program(1, *arguments, "cuda:2", SWITCHYARD_EMULATED_DEVICES="2")
+        self.assertIn("cuda:2 is not there: this machine has 2 CUDA devices", message)
 
     def test_evaluates_and_generates(self):
         self.train("model", "cuda", 2)

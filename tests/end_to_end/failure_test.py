@@ -131,6 +131,41 @@ class DyingRank(Failure):
                                          r"memory on cuda:\d: 32.0 MiB for the workspace of cuBLAS; ")
 
 
+@unittest.skipUnless(ON_CUDA, "needs calls of CUDA that fail")
+class FailingCalls(Failure):
+    def train(self, rank_1, *overrides):
+        """Trains for long, with a variable in the environment of rank 1."""
+        train = [SWITCHYARD, "train", "configs/tiny_bigmac.yaml", "run.dir=runs/none",
+                 "run.device=cuda", "train.max_steps=1000000", *SMALL, *overrides]
+        return self.run_program(MPIEXEC, *MPI_FLAGS, "-n", 1, *train, ":", "-n", 1, "-x", rank_1,
+                                *train)
+
+    def test_an_error_that_only_the_watchdog_sees_is_named(self):
+        code, output = self.train("SWITCHYARD_EMULATED_FAILURE=cudaEventQuery:1")
+
+        self.assertNotEqual(code, 0, output)
+        self.assertRegex(output, r"switchyard: rank 1 \([a-z0-9 ,]+\): cud[A-Za-z]+ failed: an illegal "
+                                 r"memory access was encountered")
+        self.assertNotIn("terminate called", output)
+
+    def test_a_driver_that_does_not_answer_is_waited_for_no_longer_than_configured(self):
+        code, output = self.train("SWITCHYARD_EMULATED_HANG=cudaEventQuery:1",
+                                  "run.collective_timeout=5")
+
+        self.assertNotEqual(code, 0, output)
+        self.assertRegex(output, r"switchyard: rank 1 \([a-z0-9 ,]+\): the device has not answered for "
+                                 r"5 s \(run.collective_timeout\): the watchdog asked whether [a-z_]+ in "
+                                 r"group [a-z]+ has finished")
+
+    def test_a_rank_that_stops_while_groups_are_made_is_waited_for_no_longer_than_configured(self):
+        code, output = self.train("SWITCHYARD_EMULATED_HANG=ncclCommInitRank:1",
+                                  "run.collective_timeout=5")
+
+        self.assertNotEqual(code, 0, output)
+        self.assertRegex(output, r"switchyard: rank \d \(start\): ncclCommInitRank in group world has "
+                                 r"not finished after 5 s \(run.collective_timeout\)")
+
+
 @unittest.skipUnless(ON_CUDA, "needs a device whose memory the test chooses")
 class DeviceMemory(Failure):
     # cuBLAS and the stream take 33 MiB.

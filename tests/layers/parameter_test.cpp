@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <map>
+#include <string>
 
 #include "kernels/runtime/check.h"
 #include "tests/support/test_tensors.h"
@@ -91,6 +93,32 @@ TEST_F(ParameterStoreTest, AStageThatFindsAFullFlatBufferBeginsAnother) {
   EXPECT_EQ(store.buffers()[1].first_stage, 2);
   EXPECT_EQ(store.buffers()[1].parameters.front()->flat_begin, 0);
   EXPECT_EQ(store.fused_value(first, last).shape(), Shape({6, 3}));
+}
+
+// A ring of 1,024 ranks sends parts of 1 MiB of gradients, not of 64 KiB.
+TEST_F(ParameterStoreTest, BucketsGrowWithTheRanksThatSumThem) {
+  EXPECT_EQ(ParameterStore::bucket_elements_of(1), int64_t{16} << 20);
+  EXPECT_EQ(ParameterStore::bucket_elements_of(64), int64_t{16} << 20);
+  EXPECT_EQ(ParameterStore::bucket_elements_of(1024), int64_t{256} << 20);
+}
+
+TEST_F(ParameterStoreTest, EachGroupHasBucketsOfItsOwnSize) {
+  ParameterStore store({.sharded = 6, .replicated = 100, .expert = 12});
+  for (int stage = 0; stage < 3; ++stage) {
+    store.begin_stage();
+    const std::string name = std::to_string(stage);
+    for (const ParameterGroup group : kParameterGroups) {
+      ParameterSpec spec = whole(name + "." + std::to_string(static_cast<int>(group)), {2, 3});
+      spec.group = group;
+      store.add(spec);
+    }
+  }
+
+  std::map<ParameterGroup, int> buckets;
+  for (const FlatBuffer& buffer : store.buffers()) ++buckets[buffer.group];
+  EXPECT_EQ(buckets[ParameterGroup::sharded], 3);
+  EXPECT_EQ(buckets[ParameterGroup::replicated], 1);
+  EXPECT_EQ(buckets[ParameterGroup::expert], 2);
 }
 
 TEST_F(ParameterStoreTest, FlatBuffersSplitEvenlyOverAnyGroupAndArePaddedWithZeros) {

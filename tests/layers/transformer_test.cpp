@@ -3,8 +3,10 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <string>
 
+#include "kernels/runtime/integers.h"
 #include "tests/support/model_fixture.h"
 
 namespace switchyard {
@@ -125,6 +127,29 @@ INSTANTIATE_TEST_SUITE_P(Models, PassTest,
                                          PassCase{"bigmac", Structure::bigmac, false},
                                          PassCase{"bigmac_recomputed", Structure::bigmac, true}),
                          [](const auto& tested) { return tested.param.name; });
+
+// At 1,024 ranks a bucket of experts is summed by the 128 that hold copies of them.
+TEST(TransformerTest, BucketsGrowWithTheRanksOfTheirGroup) {
+  ModelConfig config = tiny_model(Structure::vanilla);
+  config.hidden = 1024;
+  config.num_heads = config.num_kv_heads = 8;
+  config.head_dim = 128;
+  config.expert_ffn_hidden = 4096;
+  config.num_experts = 64;
+  config.num_layers = 16;
+  Stream stream(counting_device(DeviceKind::cuda));
+  const auto first_bucket_of = [&](int ranks, ParameterGroup group) {
+    const auto dist = DistributedContext::counting(ParallelLayout(ranks, /*tp=*/1, /*ep=*/8), 0);
+    Transformer model(stream, config, dist, {});
+    return std::ranges::find(model.parameters().buffers(), group, &FlatBuffer::group)->num_elements;
+  };
+
+  const int64_t of_layer = first_bucket_of(/*ranks=*/8, ParameterGroup::expert);
+  EXPECT_GE(of_layer, ParameterStore::bucket_elements_of(1));
+  EXPECT_EQ(first_bucket_of(8 * 512, ParameterGroup::expert),
+            ceil_div(ParameterStore::bucket_elements_of(512), of_layer) * of_layer);
+  EXPECT_GE(first_bucket_of(128, ParameterGroup::sharded), ParameterStore::bucket_elements_of(128));
+}
 
 }  // namespace
 }  // namespace switchyard

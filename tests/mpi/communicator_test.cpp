@@ -45,8 +45,9 @@ class CommunicatorTest : public testing::TestWithParam<Kind> {
             test::device()),
         alone_(make_self_communicator("alone")) {
     if (GetParam() == Kind::nccl_self) {
-      nccl_alone_ = make_nccl_communicator(make_self_communicator("alone"), test::device(),
-                                           test_mpi().watchdog());
+      auto host = make_self_communicator("alone");
+      auto group = make_nccl_world(*host, test::device(), test_mpi().watchdog());
+      nccl_alone_ = make_nccl_communicator(std::move(host), std::move(group));
     }
     for (int64_t i = 0; i < kPeriod; ++i) {
       values_.push_back(1000.0 * std::sin(static_cast<double>(i)));

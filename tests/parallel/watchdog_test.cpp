@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <stdexcept>
 #include <thread>
 
 namespace switchyard {
@@ -81,6 +82,53 @@ TEST_F(WatchdogDeathTest, AnErrorOfACommunicatorEndsTheProcessUnlessItIsForgotte
         Watchdog watchdog(1);
         watchdog.forget(watchdog.add_check([] { return std::string("long ago"); }));
         watchdog.start(60s);
+        wait_and_live_on();
+      },
+      ExitedWithCode(kLivedOn), "");
+}
+
+TEST_F(WatchdogDeathTest, AnErrorOfTheDeviceIsNamedWithRankStepAndPhase) {
+  EXPECT_EXIT(
+      {
+        Watchdog watchdog(6);
+        watchdog.set_step(9);
+        watchdog.set_phase(Phase::forward);
+        watchdog.start(60s);
+        watchdog.watch("all_gather", "dp",
+                       []() -> bool { throw std::runtime_error("an uncorrectable ECC error"); });
+        wait_and_live_on();
+      },
+      ExitedWithCode(kFailed), "rank 6 \\(step 9, forward\\): an uncorrectable ECC error");
+}
+
+// A driver that is waiting for a collective may not answer the watchdog either.
+TEST_F(WatchdogDeathTest, ADeviceThatDoesNotAnswerEndsTheProcess) {
+  EXPECT_EXIT(
+      {
+        Watchdog watchdog(4);
+        watchdog.set_step(2);
+        watchdog.set_phase(Phase::optimizer);
+        watchdog.start(1s);
+        watchdog.watch("all_gather", "dp", [] {
+          std::this_thread::sleep_for(60s);
+          return true;
+        });
+        wait_and_live_on();
+      },
+      ExitedWithCode(kFailed),
+      "rank 4 \\(step 2, optimizer\\): the device has not answered for 1 s .*: the watchdog asked "
+      "whether all_gather in group dp has finished");
+}
+
+TEST_F(WatchdogDeathTest, SlowAnswersOfADeviceDoNotEndTheProcess) {
+  EXPECT_EXIT(
+      {
+        Watchdog watchdog(0);
+        watchdog.start(2s);
+        watchdog.watch("all_gather", "dp", [] {
+          std::this_thread::sleep_for(600ms);
+          return true;
+        });
         wait_and_live_on();
       },
       ExitedWithCode(kLivedOn), "");

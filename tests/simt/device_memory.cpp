@@ -3,12 +3,17 @@
 #include <fmt/format.h>
 #include <sys/mman.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <map>
 #include <mutex>
 #include <new>
+#include <sstream>
+#include <string>
+#include <vector>
 
 #include "kernels/runtime/check.h"
+#include "tests/simt/failures.h"
 
 namespace simt {
 namespace {
@@ -131,6 +136,8 @@ const char* cudaGetErrorString(cudaError_t code) {
       return "invalid device ordinal";
     case cudaErrorNotReady:
       return "device not ready";
+    case cudaErrorIllegalAddress:
+      return "an illegal memory access was encountered";
     case cudaErrorInvalidValue:
       break;
   }
@@ -141,17 +148,40 @@ cudaError_t cudaGetLastError() { return cudaSuccess; }
 
 namespace simt {
 namespace {
-int device_in_use = 0;
+
+thread_local int device_in_use = 0;  // that of a new thread is 0
+std::atomic<uint64_t> contexts{0};   // a bit per device
+
+// The devices of the machine that this process sees: CUDA_VISIBLE_DEVICES if set, else all.
+std::vector<int> visible_devices() {
+  const char* text = std::getenv("SWITCHYARD_EMULATED_DEVICES");
+  const int count = text ? std::atoi(text) : 1;
+  std::vector<int> devices;
+  if (const char* chosen = std::getenv("CUDA_VISIBLE_DEVICES")) {
+    std::istringstream list(chosen);
+    for (std::string device; std::getline(list, device, ',');) devices.push_back(std::stoi(device));
+    return devices;
+  }
+  for (int d = 0; d < count; ++d) devices.push_back(d);
+  return devices;
+}
+
 }  // namespace
 
 int current_device() { return device_in_use; }
+
+bool has_context(int device) { return (contexts >> device & 1u) != 0; }
+
+cudaError_t enter(const char* call) {
+  contexts |= uint64_t{1} << device_in_use;
+  return fails(call) ? cudaErrorIllegalAddress : cudaSuccess;
+}
 
 }  // namespace simt
 
 // All emulated devices share one memory: ranks are processes, and each uses one device.
 cudaError_t cudaGetDeviceCount(int* count) {
-  const char* text = std::getenv("SWITCHYARD_EMULATED_DEVICES");
-  *count = text ? std::atoi(text) : 1;
+  *count = static_cast<int>(simt::visible_devices().size());
   return cudaSuccess;
 }
 
@@ -165,11 +195,12 @@ cudaError_t cudaSetDevice(int device) {
   cudaGetDeviceCount(&count);
   if (device < 0 || device >= count) return cudaErrorInvalidDevice;
   simt::device_in_use = device;
-  return cudaSuccess;
+  return simt::enter("cudaSetDevice");  // makes the device's context, since CUDA 12
 }
 
 cudaError_t cudaDeviceGetPCIBusId(char* text, int length, int device) {
-  const auto [end, size] = fmt::format_to_n(text, length - 1, "0000:{:02x}:00.0", device);
+  const int physical = simt::visible_devices().at(static_cast<size_t>(device));
+  const auto [end, size] = fmt::format_to_n(text, length - 1, "0000:{:02x}:00.0", physical);
   *end = '\0';
   return size < static_cast<size_t>(length) ? cudaSuccess : cudaErrorInvalidValue;
 }
@@ -177,7 +208,21 @@ cudaError_t cudaDeviceGetPCIBusId(char* text, int length, int device) {
 // The device has few multiprocessors, so that kernels that size their grid by them do not make the
 // emulation run thousands of blocks.
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrMultiProcessorCount ? 4 : 9;
+  switch (attribute) {
+    case cudaDevAttrMultiProcessorCount:
+      *value = 4;
+      break;
+    case cudaDevAttrComputeCapabilityMajor:
+      *value = 9;
+      break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      *value = static_cast<int>(simt::most_shared_bytes());
+      break;
+    case cudaDevAttrMaxGridDimY:
+    case cudaDevAttrMaxGridDimZ:
+      *value = static_cast<int>(simt::most_blocks_across());
+      break;
+  }
   return cudaSuccess;
 }
 
@@ -188,6 +233,7 @@ cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes) {
 }
 
 cudaError_t cudaMalloc(void** address, size_t num_bytes) {
+  if (const cudaError_t error = simt::enter("cudaMalloc")) return error;
   *address = simt::device_memory().allocate(num_bytes);
   return *address ? cudaSuccess : cudaErrorMemoryAllocation;
 }

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <boost/context/fiber.hpp>
 #include <boost/context/protected_fixedsize_stack.hpp>
+#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <exception>
@@ -28,8 +29,6 @@ using switchyard::require;
 
 constexpr int kWarpSize = 32;
 constexpr unsigned int kMaxThreads = 1024;
-// The maximum of a block on Hopper.
-constexpr size_t kMaxSharedBytes = 227 * 1024;
 constexpr size_t kStackBytes = 96 * 1024;
 // Shared memory begins as NaN, because no kernel may rely on zeros.
 constexpr int kPoisonByte = 0xff;
@@ -80,6 +79,24 @@ struct SharedMemory {
   size_t size;
   std::byte* data;
 };
+
+}  // namespace
+}  // namespace simt
+
+// All variables of the .cu files that are static here (shared_memory.ld).
+extern "C" {
+extern std::byte simt_static_shared_begin[], simt_static_shared_end[];
+}
+
+namespace simt {
+namespace {
+
+// AddressSanitizer has its own bytes between the variables, which it forbids to write.
+__attribute__((no_sanitize_address)) void poison_static_shared_memory() {
+  for (volatile std::byte* at = simt_static_shared_begin; at != simt_static_shared_end; ++at) {
+    *at = std::byte{kPoisonByte};
+  }
+}
 
 struct Block {
   explicit Block(size_t shared_bytes) : shared(shared_bytes) {}
@@ -241,6 +258,7 @@ void reset_block(Block& block) {
   block.running = static_cast<int>(count);
   block.waiting = 0;
   block.shared.poison();
+  poison_static_shared_memory();
   for (unsigned int i = 0; i < count; ++i) {
     Thread& thread = block.threads[i];
     thread.index = delinearize(i, launch->block_extent);
@@ -353,15 +371,26 @@ void meet_warp(uint32_t mask, const void* mine, size_t size,
   gather(slots);
 }
 
+// A block of Hopper may have 227 KiB.
+size_t most_shared_bytes() {
+  const char* text = std::getenv("SWITCHYARD_EMULATED_SHARED_BYTES");
+  return text ? std::strtoull(text, nullptr, 10) : 227 * 1024;
+}
+
+unsigned int most_blocks_across() {
+  const char* text = std::getenv("SWITCHYARD_EMULATED_GRID");
+  return text ? static_cast<unsigned int>(std::atoi(text)) : 65535;
+}
+
 void run_grid(Extent grid, Extent block_extent, size_t shared_bytes,
               const std::function<void()>& body) {
   const unsigned int threads = block_extent.x * block_extent.y * block_extent.z;
   require(threads >= 1 && threads <= kMaxThreads, "a block of {} threads cannot be launched",
           threads);
-  require(grid.y <= 65535 && grid.z <= 65535, "a grid of ({}, {}, {}) blocks cannot be launched",
-          grid.x, grid.y, grid.z);
-  require(shared_bytes <= kMaxSharedBytes, "{} bytes of shared memory are more than {}",
-          shared_bytes, kMaxSharedBytes);
+  require(grid.y <= most_blocks_across() && grid.z <= most_blocks_across(),
+          "a grid of ({}, {}, {}) blocks cannot be launched", grid.x, grid.y, grid.z);
+  require(shared_bytes <= most_shared_bytes(), "{} bytes of shared memory are more than {}",
+          shared_bytes, most_shared_bytes());
   require(launch == nullptr, "a kernel launched a kernel");
   const DeviceMemoryAccess access;
   Launch state;

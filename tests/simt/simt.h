@@ -36,6 +36,10 @@ class DeviceMemoryAccess {
 // Whether this memory is ordinary host memory: neither device memory nor pinned nor managed.
 bool is_pageable(const void* address);
 
+// The device's limits: the bytes of shared memory of a block, and the blocks of a grid in y and z.
+size_t most_shared_bytes();
+unsigned int most_blocks_across();
+
 // Runs body() once for every thread of every block. Throws switchyard::Error for a launch that CUDA
 // would refuse and for threads that would wait for ever.
 void run_grid(Extent grid, Extent block, size_t shared_bytes, const std::function<void()>& body);

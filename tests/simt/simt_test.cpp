@@ -5,15 +5,21 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <cstdlib>
 #include <numeric>
 #include <span>
+#include <string>
 #include <thread>
 #include <vector>
 
+#include "kernels/attention/attention.h"
+#include "kernels/attention/rope.h"
 #include "kernels/basic/elementwise.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/support.h"
 #include "kernels/runtime/tensor.h"
+#include "tests/simt/careless_kernel.h"
 #include "tests/support/error_of.h"
 
 namespace switchyard {
@@ -134,6 +140,74 @@ TEST_F(SimtTest, LaunchesThatADeviceRefusesAreRefused) {
   int out = 0;
   EXPECT_THAT(error_of([&] { run(write_linear_index, dim3(1), dim3(1025), 0, &out); }),
               HasSubstr("1025 threads"));
+}
+
+TEST_F(SimtTest, EveryBlockFindsStaticSharedMemoryPoisoned) {
+  float out[] = {0.0f, 0.0f};
+
+  test::read_uninitialised_shared_memory(stream_, out);
+  stream_.synchronize();
+
+  EXPECT_TRUE(std::isnan(out[0]));
+  EXPECT_TRUE(std::isnan(out[1]));
+}
+
+// ---- Limits and failures -----------------------------------------------------------------------
+
+// A variable of the environment for the lifetime of the object.
+class Setting {
+ public:
+  Setting(const char* name, const std::string& value) : name_(name) {
+    setenv(name, value.c_str(), 1);
+  }
+  ~Setting() { unsetenv(name_); }
+  Setting(const Setting&) = delete;
+  Setting& operator=(const Setting&) = delete;
+
+ private:
+  const char* name_;
+};
+
+// As on an RTX 4090 or L40: f32 heads of more than 128 elements need 140 KiB.
+TEST_F(SimtTest, AttentionNamesWhatADeviceWithLessSharedMemoryLacks) {
+  const Setting limit("SWITCHYARD_EMULATED_SHARED_BYTES", std::to_string(99 * 1024));
+  Workspace workspace(stream_.device());
+  const auto attend = [&](int64_t head_dim) {
+    const Tensor q({1, 1, 8, head_dim}, DType::f32, stream_.device());
+    Tensor out({8, head_dim}, DType::f32, stream_.device());
+    Tensor lse({1, 1, 8}, DType::f32, stream_.device());
+    attention_forward(stream_, workspace, q, q, q, {}, 1.0f, out, lse);
+    stream_.synchronize();
+  };
+
+  EXPECT_EQ(error_of([&] { attend(128); }), "");
+  EXPECT_THAT(error_of([&] { attend(256); }),
+              HasSubstr("attention with heads of 256 elements needs 137 KiB of shared memory for a "
+                        "block of threads, and cuda:0 has 99 KiB; use a smaller model.head_dim"));
+}
+
+// A grid has up to 65,535 blocks in y, which 260,000 tokens of an odd head_dim would need.
+TEST_F(SimtTest, RopeTakesAnyNumberOfTokens) {
+  const Setting limit("SWITCHYARD_EMULATED_GRID", "2");
+  Tensor x({3, 2, 300, 6}, DType::f32, stream_.device());
+  const Tensor cos({300, 3}, DType::f32, stream_.device()),
+      sin({300, 3}, DType::f32, stream_.device());
+
+  EXPECT_EQ(error_of([&] {
+              rope_in_place(stream_, cos, sin, 0, false, x);
+              stream_.synchronize();
+            }),
+            "");
+}
+
+TEST_F(SimtTest, APlannedFailureIsStickyAsOnADevice) {
+  const Setting failure("SWITCHYARD_EMULATED_FAILURE", "cudaEventRecord:2");
+  Event event(stream_.device());
+  event.record(stream_);
+
+  EXPECT_THAT(error_of([&] { event.record(stream_); }),
+              HasSubstr("cudaEventRecord failed: an illegal memory access was encountered"));
+  EXPECT_THAT(error_of([&] { stream_.synchronize(); }), HasSubstr("illegal memory access"));
 }
 
 // ---- Streams -----------------------------------------------------------------------------------

@@ -5,6 +5,7 @@
 // values here, and memory that is reused too early is overwritten before it was read. On a device
 // both errors show seldom, and never under a debugger.
 #include <cuda_runtime.h>
+#include <sched.h>
 
 #include <atomic>
 #include <chrono>
@@ -21,22 +22,34 @@
 namespace simt {
 namespace {
 
-// Tasks in order, counted since the stream was made. A task that waits for another process has
-// begun but not finished, and the thread of the watchdog must see that.
+// Tasks in order, counted since the stream was made. A task returns whether it has finished: one
+// that waits for other ranks is called again. The thread of the watchdog reads `finished`.
 struct Queue {
-  std::deque<std::function<void()>> tasks;
-  uint64_t begun = 0;
+  std::deque<std::function<bool()>> tasks;
   std::atomic<uint64_t> finished = 0;
+  uint64_t joint_end = 0;  // behind the last task that needs other ranks
 
-  uint64_t end() const { return begun + tasks.size(); }
-  void run_until(uint64_t position) {
-    while (begun < position) {
-      const std::function<void()> task = std::move(tasks.front());
-      tasks.pop_front();
-      ++begun;
-      task();
-      ++finished;
+  uint64_t end() const { return finished + tasks.size(); }
+  // Runs the tasks before `position`; returns false if one of them waits for other ranks.
+  bool advance(uint64_t position) {
+    while (finished < position) {
+      bool is_done = true;
+      try {
+        is_done = tasks.front()();
+      } catch (...) {
+        drop_first();
+        throw;
+      }
+      if (!is_done) return false;
+      drop_first();
     }
+    return true;
+  }
+
+ private:
+  void drop_first() {
+    tasks.pop_front();
+    ++finished;
   }
 };
 
@@ -44,6 +57,17 @@ struct Queue {
 std::vector<Queue*>& all_queues() {
   static auto& queues = *new std::vector<Queue*>;  // outlives static streams
   return queues;
+}
+
+// Other ranks may need what this one has put into other streams, so those go on meanwhile, as they
+// would on a device, up to their last task that needs other ranks.
+void advance_joint_tasks() {
+  for (Queue* queue : std::vector(all_queues())) queue->advance(queue->joint_end);
+  sched_yield();
+}
+
+void run_until(Queue& queue, uint64_t position) {
+  while (!queue.advance(position)) advance_joint_tasks();
 }
 
 }  // namespace
@@ -84,17 +108,28 @@ void check_launch(cudaStream_t stream) {
 }
 
 void enqueue(cudaStream_t stream, std::function<void()> task) {
-  queue_of(stream).tasks.push_back(std::move(task));
+  queue_of(stream).tasks.push_back([task = std::move(task)] {
+    task();
+    return true;
+  });
+}
+
+void enqueue_joint(cudaStream_t stream, std::function<bool()> task) {
+  Queue& queue = queue_of(stream);
+  queue.tasks.push_back(std::move(task));
+  queue.joint_end = queue.end();
 }
 
 }  // namespace simt
 
 cudaError_t cudaDeviceSynchronize() {
-  for (simt::Queue* queue : std::vector(simt::all_queues())) queue->run_until(queue->end());
+  if (const cudaError_t error = simt::enter("cudaDeviceSynchronize")) return error;
+  for (simt::Queue* queue : std::vector(simt::all_queues())) simt::run_until(*queue, queue->end());
   return cudaSuccess;
 }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned int) {
+  if (const cudaError_t error = simt::enter("cudaStreamCreateWithFlags")) return error;
   *stream = new EmulatedStream;
   return cudaSuccess;
 }
@@ -106,19 +141,23 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  if (const cudaError_t error = simt::enter("cudaStreamSynchronize")) return error;
   simt::Queue& queue = simt::queue_of(stream);
-  queue.run_until(queue.end());
+  simt::run_until(queue, queue.end());
   return cudaSuccess;
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned int) {
+  if (const cudaError_t error = simt::enter("cudaStreamWaitEvent")) return error;
   if (event->queue == nullptr) return cudaSuccess;
-  simt::enqueue(stream,
-                [queue = event->queue, position = event->position] { queue->run_until(position); });
+  simt::Queue& queue = simt::queue_of(stream);
+  queue.tasks.push_back(
+      [awaited = event->queue, position = event->position] { return awaited->advance(position); });
   return cudaSuccess;
 }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned int flags) {
+  if (const cudaError_t error = simt::enter("cudaEventCreateWithFlags")) return error;
   *event = new EmulatedEvent;
   if (flags != cudaEventDisableTiming) {
     (*event)->reached = std::make_shared<EmulatedEvent::Clock::time_point>();
@@ -127,11 +166,13 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned int flags) {
 }
 
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  if (const cudaError_t error = simt::enter("cudaEventDestroy")) return error;
   delete event;
   return cudaSuccess;
 }
 
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  if (const cudaError_t error = simt::enter("cudaEventRecord")) return error;
   if (event->reached) {
     simt::enqueue(stream, [reached = event->reached] { *reached = EmulatedEvent::Clock::now(); });
   }
@@ -147,14 +188,16 @@ const std::thread::id main_thread = std::this_thread::get_id();
 // On the main thread every query runs one more task, so that a loop of queries ends. Other threads
 // run no work.
 cudaError_t cudaEventQuery(cudaEvent_t event) {
+  if (const cudaError_t error = simt::enter("cudaEventQuery")) return error;
   if (event->has_finished()) return cudaSuccess;
   if (std::this_thread::get_id() != main_thread) return cudaErrorNotReady;
-  event->queue->run_until(event->queue->begun + 1);
+  if (!event->queue->advance(event->queue->finished + 1)) simt::advance_joint_tasks();
   return cudaErrorNotReady;
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
-  if (event->queue) event->queue->run_until(event->position);
+  if (const cudaError_t error = simt::enter("cudaEventSynchronize")) return error;
+  if (event->queue) simt::run_until(*event->queue, event->position);
   return cudaSuccess;
 }
 
@@ -183,6 +226,7 @@ void copy_rows(std::byte* to, size_t to_pitch, const std::byte* from, size_t fro
 // pageable memory has written them.
 cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch,
                               size_t width, size_t height, cudaMemcpyKind, cudaStream_t stream) {
+  if (const cudaError_t error = simt::enter("cudaMemcpy2DAsync")) return error;
   if (width > to_pitch || width > from_pitch) return cudaErrorInvalidValue;
   auto* target = static_cast<std::byte*>(to);
   const auto* source = static_cast<const std::byte*>(from);
@@ -204,6 +248,7 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t num_bytes, cudaMe
 }
 
 cudaError_t cudaMemsetAsync(void* address, int byte, size_t num_bytes, cudaStream_t stream) {
+  if (const cudaError_t error = simt::enter("cudaMemsetAsync")) return error;
   simt::enqueue(stream, [=] {
     const simt::DeviceMemoryAccess access;
     std::memset(address, byte, num_bytes);

@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include "kernels/runtime/check.h"
+#include "kernels/runtime/device.h"
 #include "trainer/bench/generate_bench.h"
 #include "trainer/bench/step_bench.h"
 #include "trainer/commands/commands.h"
@@ -47,7 +48,9 @@ int bench_decode_command(MpiRuntime& mpi, const DecodeBenchOptions& options,
     require(mpi.world_size() == 1,
             "bench decode measures one process, not {}: start it without mpirun", mpi.world_size());
     require_report_is_replaceable(json_path, "a report of bench decode");
+    check_device(options.device);
   });
+  make_current(options.device);
   const DecodeBenchReport report = bench_decode(options);
   fmt::print("{}", describe(report));
   if (json_path.empty()) return kExitDone;

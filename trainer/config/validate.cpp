@@ -3,6 +3,7 @@
 #include <span>
 
 #include "kernels/runtime/check.h"
+#include "kernels/runtime/cuda_limits.h"
 #include "kernels/runtime/device.h"
 #include "kernels/runtime/integers.h"
 #include "trainer/config/config_error.h"
@@ -25,6 +26,7 @@ class Checks {
     layout();
     model();
     if (config_.model.structure != Structure::dense) experts();
+    if (config_.run.device.starts_with("cuda")) cuda();
     batches();
     sources();
     optimizer();
@@ -188,6 +190,25 @@ class Checks {
            "{} is more than the {} experts of a token's model.router.groups_per_token = {} groups; "
            "choose fewer, or more groups",
            r.top_k, size * r.groups_per_token, r.groups_per_token);
+  }
+
+  // What the CUDA kernels do not take; the CPU takes it all.
+  void cuda() {
+    const ModelConfig& m = config_.model;
+    const auto at_most = [&](int64_t number, int64_t most, const std::string& key,
+                             const char* what) {
+      expect(number <= most, key,
+             "CUDA devices work with at most {} {}, not {}; choose fewer, or "
+             "set run.device: cpu",
+             most, what, number);
+    };
+    at_most(m.head_dim, cuda_limits::kHeadDim, "model.head_dim", "elements of a head");
+    at_most(m.hidden, cuda_limits::kNormWidth, "model.hidden", "elements of a normalised row");
+    if (m.structure == Structure::dense) return;
+    at_most(m.num_experts, cuda_limits::kExperts, "model.num_experts", "experts of a layer");
+    at_most(m.router.top_k, cuda_limits::kTopK, "model.router.top_k", "experts of a token");
+    at_most(m.router.num_groups, cuda_limits::kExpertGroups, "model.router.num_groups",
+            "groups of experts");
   }
 
   void batches() {

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <chrono>
 #include <cmath>
 #include <span>
 
@@ -11,18 +12,27 @@ namespace switchyard {
 
 Device choose_device(MpiRuntime& mpi, const std::string& name) {
   Device device = parse_device(name);
-  run_collectively(mpi.world(), [&] {
-    check_device(device);
-    if (name != "cuda") return;
-    const int available = num_devices(DeviceKind::cuda);
-    require(
-        mpi.local_size() <= available,
-        "{} ranks run on this machine, which has {} CUDA device{}: start as many ranks as there "
-        "are, or let them share one with run.device=cuda:0",
-        mpi.local_size(), available, available == 1 ? "" : "s");
+  run_collectively(mpi.world(), [&] { check_device(device); });
+  // A scheduler may show each rank another device, which is then the rank's first one.
+  if (name == "cuda" && !have_devices_of_their_own(mpi, device)) {
+    run_collectively(mpi.world(), [&] {
+      const int available = num_devices(DeviceKind::cuda);
+      require(
+          mpi.local_size() <= available,
+          "{} ranks run on this machine, which has {} CUDA device{}: start as many ranks as there "
+          "are, or let them share one with run.device=cuda:0",
+          mpi.local_size(), available, available == 1 ? "" : "s");
+    });
     device.index = mpi.local_rank();
-  });
+  }
   make_current(device);
+  return device;
+}
+
+Device start_watchdog(MpiRuntime& mpi, const RunConfig& config, Device device) {
+  if (mpi.world_size() > 1) {
+    mpi.watchdog().start(std::chrono::seconds(config.run.collective_timeout), device);
+  }
   return device;
 }
 

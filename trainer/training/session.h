@@ -1,6 +1,5 @@
 #pragma once
 
-#include <chrono>
 #include <optional>
 #include <string>
 
@@ -12,9 +11,15 @@
 
 namespace switchyard {
 
-// The device of this rank. "cuda" gives each rank of a machine a GPU of its own; "cuda:N" gives all
-// ranks the same one. Throws CollectiveError if there are too few; collective over the world.
+// The device of this rank. "cuda" gives each rank of a machine a GPU of its own: the first that it
+// sees if those of all ranks differ, as where CUDA_VISIBLE_DEVICES shows each rank one, else that
+// of its place on the machine. "cuda:N" gives all ranks the same one. Throws CollectiveError if
+// there are too few; collective over the world.
 Device choose_device(MpiRuntime& mpi, const std::string& name);
+
+// From here on no rank waits for ever for another or for its device, not even while groups are
+// made. Returns the device.
+Device start_watchdog(MpiRuntime& mpi, const RunConfig& config, Device device);
 
 // The options of a run's model. Gradients that travel over MPI during the backward pass do so in
 // smaller buckets than over NCCL.
@@ -26,7 +31,7 @@ TransformerOptions model_options(const RunConfig& config, const DistributedConte
 struct Session {
   // Collective over the world. `config` has been validated, and its model.vocab_size is not 0.
   Session(MpiRuntime& mpi, const RunConfig& config)
-      : stream(choose_device(mpi, config.run.device)),
+      : stream(start_watchdog(mpi, config, choose_device(mpi, config.run.device))),
         dist(mpi, ParallelLayout(mpi.world_size(), config.parallel.tp, config.parallel.ep),
              stream.device(),
              {.groups = config.parallel.deduplicate == Deduplicate::host, .hosts = {}}),
@@ -34,9 +39,6 @@ struct Session {
         multiplies_bf16_on_cpu_(stream.device().kind == DeviceKind::cpu &&
                                 config.run.compute_dtype == DType::bf16) {
     if (multiplies_bf16_on_cpu_) choose_bf16_method();
-    if (mpi.world_size() > 1) {
-      mpi.watchdog().start(std::chrono::seconds(config.run.collective_timeout));
-    }
   }
 
   // How this run multiplies bf16; empty unless it does so on the CPU.

@@ -241,6 +241,7 @@ enum cudaError_t {
   cudaErrorMemoryAllocation = 2,
   cudaErrorInvalidResourceHandle = 400,
   cudaErrorNotReady = 600,
+  cudaErrorIllegalAddress = 700,
   cudaErrorInvalidDevice = 101,
 };
 enum cudaMemcpyKind {
@@ -250,7 +251,13 @@ enum cudaMemcpyKind {
   cudaMemcpyDeviceToDevice,
   cudaMemcpyDefault,
 };
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrComputeCapabilityMajor };
+enum cudaDeviceAttr {
+  cudaDevAttrMultiProcessorCount,
+  cudaDevAttrComputeCapabilityMajor,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin,
+  cudaDevAttrMaxGridDimY,
+  cudaDevAttrMaxGridDimZ,
+};
 struct EmulatedStream;
 struct EmulatedEvent;
 using cudaStream_t = EmulatedStream*;
@@ -262,10 +269,17 @@ constexpr unsigned int cudaMemAttachGlobal = 1;
 
 namespace simt {
 int current_device();
+// Whether this process has used the device, which takes half a gigabyte of a real one.
+bool has_context(int device);
+// Called by functions that use the current device; returns the error that a test has planned for
+// the call (failures.h).
+cudaError_t enter(const char* call);
 // Throws unless the stream belongs to the current device, as CUDA demands of launches.
 void check_launch(cudaStream_t stream);
 // Adds a task to the end of the stream.
 void enqueue(cudaStream_t stream, std::function<void()> task);
+// Adds a task that needs other ranks: it is called until it returns true, and must not block.
+void enqueue_joint(cudaStream_t stream, std::function<bool()> task);
 }  // namespace simt
 
 const char* cudaGetErrorString(cudaError_t code);

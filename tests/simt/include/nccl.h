@@ -1,11 +1,12 @@
 #pragma once
 
 // Stands in for NCCL's header in the emulated build: the functions that the project calls, over
-// MPI. See tests/simt/nccl.cpp.
+// MPI or within a process. See tests/simt/nccl.cpp.
 
 #include <cuda_runtime.h>
 
 #include <cstddef>
+#include <cstdint>
 
 constexpr int NCCL_UNIQUE_ID_BYTES = 128;
 struct ncclUniqueId {
@@ -29,11 +30,23 @@ enum ncclDataType_t {
   ncclFloat64 = 8,
 };
 enum ncclRedOp_t { ncclSum = 0 };
+struct ncclConfig_t;
+
+namespace simt {
+// How many messages this process has sent and received in groups so far.
+int64_t nccl_messages();
+// How many operations, groups of messages among them, it has added to streams.
+int64_t nccl_operations();
+// How many communicators it has made.
+int nccl_communicators();
+}  // namespace simt
 
 const char* ncclGetErrorString(ncclResult_t result);
 ncclResult_t ncclGetVersion(int* version);
 ncclResult_t ncclGetUniqueId(ncclUniqueId* id);
 ncclResult_t ncclCommInitRank(ncclComm_t* comm, int ranks, ncclUniqueId id, int rank);
+ncclResult_t ncclCommSplit(ncclComm_t comm, int colour, int key, ncclComm_t* made,
+                           ncclConfig_t* config);
 ncclResult_t ncclCommDestroy(ncclComm_t comm);
 ncclResult_t ncclCommAbort(ncclComm_t comm);
 ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t* error);

@@ -13,6 +13,7 @@ namespace switchyard {
 namespace {
 
 using ::testing::AllOf;
+using ::testing::Contains;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::StartsWith;
@@ -407,6 +408,24 @@ TEST(ValidateConfigTest, SaysWhatToDo) {
   EXPECT_THAT(
       problems_with({"model.num_kv_heads=2", "parallel.tp=4"}, 4),
       ElementsAre(names("model.num_kv_heads", "choose a multiple, or another parallel.tp")));
+}
+
+// The kernels refuse the same, but only once a run has begun.
+TEST(ValidateConfigTest, NamesWhatCudaDevicesDoNotTake) {
+  const Lines large = {"model.head_dim=272",         "model.hidden=16640",
+                       "model.num_experts=1024",     "model.router.top_k=33",
+                       "model.router.num_groups=64", "model.router.groups_per_token=64"};
+  Lines on_cuda = large;
+  on_cuda.push_back("run.device=cuda:1");
+
+  const Lines problems = problems_with(on_cuda);
+
+  EXPECT_THAT(problems_with(large), ElementsAre());
+  EXPECT_THAT(problems, Contains(names("model.head_dim", "at most 256")));
+  EXPECT_THAT(problems, Contains(names("model.hidden", "at most 16384")));
+  EXPECT_THAT(problems, Contains(names("model.num_experts", "at most 512")));
+  EXPECT_THAT(problems, Contains(names("model.router.top_k", "at most 32")));
+  EXPECT_THAT(problems, Contains(names("model.router.num_groups", "at most 32")));
 }
 
 TEST(ValidateConfigTest, NamesAllProblemsAtOnce) {

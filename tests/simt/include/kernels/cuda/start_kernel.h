@@ -16,6 +16,7 @@ template <class... Params>
 void start_kernel(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
                   Stream& stream, std::tuple<Params...>& values) {
   simt::check_launch(native_stream(stream));
+  check_cuda(simt::enter("cudaLaunchKernel"), "cudaLaunchKernel");
   simt::enqueue(native_stream(stream), [=] {
     simt::run_grid(grid, block, shared_bytes, [&] { std::apply(kernel, values); });
   });
