@@ -79,8 +79,8 @@ void Router::drop(StepContext& ctx, Saved& saved) const {
       static_cast<double>(ctx.batch.seq_len) * config_.top_k / static_cast<double>(num_experts_);
   const auto capacity = static_cast<int64_t>(std::ceil(config_.capacity_factor * mean_load));
   TensorView uncounted = ctx.scratch.take({1}, DType::f64);
-  drop_over_capacity(ctx.stream, config_.drop_policy, capacity, ctx.batch.seq_len, num_experts_,
-                     idx, weights, dispatch_idx,
+  drop_over_capacity(ctx.stream, ctx.scratch, config_.drop_policy, capacity, ctx.batch.seq_len,
+                     num_experts_, idx, weights, dispatch_idx,
                      ctx.counts_replicated() ? ctx.statistics->dropped() : uncounted);
 }
 
