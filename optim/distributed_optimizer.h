@@ -42,6 +42,11 @@ class DistributedOptimizer {
   // else calls ParameterStore::await_values before. The workspace is left as it was. Collective.
   OptimizerStepResult step(Stream& stream, Workspace& workspace, double lr);
 
+  // The same in two calls: the first one does not wait for the device, which decides by itself
+  // whether it clips and skips; the second one does.
+  void start_step(Stream& stream, Workspace& workspace, double lr);
+  OptimizerStepResult finish_step();
+
   // Updates so far; skipped ones do not count.
   int64_t num_steps() const { return num_steps_; }
   void set_num_steps(int64_t steps) { num_steps_ = steps; }
@@ -60,7 +65,6 @@ class DistributedOptimizer {
   Communicator& copies_of(ParameterGroup group) const;
   OptimizerShard* shard_of(const Parameter& parameter);
   void add_matrix_update(Stream& stream, Communicator& group, bool experts);
-  double global_grad_norm(Stream& stream);
   void update(Stream& stream, Workspace& workspace, const UpdateStep& step);
   void update_elements(Stream& stream, OptimizerShard& shard, const UpdateStep& step) const;
 

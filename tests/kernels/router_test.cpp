@@ -274,6 +274,33 @@ TEST(BalanceLossTest, IsTheNumberOfExpertsWhenAllTokensChooseOneSurely) {
   EXPECT_EQ(dprobs.data<float>()[1], 0.0f);
 }
 
+TEST(MoveBalancingBiasTest, MovesEachBiasTowardsTheMeanLoad) {
+  Stream stream;
+  Tensor bias = make_tensor<float>({4}, {1, 1, 1, -1});
+
+  move_balancing_bias(stream, make_tensor<double>({4}, {4, 0, 2, 2}), 0.25, bias);
+
+  EXPECT_EQ(to_vector<float>(bias), (std::vector<float>{0.75f, 1.25f, 1.0f, -1.0f}));
+}
+
+TEST(MoveBalancingBiasTest, IsTheSameBitsOnEveryDevice) {
+  Stream stream;
+  switchyard::Stream cpu_stream;
+  for (const int64_t experts : {1, 31, 33, 257, 700}) {
+    std::mt19937_64 random(static_cast<uint64_t>(experts));
+    std::vector<double> counts;
+    for (int64_t e = 0; e < experts; ++e) counts.push_back(static_cast<double>(random() % 5));
+    const Tensor of_experts = make_tensor<double>({experts}, counts);
+    Tensor bias = test::random_tensor({experts}, 1), expected = copy_of(bias);
+
+    move_balancing_bias(stream, of_experts, 1e-3, bias);
+    synchronize(test::device());
+    cpu::move_balancing_bias(cpu_stream, of_experts, 1e-3, expected);
+
+    EXPECT_EQ(to_vector<float>(bias), to_vector<float>(expected));
+  }
+}
+
 TEST(DropTest, KeepsTheGreatestWeightsOrTheEarliestPositions) {
   Stream stream;
   Workspace workspace;
