@@ -19,7 +19,9 @@ ConstTensorView in_f32(StepContext& ctx, ConstTensorView x) {
 F32Linear::F32Linear(const BuildContext& build, const std::string& name, int64_t out,
                      int hidden_matrices)
     : weight_(&build.router_weight(name + ".weight", {out, build.config.hidden}, build.init_std(),
-                                   hidden_matrices)) {}
+                                   hidden_matrices)) {
+  weight_->gradient_is_product = true;
+}
 
 void F32Linear::forward(StepContext& ctx, ConstTensorView x, TensorView y) const {
   WorkspaceScope scope(ctx.scratch);
@@ -29,7 +31,7 @@ void F32Linear::forward(StepContext& ctx, ConstTensorView x, TensorView y) const
 
 void F32Linear::backward(StepContext& ctx, ConstTensorView dy, ConstTensorView x, TensorView dx) {
   WorkspaceScope scope(ctx.scratch);
-  matmul(ctx.stream, dy, Transpose::yes, in_f32(ctx, x), Transpose::no, Accumulate::yes,
+  matmul(ctx.stream, dy, Transpose::yes, in_f32(ctx, x), Transpose::no, weight_->begin_gradient(),
          weight_->grad);
   if (dx.dtype() == DType::f32) {
     matmul(ctx.stream, dy, Transpose::no, weight_->value, Transpose::no, Accumulate::yes, dx);

@@ -29,7 +29,10 @@ LmHead::LmHead(const BuildContext& build, Parameter& embedding)
       first_id_(build.first_vocab_id()),
       weight_(build.config.tie_embeddings
                   ? &embedding
-                  : &build.vocab_parallel("head.weight", build.init_std())) {}
+                  : &build.vocab_parallel("head.weight", build.init_std())) {
+  // A tied embedding's gradient begins here, too: the embedding adds its own in the backward pass.
+  weight_->gradient_is_product = true;
+}
 
 void LmHead::loss(StepContext& ctx, ConstTensorView x, TensorView dx) {
   const ScopedPart part(ctx.stream, Part::head_and_loss);
@@ -78,7 +81,8 @@ void LmHead::chunk_loss(StepContext& ctx, ConstTensorView x, ConstTensorView tar
       x.dtype() == DType::f32 ? logits : ctx.scratch.take(logits.shape(), x.dtype());
   cross_entropy_backward(ctx.stream, logits, targets, first_id_, row_max, sum_exp,
                          ctx.scales.per_target, dlogits);
-  matmul(ctx.stream, dlogits, Transpose::yes, x, Transpose::no, Accumulate::yes, weight_->grad);
+  matmul(ctx.stream, dlogits, Transpose::yes, x, Transpose::no, weight_->begin_gradient(),
+         weight_->grad);
   matmul(ctx.stream, dlogits, Transpose::no, weight_->value, Transpose::no, Accumulate::no, dx);
 }
 

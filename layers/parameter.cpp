@@ -141,6 +141,30 @@ void ParameterStore::materialize(Stream& stream, uint64_t seed, int world_size) 
 
 void ParameterStore::zero_grads(Stream& stream) {
   for (FlatBuffer& buffer : buffers_) fill_zero(stream, buffer.grads);
+  for (Parameter& p : parameters_) p.gradient_is_stale = false;
+}
+
+// One range of each buffer is filled with zeros: that of the parameters whose gradients do not
+// begin with a product, and of those between them.
+void ParameterStore::forget_grads(Stream& stream) {
+  for (FlatBuffer& buffer : buffers_) {
+    int64_t begin = buffer.num_elements, end = 0;
+    for (const Parameter* p : buffer.parameters) {
+      if (p->gradient_is_product) continue;
+      begin = std::min(begin, p->flat_begin);
+      end = p->flat_begin + p->grad.num_elements();
+    }
+    if (begin < end) fill_zero(stream, buffer.grads.view().rows(begin, end - begin));
+    for (Parameter* p : buffer.parameters) {
+      p->gradient_is_stale = p->flat_begin < begin || p->flat_begin >= end;
+    }
+  }
+}
+
+void ParameterStore::settle_grads(Stream& stream, FlatBuffer& buffer) {
+  for (Parameter* p : buffer.parameters) {
+    if (p->begin_gradient() == Accumulate::no) fill_zero(stream, p->grad);
+  }
 }
 
 void ParameterStore::await_values(Stream& stream, int stage) {

@@ -4,8 +4,10 @@
 #include <deque>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "kernels/linear/matmul.h"
 #include "kernels/runtime/tensor.h"
 #include "parallel/communicator.h"
 
@@ -54,6 +56,16 @@ struct Parameter {
   int64_t flat_begin = 0;  // index of its first element in its flat buffer
   TensorView value;        // extent, spec.dtype
   TensorView grad;         // extent, f32
+
+  // Layers set it where a matrix product is the first that goes into the gradient in every pass.
+  bool gradient_is_product = false;
+  // Whether `grad` has values that the next product overwrites (ParameterStore::forget_grads).
+  bool gradient_is_stale = false;
+
+  // For that product: whether it adds to the gradient, or overwrites it.
+  Accumulate begin_gradient() {
+    return std::exchange(gradient_is_stale, false) ? Accumulate::no : Accumulate::yes;
+  }
 };
 
 // Some parameters of one (group, dtype) in the order in which they were added: a bucket, whose
@@ -106,6 +118,11 @@ class ParameterStore {
   void materialize(Stream& stream, uint64_t seed, int world_size);
 
   void zero_grads(Stream& stream);
+  // Makes all gradients zero, where those that begin with a product become so by its overwriting
+  // them, which saves writing and reading the zeros. Sums are the same; a zero may be -0.
+  void forget_grads(Stream& stream);
+  // Zeroes the gradients of `buffer` that no product has overwritten since.
+  static void settle_grads(Stream& stream, FlatBuffer& buffer);
 
   // Waits for the values of all stages up to `stage`. Collective over the groups of their buffers.
   void await_values(Stream& stream, int stage);

@@ -60,6 +60,7 @@ void DistributedOptimizer::add_matrix_update(Stream& stream, Communicator& group
 void DistributedOptimizer::start_reduction(Stream& stream, int stage) {
   for (OptimizerShard& shard : shards_) {
     if (shard.reduction || shard.buffer().first_stage < stage) continue;
+    ParameterStore::settle_grads(stream, shard.buffer());
     shard.reduction =
         shard.group().start_reduce_scatter(stream, shard.buffer().grads, shard.grads());
   }
@@ -83,7 +84,7 @@ void DistributedOptimizer::start_step(Stream& stream, Workspace& workspace, doub
           .grad_scale = gradient_norm_.scale(),
           .one = gradient_norm_.one(),
           .number = num_steps_ + 1});
-  store_.zero_grads(stream);
+  store_.forget_grads(stream);
 }
 
 OptimizerStepResult DistributedOptimizer::finish_step() {

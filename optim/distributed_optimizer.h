@@ -37,9 +37,10 @@ class DistributedOptimizer {
   // Collective.
   void start_reduction(Stream& stream, int stage);
 
-  // Makes one update from the gradients in the store, and sets them to zero. The new values may be
-  // still under way when it returns: passes of the model wait for those that they read, everyone
-  // else calls ParameterStore::await_values before. The workspace is left as it was. Collective.
+  // Makes one update from the gradients in the store, and forgets them
+  // (ParameterStore::forget_grads). The new values may be still under way when it returns: passes
+  // of the model wait for those that they read, everyone else calls ParameterStore::await_values
+  // before. The workspace is left as it was. Collective.
   OptimizerStepResult step(Stream& stream, Workspace& workspace, double lr);
 
   // The same in two calls: the first one does not wait for the device, which decides by itself

@@ -512,7 +512,7 @@ TEST_F(ObserverTest, GroupedProductsCountTheRowsOfEveryExpert) {
   EXPECT_EQ(seen_.flops, 2.0 * 10 * 7 * 5);
   grouped_linear_backward_input(bench_.stream, y, weight, row_offsets, x);
   EXPECT_EQ(seen_.flops, 4.0 * 10 * 7 * 5);
-  grouped_linear_backward_weight(bench_.stream, y, x, row_offsets, weight);
+  grouped_linear_backward_weight(bench_.stream, y, x, row_offsets, Accumulate::yes, weight);
 
   EXPECT_EQ(seen_.flops, 6.0 * 10 * 7 * 5);
   ASSERT_EQ(seen_.all_products.size(), 3U);
