@@ -1,5 +1,6 @@
 #include "kernels/cuda/scratch.h"
 
+#include <algorithm>
 #include <bit>
 
 #include "kernels/cuda/row_blocks.h"
@@ -42,6 +43,16 @@ TensorView attend_cached_scratch(Workspace& workspace, ConstTensorView q, ConstT
   const int64_t splits = positions ? num_pieces(positions.dim(2), kListedKeysPerSplit)
                                    : num_pieces(k_cache.dim(2), kKeysPerSplit);
   return workspace.take({q.dim(0), q.dim(1), splits, q.dim(2) + 2}, DType::f32);
+}
+
+TensorView select_top_k_scratch(Workspace& workspace, ConstTensorView scores) {
+  const int64_t max_len = scores.dim(2);
+  const int64_t splits = max_len <= kSelectionOfOneBlock
+                             ? 1
+                             : std::min(num_pieces(max_len, kSelectionTile), kMaxSelectionSplits);
+  return workspace.take({scores.dim(0) * scores.dim(1),
+                         static_cast<int64_t>(size_of(scores.dtype())), splits, kSelectionBins},
+                        DType::i32);
 }
 
 bool norm_backward_vectors(ConstTensorView dy, ConstTensorView x, ConstTensorView weight,

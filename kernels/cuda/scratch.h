@@ -29,6 +29,13 @@ TensorView attend_cached_scratch(Workspace&, ConstTensorView q, ConstTensorView 
 // device.
 constexpr int64_t kKeysPerSplit = 256, kListedKeysPerSplit = 64;
 
+// Counts of keys by a byte: an H200 needs about this many blocks per row for rows of few heads and
+// sequences, and each block adds up the counts of all others of its row.
+constexpr int64_t kSelectionTile = 2048, kSelectionBins = 256, kMaxSelectionSplits = 64;
+constexpr int64_t kSelectionOfOneBlock = 2 * kSelectionTile;  // keys of a row
+//   [batch * kv_heads, bytes of a score, splits, kSelectionBins] i32
+TensorView select_top_k_scratch(Workspace&, ConstTensorView scores);
+
 // Whether the backward kernels of norms may use 16-byte accesses.
 bool norm_backward_vectors(ConstTensorView dy, ConstTensorView x, ConstTensorView weight,
                            ConstTensorView dx);

@@ -104,7 +104,7 @@ std::vector<ScratchCase> attention_cases() {
 // Every sequence is as long as its cache, because the largest need of a step is counted.
 std::vector<ScratchCase> decode_cases() {
   std::vector<ScratchCase> cases;
-  for (const int max_len : {1, 70, 1500}) {
+  for (const int max_len : {1, 70, 1500, 9000}) {
     cases.push_back({fmt::format("decode_attention_{}", max_len), [=](Bench& b) {
                        const TensorView cache = b.f32({2, 2, max_len, 32});
                        decode_attention(b.stream, b.workspace, b.f32({2, 4, 32}), cache, cache,
