@@ -48,14 +48,18 @@ struct ParameterSpec {
   // vectors, and in embeddings and the head, which Jordan et al. 2024 and Moonlight (section 2.2)
   // leave to AdamW.
   int hidden_matrices = 0;
+  // Rows of zeros behind this rank's box: memory that is no part of the tensor, for products whose
+  // dimensions must be multiples of something.
+  int64_t spare_rows = 0;
   Init init;
 };
 
 struct Parameter {
   ParameterSpec spec;
-  int64_t flat_begin = 0;  // index of its first element in its flat buffer
-  TensorView value;        // extent, spec.dtype
-  TensorView grad;         // extent, f32
+  int64_t flat_begin = 0;                // index of its first element in its flat buffer
+  TensorView value;                      // extent, spec.dtype
+  TensorView grad;                       // extent, f32
+  TensorView padded_value, padded_grad;  // the same and the spare rows
 
   // Layers set it where a matrix product is the first that goes into the gradient in every pass.
   bool gradient_is_product = false;
@@ -78,7 +82,7 @@ struct FlatBuffer {
   int first_stage;  // of its parameters: once this stage's gradients are final, all are
   int last_stage;
   std::vector<Parameter*> parameters;
-  int64_t num_elements = 0;  // up to the last parameter's end; gaps and padding stay zero
+  int64_t num_elements = 0;  // up to the last spare row; gaps, spare rows and padding stay zero
   Tensor values;             // [padded] dtype
   Tensor grads;              // [padded] f32
   // Of the values from the ranks that updated them, while they are under way; the owner of the
