@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "kernels/runtime/check.h"
+#include "kernels/runtime/integers.h"
 
 namespace switchyard {
 namespace {
@@ -120,7 +121,9 @@ int64_t BuildContext::local_vocab_size() const {
   return std::min(config.vocab_size - first_vocab_id(), run);
 }
 
-Parameter& BuildContext::vocab_parallel(const std::string& name, float std) const {
+Parameter& BuildContext::vocab_parallel(const std::string& name, float std, bool is_head) const {
+  const bool pads = is_head && stream.device().kind == DeviceKind::cuda;
+  const int64_t spare = round_up(local_vocab_size(), kHeadRows) - local_vocab_size();
   return store.add({.name = name,
                     .global_shape = {config.vocab_size, config.hidden},
                     .offset = {first_vocab_id(), 0},
@@ -128,6 +131,7 @@ Parameter& BuildContext::vocab_parallel(const std::string& name, float std) cons
                     .group = ParameterGroup::sharded,
                     .dtype = compute_dtype,
                     .decay = true,
+                    .spare_rows = pads ? spare : 0,
                     .init = Init::normal(std)});
 }
 

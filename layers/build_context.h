@@ -41,7 +41,10 @@ struct BuildContext {
   // The ids of the vocabulary are split into runs of ceil(vocab / tp); the last one may be shorter.
   int64_t first_vocab_id() const;
   int64_t local_vocab_size() const;
-  Parameter& vocab_parallel(const std::string& name, float std) const;
+  // With `is_head`, on a CUDA device, spare rows make the number of rows a multiple of this, so
+  // that rows of logits begin at multiples of 16 bytes, as cuBLAS's fast kernels need them.
+  static constexpr int64_t kHeadRows = 8;
+  Parameter& vocab_parallel(const std::string& name, float std, bool is_head) const;
 
   float init_std() const { return static_cast<float>(config.init_std); }
   // Projections that write into the residual stream start smaller by sqrt(2 * layers) (GPT-2).

@@ -11,7 +11,8 @@ namespace switchyard {
 Embedding::Embedding(const BuildContext& build)
     : hidden_(build.config.hidden),
       first_id_(build.first_vocab_id()),
-      table_(&build.vocab_parallel("embedding.weight", build.init_std())) {
+      table_(&build.vocab_parallel("embedding.weight", build.init_std(),
+                                   build.config.tie_embeddings)) {
   if (build.config.position == Position::learned) {
     positions_ = &build.replicated_weight("positions.weight", {build.config.seq_len, hidden_},
                                           build.init_std(), /*hidden_matrices=*/0);

@@ -29,6 +29,7 @@ Experts::Experts(const BuildContext& build, const std::string& name)
                              is_gated(activation_) ? 2 : 1);
   down_ = &build.expert_weight(name + ".down.weight", width_, ffn_hidden_,
                                build.residual_init_std() / gain);
+  up_->gradient_is_product = down_->gradient_is_product = true;
 }
 
 void Experts::activate(StepContext& ctx, const Saved& saved, TensorView act) const {
@@ -76,8 +77,10 @@ void Experts::backward_weight(StepContext& ctx, const Grads& grads, const Saved&
   TensorView act = ctx.scratch.take({grads.dy.dim(0), ffn_hidden_}, dtype_);
   activate(ctx, saved, act);
   const ScopedPart part(ctx.stream, Part::moe_expert_products);
-  grouped_linear_backward_weight(ctx.stream, grads.dy, act, offsets, down_->grad);
-  grouped_linear_backward_weight(ctx.stream, grads.dup, saved.rows.x, offsets, up_->grad);
+  grouped_linear_backward_weight(ctx.stream, grads.dy, act, offsets, down_->begin_gradient(),
+                                 down_->grad);
+  grouped_linear_backward_weight(ctx.stream, grads.dup, saved.rows.x, offsets,
+                                 up_->begin_gradient(), up_->grad);
 }
 
 }  // namespace switchyard

@@ -20,6 +20,8 @@ class F32Linear {
   void backward(StepContext& ctx, ConstTensorView dy, ConstTensorView x, TensorView dx);
 
  private:
+  void backward_split(StepContext& ctx, ConstTensorView dy, ConstTensorView x, TensorView dx);
+
   Parameter* weight_;  // [out, hidden] f32
 };
 

@@ -12,6 +12,7 @@ Linear::Linear(ParameterStore& store, std::vector<Parameter*> weights,
                std::vector<Parameter*> biases)
     : store_(&store), weights_(std::move(weights)), biases_(std::move(biases)) {
   require(!weights_.empty(), "a linear map needs a weight");
+  for (Parameter* weight : weights_) weight->gradient_is_product = true;
 }
 
 ConstTensorView Linear::weight() const {
@@ -49,7 +50,10 @@ void Linear::backward_input(StepContext& ctx, ConstTensorView dy, TensorView dx,
 }
 
 void Linear::backward_weight(StepContext& ctx, ConstTensorView dy, ConstTensorView x) {
-  matmul(ctx.stream, dy, Transpose::yes, x, Transpose::no, Accumulate::yes, weight_grad());
+  // The weights are always used together.
+  Accumulate accumulate = Accumulate::yes;
+  for (Parameter* weight : weights_) accumulate = weight->begin_gradient();
+  matmul(ctx.stream, dy, Transpose::yes, x, Transpose::no, accumulate, weight_grad());
   if (!biases_.empty()) {
     add_bias_backward(ctx.stream, ctx.scratch, dy,
                       store_->fused_grad(*biases_.front(), *biases_.back()));

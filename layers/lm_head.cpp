@@ -4,6 +4,7 @@
 
 #include "kernels/basic/elementwise.h"
 #include "kernels/linear/matmul.h"
+#include "kernels/runtime/integers.h"
 #include "kernels/runtime/profile.h"
 #include "kernels/vocabulary/cross_entropy.h"
 #include "layers/sequence_parallel.h"
@@ -19,7 +20,8 @@ int64_t LmHead::chunk_tokens(DeviceKind device, int64_t vocab_size, int tp) {
   // than a few tiles of rows in every product to be fast. A chunk therefore has as many rows as a
   // bounded memory holds, in whole tiles.
   constexpr int64_t kLogitsBytes = int64_t{256} << 20, kTile = 128;
-  const int64_t row_bytes = (vocab_size + tp - 1) / tp * static_cast<int64_t>(size_of(DType::f32));
+  const int64_t columns = round_up(ceil_div(vocab_size, tp), BuildContext::kHeadRows);
+  const int64_t row_bytes = columns * static_cast<int64_t>(size_of(DType::f32));
   return std::max(kOnCpu, kLogitsBytes / row_bytes / kTile * kTile);
 }
 
@@ -29,7 +31,10 @@ LmHead::LmHead(const BuildContext& build, Parameter& embedding)
       first_id_(build.first_vocab_id()),
       weight_(build.config.tie_embeddings
                   ? &embedding
-                  : &build.vocab_parallel("head.weight", build.init_std())) {}
+                  : &build.vocab_parallel("head.weight", build.init_std(), true)) {
+  // A tied embedding's gradient begins here, too: the embedding adds its own in the backward pass.
+  weight_->gradient_is_product = true;
+}
 
 void LmHead::loss(StepContext& ctx, ConstTensorView x, TensorView dx) {
   const ScopedPart part(ctx.stream, Part::head_and_loss);
@@ -52,15 +57,19 @@ void LmHead::chunk_loss(StepContext& ctx, ConstTensorView x, ConstTensorView tar
   WorkspaceScope scope(ctx.scratch);
   Communicator& tp = ctx.dist.tp();
   const int64_t rows = x.dim(0);
-  TensorView logits = ctx.scratch.take({rows, weight_->value.dim(0)}, DType::f32);
+  const int64_t ids = weight_->value.dim(0), columns = weight_->padded_value.dim(0);
+  TensorView logits = ctx.scratch.take({rows, columns}, DType::f32);
   TensorView row_max = ctx.scratch.take({rows}, DType::f32);
   TensorView sums = ctx.scratch.take({2, rows}, DType::f32);  // reduced in one call
   TensorView sum_exp = sums.rows(0, 1).reshape({rows});
   TensorView target_logit = sums.rows(1, 1).reshape({rows});
   TensorView losses = ctx.scratch.take({rows}, DType::f32);
 
-  matmul(ctx.stream, x, Transpose::no, weight_->value, Transpose::yes, Accumulate::no, logits);
-  cross_entropy_forward(ctx.stream, logits, targets, first_id_, row_max, sum_exp, target_logit);
+  matmul(ctx.stream, x, Transpose::no, weight_->padded_value, Transpose::yes, Accumulate::no,
+         logits);
+  if (columns > ids) mask_columns(ctx.stream, ids, logits);
+  const IdRange range(first_id_, ids);
+  cross_entropy_forward(ctx.stream, logits, targets, range, row_max, sum_exp, target_logit);
   if (tp.size() > 1) {
     TensorView local_max = ctx.scratch.take({rows}, DType::f32);
     copy(ctx.stream, row_max, local_max);
@@ -76,10 +85,12 @@ void LmHead::chunk_loss(StepContext& ctx, ConstTensorView x, ConstTensorView tar
 
   TensorView dlogits =
       x.dtype() == DType::f32 ? logits : ctx.scratch.take(logits.shape(), x.dtype());
-  cross_entropy_backward(ctx.stream, logits, targets, first_id_, row_max, sum_exp,
+  cross_entropy_backward(ctx.stream, logits, targets, range, row_max, sum_exp,
                          ctx.scales.per_target, dlogits);
-  matmul(ctx.stream, dlogits, Transpose::yes, x, Transpose::no, Accumulate::yes, weight_->grad);
-  matmul(ctx.stream, dlogits, Transpose::no, weight_->value, Transpose::no, Accumulate::no, dx);
+  matmul(ctx.stream, dlogits, Transpose::yes, x, Transpose::no, weight_->begin_gradient(),
+         weight_->padded_grad);
+  matmul(ctx.stream, dlogits, Transpose::no, weight_->padded_value, Transpose::no, Accumulate::no,
+         dx);
 }
 
 void LmHead::logits(StepContext& ctx, ConstTensorView x, TensorView logits) const {

@@ -59,6 +59,15 @@ int64_t begin_of_next(const FlatBuffer& buffer, const Shape& extent) {
                   static_cast<int64_t>(kParameterAlignment / size_of(buffer.dtype)));
 }
 
+// This rank's box and the spare rows.
+Shape padded_extent(const ParameterSpec& spec) {
+  if (spec.spare_rows == 0) return spec.extent;
+  std::array<int64_t, Shape::kMaxRank> dims{};
+  std::ranges::copy(spec.extent.dims(), dims.begin());
+  dims[0] += spec.spare_rows;
+  return Shape(std::span<const int64_t>(dims.data(), static_cast<size_t>(spec.extent.rank())));
+}
+
 // One tensor over the neighbours `first` to `last`; `of` picks their values or their gradients.
 TensorView fuse(const Parameter& first, const Parameter& last, TensorView Parameter::*of) {
   const TensorView head = first.*of;
@@ -106,12 +115,17 @@ Parameter& ParameterStore::add(ParameterSpec spec) {
   require(std::none_of(parameters_.begin(), parameters_.end(),
                        [&](const Parameter& p) { return p.spec.name == spec.name; }),
           "there are two parameters named {}", spec.name);
-  parameters_.push_back({.spec = std::move(spec), .flat_begin = 0, .value = {}, .grad = {}});
+  parameters_.push_back({.spec = std::move(spec),
+                         .flat_begin = 0,
+                         .value = {},
+                         .grad = {},
+                         .padded_value = {},
+                         .padded_grad = {}});
   Parameter& parameter = parameters_.back();
   FlatBuffer& buffer = buffer_for(parameter.spec.group, parameter.spec.dtype);
   buffer.last_stage = stage_;
   parameter.flat_begin = begin_of_next(buffer, parameter.spec.extent);
-  buffer.num_elements = parameter.flat_begin + parameter.spec.extent.num_elements();
+  buffer.num_elements = parameter.flat_begin + padded_extent(parameter.spec).num_elements();
   buffer.parameters.push_back(&parameter);
   return parameter;
 }
@@ -150,6 +164,8 @@ void ParameterStore::materialize(Stream& stream, uint64_t seed, int world_size) 
     for (Parameter* p : buffer.parameters) {
       p->value = slice(buffer.values, p->flat_begin, p->spec.extent);
       p->grad = slice(buffer.grads, p->flat_begin, p->spec.extent);
+      p->padded_value = slice(buffer.values, p->flat_begin, padded_extent(p->spec));
+      p->padded_grad = slice(buffer.grads, p->flat_begin, padded_extent(p->spec));
       draw_initial_values(stream, seed, *p);
     }
   }
@@ -157,6 +173,30 @@ void ParameterStore::materialize(Stream& stream, uint64_t seed, int world_size) 
 
 void ParameterStore::zero_grads(Stream& stream) {
   for (FlatBuffer& buffer : buffers_) fill_zero(stream, buffer.grads);
+  for (Parameter& p : parameters_) p.gradient_is_stale = false;
+}
+
+// One range of each buffer is filled with zeros: that of the parameters whose gradients do not
+// begin with a product, and of those between them.
+void ParameterStore::forget_grads(Stream& stream) {
+  for (FlatBuffer& buffer : buffers_) {
+    int64_t begin = buffer.num_elements, end = 0;
+    for (const Parameter* p : buffer.parameters) {
+      if (p->gradient_is_product) continue;
+      begin = std::min(begin, p->flat_begin);
+      end = p->flat_begin + p->padded_grad.num_elements();
+    }
+    if (begin < end) fill_zero(stream, buffer.grads.view().rows(begin, end - begin));
+    for (Parameter* p : buffer.parameters) {
+      p->gradient_is_stale = p->flat_begin < begin || p->flat_begin >= end;
+    }
+  }
+}
+
+void ParameterStore::settle_grads(Stream& stream, FlatBuffer& buffer) {
+  for (Parameter* p : buffer.parameters) {
+    if (p->begin_gradient() == Accumulate::no) fill_zero(stream, p->padded_grad);
+  }
 }
 
 void ParameterStore::await_values(Stream& stream, int stage) {

@@ -4,8 +4,10 @@
 #include <deque>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "kernels/linear/matmul.h"
 #include "kernels/runtime/tensor.h"
 #include "parallel/communicator.h"
 
@@ -46,14 +48,28 @@ struct ParameterSpec {
   // vectors, and in embeddings and the head, which Jordan et al. 2024 and Moonlight (section 2.2)
   // leave to AdamW.
   int hidden_matrices = 0;
+  // Rows of zeros behind this rank's box: memory that is no part of the tensor, for products whose
+  // dimensions must be multiples of something.
+  int64_t spare_rows = 0;
   Init init;
 };
 
 struct Parameter {
   ParameterSpec spec;
-  int64_t flat_begin = 0;  // index of its first element in its flat buffer
-  TensorView value;        // extent, spec.dtype
-  TensorView grad;         // extent, f32
+  int64_t flat_begin = 0;                // index of its first element in its flat buffer
+  TensorView value;                      // extent, spec.dtype
+  TensorView grad;                       // extent, f32
+  TensorView padded_value, padded_grad;  // the same and the spare rows
+
+  // Layers set it where a matrix product is the first that goes into the gradient in every pass.
+  bool gradient_is_product = false;
+  // Whether `grad` has values that the next product overwrites (ParameterStore::forget_grads).
+  bool gradient_is_stale = false;
+
+  // For that product: whether it adds to the gradient, or overwrites it.
+  Accumulate begin_gradient() {
+    return std::exchange(gradient_is_stale, false) ? Accumulate::no : Accumulate::yes;
+  }
 };
 
 // Some parameters of one (group, dtype) in the order in which they were added: a bucket, whose
@@ -66,7 +82,7 @@ struct FlatBuffer {
   int first_stage;  // of its parameters: once this stage's gradients are final, all are
   int last_stage;
   std::vector<Parameter*> parameters;
-  int64_t num_elements = 0;  // up to the last parameter's end; gaps and padding stay zero
+  int64_t num_elements = 0;  // up to the last spare row; gaps, spare rows and padding stay zero
   Tensor values;             // [padded] dtype
   Tensor grads;              // [padded] f32
   // Of the values from the ranks that updated them, while they are under way; the owner of the
@@ -119,6 +135,11 @@ class ParameterStore {
   void materialize(Stream& stream, uint64_t seed, int world_size);
 
   void zero_grads(Stream& stream);
+  // Makes all gradients zero, where those that begin with a product become so by its overwriting
+  // them, which saves writing and reading the zeros. Sums are the same; a zero may be -0.
+  void forget_grads(Stream& stream);
+  // Zeroes the gradients of `buffer` that no product has overwritten since.
+  static void settle_grads(Stream& stream, FlatBuffer& buffer);
 
   // Waits for the values of all stages up to `stage`. Collective over the groups of their buffers.
   void await_values(Stream& stream, int stage);

@@ -5,7 +5,6 @@
 
 #include "kernels/basic/elementwise.h"
 #include "kernels/moe/balance_loss.h"
-#include "kernels/runtime/host_mirror.h"
 #include "kernels/runtime/profile.h"
 
 namespace switchyard {
@@ -79,8 +78,8 @@ void Router::drop(StepContext& ctx, Saved& saved) const {
       static_cast<double>(ctx.batch.seq_len) * config_.top_k / static_cast<double>(num_experts_);
   const auto capacity = static_cast<int64_t>(std::ceil(config_.capacity_factor * mean_load));
   TensorView uncounted = ctx.scratch.take({1}, DType::f64);
-  drop_over_capacity(ctx.stream, config_.drop_policy, capacity, ctx.batch.seq_len, num_experts_,
-                     idx, weights, dispatch_idx,
+  drop_over_capacity(ctx.stream, ctx.scratch, config_.drop_policy, capacity, ctx.batch.seq_len,
+                     num_experts_, idx, weights, dispatch_idx,
                      ctx.counts_replicated() ? ctx.statistics->dropped() : uncounted);
 }
 
@@ -135,19 +134,8 @@ void Router::backward(StepContext& ctx, ConstTensorView dtopk_weights, const Sav
   linear_.backward(ctx, dlogits, saved.x, dx);
 }
 
-void Router::update_balancing_bias(Stream& stream, std::span<const double> global_counts) {
-  if (!bias_) return;
-  HostMirror mirror(bias_);
-  mirror.download(stream);
-  double total = 0.0;
-  for (const double count : global_counts) total += count;
-  const double mean = total / num_experts_;
-  for (int e = 0; e < num_experts_; ++e) {
-    const double gap = mean - global_counts[static_cast<size_t>(e)];
-    const double sign = (gap > 0.0) - (gap < 0.0);
-    mirror.host().data<float>()[e] += static_cast<float>(config_.bias_update_rate * sign);
-  }
-  mirror.upload(stream);
+void Router::update_balancing_bias(Stream& stream, ConstTensorView global_counts) {
+  if (bias_) move_balancing_bias(stream, global_counts, config_.bias_update_rate, bias_);
 }
 
 }  // namespace switchyard

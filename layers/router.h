@@ -1,6 +1,5 @@
 #pragma once
 
-#include <span>
 #include <string>
 
 #include "kernels/moe/router.h"
@@ -34,10 +33,9 @@ class Router {
   //   dx             [local_tokens, hidden]  +=
   void backward(StepContext& ctx, ConstTensorView dtopk_weights, const Saved& saved, TensorView dx);
 
-  // Loss-free balancing (Wang et al. 2024, algorithm 1): moves each expert's bias by the update
-  // rate towards the mean load.
-  //   global_counts  [experts] assignments in the whole global batch
-  void update_balancing_bias(Stream& stream, std::span<const double> global_counts);
+  // Moves each expert's bias by the update rate (move_balancing_bias) with loss-free balancing.
+  //   global_counts  [experts] f64: assignments in the whole global batch
+  void update_balancing_bias(Stream& stream, ConstTensorView global_counts);
   // [experts] f32; empty where loss-free balancing is off
   TensorView balancing_bias() { return bias_ ? bias_.view() : TensorView(); }
 

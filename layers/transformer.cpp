@@ -250,10 +250,12 @@ ExchangeFigures Transformer::take_exchange_figures() {
   return total;
 }
 
-void Transformer::update_balancing_biases(Stream& stream, const GlobalExpertCounts& counts) {
-  size_t moe_layer = 0;
+void Transformer::update_balancing_biases(Stream& stream, ConstTensorView counts) {
+  int64_t moe_layer = 0;
   for (Block& block : blocks_) {
-    if (block.moe()) block.moe()->router().update_balancing_bias(stream, counts[moe_layer++]);
+    if (!block.moe()) continue;
+    const ConstTensorView of_layer = counts.rows(moe_layer++, 1).reshape({counts.dim(1)});
+    block.moe()->router().update_balancing_bias(stream, of_layer);
   }
 }
 

@@ -79,7 +79,8 @@ class Transformer {
   void set_exchange_chunks(int chunks);
 
   // Moves the balancing biases of all MoE layers by the counts of the step.
-  void update_balancing_biases(Stream& stream, const GlobalExpertCounts& counts);
+  //   counts  [MoE layers, experts] f64: assignments in the whole global batch
+  void update_balancing_biases(Stream& stream, ConstTensorView counts);
   // One [experts] f32 per MoE layer; empty views where loss-free balancing is off.
   std::vector<TensorView> balancing_biases();
 

@@ -12,8 +12,8 @@ void AdamW::update(Stream& stream, const UpdateStep& step, const OwnedRun& run) 
       .eps = static_cast<float>(config_.eps),
       .weight_decay = static_cast<float>(run.decay ? config_.weight_decay : 0.0),
       .step = step.number};
-  adamw_step(stream, options, static_cast<float>(step.grad_scale), run.grad, run.main_params,
-             run.state[0], run.state[1], run.params);
+  adamw_step(stream, options, {1.0f, step.grad_scale}, run.grad, run.main_params, run.state[0],
+             run.state[1], run.params);
 }
 
 }  // namespace switchyard

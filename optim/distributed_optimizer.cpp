@@ -67,33 +67,40 @@ void DistributedOptimizer::add_matrix_update(Stream& stream, Communicator& group
   matrix_updates_.emplace_back(stream, group, *rules_.matrices, parameters);
 }
 
-double DistributedOptimizer::global_grad_norm(Stream& stream) {
-  gradient_norm_.reset(stream);
-  for (const OptimizerShard& shard : shards_) gradient_norm_.add(stream, shard.grads());
-  return gradient_norm_.of_all_ranks(stream, dist_.world());
-}
-
 void DistributedOptimizer::start_reduction(Stream& stream, int stage) {
   for (OptimizerShard& shard : shards_) {
     if (shard.reduction || shard.buffer().first_stage < stage) continue;
+    ParameterStore::settle_grads(stream, shard.buffer());
     shard.reduction =
         shard.group().start_reduce_scatter(stream, shard.buffer().grads, shard.grads());
   }
 }
 
 OptimizerStepResult DistributedOptimizer::step(Stream& stream, Workspace& workspace, double lr) {
+  start_step(stream, workspace, lr);
+  return finish_step();
+}
+
+void DistributedOptimizer::start_step(Stream& stream, Workspace& workspace, double lr) {
   dist_.set_phase(Phase::optimizer);
   store_.await_values(stream);  // of an earlier step, if no pass has read them since
   start_reduction(stream, /*stage=*/0);
   for (OptimizerShard& shard : shards_) std::exchange(shard.reduction, nullptr)->wait(stream);
-  OptimizerStepResult result{.grad_norm = global_grad_norm(stream), .skipped = false};
+  gradient_norm_.reset(stream);
+  for (const OptimizerShard& shard : shards_) gradient_norm_.add(stream, shard.grads());
+  gradient_norm_.finish(stream, dist_.world(), config_.clip);
+  update(stream, workspace,
+         {.lr = lr,
+          .grad_scale = gradient_norm_.scale(),
+          .one = gradient_norm_.one(),
+          .number = num_steps_ + 1});
+  store_.forget_grads(stream);
+}
+
+OptimizerStepResult DistributedOptimizer::finish_step() {
+  OptimizerStepResult result{.grad_norm = gradient_norm_.wait(), .skipped = false};
   result.skipped = !std::isfinite(result.grad_norm);
-  if (!result.skipped) {
-    const bool clips = config_.clip > 0.0 && result.grad_norm > config_.clip;
-    const double grad_scale = clips ? config_.clip / result.grad_norm : 1.0;
-    update(stream, workspace, {.lr = lr, .grad_scale = grad_scale, .number = ++num_steps_});
-  }
-  store_.zero_grads(stream);
+  if (!result.skipped) ++num_steps_;
   return result;
 }
 

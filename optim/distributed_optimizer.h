@@ -37,10 +37,16 @@ class DistributedOptimizer {
   // Collective.
   void start_reduction(Stream& stream, int stage);
 
-  // Makes one update from the gradients in the store, and sets them to zero. The new values may be
-  // still under way when it returns: passes of the model wait for those that they read, everyone
-  // else calls ParameterStore::await_values before. The workspace is left as it was. Collective.
+  // Makes one update from the gradients in the store, and forgets them
+  // (ParameterStore::forget_grads). The new values may be still under way when it returns: passes
+  // of the model wait for those that they read, everyone else calls ParameterStore::await_values
+  // before. The workspace is left as it was. Collective.
   OptimizerStepResult step(Stream& stream, Workspace& workspace, double lr);
+
+  // The same in two calls: the first one does not wait for the device, which decides by itself
+  // whether it clips and skips; the second one does.
+  void start_step(Stream& stream, Workspace& workspace, double lr);
+  OptimizerStepResult finish_step();
 
   // Updates so far; skipped ones do not count.
   int64_t num_steps() const { return num_steps_; }
@@ -61,7 +67,6 @@ class DistributedOptimizer {
   void open_connections(Stream& stream);
   OptimizerShard* shard_of(const Parameter& parameter);
   void add_matrix_update(Stream& stream, Communicator& group, bool experts);
-  double global_grad_norm(Stream& stream);
   void update(Stream& stream, Workspace& workspace, const UpdateStep& step);
   void update_elements(Stream& stream, OptimizerShard& shard, const UpdateStep& step) const;
 

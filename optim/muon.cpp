@@ -18,8 +18,7 @@ void Muon::prepare(Stream& stream, const UpdateStep& step, const OwnedRun& run,
                    TensorView direction) const {
   const MomentumOptions options{.momentum = static_cast<float>(config_.muon.momentum),
                                 .nesterov = config_.muon.nesterov};
-  momentum_step(stream, options, static_cast<float>(step.grad_scale), run.grad, run.state[0],
-                direction);
+  momentum_step(stream, options, {1.0f, step.grad_scale}, run.grad, run.state[0], direction);
 }
 
 void Muon::transform(Stream& stream, Workspace& workspace, TensorView matrix) const {
@@ -35,8 +34,8 @@ void Muon::apply(Stream& stream, const UpdateStep& step, const OwnedRun& run, co
       .momentum = 0.0f,
       .weight_decay = static_cast<float>(run.decay ? config_.weight_decay : 0.0)};
   // Without momentum, sgd_step's momentum tensor is only scratch, so it may be `direction` itself.
-  sgd_step(stream, options, static_cast<float>(kUpdateRms * std::sqrt(longer_side)), direction,
-           run.main_params, direction, run.params);
+  sgd_step(stream, options, {static_cast<float>(kUpdateRms * std::sqrt(longer_side)), step.one},
+           direction, run.main_params, direction, run.params);
 }
 
 }  // namespace switchyard

@@ -12,8 +12,8 @@ void Sgd::update(Stream& stream, const UpdateStep& step, const OwnedRun& run) co
       .lr = static_cast<float>(step.lr),
       .momentum = static_cast<float>(config_.momentum),
       .weight_decay = static_cast<float>(run.decay ? config_.weight_decay : 0.0)};
-  sgd_step(stream, options, static_cast<float>(step.grad_scale), run.grad, run.main_params,
-           run.state[0], run.params);
+  sgd_step(stream, options, {1.0f, step.grad_scale}, run.grad, run.main_params, run.state[0],
+           run.params);
 }
 
 }  // namespace switchyard

@@ -14,8 +14,11 @@ namespace switchyard {
 // The settings of an update, the same on every rank.
 struct UpdateStep {
   double lr = 0.0;
-  double grad_scale = 1.0;  // the rules multiply gradients by it first (clipping)
-  int64_t number = 1;       // counts from 1
+  // [1] f32 on the device. The rules multiply gradients by grad_scale first (clipping); `one` is 1.
+  // Both are NaN if the gradient's norm is not finite, and then nothing may change (GradScale).
+  ConstTensorView grad_scale;
+  ConstTensorView one;
+  int64_t number = 1;  // counts from 1; skipped updates do not count
 };
 
 // Consecutive elements of a flat buffer that this rank owns, of parameters that follow one rule and
@@ -49,7 +52,7 @@ class ElementRule : public UpdateRule {
 class MatrixRule : public UpdateRule {
  public:
   // Updates the state and writes the direction that is to be transformed.
-  //   direction  [n] f32
+  //   direction  [n] f32; undefined if nothing may change
   virtual void prepare(Stream&, const UpdateStep&, const OwnedRun&, TensorView direction) const = 0;
   //   matrix  [rows, columns] f32, replaced
   virtual void transform(Stream&, Workspace&, TensorView matrix) const = 0;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <variant>
 #include <vector>
 
@@ -25,9 +26,15 @@ class RankReduction {
 
   // Every figure must still be at the address that was given. Collective.
   void run(Stream& stream);
+  // The same on the stream's device; waits for the stream. The result is on the device, too:
+  //   [sums] f64 from the workspace, in the order in which they were named
+  TensorView run(Stream& stream, Workspace& workspace);
 
  private:
   using Figure = std::variant<double*, int64_t*>;
+
+  std::vector<double> own_values() const;
+  void set_all(std::span<const double> values) const;
 
   Communicator& group_;
   std::vector<Figure> sums_, maxima_;

@@ -14,6 +14,42 @@ namespace {
 
 using namespace cuda;  // NOLINT: the device helpers
 
+// For bf16 the hardware's exponential and reciprocal are exact enough (ex2.approx, rcp.approx: 2
+// units in the last place of f32 each), and take a fifth of the instructions.
+__device__ float approximate_sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
+
+struct ApproximateSilu {
+  static __device__ Point at(float x) {
+    const float s = approximate_sigmoid(x);
+    return {x * s, s * (1.0f + x * (1.0f - s))};
+  }
+};
+// 0.5 (1 + tanh(u)) is sigmoid(2 u), which does not cancel where u is negative.
+struct ApproximateGelu {
+  static __device__ Point at(float x) {
+    constexpr float kSqrt2OverPi = 0.7978845608f, kCubic = 0.044715f;
+    const float s = approximate_sigmoid(2.0f * kSqrt2OverPi * (x + kCubic * x * x * x));
+    const float inner_slope = kSqrt2OverPi * (1.0f + 3.0f * kCubic * x * x);
+    // Beyond this s is 0 or 1, and the slope's last term 0 times infinity.
+    const float bend = fabsf(x) < 16.0f ? 2.0f * x * s * (1.0f - s) * inner_slope : 0.0f;
+    return {x * s, s + bend};
+  }
+};
+
+// F, or its approximation where values are T.
+template <class F, class T>
+struct Precise {
+  using type = F;
+};
+template <>
+struct Precise<Silu, bfloat16> {
+  using type = ApproximateSilu;
+};
+template <>
+struct Precise<Gelu, bfloat16> {
+  using type = ApproximateGelu;
+};
+
 constexpr int kThreads = 256;
 constexpr int kPerThread = 8;
 
@@ -106,8 +142,8 @@ void cuda::activation_forward(Stream& stream, Activation activation, ConstTensor
           activation, out.dim(1),
           [&]<bool kGated, int kSize>() {
             const dim3 block = row_block(out.dim(1), kSize);
-            launch(activation_forward_kernel<F, kGated, kSize, T>, num_blocks(rows, block.y), block,
-                   0, stream, x, scales, rows, out.dim(1), y);
+            launch(activation_forward_kernel<typename Precise<F, T>::type, kGated, kSize, T>,
+                   num_blocks(rows, block.y), block, 0, stream, x, scales, rows, out.dim(1), y);
           },
           x, y);
     });
@@ -128,8 +164,9 @@ void cuda::activation_backward(Stream& stream, Activation activation, ConstTenso
           activation, dout.dim(1),
           [&]<bool kGated, int kSize>() {
             const dim3 block = row_block(dout.dim(1), kSize);
-            launch(activation_backward_kernel<F, kGated, kSize, T>, num_blocks(rows, block.y),
-                   block, 0, stream, dy, x, scales, rows, dout.dim(1), dx, dscales);
+            launch(activation_backward_kernel<typename Precise<F, T>::type, kGated, kSize, T>,
+                   num_blocks(rows, block.y), block, 0, stream, dy, x, scales, rows, dout.dim(1),
+                   dx, dscales);
           },
           dy, x, dx);
     });

@@ -1,5 +1,6 @@
 #include "kernels/cuda/scratch.h"
 
+#include <algorithm>
 #include <bit>
 
 #include "kernels/cuda/row_blocks.h"
@@ -20,12 +21,14 @@ void count_call(Workspace& workspace, size_t num_bytes) {
 }  // namespace
 
 // A radix sort makes one pass per 8 bits of the keys. With more than one pass it needs space for
-// the pairs. Its blocks of at least 4096 pairs have 256 counters of four bytes each.
-size_t sort_scratch_bytes(int64_t n, int64_t max_key) {
+// the pairs. Its blocks have 256 counters of four bytes each, and at least 4096 pairs, or 2048
+// where keys have eight bytes.
+size_t sort_scratch_bytes(int64_t n, int64_t max_key, size_t key_bytes) {
   constexpr size_t kFixed = size_t{64} << 10;
   const auto count = static_cast<size_t>(n);
   const bool many_passes = std::bit_width(static_cast<uint64_t>(max_key)) > 8;
-  return kFixed + count / 4 + (many_passes ? 2 * sizeof(int32_t) * count : 0);
+  return kFixed + count * key_bytes / 16 +
+         (many_passes ? (key_bytes + sizeof(int32_t)) * count : 0);
 }
 
 // A scan's blocks of at least 128 values exchange 8 bytes each.
@@ -40,6 +43,16 @@ TensorView attend_cached_scratch(Workspace& workspace, ConstTensorView q, ConstT
   const int64_t splits = positions ? num_pieces(positions.dim(2), kListedKeysPerSplit)
                                    : num_pieces(k_cache.dim(2), kKeysPerSplit);
   return workspace.take({q.dim(0), q.dim(1), splits, q.dim(2) + 2}, DType::f32);
+}
+
+TensorView select_top_k_scratch(Workspace& workspace, ConstTensorView scores) {
+  const int64_t max_len = scores.dim(2);
+  const int64_t splits = max_len <= kSelectionOfOneBlock
+                             ? 1
+                             : std::min(num_pieces(max_len, kSelectionTile), kMaxSelectionSplits);
+  return workspace.take({scores.dim(0) * scores.dim(1),
+                         static_cast<int64_t>(size_of(scores.dtype())), splits, kSelectionBins},
+                        DType::i32);
 }
 
 bool norm_backward_vectors(ConstTensorView dy, ConstTensorView x, ConstTensorView weight,
@@ -73,11 +86,26 @@ TensorView router_forward_scratch(Workspace& workspace, int64_t seq_len, ConstTe
   return workspace.take({counts.dim(0), chunks, 2, counts.dim(1)}, DType::f64);
 }
 
-SortedPairs::SortedPairs(Workspace& workspace, int64_t n)
-    : keys(workspace.take({n}, DType::i32)),
+SortedPairs::SortedPairs(Workspace& workspace, int64_t n, DType key_dtype)
+    : keys(workspace.take({n}, key_dtype)),
       values(workspace.take({n}, DType::i32)),
-      sorted_keys(workspace.take({n}, DType::i32)),
+      sorted_keys(workspace.take({n}, key_dtype)),
       sorted_values(workspace.take({n}, DType::i32)) {}
+
+// Sequence and expert, and below them the 32 bits of the weight where it decides.
+int64_t greatest_drop_key(DropPolicy policy, int64_t sequences, int64_t num_experts) {
+  const int64_t lists = sequences * num_experts;
+  return (policy == DropPolicy::lowest_weight ? lists << 32 : lists) - 1;
+}
+
+void count_drop_over_capacity(Workspace& workspace, DropPolicy policy, int64_t seq_len,
+                              int64_t num_experts, ConstTensorView topk_idx) {
+  const SortedPairs pairs(workspace, topk_idx.num_elements(), DType::i64);
+  const int64_t sequences = topk_idx.dim(0) / seq_len;
+  count_call(workspace, sort_scratch_bytes(topk_idx.num_elements(),
+                                           greatest_drop_key(policy, sequences, num_experts),
+                                           sizeof(int64_t)));
+}
 
 SortedPairs embedding_backward_scratch(Workspace& workspace, int64_t tokens) {
   return SortedPairs(workspace, tokens);

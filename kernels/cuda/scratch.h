@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/moe/router.h"
 #include "kernels/runtime/memory.h"
 #include "kernels/runtime/tensor.h"
 
@@ -14,8 +15,9 @@ namespace switchyard::cuda {
 
 // Bytes that CUB gets; it gets more if it asks for more. They are upper bounds of what its kernels
 // for compute capability 8.0 and newer ask for.
-size_t sort_scratch_bytes(int64_t n, int64_t max_key);  // stable_sort_pairs
-size_t scan_scratch_bytes(int64_t n);                   // running_sums
+// stable_sort_pairs with keys of key_bytes bytes
+size_t sort_scratch_bytes(int64_t n, int64_t max_key, size_t key_bytes = sizeof(int32_t));
+size_t scan_scratch_bytes(int64_t n);  // running_sums
 
 //   [batch * heads * seq_len] f32
 TensorView attention_backward_scratch(Workspace&, ConstTensorView q);
@@ -26,6 +28,13 @@ TensorView attend_cached_scratch(Workspace&, ConstTensorView q, ConstTensorView 
 // Keys of one block. It is smaller for lists: they are short, and their blocks must still fill the
 // device.
 constexpr int64_t kKeysPerSplit = 256, kListedKeysPerSplit = 64;
+
+// Counts of keys by a byte: an H200 needs about this many blocks per row for rows of few heads and
+// sequences, and each block adds up the counts of all others of its row.
+constexpr int64_t kSelectionTile = 2048, kSelectionBins = 256, kMaxSelectionSplits = 64;
+constexpr int64_t kSelectionOfOneBlock = 2 * kSelectionTile;  // keys of a row
+//   [batch * kv_heads, bytes of a score, splits, kSelectionBins] i32
+TensorView select_top_k_scratch(Workspace&, ConstTensorView scores);
 
 // Whether the backward kernels of norms may use 16-byte accesses.
 bool norm_backward_vectors(ConstTensorView dy, ConstTensorView x, ConstTensorView weight,
@@ -50,11 +59,18 @@ constexpr int64_t kRouterTokensPerChunk = 32;  // of a block; all from one seque
 //   [sequences, chunks, 2, experts] f64
 TensorView router_forward_scratch(Workspace&, int64_t seq_len, ConstTensorView counts);
 
-// Pairs, and the same pairs sorted by key; all [n] i32.
+// Pairs, and the same pairs sorted by key; all [n], i32 but for the keys of another dtype.
 struct SortedPairs {
-  SortedPairs(Workspace& workspace, int64_t n);
+  SortedPairs(Workspace& workspace, int64_t n, DType key_dtype = DType::i32);
   TensorView keys, values, sorted_keys, sorted_values;
 };
+
+// Counts the pairs of drop_over_capacity, whose keys are i64, and the scratch of its sort.
+//   topk_idx  [tokens, top_k]
+void count_drop_over_capacity(Workspace&, DropPolicy, int64_t seq_len, int64_t num_experts,
+                              ConstTensorView topk_idx);
+// The greatest key of that sort.
+int64_t greatest_drop_key(DropPolicy, int64_t sequences, int64_t num_experts);
 
 // The scratch of embedding_backward. The count function also counts the scratch of its sort.
 SortedPairs embedding_backward_scratch(Workspace&, int64_t tokens);

@@ -23,12 +23,12 @@ inline TensorView take_library_scratch(Workspace& workspace, size_t planned, siz
 }
 
 // Sorts (key, value) pairs; pairs of equal keys keep their order.
-//   keys, values                [n] i32, keys in [0, max_key]; the sort's passes cover only the
-//                               bits of max_key
-//   sorted_keys, sorted_values  [n] i32
-inline void stable_sort_pairs(Stream& stream, Workspace& workspace, const int32_t* keys,
-                              const int32_t* values, int64_t n, int64_t max_key,
-                              int32_t* sorted_keys, int32_t* sorted_values) {
+//   keys, values                [n] i32 or i64, and i32; keys are in [0, max_key], and the sort's
+//                               passes cover only the bits of max_key
+//   sorted_keys, sorted_values  [n], of the same dtypes
+template <class Key>
+void stable_sort_pairs(Stream& stream, Workspace& workspace, const Key* keys, const int32_t* values,
+                       int64_t n, int64_t max_key, Key* sorted_keys, int32_t* sorted_values) {
   const int bits = std::max(static_cast<int>(std::bit_width(static_cast<uint64_t>(max_key))), 1);
   const auto sort = [&](void* scratch, size_t& num_bytes) {
     check_cuda(cub::DeviceRadixSort::SortPairs(scratch, num_bytes, keys, sorted_keys, values,
@@ -38,7 +38,8 @@ inline void stable_sort_pairs(Stream& stream, Workspace& workspace, const int32_
   size_t num_bytes = 0;
   sort(nullptr, num_bytes);
   WorkspaceScope scope(workspace);
-  sort(take_library_scratch(workspace, sort_scratch_bytes(n, max_key), num_bytes).raw(), num_bytes);
+  const size_t planned = sort_scratch_bytes(n, max_key, sizeof(Key));
+  sort(take_library_scratch(workspace, planned, num_bytes).raw(), num_bytes);
 }
 
 // sums[i] = values[0] + ... + values[i]. `sums` and `values` may be the same memory.

@@ -5,6 +5,7 @@
 #include "kernels/cuda/scratch.h"
 #include "kernels/runtime/cuda_limits.h"
 #include "kernels/runtime/dispatch.h"
+#include "kernels/runtime/integers.h"
 
 namespace switchyard {
 namespace {
@@ -15,11 +16,14 @@ constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / kWarpSize;
 // Rows that a thread loads ahead, before it uses the first one.
 constexpr int kInFlight = 2;
-// Query heads of a group that share a row in registers.
+// Query heads of a group that share a row in registers, at most. The blocks of a larger group read
+// the same rows at the same time, and so from memory only once.
 constexpr int kTogether = 4;
 
 struct Problem {
   int64_t heads, kv_heads, max_len, head_dim, stride, keys_per_split, splits;
+  int64_t parts;  // of a group: blocks that share the heads of a split
+
   float scale;
   const int32_t *positions, *counts;  // positions may be null: 0, 1, 2, ...
   const float* log_weights;           // [batch * heads, stride]; null: zero
@@ -137,13 +141,13 @@ struct HeadsState {
 // Attends from query heads [head, head + kHeads) to the keys of this block's split.
 //   records  [kWarps * Shape::kRows, head_dim + 2] in shared memory
 template <class Shape, int kHeads, class T>
-__device__ void attend_split(const Problem& p, int64_t head, const T* q, const T* k_cache,
-                             const T* v_cache, float* records, float* partial) {
+__device__ void attend_split(const Problem& p, int64_t split, int64_t head, const T* q,
+                             const T* k_cache, const T* v_cache, float* records, float* partial) {
   constexpr int kStride = kWarps * Shape::kRows;  // keys that the block takes at a time
   const int64_t b = blockIdx.z, row = b * p.kv_heads + blockIdx.y, record = p.head_dim + 2;
   const int group = static_cast<int>(threadIdx.x) / Shape::kRowLanes;  // of lanes that share rows
   const int lane = static_cast<int>(threadIdx.x) % Shape::kRowLanes;
-  const int64_t begin = blockIdx.x * p.keys_per_split;
+  const int64_t begin = split * p.keys_per_split;
   const int64_t end = min(int64_t{p.counts[b]}, begin + p.keys_per_split);
   const float* log_weights = p.log_weights ? p.log_weights + head * p.stride : nullptr;
   HeadsState<Shape, kHeads> state;
@@ -177,27 +181,35 @@ __device__ void attend_split(const Problem& p, int64_t head, const T* q, const T
       mine[p.head_dim + 1] = state.total[h];
     }
     __syncthreads();  // every record is complete
-    merge_records(records, kStride, p.head_dim,
-                  partial + ((head + h) * p.splits + blockIdx.x) * record);
+    merge_records(records, kStride, p.head_dim, partial + ((head + h) * p.splits + split) * record);
     __syncthreads();  // the records have been read
   }
 }
 
-// Block (split, key/value head, sequence).
+// Block (split and part of the group, key/value head, sequence). The parts of a group differ by one
+// head at most.
 //   partial  [batch, heads, splits, head_dim + 2] f32
 template <class Shape, class T>
 __global__ void __launch_bounds__(kThreads)
     attend_cached_kernel(Problem p, const T* q, const T* k_cache, const T* v_cache,
                          float* partial) {
   float* records = dynamic_shared<float>();
-  const int64_t group = p.heads / p.kv_heads;
-  const int64_t end = (blockIdx.z * p.kv_heads + blockIdx.y + 1) * group;
-  int64_t head = end - group;
-  for (; head + kTogether <= end; head += kTogether) {
-    attend_split<Shape, kTogether>(p, head, q, k_cache, v_cache, records, partial);
-  }
-  for (; head < end; ++head) {
-    attend_split<Shape, 1>(p, head, q, k_cache, v_cache, records, partial);
+  const int64_t group = p.heads / p.kv_heads, split = blockIdx.x / p.parts;
+  const int64_t part = blockIdx.x % p.parts, begin = part * group / p.parts;
+  const int64_t head = (blockIdx.z * p.kv_heads + blockIdx.y) * group + begin;
+  const auto attend = [&]<int kHeads>() {
+    attend_split<Shape, kHeads>(p, split, head, q, k_cache, v_cache, records, partial);
+  };
+  static_assert(kTogether == 4);
+  switch ((part + 1) * group / p.parts - begin) {
+    case 4:
+      return attend.template operator()<4>();
+    case 3:
+      return attend.template operator()<3>();
+    case 2:
+      return attend.template operator()<2>();
+    default:
+      return attend.template operator()<1>();
   }
 }
 
@@ -249,13 +261,14 @@ void cuda::attend_cached(Stream& stream, Workspace& workspace, ConstTensorView q
                   .stride = most,
                   .keys_per_split = positions ? kListedKeysPerSplit : kKeysPerSplit,
                   .splits = splits.dim(2),
+                  .parts = ceil_div(heads / k_cache.dim(1), kTogether),
                   .scale = scale,
                   .positions = positions ? positions.data<int32_t>() : nullptr,
                   .counts = counts.data<int32_t>(),
                   .log_weights = log_weights ? log_weights.data<float>() : nullptr};
   const auto record_bytes = static_cast<size_t>(head_dim + 2) * sizeof(float);
-  const dim3 grid(static_cast<unsigned int>(p.splits), static_cast<unsigned int>(p.kv_heads),
-                  static_cast<unsigned int>(batch));
+  const dim3 grid(static_cast<unsigned int>(p.splits * p.parts),
+                  static_cast<unsigned int>(p.kv_heads), static_cast<unsigned int>(batch));
   dispatch_compute_dtype(q.dtype(), [&]<class T>() {
     const T *queries = q.data<T>(), *keys = k_cache.data<T>(), *values = v_cache.data<T>();
     dispatch_row_shape<T>(head_dim, allow_vectors(queries, keys, values), [&]<class Shape>() {

@@ -6,6 +6,7 @@
 #include <bit>
 #include <limits>
 
+#include "kernels/cuda/scratch.h"
 #include "kernels/inline/selection_key.h"
 #include "kernels/runtime/dispatch.h"
 
@@ -160,7 +161,8 @@ void select_top_k(Stream& stream, Workspace& workspace, ConstTensorView scores,
   require_dtype(indices, DType::i32, "indices");
   require(sink >= 0 && recent >= 0, "sink is {} and recent {}, expected at least 0", sink, recent);
   count_scratch(
-      stream, workspace, [&] { select_scratch(workspace, scores); }, no_scratch);
+      stream, workspace, [&] { select_scratch(workspace, scores); },
+      [&] { cuda::select_top_k_scratch(workspace, scores); });
   SWITCHYARD_BODY(stream, select_top_k)
   (stream, workspace, scores, lengths, counts, sink, recent, indices);
 }

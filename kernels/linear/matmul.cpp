@@ -142,7 +142,8 @@ void grouped_linear_backward_input(Stream& stream, ConstTensorView dy, ConstTens
 }
 
 void grouped_linear_backward_weight(Stream& stream, ConstTensorView dy, ConstTensorView x,
-                                    std::span<const int64_t> row_offsets, TensorView dweight) {
+                                    std::span<const int64_t> row_offsets, Accumulate accumulate,
+                                    TensorView dweight) {
   require_grouped(dy, "dy", dweight, "dweight", row_offsets);
   require_dtype(x, dy.dtype(), "x");
   require_dtype(dweight, DType::f32, "dweight");
@@ -150,7 +151,8 @@ void grouped_linear_backward_weight(Stream& stream, ConstTensorView dy, ConstTen
   require_shape(x, {dy.dim(0), dweight.dim(2)}, "x");
   show_products(stream, {ProductKind::weight_gradient, dy.dtype(), dweight.dim(1), dweight.dim(2),
                          dy.dim(0), row_offsets});
-  SWITCHYARD_BODY(stream, grouped_linear_backward_weight)(stream, dy, x, row_offsets, dweight);
+  SWITCHYARD_BODY(stream, grouped_linear_backward_weight)
+  (stream, dy, x, row_offsets, accumulate, dweight);
 }
 
 namespace cpu {
@@ -178,10 +180,11 @@ void grouped_linear_backward_input(Stream&, ConstTensorView dy, ConstTensorView 
 }
 
 void grouped_linear_backward_weight(Stream&, ConstTensorView dy, ConstTensorView x,
-                                    std::span<const int64_t> row_offsets, TensorView dweight) {
+                                    std::span<const int64_t> row_offsets, Accumulate accumulate,
+                                    TensorView dweight) {
   compute_grouped(dweight.dim(0), [&](int64_t e) {
     return product_of(group(dy, row_offsets, e), Transpose::yes, group(x, row_offsets, e),
-                      Transpose::no, Accumulate::yes, expert_slice(dweight, e));
+                      Transpose::no, accumulate, expert_slice(dweight, e));
   });
 }
 

@@ -205,7 +205,7 @@ void cuda::grouped_linear_backward_input(Stream& stream, ConstTensorView dy, Con
 
 void cuda::grouped_linear_backward_weight(Stream& stream, ConstTensorView dy, ConstTensorView x,
                                           std::span<const int64_t> row_offsets,
-                                          TensorView dweight) {
+                                          Accumulate accumulate, TensorView dweight) {
   const int64_t out = dweight.dim(1), in = dweight.dim(2);
   const auto products = products_of(row_offsets, [&](int64_t e, int64_t first, int64_t rows) {
     return Product{.m = out,
@@ -219,7 +219,11 @@ void cuda::grouped_linear_backward_weight(Stream& stream, ConstTensorView dy, Co
                    .b_stride = in,
                    .c = address(dweight, e * out * in)};
   });
-  multiply_all(stream, products, dy.dtype(), DType::f32, Accumulate::yes);
+  for (int64_t e = 0; accumulate == Accumulate::no && e < dweight.dim(0); ++e) {
+    const auto at = static_cast<size_t>(e);
+    if (row_offsets[at] == row_offsets[at + 1]) cuda::fill_zero(stream, dweight.rows(e, 1));
+  }
+  multiply_all(stream, products, dy.dtype(), DType::f32, accumulate);
 }
 
 }  // namespace switchyard

@@ -27,9 +27,10 @@ using GroupedLinearForward = void(Stream&, ConstTensorView x, ConstTensorView we
 //   dx [rows, in] = dy weight[e]
 using GroupedLinearBackwardInput = void(Stream&, ConstTensorView dy, ConstTensorView weight,
                                         std::span<const int64_t> row_offsets, TensorView dx);
-//   dweight [experts, out, in] f32 += dy^T x over the rows of each expert
+//   dweight [experts, out, in] f32 = or += dy^T x over the rows of each expert
 using GroupedLinearBackwardWeight = void(Stream&, ConstTensorView dy, ConstTensorView x,
-                                         std::span<const int64_t> row_offsets, TensorView dweight);
+                                         std::span<const int64_t> row_offsets,
+                                         Accumulate accumulate, TensorView dweight);
 
 Matmul matmul;
 GroupedLinearForward grouped_linear_forward;

@@ -1,5 +1,8 @@
 #include "kernels/moe/balance_loss.h"
 
+#include <numeric>
+#include <span>
+
 #include "kernels/runtime/check.h"
 #include "kernels/runtime/dispatch.h"
 
@@ -23,6 +26,13 @@ void balance_loss(Stream& stream, ConstTensorView counts, double assignments,
   (stream, counts, assignments, prob_sums, token_weight, coef, dprobs, loss);
 }
 
+void move_balancing_bias(Stream& stream, ConstTensorView counts, double rate, TensorView bias) {
+  require_shape(counts, bias.shape(), "counts");
+  require_dtype(counts, DType::f64, "counts");
+  require_dtype(bias, DType::f32, "bias");
+  SWITCHYARD_BODY(stream, move_balancing_bias)(stream, counts, rate, bias);
+}
+
 namespace cpu {
 
 void balance_loss(Stream&, ConstTensorView counts, double assignments, ConstTensorView prob_sums,
@@ -41,6 +51,18 @@ void balance_loss(Stream&, ConstTensorView counts, double assignments, ConstTens
     }
   }
   loss.data<double>()[0] += total;
+}
+
+void move_balancing_bias(Stream&, ConstTensorView counts, double rate, TensorView bias) {
+  const std::span<const double> of_experts(counts.data<double>(),
+                                           static_cast<size_t>(counts.num_elements()));
+  const double total = std::accumulate(of_experts.begin(), of_experts.end(), 0.0);
+  const double mean = total / static_cast<double>(of_experts.size());
+  for (size_t e = 0; e < of_experts.size(); ++e) {
+    const double gap = mean - of_experts[e];
+    const double sign = (gap > 0.0) - (gap < 0.0);
+    bias.data<float>()[e] += static_cast<float>(rate * sign);
+  }
 }
 
 }  // namespace cpu

@@ -28,6 +28,21 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) *loss += total;
 }
 
+// One block is enough for the experts of a layer. Counts are whole numbers, so their sum is exact
+// in any order.
+__global__ void __launch_bounds__(kThreads)
+    move_balancing_bias_kernel(const double* counts, int64_t experts, double rate, float* bias) {
+  __shared__ double scratch[kWarpSize];
+  double total = 0.0;
+  for (int64_t e = threadIdx.x; e < experts; e += kThreads) total += counts[e];
+  const double mean = block_sum(total, scratch) / static_cast<double>(experts);
+  for (int64_t e = threadIdx.x; e < experts; e += kThreads) {
+    const double gap = mean - counts[e];
+    const double sign = (gap > 0.0) - (gap < 0.0);
+    bias[e] += static_cast<float>(rate * sign);
+  }
+}
+
 }  // namespace
 
 void cuda::balance_loss(Stream& stream, ConstTensorView counts, double assignments,
@@ -37,6 +52,12 @@ void cuda::balance_loss(Stream& stream, ConstTensorView counts, double assignmen
          counts.dim(0) == 1 && prob_sums.dim(0) != 1, assignments, prob_sums.data<float>(),
          prob_sums.dim(0), prob_sums.dim(1), token_weight, coef, dprobs.data<float>(),
          loss.data<double>());
+}
+
+void cuda::move_balancing_bias(Stream& stream, ConstTensorView counts, double rate,
+                               TensorView bias) {
+  launch(move_balancing_bias_kernel, 1, kThreads, 0, stream, counts.data<double>(),
+         counts.num_elements(), rate, bias.data<float>());
 }
 
 }  // namespace switchyard

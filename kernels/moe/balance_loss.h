@@ -22,13 +22,22 @@ using BalanceLoss = void(Stream&, ConstTensorView counts, double assignments,
                          ConstTensorView prob_sums, double token_weight, double coef,
                          TensorView dprobs, TensorView loss);
 
+// Loss-free balancing (Wang et al. 2024, algorithm 1): moves each expert's bias by `rate` towards
+// the mean load, up where its count is below the mean, down where it is above.
+//   counts  [experts] f64, whole numbers: assignments in the whole global batch
+//   bias    [experts] f32  +=
+using MoveBalancingBias = void(Stream&, ConstTensorView counts, double rate, TensorView bias);
+
 BalanceLoss balance_loss;
+MoveBalancingBias move_balancing_bias;
 
 namespace cpu {
 BalanceLoss balance_loss;
-}
+MoveBalancingBias move_balancing_bias;
+}  // namespace cpu
 namespace cuda {
 BalanceLoss balance_loss;
-}
+MoveBalancingBias move_balancing_bias;
+}  // namespace cuda
 
 }  // namespace switchyard

@@ -84,9 +84,9 @@ void router_backward(Stream& stream, const RouterOptions& options, TokenRange ra
    dlogits);
 }
 
-void drop_over_capacity(Stream& stream, DropPolicy policy, int64_t capacity, int64_t seq_len,
-                        int64_t num_experts, ConstTensorView topk_idx, ConstTensorView topk_weights,
-                        TensorView dispatch_idx, TensorView dropped) {
+void drop_over_capacity(Stream& stream, Workspace& workspace, DropPolicy policy, int64_t capacity,
+                        int64_t seq_len, int64_t num_experts, ConstTensorView topk_idx,
+                        ConstTensorView topk_weights, TensorView dispatch_idx, TensorView dropped) {
   require(capacity >= 1, "the capacity must be at least 1, not {}", capacity);
   require(topk_idx.rank() == 2 && topk_idx.dim(0) % seq_len == 0,
           "{} tokens are not a multiple of seq_len {}", topk_idx.dim(0), seq_len);
@@ -94,8 +94,12 @@ void drop_over_capacity(Stream& stream, DropPolicy policy, int64_t capacity, int
   require_shape(dispatch_idx, topk_idx.shape(), "dispatch_idx");
   require_shape(dropped, {1}, "dropped");
   require_dtype(dropped, DType::f64, "dropped");
+  count_scratch(stream, workspace, no_scratch, [&] {
+    cuda::count_drop_over_capacity(workspace, policy, seq_len, num_experts, topk_idx);
+  });
   SWITCHYARD_BODY(stream, drop_over_capacity)
-  (stream, policy, capacity, seq_len, num_experts, topk_idx, topk_weights, dispatch_idx, dropped);
+  (stream, workspace, policy, capacity, seq_len, num_experts, topk_idx, topk_weights, dispatch_idx,
+   dropped);
 }
 
 namespace cpu {
@@ -343,7 +347,7 @@ void router_backward(Stream&, const RouterOptions& options, TokenRange range,
   }
 }
 
-void drop_over_capacity(Stream&, DropPolicy policy, int64_t capacity, int64_t seq_len,
+void drop_over_capacity(Stream&, Workspace&, DropPolicy policy, int64_t capacity, int64_t seq_len,
                         int64_t num_experts, ConstTensorView topk_idx, ConstTensorView topk_weights,
                         TensorView dispatch_idx, TensorView dropped) {
   const int64_t tokens = topk_idx.dim(0), k = topk_idx.dim(1);

@@ -4,6 +4,7 @@
 #include "kernels/cuda/device_math.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/scratch.h"
+#include "kernels/cuda/sort_and_scan.h"
 #include "kernels/runtime/check.h"
 #include "kernels/runtime/cuda_limits.h"
 
@@ -359,42 +360,42 @@ __global__ void __launch_bounds__(kThreads)
 
 // ---- Capacity ----------------------------------------------------------------------------------
 
-constexpr int kDropTile = 1024;
+// Assignments in the order of a sort by list (a sequence and an expert of it), and by falling
+// weight where weights decide. Equal keys keep the order of their positions.
+struct Drops {
+  DropPolicy policy;
+  int64_t capacity, slots, slots_per_sequence, experts;
+  const int32_t* topk_idx;
+  const float* topk_weights;
 
-// One thread per assignment counts the assignments of the same sequence and expert that are
-// admitted before it.
-__global__ void __launch_bounds__(kThreads)
-    drop_over_capacity_kernel(DropPolicy policy, int64_t capacity, int64_t slots,
-                              const int32_t* topk_idx, const float* topk_weights,
-                              int32_t* dispatch_idx, int* dropped) {
-  __shared__ int32_t tile_idx[kDropTile];
-  __shared__ float tile_weights[kDropTile];
-  const int64_t first = blockIdx.y * slots;
-  const int64_t mine = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  const bool is_here = mine < slots;
-  const int32_t expert = is_here ? topk_idx[first + mine] : -1;
-  const float weight = is_here ? topk_weights[first + mine] : 0.0f;
-  int64_t before = 0;
-  for (int64_t begin = 0; begin < slots; begin += kDropTile) {
-    const int count = static_cast<int>(min(int64_t{kDropTile}, slots - begin));
-    __syncthreads();  // the previous tile has been read
-    for (int i = static_cast<int>(threadIdx.x); i < count; i += kThreads) {
-      tile_idx[i] = topk_idx[first + begin + i];
-      tile_weights[i] = topk_weights[first + begin + i];
-    }
-    __syncthreads();  // the tile is complete
-    for (int i = 0; i < count; ++i) {
-      const bool earlier = begin + i < mine;
-      const bool admitted_before =
-          policy == DropPolicy::latest_position
-              ? earlier
-              : tile_weights[i] > weight || (tile_weights[i] == weight && earlier);
-      before += tile_idx[i] == expert && admitted_before;
-    }
+  // `ordered` says more of greater weights, so its complement rises as they fall.
+  __device__ int64_t key_of(int64_t slot) const {
+    const int64_t list = slot / slots_per_sequence * experts + topk_idx[slot];
+    if (policy == DropPolicy::latest_position) return list;
+    return list << 32 | static_cast<uint32_t>(~ordered(topk_weights[slot]));
   }
-  if (!is_here) return;
-  const bool fits = before < capacity;
-  dispatch_idx[first + mine] = fits ? expert : -1;
+  __device__ int64_t list_of(int64_t key) const {
+    return policy == DropPolicy::latest_position ? key : key >> 32;
+  }
+};
+
+__global__ void drop_keys_kernel(Drops d, int64_t* keys, int32_t* slots) {
+  const int64_t slot = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (slot >= d.slots) return;
+  keys[slot] = d.key_of(slot);
+  slots[slot] = static_cast<int32_t>(slot);
+}
+
+// An assignment is over capacity if the one that stands `capacity` places before it is of the same
+// list.
+__global__ void drop_over_capacity_kernel(Drops d, const int64_t* keys, const int32_t* slots,
+                                          int32_t* dispatch_idx, int* dropped) {
+  const int64_t place = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (place >= d.slots) return;
+  const int32_t slot = slots[place];
+  const bool fits =
+      place < d.capacity || d.list_of(keys[place - d.capacity]) != d.list_of(keys[place]);
+  dispatch_idx[slot] = fits ? d.topk_idx[slot] : -1;
   if (!fits) atomicAdd(dropped, 1);
 }
 
@@ -458,16 +459,29 @@ void cuda::router_backward(Stream& stream, const RouterOptions& options, TokenRa
   });
 }
 
-void cuda::drop_over_capacity(Stream& stream, DropPolicy policy, int64_t capacity, int64_t seq_len,
-                              int64_t, ConstTensorView topk_idx, ConstTensorView topk_weights,
+void cuda::drop_over_capacity(Stream& stream, Workspace& workspace, DropPolicy policy,
+                              int64_t capacity, int64_t seq_len, int64_t num_experts,
+                              ConstTensorView topk_idx, ConstTensorView topk_weights,
                               TensorView dispatch_idx, TensorView dropped) {
-  const int64_t slots = seq_len * topk_idx.dim(1), sequences = topk_idx.dim(0) / seq_len;
+  const int64_t slots = topk_idx.num_elements(), sequences = topk_idx.dim(0) / seq_len;
+  const Drops drops{.policy = policy,
+                    .capacity = capacity,
+                    .slots = slots,
+                    .slots_per_sequence = seq_len * topk_idx.dim(1),
+                    .experts = num_experts,
+                    .topk_idx = topk_idx.data<int32_t>(),
+                    .topk_weights = topk_weights.data<float>()};
+  WorkspaceScope scope(workspace);
+  const SortedPairs pairs(workspace, slots, DType::i64);
+  auto *keys = pairs.keys.data<int64_t>(), *sorted_keys = pairs.sorted_keys.data<int64_t>();
+  auto *numbers = pairs.values.data<int32_t>(), *sorted = pairs.sorted_values.data<int32_t>();
   auto* count = static_cast<int*>(reduction_scratch(stream, sizeof(int)));
   check_cuda(cudaMemsetAsync(count, 0, sizeof(int), native_stream(stream)), "cudaMemsetAsync");
-  launch(drop_over_capacity_kernel,
-         dim3(num_blocks(slots, kThreads), static_cast<unsigned int>(sequences)), kThreads, 0,
-         stream, policy, capacity, slots, topk_idx.data<int32_t>(), topk_weights.data<float>(),
-         dispatch_idx.data<int32_t>(), count);
+  launch(drop_keys_kernel, num_blocks(slots, kThreads), kThreads, 0, stream, drops, keys, numbers);
+  stable_sort_pairs(stream, workspace, keys, numbers, slots,
+                    greatest_drop_key(policy, sequences, num_experts), sorted_keys, sorted);
+  launch(drop_over_capacity_kernel, num_blocks(slots, kThreads), kThreads, 0, stream, drops,
+         sorted_keys, sorted, dispatch_idx.data<int32_t>(), count);
   launch(add_count_kernel, 1, 1, 0, stream, count, dropped.data<double>());
 }
 

@@ -76,7 +76,7 @@ using RouterBackward = void(Stream&, const RouterOptions&, TokenRange, ConstTens
 //   topk_weights  [tokens, top_k] f32
 //   dispatch_idx  [tokens, top_k] i32: topk_idx, or -1 where dropped
 //   dropped       [1] f64: the number of dropped assignments is added to it
-using DropOverCapacity = void(Stream&, DropPolicy, int64_t capacity, int64_t seq_len,
+using DropOverCapacity = void(Stream&, Workspace&, DropPolicy, int64_t capacity, int64_t seq_len,
                               int64_t num_experts, ConstTensorView topk_idx,
                               ConstTensorView topk_weights, TensorView dispatch_idx,
                               TensorView dropped);

@@ -26,7 +26,7 @@ int64_t rows_of(ConstTensorView logits) {
 }  // namespace
 
 void cross_entropy_forward(Stream& stream, ConstTensorView logits, ConstTensorView targets,
-                           int64_t first_id, TensorView row_max, TensorView sum_exp,
+                           IdRange ids, TensorView row_max, TensorView sum_exp,
                            TensorView target_logit) {
   const int64_t tokens = rows_of(logits);
   check_rows(targets, tokens, DType::i32, "targets");
@@ -34,7 +34,7 @@ void cross_entropy_forward(Stream& stream, ConstTensorView logits, ConstTensorVi
   check_rows(sum_exp, tokens, DType::f32, "sum_exp");
   check_rows(target_logit, tokens, DType::f32, "target_logit");
   SWITCHYARD_BODY(stream, cross_entropy_forward)
-  (stream, logits, targets, first_id, row_max, sum_exp, target_logit);
+  (stream, logits, targets, ids, row_max, sum_exp, target_logit);
 }
 
 void cross_entropy_rescale(Stream& stream, ConstTensorView local_max, ConstTensorView row_max,
@@ -60,7 +60,7 @@ void cross_entropy_losses(Stream& stream, ConstTensorView targets, ConstTensorVi
 }
 
 void cross_entropy_backward(Stream& stream, ConstTensorView logits, ConstTensorView targets,
-                            int64_t first_id, ConstTensorView row_max, ConstTensorView sum_exp,
+                            IdRange ids, ConstTensorView row_max, ConstTensorView sum_exp,
                             float scale, TensorView dlogits) {
   const int64_t tokens = rows_of(logits);
   check_rows(targets, tokens, DType::i32, "targets");
@@ -68,14 +68,20 @@ void cross_entropy_backward(Stream& stream, ConstTensorView logits, ConstTensorV
   check_rows(sum_exp, tokens, DType::f32, "sum_exp");
   require_shape(dlogits, logits.shape(), "dlogits");
   SWITCHYARD_BODY(stream, cross_entropy_backward)
-  (stream, logits, targets, first_id, row_max, sum_exp, scale, dlogits);
+  (stream, logits, targets, ids, row_max, sum_exp, scale, dlogits);
+}
+
+void mask_columns(Stream& stream, int64_t vocab, TensorView logits) {
+  require(logits.rank() == 2 && vocab <= logits.dim(1), "{} ids do not fit logits of shape {}",
+          vocab, to_string(logits.shape()));
+  require_dtype(logits, DType::f32, "logits");
+  SWITCHYARD_BODY(stream, mask_columns)(stream, vocab, logits);
 }
 
 namespace cpu {
 
-void cross_entropy_forward(Stream&, ConstTensorView logits, ConstTensorView targets,
-                           int64_t first_id, TensorView row_max, TensorView sum_exp,
-                           TensorView target_logit) {
+void cross_entropy_forward(Stream&, ConstTensorView logits, ConstTensorView targets, IdRange ids,
+                           TensorView row_max, TensorView sum_exp, TensorView target_logit) {
   const int64_t tokens = logits.dim(0), vocab = logits.dim(1);
 #pragma omp parallel for schedule(static)
   for (int64_t t = 0; t < tokens; ++t) {
@@ -89,8 +95,8 @@ void cross_entropy_forward(Stream&, ConstTensorView logits, ConstTensorView targ
     for (int64_t i = 0; i < vocab; ++i) total += fast_exp(row[i] - largest);
     row_max.data<float>()[t] = largest;
     sum_exp.data<float>()[t] = total;
-    const int64_t target = targets.data<int32_t>()[t] - first_id;
-    target_logit.data<float>()[t] = target >= 0 && target < vocab ? row[target] : 0.0f;
+    const int32_t target = targets.data<int32_t>()[t];
+    target_logit.data<float>()[t] = ids.has(target, vocab) ? row[target - ids.first] : 0.0f;
   }
 }
 
@@ -113,9 +119,9 @@ void cross_entropy_losses(Stream&, ConstTensorView targets, ConstTensorView row_
   }
 }
 
-void cross_entropy_backward(Stream&, ConstTensorView logits, ConstTensorView targets,
-                            int64_t first_id, ConstTensorView row_max, ConstTensorView sum_exp,
-                            float scale, TensorView dlogits) {
+void cross_entropy_backward(Stream&, ConstTensorView logits, ConstTensorView targets, IdRange ids,
+                            ConstTensorView row_max, ConstTensorView sum_exp, float scale,
+                            TensorView dlogits) {
   const int64_t tokens = logits.dim(0), vocab = logits.dim(1);
   dispatch_compute_dtype(dlogits.dtype(), [&]<class T>() {
 #pragma omp parallel for schedule(static)
@@ -129,14 +135,22 @@ void cross_entropy_backward(Stream&, ConstTensorView logits, ConstTensorView tar
       }
       const float largest = row_max.data<float>()[t];
       const float by_sum = scale / sum_exp.data<float>()[t];
-      const int64_t target = id - first_id;
-      const bool here = target >= 0 && target < vocab;
+      const int64_t target = id - ids.first;
+      const bool here = ids.has(id, vocab);
       const float target_prob = here ? by_sum * fast_exp(row[target] - largest) : 0.0f;
 #pragma omp simd
       for (int64_t i = 0; i < vocab; ++i) drow[i] = by_sum * fast_exp(row[i] - largest);
       if (here) drow[target] = target_prob - scale;
     }
   });
+}
+
+void mask_columns(Stream&, int64_t vocab, TensorView logits) {
+  const int64_t columns = logits.dim(1);
+  for (int64_t t = 0; t < logits.dim(0); ++t) {
+    float* row = logits.data<float>() + t * columns;
+    std::fill(row + vocab, row + columns, -std::numeric_limits<float>::infinity());
+  }
 }
 
 }  // namespace cpu

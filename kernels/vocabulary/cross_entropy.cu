@@ -39,7 +39,7 @@ struct Partition {
 // Makes one pass over a row. max ignores NaN, but the sum includes it.
 template <int kSize>
 __global__ void __launch_bounds__(kThreads)
-    forward_kernel(const float* logits, const int32_t* targets, int64_t first_id, int64_t vocab,
+    forward_kernel(const float* logits, const int32_t* targets, IdRange ids, int64_t vocab,
                    float* row_max, float* sum_exp, float* target_logit) {
   __shared__ float largest_scratch[kWarpSize], sum_scratch[kWarpSize];
   const int64_t token = blockIdx.x;
@@ -57,8 +57,8 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x != 0) return;
   row_max[token] = largest;
   sum_exp[token] = total;
-  const int64_t target = targets[token] - first_id;
-  target_logit[token] = target >= 0 && target < vocab ? row[target] : 0.0f;
+  const int32_t target = targets[token];
+  target_logit[token] = ids.has(target, vocab) ? row[target - ids.first] : 0.0f;
 }
 
 __global__ void rescale_kernel(const float* local_max, const float* row_max, int64_t tokens,
@@ -78,9 +78,10 @@ __global__ void losses_kernel(const int32_t* targets, const float* row_max, cons
 // dlogits may be logits: every element is read and written by one thread.
 template <int kSize, class T>
 __global__ void __launch_bounds__(kThreads)
-    backward_kernel(const float* logits, const int32_t* targets, int64_t first_id, int64_t vocab,
+    backward_kernel(const float* logits, const int32_t* targets, IdRange ids, int64_t vocab,
                     const float* row_max, const float* sum_exp, float scale, T* dlogits) {
-  const int64_t token = blockIdx.x, target = targets[token] - first_id;
+  const int64_t token = blockIdx.x, id = targets[token];
+  const int64_t target = ids.has(id, vocab) ? id - ids.first : -1;
   const bool counts = targets[token] >= 0;
   const float largest = row_max[token], by_sum = counts ? scale / sum_exp[token] : 0.0f;
   for (int64_t begin = threadIdx.x * kSize; begin < vocab; begin += kThreads * kSize) {
@@ -95,6 +96,11 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+__global__ void mask_columns_kernel(int64_t vocab, int64_t columns, int64_t n, float* logits) {
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x, masked = columns - vocab;
+  if (i < n) logits[i / masked * columns + vocab + i % masked] = -INFINITY;
+}
+
 template <class... Pointers>
 bool allow_wide(int64_t vocab, const Pointers*... addresses) {
   return vocab % kPerThread == 0 && allow_vectors(addresses...);
@@ -103,13 +109,13 @@ bool allow_wide(int64_t vocab, const Pointers*... addresses) {
 }  // namespace
 
 void cuda::cross_entropy_forward(Stream& stream, ConstTensorView logits, ConstTensorView targets,
-                                 int64_t first_id, TensorView row_max, TensorView sum_exp,
+                                 IdRange ids, TensorView row_max, TensorView sum_exp,
                                  TensorView target_logit) {
   const bool wide = allow_wide(logits.dim(1), logits.raw());
   launch(wide ? forward_kernel<kPerThread> : forward_kernel<1>,
          static_cast<unsigned int>(logits.dim(0)), kThreads, 0, stream, logits.data<float>(),
-         targets.data<int32_t>(), first_id, logits.dim(1), row_max.data<float>(),
-         sum_exp.data<float>(), target_logit.data<float>());
+         targets.data<int32_t>(), ids, logits.dim(1), row_max.data<float>(), sum_exp.data<float>(),
+         target_logit.data<float>());
 }
 
 void cuda::cross_entropy_rescale(Stream& stream, ConstTensorView local_max, ConstTensorView row_max,
@@ -129,16 +135,22 @@ void cuda::cross_entropy_losses(Stream& stream, ConstTensorView targets, ConstTe
 }
 
 void cuda::cross_entropy_backward(Stream& stream, ConstTensorView logits, ConstTensorView targets,
-                                  int64_t first_id, ConstTensorView row_max,
-                                  ConstTensorView sum_exp, float scale, TensorView dlogits) {
+                                  IdRange ids, ConstTensorView row_max, ConstTensorView sum_exp,
+                                  float scale, TensorView dlogits) {
   dispatch_compute_dtype(dlogits.dtype(), [&]<class T>() {
     T* out = dlogits.data<T>();
     const bool wide = allow_wide(logits.dim(1), logits.raw(), out);
     launch(wide ? backward_kernel<kPerThread, T> : backward_kernel<1, T>,
            static_cast<unsigned int>(logits.dim(0)), kThreads, 0, stream, logits.data<float>(),
-           targets.data<int32_t>(), first_id, logits.dim(1), row_max.data<float>(),
+           targets.data<int32_t>(), ids, logits.dim(1), row_max.data<float>(),
            sum_exp.data<float>(), scale, out);
   });
+}
+
+void cuda::mask_columns(Stream& stream, int64_t vocab, TensorView logits) {
+  const int64_t columns = logits.dim(1), n = logits.dim(0) * (columns - vocab);
+  launch(mask_columns_kernel, num_blocks(n, kThreads), kThreads, 0, stream, vocab, columns, n,
+         logits.data<float>());
 }
 
 }  // namespace switchyard

@@ -390,8 +390,9 @@ void DeviceBench::grouped_products(int64_t in, int64_t out) {
               [&] { grouped_linear_forward(stream_, x, weight, offsets, y); });
   product_row("experts backward, input", shape, flops, kBf16,
               [&] { grouped_linear_backward_input(stream_, y, weight, offsets, dx); });
-  product_row("experts backward, weight (+= f32)", shape, flops, kBf16,
-              [&] { grouped_linear_backward_weight(stream_, y, x, offsets, dweight); });
+  product_row("experts backward, weight (+= f32)", shape, flops, kBf16, [&] {
+    grouped_linear_backward_weight(stream_, y, x, offsets, Accumulate::yes, dweight);
+  });
 }
 
 // 16 K tokens. FLOPs of the causal half: 2 products forward, 5 backward.

@@ -99,7 +99,7 @@ BENCHMARK_CAPTURE(grouped, backward_input, [](GroupedOperands& t) {
   grouped_linear_backward_input(t.stream, t.y, t.weight, t.row_offsets, t.x);
 })->Apply(grouped_arguments);
 BENCHMARK_CAPTURE(grouped, backward_weight, [](GroupedOperands& t) {
-  grouped_linear_backward_weight(t.stream, t.y, t.x, t.row_offsets, t.dweight);
+  grouped_linear_backward_weight(t.stream, t.y, t.x, t.row_offsets, Accumulate::yes, t.dweight);
 })->Apply(grouped_arguments);
 
 struct AttentionOperands {

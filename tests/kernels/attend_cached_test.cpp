@@ -42,7 +42,8 @@ std::ostream& operator<<(std::ostream& out, const Case& c) {
 const Case kCases[] = {{1, 1, 128, DType::f32},  {4, 1, 128, DType::f32}, {5, 1, 40, DType::f32},
                        {2, 2, 7, DType::f32},    {9, 1, 33, DType::bf16}, {1, 1, 128, DType::bf16},
                        {4, 1, 128, DType::bf16}, {3, 1, 64, DType::f32},  {6, 1, 40, DType::f32},
-                       {7, 1, 33, DType::bf16}};
+                       {7, 1, 33, DType::bf16},  {8, 1, 64, DType::f32},  {10, 2, 40, DType::f32},
+                       {13, 1, 16, DType::f32}};
 
 struct Cache {
   static constexpr int64_t kMaxLen = 2100;

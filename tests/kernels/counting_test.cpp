@@ -104,7 +104,7 @@ std::vector<ScratchCase> attention_cases() {
 // Every sequence is as long as its cache, because the largest need of a step is counted.
 std::vector<ScratchCase> decode_cases() {
   std::vector<ScratchCase> cases;
-  for (const int max_len : {1, 70, 1500}) {
+  for (const int max_len : {1, 70, 1500, 9000}) {
     cases.push_back({fmt::format("decode_attention_{}", max_len), [=](Bench& b) {
                        const TensorView cache = b.f32({2, 2, max_len, 32});
                        decode_attention(b.stream, b.workspace, b.f32({2, 4, 32}), cache, cache,
@@ -232,6 +232,13 @@ std::vector<ScratchCase> moe_and_embedding_cases() {
         {fmt::format("router_forward_{}", n), [=](Bench& b) { route(b, 2, n, 8, false); }});
     cases.push_back(
         {fmt::format("router_forward_counts_{}", n), [=](Bench& b) { route(b, 2, n, 8, true); }});
+    for (const DropPolicy policy : {DropPolicy::lowest_weight, DropPolicy::latest_position}) {
+      cases.push_back(
+          {fmt::format("drop_over_capacity_{}_{}", to_string(policy), n), [=](Bench& b) {
+             drop_over_capacity(b.stream, b.workspace, policy, 2, n, 40, b.i32({3 * n, 2}),
+                                b.f32({3 * n, 2}), b.i32({3 * n, 2}), b.tensor({1}, kF64));
+           }});
+    }
     for (const int64_t rows : {5, 700}) {
       cases.push_back({fmt::format("embedding_backward_{}_of_{}", n, rows), [=](Bench& b) {
                          embedding_backward(b.stream, b.workspace, b.i32({n}), b.f32({n, 16}), 0,
@@ -445,8 +452,8 @@ TEST_F(CountingTest, OpsOfMixturesAcceptItsTensors) {
 
   router_backward(s, {.top_k = 2}, {.first_token = 0, .seq_len = 2}, logits, logits, of_rows, idx,
                   weights, of_experts, 0.0f, logits);
-  drop_over_capacity(s, DropPolicy::lowest_weight, 1, 2, 6, idx, weights, bench_.i32({4, 2}),
-                     bench_.tensor({1}, kF64));
+  drop_over_capacity(s, bench_.workspace, DropPolicy::lowest_weight, 1, 2, 6, idx, weights,
+                     bench_.i32({4, 2}), bench_.tensor({1}, kF64));
   balance_loss(s, of_experts, 4.0, of_experts, 0.25, 0.1, of_experts, bench_.tensor({1}, kF64));
   gather_rows(s, x, bench_.i32({5}), bench_.f32({5, 8}));
   sum_rows(s, bench_.f32({5, 8}), bench_.i32({5}), bench_.i32({5}), x);
@@ -513,7 +520,7 @@ TEST_F(ObserverTest, GroupedProductsCountTheRowsOfEveryExpert) {
   EXPECT_EQ(seen_.flops, 2.0 * 10 * 7 * 5);
   grouped_linear_backward_input(bench_.stream, y, weight, row_offsets, x);
   EXPECT_EQ(seen_.flops, 4.0 * 10 * 7 * 5);
-  grouped_linear_backward_weight(bench_.stream, y, x, row_offsets, weight);
+  grouped_linear_backward_weight(bench_.stream, y, x, row_offsets, Accumulate::yes, weight);
 
   EXPECT_EQ(seen_.flops, 6.0 * 10 * 7 * 5);
   ASSERT_EQ(seen_.all_products.size(), 3U);

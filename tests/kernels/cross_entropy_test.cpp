@@ -17,6 +17,45 @@ using test::Stream;
 using test::Tensor;
 using test::to_floats;
 
+TEST(MaskColumnsTest, ColumnsThatNoIdHasChangeNothing) {
+  constexpr int64_t kTokens = 5, kVocab = 37, kColumns = 40, kFirst = 100;
+  Stream stream;
+  const Tensor logits = random_tensor({kTokens, kVocab}, 1, DType::f32, 4.0f);
+  const Tensor targets =
+      make_tensor<int32_t>({kTokens}, {100, 136, 137, -1, 99});  // 137: another rank's
+  Tensor padded({kTokens, kColumns}, DType::f32);
+  for (int64_t i = 0; i < kTokens * kColumns; ++i) {
+    const int64_t column = i % kColumns;
+    padded.data<float>()[i] =
+        column < kVocab ? logits.data<float>()[i / kColumns * kVocab + column] : 1e30f;
+  }
+  Tensor max({kTokens}, DType::f32), sum({kTokens}, DType::f32), target({kTokens}, DType::f32),
+      expected_target({kTokens}, DType::f32);
+  Tensor expected_max({kTokens}, DType::f32), expected_sum({kTokens}, DType::f32);
+  Tensor dlogits({kTokens, kColumns}, DType::bf16), expected({kTokens, kVocab}, DType::bf16);
+
+  mask_columns(stream, kVocab, padded);
+
+  cross_entropy_forward(stream, logits, targets, kFirst, expected_max, expected_sum,
+                        expected_target);
+  cross_entropy_backward(stream, logits, targets, kFirst, expected_max, expected_sum, 0.5f,
+                         expected);
+  cross_entropy_forward(stream, padded, targets, IdRange(kFirst, kVocab), max, sum, target);
+  cross_entropy_backward(stream, padded, targets, IdRange(kFirst, kVocab), max, sum, 0.5f, dlogits);
+  EXPECT_EQ(to_floats(max), to_floats(expected_max));
+  EXPECT_EQ(to_floats(target), to_floats(expected_target));
+  EXPECT_LT(test::relative_error(to_floats(sum), to_floats(expected_sum)), 1e-6);
+  const std::vector<float> of_ids = to_floats(expected), of_columns = to_floats(dlogits);
+  for (size_t i = 0; i < of_columns.size(); ++i) {
+    const size_t column = i % kColumns;
+    if (column >= kVocab) {
+      EXPECT_EQ(of_columns[i], 0.0f);
+    } else {
+      EXPECT_NEAR(of_columns[i], of_ids[i / kColumns * kVocab + column], 1e-3);
+    }
+  }
+}
+
 class CrossEntropyAgreementTest : public testing::TestWithParam<std::tuple<int64_t, DType>> {
  protected:
   static constexpr int64_t kTokens = 5, kFirst = 100;

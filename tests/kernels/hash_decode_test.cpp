@@ -500,6 +500,35 @@ TEST_P(SelectTopKTest, TakesTheGreatestScores) {
   expect_best(scores, 2, 3, 600, GetParam(), [](float a, float b) { return a > b; });
 }
 
+// Rows that a device splits among blocks, whose lengths end within a block and at its edge.
+class LongSelectTopKTest : public testing::TestWithParam<std::tuple<int64_t, Selection>> {
+ protected:
+  int64_t max_len() const { return std::get<0>(GetParam()); }
+  const Selection& selection() const { return std::get<1>(GetParam()); }
+};
+
+TEST_P(LongSelectTopKTest, TakesTheSmallestDistances) {
+  for (const uint32_t values : {1u, 129u, 65536u}) {
+    expect_best(random_distances(static_cast<size_t>(2 * 2 * max_len()), values), 2, 2, max_len(),
+                selection(), [](uint16_t a, uint16_t b) { return a < b; });
+  }
+}
+
+TEST_P(LongSelectTopKTest, TakesTheGreatestScores) {
+  std::vector<float> scores = to_floats(random_tensor({2 * 2 * max_len()}, 4));
+  for (size_t i = 0; i < scores.size(); i += 3) scores[i] = std::round(scores[i]);  // ties, zeros
+  expect_best(scores, 2, 2, max_len(), selection(), [](float a, float b) { return a > b; });
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, LongSelectTopKTest,
+    testing::Combine(testing::Values(8200, 8201),  // with and without 16-byte accesses
+                     testing::Values(Selection{{8200, 4097}, {1000, 1}},
+                                     Selection{{8192, 2048}, {8192, 2047}},
+                                     Selection{{6144, 6145}, {64, 3000}, 5, 17},
+                                     Selection{{8200, 30}, {20, 20}, 4100, 3},
+                                     Selection{{8200, 1}, {300, 1}, 0, 8000})));
+
 TEST(SelectTopK, NanIsWorseThanAnyNumber) {
   Stream stream;
   Workspace workspace;

@@ -373,9 +373,19 @@ TEST_P(GroupedLinearTest, BackwardWeightAddsEachExpertsOuterProducts) {
     expected.insert(expected.end(), part.begin(), part.end());
   }
 
-  grouped_linear_backward_weight(stream_, dy_, x_, row_offsets_, dweight);
+  grouped_linear_backward_weight(stream_, dy_, x_, row_offsets_, Accumulate::yes, dweight);
 
   EXPECT_LT(relative_error(to_floats(dweight), expected), tolerance(DType::f32));
+}
+
+TEST_P(GroupedLinearTest, BackwardWeightOverwritesWithTheBitsThatItAddsToZeroes) {
+  Tensor overwritten = random_tensor({experts_, out_, in_}, 4);
+  Tensor added({experts_, out_, in_}, DType::f32);
+
+  grouped_linear_backward_weight(stream_, dy_, x_, row_offsets_, Accumulate::no, overwritten);
+  grouped_linear_backward_weight(stream_, dy_, x_, row_offsets_, Accumulate::yes, added);
+
+  EXPECT_EQ(to_floats(overwritten), to_floats(added));
 }
 
 TEST_P(GroupedLinearTest, DoesNotDependOnTheNumberOfThreads) {
@@ -388,7 +398,7 @@ TEST_P(GroupedLinearTest, DoesNotDependOnTheNumberOfThreads) {
     Tensor dweight({experts_, out_, in_}, DType::f32);
     grouped_linear_forward(stream_, x_, weight_, row_offsets_, y);
     grouped_linear_backward_input(stream_, dy_, weight_, row_offsets_, dx);
-    grouped_linear_backward_weight(stream_, dy_, x_, row_offsets_, dweight);
+    grouped_linear_backward_weight(stream_, dy_, x_, row_offsets_, Accumulate::yes, dweight);
     std::vector<float> all = to_floats(y);
     for (const Tensor* part : {&dx, &dweight}) {
       const std::vector<float> values = to_floats(*part);
@@ -409,9 +419,13 @@ TEST_P(GroupedLinearTest, AcceptsNoRowsAtAll) {
   const std::vector<float> before = to_floats(dweight);
 
   grouped_linear_forward(stream_, x, weight_, row_offsets, y);
-  grouped_linear_backward_weight(stream_, dy, x, row_offsets, dweight);
+  grouped_linear_backward_weight(stream_, dy, x, row_offsets, Accumulate::yes, dweight);
 
   EXPECT_EQ(to_floats(dweight), before);
+
+  grouped_linear_backward_weight(stream_, dy, x, row_offsets, Accumulate::no, dweight);
+
+  EXPECT_EQ(to_floats(dweight), std::vector<float>(before.size(), 0.0f));
 }
 
 TEST_P(GroupedLinearTest, RejectsOffsetsThatDoNotCoverTheRows) {

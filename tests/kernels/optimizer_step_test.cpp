@@ -4,7 +4,9 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <limits>
 #include <tuple>
+#include <vector>
 
 #include "tests/support/test_tensors.h"
 
@@ -112,6 +114,82 @@ TEST_P(OptimizerStepTest, NeighboursOfTheRangeStayAsTheyAre) {
   for (int64_t i = 0; i < n() + 5; ++i) {
     if (i >= skip && i < skip + n()) continue;
     EXPECT_EQ(after[static_cast<size_t>(i)], before[static_cast<size_t>(i)]);
+  }
+}
+
+// The state of a parameter after one step of every rule.
+struct Stepped {
+  Stepped(Stream& stream, const GradScale& scale) {
+    const Tensor grad = random_tensor({33}, 1);
+    adamw_step(stream, {.lr = 1e-2f, .weight_decay = 0.1f}, scale, grad, params, m, v, rounded);
+    sgd_step(stream, {.lr = 0.1f, .momentum = 0.9f}, scale, grad, of_sgd, momentum, {});
+    momentum_step(stream, {.momentum = 0.9f}, scale, grad, of_muon, direction);
+  }
+  std::vector<float> values() const {
+    std::vector<float> all;
+    for (const Tensor* tensor : {&params, &m, &v, &rounded, &of_sgd, &momentum, &of_muon}) {
+      const auto floats = to_floats(*tensor);
+      all.insert(all.end(), floats.begin(), floats.end());
+    }
+    return all;
+  }
+
+  Tensor params = random_tensor({33}, 2), m = random_tensor({33}, 3), v = Tensor({33}, DType::f32);
+  Tensor rounded = Tensor({33}, DType::bf16);
+  Tensor of_sgd = random_tensor({33}, 4), momentum = random_tensor({33}, 5);
+  Tensor of_muon = random_tensor({33}, 6), direction = Tensor({33}, DType::f32);
+};
+
+TEST(GradScaleTest, ANumberOnTheDeviceIsAFactorOfThatOnTheHost) {
+  Stream stream;
+  const Tensor quarter = test::make_tensor<float>({1}, {0.25f});
+
+  const Stepped on_device(stream, GradScale(2.0f, quarter)), on_host(stream, 0.5f);
+
+  EXPECT_EQ(on_device.values(), on_host.values());
+  EXPECT_EQ(to_floats(on_device.direction), to_floats(on_host.direction));
+}
+
+TEST(GradScaleTest, NanChangesNothing) {
+  Stream stream;
+  const Tensor nan = test::make_tensor<float>({1}, {std::numeric_limits<float>::quiet_NaN()});
+  const std::vector<float> still =
+      Stepped(stream, std::numeric_limits<float>::quiet_NaN()).values();
+
+  const Stepped skipped(stream, GradScale(1.0f, nan));
+
+  EXPECT_EQ(skipped.values(), still);
+  EXPECT_EQ(to_floats(skipped.params), to_floats(random_tensor({33}, 2)));
+  EXPECT_EQ(to_floats(skipped.m), to_floats(random_tensor({33}, 3)));
+  EXPECT_EQ(to_floats(skipped.of_sgd), to_floats(random_tensor({33}, 4)));
+  EXPECT_EQ(to_floats(skipped.of_muon), to_floats(random_tensor({33}, 6)));
+}
+
+TEST(ClipScalesTest, ClipOnlyNormsThatAreGreater) {
+  Stream stream;
+  Tensor norm({1}, DType::f64), scales({2}, DType::f32);
+  const auto scales_of = [&](double sum_of_squares, double clip) {
+    clip_scales(stream, test::make_tensor<double>({1}, {sum_of_squares}), clip, norm, scales);
+    return std::vector<double>{norm.data<double>()[0], scales.data<float>()[0],
+                               scales.data<float>()[1]};
+  };
+
+  EXPECT_EQ(scales_of(9.0, 1.5), (std::vector<double>{3.0, 0.5, 1.0}));
+  EXPECT_EQ(scales_of(9.0, 3.0), (std::vector<double>{3.0, 1.0, 1.0}));
+  EXPECT_EQ(scales_of(9.0, 0.0), (std::vector<double>{3.0, 1.0, 1.0}));
+  EXPECT_EQ(scales_of(7.0, 1.0)[1], static_cast<float>(1.0 / std::sqrt(7.0)));
+}
+
+TEST(ClipScalesTest, ANormThatIsNotFiniteMakesBothNan) {
+  Stream stream;
+  Tensor norm({1}, DType::f64), scales({2}, DType::f32);
+  for (const double sum_of_squares :
+       {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
+    clip_scales(stream, test::make_tensor<double>({1}, {sum_of_squares}), 1.0, norm, scales);
+
+    EXPECT_FALSE(std::isfinite(norm.data<double>()[0]));
+    EXPECT_TRUE(std::isnan(scales.data<float>()[0]));
+    EXPECT_TRUE(std::isnan(scales.data<float>()[1]));
   }
 }
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <random>
 #include <set>
 #include <tuple>
 
@@ -273,21 +274,114 @@ TEST(BalanceLossTest, IsTheNumberOfExpertsWhenAllTokensChooseOneSurely) {
   EXPECT_EQ(dprobs.data<float>()[1], 0.0f);
 }
 
+TEST(MoveBalancingBiasTest, MovesEachBiasTowardsTheMeanLoad) {
+  Stream stream;
+  Tensor bias = make_tensor<float>({4}, {1, 1, 1, -1});
+
+  move_balancing_bias(stream, make_tensor<double>({4}, {4, 0, 2, 2}), 0.25, bias);
+
+  EXPECT_EQ(to_vector<float>(bias), (std::vector<float>{0.75f, 1.25f, 1.0f, -1.0f}));
+}
+
+TEST(MoveBalancingBiasTest, IsTheSameBitsOnEveryDevice) {
+  Stream stream;
+  switchyard::Stream cpu_stream;
+  for (const int64_t experts : {1, 31, 33, 257, 700}) {
+    std::mt19937_64 random(static_cast<uint64_t>(experts));
+    std::vector<double> counts;
+    for (int64_t e = 0; e < experts; ++e) counts.push_back(static_cast<double>(random() % 5));
+    const Tensor of_experts = make_tensor<double>({experts}, counts);
+    Tensor bias = test::random_tensor({experts}, 1), expected = copy_of(bias);
+
+    move_balancing_bias(stream, of_experts, 1e-3, bias);
+    synchronize(test::device());
+    cpu::move_balancing_bias(cpu_stream, of_experts, 1e-3, expected);
+
+    EXPECT_EQ(to_vector<float>(bias), to_vector<float>(expected));
+  }
+}
+
 TEST(DropTest, KeepsTheGreatestWeightsOrTheEarliestPositions) {
   Stream stream;
+  Workspace workspace;
   // Two sequences of three tokens, top-1, all to expert 0 but the last token.
   const Tensor idx = make_tensor<int32_t>({6, 1}, {0, 0, 0, 0, 0, 1});
   const Tensor weights = make_tensor<float>({6, 1}, {0.2f, 0.9f, 0.5f, 0.7f, 0.7f, 0.1f});
   Tensor kept({6, 1}, DType::i32);
 
   Tensor dropped({1}, DType::f64);
-  drop_over_capacity(stream, DropPolicy::lowest_weight, 1, 3, 2, idx, weights, kept, dropped);
+  drop_over_capacity(stream, workspace, DropPolicy::lowest_weight, 1, 3, 2, idx, weights, kept,
+                     dropped);
   EXPECT_EQ(dropped.data<double>()[0], 3);
   EXPECT_EQ(to_vector<int32_t>(kept), (std::vector<int32_t>{-1, 0, -1, 0, -1, 1}));
 
-  drop_over_capacity(stream, DropPolicy::latest_position, 2, 3, 2, idx, weights, kept, dropped);
+  drop_over_capacity(stream, workspace, DropPolicy::latest_position, 2, 3, 2, idx, weights, kept,
+                     dropped);
   EXPECT_EQ(dropped.data<double>()[0], 3 + 1);
   EXPECT_EQ(to_vector<int32_t>(kept), (std::vector<int32_t>{0, 0, -1, 0, 0, 1}));
+}
+
+// Assignments to experts with weights of few values, so that most of them tie.
+struct Assignments {
+  Assignments(uint64_t seed, int64_t tokens, int64_t top_k, int32_t experts, int values)
+      : idx({tokens, top_k}, DType::i32), weights({tokens, top_k}, DType::f32) {
+    std::mt19937_64 random(seed);
+    for (int64_t i = 0; i < idx.num_elements(); ++i) {
+      idx.data<int32_t>()[i] = static_cast<int32_t>(random() % static_cast<uint64_t>(experts));
+      const auto value = static_cast<float>(random() % static_cast<uint64_t>(values));
+      // Zeros of both signs are equal.
+      weights.data<float>()[i] = value == 0.0f && random() % 2 ? -0.0f : value / 8.0f;
+    }
+  }
+  Tensor idx, weights;
+};
+
+// The rule itself: an assignment is kept if fewer than `capacity` of its sequence and expert are
+// admitted before it.
+std::vector<int32_t> kept_by_counting(DropPolicy policy, int64_t capacity, int64_t slots,
+                                      const Assignments& of) {
+  const auto idx = to_vector<int32_t>(of.idx);
+  const auto weights = to_vector<float>(of.weights);
+  std::vector<int32_t> kept = idx;
+  for (size_t i = 0; i < idx.size(); ++i) {
+    const size_t first = i - i % static_cast<size_t>(slots);
+    int64_t before = 0;
+    for (size_t j = first; j < first + static_cast<size_t>(slots); ++j) {
+      const bool earlier = j < i;
+      const bool admitted_before =
+          policy == DropPolicy::latest_position
+              ? earlier
+              : weights[j] > weights[i] || (weights[j] == weights[i] && earlier);
+      before += idx[j] == idx[i] && admitted_before;
+    }
+    if (before >= capacity) kept[i] = -1;
+  }
+  return kept;
+}
+
+TEST(DropTest, ChoicesAreThoseOfCountingAllAssignmentsThatGoFirst) {
+  Stream stream;
+  Workspace workspace;
+  for (uint64_t seed = 0; seed < 120; ++seed) {
+    const auto of_seed = [&](uint64_t first, uint64_t values) {
+      return static_cast<int64_t>(first + (seed * 2654435761u >> 7) % values);
+    };
+    const int64_t sequences = 1 + of_seed(0, 3), seq_len = of_seed(1, 57), top_k = of_seed(1, 5);
+    const int64_t experts = of_seed(1, 33), capacity = of_seed(1, 9);
+    const int values = seed % 3 == 0 ? 1 : static_cast<int>(of_seed(2, 40));  // 1: all are equal
+    const Assignments of(seed, sequences * seq_len, top_k, static_cast<int32_t>(experts), values);
+    for (const DropPolicy policy : {DropPolicy::lowest_weight, DropPolicy::latest_position}) {
+      Tensor kept(of.idx.shape(), DType::i32), dropped = make_tensor<double>({1}, {0.5});
+
+      drop_over_capacity(stream, workspace, policy, capacity, seq_len, experts, of.idx, of.weights,
+                         kept, dropped);
+
+      const auto expected = kept_by_counting(policy, capacity, seq_len * top_k, of);
+      EXPECT_EQ(to_vector<int32_t>(kept), expected) << "seed " << seed;
+      EXPECT_EQ(dropped.data<double>()[0],
+                0.5 + static_cast<double>(std::ranges::count(expected, -1)));
+    }
+  }
 }
 
 // The bodies of all devices against the CPU's, at sizes that do not fill a warp and with sequences
@@ -354,15 +448,17 @@ TEST_P(RouterAgreementTest, DropsTheSameAssignments) {
                       {0, kSeqLen});
   synchronize(test::device());  // before the CPU reads what was routed
   Stream stream;
+  Workspace workspace;
   switchyard::Stream cpu_stream;
+  switchyard::Workspace cpu_workspace;
   for (const DropPolicy policy : {DropPolicy::lowest_weight, DropPolicy::latest_position}) {
     Tensor kept({2 * kSeqLen, k}, DType::i32), dropped({1}, DType::f64);
     Tensor cpu_kept({2 * kSeqLen, k}, DType::i32), cpu_dropped({1}, DType::f64);
 
-    drop_over_capacity(stream, policy, 2, kSeqLen, GetParam().experts, routed.idx, routed.weights,
-                       kept, dropped);
-    cpu::drop_over_capacity(cpu_stream, policy, 2, kSeqLen, GetParam().experts, routed.idx,
-                            routed.weights, cpu_kept, cpu_dropped);
+    drop_over_capacity(stream, workspace, policy, 2, kSeqLen, GetParam().experts, routed.idx,
+                       routed.weights, kept, dropped);
+    cpu::drop_over_capacity(cpu_stream, cpu_workspace, policy, 2, kSeqLen, GetParam().experts,
+                            routed.idx, routed.weights, cpu_kept, cpu_dropped);
 
     EXPECT_EQ(to_vector<int32_t>(kept), to_vector<int32_t>(cpu_kept));
     EXPECT_EQ(to_vector<double>(dropped), to_vector<double>(cpu_dropped));

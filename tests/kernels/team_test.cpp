@@ -105,7 +105,7 @@ Values grouped_products(DType dtype) {
   Tensor y({rows, kOut}, dtype), dx({rows, kIn}, dtype), dweight({experts, kOut, kIn}, DType::f32);
   grouped_linear_forward(stream, x, weight, row_offsets, y);
   grouped_linear_backward_input(stream, dy, weight, row_offsets, dx);
-  grouped_linear_backward_weight(stream, dy, x, row_offsets, dweight);
+  grouped_linear_backward_weight(stream, dy, x, row_offsets, Accumulate::yes, dweight);
   return joined({to_floats(y), to_floats(dx), to_floats(dweight)});
 }
 

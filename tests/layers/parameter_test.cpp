@@ -298,5 +298,28 @@ TEST_F(ParameterStoreTest, ZeroGradsClearsEveryBuffer) {
   EXPECT_EQ(test::to_floats(norm.grad), std::vector<float>(31, 0.0f));
 }
 
+TEST_F(ParameterStoreTest, ForgottenGradientsAreZeroOnceTheyAreSettled) {
+  // Products at both ends of the buffer are left to be overwritten; the one in the middle is not.
+  std::vector<Parameter*> all;
+  for (const char* name : {"first", "norm", "middle", "bias", "last"}) {
+    all.push_back(&store_.add(whole(name, {33})));
+    all.back()->gradient_is_product = std::string(name) != "norm" && std::string(name) != "bias";
+  }
+  store_.materialize(stream_, kSeed, 1);
+  for (Parameter* p : all) std::fill_n(p->grad.data<float>(), 33, 3.0f);
+
+  store_.forget_grads(stream_);
+
+  const std::vector<float> zeros(33, 0.0f);
+  for (size_t i : {1, 2, 3}) EXPECT_EQ(test::to_floats(all[i]->grad), zeros) << i;
+  EXPECT_EQ(all[2]->begin_gradient(), Accumulate::yes);
+  EXPECT_EQ(all[0]->begin_gradient(), Accumulate::no);
+  EXPECT_EQ(all[0]->begin_gradient(), Accumulate::yes);  // the second product adds
+  std::fill_n(all[0]->grad.data<float>(), 33, 5.0f);     // as the product would
+  ParameterStore::settle_grads(stream_, store_.buffers().front());
+  EXPECT_EQ(test::to_floats(all[0]->grad), std::vector<float>(33, 5.0f));
+  EXPECT_EQ(test::to_floats(all[4]->grad), zeros);
+}
+
 }  // namespace
 }  // namespace switchyard

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <string>
 
 #include "kernels/runtime/integers.h"
@@ -91,6 +92,27 @@ TEST_P(PassTest, TwoInFlightGiveTheGradientsAndLossesOfOneAfterTheOther) {
 
   EXPECT_EQ(gradients(), expected);
   EXPECT_EQ(statistics_.read(stream_).loss, expected_loss);
+}
+
+// Values that are left from a step before must be overwritten, not added to.
+TEST_P(PassTest, ForgottenGradientsBecomeThoseThatZeroesWouldBecome) {
+  for (int pass : {0, 1}) {
+    forward(pass);
+    backward(pass);
+  }
+  const auto expected = gradients();
+  reset();
+  for (Parameter& p : model_.parameters().parameters()) {
+    std::fill_n(p.grad.data<float>(), p.grad.num_elements(), NAN);
+  }
+
+  model_.parameters().forget_grads(stream_);
+  for (int pass : {0, 1}) {
+    forward(pass);
+    backward(pass);
+  }
+
+  EXPECT_EQ(gradients(), expected);
 }
 
 TEST_P(PassTest, LeavesNothingInScratchMemory) {

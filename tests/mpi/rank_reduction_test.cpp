@@ -35,6 +35,30 @@ TEST(RankReductionTest, GivesSumsAndMaximaOnEveryRank) {
   EXPECT_EQ(counts, (std::vector<double>{static_cast<double>(ranks), static_cast<double>(pairs)}));
 }
 
+TEST(RankReductionTest, LeavesTheSumsWhereOpsCanReadThem) {
+  const int rank = test_mpi().rank(), ranks = test_mpi().world_size();
+  std::vector<double> counts = {1.0, static_cast<double>(rank)};
+  double slowest = rank;
+  int64_t bytes = 3;
+  RankReduction reduction(test_mpi().world());
+  reduction.sum(counts);
+  reduction.max(slowest);
+  reduction.sum(bytes);
+  Stream stream;
+  Workspace workspace;
+
+  const TensorView sums = reduction.run(stream, workspace);
+
+  const auto pairs = static_cast<double>(ranks * (ranks - 1) / 2);
+  ASSERT_EQ(sums.shape(), (Shape{3}));
+  EXPECT_EQ(sums.data<double>()[0], ranks);
+  EXPECT_EQ(sums.data<double>()[1], pairs);
+  EXPECT_EQ(sums.data<double>()[2], 3.0 * ranks);
+  EXPECT_EQ(counts, (std::vector<double>{static_cast<double>(ranks), pairs}));
+  EXPECT_EQ(slowest, ranks - 1);
+  EXPECT_EQ(bytes, 3 * ranks);
+}
+
 TEST(RankReductionTest, ANanOfAnyRankIsSeenByAll) {
   const bool is_last = test_mpi().rank() == test_mpi().world_size() - 1;
   double sum = is_last ? std::numeric_limits<double>::quiet_NaN() : 1.0;

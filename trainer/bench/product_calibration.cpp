@@ -49,8 +49,8 @@ void run_grouped(Stream& stream, ProductKind kind, DType dtype, int64_t m, int64
   if (gradient) {
     const Tensor dy({rows, m}, dtype, device), x({rows, n}, dtype, device);
     Tensor dweight({kExperts, m, n}, DType::f32, device);
-    seconds =
-        clock.seconds_of([&] { grouped_linear_backward_weight(stream, dy, x, offsets, dweight); });
+    seconds = clock.seconds_of(
+        [&] { grouped_linear_backward_weight(stream, dy, x, offsets, Accumulate::yes, dweight); });
   } else {
     const bool forward = kind == ProductKind::forward;
     const Tensor in({rows, k}, dtype, device);

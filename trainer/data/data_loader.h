@@ -83,6 +83,7 @@ class DataLoader {
   // function of its argument, so any step can be resumed. Throws Error if a file is damaged.
   GlobalBatch load(int64_t samples_consumed);
 
+  const DataLoaderConfig& config() const { return config_; }
   // Samples before the first one that is repeated.
   int64_t samples_per_epoch() const;
   // Differs between loaders with different files or weights: of one file, its own.

@@ -111,9 +111,10 @@ void CountedRank::run_optimizer() {
   if (options_.trace) options_.trace->set_phase(Phase::optimizer);
   Workspace scratch(stream_.device());
   optimizer_.step(stream_, scratch, config_.optimizer.lr);
-  std::vector<double> figures(static_cast<size_t>(model_.num_moe_layers()) *
-                              static_cast<size_t>(config_.model.num_experts));
-  dist_.world().all_reduce(stream_, view_of(std::span(figures)), ReduceOp::sum);
+  dist_.world().all_reduce(
+      stream_,
+      scratch.take({int64_t{model_.num_moe_layers()} * config_.model.num_experts}, DType::f64),
+      ReduceOp::sum);
 }
 
 void CountedRank::forward_sequence() {

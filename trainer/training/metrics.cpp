@@ -45,7 +45,7 @@ std::span<const MetricField> step_metric_fields() {
        "that overlap with other work are not counted"},
       {"optimizer_ms", "ms", OverRanks::max, &M::optimizer_ms, "",
        "time of the update, with the reduction of gradients and the gathering of weights"},
-      {"data_ms", "ms", OverRanks::max, &M::data_ms, "", "time of reading the batch"},
+      {"data_ms", "ms", OverRanks::max, &M::data_ms, "", "time of waiting for the batch"},
       {"tokens_per_s", "1/s", OverRanks::same, &M::tokens_per_s, "speed/tokens_per_s",
        "of all ranks"},
       {"mfu", "0..1", OverRanks::same, &M::mfu, "speed/mfu",

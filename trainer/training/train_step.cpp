@@ -92,7 +92,7 @@ StepReport TrainStep::run(std::span<const MicroBatch> micro_batches, const Globa
   if (count_first) {
     dist_.set_phase(Phase::counting_experts);
     forward_losses(micro_batches, size);
-    counts = reduce({}, /*stop_requested=*/false).expert_counts;
+    counts = reduce({}).report.expert_counts;
   }
   reset_figures();
   for (const MicroBatch& batch : micro_batches) {
@@ -106,23 +106,26 @@ StepReport TrainStep::run(std::span<const MicroBatch> micro_batches, const Globa
   }
 
   optimizer_time_.start(stream_);
-  const OptimizerStepResult update = optimizer_->step(stream_, scratch_, lr);
+  optimizer_->start_step(stream_, scratch_, lr);
   optimizer_time_.stop(stream_);
 
   StepMetrics mine;
   mine.data_ms = data_ms;
-  StepReport report = reduce(std::move(mine), stop_requested && stop_requested());
+  auto [report, counts_on_device] = reduce(std::move(mine), stop_requested);
+  const OptimizerStepResult update = optimizer_->finish_step();
   report.metrics.lr = lr;
   report.metrics.grad_norm = update.grad_norm;
   report.metrics.skipped = update.skipped;
-  if (!update.skipped) model_.update_balancing_biases(stream_, report.expert_counts);
-  return report;
+  if (!update.skipped && counts_on_device) {
+    model_.update_balancing_biases(stream_, counts_on_device);
+  }
+  return std::move(report);
 }
 
 StepReport TrainStep::evaluate(std::span<const MicroBatch> micro_batches) {
   dist_.set_phase(Phase::evaluation);
   forward_losses(on_device(micro_batches), {.targets = 1, .tokens = 1});
-  return reduce({}, /*stop_requested=*/false);
+  return reduce({}).report;
 }
 
 void TrainStep::forward_losses(std::span<const MicroBatch> micro_batches,
@@ -136,8 +139,17 @@ void TrainStep::forward_losses(std::span<const MicroBatch> micro_batches,
   }
 }
 
+// The counts are the first sums.
+ConstTensorView TrainStep::counts_among(ConstTensorView sums) const {
+  const int64_t layers = model_.num_moe_layers(), experts = model_.config().num_experts;
+  if (layers == 0) return {};
+  return sums.rows(0, layers * experts).reshape({layers, experts});
+}
+
 // Combines this rank's figures with those of all other ranks.
-StepReport TrainStep::reduce(StepMetrics mine, bool stop_requested) {
+TrainStep::Reduced TrainStep::reduce(StepMetrics mine,
+                                     const std::function<bool()>& stop_requested) {
+  // The host waits for the device here, so what follows is known when the step has ended.
   const StepFigures figures = statistics_.read(stream_);
   const ExchangeFigures exchange = model_.take_exchange_figures();
   StepReport report{.metrics = std::move(mine), .expert_counts = {}};
@@ -159,14 +171,14 @@ StepReport TrainStep::reduce(StepMetrics mine, bool stop_requested) {
   metrics.peak_memory_bytes = peak_memory_bytes(stream_.device());
 
   RankReduction reduction(dist_.world());
-  add_metrics(reduction, metrics);
   for (std::vector<double>& counts : report.expert_counts) reduction.sum(counts);
-  int64_t ranks_that_stop = stop_requested ? 1 : 0;
+  add_metrics(reduction, metrics);
+  int64_t ranks_that_stop = stop_requested && stop_requested() ? 1 : 0;
   reduction.sum(ranks_that_stop);
-  reduction.run(stream_);
+  const TensorView sums = reduction.run(stream_, scratch_);
   report.stop_requested = ranks_that_stop > 0;
   metrics.max_load_ratio = max_load_ratio(report.expert_counts);
-  return report;
+  return {std::move(report), counts_among(sums)};
 }
 
 }  // namespace switchyard

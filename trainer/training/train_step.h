@@ -46,7 +46,13 @@ class TrainStep {
   void reset_figures();
   void forward_backward(StepContext& ctx);
   void forward_losses(std::span<const MicroBatch> micro_batches, const GlobalBatchSize& size);
-  StepReport reduce(StepMetrics mine, bool stop_requested);
+  struct Reduced {
+    StepReport report;
+    // [MoE layers, experts] f64 in scratch memory, on the device; empty in a dense model
+    ConstTensorView expert_counts;
+  };
+  Reduced reduce(StepMetrics mine, const std::function<bool()>& stop_requested = {});
+  ConstTensorView counts_among(ConstTensorView sums) const;
 
   Stream& stream_;
   Transformer& model_;

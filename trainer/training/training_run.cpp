@@ -59,7 +59,8 @@ TrainingRun::TrainingRun(MpiRuntime& mpi, const RunConfig& config)
       optimizer_(session_.stream, config_.optimizer, session_.model.parameters(), session_.dist),
       step_(session_.stream, session_.model, optimizer_, session_.dist),
       checkpoints_(RunPaths(config_.run.dir).checkpoints(), config_.checkpoint.keep, session_.dist),
-      flops_per_token_(training_flops_per_token(config_.model)) {
+      flops_per_token_(training_flops_per_token(config_.model)),
+      reader_(data_.train->loader, session_.stream.device()) {
   run_collectively(mpi_.world(), [&] {
     require(config_.train.max_steps > 0, "train.max_steps is missing: how long to train");
   });
@@ -301,14 +302,18 @@ StepReport TrainingRun::take_step() {
   session_.dist.set_step(state_.step + 1);
   session_.dist.set_phase(Phase::reading_data);
   GlobalBatch batch;
-  // A damaged chunk is detected when it is first read, perhaps on one rank only.
-  run_collectively(mpi_.world(),
-                   [&] { batch = data_.train->loader.load(state_.samples_consumed); });
+  // A damaged chunk is detected when it is first read, perhaps on one rank only. What the thread
+  // found during the step before is said here, too.
+  run_collectively(mpi_.world(), [&] { batch = reader_.take(state_.samples_consumed); });
   const double data_ms = 1e3 * seconds_since(begin);
   const GlobalBatchSize size{.targets = batch.target_tokens,
                              .tokens = config_.train.global_batch_size * config_.model.seq_len};
   const double lr = learning_rate(config_.optimizer, state_.step, config_.train.max_steps);
+  if (state_.step + 1 < config_.train.max_steps) {
+    reader_.start(state_.samples_consumed + config_.train.global_batch_size);
+  }
   StepReport report = step_.run(batch.micro_batches, size, lr, data_ms, &StopSignal::received);
+  reader_.wait();  // evaluations and checkpoints use HDF5
 
   ++state_.step;
   state_.samples_consumed += config_.train.global_batch_size;

@@ -6,6 +6,7 @@
 #include "optim/distributed_optimizer.h"
 #include "trainer/checkpoint/checkpoints.h"
 #include "trainer/config/config_reader.h"
+#include "trainer/data/batch_reader.h"
 #include "trainer/data/open_data.h"
 #include "trainer/files/folder_lock.h"
 #include "trainer/training/session.h"
@@ -70,6 +71,7 @@ class TrainingRun {
   double flops_per_token_;
   double ceiling_flops_ = 0.0;      // of all ranks' cores
   std::optional<TrainingLog> log_;  // rank 0
+  BatchReader reader_;              // destroyed first, because its thread reads `data_`
 };
 
 }  // namespace switchyard
