@@ -111,8 +111,8 @@ std::string describe_transport(Device device, bool uses_nccl) {
   return device.kind == DeviceKind::cuda ? "MPI through pinned host memory" : "MPI";
 }
 
-// Between ranks of one machine a message is a copy, which takes the time of a core whoever makes it.
-// What rank 0 finds counts, because all ranks must decide the same.
+// Between ranks of one machine a message is a copy, which takes the time of a core whoever makes
+// it. What rank 0 finds counts, because all ranks must decide the same.
 bool works_in_background(int thread_support, bool several_machines) {
   const char* const wanted = std::getenv("SWITCHYARD_BACKGROUND");
   const bool wants = wanted ? std::atoi(wanted) != 0 : several_machines;

@@ -12,8 +12,8 @@
 namespace switchyard {
 namespace {
 
-// The thread sleeps so many times as long as it has worked, because it shares the rank's core: looks
-// that find nothing take some 10 us each. Meanwhile the network works on out of the kernel's
+// The thread sleeps so many times as long as it has worked, because it shares the rank's core:
+// looks that find nothing take some 10 us each. Meanwhile the network works on out of the kernel's
 // buffers, which hold some MB: 500 us at 25 Gb/s are 1.5 MB.
 constexpr int kSleepPerWork = 10;
 constexpr std::chrono::microseconds kShortestSleep{50}, kLongestSleep{500};
