@@ -78,7 +78,7 @@ void DistributedOptimizer::start_reduction(Stream& stream, int stage) {
 
 OptimizerStepResult DistributedOptimizer::step(Stream& stream, Workspace& workspace, double lr) {
   start_step(stream, workspace, lr);
-  return finish_step();
+  return finish_step(stream);
 }
 
 void DistributedOptimizer::start_step(Stream& stream, Workspace& workspace, double lr) {
@@ -97,7 +97,11 @@ void DistributedOptimizer::start_step(Stream& stream, Workspace& workspace, doub
   store_.forget_grads(stream);
 }
 
-OptimizerStepResult DistributedOptimizer::finish_step() {
+OptimizerStepResult DistributedOptimizer::finish_step(Stream& stream) {
+  for (OptimizerShard& shard : shards_) {
+    shard.buffer().arrival =
+        shard.group().start_all_gather(stream, shard.values(), shard.buffer().values);
+  }
   OptimizerStepResult result{.grad_norm = gradient_norm_.wait(), .skipped = false};
   result.skipped = !std::isfinite(result.grad_norm);
   if (!result.skipped) ++num_steps_;
@@ -107,10 +111,6 @@ OptimizerStepResult DistributedOptimizer::finish_step() {
 void DistributedOptimizer::update(Stream& stream, Workspace& workspace, const UpdateStep& step) {
   for (OptimizerShard& shard : shards_) update_elements(stream, shard, step);
   for (const MatrixUpdate& matrices : matrix_updates_) matrices.run(stream, workspace, step);
-  for (OptimizerShard& shard : shards_) {
-    shard.buffer().arrival =
-        shard.group().start_all_gather(stream, shard.values(), shard.buffer().values);
-  }
 }
 
 // Gaps between parameters have no gradient and stay zero.

@@ -44,9 +44,10 @@ class DistributedOptimizer {
   OptimizerStepResult step(Stream& stream, Workspace& workspace, double lr);
 
   // The same in two calls: the first one does not wait for the device, which decides by itself
-  // whether it clips and skips; the second one does.
+  // whether it clips and skips; the second one sends the new values on their way and waits. What a
+  // step's end needs from other ranks is asked for in between, so that it need not wait for them.
   void start_step(Stream& stream, Workspace& workspace, double lr);
-  OptimizerStepResult finish_step();
+  OptimizerStepResult finish_step(Stream& stream);
 
   // Updates so far; skipped ones do not count.
   int64_t num_steps() const { return num_steps_; }

@@ -110,11 +110,12 @@ ActivationPlan CountedRank::run_micro_batch(bool is_last) {
 void CountedRank::run_optimizer() {
   if (options_.trace) options_.trace->set_phase(Phase::optimizer);
   Workspace scratch(stream_.device());
-  optimizer_.step(stream_, scratch, config_.optimizer.lr);
+  optimizer_.start_step(stream_, scratch, config_.optimizer.lr);
   dist_.world().all_reduce(
       stream_,
       scratch.take({int64_t{model_.num_moe_layers()} * config_.model.num_experts}, DType::f64),
       ReduceOp::sum);
+  optimizer_.finish_step(stream_);
 }
 
 void CountedRank::forward_sequence() {

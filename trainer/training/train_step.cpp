@@ -1,6 +1,7 @@
 #include "trainer/training/train_step.h"
 
 #include <algorithm>
+#include <chrono>
 
 #include "kernels/runtime/check.h"
 #include "parallel/rank_reduction.h"
@@ -112,7 +113,12 @@ StepReport TrainStep::run(std::span<const MicroBatch> micro_batches, const Globa
   StepMetrics mine;
   mine.data_ms = data_ms;
   auto [report, counts_on_device] = reduce(std::move(mine), stop_requested);
-  const OptimizerStepResult update = optimizer_->finish_step();
+  // Where the new values do not travel behind other work, they are gathered here.
+  const auto begin = std::chrono::steady_clock::now();
+  const OptimizerStepResult update = optimizer_->finish_step(stream_);
+  const std::chrono::duration<double, std::milli> gathering =
+      std::chrono::steady_clock::now() - begin;
+  report.metrics.optimizer_ms += gathering.count();
   report.metrics.lr = lr;
   report.metrics.grad_norm = update.grad_norm;
   report.metrics.skipped = update.skipped;

@@ -228,8 +228,13 @@ TEST(TraceTest, GradientsAreReducedBehindTheLastBackwardPass) {
   EXPECT_LT(time.transfer(Purpose::gradients).exposed, time.transfer(Purpose::gradients).seconds);
 }
 
+// A bucket for every block.
 TEST(TraceTest, ParametersArriveBehindTheNextForwardPass) {
-  const RunConfig config = run_of(Structure::dense, 2, 1);
+  RunConfig config = run_of(Structure::dense, 2, 1);
+  config.model.num_layers = 4;
+  config.model.hidden = 512;
+  config.model.head_dim = 128;
+  config.model.ffn_hidden = 2048;
   const ParallelLayout layout(2, 1, 1);
   Machine machine = clockwork(1.0);
   machine.products[DType::f32].peak = 1e-6;  // Every product takes longer than all transfers.
