@@ -55,8 +55,8 @@ class GroupMaker {
   }
 
  private:
-  // Groups of equal ranks share one. Whether two kinds of groups are equal depends on the layout and
-  // the number of ranks per host alone, so all ranks find the same.
+  // Groups of equal ranks share one. Whether two kinds of groups are equal depends on the layout
+  // and the number of ranks per host alone, so all ranks find the same.
   std::shared_ptr<NcclGroup> nccl_group(const std::vector<int>& ranks, Communicator& host) {
     for (const auto& [members, group] : nccl_groups_) {
       if (members == ranks) return group;
