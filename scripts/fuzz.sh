@@ -55,8 +55,10 @@ trap 'rm -rf "$scratch"' EXIT
 # 4 MiB for the statistics of a tensor, or what 16 KiB of gzip hold, which is 1,000 times as much.
 # So a block of more than 64 MiB comes from a size that was believed, and so does a process of more
 # than 512 MiB: the sanitizers, and the freed memory that they keep, take 150 of these.
-limits=(-max_len=16384 -malloc_limit_mb=64 -rss_limit_mb=512 -timeout=10)
-export ASAN_OPTIONS=quarantine_size_mb=32 UBSAN_OPTIONS=print_stacktrace=1
+# An input takes milliseconds; a minute is longer than a busy machine stops a process.
+limits=(-max_len=16384 -malloc_limit_mb=64 -rss_limit_mb=512 -timeout=60)
+symbolizer="external_symbolizer_path=$(command -v addr2line)"
+export ASAN_OPTIONS="quarantine_size_mb=32:$symbolizer" UBSAN_OPTIONS=print_stacktrace=1
 export LSAN_OPTIONS=suppressions=tests/fuzz/leaks.supp:print_suppressions=0
 
 run_target() {
@@ -93,6 +95,12 @@ if ((${#found[@]} > 0)); then
   for target in "${found[@]}"; do
     echo "fuzz: $target ended with a finding; see build-fuzz/$target.log, and the input in" \
       "build-fuzz/findings/$target" >&2
+    # Of a machine that is gone when someone looks, this output is all that is left.
+    LC_ALL=C sed -n '/^==[0-9]*==\|runtime error/,$p' "build-fuzz/$target.log" | head -60 >&2
+    while IFS= read -r input; do
+      echo "fuzz: $input, gzip and base64:" >&2
+      gzip -9nc "$input" | base64 >&2
+    done < <(find "build-fuzz/findings/$target" -type f)
   done
   exit 1
 fi

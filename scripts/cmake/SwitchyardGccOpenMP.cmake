@@ -14,6 +14,7 @@ foreach(file include/omp.h libgomp.so)
 endforeach()
 cmake_path(GET gcc_openmp.h PARENT_PATH folder)
 add_library(OpenMP::OpenMP_CXX INTERFACE IMPORTED)
-# After all other folders, because this one also has GCC's own versions of clang's headers.
-target_compile_options(OpenMP::OpenMP_CXX INTERFACE "SHELL:-idirafter ${folder}")
+# After all other folders, because GCC's also has its own versions of clang's headers.
+target_compile_options(OpenMP::OpenMP_CXX INTERFACE
+  "SHELL:-idirafter ${CMAKE_CURRENT_LIST_DIR}/gcc_openmp" "SHELL:-idirafter ${folder}")
 target_link_libraries(OpenMP::OpenMP_CXX INTERFACE ${gcc_openmp.so})
