@@ -129,9 +129,12 @@ bool has_launcher() {
 }
 
 // A process alone needs no daemon for processes that join it, and no network: Open MPI then starts
-// in a tenth of the time. Where there is a launcher, both are the site's choice.
+// in a tenth of the time. Without a daemon all such processes have one name, so they would share a
+// folder for files of the session, which one removes while another makes it; they need no such
+// files. Where there is a launcher, all this is the site's choice.
 void start_alone_quickly() {
   setenv("OMPI_MCA_ess_singleton_isolated", "1", /*overwrite=*/0);
+  setenv("OMPI_MCA_orte_create_session_dirs", "0", /*overwrite=*/0);
   setenv("OMPI_MCA_pml", "ob1", /*overwrite=*/0);
 }
 

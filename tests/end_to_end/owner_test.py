@@ -130,6 +130,15 @@ class OneOwner(Owner):
         self.assertEqual(job.wait(60), DONE)
 
 
+class Alone(Owner):
+    def test_single_processes_share_no_files_of_open_mpi(self):
+        """They have one name for Open MPI, so one would remove a folder while another makes it."""
+        job = self.start_program(0, "train", TINY, "train.max_steps=4", stderr=subprocess.STDOUT,
+                                 stdout=subprocess.PIPE, env=os.environ | {"TMPDIR": "/proc/none"})
+        output = job.communicate(timeout=60)[0]
+        self.assertEqual(job.returncode, DONE, output)
+
+
 class Tokenizing(Owner):
     def test_two_of_the_same_file(self):
         tokens = self.folder / "runs" / "big" / "train.h5"
