@@ -142,6 +142,7 @@ void CheckpointReader::read(std::span<const TensorPiece> pieces) {
 }
 
 const InputFile& CheckpointReader::open_shard(size_t shard) {
+  const std::lock_guard lock(opening_);
   std::unique_ptr<InputFile>& file = open_shards_[shard];
   if (!file) file = std::make_unique<InputFile>(folder_ / manifest_.shards[shard].name);
   return *file;

@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <string>
 #include <vector>
@@ -35,7 +36,8 @@ class CheckpointReader {
   // Throws Error, naming the tensor, unless the checkpoint holds every piece completely and its
   // tensor has the same shape.
   void check_pieces(std::span<const TensorPiece> pieces) const;
-  // Fills the pieces; reads only the ranges that they share with stored pieces.
+  // Fills the pieces; reads only the ranges that they share with stored pieces. Several threads may
+  // read.
   void read(std::span<const TensorPiece> pieces);
 
  private:
@@ -50,6 +52,7 @@ class CheckpointReader {
   std::string manifest_text_;
   Manifest manifest_;
   std::map<TensorKey, std::vector<Place>> places_;
+  std::mutex opening_;
   std::vector<std::unique_ptr<InputFile>> open_shards_;
 };
 

@@ -19,17 +19,20 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int64_t kPieceElements = int64_t{4} << 20;   // 16 MiB
-constexpr int64_t kShardElements = int64_t{16} << 20;  // 64 MiB
+constexpr int64_t kPieceElements = int64_t{4} << 20;  // 16 MiB
+constexpr int64_t kShardElements = int64_t{8} << 20;  // 32 MiB
 
-// Collects pieces until they fill a shard. While one shard goes to the disk, the next one is read.
+// Collects pieces until they fill a shard. While one shard is written, the next one is read into the
+// other half of the memory.
 class ShardWriter {
  public:
   //   elements  of all tensors
   ShardWriter(fs::path folder, const RowReader& read, int64_t elements)
-      : folder_(std::move(folder)),
-        read_(read),
-        memory_(static_cast<size_t>(std::min(elements, kShardElements + kPieceElements))) {}
+      : folder_(std::move(folder)), read_(read) {
+    const auto room = static_cast<size_t>(std::min(elements, kShardElements + kPieceElements));
+    filling_.memory.resize(room);
+    if (elements > kShardElements) leaving_.memory.resize(room);
+  }
 
   void add(const TensorKey& key, const Shape& shape) {
     const int64_t width = row_width(shape), rows = num_rows(shape);
@@ -37,56 +40,64 @@ class ShardWriter {
     for (int64_t first = 0; first < rows; first += step) {
       const int64_t count = std::min(step, rows - first);
       // HDF5 has one dataset of a name per file.
-      if (!pieces_.empty() && first > 0) flush();
+      if (!filling_.pieces.empty() && first > 0) flush();
       TensorPiece piece{key.first, key.second, whole_tensor(shape), take(count * width)};
       piece.geometry.begin = first * width;
       piece.geometry.end = (first + count) * width;
       read_(key, first, count, piece.data);
-      pieces_.push_back(std::move(piece));
-      if (used_ >= kShardElements) flush();
+      filling_.pieces.push_back(std::move(piece));
+      if (filling_.used >= kShardElements) flush();
     }
   }
 
   std::vector<StoredFile> finish() && {
     flush();
     wait();
+    // Here and not after each shard, because the next one would wait for the disk.
+    for (const StoredFile& file : files_) sync_file(folder_ / file.name);
     return std::move(files_);
   }
 
  private:
+  struct Shard {
+    std::vector<float> memory;
+    int64_t used = 0;  // elements of memory that the pieces hold
+    std::vector<TensorPiece> pieces;
+  };
+
   // Room for a piece, behind those of the shard.
   std::span<float> take(int64_t elements) {
-    if (used_ + elements > static_cast<int64_t>(memory_.size())) {
+    if (filling_.used + elements > static_cast<int64_t>(filling_.memory.size())) {
       flush();
       // A row may be longer than a piece.
-      memory_.resize(std::max(memory_.size(), static_cast<size_t>(elements)));
+      filling_.memory.resize(std::max(filling_.memory.size(), static_cast<size_t>(elements)));
     }
-    used_ += elements;
-    return std::span(memory_).subspan(static_cast<size_t>(used_ - elements),
-                                      static_cast<size_t>(elements));
+    filling_.used += elements;
+    return std::span(filling_.memory)
+        .subspan(static_cast<size_t>(filling_.used - elements), static_cast<size_t>(elements));
   }
 
   void flush() {
-    if (pieces_.empty()) return;
-    const fs::path path = folder_ / shard_name(static_cast<int>(files_.size()));
-    files_.push_back(write_shard(path, pieces_));
-    pieces_.clear();
-    used_ = 0;
+    if (filling_.pieces.empty()) return;
     wait();
-    on_its_way_ = std::async(std::launch::async, [path] { sync_file(path); });
+    std::swap(filling_, leaving_);
+    filling_.used = 0;
+    filling_.pieces.clear();
+    const fs::path path = folder_ / shard_name(static_cast<int>(files_.size()));
+    on_its_way_ = std::async(std::launch::async, [path, &pieces = leaving_.pieces] {
+      return write_shard(path, pieces);
+    });
   }
 
   void wait() {
-    if (on_its_way_.valid()) on_its_way_.get();
+    if (on_its_way_.valid()) files_.push_back(on_its_way_.get());
   }
 
   fs::path folder_;
   const RowReader& read_;
-  std::vector<float> memory_;
-  int64_t used_ = 0;  // elements of memory_ that the pieces hold
-  std::vector<TensorPiece> pieces_;
+  Shard filling_, leaving_;
   std::vector<StoredFile> files_;
-  std::future<void> on_its_way_;  // the shard before
+  std::future<StoredFile> on_its_way_;  // of leaving_; its end is awaited before the memory goes
 };
 
 int64_t count_elements(const std::map<TensorKey, Shape>& tensors) {

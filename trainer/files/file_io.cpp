@@ -46,9 +46,13 @@ OutputFile::~OutputFile() {
 }
 
 void OutputFile::write(std::span<const std::byte> bytes) {
-  const int error = write_fully(descriptor_, size_, bytes);
-  require(error == 0, "cannot write {}: {}", path_.string(), std::strerror(error));
+  write_at(size_, bytes);
   size_ += static_cast<int64_t>(bytes.size());
+}
+
+void OutputFile::write_at(int64_t offset, std::span<const std::byte> bytes) {
+  const int error = write_fully(descriptor_, offset, bytes);
+  require(error == 0, "cannot write {}: {}", path_.string(), std::strerror(error));
 }
 
 void OutputFile::close() {

@@ -17,7 +17,7 @@ class CannotReadError : public Error {
   using Error::Error;
 };
 
-// A file that is written from its start to its end. Every failure throws Error with the path and
+// A file that is written from its start to its end, or at given offsets. Every failure throws Error with the path and
 // the system's reason.
 class OutputFile {
  public:
@@ -28,7 +28,10 @@ class OutputFile {
   OutputFile(const OutputFile&) = delete;
   OutputFile& operator=(const OutputFile&) = delete;
 
+  // Behind what `write` has written so far.
   void write(std::span<const std::byte> bytes);
+  // From `offset` on. Several threads may write to different places.
+  void write_at(int64_t offset, std::span<const std::byte> bytes);
   // On return the operating system has the whole file; write_durably flushes it to the disk.
   void close();
 

@@ -269,36 +269,40 @@ void Reader::read(const std::string& name, int64_t first, std::span<float> value
 
 Writer::Writer(const std::filesystem::path& path, std::vector<Declaration> tensors,
                const std::map<std::string, std::string>& metadata)
-    : unfinished_(path), file_(unfinished_.path()), tensors_(std::move(tensors)) {
-  file_.write(encode_header(tensors_, metadata));
+    : unfinished_(path), file_(unfinished_.path()) {
+  const std::vector<std::byte> header = encode_header(tensors, metadata);
+  file_.write(header);
+  auto offset = static_cast<int64_t>(header.size());
+  for (Declaration& tensor : tensors) {
+    const int64_t bytes = size_of(tensor.element) * product(tensor.shape);
+    std::string name = tensor.name;
+    tensors_.emplace(std::move(name), Progress{std::move(tensor), offset});
+    offset += bytes;
+  }
 }
 
 void Writer::write(const std::string& name, std::span<const float> values) {
-  skip_complete();
-  require(current_ < tensors_.size() && tensors_[current_].name == name, "tensor {} is not due",
-          name);
-  written_ += static_cast<int64_t>(values.size());
-  require(written_ <= product(tensors_[current_].shape), "tensor {} has fewer elements", name);
-  if (tensors_[current_].element == Element::f32) {
-    file_.write(std::as_bytes(values));
+  const auto found = tensors_.find(name);
+  require(found != tensors_.end(), "tensor {} was not declared", name);
+  auto& [declaration, begin, written] = found->second;
+  const auto count = static_cast<int64_t>(values.size());
+  require(written + count <= product(declaration.shape), "tensor {} has fewer elements", name);
+  const int64_t offset = begin + written * size_of(declaration.element);
+  written += count;
+  if (declaration.element == Element::f32) {
+    file_.write_at(offset, std::as_bytes(values));
     return;
   }
   std::vector<bfloat16> rounded(values.size());
   std::ranges::transform(values, rounded.begin(), [](float value) { return bfloat16(value); });
-  file_.write(std::as_bytes(std::span(rounded)));
-}
-
-void Writer::skip_complete() {
-  while (current_ < tensors_.size() && written_ == product(tensors_[current_].shape)) {
-    ++current_;
-    written_ = 0;
-  }
+  file_.write_at(offset, std::as_bytes(std::span(rounded)));
 }
 
 void Writer::publish() {
-  skip_complete();
-  require(current_ == tensors_.size(), "tensor {} was not written whole",
-          tensors_[std::min(current_, tensors_.size() - 1)].name);
+  for (const auto& [name, tensor] : tensors_) {
+    require(tensor.written == product(tensor.declaration.shape), "tensor {} was not written whole",
+            name);
+  }
   file_.close();
   unfinished_.publish();
 }

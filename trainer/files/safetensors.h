@@ -61,28 +61,30 @@ struct Declaration {
   std::vector<int64_t> shape;
 };
 
-// Writes one file, in the order of the declarations, without holding a tensor. The file gets its
-// name when it is complete and on the disk.
+// Writes one file without holding a tensor. The file gets its name when it is complete and on the
+// disk. Several threads may write, each its own tensors.
 class Writer {
  public:
+  // The file holds the tensors in the order of the declarations.
   Writer(const std::filesystem::path& path, std::vector<Declaration> tensors,
          const std::map<std::string, std::string>& metadata);
 
-  // The next elements of the tensor that is being written, or the first ones of the next; for bf16
-  // they are rounded to the nearest, ties to even. Throws Error if `name` is not due, or gets too
-  // many.
+  // The next elements of the tensor; for bf16 they are rounded to the nearest, ties to even. Throws
+  // Error if it was not declared, or gets too many.
   void write(const std::string& name, std::span<const float> values);
   // Throws Error if an element is missing.
   void publish();
 
  private:
-  void skip_complete();
+  struct Progress {
+    Declaration declaration;
+    int64_t offset;       // in the file, of the tensor's first byte
+    int64_t written = 0;  // elements
+  };
 
   UnfinishedFile unfinished_;
   OutputFile file_;
-  std::vector<Declaration> tensors_;
-  size_t current_ = 0;   // index of the tensor that is being written
-  int64_t written_ = 0;  // elements of it
+  std::map<std::string, Progress> tensors_;
 };
 
 }  // namespace switchyard::safetensors

@@ -2,7 +2,10 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
+#include <atomic>
+#include <exception>
+#include <mutex>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -64,23 +67,45 @@ std::vector<Declaration> declarations_of(const std::vector<TensorRule>& rules, E
   return tensors;
 }
 
+// Two tensors at a time: while one is read, the other is written. Of those that must be held whole
+// there is one at a time.
+void write_tensors(safetensors::Writer& file, std::span<const TensorRule> rules,
+                   TensorSource& source, const std::map<TensorKey, Shape>& shapes) {
+  std::mutex whole;
+  std::atomic<bool> failed = false;
+  std::vector<std::exception_ptr> errors(rules.size());
+#pragma omp parallel for schedule(dynamic) num_threads(2)
+  for (size_t i = 0; i < rules.size(); ++i) {
+    if (failed) continue;
+    const TensorRule& rule = rules[i];
+    std::unique_lock lock(whole, std::defer_lock);
+    if (holds_whole_tensor(rule)) lock.lock();
+    try {
+      evaluate(rule, source, shapes,
+               [&](std::span<const float> values) { file.write(rule.name, values); });
+    } catch (...) {
+      errors[i] = std::current_exception();
+      failed = true;
+    }
+  }
+  for (const std::exception_ptr& error : errors) {
+    if (error) std::rethrow_exception(error);
+  }
+}
+
 // This rank's share of the files: every n-th.
-void write_weights(const WeightFolderWriter& writer, const std::vector<TensorRule>& rules,
+void write_weights(const WeightFolderWriter& writer, std::span<const TensorRule> rules,
                    CheckpointReader& reader, const Communicator& world) {
   CheckpointSource source(reader);
   const std::map<TensorKey, Shape> shapes = tensors_of(reader.manifest().shards);
-  auto rule = rules.begin();
   for (size_t shard = 0; shard < writer.num_shards(); ++shard) {
     const size_t tensors = writer.tensors_of(shard).size();
     if (shard % static_cast<size_t>(world.size()) == static_cast<size_t>(world.rank())) {
       const auto file = writer.open(shard);
-      std::for_each_n(rule, tensors, [&](const TensorRule& r) {
-        evaluate(r, source, shapes,
-                 [&](std::span<const float> values) { file->write(r.name, values); });
-      });
+      write_tensors(*file, rules.first(tensors), source, shapes);
       file->publish();
     }
-    rule += static_cast<std::ptrdiff_t>(tensors);
+    rules = rules.subspan(tensors);
   }
 }
 

@@ -50,10 +50,12 @@ void stack(const TensorRule& rule, TensorSource& source, const std::map<TensorKe
 void transpose(const TensorRule& rule, TensorSource& source,
                const std::map<TensorKey, Shape>& shapes, const Sink& sink) {
   const int64_t columns = rule.shape[1];
-  std::vector<float> stacked;
+  std::vector<float> stacked(static_cast<size_t>(rule.shape.num_elements()));
+  std::span<float> rest = stacked;
   for (const Rows& rows : rule.from) {
-    const std::vector<float> part = read_all(source, rows, row_width(shapes.at(rows.tensor)));
-    stacked.insert(stacked.end(), part.begin(), part.end());
+    const auto part = static_cast<size_t>(rows.count * row_width(shapes.at(rows.tensor)));
+    source.read(rows.tensor, rows.first, rows.count, rest.first(part));
+    rest = rest.subspan(part);
   }
   const Eigen::Map<const FloatMatrix> ours(stacked.data(), columns, rule.shape[0]);
   for_each_block(rule.shape[0], columns, [&](int64_t first, int64_t count) {
@@ -115,6 +117,11 @@ void CheckpointSource::read(const TensorKey& tensor, int64_t first, int64_t coun
   piece.end = (first + count) * width;
   const TensorPiece pieces[] = {{tensor.first, tensor.second, piece, values}};
   reader_.read(pieces);
+}
+
+bool holds_whole_tensor(const TensorRule& rule) {
+  return rule.making == TensorRule::Making::transposed ||
+         rule.making == TensorRule::Making::product;
 }
 
 void evaluate(const TensorRule& rule, TensorSource& source,

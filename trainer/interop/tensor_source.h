@@ -42,6 +42,9 @@ class CheckpointSource final : public TensorSource {
   std::map<TensorKey, Shape> shapes_;
 };
 
+// Whether `evaluate` needs memory for a whole tensor, not for some blocks only.
+bool holds_whole_tensor(const TensorRule& rule);
+
 // Gives the elements of the foreign tensor of a rule, block by block.
 void evaluate(const TensorRule& rule, TensorSource& source,
               const std::map<TensorKey, Shape>& shapes,

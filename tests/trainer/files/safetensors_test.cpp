@@ -130,10 +130,23 @@ TEST_F(SafetensorsTest, AnUnfinishedFileNeverGetsItsName) {
   EXPECT_TRUE(std::filesystem::is_empty(folder_.path()));
 }
 
-TEST_F(SafetensorsTest, TheWriterTakesTensorsInTheirOrderOnly) {
-  Writer writer(path_, {{"x", Element::f32, {2}}, {"y", Element::f32, {1}}}, {});
+TEST_F(SafetensorsTest, TheWriterTakesTensorsInAnyOrder) {
+  Writer writer(path_, {{"y", Element::f32, {2}}, {"x", Element::bf16, {3}}}, {});
+  writer.write("x", std::vector<float>{1.0f, 2.0f});
+  writer.write("y", std::vector<float>{5.0f});
+  writer.write("x", std::vector<float>{3.0f});
+  writer.write("y", std::vector<float>{6.0f});
+  writer.publish();
+  const Reader reader(path_);
+  EXPECT_LT(reader.tensors().at("y").offset, reader.tensors().at("x").offset);
+  EXPECT_THAT(read_all(reader, "x"), ElementsAre(1.0f, 2.0f, 3.0f));
+  EXPECT_THAT(read_all(reader, "y"), ElementsAre(5.0f, 6.0f));
+}
+
+TEST_F(SafetensorsTest, TheWriterRefusesWhatWasNotDeclared) {
+  Writer writer(path_, {{"x", Element::f32, {2}}}, {});
   EXPECT_THAT(error_of([&] { writer.write("y", std::vector<float>{1.0f}); }),
-              HasSubstr("tensor y is not due"));
+              HasSubstr("tensor y was not declared"));
   EXPECT_THAT(error_of([&] { writer.write("x", std::vector<float>(3)); }),
               HasSubstr("tensor x has fewer elements"));
 }
