@@ -73,6 +73,7 @@ switchyard_add_program_test(end_to_end_links links
   $<TARGET_FILE:communicator_test>,$<TARGET_FILE:expert_exchange_test>)
 # It is skipped where it may not make network namespaces.
 set_tests_properties(end_to_end_links PROPERTIES SKIP_RETURN_CODE 77)
-# These measure moments, or need the cores for themselves. The others spend most of their time
-# starting processes; two of them share two cores well.
-set_tests_properties(end_to_end_team end_to_end_signals end_to_end_owner end_to_end_links PROPERTIES PROCESSORS 2)
+# Programs spend most of their time in starting and ending; two or three of them share two cores
+# well. These two measure moments, and these two need the cores for themselves.
+set_tests_properties(end_to_end_signals end_to_end_owner PROPERTIES PROCESSORS 2)
+set_tests_properties(end_to_end_team end_to_end_links PROPERTIES RUN_SERIAL ON)
