@@ -1,13 +1,13 @@
 #include "parallel/mpi_progress.h"
 
 #include <omp.h>
-#include <pthread.h>
 #include <sched.h>
 #include <sys/prctl.h>
 
 #include <algorithm>
 #include <chrono>
-#include <csignal>
+
+#include "kernels/runtime/signals_blocked.h"
 
 namespace switchyard {
 namespace {
@@ -27,23 +27,13 @@ constexpr std::chrono::microseconds kPause{20};
 // Linux lets a thread sleep up to its slack longer, by default 50 us.
 void sleep_exactly() { prctl(PR_SET_TIMERSLACK, 1000UL, 0UL, 0UL, 0UL); }
 
-// Starts a thread that gets no signals, so that they reach the thread that expects them.
-template <class Body>
-std::thread start_without_signals(Body body) {
-  sigset_t all, before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
-  std::thread thread(std::move(body));
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  return thread;
-}
-
 }  // namespace
 
 MpiProgress::MpiProgress(bool in_background) {
   if (!in_background) return;
   sleep_exactly();
-  thread_ = start_without_signals([this] { run(); });
+  const SignalsBlocked in_the_thread;
+  thread_ = std::thread([this] { run(); });
 }
 
 MpiProgress::~MpiProgress() {

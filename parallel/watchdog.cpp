@@ -7,6 +7,8 @@
 #include <exception>
 #include <utility>
 
+#include "kernels/runtime/signals_blocked.h"
+
 namespace switchyard {
 namespace {
 
@@ -42,6 +44,7 @@ void Watchdog::start(std::chrono::seconds patience, Device device) {
   const std::lock_guard lock(mutex_);
   patience_ = patience;
   if (thread_.joinable()) return;
+  const SignalsBlocked in_the_threads;
   thread_ = std::thread([this, device] { run(device); });
   guard_ = std::thread([this] { guard(); });
 }

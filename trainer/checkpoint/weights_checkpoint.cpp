@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels/runtime/check.h"
+#include "kernels/runtime/signals_blocked.h"
 #include "trainer/checkpoint/checkpoint_folders.h"
 #include "trainer/checkpoint/shard.h"
 #include "trainer/checkpoint/tensor_piece.h"
@@ -22,8 +23,8 @@ namespace fs = std::filesystem;
 constexpr int64_t kPieceElements = int64_t{4} << 20;  // 16 MiB
 constexpr int64_t kShardElements = int64_t{8} << 20;  // 32 MiB
 
-// Collects pieces until they fill a shard. While one shard is written, the next one is read into the
-// other half of the memory.
+// Collects pieces until they fill a shard. While one shard is written, the next one is read into
+// the other half of the memory.
 class ShardWriter {
  public:
   //   elements  of all tensors
@@ -84,6 +85,7 @@ class ShardWriter {
     filling_.used = 0;
     filling_.pieces.clear();
     const fs::path path = folder_ / shard_name(static_cast<int>(files_.size()));
+    const SignalsBlocked in_the_thread;
     on_its_way_ = std::async(std::launch::async, [path, &pieces = leaving_.pieces] {
       return write_shard(path, pieces);
     });

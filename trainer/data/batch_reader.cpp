@@ -1,30 +1,10 @@
 #include "trainer/data/batch_reader.h"
 
-#include <csignal>
 #include <utility>
 
+#include "kernels/runtime/signals_blocked.h"
+
 namespace switchyard {
-namespace {
-
-// Threads that are started meanwhile get no signals, so that these reach the thread that expects
-// them.
-class SignalsBlocked {
- public:
-  SignalsBlocked() {
-    sigset_t all;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before_);
-  }
-  ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
-  SignalsBlocked(const SignalsBlocked&) = delete;
-  SignalsBlocked& operator=(const SignalsBlocked&) = delete;
-
- private:
-  sigset_t before_;
-};
-
-}  // namespace
-
 GlobalBatch BatchReader::take(int64_t samples_consumed) {
   wait();
   std::future<GlobalBatch> read_ahead = std::exchange(next_, {});

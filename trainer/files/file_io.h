@@ -17,8 +17,8 @@ class CannotReadError : public Error {
   using Error::Error;
 };
 
-// A file that is written from its start to its end, or at given offsets. Every failure throws Error with the path and
-// the system's reason.
+// A file that is written from its start to its end, or at given offsets. Every failure throws Error
+// with the path and the system's reason.
 class OutputFile {
  public:
   // Makes the file, or truncates an existing one.

@@ -4,9 +4,12 @@
 #include <new>
 #include <utility>
 
+#include "kernels/runtime/signals_blocked.h"
+
 namespace switchyard {
 
 TaskThreads::TaskThreads(int num_threads, size_t buffer_bytes) : buffer_bytes_(buffer_bytes) {
+  const SignalsBlocked in_the_threads;
   for (int i = 0; i < num_threads; ++i) threads_.emplace_back([this] { work(); });
 }
 
