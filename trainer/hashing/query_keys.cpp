@@ -120,7 +120,7 @@ std::vector<KeyRange> QueryKeyFile::visible() const {
   std::vector<KeyRange> visible;
   for (size_t i = 0; i + 1 < ranges.size(); i += 2) {
     visible.push_back({ranges[i], ranges[i + 1]});
-    require(visible.back().begin >= 0 && visible.back().size() > 0,
+    require(ranges[i] >= 0 && ranges[i + 1] > ranges[i],
             "{}: query {} sees the rows {} to {}; remove the file and run train-hash again",
             dataset.where(), i / 2, ranges[i], ranges[i + 1]);
   }

@@ -143,8 +143,8 @@ TEST_F(QueryKeysTest, FilesOfAnotherKeyOrTornOnesAreRemoved) {
 
 TEST_F(QueryKeysTest, RowsThatAQueryCannotSeeAreRefused) {
   const auto error_of_rows = [&](const KeyRange& rows) {
-    QueryKeyWriter writer(path_, "some key", 0, 1, {rows});
-    writer.write_layer(0, counted({1, 1, 2}, 0.0f), counted({1, 3, 2}, 0.0f));
+    QueryKeyWriter writer(path_, "some key", 0, 2, {rows, {0, 3}});
+    writer.write_layer(0, counted({1, 2, 2}, 0.0f), counted({1, 3, 2}, 0.0f));
     writer.finish();
     return test::error_of([&] { QueryKeyFile(path_).read(0, 0); });
   };
@@ -152,6 +152,9 @@ TEST_F(QueryKeysTest, RowsThatAQueryCannotSeeAreRefused) {
   EXPECT_EQ(error_of_rows({1, 3}), "");
   EXPECT_THAT(error_of_rows({1, 1}), HasSubstr("query 0 sees the rows 1 to 1"));
   EXPECT_THAT(error_of_rows({-1, 2}), HasSubstr("query 0 sees the rows -1 to 2"));
+  constexpr int64_t kLeast = std::numeric_limits<int64_t>::min();
+  EXPECT_THAT(error_of_rows({1, kLeast}),
+              HasSubstr("query 0 sees the rows 1 to -9223372036854775808"));
   EXPECT_THAT(error_of_rows({1, 4}), HasSubstr("are not those of layer 0"));
 }
 
