@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Builds the fuzz targets (tests/fuzz/) and runs each for some time:
 #   scripts/fuzz.sh [--seconds N] [--jobs N] [--seed N] [TARGET...]
-# (60 seconds, one at a time, another seed every time, all). With a seed, an empty corpus and the
-# same programs, the inputs are the same ones, so a finding is due to a change of the program.
+# (60 seconds, one at a time, another seed every time, all). With a seed and an empty corpus runs are
+# alike, but not the same: libFuzzer chooses by what it has measured, too.
 # Inputs that reach new code are kept in build-fuzz/corpus/TARGET, and are the start of the next
 # run. An input that ends a reader in any way but an Error is a finding: it is written to
 # build-fuzz/findings/TARGET, and the script ends with 1. To see it again:

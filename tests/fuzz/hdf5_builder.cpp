@@ -162,6 +162,7 @@ void Hdf5Builder::make_dataset(const std::string& name, hdf5::Element element,
   }
   const hid_t links = H5Pcreate(H5P_LINK_CREATE), creation = H5Pcreate(H5P_DATASET_CREATE);
   H5Pset_create_intermediate_group(links, 1);
+  H5Pset_obj_track_times(creation, false);  // so that the same input always makes the same file
   if (kind == group) {
     object_ = H5Gcreate2(file_, name.c_str(), links, H5P_DEFAULT, H5P_DEFAULT);
   } else {
