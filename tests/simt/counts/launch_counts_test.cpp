@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/basic/elementwise.h"
 #include "layers/moe.h"
 #include "layers/transformer.h"
 #include "mpi/mpi_test.h"
@@ -27,9 +28,9 @@ void print_row(const std::string& what, const Counts& counts) {
   if (test_mpi().rank() != 0) return;
   std::cout << fmt::format(
       "{:<44} {:>4} launches ({} kernels, {} libraries, {} copies, {} fills), "
-      "{} waits\n",
+      "{} waits, {} MPI\n",
       what, counts.launches(), counts.kernels, counts.libraries, counts.copies, counts.fills,
-      counts.waits);
+      counts.waits, counts.mpi);
 }
 
 DistributedContext all_experts_apart() {
@@ -86,10 +87,53 @@ LayerCounts count_layer(const ModelConfig& config, int chunks, DType dtype) {
   return counts;
 }
 
+TEST(LaunchCounts, OfAnExchange) {
+  const Device device = test::device();
+  const DistributedContext dist = all_experts_apart();
+  Stream stream(device);
+  constexpr int64_t kTokens = 32, kTopK = 2, kWidth = 16;
+  for (const int chunks : {1, 2, 4}) {
+    if (chunks > 1 && test_mpi().world_size() == 1) continue;
+    const auto exchange = make_expert_exchange(dist.exchange_groups(), device, 8, {.chunks = chunks});
+    std::vector<int32_t> routing;
+    for (int32_t i = 0; i < kTokens * kTopK; ++i) routing.push_back((i * 5 + i / 8) % 8);
+    Tensor idx({kTokens, kTopK}, DType::i32, device), x({kTokens, kWidth}, DType::bf16, device);
+    Tensor w({kTokens, kTopK}, DType::f32, device), out({kTokens, kWidth}, DType::bf16, device);
+    copy(stream, view_of(std::span<const int32_t>(routing)), idx.view().reshape({kTokens * kTopK}));
+    Workspace lists(device), scratch(device);
+    for (int pass = 0; pass < 2; ++pass) {
+      const Counts c0 = counts_so_far();
+      auto plan = exchange->begin_plan(stream, lists, scratch, idx);
+      plan->finish(stream, lists, scratch);
+      const Counts c1 = counts_so_far();
+      auto t = plan->dispatch(stream, scratch, x, w);
+      std::vector<ExpertRows> rows;
+      for (auto& chunk : t) rows.push_back(chunk->arrive(stream, scratch));
+      for (size_t i = 0; i < t.size(); ++i) t[i]->leave(stream, rows[i].x);
+      for (auto& chunk : t) chunk->finish(stream, chunk->token_rows(out.view()));
+      const Counts c2 = counts_so_far();
+      auto u = plan->dispatch(stream, scratch, x);
+      std::vector<ExpertRows> r2;
+      for (auto& chunk : u) r2.push_back(chunk->arrive(stream, scratch));
+      for (size_t i = 0; i < u.size(); ++i) u[i]->leave(stream, r2[i].x, rows[i].weights);
+      for (auto& chunk : u) chunk->finish(stream, chunk->token_rows(out.view()), chunk->token_rows(w.view()));
+      const Counts c3 = counts_so_far();
+      if (pass == 1) {
+        print_row(fmt::format("exchange, {} chunks, plan", chunks), c1 - c0);
+        print_row("  dispatch and combine", c2 - c1);
+        print_row("  backward", c3 - c2);
+      }
+      stream.synchronize();
+      lists.reset();
+      scratch.reset();
+    }
+  }
+}
+
 TEST(LaunchCounts, OfAMoeLayerAndMicroBatch) {
   for (const Structure structure : {Structure::fine_grained, Structure::bigmac}) {
     for (const double capacity_factor : {0.0, 1.2}) {
-      for (const int chunks : {1, 4}) {
+      for (const int chunks : {1, 2, 4}) {
         if (chunks > 1 && test_mpi().world_size() == 1) continue;
         const LayerCounts counts =
             count_layer(model(structure, capacity_factor), chunks, DType::bf16);
