@@ -19,6 +19,7 @@ struct PassCase {
   std::string name;
   Structure structure;
   bool recompute;
+  bool keeps_plans = false;
 };
 
 class PassTest : public testing::TestWithParam<PassCase> {
@@ -27,7 +28,9 @@ class PassTest : public testing::TestWithParam<PassCase> {
       : config_(tiny_model(GetParam().structure)),
         model_(stream_, config_, dist_, {.seed = 5, .recompute = GetParam().recompute}),
         statistics_(test::statistics_for(config_, model_.num_moe_layers())),
-        batches_{test::synthetic_batch(config_, 0, 2), test::synthetic_batch(config_, 2, 2)} {}
+        batches_{test::synthetic_batch(config_, 0, 2), test::synthetic_batch(config_, 2, 2)} {
+    reset();
+  }
 
   StepContext context(int pass) {
     return {.stream = stream_,
@@ -52,7 +55,9 @@ class PassTest : public testing::TestWithParam<PassCase> {
     statistics_.reset(stream_);
     for (int pass : {0, 1}) {
       passes_[pass] = {};
+      if (GetParam().keeps_plans) passes_[pass].plan_memory = &plans_[pass];
       saved_[pass].reset();
+      plans_[pass].reset();
     }
   }
 
@@ -70,7 +75,7 @@ class PassTest : public testing::TestWithParam<PassCase> {
   Transformer model_;
   StepStatistics statistics_;
   MicroBatch batches_[2];
-  Workspace saved_[2], scratch_;
+  Workspace saved_[2], plans_[2], scratch_;
   Transformer::Pass passes_[2];
 };
 
@@ -147,7 +152,9 @@ INSTANTIATE_TEST_SUITE_P(Models, PassTest,
                                          PassCase{"vanilla", Structure::vanilla, false},
                                          PassCase{"fine_grained", Structure::fine_grained, false},
                                          PassCase{"bigmac", Structure::bigmac, false},
-                                         PassCase{"bigmac_recomputed", Structure::bigmac, true}),
+                                         PassCase{"bigmac_recomputed", Structure::bigmac, true},
+                                         PassCase{"bigmac_recomputed_by_kept_plans",
+                                                  Structure::bigmac, true, true}),
                          [](const auto& tested) { return tested.param.name; });
 
 // At 1,024 ranks a bucket of experts is summed by the 128 that hold copies of them.

@@ -87,46 +87,76 @@ LayerCounts count_layer(const ModelConfig& config, int chunks, DType dtype) {
   return counts;
 }
 
+// What the exchange alone asks for: a forward pass that plans, one with the plan of an earlier pass,
+// and a backward pass.
+struct ExchangeCounts {
+  Counts planning, forward, backward;
+};
+
+class ExchangeBench {
+ public:
+  explicit ExchangeBench(int chunks)
+      : exchange_(make_expert_exchange(dist_.exchange_groups(), device_, kExperts,
+                                       {.chunks = chunks})) {
+    std::vector<int32_t> experts;
+    for (int32_t i = 0; i < kTokens * kTopK; ++i) experts.push_back((i * 5 + i / 8) % kExperts);
+    copy(stream_, view_of(std::span<const int32_t>(experts)),
+         idx_.view().reshape({kTokens * kTopK}));
+  }
+
+  // Of the second pass; the first one allocates.
+  ExchangeCounts count() {
+    ExchangeCounts counts;
+    for (int pass = 0; pass < 2; ++pass) {
+      const Counts begin = counts_so_far();
+      const auto plan = exchange_->begin_plan(stream_, lists_, scratch_, idx_, weights_);
+      plan->finish(stream_);
+      there_and_back(*plan);
+      const Counts planned = counts_so_far();
+      there_and_back(*plan);
+      const Counts repeated = counts_so_far();
+      const Tensor values({plan->num_expert_rows()}, DType::f32, device_);
+      const Counts made = counts_so_far();  // The tensor is filled with zeros.
+      there_and_back(*plan);
+      plan->return_values(stream_, scratch_, values)->finish(stream_, weights_);
+      counts = {planned - begin, repeated - planned, counts_so_far() - made};
+      stream_.synchronize();
+      lists_.reset();
+      scratch_.reset();
+    }
+    return counts;
+  }
+
+ private:
+  static constexpr int kExperts = 8;
+  static constexpr int64_t kTokens = 32, kTopK = 2, kWidth = 16;
+
+  void there_and_back(ExchangePlan& plan) {
+    const auto chunks = plan.dispatch(stream_, scratch_, x_);
+    for (const auto& chunk : chunks) {
+      const ExpertRows rows = chunk->arrive(stream_, scratch_);
+      chunk->leave(stream_, rows.x);
+    }
+    for (const auto& chunk : chunks) chunk->finish(stream_, chunk->token_rows(x_.view()));
+  }
+
+  Device device_ = test::device();
+  Stream stream_{device_};
+  DistributedContext dist_ = all_experts_apart();
+  std::unique_ptr<ExpertExchange> exchange_;
+  Workspace lists_{device_}, scratch_{device_};
+  Tensor idx_{{kTokens, kTopK}, DType::i32, device_}, weights_{{kTokens, kTopK}, DType::f32, device_};
+  Tensor x_{{kTokens, kWidth}, DType::bf16, device_};
+};
+
 TEST(LaunchCounts, OfAnExchange) {
-  const Device device = test::device();
-  const DistributedContext dist = all_experts_apart();
-  Stream stream(device);
-  constexpr int64_t kTokens = 32, kTopK = 2, kWidth = 16;
   for (const int chunks : {1, 2, 4}) {
     if (chunks > 1 && test_mpi().world_size() == 1) continue;
-    const auto exchange = make_expert_exchange(dist.exchange_groups(), device, 8, {.chunks = chunks});
-    std::vector<int32_t> routing;
-    for (int32_t i = 0; i < kTokens * kTopK; ++i) routing.push_back((i * 5 + i / 8) % 8);
-    Tensor idx({kTokens, kTopK}, DType::i32, device), x({kTokens, kWidth}, DType::bf16, device);
-    Tensor w({kTokens, kTopK}, DType::f32, device), out({kTokens, kWidth}, DType::bf16, device);
-    copy(stream, view_of(std::span<const int32_t>(routing)), idx.view().reshape({kTokens * kTopK}));
-    Workspace lists(device), scratch(device);
-    for (int pass = 0; pass < 2; ++pass) {
-      const Counts c0 = counts_so_far();
-      auto plan = exchange->begin_plan(stream, lists, scratch, idx);
-      plan->finish(stream, lists, scratch);
-      const Counts c1 = counts_so_far();
-      auto t = plan->dispatch(stream, scratch, x, w);
-      std::vector<ExpertRows> rows;
-      for (auto& chunk : t) rows.push_back(chunk->arrive(stream, scratch));
-      for (size_t i = 0; i < t.size(); ++i) t[i]->leave(stream, rows[i].x);
-      for (auto& chunk : t) chunk->finish(stream, chunk->token_rows(out.view()));
-      const Counts c2 = counts_so_far();
-      auto u = plan->dispatch(stream, scratch, x);
-      std::vector<ExpertRows> r2;
-      for (auto& chunk : u) r2.push_back(chunk->arrive(stream, scratch));
-      for (size_t i = 0; i < u.size(); ++i) u[i]->leave(stream, r2[i].x, rows[i].weights);
-      for (auto& chunk : u) chunk->finish(stream, chunk->token_rows(out.view()), chunk->token_rows(w.view()));
-      const Counts c3 = counts_so_far();
-      if (pass == 1) {
-        print_row(fmt::format("exchange, {} chunks, plan", chunks), c1 - c0);
-        print_row("  dispatch and combine", c2 - c1);
-        print_row("  backward", c3 - c2);
-      }
-      stream.synchronize();
-      lists.reset();
-      scratch.reset();
-    }
+    const ExchangeCounts counts = ExchangeBench(chunks).count();
+    const std::string what = fmt::format("exchange alone, {} chunks", chunks);
+    print_row(what + ": plan, forward", counts.planning);
+    print_row(what + ": forward", counts.forward);
+    print_row(what + ": backward", counts.backward);
   }
 }
 
