@@ -67,8 +67,8 @@ ResidualStream Transformer::forward_block(StepContext& ctx, size_t block, const 
   return blocks_[block].forward(ctx, x, updates, pass.blocks[block]);
 }
 
-// Keeps only the plan of the block's exchange and its input, which lies in the memory of the previous feed-forward's update;
-// `attention` is needed only until the end of the next block.
+// Keeps only the block's input, which lies in the memory of the previous feed-forward's update, and
+// the plan of its exchange; `attention` is needed only until the end of the next block.
 ResidualStream Transformer::forward_block_for_recomputation(StepContext& ctx, size_t block,
                                                             const ResidualStream& x,
                                                             TensorView attention, Pass& pass) {

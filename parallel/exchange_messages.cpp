@@ -16,7 +16,10 @@ class MessageCounts {
  public:
   //   values  [ranks, chunks, 1 + num_local_experts], see SendPlan::counts
   MessageCounts(std::span<const int64_t> values, size_t ranks, size_t chunks)
-      : values_(values), ranks_(ranks), chunks_(chunks), row_size_(values.size() / ranks / chunks) {}
+      : values_(values),
+        ranks_(ranks),
+        chunks_(chunks),
+        row_size_(values.size() / ranks / chunks) {}
 
   std::vector<int64_t> rows(size_t chunk) const {
     std::vector<int64_t> rows;
@@ -115,8 +118,8 @@ ExchangeMessages::ExchangeMessages(ExchangeLink& link, Stream& stream, Workspace
     : link_(&link), first_tokens_(std::move(first_tokens)), chunks_(first_tokens_.size() - 1) {
   const int64_t ranks = routing.ranks, local_experts = routing.num_experts / ranks;
   const Shape of_direction{ranks, std::ssize(chunks_), 1 + local_experts};
-  const TensorView counts = lists.take({2 * ranks, std::ssize(chunks_), 1 + local_experts},
-                                       DType::i64);
+  const TensorView counts =
+      lists.take({2 * ranks, std::ssize(chunks_), 1 + local_experts}, DType::i64);
   const TensorView sent_counts = counts.rows(0, ranks).reshape(of_direction);
   received_counts_ = counts.rows(ranks, ranks).reshape(of_direction);
   sends_ = take_send_plan(lists, scratch, dispatch_idx.num_elements(), sent_counts);
@@ -126,11 +129,11 @@ ExchangeMessages::ExchangeMessages(ExchangeLink& link, Stream& stream, Workspace
 
   const std::vector<int64_t> one_each(static_cast<size_t>(ranks), 1);
   const ScopedTimer timer(link.stopwatch(), stream);
-  link.counts().start(stream, counts,
-                      link.group().start_all_to_all_v(stream, sent_counts, one_each,
-                                                      received_counts_, one_each));
-  link.count_metadata(one_each, of_direction.num_elements() / ranks *
-                                    static_cast<int64_t>(sizeof(int64_t)));
+  link.counts().start(
+      stream, counts,
+      link.group().start_all_to_all_v(stream, sent_counts, one_each, received_counts_, one_each));
+  link.count_metadata(one_each,
+                      of_direction.num_elements() / ranks * static_cast<int64_t>(sizeof(int64_t)));
 }
 
 // Balanced routing is the same on every rank: each sends to this rank what it sends to itself.
@@ -259,8 +262,8 @@ RowBuffers::RowBuffers(ExchangeLink& link, Workspace& scratch, const ExchangeMes
   link.count_buffers(scratch.live_bytes() - before);
 }
 
-MessageTransfer::MessageTransfer(ExchangeLink& link, const ExchangeMessages& messages,
-                                 size_t chunk, const RowBuffers& buffers)
+MessageTransfer::MessageTransfer(ExchangeLink& link, const ExchangeMessages& messages, size_t chunk,
+                                 const RowBuffers& buffers)
     : ChunkTransfer(messages.chunks()[chunk].tokens.first, messages.chunks()[chunk].tokens.count),
       link_(link),
       messages_(messages),
@@ -272,13 +275,13 @@ TensorView MessageTransfer::own_received_rows() const {
 }
 
 void MessageTransfer::start(Stream& stream) {
-  send_rows(stream, rows_of(buffers_.sent, chunk_.sent_rows), chunk_.send_rows,
-            own_received_rows(), chunk_.recv_rows);
+  send_rows(stream, rows_of(buffers_.sent, chunk_.sent_rows), chunk_.send_rows, own_received_rows(),
+            chunk_.recv_rows);
 }
 
 void MessageTransfer::send_back(Stream& stream) {
-  send_rows(stream, own_received_rows(), chunk_.recv_rows,
-            rows_of(buffers_.sent, chunk_.sent_rows), chunk_.send_rows);
+  send_rows(stream, own_received_rows(), chunk_.recv_rows, rows_of(buffers_.sent, chunk_.sent_rows),
+            chunk_.send_rows);
 }
 
 void MessageTransfer::finish(Stream& stream, TensorView out) {

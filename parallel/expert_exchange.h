@@ -40,8 +40,8 @@ struct ExchangeOptions {
 
 // Rows at the rank of their experts, in the order of expert, then source rank, then token.
 struct ExpertRows {
-  TensorView x;        // [rows, width]
-  TensorView weights;  // [rows] f32, the router's; lives as long as the plan
+  TensorView x;                      // [rows, width]
+  TensorView weights;                // [rows] f32, the router's; lives as long as the plan
   std::span<const int64_t> offsets;  // [num_local_experts + 1]: rows [offsets[e], offsets[e + 1])
                                      // belong to local expert e; lives as long as the plan
 };

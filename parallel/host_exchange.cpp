@@ -95,10 +95,9 @@ BalancedRouting HostPlan::counted_routing_within() const {
 // Plans how the rows go on from this rank, their relay.
 void HostPlan::plan_within(Stream& stream) {
   const Shape slots{messages_.received_rows(), routing_within_.top_k};
-  relay_ = {
-      .dispatch_idx = lists_.take(slots, DType::i32),
-      .weights = lists_.take(slots, DType::f32),
-      .slot_of_assignment = lists_.take({messages_.received_assignments()}, DType::i32)};
+  relay_ = {.dispatch_idx = lists_.take(slots, DType::i32),
+            .weights = lists_.take(slots, DType::f32),
+            .slot_of_assignment = lists_.take({messages_.received_assignments()}, DType::i32)};
   {
     const ScopedPart part(stream, Part::moe_exchange);
     plan_relay(stream, messages_.receive_assignments(stream), messages_.received_counts(), relay_);
@@ -157,8 +156,7 @@ HostExchange::HostExchange(const ExchangeGroups& groups, Device device, int num_
     : between_(*groups.between_hosts, device, different_hosts(groups.between_hosts->size())),
       within_(*groups.within_host, device,
               std::vector<int>(static_cast<size_t>(groups.within_host->size()), 0),
-              num_experts / groups.between_hosts->size(),
-              {.deduplicate = Deduplicate::rank}),
+              num_experts / groups.between_hosts->size(), {.deduplicate = Deduplicate::rank}),
       num_experts_(num_experts),
       host_(groups.between_hosts->rank()),
       num_hosts_(groups.between_hosts->size()),

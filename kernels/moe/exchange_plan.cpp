@@ -107,8 +107,7 @@ void for_each_message(ConstTensorView counts, const Body& body) {
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     for (int64_t rank = 0; rank < ranks; ++rank) {
       const int64_t* of_message = counts.data<int64_t>() + (rank * chunks + chunk) * row_size;
-      body(chunk, of_message[0],
-           std::span(of_message + 1, static_cast<size_t>(row_size - 1)));
+      body(chunk, of_message[0], std::span(of_message + 1, static_cast<size_t>(row_size - 1)));
     }
   }
 }
@@ -160,14 +159,13 @@ void plan_sends(Stream&, Workspace&, ConstTensorView dispatch_idx, ConstTensorVi
   const size_t chunks = first_tokens.size() - 1, num_ranks = static_cast<size_t>(ranks);
   auto* counts = plan.counts.data<int64_t>();
   std::fill_n(counts, plan.counts.num_elements(), 0);
-  for_each_assignment(
-      dispatch_idx, first_tokens, ranks, local_experts, deduplicate,
-      [&](size_t chunk, int64_t, size_t rank, int64_t expert, bool opens) {
-        int64_t* of_message =
-            counts + static_cast<int64_t>(rank * chunks + chunk) * (1 + local_experts);
-        of_message[0] += opens;
-        ++of_message[1 + expert];
-      });
+  for_each_assignment(dispatch_idx, first_tokens, ranks, local_experts, deduplicate,
+                      [&](size_t chunk, int64_t, size_t rank, int64_t expert, bool opens) {
+                        int64_t* of_message = counts + static_cast<int64_t>(rank * chunks + chunk) *
+                                                           (1 + local_experts);
+                        of_message[0] += opens;
+                        ++of_message[1 + expert];
+                      });
 
   auto [first_row, next_row, next_assignment] = offsets_of(plan.counts);
   auto* source = plan.source.data<int32_t>();
@@ -176,8 +174,7 @@ void plan_sends(Stream&, Workspace&, ConstTensorView dispatch_idx, ConstTensorVi
   const bool tells = static_cast<bool>(plan.assignments);
   const float* weight = tells ? weights.data<float>() : nullptr;
   auto* assignment_of_slot = tells ? plan.assignment_of_slot.data<int32_t>() : nullptr;
-  auto* sent =
-      tells ? reinterpret_cast<Assignment*>(plan.assignments.data<int32_t>()) : nullptr;
+  auto* sent = tells ? reinterpret_cast<Assignment*>(plan.assignments.data<int32_t>()) : nullptr;
   if (tells) std::fill_n(assignment_of_slot, plan.assignment_of_slot.num_elements(), -1);
   for_each_assignment(dispatch_idx, first_tokens, ranks, local_experts, deduplicate,
                       [&](size_t chunk, int64_t slot, size_t rank, int64_t expert, bool opens) {

@@ -434,7 +434,9 @@ void cuda::plan_sends(Stream& stream, Workspace& workspace, ConstTensorView disp
                                  plan.counts.dim(0));
   auto *table = scratch.segments.data<int32_t>(), *messages = scratch.messages.data<int32_t>();
   const auto segments = static_cast<unsigned int>(sends.first_segment[sends.chunks]);
-  const auto bytes_of = [](int32_t values) { return static_cast<size_t>(values) * sizeof(int32_t); };
+  const auto bytes_of = [](int32_t values) {
+    return static_cast<size_t>(values) * sizeof(int32_t);
+  };
   launch(count_sends_kernel, segments, kThreads, bytes_of(sends.columns()), stream, sends, table);
   launch(sum_segments_kernel, static_cast<unsigned int>(sends.chunks), kThreads,
          bytes_of(2 * (sends.ranks + 1)), stream, sends, table, messages,
@@ -455,7 +457,8 @@ void cuda::plan_arrivals(Stream& stream, ConstTensorView assignments, ConstTenso
   const Arrivals arrivals = make_arrivals(assignments, counts);
   const dim3 grid(static_cast<unsigned int>(arrivals.ranks),
                   static_cast<unsigned int>(arrivals.chunks));
-  const size_t shared = static_cast<size_t>((1 + kWarps) * (arrivals.row_size - 1)) * sizeof(int32_t);
+  const size_t shared =
+      static_cast<size_t>((1 + kWarps) * (arrivals.row_size - 1)) * sizeof(int32_t);
   launch(list_arrivals_kernel, grid, kThreads, shared, stream, arrivals,
          plan.received_offsets.dim(0) - 1, assignments.dim(0), plan.expert_source.data<int32_t>(),
          plan.received_offsets.data<int32_t>(), plan.expert_row_of_assignment.data<int32_t>(),

@@ -16,8 +16,8 @@ using GatherRows = void(Stream&, ConstTensorView x, ConstTensorView source_row, 
 // y[i] = sum over j in [offsets[i], offsets[i + 1]) of x[members[j] - first_row], in that order, in
 // f32
 //   x        [rows, width]
-//   offsets  [out_rows + 1] i32. Not given: all y[i] have the same number of members, one behind the
-//            other, and a member of -1 stands for none.
+//   offsets  [out_rows + 1] i32. Not given: all y[i] have the same number of members, and a member
+//            of -1 stands for none.
 //   members  i32
 //   y        [out_rows, width]; rows without members become zero
 using SumRows = void(Stream&, ConstTensorView x, ConstTensorView offsets, ConstTensorView members,

@@ -98,8 +98,8 @@ class ExchangePlanTest : public testing::TestWithParam<PlanCase> {
     for (int64_t chunk = 0; chunk < GetParam().chunks; ++chunk) {
       for (int64_t rank = 0; rank < GetParam().ranks; ++rank) {
         const int64_t* of_message = counts.data() + (rank * GetParam().chunks + chunk) * row_size;
-        all.push_back({chunk, rank, row, of_message[0], assignment,
-                       {of_message + 1, of_message + row_size}});
+        all.push_back(
+            {chunk, rank, row, of_message[0], assignment, {of_message + 1, of_message + row_size}});
         row += all.back().rows;
         assignment += all.back().assignments();
       }
@@ -150,8 +150,7 @@ TEST_P(ExchangePlanTest, AssignmentsMayBeLeftOut) {
   const int64_t rows = expected_.sum(true);
   EXPECT_EQ(to_vector<int64_t>(rows_only.counts), to_vector<int64_t>(expected_.counts));
   EXPECT_EQ(first_of(rows_only.source, rows), first_of(expected_.source, rows));
-  EXPECT_EQ(to_vector<int32_t>(rows_only.row_of_slot),
-            to_vector<int32_t>(expected_.row_of_slot));
+  EXPECT_EQ(to_vector<int32_t>(rows_only.row_of_slot), to_vector<int32_t>(expected_.row_of_slot));
 }
 
 // Goes through the slots by chunk, rank and token, and numbers rows and assignments itself.
@@ -203,8 +202,8 @@ TEST_P(ExchangePlanTest, ExpertRowsAreInTheOrderOfChunkExpertSourceAndToken) {
                 {source, offsets, places, weights});
 
   const auto told = to_vector<int32_t>(expected_.assignments);
-  std::vector<int32_t> expected_source, expected_offsets, expected_places(
-      static_cast<size_t>(count));
+  std::vector<int32_t> expected_source, expected_offsets,
+      expected_places(static_cast<size_t>(count));
   std::vector<float> expected_weights;
   for (int64_t chunk = 0; chunk < GetParam().chunks; ++chunk) {
     for (int64_t expert = 0; expert < GetParam().local_experts; ++expert) {

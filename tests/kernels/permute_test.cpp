@@ -67,8 +67,8 @@ TEST_P(PermuteTest, SumsTheMembersOfEachRowInOrder) {
 TEST_P(PermuteTest, SumsMembersOfEqualNumberUnlessTheyAreNone) {
   const Tensor x = random_tensor({kRows, width()}, 1, dtype());
   const std::vector<int32_t> offsets = {0, 2, 2, 8}, members = {28, 23, 21, 22, 23, 24, 25, 26};
-  const std::vector<int32_t> padded = {-1, 28, -1, -1, 23, -1, -1, -1, -1, -1,
-                                       -1, -1, 21, 22, 23, 24, 25, 26};
+  const std::vector<int32_t> padded = {-1, 28, -1, -1, 23, -1, -1, -1, -1,
+                                       -1, -1, -1, 21, 22, 23, 24, 25, 26};
   Tensor expected({3, width()}, dtype()), y = random_tensor({3, width()}, 2, dtype());
   sum_rows(stream_, x, make_tensor<int32_t>({4}, offsets), make_tensor<int32_t>({8}, members), 20,
            expected);

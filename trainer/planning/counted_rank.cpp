@@ -104,9 +104,9 @@ ActivationPlan CountedRank::run_micro_batch(bool is_last) {
   if (options_.trace) options_.trace->set_phase(Phase::backward);
   model_.backward(ctx, pass);
   return {.saved = kept,
-          .temporaries = static_cast<int64_t>(saved.high_water() + scratch.high_water() +
-                                              plans.high_water()) -
-                         kept,
+          .temporaries =
+              static_cast<int64_t>(saved.high_water() + scratch.high_water() + plans.high_water()) -
+              kept,
           .exchange_buffers = model_.take_exchange_figures().buffer_bytes};
 }
 

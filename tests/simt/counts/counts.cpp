@@ -88,7 +88,8 @@ SWITCHYARD_COUNTED("_Z21cudaDeviceSynchronizev", cudaError_t, synchronize_device
 
 // Every message of a collective over MPI goes through this call (parallel/mpi_messages.h).
 SWITCHYARD_COUNTED(
-    "_ZN10switchyard11MpiMessages8exchangeERKSt8functionIFNS_15ConstTensorViewEmEERKS1_IFNS_10TensorV"
+    "_ZN10switchyard11MpiMessages8exchangeERKSt8functionIFNS_15ConstTensorViewEmEERKS1_IFNS_"
+    "10TensorV"
     "iewEmEE",
     void, mpi_exchange, void* self, const void* sent, const void* received) {
   ++counts.mpi;

@@ -19,7 +19,7 @@ struct Counts {
 
   Counts operator-(const Counts& from) const {
     return {kernels - from.kernels, libraries - from.libraries, copies - from.copies,
-            fills - from.fills, waits - from.waits, mpi - from.mpi};
+            fills - from.fills,     waits - from.waits,         mpi - from.mpi};
   }
   int64_t launches() const { return kernels + libraries + copies + fills; }
 };
