@@ -88,12 +88,13 @@ void Transformer::forward(StepContext& ctx, Pass& pass) {
   ResidualStream stream = embed(ctx, /*first_position=*/0, take_stream(ctx, ctx.saved));
   if (options_.recompute) {
     pass.inputs.resize(blocks_.size());
-    pass.plans.resize(blocks_.size());
+    pass.plans.assign(blocks_.size(), nullptr);
     const TensorView attention[2] = {take_stream(ctx, ctx.scratch), take_stream(ctx, ctx.scratch)};
     for (size_t i = 0; i < blocks_.size(); ++i) {
       stream = forward_block_for_recomputation(ctx, i, stream, attention[i % 2], pass);
     }
   } else {
+    pass.blocks.clear();  // A plan that is left from other tokens would be used again.
     pass.blocks.resize(blocks_.size());
     for (size_t i = 0; i < blocks_.size(); ++i) stream = forward_block(ctx, i, stream, pass);
   }

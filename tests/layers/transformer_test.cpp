@@ -147,6 +147,49 @@ TEST_P(PassTest, WithoutGradientsLeavesNothingAtAllAndFindsTheSameLoss) {
   EXPECT_EQ(scratch_.live_bytes(), 0u);
 }
 
+// What the tokens before have left in it must not be used again.
+TEST_P(PassTest, MayBeUsedAgainForOtherTokens) {
+  forward(1);
+  backward(1);
+  const auto expected = gradients();
+  reset();
+  std::swap(batches_[0], batches_[1]);
+  forward(1);
+  backward(1);
+  std::swap(batches_[0], batches_[1]);
+  model_.parameters().zero_grads(stream_);
+  saved_[1].reset();
+  plans_[1].reset();
+
+  forward(1);
+  backward(1);
+
+  EXPECT_EQ(gradients(), expected);
+}
+
+// Two passes in flight, so that each must find its own plans.
+TEST_P(PassTest, RecomputationGivesTheSameGradients) {
+  Transformer kept(stream_, config_, dist_, {.seed = 5, .recompute = false});
+  for (int pass : {0, 1}) {
+    StepContext ctx = context(pass);
+    Transformer::Pass of_kept;
+    kept.forward(ctx, of_kept);
+    kept.backward(ctx, of_kept);
+  }
+  std::vector<std::vector<float>> expected;
+  for (const Parameter& p : kept.parameters().parameters()) {
+    expected.push_back(test::to_floats(p.grad));
+  }
+  reset();
+
+  forward(0);
+  forward(1);
+  backward(0);
+  backward(1);
+
+  EXPECT_EQ(gradients(), expected);
+}
+
 INSTANTIATE_TEST_SUITE_P(Models, PassTest,
                          testing::Values(PassCase{"dense", Structure::dense, false},
                                          PassCase{"vanilla", Structure::vanilla, false},
