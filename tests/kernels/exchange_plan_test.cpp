@@ -238,7 +238,8 @@ TEST_P(ExchangePlanTest, ExpertRowsAreInTheOrderOfChunkExpertSourceAndToken) {
 // in the order of their slots; each assignment knows its place among them.
 TEST_P(ExchangePlanTest, RelayedRowsHaveTheExpertsAndWeightsOfTheirTokens) {
   const int64_t count = expected_.sum(false), rows = expected_.sum(true), k = GetParam().top_k;
-  Tensor idx({rows, k}, DType::i32), weights({rows, k}, DType::f32), slots({count}, DType::i32);
+  Tensor idx({rows, k}, DType::i32), slots({count}, DType::i32);
+  Tensor weights = test::random_tensor({rows, k}, 1);  // What was there before is overwritten.
 
   plan_relay(stream_, expected_.assignments.view().rows(0, count), expected_.counts,
              {idx, weights, slots});
