@@ -19,12 +19,16 @@ void MoeLayer::forward(StepContext& ctx, ConstTensorView x, TensorView y, Saved&
   router_.forward(ctx, x, saved.router);
 
   // The device descends while the host waits for the plan's counts.
-  saved.plan = exchange_->begin_plan(ctx.stream, ctx.saved, ctx.scratch, saved.router.dispatch_idx);
+  const bool plans = saved.plan == nullptr;
+  if (plans) {
+    Workspace& lists = saved.plan_memory ? *saved.plan_memory : ctx.saved;
+    saved.plan = exchange_->begin_plan(ctx.stream, lists, ctx.scratch, saved.router.dispatch_idx,
+                                       saved.router.topk_weights);
+  }
   const Narrowing::Rows rows = narrowing_.descend(ctx, x, y, into_shared(), saved.narrowing);
-  saved.plan->finish(ctx.stream, ctx.saved, ctx.scratch);
+  if (plans) saved.plan->finish(ctx.stream);
 
-  const Transfers chunks =
-      saved.plan->dispatch(ctx.stream, ctx.scratch, rows.out, saved.router.topk_weights);
+  const Transfers chunks = saved.plan->dispatch(ctx.stream, ctx.scratch, rows.out);
   if (shared_) shared_->forward(ctx, x, y, saved.shared);
   forward_experts(ctx, chunks, saved);
 
@@ -56,29 +60,35 @@ void MoeLayer::backward(StepContext& ctx, ConstTensorView dy, const Saved& saved
   const Transfers chunks = saved.plan->dispatch(ctx.stream, ctx.scratch, drows.out);
   narrowing_.backward_ascend_weight(ctx, dy, saved.narrowing);
   if (shared_) shared_->backward(ctx, dy, saved.shared, dx);
-  backward_experts(ctx, chunks, saved);
+  const auto dweights = backward_experts(ctx, chunks, saved);
 
+  for (const auto& chunk : chunks) chunk->finish(ctx.stream, chunk->token_rows(drows.back));
   const TensorView dtopk_weights = ctx.scratch.take(saved.router.topk_weights.shape(), DType::f32);
-  for (const auto& chunk : chunks) {
-    chunk->finish(ctx.stream, chunk->token_rows(drows.back), chunk->token_rows(dtopk_weights));
-  }
+  dweights->finish(ctx.stream, dtopk_weights);
   narrowing_.backward_descend(ctx, drows.back, saved.narrowing, dx, into_shared());
   router_.backward(ctx, dtopk_weights, saved.router, dx);
 }
 
-// The gradients of the experts' weights are computed while all chunks are on their way back.
-void MoeLayer::backward_experts(StepContext& ctx, const Transfers& chunks, const Saved& saved) {
+// The gradients of the experts' weights are computed while all chunks are on their way back, with
+// the gradients of the router's weights, which are the result.
+std::unique_ptr<ValueTransfer> MoeLayer::backward_experts(StepContext& ctx, const Transfers& chunks,
+                                                          const Saved& saved) {
+  const TensorView dweights = ctx.scratch.take({saved.plan->num_expert_rows()}, DType::f32);
   std::vector<Experts::Grads> grads;
+  int64_t first_row = 0;
   for (size_t c = 0; c < chunks.size(); ++c) {
     const TensorView dy = chunks[c]->arrive(ctx.stream, ctx.scratch).x;
     const TensorView dx = ctx.scratch.take(dy.shape(), dy.dtype());
-    const TensorView dweights = ctx.scratch.take({dy.dim(0)}, DType::f32);
-    grads.push_back(experts_.backward_input(ctx, dy, saved.experts[c], dx, dweights));
-    chunks[c]->leave(ctx.stream, dx, dweights);
+    grads.push_back(experts_.backward_input(ctx, dy, saved.experts[c], dx,
+                                            dweights.rows(first_row, dy.dim(0))));
+    first_row += dy.dim(0);
+    chunks[c]->leave(ctx.stream, dx);
   }
+  auto returned = saved.plan->return_values(ctx.stream, ctx.scratch, dweights);
   for (size_t c = 0; c < chunks.size(); ++c) {
     experts_.backward_weight(ctx, grads[c], saved.experts[c]);
   }
+  return returned;
 }
 
 }  // namespace switchyard

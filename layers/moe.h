@@ -24,7 +24,9 @@ class MoeLayer {
  public:
   struct Saved {
     Router::Saved router;
-    std::unique_ptr<ExchangePlan> plan;
+    // Given: kept from an earlier pass over the same tokens, which forward uses again.
+    std::shared_ptr<ExchangePlan> plan;
+    Workspace* plan_memory = nullptr;  // of a new plan; null: ctx.saved
     Narrowing::Saved narrowing;
     std::vector<Experts::Saved> experts;  // of each chunk
     SharedExperts::Saved shared;
@@ -46,7 +48,8 @@ class MoeLayer {
   using Transfers = std::vector<std::unique_ptr<ChunkTransfer>>;
 
   void forward_experts(StepContext& ctx, const Transfers& chunks, Saved& saved) const;
-  void backward_experts(StepContext& ctx, const Transfers& chunks, const Saved& saved);
+  std::unique_ptr<ValueTransfer> backward_experts(StepContext& ctx, const Transfers& chunks,
+                                                  const Saved& saved);
   Accumulate into_shared() const { return shared_ ? Accumulate::yes : Accumulate::no; }
 
   Router router_;

@@ -67,8 +67,8 @@ ResidualStream Transformer::forward_block(StepContext& ctx, size_t block, const 
   return blocks_[block].forward(ctx, x, updates, pass.blocks[block]);
 }
 
-// Keeps only the block's input, which lies in the memory of the previous feed-forward's update;
-// `attention` is needed only until the end of the next block.
+// Keeps only the block's input, which lies in the memory of the previous feed-forward's update, and
+// the plan of its exchange; `attention` is needed only until the end of the next block.
 ResidualStream Transformer::forward_block_for_recomputation(StepContext& ctx, size_t block,
                                                             const ResidualStream& x,
                                                             TensorView attention, Pass& pass) {
@@ -76,8 +76,10 @@ ResidualStream Transformer::forward_block_for_recomputation(StepContext& ctx, si
   const Block::Updates updates{.attention = attention, .feed_forward = take_stream(ctx, ctx.saved)};
   WorkspaceScope scope(ctx.saved);
   Block::Saved saved;
+  saved.moe.plan_memory = pass.plan_memory;
   const ResidualStream y = blocks_[block].forward(ctx, x, updates, saved);
   pass.inputs[block] = saved.norm1.x;
+  if (pass.plan_memory) pass.plans[block] = saved.moe.plan;
   return y;
 }
 
@@ -86,11 +88,13 @@ void Transformer::forward(StepContext& ctx, Pass& pass) {
   ResidualStream stream = embed(ctx, /*first_position=*/0, take_stream(ctx, ctx.saved));
   if (options_.recompute) {
     pass.inputs.resize(blocks_.size());
+    pass.plans.assign(blocks_.size(), nullptr);
     const TensorView attention[2] = {take_stream(ctx, ctx.scratch), take_stream(ctx, ctx.scratch)};
     for (size_t i = 0; i < blocks_.size(); ++i) {
       stream = forward_block_for_recomputation(ctx, i, stream, attention[i % 2], pass);
     }
   } else {
+    pass.blocks.clear();  // A plan that is left from other tokens would be used again.
     pass.blocks.resize(blocks_.size());
     for (size_t i = 0; i < blocks_.size(); ++i) stream = forward_block(ctx, i, stream, pass);
   }
@@ -153,6 +157,7 @@ void Transformer::backward_block(StepContext& ctx, size_t block, const Pass& pas
   again.statistics = nullptr;  // counted in the forward pass
   again.observer = nullptr;    // observed there, too
   Block::Saved saved;
+  saved.moe.plan = pass.plans[block];
   const Block::Updates updates{.attention = take_stream(ctx, ctx.saved),
                                .feed_forward = take_stream(ctx, ctx.saved)};
   blocks_[block].forward(again, {.sum = pass.inputs[block], .update = {}}, updates, saved);

@@ -38,6 +38,10 @@ class Transformer {
   struct Pass {
     std::vector<Block::Saved> blocks;  // without recomputation
     std::vector<TensorView> inputs;    // with recomputation: the residual stream before each block
+    // With recomputation: the plan of each block's exchange, whose lists lie in plan_memory. With a
+    // null plan_memory none are kept, and plans are made again.
+    std::vector<std::shared_ptr<ExchangePlan>> plans;
+    Workspace* plan_memory = nullptr;
     NormLayer::Saved final_norm;
     TensorView normed;   // [local_tokens, hidden] the head's input
     TensorView dnormed;  // its gradient

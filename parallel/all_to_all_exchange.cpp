@@ -1,5 +1,6 @@
 #include "parallel/all_to_all_exchange.h"
 
+#include <iterator>
 #include <utility>
 
 #include "kernels/moe/permute.h"
@@ -11,81 +12,106 @@ namespace {
 
 class AllToAllTransfer final : public MessageTransfer {
  public:
-  AllToAllTransfer(ExchangeLink& link, const MessageChunk& chunk, const ArrivalPlan& arrivals,
-                   Workspace& scratch, ConstTensorView x)
-      : MessageTransfer(link, chunk, scratch, x.dim(1), x.dtype()),
-        chunk_(chunk),
-        arrivals_(arrivals) {}
+  AllToAllTransfer(ExchangeLink& link, const ExchangeMessages& messages, size_t chunk,
+                   const RowBuffers& buffers, const ArrivalPlan& arrivals)
+      : MessageTransfer(link, messages, chunk, buffers), arrivals_(arrivals) {}
 
   ExpertRows arrive(Stream& stream, Workspace& memory) override {
     const ScopedPart part(stream, Part::moe_exchange);
-    const int64_t num_rows = chunk_.received_assignments();
-    ExpertRows rows{.x = memory.take({num_rows, received_rows().dim(1)}, received_rows().dtype()),
-                    .weights = {},
-                    .offsets = chunk_.expert_offsets};
+    const auto [first, count] = chunk().received_assignments;
+    ExpertRows rows{.x = memory.take({count, received_rows().dim(1)}, received_rows().dtype()),
+                    .weights = arrivals_.weights.rows(first, count),
+                    .offsets = chunk().expert_offsets};
     wait(stream);
-    gather_rows(stream, received_rows(), arrivals_.expert_source, rows.x);
-    if (has_weights()) {
-      rows.weights = memory.take({num_rows}, DType::f32);
-      scatter_values(stream, received_weights(), arrivals_.expert_row_of_assignment, rows.weights);
-    }
+    gather_rows(stream, received_rows(), arrivals_.expert_source.rows(first, count), rows.x);
     return rows;
   }
 
-  void leave(Stream& stream, ConstTensorView y, ConstTensorView weights) override {
+  void leave(Stream& stream, ConstTensorView y) override {
     const ScopedPart part(stream, Part::moe_exchange);
-    require(y.rank() == 2 && y.dim(0) == chunk_.received_assignments(),
+    const int64_t first_row = chunk().received_rows.first, rows = chunk().received_rows.count;
+    require(y.rank() == 2 && y.dim(0) == chunk().received_assignments.count,
             "combine: y has shape {}, but the plan has {} expert rows", to_string(y.shape()),
-            chunk_.received_assignments());
-    const TensorView& expert_rows = arrivals_.expert_row_of_assignment;
-    const bool returns_weights = weights.rank() > 0;
-    if (returns_weights) gather_values(stream, weights, expert_rows, received_weights());
-    // The assignments of a received row are consecutive in the order of arrival, so `expert_rows`
-    // lists the expert rows of one received row after the other.
-    sum_rows(stream, y, arrivals_.received_offsets, expert_rows, received_rows());
-    send_back(stream, returns_weights);
+            chunk().received_assignments.count);
+    // The assignments of a received row are consecutive in the order of arrival, so the list of
+    // expert rows has those of one received row after the other.
+    sum_rows(stream, y, arrivals_.received_offsets.rows(first_row, rows + 1),
+             arrivals_.expert_row_of_assignment, chunk().received_assignments.first,
+             own_received_rows());
+    send_back(stream);
   }
 
  private:
-  const MessageChunk& chunk_;
   const ArrivalPlan& arrivals_;
 };
 
-class AllToAllPlan final : public ExchangePlan {
- public:
-  AllToAllPlan(ExchangeLink& link, ExchangeMessages messages)
-      : link_(link), messages_(std::move(messages)) {}
-
-  void finish(Stream& stream, Workspace& lists, Workspace& scratch) override {
-    const ScopedPart part(stream, Part::moe_exchange);
-    messages_.exchange_counts(stream);
-    for (const MessageChunk& chunk : messages_.chunks()) {
-      arrivals_.push_back(
-          take_arrival_plan(lists, chunk.received_rows(), chunk.received_assignments()));
-    }
-    messages_.exchange_assignments(stream, scratch, [&](size_t c, ConstTensorView arrived) {
-      const MessageChunk& chunk = messages_.chunks()[c];
-      plan_arrivals(stream, scratch, arrived, offsets_of(chunk.recv_rows),
-                    offsets_of(chunk.recv_assignments), chunk.expert_offsets, arrivals_[c]);
-    });
-  }
-
-  std::vector<std::unique_ptr<ChunkTransfer>> dispatch(Stream& stream, Workspace& scratch,
-                                                       ConstTensorView x,
-                                                       ConstTensorView weights) override {
-    return start_transfers(stream, link_, scratch, messages_, x, weights, [&](size_t c) {
-      return std::make_unique<AllToAllTransfer>(link_, messages_.chunks()[c], arrivals_[c], scratch,
-                                                x);
-    });
-  }
-
- private:
-  ExchangeLink& link_;
-  ExchangeMessages messages_;
-  std::vector<ArrivalPlan> arrivals_;  // of each chunk
-};
-
 }  // namespace
+
+// ---- The plan ----------------------------------------------------------------------------------
+
+AllToAllPlan::AllToAllPlan(ExchangeLink& link, ExchangeMessages messages, Workspace& lists,
+                           Workspace& scratch)
+    : link_(link), messages_(std::move(messages)), lists_(lists), scratch_(scratch) {}
+
+void AllToAllPlan::finish(Stream& stream) {
+  const ScopedPart part(stream, Part::moe_exchange);
+  messages_.start_assignments(stream, scratch_);
+  const int64_t count = messages_.received_assignments();
+  arrivals_ = {.expert_source = lists_.take({count}, DType::i32),
+               .received_offsets = lists_.take({messages_.received_rows() + 1}, DType::i32),
+               .expert_row_of_assignment = lists_.take({count}, DType::i32),
+               .weights = lists_.take({count}, DType::f32)};
+}
+
+void AllToAllPlan::list_arrivals(Stream& stream) {
+  if (std::exchange(has_listed_, true)) return;
+  plan_arrivals(stream, messages_.receive_assignments(stream), messages_.received_counts(),
+                arrivals_);
+}
+
+RowBuffers AllToAllPlan::take_buffers(Workspace& scratch, int64_t width, DType dtype) {
+  return {link_, scratch, messages_, width, dtype};
+}
+
+std::unique_ptr<MessageTransfer> AllToAllPlan::make_transfer(size_t chunk,
+                                                             const RowBuffers& buffers) {
+  return std::make_unique<AllToAllTransfer>(link_, messages_, chunk, buffers, arrivals_);
+}
+
+std::unique_ptr<ChunkTransfer> AllToAllPlan::dispatch_chunk(Stream& stream, size_t chunk,
+                                                            ConstTensorView x,
+                                                            const RowBuffers& buffers) {
+  const ScopedPart part(stream, Part::moe_exchange);
+  gather_sent_rows(stream, messages_, chunk, chunk, x, buffers);
+  auto transfer = make_transfer(chunk, buffers);
+  transfer->start(stream);
+  return transfer;
+}
+
+// The lists of what arrives are made while the rows are under way.
+std::vector<std::unique_ptr<ChunkTransfer>> AllToAllPlan::dispatch(Stream& stream,
+                                                                   Workspace& scratch,
+                                                                   ConstTensorView x) {
+  const ScopedPart part(stream, Part::moe_exchange);
+  const RowBuffers buffers = take_buffers(scratch, x.dim(1), x.dtype());
+  std::vector<std::unique_ptr<MessageTransfer>> transfers;
+  for (size_t c = 0; c < messages_.chunks().size(); ++c) {
+    transfers.push_back(make_transfer(c, buffers));
+  }
+  start_transfers(stream, messages_, x, buffers,
+                  [&](size_t c) -> MessageTransfer& { return *transfers[c]; });
+  list_arrivals(stream);
+  return {std::make_move_iterator(transfers.begin()), std::make_move_iterator(transfers.end())};
+}
+
+std::unique_ptr<ValueTransfer> AllToAllPlan::return_values(Stream& stream, Workspace& scratch,
+                                                           ConstTensorView values) {
+  const ScopedPart part(stream, Part::moe_exchange);
+  return std::make_unique<ReturnedValues>(link_, stream, scratch, messages_, values,
+                                          arrivals_.expert_row_of_assignment);
+}
+
+// ---- The exchange ------------------------------------------------------------------------------
 
 AllToAllExchange::AllToAllExchange(Communicator& group, Device device, std::vector<int> hosts,
                                    int num_experts, const ExchangeOptions& options)
@@ -93,11 +119,12 @@ AllToAllExchange::AllToAllExchange(Communicator& group, Device device, std::vect
 
 std::unique_ptr<ExchangePlan> AllToAllExchange::begin_plan(Stream& stream, Workspace& lists,
                                                            Workspace& scratch,
-                                                           ConstTensorView dispatch_idx) {
+                                                           ConstTensorView dispatch_idx,
+                                                           ConstTensorView weights) {
   const bool deduplicate = options_.deduplicate != Deduplicate::none;
   const int64_t ranks = link_.group().size(), top_k = dispatch_idx.dim(1);
   return begin_plan(
-      stream, lists, scratch, dispatch_idx,
+      stream, lists, scratch, dispatch_idx, weights,
       {.num_experts = num_experts_,
        .ranks = ranks,
        .top_k = top_k,
@@ -105,17 +132,19 @@ std::unique_ptr<ExchangePlan> AllToAllExchange::begin_plan(Stream& stream, Works
        .rows_per_assignment = deduplicate ? rows_per_assignment(num_experts_, top_k, ranks) : 1.0,
        .kept_share = options_.counted_share,
        .rank = link_.group().rank(),
-       .load = options_.counted_load});
+       .load = options_.counted_load},
+      equal_chunks(dispatch_idx.dim(0), options_.chunks));
 }
 
-std::unique_ptr<ExchangePlan> AllToAllExchange::begin_plan(Stream& stream, Workspace& lists,
-                                                           Workspace& scratch,
-                                                           ConstTensorView dispatch_idx,
-                                                           const BalancedRouting& routing) {
+std::unique_ptr<AllToAllPlan> AllToAllExchange::begin_plan(
+    Stream& stream, Workspace& lists, Workspace& scratch, ConstTensorView dispatch_idx,
+    ConstTensorView weights, const BalancedRouting& routing, std::vector<int64_t> first_tokens) {
   const ScopedPart part(stream, Part::moe_exchange);
   return std::make_unique<AllToAllPlan>(
       link_,
-      ExchangeMessages(link_, stream, lists, scratch, dispatch_idx, routing, options_.chunks));
+      ExchangeMessages(link_, stream, lists, scratch, dispatch_idx, weights, routing,
+                       std::move(first_tokens)),
+      lists, scratch);
 }
 
 }  // namespace switchyard

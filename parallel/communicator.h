@@ -4,6 +4,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "kernels/basic/combine_parts.h"
 #include "kernels/runtime/tensor.h"
@@ -65,11 +66,23 @@ class Communicator {
   virtual std::unique_ptr<PendingCollective> start_all_to_all_v(
       Stream&, ConstTensorView in, std::span<const int64_t> send_rows, TensorView out,
       std::span<const int64_t> recv_rows) = 0;
+  struct AllToAll {
+    ConstTensorView in;
+    std::span<const int64_t> send_rows;
+    TensorView out;
+    std::span<const int64_t> recv_rows;
+  };
+  // Starts several of them, as one operation if the communicator can, else one after the other.
+  virtual std::unique_ptr<PendingCollective> start_all_to_alls(Stream&,
+                                                               std::span<const AllToAll> exchanges);
   void all_to_all_v(Stream& stream, ConstTensorView in, std::span<const int64_t> send_rows,
                     TensorView out, std::span<const int64_t> recv_rows) {
     start_all_to_all_v(stream, in, send_rows, out, recv_rows)->wait(stream);
   }
 };
+
+// Several collectives, which are waited for together.
+std::unique_ptr<PendingCollective> all_of(std::vector<std::unique_ptr<PendingCollective>> pending);
 
 // A collective that has finished already.
 std::unique_ptr<PendingCollective> finished_collective();

@@ -23,12 +23,11 @@ class PendingCount final : public PendingCollective {
 
 int64_t bytes_of(ConstTensorView view) { return static_cast<int64_t>(view.num_bytes()); }
 
-// Rows to bytes, for an all-to-all of `view`.
-std::vector<int64_t> bytes_of_rows(std::span<const int64_t> rows, ConstTensorView view) {
+// Adds the bytes of rows of an all-to-all of `view`.
+void add_bytes_of_rows(std::span<const int64_t> rows, ConstTensorView view,
+                       std::vector<int64_t>& bytes) {
   const int64_t all = view.dim(0), row = all > 0 ? bytes_of(view) / all : 0;
-  std::vector<int64_t> bytes;
-  for (const int64_t n : rows) bytes.push_back(n * row);
-  return bytes;
+  for (size_t r = 0; r < rows.size(); ++r) bytes[r] += rows[r] * row;
 }
 
 class CountingCommunicator final : public Communicator {
@@ -67,13 +66,25 @@ class CountingCommunicator final : public Communicator {
     return start({CollectiveKind::reduce_scatter, *this, bytes_of(in)});
   }
   std::unique_ptr<PendingCollective> start_all_to_all_v(
-      Stream&, ConstTensorView in, std::span<const int64_t> send_rows, TensorView out,
+      Stream& stream, ConstTensorView in, std::span<const int64_t> send_rows, TensorView out,
       std::span<const int64_t> recv_rows) override {
-    check_all_to_all_v(in, send_rows, out, recv_rows, size_);
-    const std::vector<int64_t> sent = bytes_of_rows(send_rows, in);
-    const std::vector<int64_t> received = bytes_of_rows(recv_rows, out);
+    const AllToAll exchange{in, send_rows, out, recv_rows};
+    return start_all_to_alls(stream, {&exchange, 1});
+  }
+  std::unique_ptr<PendingCollective> start_all_to_alls(
+      Stream&, std::span<const AllToAll> exchanges) override {
+    const auto ranks = static_cast<size_t>(size_);
+    std::vector<int64_t> sent(ranks, 0), received(ranks, 0);
+    int64_t bytes_in = 0, bytes_out = 0;
+    for (const AllToAll& e : exchanges) {
+      check_all_to_all_v(e.in, e.send_rows, e.out, e.recv_rows, size_);
+      add_bytes_of_rows(e.send_rows, e.in, sent);
+      add_bytes_of_rows(e.recv_rows, e.out, received);
+      bytes_in += bytes_of(e.in);
+      bytes_out += bytes_of(e.out);
+    }
     return start(
-        {CollectiveKind::all_to_all, *this, std::max(bytes_of(in), bytes_of(out)), sent, received});
+        {CollectiveKind::all_to_all, *this, std::max(bytes_in, bytes_out), sent, received});
   }
 
  private:

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <utility>
 
 #include "kernels/basic/elementwise.h"
 
@@ -41,31 +42,38 @@ std::vector<int64_t> BalancedRouting::counts(int64_t tokens) const {
   return counts;
 }
 
-SendPlan take_send_plan(Workspace& workspace, ConstTensorView dispatch_idx, TensorView counts) {
-  const int64_t tokens = dispatch_idx.dim(0), slots = dispatch_idx.num_elements();
-  return {.counts = counts,
-          .source = workspace.take({slots}, DType::i32),
-          .token_offsets = workspace.take({tokens + 1}, DType::i32),
-          .token_members = workspace.take({slots}, DType::i32),
-          .assignment_of_slot = workspace.take({slots}, DType::i32),
-          .assignments = workspace.take({slots, 2}, DType::i32)};
+std::vector<int64_t> equal_chunks(int64_t tokens, int chunks) {
+  std::vector<int64_t> first_tokens;
+  for (int64_t c = 0; c <= chunks; ++c) first_tokens.push_back(tokens * c / chunks);
+  return first_tokens;
 }
 
-ArrivalPlan take_arrival_plan(Workspace& workspace, int64_t received_rows, int64_t assignments) {
-  return {.expert_source = workspace.take({assignments}, DType::i32),
-          .received_offsets = workspace.take({received_rows + 1}, DType::i32),
-          .expert_row_of_assignment = workspace.take({assignments}, DType::i32)};
-}
+CountsOnHost::CountsOnHost(Device device) : copies_(device), copied_(device) {}
 
-void CountsOnHost::start(Stream& stream, ConstTensorView counts) {
-  if (counts_.num_bytes() != counts.num_bytes()) counts_ = PinnedBuffer(counts.num_bytes());
-  copy(stream, counts, TensorView(counts_.data(), counts.shape(), DType::i64));
+void CountsOnHost::start(Stream& stream, ConstTensorView counts,
+                         std::unique_ptr<PendingCollective> arriving) {
+  if (!stream.device().runs_cuda()) {
+    arriving_ = std::move(arriving);
+    counts_ = {counts.data<int64_t>(), static_cast<size_t>(counts.num_elements())};
+    return;
+  }
+  if (on_host_.num_bytes() != counts.num_bytes()) on_host_ = PinnedBuffer(counts.num_bytes());
+  const TensorView on_host(on_host_.data(), counts.shape(), DType::i64);
   copied_.record(stream);
+  copies_.wait(copied_);
+  arriving->wait(copies_);
+  copy(copies_, counts, on_host);
+  copied_.record(copies_);
+  counts_ = {on_host.data<int64_t>(), static_cast<size_t>(counts.num_elements())};
 }
 
-std::span<const int64_t> CountsOnHost::wait() {
-  copied_.synchronize();
-  return {static_cast<const int64_t*>(counts_.data()), counts_.num_bytes() / sizeof(int64_t)};
+std::span<const int64_t> CountsOnHost::wait(Stream& stream) {
+  if (arriving_) {
+    std::exchange(arriving_, nullptr)->wait(stream);
+  } else {
+    copied_.synchronize();
+  }
+  return counts_;
 }
 
 std::vector<int64_t> offsets_of(const std::vector<int64_t>& counts) {

@@ -1,36 +1,40 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
 #include "kernels/moe/exchange_plan.h"
 #include "kernels/runtime/device.h"
 #include "kernels/runtime/memory.h"
+#include "parallel/communicator.h"
 
 namespace switchyard {
 
 // All kinds of expert exchange use these parts.
 
-// Takes the lists of plan_sends for `dispatch_idx` [tokens, top_k] from the workspace.
-SendPlan take_send_plan(Workspace& workspace, ConstTensorView dispatch_idx, TensorView counts);
-
-// Takes the lists of plan_arrivals from the workspace.
-ArrivalPlan take_arrival_plan(Workspace& workspace, int64_t received_rows, int64_t assignments);
+// The first tokens of chunks of equal size, but for rounding, and the number of tokens behind them.
+std::vector<int64_t> equal_chunks(int64_t tokens, int chunks);
 
 // Brings the counts of a plan to the host while the device goes on with other work.
 class CountsOnHost {
  public:
-  explicit CountsOnHost(Device device) : copied_(device) {}
+  explicit CountsOnHost(Device device);
 
-  // `counts` is i64. The result of the last `wait` is no longer needed.
-  void start(Stream& stream, ConstTensorView counts);
-  // Waits for the copy. The result is valid until the next start.
-  std::span<const int64_t> wait();
+  // `counts` is i64, and `arriving` may bring a part of it. The result of the last `wait` is no
+  // longer needed.
+  void start(Stream& stream, ConstTensorView counts, std::unique_ptr<PendingCollective> arriving);
+  // Waits for the counts. The result is valid as long as `counts`, and until the next start. On a
+  // device that only counts it must not be read.
+  std::span<const int64_t> wait(Stream& stream);
 
  private:
-  PinnedBuffer counts_;
+  Stream copies_;  // behind the arrival, for which the device's other work does not wait
   Event copied_;
+  PinnedBuffer on_host_;
+  std::unique_ptr<PendingCollective> arriving_;  // null if a device's stream waits for it
+  std::span<const int64_t> counts_;
 };
 
 // Computes the counts of plan_sends on a device that only counts, for routing that is balanced but
@@ -45,7 +49,8 @@ struct BalancedRouting {
   int64_t rank = 0;         // whose experts get `load` times the mean; the others share the rest
   double load = 1.0;
 
-  //   result  [ranks, 1 + local experts], see SendPlan::counts
+  //   result  [ranks, 1 + local experts]: the rows sent to the rank, and the assignments of each of
+  //           its experts
   std::vector<int64_t> counts(int64_t tokens) const;
 };
 

@@ -1,7 +1,6 @@
 #include "parallel/exchange_messages.h"
 
 #include <algorithm>
-#include <iterator>
 #include <numeric>
 #include <utility>
 
@@ -12,52 +11,67 @@
 namespace switchyard {
 namespace {
 
-// The counts of one chunk as they are sent: per rank, the number of rows, and the number of
-// assignments of each of its experts.
-class ChunkCounts {
+// The counts of all messages of one rank, to or from each rank.
+class MessageCounts {
  public:
-  //   values  [ranks, 1 + num_local_experts]
-  ChunkCounts(std::span<const int64_t> values, size_t ranks)
-      : values_(values), row_size_(values.size() / ranks) {}
+  //   values  [ranks, chunks, 1 + num_local_experts], see SendPlan::counts
+  MessageCounts(std::span<const int64_t> values, size_t ranks, size_t chunks)
+      : values_(values),
+        ranks_(ranks),
+        chunks_(chunks),
+        row_size_(values.size() / ranks / chunks) {}
 
-  std::vector<int64_t> rows() const {
+  std::vector<int64_t> rows(size_t chunk) const {
     std::vector<int64_t> rows;
-    for (size_t i = 0; i < values_.size(); i += row_size_) rows.push_back(values_[i]);
+    for (size_t r = 0; r < ranks_; ++r) rows.push_back(of(r, chunk)[0]);
     return rows;
   }
-  std::vector<int64_t> assignments() const {
+  std::vector<int64_t> assignments(size_t chunk) const {
     std::vector<int64_t> sums;
-    for (size_t i = 0; i < values_.size(); i += row_size_) {
-      const auto experts = values_.subspan(i + 1, row_size_ - 1);
+    for (size_t r = 0; r < ranks_; ++r) {
+      const auto experts = of(r, chunk).subspan(1);
       sums.push_back(std::accumulate(experts.begin(), experts.end(), int64_t{0}));
     }
     return sums;
   }
   // The assignments of each local expert, summed over the ranks.
-  std::vector<int64_t> of_experts() const {
+  std::vector<int64_t> of_experts(size_t chunk) const {
     std::vector<int64_t> sums(row_size_ - 1, 0);
-    for (size_t i = 0; i < values_.size(); ++i) {
-      if (i % row_size_ > 0) sums[i % row_size_ - 1] += values_[i];
+    for (size_t r = 0; r < ranks_; ++r) {
+      const auto experts = of(r, chunk).subspan(1);
+      for (size_t e = 0; e < sums.size(); ++e) sums[e] += experts[e];
     }
     return sums;
   }
 
  private:
+  std::span<const int64_t> of(size_t rank, size_t chunk) const {
+    return values_.subspan((rank * chunks_ + chunk) * row_size_, row_size_);
+  }
+
   std::span<const int64_t> values_;
-  size_t row_size_;
+  size_t ranks_, chunks_, row_size_;
 };
 
-// [a, b, row_size] -> [b, a, row_size]
-std::vector<int64_t> swap_leading(std::span<const int64_t> in, size_t a, size_t b) {
-  const size_t row_size = in.size() / (a * b);
-  std::vector<int64_t> out(in.size());
-  for (size_t i = 0; i < a; ++i) {
-    for (size_t j = 0; j < b; ++j) {
-      std::copy_n(in.data() + (i * b + j) * row_size, row_size,
-                  out.data() + (j * a + i) * row_size);
-    }
-  }
-  return out;
+RowRange range_of(const std::vector<int64_t>& counts, int64_t& next) {
+  const RowRange range{next, sum_of(counts)};
+  next += range.count;
+  return range;
+}
+
+template <class View>
+View rows_of(View all, const RowRange& range) {
+  return all.rows(range.first, range.count);
+}
+
+int64_t end_of(const RowRange& range) { return range.first + range.count; }
+
+SendPlan take_send_plan(Workspace& lists, Workspace& scratch, int64_t slots, TensorView counts) {
+  return {.counts = counts,
+          .source = lists.take({slots}, DType::i32),
+          .row_of_slot = lists.take({slots}, DType::i32),
+          .assignment_of_slot = lists.take({slots}, DType::i32),
+          .assignments = scratch.take({slots, kAssignmentValues}, DType::i32)};
 }
 
 }  // namespace
@@ -99,178 +113,224 @@ ExchangeFigures ExchangeLink::take_figures() {
 
 ExchangeMessages::ExchangeMessages(ExchangeLink& link, Stream& stream, Workspace& lists,
                                    Workspace& scratch, ConstTensorView dispatch_idx,
-                                   BalancedRouting routing, int num_chunks)
-    : link_(&link), chunks_(static_cast<size_t>(num_chunks)) {
-  const int64_t tokens = dispatch_idx.dim(0), ranks = routing.ranks;
-  const int64_t local_experts = routing.num_experts / ranks;
-  const TensorView counts = lists.take({num_chunks, ranks, 1 + local_experts}, DType::i64);
-  for (int64_t c = 0; c < num_chunks; ++c) {
-    MessageChunk& chunk = chunks_[static_cast<size_t>(c)];
-    chunk.first_token = tokens * c / num_chunks;
-    chunk.tokens = tokens * (c + 1) / num_chunks - chunk.first_token;
-    const ConstTensorView idx = dispatch_idx.rows(chunk.first_token, chunk.tokens);
-    chunk.sends = take_send_plan(lists, idx, counts.rows(c, 1).reshape({ranks, 1 + local_experts}));
-    plan_sends(stream, scratch, idx, local_experts, routing.deduplicate, chunk.sends);
-    if (!stream.device().counts_only) continue;
-    const std::vector<int64_t> of_chunk = routing.counts(chunk.tokens);
-    balanced_.insert(balanced_.end(), of_chunk.begin(), of_chunk.end());
-  }
-  link.counts().start(stream, counts);
+                                   ConstTensorView weights, BalancedRouting routing,
+                                   std::vector<int64_t> first_tokens)
+    : link_(&link), first_tokens_(std::move(first_tokens)), chunks_(first_tokens_.size() - 1) {
+  const int64_t ranks = routing.ranks, local_experts = routing.num_experts / ranks;
+  const Shape of_direction{ranks, std::ssize(chunks_), 1 + local_experts};
+  const TensorView counts =
+      lists.take({2 * ranks, std::ssize(chunks_), 1 + local_experts}, DType::i64);
+  const TensorView sent_counts = counts.rows(0, ranks).reshape(of_direction);
+  received_counts_ = counts.rows(ranks, ranks).reshape(of_direction);
+  sends_ = take_send_plan(lists, scratch, dispatch_idx.num_elements(), sent_counts);
+  plan_sends(stream, scratch, dispatch_idx, weights, first_tokens_, local_experts,
+             routing.deduplicate, sends_);
+  if (stream.device().counts_only) balance_counts(routing);
+
+  const std::vector<int64_t> one_each(static_cast<size_t>(ranks), 1);
+  const ScopedTimer timer(link.stopwatch(), stream);
+  link.counts().start(
+      stream, counts,
+      link.group().start_all_to_all_v(stream, sent_counts, one_each, received_counts_, one_each));
+  link.count_metadata(one_each,
+                      of_direction.num_elements() / ranks * static_cast<int64_t>(sizeof(int64_t)));
 }
 
-// Sends this rank's counts for every chunk to the ranks that will receive the rows.
-//   sent, result  [chunks, ranks, 1 + num_local_experts]
-std::vector<int64_t> ExchangeMessages::received_counts(Stream& stream,
-                                                       std::span<const int64_t> sent) {
-  const auto ranks = static_cast<size_t>(link_->group().size());
-  const std::vector<int64_t> by_rank = swap_leading(sent, chunks_.size(), ranks);
-  std::vector<int64_t> received(sent.size());
-  const std::vector<int64_t> each(ranks, static_cast<int64_t>(sent.size() / ranks));
-  {
-    const ScopedTimer timer(link_->stopwatch(), stream);
-    link_->group().all_to_all_v(stream, view_of(std::span(by_rank)), each,
-                                view_of(std::span(received)), each);
+// Balanced routing is the same on every rank: each sends to this rank what it sends to itself.
+void ExchangeMessages::balance_counts(const BalancedRouting& routing) {
+  const auto ranks = static_cast<size_t>(routing.ranks);
+  const auto me = static_cast<size_t>(link_->group().rank());
+  std::vector<std::vector<int64_t>> of_chunks;
+  for (size_t c = 0; c < chunks_.size(); ++c) {
+    of_chunks.push_back(routing.counts(first_tokens_[c + 1] - first_tokens_[c]));
   }
-  link_->count_metadata(each, sizeof(int64_t));
-  // Balanced routing is the same on every rank: each sends to this rank what it sends to itself.
-  if (!balanced_.empty()) {
-    const size_t of_rank = sent.size() / ranks;
-    const auto* own = by_rank.data() + static_cast<size_t>(link_->group().rank()) * of_rank;
-    for (size_t rank = 0; rank < ranks; ++rank) {
-      std::copy_n(own, of_rank, received.begin() + static_cast<std::ptrdiff_t>(rank * of_rank));
+  const size_t row_size = of_chunks.front().size() / ranks;
+  const auto append = [&](std::vector<int64_t>& to, size_t rank) {
+    for (const std::vector<int64_t>& counts : of_chunks) {
+      const int64_t* of_rank = counts.data() + rank * row_size;
+      to.insert(to.end(), of_rank, of_rank + row_size);
     }
+  };
+  for (size_t rank = 0; rank < ranks; ++rank) {
+    append(balanced_sent_, rank);
+    append(balanced_received_, me);
   }
-  return swap_leading(received, ranks, chunks_.size());
 }
 
 void ExchangeMessages::exchange_counts(Stream& stream) {
-  const auto ranks = static_cast<size_t>(link_->group().size());
-  const std::span<const int64_t> sent =
-      balanced_.empty() ? link_->counts().wait() : std::span<const int64_t>(balanced_);
-  const std::vector<int64_t> received = received_counts(stream, sent);
-  const size_t of_chunk = sent.size() / chunks_.size();
-  for (size_t c = 0; c < chunks_.size(); ++c) {
-    MessageChunk& chunk = chunks_[c];
-    const ChunkCounts leaves(sent.subspan(c * of_chunk, of_chunk), ranks);
-    const ChunkCounts arrives(std::span<const int64_t>(received).subspan(c * of_chunk, of_chunk),
-                              ranks);
-    chunk.send_rows = leaves.rows();
-    chunk.send_assignments = leaves.assignments();
-    chunk.recv_rows = arrives.rows();
-    chunk.recv_assignments = arrives.assignments();
-    chunk.expert_offsets = offsets_of(arrives.of_experts());
-    const int64_t rows = sum_of(chunk.send_rows);
-    chunk.sends.source = chunk.sends.source.rows(0, rows);
-    chunk.sends.token_members = chunk.sends.token_members.rows(0, rows);
-    chunk.sends.assignments = chunk.sends.assignments.rows(0, sum_of(chunk.send_assignments));
+  std::span<const int64_t> all;
+  {
+    const ScopedTimer timer(link_->stopwatch(), stream);
+    all = link_->counts().wait(stream);
   }
+  if (!balanced_sent_.empty()) return use_counts(balanced_sent_, balanced_received_);
+  use_counts(all.first(all.size() / 2), all.subspan(all.size() / 2));
 }
 
-void ExchangeMessages::exchange_assignments(
-    Stream& stream, Workspace& scratch,
-    const std::function<void(size_t, ConstTensorView)>& make_lists) {
-  WorkspaceScope scope(scratch);
-  std::vector<TensorView> arrived;
-  std::vector<std::unique_ptr<PendingCollective>> under_way;
-  for (const MessageChunk& chunk : chunks_) {
-    const ScopedTimer timer(link_->stopwatch(), stream);
-    arrived.push_back(scratch.take({chunk.received_assignments(), 2}, DType::i32));
-    under_way.push_back(link_->group().start_all_to_all_v(stream, chunk.sends.assignments,
-                                                          chunk.send_assignments, arrived.back(),
-                                                          chunk.recv_assignments));
-    link_->count_metadata(chunk.send_assignments, 2 * sizeof(int32_t));
-  }
+void ExchangeMessages::use_counts(std::span<const int64_t> sent,
+                                  std::span<const int64_t> received) {
+  const auto ranks = static_cast<size_t>(link_->group().size());
+  const MessageCounts leaves(sent, ranks, chunks_.size());
+  const MessageCounts arrives(received, ranks, chunks_.size());
+  int64_t sent_rows = 0, sent_assignments = 0, received_rows = 0, received_assignments = 0;
   for (size_t c = 0; c < chunks_.size(); ++c) {
-    {
-      const ScopedTimer timer(link_->stopwatch(), stream);
-      under_way[c]->wait(stream);
-    }
-    make_lists(c, arrived[c]);
+    MessageChunk& chunk = chunks_[c];
+    chunk.tokens = {first_tokens_[c], first_tokens_[c + 1] - first_tokens_[c]};
+    chunk.send_rows = leaves.rows(c);
+    chunk.send_assignments = leaves.assignments(c);
+    chunk.recv_rows = arrives.rows(c);
+    chunk.recv_assignments = arrives.assignments(c);
+    chunk.expert_offsets = offsets_of(arrives.of_experts(c));
+    chunk.sent_rows = range_of(chunk.send_rows, sent_rows);
+    chunk.sent_assignments = range_of(chunk.send_assignments, sent_assignments);
+    chunk.received_rows = range_of(chunk.recv_rows, received_rows);
+    chunk.received_assignments = range_of(chunk.recv_assignments, received_assignments);
   }
+  sends_.source = sends_.source.rows(0, sent_rows);
+  sends_.assignments = sends_.assignments.rows(0, sent_assignments);
+}
+
+int64_t ExchangeMessages::sent_rows() const { return end_of(chunks_.back().sent_rows); }
+int64_t ExchangeMessages::received_rows() const { return end_of(chunks_.back().received_rows); }
+int64_t ExchangeMessages::sent_assignments() const {
+  return end_of(chunks_.back().sent_assignments);
+}
+int64_t ExchangeMessages::received_assignments() const {
+  return end_of(chunks_.back().received_assignments);
+}
+
+void ExchangeMessages::start_assignments(Stream& stream, Workspace& scratch) {
+  exchange_counts(stream);
+  arrived_ = scratch.take({received_assignments(), kAssignmentValues}, DType::i32);
+  std::vector<Communicator::AllToAll> exchanges;
+  for (const MessageChunk& chunk : chunks_) {
+    exchanges.push_back({rows_of(sends_.assignments, chunk.sent_assignments),
+                         chunk.send_assignments, rows_of(arrived_, chunk.received_assignments),
+                         chunk.recv_assignments});
+    link_->count_metadata(chunk.send_assignments, sizeof(Assignment));
+  }
+  const ScopedTimer timer(link_->stopwatch(), stream);
+  under_way_ = link_->group().start_all_to_alls(stream, exchanges);
+}
+
+ConstTensorView ExchangeMessages::receive_assignments(Stream& stream) {
+  const ScopedTimer timer(link_->stopwatch(), stream);
+  std::exchange(under_way_, nullptr)->wait(stream);
+  return arrived_;
+}
+
+std::unique_ptr<PendingCollective> ExchangeMessages::start_return(Stream& stream,
+                                                                  ConstTensorView received,
+                                                                  TensorView sent) const {
+  std::vector<Communicator::AllToAll> exchanges;
+  for (const MessageChunk& chunk : chunks_) {
+    exchanges.push_back({rows_of(received, chunk.received_assignments), chunk.recv_assignments,
+                         rows_of(sent, chunk.sent_assignments), chunk.send_assignments});
+    link_->count_metadata(chunk.recv_assignments, sizeof(float));
+  }
+  const ScopedTimer timer(link_->stopwatch(), stream);
+  return link_->group().start_all_to_alls(stream, exchanges);
+}
+
+ReturnedValues::ReturnedValues(ExchangeLink& link, Stream& stream, Workspace& scratch,
+                               const ExchangeMessages& messages, ConstTensorView values,
+                               ConstTensorView place_of_assignment)
+    : link_(link),
+      messages_(messages),
+      returned_(scratch.take({messages.sent_assignments()}, DType::f32)) {
+  const TensorView leaving = scratch.take({messages.received_assignments()}, DType::f32);
+  gather_values(stream, values, place_of_assignment, leaving);
+  under_way_ = messages.start_return(stream, leaving, returned_);
+}
+
+void ReturnedValues::finish(Stream& stream, TensorView values) {
+  const ScopedPart part(stream, Part::moe_exchange);
+  {
+    const ScopedTimer timer(link_.stopwatch(), stream);
+    under_way_->wait(stream);
+  }
+  gather_values(stream, returned_, messages_.sends().assignment_of_slot, values);
 }
 
 // ---- Transfers ---------------------------------------------------------------------------------
 
-MessageTransfer::MessageTransfer(ExchangeLink& link, const MessageChunk& chunk, Workspace& scratch,
-                                 int64_t width, DType dtype)
-    : ChunkTransfer(chunk.first_token, chunk.tokens),
-      link_(link),
-      chunk_(chunk),
-      token_weights_(scratch.take({sum_of(chunk.send_assignments)}, DType::f32)),
-      received_weights_(scratch.take({chunk.received_assignments()}, DType::f32)),
-      token_rows_(scratch.take({sum_of(chunk.send_rows), width}, dtype)),
-      received_rows_(scratch.take({chunk.received_rows(), width}, dtype)) {}
-
-void MessageTransfer::start(Stream& stream, ConstTensorView x, ConstTensorView weights) {
-  has_weights_ = weights.rank() > 0;
-  if (has_weights_) {
-    scatter_values(stream, weights, chunk_.sends.assignment_of_slot, token_weights_);
-  }
-  gather_rows(stream, x, chunk_.sends.source, token_rows_);
-  send_rows(stream, token_rows_, chunk_.send_rows, received_rows_, chunk_.recv_rows);
-  if (!has_weights_) return;
-  send_weights(stream, token_weights_, chunk_.send_assignments, received_weights_,
-               chunk_.recv_assignments);
+RowBuffers::RowBuffers(ExchangeLink& link, Workspace& scratch, const ExchangeMessages& messages,
+                       int64_t width, DType dtype) {
+  const size_t before = scratch.live_bytes();
+  sent = scratch.take({messages.sent_rows(), width}, dtype);
+  received = scratch.take({messages.received_rows(), width}, dtype);
+  link.count_buffers(scratch.live_bytes() - before);
 }
 
-void MessageTransfer::finish(Stream& stream, TensorView out, TensorView weights) {
+MessageTransfer::MessageTransfer(ExchangeLink& link, const ExchangeMessages& messages, size_t chunk,
+                                 const RowBuffers& buffers)
+    : ChunkTransfer(messages.chunks()[chunk].tokens.first, messages.chunks()[chunk].tokens.count),
+      link_(link),
+      messages_(messages),
+      chunk_(messages.chunks()[chunk]),
+      buffers_(buffers) {}
+
+TensorView MessageTransfer::own_received_rows() const {
+  return rows_of(buffers_.received, chunk_.received_rows);
+}
+
+void MessageTransfer::start(Stream& stream) {
+  send_rows(stream, rows_of(buffers_.sent, chunk_.sent_rows), chunk_.send_rows, own_received_rows(),
+            chunk_.recv_rows);
+}
+
+void MessageTransfer::send_back(Stream& stream) {
+  send_rows(stream, own_received_rows(), chunk_.recv_rows, rows_of(buffers_.sent, chunk_.sent_rows),
+            chunk_.send_rows);
+}
+
+void MessageTransfer::finish(Stream& stream, TensorView out) {
   const ScopedPart part(stream, Part::moe_exchange);
-  require(out.rank() == 2 && out.dim(0) == chunk_.tokens,
+  require(out.rank() == 2 && out.dim(0) == chunk_.tokens.count,
           "combine: out has shape {}, but the plan has {} tokens", to_string(out.shape()),
-          chunk_.tokens);
+          chunk_.tokens.count);
   wait(stream);
-  sum_rows(stream, token_rows_, chunk_.sends.token_offsets, chunk_.sends.token_members, out);
-  if (weights.rank() == 0) return;
-  gather_values(stream, token_weights_, chunk_.sends.assignment_of_slot, weights);
+  const TensorView& row_of_slot = messages_.sends().row_of_slot;
+  const int64_t top_k =
+      messages_.tokens() == 0 ? 0 : row_of_slot.num_elements() / messages_.tokens();
+  const TensorView members =
+      row_of_slot.rows(chunk_.tokens.first * top_k, chunk_.tokens.count * top_k);
+  sum_rows(stream, buffers_.sent, /*offsets=*/{}, members, /*first_row=*/0, out);
 }
 
 void MessageTransfer::wait(Stream& stream) {
   const ScopedTimer timer(link_.stopwatch(), stream);
-  if (rows_under_way_) std::exchange(rows_under_way_, nullptr)->wait(stream);
-  if (weights_under_way_) std::exchange(weights_under_way_, nullptr)->wait(stream);
-}
-
-void MessageTransfer::send_back(Stream& stream, bool with_weights) {
-  send_rows(stream, received_rows_, chunk_.recv_rows, token_rows_, chunk_.send_rows);
-  if (!with_weights) return;
-  send_weights(stream, received_weights_, chunk_.recv_assignments, token_weights_,
-               chunk_.send_assignments);
+  if (under_way_) std::exchange(under_way_, nullptr)->wait(stream);
 }
 
 void MessageTransfer::send_rows(Stream& stream, ConstTensorView sent,
                                 const std::vector<int64_t>& to, TensorView received,
                                 const std::vector<int64_t>& from) {
   const ScopedTimer timer(link_.stopwatch(), stream);
-  rows_under_way_ = link_.group().start_all_to_all_v(stream, sent, to, received, from);
+  under_way_ = link_.group().start_all_to_all_v(stream, sent, to, received, from);
   link_.count_rows(to, sent.dim(1) * static_cast<int64_t>(size_of(sent.dtype())));
 }
 
-void MessageTransfer::send_weights(Stream& stream, ConstTensorView sent,
-                                   const std::vector<int64_t>& to, TensorView received,
-                                   const std::vector<int64_t>& from) {
-  const ScopedTimer timer(link_.stopwatch(), stream);
-  weights_under_way_ = link_.group().start_all_to_all_v(stream, sent, to, received, from);
-  link_.count_metadata(to, sizeof(float));
+void gather_sent_rows(Stream& stream, const ExchangeMessages& messages, size_t first_chunk,
+                      size_t last_chunk, ConstTensorView x, const RowBuffers& buffers) {
+  const int64_t begin = messages.chunks()[first_chunk].sent_rows.first;
+  const RowRange range{begin, end_of(messages.chunks()[last_chunk].sent_rows) - begin};
+  gather_rows(stream, x, rows_of(messages.sends().source, range), rows_of(buffers.sent, range));
 }
 
-std::vector<std::unique_ptr<ChunkTransfer>> start_transfers(
-    Stream& stream, ExchangeLink& link, Workspace& scratch, const ExchangeMessages& messages,
-    ConstTensorView x, ConstTensorView weights,
-    const std::function<std::unique_ptr<MessageTransfer>(size_t)>& make) {
-  const ScopedPart part(stream, Part::moe_exchange);
-  const MessageChunk& last = messages.chunks().back();
-  require(x.rank() == 2 && x.dim(0) == last.first_token + last.tokens,
+// The first chunk is on its way while the rows of the others are gathered, all of them at once.
+void start_transfers(Stream& stream, const ExchangeMessages& messages, ConstTensorView x,
+                     const RowBuffers& buffers,
+                     const std::function<MessageTransfer&(size_t chunk)>& transfer_of) {
+  require(x.rank() == 2 && x.dim(0) == messages.tokens(),
           "dispatch: x has shape {}, but the plan has {} tokens", to_string(x.shape()),
-          last.first_token + last.tokens);
-  std::vector<std::unique_ptr<MessageTransfer>> transfers;
-  const size_t before = scratch.live_bytes();
-  for (size_t c = 0; c < messages.chunks().size(); ++c) transfers.push_back(make(c));
-  link.count_buffers(scratch.live_bytes() - before);
-  for (const auto& transfer : transfers) {
-    transfer->start(stream, transfer->token_rows(x),
-                    weights.rank() > 0 ? transfer->token_rows(weights) : ConstTensorView());
+          messages.tokens());
+  const size_t chunks = messages.chunks().size();
+  for (size_t c = 0; c < chunks; ++c) {
+    if (c == 0) gather_sent_rows(stream, messages, 0, 0, x, buffers);
+    if (c == 1) gather_sent_rows(stream, messages, 1, chunks - 1, x, buffers);
+    transfer_of(c).start(stream);
   }
-  return {std::make_move_iterator(transfers.begin()), std::make_move_iterator(transfers.end())};
 }
 
 }  // namespace switchyard

@@ -39,90 +39,139 @@ class ExchangeLink {
   ExchangeFigures figures_;
 };
 
+// A run of rows in the lists of all chunks.
+struct RowRange {
+  int64_t first = 0, count = 0;
+};
+
 // How the assignments of one chunk travel. Counts are on the host, one per rank of the group; an
 // assignment is a (token, expert) pair.
 struct MessageChunk {
-  int64_t first_token = 0, tokens = 0;  // the chunk's tokens on this rank
   std::vector<int64_t> send_rows, recv_rows;
   std::vector<int64_t> send_assignments, recv_assignments;
   std::vector<int64_t> expert_offsets;  // [num_local_experts + 1] of what arrives, by expert
-  SendPlan sends;                       // shortened to the rows sent once the counts are known
-
-  int64_t received_rows() const { return sum_of(recv_rows); }
-  int64_t received_assignments() const { return expert_offsets.back(); }
+  // The chunk's parts of what all chunks send and receive. There are as many expert rows as
+  // received assignments.
+  RowRange tokens, sent_rows, received_rows, sent_assignments, received_assignments;
 };
 
 // The messages of one micro-batch over one group: counts, then assignments.
 class ExchangeMessages {
  public:
-  // Starts to count. A device that only counts takes its counts from `routing`; others use its
-  // sizes.
-  //   dispatch_idx  [tokens, top_k] i32, as ExpertExchange::begin_plan
+  // Starts to count, and to exchange the counts. A device that only counts takes its counts from
+  // `routing`; others use its sizes. Collective.
+  //   dispatch_idx, weights  [tokens, top_k] i32 and f32, as ExpertExchange::begin_plan
+  //   first_tokens           as PlanSends
+  //   lists                  takes what lives as long as the plan
+  //   scratch                takes what is needed until assignments have been received
   ExchangeMessages(ExchangeLink& link, Stream&, Workspace& lists, Workspace& scratch,
-                   ConstTensorView dispatch_idx, BalancedRouting routing, int chunks);
+                   ConstTensorView dispatch_idx, ConstTensorView weights, BalancedRouting routing,
+                   std::vector<int64_t> first_tokens);
 
-  // Waits for this rank's counts, and exchanges them. Collective.
-  void exchange_counts(Stream&);
-  // Exchanges the assignments of all chunks, then calls make_lists(chunk, arrived) for one chunk
-  // after the other. Collective.
-  //   arrived  [received_assignments, 2] i32, in `scratch` until the call returns
-  void exchange_assignments(Stream&, Workspace& scratch,
-                            const std::function<void(size_t, ConstTensorView)>& make_lists);
+  // Waits for the counts, and starts to exchange the assignments of all chunks. Collective.
+  void start_assignments(Stream&, Workspace& scratch);
+  // Waits for the assignments, in order of arrival.
+  //   result  [received assignments, 3] i32, see plan_arrivals
+  ConstTensorView receive_assignments(Stream&);
 
-  // In the order of their tokens. They stay where they are when the messages are moved.
+  // Exchanges values of the assignments back to where they came from; `in` is what was received.
+  //   received  [received assignments] f32    sent  [sent assignments] f32, overwritten
+  std::unique_ptr<PendingCollective> start_return(Stream&, ConstTensorView received,
+                                                  TensorView sent) const;
+
+  // In the order of their tokens.
   const std::vector<MessageChunk>& chunks() const { return chunks_; }
+  const SendPlan& sends() const { return sends_; }
+  // SendPlan::counts of the messages from each rank.
+  ConstTensorView received_counts() const { return received_counts_; }
+  int64_t tokens() const { return first_tokens_.back(); }
+  // Of all chunks.
+  int64_t sent_rows() const;
+  int64_t received_rows() const;
+  int64_t sent_assignments() const;
+  int64_t received_assignments() const;
 
  private:
-  std::vector<int64_t> received_counts(Stream&, std::span<const int64_t> sent);
+  void exchange_counts(Stream&);
+  void use_counts(std::span<const int64_t> sent, std::span<const int64_t> received);
+  void balance_counts(const BalancedRouting& routing);
 
   ExchangeLink* link_;
+  std::vector<int64_t> first_tokens_;
   std::vector<MessageChunk> chunks_;
-  // [chunks, ranks, 1 + num_local_experts] on a device that only counts, else empty
-  std::vector<int64_t> balanced_;
+  SendPlan sends_;
+  TensorView received_counts_;
+  TensorView arrived_;  // assignments
+  std::unique_ptr<PendingCollective> under_way_;
+  // Of the messages to and from each rank, on a device that only counts, else empty.
+  std::vector<int64_t> balanced_sent_, balanced_received_;
 };
 
-// The rows and weights of one chunk on their way over the group and back.
+// A value of each received assignment on its way back to the slot of its token.
+class ReturnedValues final : public ValueTransfer {
+ public:
+  //   values               f32
+  //   place_of_assignment  [received assignments] i32: index in `values`
+  ReturnedValues(ExchangeLink& link, Stream&, Workspace& scratch, const ExchangeMessages& messages,
+                 ConstTensorView values, ConstTensorView place_of_assignment);
+  void finish(Stream&, TensorView values) override;
+
+ private:
+  ExchangeLink& link_;
+  const ExchangeMessages& messages_;
+  TensorView returned_;  // [sent assignments]
+  std::unique_ptr<PendingCollective> under_way_;
+};
+
+// The rows of all chunks as they travel: there, and back through the same memory.
+struct RowBuffers {
+  RowBuffers() = default;
+  //   width, dtype  of the rows
+  RowBuffers(ExchangeLink& link, Workspace& scratch, const ExchangeMessages& messages,
+             int64_t width, DType dtype);
+
+  TensorView sent;      // [sent rows, width]
+  TensorView received;  // [received rows, width]
+};
+
+// The rows of one chunk on their way over the group and back.
 class MessageTransfer : public ChunkTransfer {
  public:
-  //   width, dtype  of the rows
-  MessageTransfer(ExchangeLink& link, const MessageChunk& chunk, Workspace& scratch, int64_t width,
-                  DType dtype);
+  MessageTransfer(ExchangeLink& link, const ExchangeMessages& messages, size_t chunk,
+                  const RowBuffers& buffers);
 
-  //   x        [chunk tokens, width]
-  //   weights  [chunk tokens, top_k] f32; may be empty
-  void start(Stream&, ConstTensorView x, ConstTensorView weights);
-  void finish(Stream&, TensorView out, TensorView weights) override;
+  // Sends the chunk's rows, which lie in their buffer.
+  void start(Stream&);
+  void finish(Stream&, TensorView out) override;
 
  protected:
   // Waits for what is under way.
   void wait(Stream&);
-  bool has_weights() const { return has_weights_; }
-  // Sends `received_rows`, and with_weights `received_weights`, back to where they came from.
-  void send_back(Stream&, bool with_weights);
-  const TensorView& received_rows() const { return received_rows_; }        // [rows, width]
-  const TensorView& received_weights() const { return received_weights_; }  // [assignments] f32
+  // Sends the received rows, or what has been written over them, back to where they came from.
+  void send_back(Stream&);
+  const MessageChunk& chunk() const { return chunk_; }
+  const TensorView& received_rows() const { return buffers_.received; }  // of all chunks
+  TensorView own_received_rows() const;                                  // of the chunk
 
  private:
-  void send_rows(Stream&, ConstTensorView sent, const std::vector<int64_t>& to, TensorView received,
-                 const std::vector<int64_t>& from);
-  void send_weights(Stream&, ConstTensorView sent, const std::vector<int64_t>& to,
-                    TensorView received, const std::vector<int64_t>& from);
+  void send_rows(Stream& stream, ConstTensorView sent, const std::vector<int64_t>& to,
+                 TensorView received, const std::vector<int64_t>& from);
 
   ExchangeLink& link_;
+  const ExchangeMessages& messages_;
   const MessageChunk& chunk_;
-  TensorView token_weights_;     // [sum send_assignments] f32
-  TensorView received_weights_;  // [received_assignments] f32, in order of arrival
-  TensorView token_rows_;        // [sum send_rows, width], sent rows, then the returned ones
-  TensorView received_rows_;     // [received_rows, width]
-  bool has_weights_ = false;
-  std::unique_ptr<PendingCollective> rows_under_way_, weights_under_way_;
+  RowBuffers buffers_;
+  std::unique_ptr<PendingCollective> under_way_;
 };
 
-// Starts the transfers of all chunks, which `make` makes one by one.
-//   x        [tokens, width]
-//   weights  [tokens, top_k] f32; may be empty
-std::vector<std::unique_ptr<ChunkTransfer>> start_transfers(
-    Stream&, ExchangeLink&, Workspace& scratch, const ExchangeMessages&, ConstTensorView x,
-    ConstTensorView weights, const std::function<std::unique_ptr<MessageTransfer>(size_t)>& make);
+// Puts the rows of some neighbouring chunks into the buffer from which they are sent.
+//   x  [tokens, width]
+void gather_sent_rows(Stream&, const ExchangeMessages&, size_t first_chunk, size_t last_chunk,
+                      ConstTensorView x, const RowBuffers&);
+
+// Starts the transfers of all chunks, which `transfer_of` names.
+//   x  [tokens, width]
+void start_transfers(Stream&, const ExchangeMessages&, ConstTensorView x, const RowBuffers&,
+                     const std::function<MessageTransfer&(size_t chunk)>& transfer_of);
 
 }  // namespace switchyard

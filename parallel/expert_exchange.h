@@ -40,8 +40,8 @@ struct ExchangeOptions {
 
 // Rows at the rank of their experts, in the order of expert, then source rank, then token.
 struct ExpertRows {
-  TensorView x;        // [rows, width]
-  TensorView weights;  // [rows] f32, of the (token, expert) pairs; empty where none were sent
+  TensorView x;                      // [rows, width]
+  TensorView weights;                // [rows] f32, the router's; lives as long as the plan
   std::span<const int64_t> offsets;  // [num_local_experts + 1]: rows [offsets[e], offsets[e + 1])
                                      // belong to local expert e; lives as long as the plan
 };
@@ -62,13 +62,11 @@ class ChunkTransfer {
   // Waits for the rows; takes their memory from `memory`.
   virtual ExpertRows arrive(Stream&, Workspace& memory) = 0;
   // Starts the combine.
-  //   y        [rows, width], must stay as it is until the combine is finished
-  //   weights  [rows] f32; may be empty
-  virtual void leave(Stream&, ConstTensorView y, ConstTensorView weights = {}) = 0;
+  //   y  [rows, width], must stay as it is until the combine is finished
+  virtual void leave(Stream&, ConstTensorView y) = 0;
   // Waits for the combine.
-  //   out      [chunk tokens, width], overwritten: sums over the experts of each token
-  //   weights  [chunk tokens, top_k] f32, overwritten, 0 where dropped; empty if `leave` got none
-  virtual void finish(Stream&, TensorView out, TensorView weights = {}) = 0;
+  //   out  [chunk tokens, width], overwritten: sums over the experts of each token
+  virtual void finish(Stream&, TensorView out) = 0;
 
  protected:
   ChunkTransfer(int64_t first_token, int64_t tokens) : first_token_(first_token), tokens_(tokens) {}
@@ -76,23 +74,38 @@ class ChunkTransfer {
   int64_t first_token_, tokens_;
 };
 
+// Values of expert rows on their way back to the slots of their tokens.
+class ValueTransfer {
+ public:
+  virtual ~ValueTransfer() = default;
+
+  //   values  [tokens, top_k] f32, overwritten, 0 where dropped
+  virtual void finish(Stream&, TensorView values) = 0;
+};
+
 // How the assignments of one micro-batch travel through one MoE layer. Its tensors live in the
-// workspace that begin_plan was given.
+// workspace of lists that begin_plan was given. A plan may be kept for another pass over the same
+// tokens with the same routing. All calls are collective over the ep group.
 class ExchangePlan {
  public:
   virtual ~ExchangePlan() = default;
 
-  // The second half of planning: waits for the counts of the first half. `lists` is the workspace
-  // of begin_plan. Collective over the ep group.
-  virtual void finish(Stream&, Workspace& lists, Workspace& scratch) = 0;
+  // The second half of planning: waits for the counts of the first half.
+  virtual void finish(Stream&) = 0;
 
   // Sends this rank's rows, in chunks that are all under way when it returns. The sent and received
-  // rows lie in `scratch` until the transfers are finished. The plan must outlive them. Collective.
-  //   x        [tokens, width]
-  //   weights  [tokens, top_k] f32; may be empty
+  // rows lie in `scratch` until the transfers are finished. The plan must outlive them.
+  //   x  [tokens, width]
   virtual std::vector<std::unique_ptr<ChunkTransfer>> dispatch(Stream&, Workspace& scratch,
-                                                               ConstTensorView x,
-                                                               ConstTensorView weights = {}) = 0;
+                                                               ConstTensorView x) = 0;
+
+  // The expert rows of all chunks.
+  virtual int64_t num_expert_rows() const = 0;
+  // Sends a value of every expert row, such as the gradient of its weight, back to the slot of its
+  // token. What is on its way lies in `scratch`. The plan must outlive the result.
+  //   values  [num_expert_rows] f32, by chunk; must stay as they are until the result is finished
+  virtual std::unique_ptr<ValueTransfer> return_values(Stream&, Workspace& scratch,
+                                                       ConstTensorView values) = 0;
 };
 
 // Moves rows between the ranks that hold tokens and the ranks that hold experts (dispatch), and
@@ -104,10 +117,14 @@ class ExpertExchange {
   virtual ~ExpertExchange() = default;
 
   // The first half of planning: starts to count, so that the device can do other work while the
-  // host waits for the counts. One plan must be finished before the next is begun.
+  // host waits for the counts. One plan must be finished before the next is begun. The plan takes
+  // what it keeps from `lists`, and what it needs until its first dispatch has returned from
+  // `scratch`; till then both must exist.
   //   dispatch_idx  [tokens, top_k] i32 expert of each slot, -1: dropped; experts of a token differ
+  //   weights       [tokens, top_k] f32, the router's, which follow the rows
   virtual std::unique_ptr<ExchangePlan> begin_plan(Stream&, Workspace& lists, Workspace& scratch,
-                                                   ConstTensorView dispatch_idx) = 0;
+                                                   ConstTensorView dispatch_idx,
+                                                   ConstTensorView weights) = 0;
 
   // Of the plans that are begun from now on; see ExchangeOptions::chunks.
   virtual void set_chunks(int chunks) = 0;

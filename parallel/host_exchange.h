@@ -24,7 +24,8 @@ class HostExchange final : public ExpertExchange {
                const ExchangeOptions& options);
 
   std::unique_ptr<ExchangePlan> begin_plan(Stream&, Workspace& lists, Workspace& scratch,
-                                           ConstTensorView dispatch_idx) override;
+                                           ConstTensorView dispatch_idx,
+                                           ConstTensorView weights) override;
   void set_chunks(int chunks) override { options_.chunks = chunks; }
   ExchangeFigures take_figures() override;
 

@@ -10,121 +10,114 @@
 namespace switchyard {
 namespace {
 
-// Expert rows are in the order of expert, then token.
+// Every expert is planned for as a rank of its own, to which rows are sent: in the order of expert,
+// then token.
 struct LocalLists {
   std::vector<int64_t> expert_offsets;  // [num_experts + 1], on the host
-  TensorView token_of_expert_row;       // [rows] i32
-  TensorView expert_rows_offsets;       // [tokens + 1] i32, into expert_rows
-  TensorView expert_rows;               // [rows] i32: the expert rows of each token
-  TensorView assignment_of_slot;        // [tokens * top_k] i32, -1: dropped
-  TensorView expert_row_of_assignment;  // [rows] i32
+  TensorView token_of_row;              // [rows] i32
+  TensorView row_of_slot;               // [tokens * top_k] i32; -1: dropped
+  TensorView weights;                   // [rows] f32
 
-  int64_t num_tokens() const { return expert_rows_offsets.dim(0) - 1; }
   int64_t num_rows() const { return expert_offsets.back(); }
 };
 
 class LocalTransfer final : public ChunkTransfer {
  public:
-  LocalTransfer(const LocalLists& lists, Workspace& scratch, ConstTensorView x)
-      : ChunkTransfer(0, x.dim(0)),
-        lists_(lists),
-        x_(x),
-        assignment_weights_(scratch.take({lists.num_rows()}, DType::f32)) {}
-
-  void start(Stream& stream, ConstTensorView weights) {
-    if (weights.rank() == 0) return;
-    has_weights_ = true;
-    scatter_values(stream, weights, lists_.assignment_of_slot, assignment_weights_);
-  }
+  LocalTransfer(const LocalLists& lists, ConstTensorView x)
+      : ChunkTransfer(0, x.dim(0)), lists_(lists), x_(x) {}
 
   ExpertRows arrive(Stream& stream, Workspace& memory) override {
     const ScopedPart part(stream, Part::moe_exchange);
-    ExpertRows rows{.x = memory.take({lists_.num_rows(), x_.dim(1)}, x_.dtype()),
-                    .weights = {},
-                    .offsets = lists_.expert_offsets};
-    gather_rows(stream, x_, lists_.token_of_expert_row, rows.x);
-    if (has_weights_) {
-      rows.weights = memory.take({lists_.num_rows()}, DType::f32);
-      scatter_values(stream, assignment_weights_, lists_.expert_row_of_assignment, rows.weights);
-    }
+    const ExpertRows rows{.x = memory.take({lists_.num_rows(), x_.dim(1)}, x_.dtype()),
+                          .weights = lists_.weights,
+                          .offsets = lists_.expert_offsets};
+    gather_rows(stream, x_, lists_.token_of_row, rows.x);
     return rows;
   }
 
-  void leave(Stream& stream, ConstTensorView y, ConstTensorView weights) override {
-    const ScopedPart part(stream, Part::moe_exchange);
+  void leave(Stream&, ConstTensorView y) override {
     require(y.rank() == 2 && y.dim(0) == lists_.num_rows(),
             "combine: y has shape {}, but the plan has {} expert rows", to_string(y.shape()),
             lists_.num_rows());
     y_ = y;
-    if (weights.rank() == 0) return;
-    gather_values(stream, weights, lists_.expert_row_of_assignment, assignment_weights_);
   }
 
-  void finish(Stream& stream, TensorView out, TensorView weights) override {
+  void finish(Stream& stream, TensorView out) override {
     const ScopedPart part(stream, Part::moe_exchange);
-    sum_rows(stream, y_, lists_.expert_rows_offsets, lists_.expert_rows, out);
-    if (weights.rank() == 0) return;
-    gather_values(stream, assignment_weights_, lists_.assignment_of_slot, weights);
+    sum_rows(stream, y_, /*offsets=*/{}, lists_.row_of_slot, /*first_row=*/0, out);
   }
 
  private:
   const LocalLists& lists_;
   ConstTensorView x_, y_;
-  TensorView assignment_weights_;  // [rows] f32
-  bool has_weights_ = false;
+};
+
+class LocalValues final : public ValueTransfer {
+ public:
+  LocalValues(const LocalLists& lists, ConstTensorView values) : lists_(lists), values_(values) {}
+
+  void finish(Stream& stream, TensorView values) override {
+    const ScopedPart part(stream, Part::moe_exchange);
+    gather_values(stream, values_, lists_.row_of_slot, values);
+  }
+
+ private:
+  const LocalLists& lists_;
+  ConstTensorView values_;
 };
 
 class LocalPlan final : public ExchangePlan {
  public:
-  LocalPlan(CountsOnHost& counts, SendPlan sends, std::vector<int64_t> balanced)
-      : counts_(counts), sends_(std::move(sends)), balanced_(std::move(balanced)) {}
+  //   balanced  the rows of each expert on a device that only counts, else empty
+  LocalPlan(CountsOnHost& counts, const SendPlan& sends, ConstTensorView weights, Workspace& lists,
+            std::vector<int64_t> balanced)
+      : counts_(counts),
+        weights_(weights),
+        lists_workspace_(lists),
+        balanced_(std::move(balanced)) {
+    lists_.token_of_row = sends.source;
+    lists_.row_of_slot = sends.row_of_slot;
+  }
 
-  void finish(Stream& stream, Workspace& lists, Workspace& scratch) override;
+  void finish(Stream& stream) override;
 
-  std::vector<std::unique_ptr<ChunkTransfer>> dispatch(Stream& stream, Workspace& scratch,
-                                                       ConstTensorView x,
-                                                       ConstTensorView weights) override {
-    const ScopedPart part(stream, Part::moe_exchange);
-    require(x.rank() == 2 && x.dim(0) == lists_.num_tokens(),
+  std::vector<std::unique_ptr<ChunkTransfer>> dispatch(Stream&, Workspace&,
+                                                       ConstTensorView x) override {
+    require(x.rank() == 2 && x.dim(0) == weights_.dim(0),
             "dispatch: x has shape {}, but the plan has {} tokens", to_string(x.shape()),
-            lists_.num_tokens());
-    auto transfer = std::make_unique<LocalTransfer>(lists_, scratch, x);
-    transfer->start(stream, weights);
+            weights_.dim(0));
     std::vector<std::unique_ptr<ChunkTransfer>> transfers;
-    transfers.push_back(std::move(transfer));
+    transfers.push_back(std::make_unique<LocalTransfer>(lists_, x));
     return transfers;
+  }
+
+  int64_t num_expert_rows() const override { return lists_.num_rows(); }
+  std::unique_ptr<ValueTransfer> return_values(Stream&, Workspace&,
+                                               ConstTensorView values) override {
+    return std::make_unique<LocalValues>(lists_, values);
   }
 
  private:
   CountsOnHost& counts_;
-  SendPlan sends_;
-  std::vector<int64_t> balanced_;  // the counts on a device that only counts, else empty
+  ConstTensorView weights_;     // [tokens, top_k], read until the plan is finished
+  Workspace& lists_workspace_;  // the same
+  std::vector<int64_t> balanced_;
   LocalLists lists_;
 };
 
-void LocalPlan::finish(Stream& stream, Workspace& lists, Workspace& scratch) {
+// Every assignment has a row, because no rows are deduplicated.
+void LocalPlan::finish(Stream& stream) {
   const ScopedPart part(stream, Part::moe_exchange);
-  // The counts of the one rank are its number of rows, then the assignments of each expert. No rows
-  // are deduplicated, so each assignment has a row.
-  const std::span<const int64_t> counts =
-      balanced_.empty() ? counts_.wait() : std::span<const int64_t>(balanced_);
-  const int64_t rows = counts[0];
-  lists_.expert_offsets = offsets_of({counts.begin() + 1, counts.end()});
-  const ArrivalPlan arrivals = take_arrival_plan(lists, rows, rows);
-  const int64_t bounds[2] = {0, rows};
-  plan_arrivals(stream, scratch, sends_.assignments.rows(0, rows), bounds, bounds,
-                lists_.expert_offsets, arrivals);
-
-  // The lists from expert rows to received rows and from tokens to sent rows are composed, in
-  // place, into lists between tokens and expert rows.
-  lists_.token_of_expert_row = arrivals.expert_source;
-  gather_values(stream, sends_.source.rows(0, rows), arrivals.expert_source,
-                lists_.token_of_expert_row);
-  lists_.expert_rows_offsets = sends_.token_offsets;
-  lists_.expert_rows = sends_.token_members.rows(0, rows);
-  gather_values(stream, arrivals.expert_row_of_assignment, lists_.expert_rows, lists_.expert_rows);
-  lists_.assignment_of_slot = sends_.assignment_of_slot;
-  lists_.expert_row_of_assignment = arrivals.expert_row_of_assignment;
+  const std::span<const int64_t> counts = counts_.wait(stream);
+  std::vector<int64_t> rows = balanced_;
+  if (rows.empty()) {
+    constexpr size_t kRowSize = 2;  // rows, and assignments of the one expert of a rank
+    for (size_t i = 0; i < counts.size(); i += kRowSize) rows.push_back(counts[i]);
+  }
+  lists_.expert_offsets = offsets_of(rows);
+  lists_.token_of_row = lists_.token_of_row.rows(0, lists_.num_rows());
+  lists_.weights = lists_workspace_.take({lists_.num_rows()}, DType::f32);
+  scatter_values(stream, weights_, lists_.row_of_slot, lists_.weights);
 }
 
 class LocalExchange final : public ExpertExchange {
@@ -133,26 +126,37 @@ class LocalExchange final : public ExpertExchange {
       : num_experts_(num_experts), counted_share_(counted_share), counts_(device) {}
 
   std::unique_ptr<ExchangePlan> begin_plan(Stream& stream, Workspace& lists, Workspace& scratch,
-                                           ConstTensorView dispatch_idx) override {
+                                           ConstTensorView dispatch_idx,
+                                           ConstTensorView weights) override {
     const ScopedPart part(stream, Part::moe_exchange);
-    const SendPlan sends =
-        take_send_plan(lists, dispatch_idx, lists.take({1, 1 + num_experts_}, DType::i64));
-    plan_sends(stream, scratch, dispatch_idx, num_experts_, /*deduplicate=*/false, sends);
-    counts_.start(stream, sends.counts);
-    const BalancedRouting routing{.num_experts = num_experts_,
-                                  .ranks = 1,
-                                  .top_k = dispatch_idx.dim(1),
-                                  .deduplicate = false,
-                                  .kept_share = counted_share_};
+    const int64_t slots = dispatch_idx.num_elements();
+    const SendPlan sends{.counts = lists.take({num_experts_, 1, 2}, DType::i64),
+                         .source = lists.take({slots}, DType::i32),
+                         .row_of_slot = lists.take({slots}, DType::i32),
+                         .assignment_of_slot = {},
+                         .assignments = {}};
+    plan_sends(stream, scratch, dispatch_idx, weights, equal_chunks(dispatch_idx.dim(0), 1),
+               /*local_experts=*/1, /*deduplicate=*/false, sends);
+    counts_.start(stream, sends.counts, finished_collective());
     return std::make_unique<LocalPlan>(
-        counts_, sends,
-        stream.device().counts_only ? routing.counts(dispatch_idx.dim(0)) : std::vector<int64_t>());
+        counts_, sends, weights, lists,
+        stream.device().counts_only ? balanced_rows(dispatch_idx) : std::vector<int64_t>());
   }
 
   ExchangeFigures take_figures() override { return {}; }
   void set_chunks(int) override {}
 
  private:
+  std::vector<int64_t> balanced_rows(ConstTensorView dispatch_idx) const {
+    const BalancedRouting routing{.num_experts = num_experts_,
+                                  .ranks = 1,
+                                  .top_k = dispatch_idx.dim(1),
+                                  .deduplicate = false,
+                                  .kept_share = counted_share_};
+    const std::vector<int64_t> counts = routing.counts(dispatch_idx.dim(0));
+    return {counts.begin() + 1, counts.end()};
+  }
+
   int64_t num_experts_;
   double counted_share_;
   CountsOnHost counts_;

@@ -238,6 +238,8 @@ class NcclCommunicator final : public Communicator {
   std::unique_ptr<PendingCollective> start_all_to_all_v(
       Stream& stream, ConstTensorView in, std::span<const int64_t> send_rows, TensorView out,
       std::span<const int64_t> recv_rows) override;
+  std::unique_ptr<PendingCollective> start_all_to_alls(
+      Stream& stream, std::span<const AllToAll> exchanges) override;
 
  private:
   std::unique_ptr<PendingCollective> start(Stream& stream, const char* collective,
@@ -246,6 +248,9 @@ class NcclCommunicator final : public Communicator {
   }
   ncclComm_t comm() const { return group_->comm(); }
   cudaStream_t native_stream() const { return cuda::native_stream(group_->stream()); }
+  // Adds messages with rank r to the open group: what is sent to it, and what it sends.
+  void add_messages(int r, ConstTensorView sent, TensorView received);
+  void add_messages(const AllToAll& exchange);
   // Sends sends[r] to rank r and receives receives[r] from it; this rank's own are not touched.
   void exchange(const std::vector<ConstTensorView>& sends, const std::vector<TensorView>& receives);
   void reduce_gathered(TensorView data, ReduceOp op);
@@ -256,22 +261,24 @@ class NcclCommunicator final : public Communicator {
   std::shared_ptr<NcclGroup> group_;
 };
 
+void NcclCommunicator::add_messages(int r, ConstTensorView sent, TensorView received) {
+  if (sent.num_bytes() > 0) {
+    check_nccl(ncclSend(sent.raw(), sent.num_bytes(), ncclUint8, r, comm(), native_stream()),
+               "ncclSend", name());
+  }
+  if (received.num_bytes() > 0) {
+    check_nccl(
+        ncclRecv(received.raw(), received.num_bytes(), ncclUint8, r, comm(), native_stream()),
+        "ncclRecv", name());
+  }
+}
+
 void NcclCommunicator::exchange(const std::vector<ConstTensorView>& sends,
                                 const std::vector<TensorView>& receives) {
-  cudaStream_t stream = native_stream();
   OperationGroup group(name());
   for (int r = 0; r < size(); ++r) {
-    const ConstTensorView sent = sends[static_cast<size_t>(r)];
-    const TensorView received = receives[static_cast<size_t>(r)];
-    if (r == rank()) continue;
-    if (sent.num_bytes() > 0) {
-      check_nccl(ncclSend(sent.raw(), sent.num_bytes(), ncclUint8, r, comm(), stream), "ncclSend",
-                 name());
-    }
-    if (received.num_bytes() > 0) {
-      check_nccl(ncclRecv(received.raw(), received.num_bytes(), ncclUint8, r, comm(), stream),
-                 "ncclRecv", name());
-    }
+    const auto at = static_cast<size_t>(r);
+    if (r != rank()) add_messages(r, sends[at], receives[at]);
   }
   group.end();
 }
@@ -395,24 +402,37 @@ std::unique_ptr<PendingCollective> NcclCommunicator::start_reduce_scatter(Stream
 
 // ---- All to all --------------------------------------------------------------------------------
 
+// A rank sends its own rows, too: NCCL copies them while it exchanges the others.
+void NcclCommunicator::add_messages(const AllToAll& exchange) {
+  int64_t sent = 0, received = 0;
+  for (int r = 0; r < size(); ++r) {
+    const int64_t to = exchange.send_rows[static_cast<size_t>(r)];
+    const int64_t from = exchange.recv_rows[static_cast<size_t>(r)];
+    add_messages(r, exchange.in.rows(sent, to), exchange.out.rows(received, from));
+    sent += to;
+    received += from;
+  }
+}
+
 std::unique_ptr<PendingCollective> NcclCommunicator::start_all_to_all_v(
     Stream& stream, ConstTensorView in, std::span<const int64_t> send_rows, TensorView out,
     std::span<const int64_t> recv_rows) {
   if (is_on_host(in)) return host_->start_all_to_all_v(stream, in, send_rows, out, recv_rows);
-  check_all_to_all_v(in, send_rows, out, recv_rows, size());
-  std::vector<ConstTensorView> sends;
-  std::vector<TensorView> receives;
-  int64_t sent = 0, received = 0;
-  for (size_t r = 0; r < send_rows.size(); ++r) {
-    sends.push_back(in.rows(sent, send_rows[r]));
-    receives.push_back(out.rows(received, recv_rows[r]));
-    sent += send_rows[r];
-    received += recv_rows[r];
+  const AllToAll exchange{in, send_rows, out, recv_rows};
+  return start_all_to_alls(stream, {&exchange, 1});
+}
+
+// NCCL matches the messages between two ranks in the order of the exchanges.
+std::unique_ptr<PendingCollective> NcclCommunicator::start_all_to_alls(
+    Stream& stream, std::span<const AllToAll> exchanges) {
+  if (is_on_host(exchanges.front().in)) return host_->start_all_to_alls(stream, exchanges);
+  for (const AllToAll& e : exchanges) {
+    check_all_to_all_v(e.in, e.send_rows, e.out, e.recv_rows, size());
   }
-  const auto me = static_cast<size_t>(rank());
   return start(stream, "all_to_all_v", [&] {
-    exchange(sends, receives);
-    if (send_rows[me] > 0) copy(group_->stream(), sends[me], receives[me]);
+    OperationGroup group(name());
+    for (const AllToAll& e : exchanges) add_messages(e);
+    group.end();
   });
 }
 

@@ -116,33 +116,18 @@ void count_embedding_backward(Workspace& workspace, int64_t tokens, int64_t rows
   count_call(workspace, sort_scratch_bytes(tokens, /*max_key=*/rows));
 }
 
-SendsScratch::SendsScratch(Workspace& workspace, int64_t slots)
-    : by_rank(workspace, slots), rows(workspace.take({slots}, DType::i32)) {}
-
-void count_plan_sends(Workspace& workspace, int64_t tokens, int64_t slots, int64_t ranks) {
-  const SendsScratch scratch(workspace, slots);
-  count_call(workspace, sort_scratch_bytes(slots, /*max_key=*/ranks));
-  count_call(workspace, scan_scratch_bytes(slots));
-  count_call(workspace, scan_scratch_bytes(tokens + 1));
+int64_t num_segments(std::span<const int64_t> first_tokens, int64_t top_k) {
+  int64_t segments = 0;
+  for (size_t c = 1; c < first_tokens.size(); ++c) {
+    segments += num_pieces((first_tokens[c] - first_tokens[c - 1]) * top_k, kSegmentSlots);
+  }
+  return segments;
 }
 
-ArrivalsScratch::ArrivalsScratch(Workspace& workspace, int64_t assignments, int64_t ranks)
-    : by_expert(workspace, assignments),
-      rank_rows(workspace.take({ranks + 1}, DType::i64)),
-      rank_assignments(workspace.take({ranks + 1}, DType::i64)) {}
-
-void count_plan_arrivals(Workspace& workspace, int64_t assignments, int64_t ranks,
-                         int64_t local_experts) {
-  const ArrivalsScratch scratch(workspace, assignments, ranks);
-  count_call(workspace, sort_scratch_bytes(assignments, /*max_key=*/local_experts - 1));
-}
-
-RelayScratch::RelayScratch(Workspace& workspace, int64_t ranks)
-    : rank_rows(workspace.take({ranks + 1}, DType::i64)),
-      rank_assignments(workspace.take({ranks + 1}, DType::i64)) {}
-
-void count_plan_relay(Workspace& workspace, int64_t ranks) {
-  const RelayScratch scratch(workspace, ranks);
-}
+SendsScratch::SendsScratch(Workspace& workspace, std::span<const int64_t> first_tokens,
+                           int64_t top_k, ConstTensorView counts)
+    : segments(workspace.take({num_segments(first_tokens, top_k), counts.dim(0) * counts.dim(2)},
+                              DType::i32)),
+      messages(workspace.take({counts.dim(1), 2, counts.dim(0) + 1}, DType::i32)) {}
 
 }  // namespace switchyard::cuda

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "kernels/moe/router.h"
 #include "kernels/runtime/memory.h"
@@ -76,25 +77,17 @@ int64_t greatest_drop_key(DropPolicy, int64_t sequences, int64_t num_experts);
 SortedPairs embedding_backward_scratch(Workspace&, int64_t tokens);
 void count_embedding_backward(Workspace&, int64_t tokens, int64_t rows);
 
+// Slots of a block of plan_sends; all from one chunk.
+constexpr int64_t kSegmentSlots = 1024;
+//   first_tokens  of some chunks, and behind the last
+int64_t num_segments(std::span<const int64_t> first_tokens, int64_t top_k);
+
 struct SendsScratch {
-  SendsScratch(Workspace& workspace, int64_t slots);
-  SortedPairs by_rank;  // keys are ranks, values slots
-  TensorView rows;      // [slots] i32
+  //   counts  SendPlan::counts
+  SendsScratch(Workspace& workspace, std::span<const int64_t> first_tokens, int64_t top_k,
+               ConstTensorView counts);
+  TensorView segments;  // [segments, ranks * (1 + local experts)] i32
+  TensorView messages;  // [chunks, 2, ranks + 1] i32
 };
-// Counts SendsScratch and the scratch of the sort and scans of plan_sends.
-void count_plan_sends(Workspace&, int64_t tokens, int64_t slots, int64_t ranks);
-
-struct ArrivalsScratch {
-  ArrivalsScratch(Workspace& workspace, int64_t assignments, int64_t ranks);
-  SortedPairs by_expert;
-  TensorView rank_rows, rank_assignments;  // [ranks + 1] i64
-};
-void count_plan_arrivals(Workspace&, int64_t assignments, int64_t ranks, int64_t local_experts);
-
-struct RelayScratch {
-  RelayScratch(Workspace& workspace, int64_t ranks);
-  TensorView rank_rows, rank_assignments;  // [ranks + 1] i64
-};
-void count_plan_relay(Workspace&, int64_t ranks);
 
 }  // namespace switchyard::cuda

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <span>
 
 #include "kernels/runtime/check.h"
 #include "kernels/runtime/dispatch.h"
@@ -17,15 +18,20 @@ void gather_rows(Stream& stream, ConstTensorView x, ConstTensorView source_row, 
 }
 
 void sum_rows(Stream& stream, ConstTensorView x, ConstTensorView offsets, ConstTensorView members,
-              TensorView y) {
+              int64_t first_row, TensorView y) {
   require(x.rank() == 2 && y.rank() == 2, "x has shape {}, expected [rows, width]",
           to_string(x.shape()));
-  require_dtype(offsets, DType::i32, "offsets");
   require_dtype(members, DType::i32, "members");
-  require_shape(offsets, {y.dim(0) + 1}, "offsets");
+  if (offsets) {
+    require_dtype(offsets, DType::i32, "offsets");
+    require_shape(offsets, {y.dim(0) + 1}, "offsets");
+  } else {
+    require(y.dim(0) == 0 ? members.num_elements() == 0 : members.num_elements() % y.dim(0) == 0,
+            "{} members do not give {} rows the same number", members.num_elements(), y.dim(0));
+  }
   require_shape(y, {y.dim(0), x.dim(1)}, "y");
   require_dtype(y, x.dtype(), "y");
-  SWITCHYARD_BODY(stream, sum_rows)(stream, x, offsets, members, y);
+  SWITCHYARD_BODY(stream, sum_rows)(stream, x, offsets, members, first_row, y);
 }
 
 namespace {
@@ -57,28 +63,36 @@ namespace {
 
 constexpr int64_t kColumns = 1024;  // of one task, which keeps their sums on its stack
 
-// Columns [0, columns) of the sum of some rows of `stride` elements, added in order in f32.
+// The sum of some rows of `width` elements, added in order in f32; a member of -1 stands for none.
 template <class T>
-void sum_members(const T* x, const int32_t* members, int32_t count, int64_t stride, int64_t columns,
-                 T* y) {
-  const auto row = [&](int32_t j) { return x + members[j] * stride; };
-  float sums[kColumns] = {};
-  int32_t j = 0;
-  for (; j + 4 <= count; j += 4) {  // four rows per pass reduce the traffic of `sums` to a quarter
-    const T *a = row(j), *b = row(j + 1), *c = row(j + 2), *d = row(j + 3);
+void sum_members(const T* x, std::span<const int32_t> members, int64_t width, T* y) {
+  for (int64_t begin = 0; begin < width; begin += kColumns) {
+    const int64_t columns = std::min(kColumns, width - begin);
+    float sums[kColumns] = {};
+    // Four rows per pass reduce the traffic of `sums` to a quarter.
+    const T* rows[4];
+    int count = 0;
+    for (const int32_t member : members) {
+      if (member < 0) continue;
+      rows[count++] = x + member * width + begin;
+      if (count < 4) continue;
+      const T *a = rows[0], *b = rows[1], *c = rows[2], *d = rows[3];
 #pragma omp simd
-    for (int64_t i = 0; i < columns; ++i) {
-      sums[i] = sums[i] + static_cast<float>(a[i]) + static_cast<float>(b[i]) +
-                static_cast<float>(c[i]) + static_cast<float>(d[i]);
+      for (int64_t i = 0; i < columns; ++i) {
+        sums[i] = sums[i] + static_cast<float>(a[i]) + static_cast<float>(b[i]) +
+                  static_cast<float>(c[i]) + static_cast<float>(d[i]);
+      }
+      count = 0;
     }
-  }
-  for (; j < count; ++j) {
-    const T* a = row(j);
+    for (int r = 0; r < count; ++r) {
+      const T* a = rows[r];
 #pragma omp simd
-    for (int64_t i = 0; i < columns; ++i) sums[i] += static_cast<float>(a[i]);
-  }
+      for (int64_t i = 0; i < columns; ++i) sums[i] += static_cast<float>(a[i]);
+    }
+    T* out = y + begin;
 #pragma omp simd
-  for (int64_t i = 0; i < columns; ++i) y[i] = sums[i];
+    for (int64_t i = 0; i < columns; ++i) out[i] = sums[i];
+  }
 }
 
 }  // namespace
@@ -96,17 +110,18 @@ void gather_rows(Stream&, ConstTensorView x, ConstTensorView source_row, TensorV
 }
 
 void sum_rows(Stream&, ConstTensorView x, ConstTensorView offsets, ConstTensorView members,
-              TensorView y) {
+              int64_t first_row, TensorView y) {
   const int64_t rows = y.dim(0), width = y.dim(1);
-  const int32_t *offset = offsets.data<int32_t>(), *member = members.data<int32_t>();
+  const int32_t* offset = offsets ? offsets.data<int32_t>() : nullptr;
+  const int64_t of_row = rows == 0 ? 0 : members.num_elements() / rows;  // without offsets
+  const int32_t* member = members.data<int32_t>();
   dispatch_compute_dtype(x.dtype(), [&]<class T>() {
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < rows; ++i) {
-      T* out = y.data<T>() + i * width;
-      for (int64_t begin = 0; begin < width; begin += kColumns) {
-        sum_members(x.data<T>() + begin, member + offset[i], offset[i + 1] - offset[i], width,
-                    std::min(kColumns, width - begin), out + begin);
-      }
+      const int64_t first = offset ? offset[i] : i * of_row;
+      const int64_t last = offset ? offset[i + 1] : first + of_row;
+      sum_members(x.data<T>() - first_row * width, std::span(member + first, member + last), width,
+                  y.data<T>() + i * width);
     }
   });
 }

@@ -36,19 +36,22 @@ void gather_pieces(Stream& stream, ConstTensorView x, ConstTensorView source_row
 }
 
 // One warp per row of y; a lane holds the sums of kSize neighbouring columns while it loops over
-// the members.
+// the members. Without offsets a row has of_row members.
 template <int kSize, class T>
-__global__ void sum_rows_kernel(const T* x, const int32_t* offsets, const int32_t* members,
-                                int64_t out_rows, int64_t width, T* y) {
+__global__ void sum_rows_kernel(const T* x, const int32_t* offsets, int64_t of_row,
+                                const int32_t* members, int64_t out_rows, int64_t width, T* y) {
   const int64_t row = int64_t{blockIdx.x} * kRowsPerBlock + threadIdx.x / kWarpSize;
   if (row >= out_rows) return;
-  const int32_t begin = offsets[row], end = offsets[row + 1];
+  const int64_t begin = offsets ? offsets[row] : row * of_row;
+  const int64_t end = offsets ? offsets[row + 1] : begin + of_row;
   for (int64_t i = (threadIdx.x % kWarpSize) * kSize; i < width; i += kWarpSize * kSize) {
     float sums[kSize] = {};
 #pragma unroll 4
-    for (int32_t j = begin; j < end; ++j) {
+    for (int64_t j = begin; j < end; ++j) {
+      const int64_t member = members[j];
+      if (member < 0) continue;
       float values[kSize];
-      load_floats<kSize>(x + members[j] * width + i, values);
+      load_floats<kSize>(x + member * width + i, values);
 #pragma unroll
       for (int c = 0; c < kSize; ++c) sums[c] += values[c];
     }
@@ -97,15 +100,17 @@ void cuda::gather_rows(Stream& stream, ConstTensorView x, ConstTensorView source
 }
 
 void cuda::sum_rows(Stream& stream, ConstTensorView x, ConstTensorView offsets,
-                    ConstTensorView members, TensorView y) {
+                    ConstTensorView members, int64_t first_row, TensorView y) {
+  const int64_t of_row = y.dim(0) == 0 ? 0 : members.num_elements() / y.dim(0);
   dispatch_compute_dtype(x.dtype(), [&]<class T>() {
     constexpr int kSize = 16 / sizeof(T);
     const T* from = x.data<T>();
     T* to = y.data<T>();
     const bool wide = y.dim(1) % kSize == 0 && allow_vectors(from, to);
     launch(wide ? sum_rows_kernel<kSize, T> : sum_rows_kernel<1, T>,
-           num_blocks(y.dim(0), kRowsPerBlock), kThreads, 0, stream, from, offsets.data<int32_t>(),
-           members.data<int32_t>(), y.dim(0), y.dim(1), to);
+           num_blocks(y.dim(0), kRowsPerBlock), kThreads, 0, stream, from - first_row * y.dim(1),
+           offsets ? offsets.data<int32_t>() : nullptr, of_row, members.data<int32_t>(), y.dim(0),
+           y.dim(1), to);
   });
 }
 

@@ -13,13 +13,15 @@ namespace switchyard {
 //   y           [out_rows, width]
 using GatherRows = void(Stream&, ConstTensorView x, ConstTensorView source_row, TensorView y);
 
-// y[i] = sum over j in [offsets[i], offsets[i + 1]) of x[members[j]], in that order, in f32
+// y[i] = sum over j in [offsets[i], offsets[i + 1]) of x[members[j] - first_row], in that order, in
+// f32
 //   x        [rows, width]
-//   offsets  [out_rows + 1] i32
-//   members  [offsets[out_rows]] i32
+//   offsets  [out_rows + 1] i32. Not given: all y[i] have the same number of members, and a member
+//            of -1 stands for none.
+//   members  i32
 //   y        [out_rows, width]; rows without members become zero
 using SumRows = void(Stream&, ConstTensorView x, ConstTensorView offsets, ConstTensorView members,
-                     TensorView y);
+                     int64_t first_row, TensorView y);
 
 // Single values; x and y are both f32 or both i32.
 // y[i] = x[index[i]], 0 where index[i] is -1. y may be index if x and y are i32.

@@ -233,18 +233,18 @@ void DeviceBench::router(int64_t tokens, int64_t experts, int top_k) {
                     dlogits);
   });
   const int64_t slots = tokens * top_k;
-  Tensor send_counts = empty({8, 1 + experts / 8}, DType::i64), source = empty({slots}, kI32);
-  Tensor offsets = empty({tokens + 1}, kI32), members = empty({slots}, kI32);
-  Tensor assignment = empty({slots}, kI32), assignments = empty({slots, 2}, kI32);
-  memory_row("plan_sends, 8 ranks", shape,
-             bytes_of(idx, source, offsets, members, assignment, assignments), [&] {
-               plan_sends(stream_, workspace_, idx, experts / 8, true,
-                          {.counts = send_counts,
-                           .source = source,
-                           .token_offsets = offsets,
-                           .token_members = members,
-                           .assignment_of_slot = assignment,
-                           .assignments = assignments});
+  const std::vector<int64_t> first_tokens = {0, tokens / 4, tokens / 2, tokens * 3 / 4, tokens};
+  Tensor send_counts = empty({8, 4, 1 + experts / 8}, DType::i64), source = empty({slots}, kI32);
+  Tensor row_of_slot = empty({slots}, kI32), assignment_of_slot = empty({slots}, kI32);
+  Tensor assignments = empty({slots, kAssignmentValues}, kI32);
+  const SendPlan plan{.counts = send_counts,
+                      .source = source,
+                      .row_of_slot = row_of_slot,
+                      .assignment_of_slot = assignment_of_slot,
+                      .assignments = assignments};
+  memory_row("plan_sends, 8 ranks, 4 chunks", shape,
+             bytes_of(idx, weights, source, row_of_slot, assignment_of_slot, assignments), [&] {
+               plan_sends(stream_, workspace_, idx, weights, first_tokens, experts / 8, true, plan);
              });
 }
 
@@ -263,7 +263,7 @@ void DeviceBench::permutation() {
   memory_row("permute (gather_rows)", shape, bytes_of(x, rows),
              [&] { gather_rows(stream_, x, source_row, rows); });
   memory_row("unpermute (sum_rows)", shape, bytes_of(rows, y),
-             [&] { sum_rows(stream_, rows, offsets, members, y); });
+             [&] { sum_rows(stream_, rows, offsets, members, 0, y); });
 }
 
 void DeviceBench::activations() {

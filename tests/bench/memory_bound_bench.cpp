@@ -124,7 +124,7 @@ void unpermute(benchmark::State& state) {
   const Tensor members = make_tensor({kTokens}, shuffled_slots(tokens));
   Tensor y({tokens, kHidden}, dtype);
   CeilingReport report = copy_report(state, bytes_of(x, y));
-  report.run([&] { sum_rows(stream, x, offsets, members, y); });
+  report.run([&] { sum_rows(stream, x, offsets, members, 0, y); });
 }
 BENCHMARK(unpermute)->Apply(both_dtypes);
 

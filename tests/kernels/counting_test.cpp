@@ -179,34 +179,17 @@ std::vector<ScratchCase> norm_cases() {
   return cases;
 }
 
-void plan_sending(Bench& b, int64_t tokens, int64_t top_k, int64_t ranks) {
+void plan_sending(Bench& b, int64_t tokens, int64_t top_k, int64_t ranks, int64_t chunks) {
   const int64_t slots = tokens * top_k;
-  plan_sends(b.stream, b.workspace, b.i32({tokens, top_k}), /*local_experts=*/2,
-             /*deduplicate=*/true,
-             {.counts = b.tensor({ranks, 3}, DType::i64),
+  std::vector<int64_t> first_tokens(static_cast<size_t>(chunks), 0);
+  first_tokens.push_back(tokens);
+  plan_sends(b.stream, b.workspace, b.i32({tokens, top_k}), b.f32({tokens, top_k}), first_tokens,
+             /*local_experts=*/2, /*deduplicate=*/true,
+             {.counts = b.tensor({ranks, chunks, 3}, DType::i64),
               .source = b.i32({slots}),
-              .token_offsets = b.i32({tokens + 1}),
-              .token_members = b.i32({slots}),
+              .row_of_slot = b.i32({slots}),
               .assignment_of_slot = b.i32({slots}),
-              .assignments = b.i32({slots, 2})});
-}
-
-// All assignments are for the first expert and come from one row of the first rank.
-void plan_arriving(Bench& b, int64_t count, size_t ranks) {
-  std::vector<int64_t> rows(ranks + 1, 1), assignments(ranks + 1, count);
-  rows[0] = assignments[0] = 0;
-  plan_arrivals(b.stream, b.workspace, b.i32({count, 2}), rows, assignments,
-                std::vector<int64_t>{0, count, count},
-                {.expert_source = b.i32({count}),
-                 .received_offsets = b.i32({2}),
-                 .expert_row_of_assignment = b.i32({count})});
-}
-
-void plan_relaying(Bench& b, int64_t count, size_t ranks) {
-  std::vector<int64_t> rows(ranks + 1, 1), assignments(ranks + 1, count);
-  rows[0] = assignments[0] = 0;
-  plan_relay(b.stream, b.workspace, b.i32({count, 2}), rows, assignments,
-             {.dispatch_idx = b.i32({1, count}), .slot_of_assignment = b.i32({count})});
+              .assignments = b.i32({slots, kAssignmentValues})});
 }
 
 void route(Bench& b, int64_t sequences, int64_t seq_len, int64_t experts, bool counting) {
@@ -222,12 +205,12 @@ void route(Bench& b, int64_t sequences, int64_t seq_len, int64_t experts, bool c
 std::vector<ScratchCase> moe_and_embedding_cases() {
   std::vector<ScratchCase> cases;
   for (const int64_t n : {1, 33, 257}) {
-    cases.push_back({fmt::format("plan_sends_{}", n), [=](Bench& b) { plan_sending(b, n, 3, 4); }});
     cases.push_back(
-        {fmt::format("plan_sends_to_many_{}", n), [=](Bench& b) { plan_sending(b, n, 3, 300); }});
-    cases.push_back(
-        {fmt::format("plan_arrivals_{}", n), [=](Bench& b) { plan_arriving(b, n, 4); }});
-    cases.push_back({fmt::format("plan_relay_{}", n), [=](Bench& b) { plan_relaying(b, n, 4); }});
+        {fmt::format("plan_sends_{}", n), [=](Bench& b) { plan_sending(b, n, 3, 4, 1); }});
+    cases.push_back({fmt::format("plan_sends_to_many_{}", n),
+                     [=](Bench& b) { plan_sending(b, n, 3, 300, 2); }});
+    cases.push_back({fmt::format("plan_sends_of_segments_{}", n),
+                     [=](Bench& b) { plan_sending(b, 1000 + n, 2, 4, 3); }});
     cases.push_back(
         {fmt::format("router_forward_{}", n), [=](Bench& b) { route(b, 2, n, 8, false); }});
     cases.push_back(
@@ -456,7 +439,13 @@ TEST_F(CountingTest, OpsOfMixturesAcceptItsTensors) {
                      bench_.i32({4, 2}), bench_.tensor({1}, kF64));
   balance_loss(s, of_experts, 4.0, of_experts, 0.25, 0.1, of_experts, bench_.tensor({1}, kF64));
   gather_rows(s, x, bench_.i32({5}), bench_.f32({5, 8}));
-  sum_rows(s, bench_.f32({5, 8}), bench_.i32({5}), bench_.i32({5}), x);
+  sum_rows(s, bench_.f32({5, 8}), bench_.i32({5}), bench_.i32({5}), 0, x);
+  sum_rows(s, bench_.f32({5, 8}), {}, bench_.i32({8}), 0, x);
+  const TensorView assignments = bench_.i32({5, kAssignmentValues});
+  const TensorView counts = bench_.tensor({2, 3, 4}, DType::i64);
+  plan_arrivals(s, assignments, counts,
+                {bench_.i32({5}), bench_.i32({5}), bench_.i32({5}), bench_.f32({5})});
+  plan_relay(s, assignments, counts, {bench_.i32({4, 2}), bench_.f32({4, 2}), bench_.i32({5})});
   gather_values(s, of_rows, bench_.i32({5}), bench_.f32({5}));
   scatter_values(s, bench_.f32({5}), bench_.i32({5}), of_rows);
 }

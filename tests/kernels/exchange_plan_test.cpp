@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <numeric>
 #include <random>
 
@@ -22,6 +23,7 @@ struct PlanCase {
   int64_t tokens, top_k, ranks, local_experts;
   bool deduplicate;
   double dropped;  // share of the slots
+  int64_t chunks = 1;
 };
 
 // The experts of a token are distinct; some slots are dropped.
@@ -40,171 +42,255 @@ Tensor random_dispatch(const PlanCase& c) {
   return make_tensor<int32_t>({c.tokens, c.top_k}, idx);
 }
 
+// Chunks of different sizes, the first of which has no tokens if there are several.
+std::vector<int64_t> first_tokens_of(const PlanCase& c) {
+  std::vector<int64_t> first_tokens;
+  for (int64_t i = 0; i <= c.chunks; ++i) {
+    first_tokens.push_back(c.chunks == 1 ? i * c.tokens : c.tokens * (i / 2) / (c.chunks / 2));
+  }
+  return first_tokens;
+}
+
 // The lists of one plan, in tensors of their own.
 struct Sends {
   explicit Sends(const PlanCase& c)
-      : counts({c.ranks, 1 + c.local_experts}, DType::i64),
+      : counts({c.ranks, c.chunks, 1 + c.local_experts}, DType::i64),
         source({c.tokens * c.top_k}, DType::i32),
-        token_offsets({c.tokens + 1}, DType::i32),
-        token_members(source.shape(), DType::i32),
+        row_of_slot(source.shape(), DType::i32),
         assignment_of_slot(source.shape(), DType::i32),
-        assignments({c.tokens * c.top_k, 2}, DType::i32) {}
-  SendPlan plan() {
-    return {counts, source, token_offsets, token_members, assignment_of_slot, assignments};
-  }
+        assignments({c.tokens * c.top_k, kAssignmentValues}, DType::i32) {}
+  SendPlan plan() { return {counts, source, row_of_slot, assignment_of_slot, assignments}; }
   int64_t sum(bool rows) const {
     int64_t total = 0;
     const auto values = to_vector<int64_t>(counts);
     for (size_t i = 0; i < values.size(); ++i) {
-      if ((static_cast<int64_t>(i) % counts.shape()[1] == 0) == rows) total += values[i];
+      if ((static_cast<int64_t>(i) % counts.shape()[2] == 0) == rows) total += values[i];
     }
     return total;
   }
-  Tensor counts, source, token_offsets, token_members, assignment_of_slot, assignments;
+  Tensor counts, source, row_of_slot, assignment_of_slot, assignments;
 };
 
 class ExchangePlanTest : public testing::TestWithParam<PlanCase> {
  protected:
   void SetUp() override {
-    plan_sends(stream_, workspace_, dispatch_idx_, GetParam().local_experts, GetParam().deduplicate,
-               sends_.plan());
-    cpu::plan_sends(cpu_, cpu_workspace_, dispatch_idx_, GetParam().local_experts,
-                    GetParam().deduplicate, expected_.plan());
+    plan_sends(stream_, workspace_, dispatch_idx_, weights_, first_tokens_,
+               GetParam().local_experts, GetParam().deduplicate, sends_.plan());
+    cpu::plan_sends(cpu_, cpu_workspace_, dispatch_idx_, weights_, first_tokens_,
+                    GetParam().local_experts, GetParam().deduplicate, expected_.plan());
   }
 
-  // What a rank knows of an arriving message. Here it is the one that this rank sends to all: any
-  // well-formed message will do.
+  // Messages that this rank sends, in the order of chunk, then rank. Sent to this rank they are as
+  // good as any others; then the ranks are those of their sources.
   struct Message {
-    std::vector<int64_t> rank_rows, rank_assignments, expert_offsets;
+    int64_t chunk, rank, first_row, rows, first_assignment;
+    std::vector<int64_t> of_experts;
+
+    int64_t assignments() const {
+      return std::accumulate(of_experts.begin(), of_experts.end(), int64_t{0});
+    }
   };
-  Message message() {
+  std::vector<Message> messages() {
     const int64_t row_size = 1 + GetParam().local_experts;
     const auto counts = to_vector<int64_t>(expected_.counts);
-    Message m{{0}, {0}, std::vector<int64_t>(static_cast<size_t>(row_size), 0)};
-    for (int64_t r = 0; r < GetParam().ranks; ++r) {
-      const int64_t* of_rank = counts.data() + r * row_size;
-      m.rank_rows.push_back(m.rank_rows.back() + of_rank[0]);
-      m.rank_assignments.push_back(m.rank_assignments.back() +
-                                   std::accumulate(of_rank + 1, of_rank + row_size, int64_t{0}));
-      for (int64_t e = 1; e < row_size; ++e) m.expert_offsets[static_cast<size_t>(e)] += of_rank[e];
+    std::vector<Message> all;
+    int64_t row = 0, assignment = 0;
+    for (int64_t chunk = 0; chunk < GetParam().chunks; ++chunk) {
+      for (int64_t rank = 0; rank < GetParam().ranks; ++rank) {
+        const int64_t* of_message = counts.data() + (rank * GetParam().chunks + chunk) * row_size;
+        all.push_back(
+            {chunk, rank, row, of_message[0], assignment, {of_message + 1, of_message + row_size}});
+        row += all.back().rows;
+        assignment += all.back().assignments();
+      }
     }
-    std::partial_sum(m.expert_offsets.begin(), m.expert_offsets.end(), m.expert_offsets.begin());
-    return m;
+    return all;
+  }
+
+  Tensor make_weights() const {
+    std::vector<float> values;
+    for (int64_t i = 0; i < GetParam().tokens * GetParam().top_k; ++i) {
+      values.push_back(0.5f + static_cast<float>(i));
+    }
+    return make_tensor<float>({GetParam().tokens, GetParam().top_k}, values);
   }
 
   Stream stream_;
   Workspace workspace_;
   switchyard::Stream cpu_;
   switchyard::Workspace cpu_workspace_;
-  const Tensor dispatch_idx_ = random_dispatch(GetParam());
+  const Tensor dispatch_idx_ = random_dispatch(GetParam()), weights_ = make_weights();
+  const std::vector<int64_t> first_tokens_ = first_tokens_of(GetParam());
   Sends sends_{GetParam()}, expected_{GetParam()};
 };
+
+std::vector<int32_t> first_of(Tensor& tensor, int64_t n) {
+  return to_vector<int32_t>(tensor.view().rows(0, n));
+}
 
 TEST_P(ExchangePlanTest, SendsAreThoseOfTheCpu) {
   ASSERT_EQ(to_vector<int64_t>(sends_.counts), to_vector<int64_t>(expected_.counts));
   const int64_t rows = expected_.sum(true), assignments = expected_.sum(false);
-  const auto used = [](Tensor& tensor, int64_t n) {
-    return to_vector<int32_t>(tensor.view().rows(0, n));
-  };
-  EXPECT_EQ(used(sends_.source, rows), used(expected_.source, rows));
-  EXPECT_EQ(to_vector<int32_t>(sends_.token_offsets), to_vector<int32_t>(expected_.token_offsets));
-  EXPECT_EQ(used(sends_.token_members, rows), used(expected_.token_members, rows));
+  EXPECT_EQ(first_of(sends_.source, rows), first_of(expected_.source, rows));
+  EXPECT_EQ(to_vector<int32_t>(sends_.row_of_slot), to_vector<int32_t>(expected_.row_of_slot));
   EXPECT_EQ(to_vector<int32_t>(sends_.assignment_of_slot),
             to_vector<int32_t>(expected_.assignment_of_slot));
-  EXPECT_EQ(used(sends_.assignments, assignments), used(expected_.assignments, assignments));
+  EXPECT_EQ(first_of(sends_.assignments, assignments),
+            first_of(expected_.assignments, assignments));
 }
 
-// Every assignment's row holds its token, and every token lists each of its rows once.
-TEST_P(ExchangePlanTest, RowsLeadBackToTheirTokens) {
+// Without anybody to tell, the rows are the same.
+TEST_P(ExchangePlanTest, AssignmentsMayBeLeftOut) {
+  Sends rows_only(GetParam());
+
+  plan_sends(stream_, workspace_, dispatch_idx_, {}, first_tokens_, GetParam().local_experts,
+             GetParam().deduplicate,
+             {rows_only.counts, rows_only.source, rows_only.row_of_slot, {}, {}});
+
+  const int64_t rows = expected_.sum(true);
+  EXPECT_EQ(to_vector<int64_t>(rows_only.counts), to_vector<int64_t>(expected_.counts));
+  EXPECT_EQ(first_of(rows_only.source, rows), first_of(expected_.source, rows));
+  EXPECT_EQ(to_vector<int32_t>(rows_only.row_of_slot), to_vector<int32_t>(expected_.row_of_slot));
+}
+
+// Goes through the slots by chunk, rank and token, and numbers rows and assignments itself.
+TEST_P(ExchangePlanTest, MessagesFollowEachOtherByChunkAndRankWithTheirTokensInOrder) {
   const int64_t k = GetParam().top_k;
   const auto idx = to_vector<int32_t>(dispatch_idx_);
-  const auto place = to_vector<int32_t>(sends_.assignment_of_slot);
-  const auto pairs = to_vector<int32_t>(sends_.assignments);
+  const auto row_of_slot = to_vector<int32_t>(sends_.row_of_slot);
+  const auto assignment_of_slot = to_vector<int32_t>(sends_.assignment_of_slot);
+  const auto told = to_vector<int32_t>(sends_.assignments);
   const auto source = to_vector<int32_t>(sends_.source);
-  const auto counts = to_vector<int64_t>(sends_.counts);
-  std::vector<int64_t> first_row(static_cast<size_t>(GetParam().ranks), 0);
-  for (size_t r = 1; r < first_row.size(); ++r) {
-    first_row[r] =
-        first_row[r - 1] + counts[(r - 1) * static_cast<size_t>(1 + GetParam().local_experts)];
+  int64_t row = 0, assignment = 0, dropped = 0;
+  for (const Message& message : messages()) {
+    ASSERT_EQ(row, message.first_row);
+    ASSERT_EQ(assignment, message.first_assignment);
+    const auto chunk = static_cast<size_t>(message.chunk);
+    int64_t last_token = -1;
+    for (int64_t slot = first_tokens_[chunk] * k; slot < first_tokens_[chunk + 1] * k; ++slot) {
+      const auto at = static_cast<size_t>(slot);
+      if (idx[at] < 0 || idx[at] / GetParam().local_experts != message.rank) continue;
+      const bool opens = !GetParam().deduplicate || last_token != slot / k;
+      last_token = slot / k;
+      ASSERT_EQ(row_of_slot[at], opens ? row : -1);
+      if (opens) {
+        ASSERT_EQ(source[static_cast<size_t>(row++)], slot / k);
+      }
+      ASSERT_EQ(assignment_of_slot[at], assignment);
+      const int32_t* values = told.data() + kAssignmentValues * assignment++;
+      EXPECT_EQ(values[0], row - 1 - message.first_row);
+      EXPECT_EQ(values[1], idx[at] % GetParam().local_experts);
+      EXPECT_EQ(std::bit_cast<float>(values[2]), 0.5f + static_cast<float>(slot));
+    }
   }
   for (size_t slot = 0; slot < idx.size(); ++slot) {
-    if (idx[slot] < 0) {
-      EXPECT_EQ(place[slot], -1);
-      continue;
-    }
-    const auto at = static_cast<size_t>(place[slot]) * 2;
-    const int64_t rank = idx[slot] / GetParam().local_experts;
-    EXPECT_EQ(pairs[at + 1], idx[slot] % GetParam().local_experts);
-    const auto row = static_cast<size_t>(first_row[static_cast<size_t>(rank)] + pairs[at]);
-    EXPECT_EQ(source[row], static_cast<int64_t>(slot) / k);
+    if (idx[slot] >= 0) continue;
+    ++dropped;
+    EXPECT_EQ(row_of_slot[slot], -1);
+    EXPECT_EQ(assignment_of_slot[slot], -1);
   }
+  EXPECT_EQ(assignment + dropped, std::ssize(idx));
 }
 
-TEST_P(ExchangePlanTest, ArrivalsAreThoseOfTheCpu) {
-  const Message message = this->message();
-  const auto& [rank_rows, rank_assignments, expert_offsets] = message;
-  const int64_t count = rank_assignments.back(), rows = rank_rows.back();
-  struct Lists {
-    Tensor source, offsets, places;
-    ArrivalPlan plan() { return {source, offsets, places}; }
-  };
-  const auto lists = [&] {
-    return Lists{Tensor({count}, DType::i32), Tensor({rows + 1}, DType::i32),
-                 Tensor({count}, DType::i32)};
-  };
-  Lists mine = lists(), expected = lists();
-  const ConstTensorView arrived = expected_.assignments.view().rows(0, count);
+// Places the assignments by chunk and expert in the order of their arrival.
+TEST_P(ExchangePlanTest, ExpertRowsAreInTheOrderOfChunkExpertSourceAndToken) {
+  const int64_t count = expected_.sum(false), rows = expected_.sum(true);
+  Tensor source({count}, DType::i32), offsets({rows + 1}, DType::i32);
+  Tensor places({count}, DType::i32), weights({count}, DType::f32);
 
-  plan_arrivals(stream_, workspace_, arrived, rank_rows, rank_assignments, expert_offsets,
-                mine.plan());
-  cpu::plan_arrivals(cpu_, cpu_workspace_, arrived, rank_rows, rank_assignments, expert_offsets,
-                     expected.plan());
+  plan_arrivals(stream_, expected_.assignments.view().rows(0, count), expected_.counts,
+                {source, offsets, places, weights});
 
-  EXPECT_EQ(to_vector<int32_t>(mine.source), to_vector<int32_t>(expected.source));
-  EXPECT_EQ(to_vector<int32_t>(mine.offsets), to_vector<int32_t>(expected.offsets));
-  EXPECT_EQ(to_vector<int32_t>(mine.places), to_vector<int32_t>(expected.places));
+  const auto told = to_vector<int32_t>(expected_.assignments);
+  std::vector<int32_t> expected_source, expected_offsets,
+      expected_places(static_cast<size_t>(count));
+  std::vector<float> expected_weights;
+  for (int64_t chunk = 0; chunk < GetParam().chunks; ++chunk) {
+    for (int64_t expert = 0; expert < GetParam().local_experts; ++expert) {
+      for (const Message& m : messages()) {
+        if (m.chunk != chunk) continue;
+        for (int64_t i = m.first_assignment; i < m.first_assignment + m.assignments(); ++i) {
+          const int32_t* values = told.data() + kAssignmentValues * i;
+          if (values[1] != expert) continue;
+          expected_places[static_cast<size_t>(i)] = static_cast<int32_t>(expected_source.size());
+          expected_source.push_back(static_cast<int32_t>(m.first_row + values[0]));
+          expected_weights.push_back(std::bit_cast<float>(values[2]));
+        }
+      }
+    }
+  }
+  for (const Message& m : messages()) {
+    for (int64_t i = m.first_assignment; i < m.first_assignment + m.assignments(); ++i) {
+      const int32_t* values = told.data() + kAssignmentValues * i;
+      if (m.first_row + values[0] == std::ssize(expected_offsets)) {
+        expected_offsets.push_back(static_cast<int32_t>(i));
+      }
+    }
+  }
+  expected_offsets.push_back(static_cast<int32_t>(count));
+  EXPECT_EQ(to_vector<int32_t>(source), expected_source);
+  EXPECT_EQ(to_vector<int32_t>(offsets), expected_offsets);
+  EXPECT_EQ(to_vector<int32_t>(places), expected_places);
+  EXPECT_EQ(to_vector<float>(weights), expected_weights);
 }
 
 // A relayed row has the experts of the token that it was sent for, as far as they are the rank's,
 // in the order of their slots; each assignment knows its place among them.
-TEST_P(ExchangePlanTest, RelayedRowsHaveTheExpertsOfTheirTokens) {
-  const Message message = this->message();
-  const int64_t count = message.rank_assignments.back(), rows = message.rank_rows.back();
-  const int64_t k = GetParam().top_k, local_experts = GetParam().local_experts;
+TEST_P(ExchangePlanTest, RelayedRowsHaveTheExpertsAndWeightsOfTheirTokens) {
+  const int64_t count = expected_.sum(false), rows = expected_.sum(true), k = GetParam().top_k;
   Tensor idx({rows, k}, DType::i32), slots({count}, DType::i32);
+  Tensor weights = test::random_tensor({rows, k}, 1);  // What was there before is overwritten.
 
-  plan_relay(stream_, workspace_, expected_.assignments.view().rows(0, count), message.rank_rows,
-             message.rank_assignments, {idx, slots});
+  plan_relay(stream_, expected_.assignments.view().rows(0, count), expected_.counts,
+             {idx, weights, slots});
 
   const auto routed = to_vector<int32_t>(dispatch_idx_);
   const auto source = to_vector<int32_t>(expected_.source);
-  std::vector<int32_t> expected(static_cast<size_t>(rows * k), -1);
-  std::vector<int32_t> expected_slots;
-  int64_t row = 0;
+  std::vector<int32_t> expected(static_cast<size_t>(rows * k), -1), expected_slots;
+  std::vector<float> expected_weights(expected.size(), 0.0f);
   std::vector<bool> sent(routed.size());  // without deduplication a row has the next slot only
-  for (int64_t r = 0; r < GetParam().ranks; ++r) {
-    for (; row < message.rank_rows[static_cast<size_t>(r + 1)]; ++row) {
-      int64_t next = row * k;
-      for (int64_t s = source[static_cast<size_t>(row)] * k, end = s + k; s < end; ++s) {
-        const int32_t expert = routed[static_cast<size_t>(s)];
-        if (expert < 0 || expert / local_experts != r || sent[static_cast<size_t>(s)]) continue;
-        sent[static_cast<size_t>(s)] = true;
+  for (const Message& m : messages()) {
+    for (int64_t row = m.first_row; row < m.first_row + m.rows; ++row) {
+      auto next = static_cast<size_t>(row * k);
+      const auto first = static_cast<size_t>(source[static_cast<size_t>(row)] * k);
+      for (size_t s = first; s < first + static_cast<size_t>(k); ++s) {
+        const int32_t expert = routed[s];
+        if (expert < 0 || expert / GetParam().local_experts != m.rank || sent[s]) continue;
+        sent[s] = true;
         expected_slots.push_back(static_cast<int32_t>(next));
-        expected[static_cast<size_t>(next++)] = static_cast<int32_t>(expert % local_experts);
+        expected_weights[next] = 0.5f + static_cast<float>(s);
+        expected[next++] = static_cast<int32_t>(expert % GetParam().local_experts);
         if (!GetParam().deduplicate) break;
       }
     }
   }
   EXPECT_EQ(to_vector<int32_t>(idx), expected);
+  EXPECT_EQ(to_vector<float>(weights), expected_weights);
   EXPECT_EQ(to_vector<int32_t>(slots), expected_slots);
 }
 
+// The larger cases have more than one block per chunk.
 INSTANTIATE_TEST_SUITE_P(
     Cases, ExchangePlanTest,
     testing::Values(PlanCase{1, 1, 1, 1, false, 0.0}, PlanCase{33, 3, 1, 8, false, 0.0},
                     PlanCase{257, 4, 4, 2, true, 0.0}, PlanCase{257, 4, 4, 2, false, 0.2},
                     PlanCase{100, 6, 2, 16, true, 0.3}, PlanCase{31, 2, 8, 1, true, 0.0},
-                    PlanCase{5, 2, 3, 2, true, 1.0}, PlanCase{0, 2, 2, 2, true, 0.0}));
+                    PlanCase{5, 2, 3, 2, true, 1.0}, PlanCase{0, 2, 2, 2, true, 0.0},
+                    PlanCase{257, 4, 4, 2, true, 0.1, 4}, PlanCase{1100, 3, 4, 3, false, 0.1, 2},
+                    PlanCase{1100, 3, 2, 4, true, 0.0}, PlanCase{300, 2, 40, 1, false, 0.1, 4},
+                    PlanCase{3, 2, 2, 2, true, 0.0, 6}, PlanCase{0, 2, 2, 2, true, 0.0, 2}));
+
+TEST(ExchangePlan, ChunksThatDoNotAddUpAreRefused) {
+  switchyard::Stream stream;
+  switchyard::Workspace workspace;
+  const PlanCase c{4, 1, 2, 1, true, 0.0, 2};
+  const Tensor idx = random_dispatch(c), weights({4, 1}, DType::f32);
+  Sends sends(c);
+  const std::vector<int64_t> first_tokens = {0, 2, 3};
+
+  EXPECT_THROW(plan_sends(stream, workspace, idx, weights, first_tokens, 1, true, sends.plan()),
+               Error);
+}
 
 TEST(ValuesTest, AreGatheredAndScatteredUnlessTheIndexIsNone) {
   Stream stream;

@@ -47,7 +47,8 @@ TEST_P(PermuteTest, SumsTheMembersOfEachRowInOrder) {
   const std::vector<int32_t> members = {8, 0, 3, 3, 1, 2, 3, 4, 5, 6, 7, 8, 0};
   Tensor y = random_tensor({5, width()}, 2, dtype());
 
-  sum_rows(stream_, x, make_tensor<int32_t>({6}, offsets), make_tensor<int32_t>({13}, members), y);
+  sum_rows(stream_, x, make_tensor<int32_t>({6}, offsets), make_tensor<int32_t>({13}, members), 0,
+           y);
 
   const auto in = to_floats(x), out = to_floats(y);
   for (size_t row = 0; row < 5; ++row) {
@@ -62,12 +63,31 @@ TEST_P(PermuteTest, SumsTheMembersOfEachRowInOrder) {
   }
 }
 
+// The same sums as by offsets, of members that are numbered from elsewhere.
+TEST_P(PermuteTest, SumsMembersOfEqualNumberUnlessTheyAreNone) {
+  const Tensor x = random_tensor({kRows, width()}, 1, dtype());
+  const std::vector<int32_t> offsets = {0, 2, 2, 8}, members = {28, 23, 21, 22, 23, 24, 25, 26};
+  const std::vector<int32_t> padded = {-1, 28, -1, -1, 23, -1, -1, -1, -1,
+                                       -1, -1, -1, 21, 22, 23, 24, 25, 26};
+  Tensor expected({3, width()}, dtype()), y = random_tensor({3, width()}, 2, dtype());
+  sum_rows(stream_, x, make_tensor<int32_t>({4}, offsets), make_tensor<int32_t>({8}, members), 20,
+           expected);
+
+  sum_rows(stream_, x, {}, make_tensor<int32_t>({18}, padded), 20, y);
+
+  EXPECT_EQ(to_floats(y), to_floats(expected));
+  const auto in = to_floats(x), out = to_floats(y);
+  float first = in[static_cast<size_t>(8 * width())] + in[static_cast<size_t>(3 * width())];
+  if (dtype() == DType::bf16) first = bfloat16(first);
+  EXPECT_EQ(out[0], first);
+}
+
 TEST_P(PermuteTest, NoRowsAreNoWork) {
   const Tensor x = random_tensor({kRows, width()}, 1, dtype());
   Tensor none({0, width()}, dtype());
 
   gather_rows(stream_, x, Tensor({0}, DType::i32), none);
-  sum_rows(stream_, x, make_tensor<int32_t>({1}, {0}), Tensor({0}, DType::i32), none);
+  sum_rows(stream_, x, make_tensor<int32_t>({1}, {0}), Tensor({0}, DType::i32), 0, none);
 }
 
 INSTANTIATE_TEST_SUITE_P(Widths, PermuteTest,

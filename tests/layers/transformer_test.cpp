@@ -19,6 +19,7 @@ struct PassCase {
   std::string name;
   Structure structure;
   bool recompute;
+  bool keeps_plans = false;
 };
 
 class PassTest : public testing::TestWithParam<PassCase> {
@@ -27,7 +28,9 @@ class PassTest : public testing::TestWithParam<PassCase> {
       : config_(tiny_model(GetParam().structure)),
         model_(stream_, config_, dist_, {.seed = 5, .recompute = GetParam().recompute}),
         statistics_(test::statistics_for(config_, model_.num_moe_layers())),
-        batches_{test::synthetic_batch(config_, 0, 2), test::synthetic_batch(config_, 2, 2)} {}
+        batches_{test::synthetic_batch(config_, 0, 2), test::synthetic_batch(config_, 2, 2)} {
+    reset();
+  }
 
   StepContext context(int pass) {
     return {.stream = stream_,
@@ -52,7 +55,9 @@ class PassTest : public testing::TestWithParam<PassCase> {
     statistics_.reset(stream_);
     for (int pass : {0, 1}) {
       passes_[pass] = {};
+      if (GetParam().keeps_plans) passes_[pass].plan_memory = &plans_[pass];
       saved_[pass].reset();
+      plans_[pass].reset();
     }
   }
 
@@ -70,7 +75,7 @@ class PassTest : public testing::TestWithParam<PassCase> {
   Transformer model_;
   StepStatistics statistics_;
   MicroBatch batches_[2];
-  Workspace saved_[2], scratch_;
+  Workspace saved_[2], plans_[2], scratch_;
   Transformer::Pass passes_[2];
 };
 
@@ -142,12 +147,57 @@ TEST_P(PassTest, WithoutGradientsLeavesNothingAtAllAndFindsTheSameLoss) {
   EXPECT_EQ(scratch_.live_bytes(), 0u);
 }
 
+// What the tokens before have left in it must not be used again.
+TEST_P(PassTest, MayBeUsedAgainForOtherTokens) {
+  forward(1);
+  backward(1);
+  const auto expected = gradients();
+  reset();
+  std::swap(batches_[0], batches_[1]);
+  forward(1);
+  backward(1);
+  std::swap(batches_[0], batches_[1]);
+  model_.parameters().zero_grads(stream_);
+  saved_[1].reset();
+  plans_[1].reset();
+
+  forward(1);
+  backward(1);
+
+  EXPECT_EQ(gradients(), expected);
+}
+
+// Two passes in flight, so that each must find its own plans.
+TEST_P(PassTest, RecomputationGivesTheSameGradients) {
+  Transformer kept(stream_, config_, dist_, {.seed = 5, .recompute = false});
+  for (int pass : {0, 1}) {
+    StepContext ctx = context(pass);
+    Transformer::Pass of_kept;
+    kept.forward(ctx, of_kept);
+    kept.backward(ctx, of_kept);
+  }
+  std::vector<std::vector<float>> expected;
+  for (const Parameter& p : kept.parameters().parameters()) {
+    expected.push_back(test::to_floats(p.grad));
+  }
+  reset();
+
+  forward(0);
+  forward(1);
+  backward(0);
+  backward(1);
+
+  EXPECT_EQ(gradients(), expected);
+}
+
 INSTANTIATE_TEST_SUITE_P(Models, PassTest,
                          testing::Values(PassCase{"dense", Structure::dense, false},
                                          PassCase{"vanilla", Structure::vanilla, false},
                                          PassCase{"fine_grained", Structure::fine_grained, false},
                                          PassCase{"bigmac", Structure::bigmac, false},
-                                         PassCase{"bigmac_recomputed", Structure::bigmac, true}),
+                                         PassCase{"bigmac_recomputed", Structure::bigmac, true},
+                                         PassCase{"bigmac_recomputed_by_kept_plans",
+                                                  Structure::bigmac, true, true}),
                          [](const auto& tested) { return tested.param.name; });
 
 // At 1,024 ranks a bucket of experts is summed by the 128 that hold copies of them.

@@ -392,6 +392,44 @@ TEST_P(CommunicatorTest, SeveralTransfersMayBeUnderWay) {
   }
 }
 
+// Their messages between two ranks differ in number of rows, width and dtype; some are empty.
+TEST_P(CommunicatorTest, SeveralAllToAllsMayBeOneOperation) {
+  const auto rows = [](int from, int to, int number) { return int64_t{3} * from + to + number; };
+  const int64_t widths[] = {5, 1, 33};
+  const DType dtypes[] = {DType::f32, DType::i32, DType::bf16};
+  std::vector<Tensor> in, out;
+  std::vector<std::vector<int64_t>> sent(3), received(3);
+  std::vector<Communicator::AllToAll> exchanges;
+  const auto tag = [&](int from, int to, int number) { return 17 * number + from * size() + to; };
+  for (int i = 0; i < 3; ++i) {
+    const auto at = static_cast<size_t>(i);
+    for (int r = 0; r < size(); ++r) {
+      sent[at].push_back(rows(rank(), r, i));
+      received[at].push_back(rows(r, rank(), i));
+    }
+    const auto sum = [](const std::vector<int64_t>& counts) {
+      return std::accumulate(counts.begin(), counts.end(), int64_t{0});
+    };
+    in.emplace_back(Shape{sum(sent[at]), widths[i]}, dtypes[i]);
+    out.emplace_back(Shape{sum(received[at]), widths[i]}, dtypes[i]);
+    int64_t row = 0;
+    for (int to = 0; to < size(); row += rows(rank(), to++, i)) {
+      fill_bytes(in[at].view().rows(row, rows(rank(), to, i)), tag(rank(), to, i));
+    }
+  }
+  for (size_t i = 0; i < 3; ++i) exchanges.push_back({in[i], sent[i], out[i], received[i]});
+
+  group().start_all_to_alls(stream_, exchanges)->wait(stream_);
+
+  for (int i = 0; i < 3; ++i) {
+    int64_t row = 0;
+    for (int from = 0; from < size(); row += rows(from++, rank(), i)) {
+      expect_bytes(out[static_cast<size_t>(i)].view().rows(row, rows(from, rank(), i)),
+                   tag(from, rank(), i));
+    }
+  }
+}
+
 // As in the backward pass: gradients are summed while rows travel and other collectives run.
 TEST_P(CommunicatorTest, ReductionsStayApartFromEachOtherAndFromOtherCollectives) {
   constexpr int64_t kLong = (int64_t{1} << 18) + 5;

@@ -105,6 +105,7 @@ class ExchangeTest : public testing::TestWithParam<std::tuple<size_t, size_t, in
         routed_(routing_.of(rank())),
         tokens_(static_cast<int64_t>(routed_.size())),
         idx_({tokens_, routing_.top_k}, DType::i32),
+        weights_({tokens_, routing_.top_k}, DType::f32),
         x_({tokens_, kWidth}, DType::f32) {
     for (int64_t t = 0; t < tokens_; ++t) {
       std::copy(routed_[static_cast<size_t>(t)].begin(), routed_[static_cast<size_t>(t)].end(),
@@ -113,19 +114,25 @@ class ExchangeTest : public testing::TestWithParam<std::tuple<size_t, size_t, in
         x_.data<float>()[t * kWidth + c] = token_value(rank(), t, c);
       }
     }
-    plan_ = exchange_->begin_plan(stream_, lists_, scratch_, idx_);
-    plan_->finish(stream_, lists_, scratch_);
+    for (int64_t i = 0; i < weights_.num_elements(); ++i) {
+      const int32_t expert = idx_.data<int32_t>()[i];
+      weights_.data<float>()[i] =
+          static_cast<float>(1000 * rank() + i) + 0.01f * static_cast<float>(expert);
+    }
+    begin();
   }
 
+  void begin() {
+    plan_ = exchange_->begin_plan(stream_, lists_, scratch_, idx_, weights_);
+    plan_->finish(stream_);
+  }
   // The rows of each chunk as the experts get them. All chunks are in flight at once.
   std::vector<ExpertRows> arrive(const Transfers& transfers) {
     std::vector<ExpertRows> rows;
     for (const auto& transfer : transfers) rows.push_back(transfer->arrive(stream_, scratch_));
     return rows;
   }
-  Transfers dispatch(ConstTensorView weights = {}) {
-    return plan_->dispatch(stream_, scratch_, x_, weights);
-  }
+  Transfers dispatch() { return plan_->dispatch(stream_, scratch_, x_); }
 
   int rank() { return test_mpi().rank(); }
   int64_t num_local_experts() { return kExperts / test_mpi().world_size(); }
@@ -171,7 +178,7 @@ class ExchangeTest : public testing::TestWithParam<std::tuple<size_t, size_t, in
   std::unique_ptr<ExpertExchange> exchange_;
   std::vector<std::vector<int32_t>> routed_;
   int64_t tokens_;
-  Tensor idx_, x_;
+  Tensor idx_, weights_, x_;
   std::unique_ptr<ExchangePlan> plan_;
 };
 
@@ -260,34 +267,52 @@ TEST_P(ExchangeTest, DispatchAndCombineAreTransposes) {
   EXPECT_NEAR(products[0], products[1], 1e-4);
 }
 
-TEST_P(ExchangeTest, WeightsFollowTheirRowsAndComeBackToTheirSlots) {
-  Tensor weights({tokens_, routing_.top_k}, DType::f32);
-  for (int64_t i = 0; i < weights.num_elements(); ++i) {
-    const int32_t expert = idx_.data<int32_t>()[i];
-    weights.data<float>()[i] =
-        static_cast<float>(1000 * rank() + i) + 0.01f * static_cast<float>(expert);
-  }
-
-  const Transfers transfers = dispatch(weights.view());
+TEST_P(ExchangeTest, WeightsFollowTheirRowsAndValuesComeBackToTheirSlots) {
+  const Transfers transfers = dispatch();
   const std::vector<ExpertRows> arrived = arrive(transfers);
+  Tensor values({plan_->num_expert_rows()}, DType::f32);
+  int64_t next = 0;
   for (const ExpertRows& rows : arrived) {
+    ASSERT_EQ(rows.weights.num_elements(), rows.x.dim(0));
     for (int64_t r = 0; r < rows.x.dim(0); ++r) {
-      float& value = rows.weights.data<float>()[r];
-      EXPECT_NEAR(value - std::floor(value), 0.01f * static_cast<float>(expert_of(rows, r)), 2e-3);
-      value *= -2.0f;  // What comes back is not what was sent.
+      const float weight = rows.weights.data<float>()[r];
+      EXPECT_NEAR(weight - std::floor(weight), 0.01f * static_cast<float>(expert_of(rows, r)),
+                  2e-3);
+      values.data<float>()[next++] = -2.0f * weight;  // What comes back is not what was sent.
     }
   }
-  for (size_t c = 0; c < arrived.size(); ++c) {
-    transfers[c]->leave(stream_, arrived[c].x, arrived[c].weights);
-  }
-  Tensor back(weights.shape(), DType::f32), out(x_.shape(), DType::f32);
-  for (const auto& transfer : transfers) {
-    transfer->finish(stream_, transfer->token_rows(out.view()), transfer->token_rows(back.view()));
-  }
+  ASSERT_EQ(next, values.num_elements());
+  Tensor back(weights_.shape(), DType::f32);
 
-  for (int64_t i = 0; i < weights.num_elements(); ++i) {
+  plan_->return_values(stream_, scratch_, values)->finish(stream_, back);
+
+  for (int64_t i = 0; i < weights_.num_elements(); ++i) {
     const bool dropped = idx_.data<int32_t>()[i] < 0;
-    EXPECT_EQ(back.data<float>()[i], dropped ? 0.0f : -2.0f * weights.data<float>()[i]);
+    EXPECT_EQ(back.data<float>()[i], dropped ? 0.0f : -2.0f * weights_.data<float>()[i]);
+  }
+}
+
+// Another pass over the same tokens, as recomputation makes it: the scratch memory of the first one
+// has been used for other things.
+TEST_P(ExchangeTest, AKeptPlanMovesTheRowsAgainWithoutPlanning) {
+  const std::vector<ExpertRows> first = arrive(dispatch());
+  exchange_->take_figures();
+  scratch_ = Workspace();
+
+  const std::vector<ExpertRows> again = arrive(dispatch());
+
+  EXPECT_EQ(exchange_->take_figures().metadata_bytes, 0);
+  ASSERT_EQ(again.size(), first.size());
+  for (size_t c = 0; c < again.size(); ++c) {
+    for (int64_t e = 0; e <= num_local_experts(); ++e) {
+      EXPECT_EQ(again[c].offsets[static_cast<size_t>(e)], first[c].offsets[static_cast<size_t>(e)]);
+    }
+    for (int64_t r = 0; r < again[c].x.dim(0); ++r) {
+      const float weight = again[c].weights.data<float>()[r];
+      const int source = static_cast<int>(weight) / 1000;
+      const int64_t token = static_cast<int64_t>(weight) % 1000 / routing_.top_k;
+      EXPECT_EQ(again[c].x.data<float>()[r * kWidth + 1], token_value(source, token, 1));
+    }
   }
 }
 
@@ -339,8 +364,7 @@ TEST_P(ExchangeTest, CountsTheRowsThatLeaveTheRank) {
 
 TEST_P(ExchangeTest, TheNumberOfChunksMayChangeFromOnePlanToTheNext) {
   exchange_->set_chunks(5);
-  plan_ = exchange_->begin_plan(stream_, lists_, scratch_, idx_);
-  plan_->finish(stream_, lists_, scratch_);
+  begin();
   Tensor out({tokens_, kWidth}, DType::f32);
 
   const Transfers transfers = dispatch();

@@ -77,7 +77,8 @@ class PlanOnLayoutsTest : public ::testing::TestWithParam<Case> {
 TransformerOptions options_of(const RunConfig& config) {
   return {.compute_dtype = config.run.compute_dtype,
           .seed = 3,
-          .exchange = {.deduplicate = config.parallel.deduplicate}};
+          .exchange = {.deduplicate = config.parallel.deduplicate},
+          .recompute = config.parallel.recompute};
 }
 
 // Copies of each element of a group's parameters in the whole world.
@@ -162,7 +163,7 @@ Pass forward_backward(const RunConfig& config, const ParallelLayout& layout,
   }
   const DistributedContext dist(test_mpi(), layout, Device{}, hosts);
   Transformer model(stream, config.model, dist, options_of(config));
-  Workspace saved, scratch;
+  Workspace saved, scratch, plans;
   StepStatistics statistics = test::statistics_for(config.model, model.num_moe_layers());
   const int64_t sequences = config.train.micro_batch_size;
   const MicroBatch batch =
@@ -176,11 +177,13 @@ Pass forward_backward(const RunConfig& config, const ParallelLayout& layout,
       .scales = test::size_of(config.model, config.train.global_batch_size).loss_scales(),
       .statistics = &statistics};
   Transformer::Pass pass;
+  pass.plan_memory = &plans;
   model.forward(ctx, pass);
   model.backward(ctx, pass);
 
   double sums[] = {
-      static_cast<double>((saved.high_water() + scratch.high_water())) / layout.world_size(),
+      static_cast<double>(saved.high_water() + scratch.high_water() + plans.high_water()) /
+          layout.world_size(),
       static_cast<double>(model.take_exchange_figures().row_bytes)};
   dist.world().all_reduce(stream, view_of(std::span<double>(sums)), ReduceOp::sum);
   return {.mean_peak = sums[0], .exchange_bytes = static_cast<int64_t>(sums[1])};
@@ -198,6 +201,19 @@ TEST_P(PlanOnLayoutsTest, BalancedRoutingTakesWhatIsPlanned) {
   const int64_t tokens = config.train.micro_batch_size * layout().dp() * config.model.seq_len;
   EXPECT_EQ(pass.exchange_bytes,
             exchange_bytes_per_step(config.model, tokens, layout().ep(), config.run.compute_dtype));
+}
+
+// The plans of exchanges are kept until blocks run again.
+TEST_P(PlanOnLayoutsTest, BalancedRoutingWithRecomputationTakesWhatIsPlanned) {
+  RunConfig config = this->config();
+  config.model.router.force_balanced = true;
+  config.parallel.recompute = true;
+  const Plan plan = make_plan(config, layout());
+
+  const Pass pass = forward_backward(config, layout());
+
+  EXPECT_NEAR(static_cast<double>(plan.memory.activations.peak()), pass.mean_peak,
+              0.01 * pass.mean_peak);
 }
 
 TEST_P(PlanOnLayoutsTest, FreeRoutingWithDeduplicationStaysWithinTenPercent) {

@@ -149,6 +149,20 @@ TEST_P(CountingCommunicatorTest, AnAllToAllTellsTheBytesOfEveryPeer) {
   EXPECT_THAT(seen.received, testing::ElementsAre(60, 20));
 }
 
+TEST_P(CountingCommunicatorTest, SeveralAllToAllsAreOneCollective) {
+  SeenCollectives seen;
+  const auto group = make_counting_communicator(1, 2, "ep", &seen);
+  const std::vector<int64_t> to = {1, 2}, from = {3, 1};
+
+  const Communicator::AllToAll exchanges[] = {{tensor({3, 5}), to, tensor({4, 5}), from},
+                                              {tensor({4, 2}), from, tensor({3, 2}), to}};
+  group->start_all_to_alls(stream_, exchanges)->wait(stream_);
+
+  EXPECT_THAT(seen.bytes, testing::ElementsAre(104));
+  EXPECT_THAT(seen.sent, testing::ElementsAre(20 + 24, 40 + 8));
+  EXPECT_THAT(seen.received, testing::ElementsAre(60 + 8, 20 + 16));
+}
+
 TEST_P(CountingCommunicatorTest, AGroupOfOneMovesNothing) {
   SeenCollectives seen;
   const auto group = make_counting_communicator(0, 1, "ep", &seen);

@@ -89,7 +89,7 @@ StepContext CountedRank::context(Workspace& saved, Workspace& scratch, const Mic
 
 ActivationPlan CountedRank::run_micro_batch(bool is_last) {
   const Device device = stream_.device();
-  Workspace saved(device), scratch(device);
+  Workspace saved(device), scratch(device), plans(device);
   const MicroBatch batch =
       batch_of(config_.train.micro_batch_size, model_.config().seq_len, device);
   StepContext ctx = context(saved, scratch, batch);
@@ -97,13 +97,16 @@ ActivationPlan CountedRank::run_micro_batch(bool is_last) {
     ctx.gradients_are_final = [this](int stage) { optimizer_.start_reduction(stream_, stage); };
   }
   Transformer::Pass pass;
+  pass.plan_memory = &plans;
   if (options_.trace) options_.trace->set_phase(Phase::forward);
   model_.forward(ctx, pass);
-  const auto kept = static_cast<int64_t>(saved.live_bytes());
+  const auto kept = static_cast<int64_t>(saved.live_bytes() + plans.live_bytes());
   if (options_.trace) options_.trace->set_phase(Phase::backward);
   model_.backward(ctx, pass);
   return {.saved = kept,
-          .temporaries = static_cast<int64_t>(saved.high_water() + scratch.high_water()) - kept,
+          .temporaries =
+              static_cast<int64_t>(saved.high_water() + scratch.high_water() + plans.high_water()) -
+              kept,
           .exchange_buffers = model_.take_exchange_figures().buffer_bytes};
 }
 

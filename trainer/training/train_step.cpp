@@ -37,6 +37,7 @@ TrainStep::TrainStep(Stream& stream, Transformer& model, const DistributedContex
       dist_(dist),
       saved_(stream.device()),
       scratch_(stream.device()),
+      plans_(stream.device()),
       statistics_(model.num_moe_layers(), model.config().num_experts, stream.device()),
       forward_time_(stream.device()),
       backward_time_(stream.device()),
@@ -68,6 +69,7 @@ void TrainStep::reset_figures() {
 
 void TrainStep::forward_backward(StepContext& ctx) {
   Transformer::Pass pass;
+  pass.plan_memory = &plans_;
   dist_.set_phase(Phase::forward);
   {
     const ScopedTimer timer(forward_time_, stream_);
@@ -78,6 +80,7 @@ void TrainStep::forward_backward(StepContext& ctx) {
   model_.backward(ctx, pass);
   saved_.reset();
   scratch_.reset();
+  plans_.reset();
 }
 
 StepReport TrainStep::run(std::span<const MicroBatch> micro_batches, const GlobalBatchSize& size,

@@ -58,7 +58,7 @@ class TrainStep {
   Transformer& model_;
   DistributedOptimizer* optimizer_ = nullptr;
   const DistributedContext& dist_;
-  Workspace saved_, scratch_;
+  Workspace saved_, scratch_, plans_;
   std::vector<MicroBatch> copied_;  // the step's micro-batches on the device; empty on the CPU
   StepStatistics statistics_;
   Stopwatch forward_time_, backward_time_, optimizer_time_;

@@ -44,6 +44,12 @@ SWITCHYARD_COUNTED("_ZN4simt7enqueueEP14EmulatedStreamSt8functionIFvvEE", void, 
   count(counts.libraries);
   real_enqueue(stream, std::move(task));
 }
+// An operation of NCCL.
+SWITCHYARD_COUNTED("_ZN4simt13enqueue_jointEP14EmulatedStreamSt8functionIFbvEE", void,
+                   enqueue_joint, cudaStream_t stream, std::function<bool()> task) {
+  count(counts.libraries);
+  real_enqueue_joint(stream, std::move(task));
+}
 
 SWITCHYARD_COUNTED("_Z17cudaMemcpy2DAsyncPvmPKvmmm14cudaMemcpyKindP14EmulatedStream", cudaError_t,
                    copy_2d, void* to, size_t to_pitch, const void* from, size_t from_pitch,
@@ -78,4 +84,14 @@ SWITCHYARD_COUNTED("_Z20cudaEventSynchronizeP13EmulatedEvent", cudaError_t, sync
 SWITCHYARD_COUNTED("_Z21cudaDeviceSynchronizev", cudaError_t, synchronize_device) {
   count_wait();
   return real_synchronize_device();
+}
+
+// Every message of a collective over MPI goes through this call (parallel/mpi_messages.h).
+SWITCHYARD_COUNTED(
+    "_ZN10switchyard11MpiMessages8exchangeERKSt8functionIFNS_15ConstTensorViewEmEERKS1_IFNS_"
+    "10TensorV"
+    "iewEmEE",
+    void, mpi_exchange, void* self, const void* sent, const void* received) {
+  ++counts.mpi;
+  return real_mpi_exchange(self, sent, received);
 }

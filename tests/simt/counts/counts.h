@@ -15,10 +15,11 @@ struct Counts {
   // How often the host waited for work that it had put into a stream: synchronisations, and copies
   // to ordinary host memory. Waits without new work since the last one are not counted.
   int64_t waits = 0;
+  int64_t mpi = 0;  // collectives over MPI, of host memory
 
   Counts operator-(const Counts& from) const {
     return {kernels - from.kernels, libraries - from.libraries, copies - from.copies,
-            fills - from.fills, waits - from.waits};
+            fills - from.fills,     waits - from.waits,         mpi - from.mpi};
   }
   int64_t launches() const { return kernels + libraries + copies + fills; }
 };

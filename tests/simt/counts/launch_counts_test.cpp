@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/basic/elementwise.h"
 #include "layers/moe.h"
 #include "layers/transformer.h"
 #include "mpi/mpi_test.h"
@@ -27,9 +28,9 @@ void print_row(const std::string& what, const Counts& counts) {
   if (test_mpi().rank() != 0) return;
   std::cout << fmt::format(
       "{:<44} {:>4} launches ({} kernels, {} libraries, {} copies, {} fills), "
-      "{} waits\n",
+      "{} waits, {} MPI\n",
       what, counts.launches(), counts.kernels, counts.libraries, counts.copies, counts.fills,
-      counts.waits);
+      counts.waits, counts.mpi);
 }
 
 DistributedContext all_experts_apart() {
@@ -86,10 +87,102 @@ LayerCounts count_layer(const ModelConfig& config, int chunks, DType dtype) {
   return counts;
 }
 
-TEST(LaunchCounts, OfAMoeLayerAndMicroBatch) {
+// Of the exchange alone: a forward pass that plans, one with the plan of an earlier pass, and a
+// backward pass.
+struct ExchangeCounts {
+  Counts planning, forward, backward;
+};
+
+class ExchangeBench {
+ public:
+  explicit ExchangeBench(int chunks)
+      : exchange_(
+            make_expert_exchange(dist_.exchange_groups(), device_, kExperts, {.chunks = chunks})) {
+    std::vector<int32_t> experts;
+    for (int32_t i = 0; i < kTokens * kTopK; ++i) experts.push_back((i * 5 + i / 8) % kExperts);
+    copy(stream_, view_of(std::span<const int32_t>(experts)),
+         idx_.view().reshape({kTokens * kTopK}));
+  }
+
+  // Of the second pass; the first one allocates.
+  ExchangeCounts count() {
+    ExchangeCounts counts;
+    for (int pass = 0; pass < 2; ++pass) {
+      const Counts begin = counts_so_far();
+      const auto plan = exchange_->begin_plan(stream_, lists_, scratch_, idx_, weights_);
+      plan->finish(stream_);
+      there_and_back(*plan);
+      const Counts planned = counts_so_far();
+      there_and_back(*plan);
+      const Counts repeated = counts_so_far();
+      const Tensor values({plan->num_expert_rows()}, DType::f32, device_);
+      const Counts made = counts_so_far();  // The tensor is filled with zeros.
+      there_and_back(*plan);
+      plan->return_values(stream_, scratch_, values)->finish(stream_, weights_);
+      counts = {planned - begin, repeated - planned, counts_so_far() - made};
+      stream_.synchronize();
+      lists_.reset();
+      scratch_.reset();
+    }
+    return counts;
+  }
+
+ private:
+  static constexpr int kExperts = 8;
+  static constexpr int64_t kTokens = 32, kTopK = 2, kWidth = 16;
+
+  void there_and_back(ExchangePlan& plan) {
+    const auto chunks = plan.dispatch(stream_, scratch_, x_);
+    for (const auto& chunk : chunks) {
+      const ExpertRows rows = chunk->arrive(stream_, scratch_);
+      chunk->leave(stream_, rows.x);
+    }
+    for (const auto& chunk : chunks) chunk->finish(stream_, chunk->token_rows(x_.view()));
+  }
+
+  Device device_ = test::device();
+  Stream stream_{device_};
+  DistributedContext dist_ = all_experts_apart();
+  std::unique_ptr<ExpertExchange> exchange_;
+  Workspace lists_{device_}, scratch_{device_};
+  Tensor idx_{{kTokens, kTopK}, DType::i32, device_},
+      weights_{{kTokens, kTopK}, DType::f32, device_};
+  Tensor x_{{kTokens, kWidth}, DType::bf16, device_};
+};
+
+TEST(LaunchCounts, AnExchangePlansAllItsChunksAtOnceAndWaitsOnce) {
+  const bool alone = test_mpi().world_size() == 1;
+  for (const int chunks : {1, 2, 4}) {
+    if (chunks > 1 && alone) continue;
+    const ExchangeCounts counts = ExchangeBench(chunks).count();
+    const std::string what = fmt::format("exchange alone, {} chunks", chunks);
+    print_row(what + ": plan, forward", counts.planning);
+    print_row(what + ": kept plan, forward", counts.forward);
+    print_row(what + ": backward", counts.backward);
+
+    // There and back: the rows of the first chunk and of the others are gathered; then each chunk
+    // is sent, gathered for its experts, summed, sent back and summed.
+    const int64_t there_and_back = alone ? 2 : (chunks > 1 ? 2 : 1) + 5 * chunks;
+    // Counted, added up and listed; sent and copied to the host; assignments sent and listed. One
+    // rank sends nothing, but puts the weights into the order of the experts.
+    const int64_t planning = alone ? 5 : 7;
+    // The values are gathered, sent, and gathered.
+    const int64_t returned = alone ? 1 : 3;
+    EXPECT_EQ(counts.planning.launches(), planning + there_and_back);
+    EXPECT_LE(counts.planning.launches(), 30);
+    EXPECT_EQ(counts.forward.launches(), there_and_back);
+    EXPECT_EQ(counts.backward.launches(), there_and_back + returned);
+    EXPECT_EQ(counts.planning.waits, 1);
+    EXPECT_EQ(counts.planning.copies, 1);
+    EXPECT_EQ(counts.forward.waits + counts.backward.waits, 0);
+    EXPECT_EQ(counts.planning.mpi + counts.forward.mpi + counts.backward.mpi, 0);
+  }
+}
+
+TEST(LaunchCounts, AMoeLayerWaitsOncePerMicroBatchAndSendsNothingOverMpi) {
   for (const Structure structure : {Structure::fine_grained, Structure::bigmac}) {
     for (const double capacity_factor : {0.0, 1.2}) {
-      for (const int chunks : {1, 4}) {
+      for (const int chunks : {1, 2, 4}) {
         if (chunks > 1 && test_mpi().world_size() == 1) continue;
         const LayerCounts counts =
             count_layer(model(structure, capacity_factor), chunks, DType::bf16);
@@ -97,16 +190,19 @@ TEST(LaunchCounts, OfAMoeLayerAndMicroBatch) {
                                              capacity_factor, chunks);
         print_row(what + ": forward", counts.forward);
         print_row(what + ": backward", counts.backward);
+        EXPECT_EQ(counts.forward.waits, 1);
+        EXPECT_EQ(counts.backward.waits, 0);
+        EXPECT_EQ(counts.forward.mpi + counts.backward.mpi, 0);
       }
     }
   }
 }
 
-Counts count_step(int micro_batches) {
+Counts count_step(int micro_batches, bool recompute = false) {
   const ModelConfig config = model(Structure::fine_grained, 0.0);
   Stream stream(test::device());
   const DistributedContext dist = all_experts_apart();
-  Transformer model(stream, config, dist, {.compute_dtype = DType::bf16});
+  Transformer model(stream, config, dist, {.compute_dtype = DType::bf16, .recompute = recompute});
   DistributedOptimizer optimizer(stream, {}, model.parameters(), dist);
   TrainStep step(stream, model, optimizer, dist);
   std::vector<MicroBatch> batches;
@@ -126,13 +222,16 @@ Counts count_step(int micro_batches) {
 
 TEST(LaunchCounts, AStepOfOneRankWaitsForCountsOfExpertsAndTwiceAtItsEnd) {
   const Counts one = count_step(1), two = count_step(2);
+  const Counts recomputed = count_step(1, /*recompute=*/true);
   print_row("2 layers, 1 micro-batch: step", one);
   print_row("2 layers, 2 micro-batches: step", two);
+  print_row("2 layers, 1 micro-batch, recomputed: step", recomputed);
   if (test_mpi().world_size() > 1) return;
 
   constexpr int64_t kMoeLayers = 2;
   EXPECT_EQ(one.waits, kMoeLayers + 2);
   EXPECT_EQ(two.waits, 2 * kMoeLayers + 2);
+  EXPECT_EQ(recomputed.waits, one.waits);  // The plans of the forward pass are used again.
 }
 
 }  // namespace

@@ -121,6 +121,16 @@ inline uint32_t __ballot_sync(uint32_t mask, int predicate) {
   });
   return votes;
 }
+// The lanes that have the same value.
+inline uint32_t __match_any_sync(uint32_t mask, int value) {
+  uint32_t same = 0;
+  simt::meet_warp(mask, &value, sizeof(value), [&](const std::byte* all) {
+    for (int l = 0; l < 32; ++l) {
+      if ((mask >> l & 1u) && simt::value_of_lane<int>(all, l) == value) same |= 1u << l;
+    }
+  });
+  return same;
+}
 inline int __any_sync(uint32_t mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 inline int __all_sync(uint32_t mask, int predicate) {
   return __ballot_sync(mask, predicate) == mask;

@@ -83,7 +83,7 @@ TEST(NcclGroupsTest, OnlyGroupsThatExchangeRowsAreWarmedWithMessagesBetweenAllRa
   EXPECT_EQ(simt::nccl_messages(), before);
 
   context(/*tp=*/1, /*ep=*/4);
-  EXPECT_EQ(simt::nccl_messages() - before, 2 * 3);  // a row to and from each of the other ranks
+  EXPECT_EQ(simt::nccl_messages() - before, 2 * 4);  // a row to and from each rank, itself too
 }
 
 // NCCL connects ranks for an algorithm when it first chooses it, by the size of a collective.

@@ -133,7 +133,7 @@ Measured measure(const RunConfig& config) {
                      .seed = 3,
                      .recompute = config.parallel.recompute});
   DistributedOptimizer optimizer(stream, config.optimizer, model.parameters(), dist);
-  Workspace saved, scratch;
+  Workspace saved, scratch, plans;
   StepStatistics statistics = test::statistics_for(config.model, model.num_moe_layers());
   const MicroBatch batch = test::synthetic_batch(config.model, 0, config.train.micro_batch_size);
   StepContext ctx{
@@ -145,12 +145,13 @@ Measured measure(const RunConfig& config) {
       .scales = test::size_of(config.model, config.train.global_batch_size).loss_scales(),
       .statistics = &statistics};
   Transformer::Pass pass;
+  pass.plan_memory = &plans;
   model.forward(ctx, pass);
   model.backward(ctx, pass);
 
-  Measured measured{
-      .elements = model.parameters().num_elements(),
-      .workspace_peak = static_cast<int64_t>((saved.high_water() + scratch.high_water()))};
+  Measured measured{.elements = model.parameters().num_elements(),
+                    .workspace_peak = static_cast<int64_t>(
+                        saved.high_water() + scratch.high_water() + plans.high_water())};
   for (const Parameter& p : model.parameters().parameters()) {
     measured.whole_elements += p.spec.global_shape.num_elements();
   }
