@@ -50,6 +50,10 @@ class PassTest : public testing::TestWithParam<PassCase> {
     StepContext ctx = context(pass);
     model_.backward(ctx, passes_[pass]);
   }
+  void run_two_in_flight() {
+    for (int pass : {0, 1}) forward(pass);
+    for (int pass : {0, 1}) backward(pass);
+  }
   void reset() {
     model_.parameters().zero_grads(stream_);
     statistics_.reset(stream_);
@@ -90,10 +94,7 @@ TEST_P(PassTest, TwoInFlightGiveTheGradientsAndLossesOfOneAfterTheOther) {
   const double expected_loss = statistics_.read(stream_).loss;
   reset();
 
-  forward(0);
-  forward(1);
-  backward(0);
-  backward(1);
+  run_two_in_flight();
 
   EXPECT_EQ(gradients(), expected);
   EXPECT_EQ(statistics_.read(stream_).loss, expected_loss);
@@ -182,10 +183,7 @@ TEST_P(PassTest, RecomputationGivesTheSameGradients) {
   }
   reset();
 
-  forward(0);
-  forward(1);
-  backward(0);
-  backward(1);
+  run_two_in_flight();
 
   EXPECT_EQ(gradients(), expected);
 }
