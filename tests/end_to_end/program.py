@@ -30,6 +30,11 @@ def environment(**more):
             "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMPI_MCA_pml": "ob1", **more}
 
 
+def patience(seconds):
+    """A limit of time, longer where sanitizers slow the program down (see CMakePresets.json)."""
+    return seconds * float(os.environ.get("SWITCHYARD_TEST_PATIENCE", "1"))
+
+
 def command(ranks, *arguments):
     program = [SWITCHYARD, *map(str, arguments)]
     return program if ranks == 0 else [MPIEXEC, *MPI_FLAGS, "-n", str(ranks), *program]
@@ -78,7 +83,7 @@ def run(job, folder, timeout, **options):
     """Exit code and output of a job that must end by itself."""
     process = start(job, folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
     try:
-        output = process.communicate(timeout=timeout)[0]
+        output = process.communicate(timeout=patience(timeout))[0]
     finally:
         kill(process)
     return process.returncode, output
@@ -153,7 +158,7 @@ class Program(unittest.TestCase):
 
     def wait_for(self, job, condition, interval=0.002):
         """Waits until the condition holds; fails if the job ends first."""
-        deadline = time.time() + 60
+        deadline = time.time() + patience(60)
         while not condition() and job.poll() is None and time.time() < deadline:
             time.sleep(interval)
         self.assertTrue(condition())
