@@ -25,6 +25,9 @@ import subprocess
 import sys
 import time
 
+import endings
+from endings import Unusable
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 GGML_TYPES = {"f32": 0, "f16": 1}  # of ggml.h
 TURNS, TURN_TOKENS = 5, 4  # the latter as in `switchyard bench generate`
@@ -63,7 +66,7 @@ def measure_llama(sources, gguf, cache, prompt, samples, threads):
     p.kv_unified = False
     context = llama.llama_init_from_model(model, p)
     if not context:
-        raise SystemExit(f"llama.cpp cannot decode {gguf} with a cache in {cache}")
+        raise Unusable(f"llama.cpp cannot decode {gguf} with a cache in {cache}")
     memory, batch = llama.llama_get_memory(context), llama.llama_batch_init(2048, 0, most)
 
     def decode(*tokens):
@@ -71,7 +74,7 @@ def measure_llama(sources, gguf, cache, prompt, samples, threads):
         begin = time.perf_counter()
         code = llama.llama_decode(context, batch)
         if code != 0:
-            raise SystemExit(f"llama.cpp: llama_decode failed with code {code}")
+            raise Unusable(f"llama.cpp: llama_decode failed with code {code}")
         llama.llama_get_logits_ith(context, batch.n_tokens - 1)  # waits for it
         return time.perf_counter() - begin
 
@@ -103,7 +106,7 @@ def run(command, **environment):
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True,
                           env=os.environ | environment)
     if done.returncode != 0:
-        raise SystemExit(f"{' '.join(map(str, command))} failed:\n{done.stderr}")
+        raise Unusable(f"{' '.join(map(str, command))} failed:\n{done.stderr}")
     return done.stdout
 
 
@@ -138,13 +141,13 @@ class Contender:
             if line.startswith(beginning):
                 self.process.send_signal(signal.SIGSTOP)
                 return
-        raise SystemExit(f"{self.name} ended early:\n{''.join(lines)}")
+        raise Unusable(f"{self.name} ended early:\n{''.join(lines)}")
 
     def finish(self):
         self.process.send_signal(signal.SIGCONT)
         output, errors = self.process.communicate()
         if self.process.returncode != 0:
-            raise SystemExit(f"{self.name} failed:\n{errors}")
+            raise Unusable(f"{self.name} failed:\n{errors}")
         return output
 
 
@@ -202,9 +205,12 @@ def main():
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--work", type=pathlib.Path, default=ROOT / "runs/compare_llama_cpp")
     arguments = parser.parse_args()
-    arguments.work.mkdir(parents=True, exist_ok=True)
     for name in ("sources", "text", "work", "program"):
         setattr(arguments, name, getattr(arguments, name).resolve())
+    endings.require_llama_cpp(arguments.sources)
+    if not arguments.text.is_file():
+        raise Unusable(f"{arguments.text} is no file of text")
+    endings.make_folder(arguments.work)
     convert(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     programs = []
@@ -222,4 +228,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    endings.run(main)

@@ -31,8 +31,7 @@ try:
     import torch.nn.functional as F
     import yaml
 except ImportError as missing:
-    endings.without(missing, "compare_pytorch", "run scripts/transformers_environment.sh FOLDER, "
-                    "and start the script with FOLDER/bin/python")
+    endings.without(missing, endings.ENVIRONMENT)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "bench_fine_grained.yaml"

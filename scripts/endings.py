@@ -63,24 +63,41 @@ def picture(folder, name):
     return file
 
 
+def require_llama_cpp(sources):
+    """That llama.cpp is built in the sources of llama-cpp-python."""
+    if not (sources / "build/bin").is_dir():
+        raise Unusable(f"{sources / 'build/bin'} holds no llama.cpp; scripts/export_check.sh "
+                       "--llama-cpp builds it in build/llama_cpp")
+
+
+ENVIRONMENT = ("run scripts/transformers_environment.sh FOLDER, and start the script with "
+               "FOLDER/bin/python")
+
+
+def name():
+    """Of the script that runs, as it begins its sentences."""
+    return pathlib.Path(sys.argv[0]).stem
+
+
+def without(error, remedy="run scripts/setup.sh, and start the script with /usr/bin/python3"):
+    """Ends a script that lacks one of its packages."""
+    sys.exit(f"{name()}: Python lacks a package ({error}); {remedy}")
+
+
 def run(main):
     """Calls main(). What the script cannot work with ends it with a sentence."""
-    name = pathlib.Path(sys.argv[0]).stem
     try:
         main()
         sys.stdout.flush()
     except Unusable as error:
-        sys.exit(f"{name}: {error}")
+        sys.exit(f"{name()}: {error}")
+    except ModuleNotFoundError as error:
+        without(error, ENVIRONMENT)  # What main() imports by itself are the large packages.
     except BrokenPipeError:
         sys.stderr.close()  # the reader of the output has ended, which is no mistake of this script
         sys.exit(1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        sys.exit(f"{name}: {where}{error.strerror or error}")
+        sys.exit(f"{name()}: {where}{error.strerror or error}")
     except KeyboardInterrupt:
-        sys.exit(f"{name}: interrupted")
-
-
-def without(error, name, remedy="run scripts/setup.sh, and start the script with /usr/bin/python3"):
-    """Ends a script that lacks one of its packages."""
-    sys.exit(f"{name}: Python lacks a package ({error}); {remedy}")
+        sys.exit(f"{name()}: interrupted")

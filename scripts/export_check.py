@@ -15,13 +15,18 @@ import sys
 import types
 
 import endings
-import h5py
-import numpy as np
-import yaml
 from endings import Unusable
+
+try:
+    import h5py
+    import numpy as np
+    import yaml
+    from reference_forward import load_checkpoint
+    from reference_model import ReferenceModel, cross_entropy
+except ImportError as missing:
+    endings.without(missing, endings.ENVIRONMENT)
+
 from export_cases import EXPORTS, IMPORTS, SIZES
-from reference_forward import load_checkpoint
-from reference_model import ReferenceModel, cross_entropy
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LOGITS_LIMIT, LOSS_LIMIT, KL_LIMIT, PERPLEXITY_LIMIT = 1e-4, 1e-5, 1e-3, 5e-3

@@ -18,7 +18,7 @@ try:
     import numpy as np
     from scipy import optimize, stats
 except ImportError as missing:
-    endings.without(missing, "study")
+    endings.without(missing)
 
 import plot
 import study_runs

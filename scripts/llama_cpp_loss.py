@@ -8,11 +8,17 @@ SOURCES: the unpacked sources of llama-cpp-python, with llama.cpp built in their
 HELD_OUT.npz: tokens and targets, each [sequences, seq_len]; a target of -1 does not count.
 """
 
+import argparse
 import os
 import pathlib
 import sys
 
-import numpy as np
+import endings
+
+try:
+    import numpy as np
+except ImportError as missing:
+    endings.without(missing, endings.ENVIRONMENT)
 
 
 def convert(sources, folder, gguf_file):
@@ -45,11 +51,15 @@ def loss(sources, gguf_file, tokens, targets):
 
 
 def main():
-    sources, folder, held_out = map(pathlib.Path, sys.argv[1:])
-    gguf_file, data = folder.parent / "model.gguf", np.load(held_out)
-    convert(sources, folder, gguf_file)
-    print(loss(sources, gguf_file, data["tokens"], data["targets"]))
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    for name in ("sources", "folder", "held_out"):
+        parser.add_argument(name, type=pathlib.Path)
+    arguments = parser.parse_args()
+    endings.require_llama_cpp(arguments.sources)
+    gguf_file, data = arguments.folder.parent / "model.gguf", np.load(arguments.held_out)
+    convert(arguments.sources, arguments.folder, gguf_file)
+    print(loss(arguments.sources, gguf_file, data["tokens"], data["targets"]))
 
 
 if __name__ == "__main__":
-    main()
+    endings.run(main)

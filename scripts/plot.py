@@ -22,7 +22,7 @@ try:
     from matplotlib.colors import TwoSlopeNorm
     from matplotlib.ticker import MaxNLocator
 except ImportError as missing:
-    endings.without(missing, "plot")
+    endings.without(missing)
 
 # The colours of Okabe and Ito, which colour-blind readers can distinguish, too.
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]

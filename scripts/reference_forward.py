@@ -17,7 +17,7 @@ try:
     import yaml
     from reference_model import ReferenceModel, cross_entropy
 except ImportError as missing:
-    endings.without(missing, "reference_forward")
+    endings.without(missing)
 
 # In YAML 1.2, and for the program, 1e-05 is a number; without this PyYAML reads it as text.
 yaml.SafeLoader.add_implicit_resolver(

@@ -16,11 +16,15 @@ import subprocess
 import tempfile
 
 import endings
-import h5py
-import numpy as np
 from endings import Unusable
-from reference_forward import load_checkpoint
-from reference_model import ReferenceModel
+
+try:
+    import h5py
+    import numpy as np
+    from reference_forward import load_checkpoint
+    from reference_model import ReferenceModel
+except ImportError as missing:
+    endings.without(missing, endings.ENVIRONMENT)
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SEQUENCES = 2

@@ -30,7 +30,7 @@ try:
     import study_runs
     import study_slurm
 except ImportError as missing:
-    endings.without(missing, "study")
+    endings.without(missing)
 
 
 def load_report():
@@ -39,7 +39,7 @@ def load_report():
     try:
         import study_report  # noqa: PLC0415
     except ImportError as missing:
-        endings.without(missing, "study")
+        endings.without(missing)
     return study_report
 
 
@@ -277,6 +277,8 @@ def main():
     notice_changes(study, done)
     report = None if arguments.run or arguments.slurm else load_report()
     if arguments.report:
+        if not done:
+            raise Unusable(f"{runner.results.file} holds no results of this study; run it first")
         print(report.write(study, runner, folder))
         return
     # The jobs of a scheduler share the folder.

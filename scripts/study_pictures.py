@@ -14,7 +14,7 @@ try:
     import matplotlib.pyplot as plt
     import numpy as np
 except ImportError as missing:
-    endings.without(missing, "study")
+    endings.without(missing)
 
 import ladder_fit
 import plot

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -46,6 +47,25 @@ class EndingsTest(unittest.TestCase):
         file = self.root / "evaluation.json"
         file.write_text(json.dumps(content))
         return file
+
+    def test_every_script_says_which_package_it_lacks(self):
+        scripts = [path for path in SCRIPTS.glob("*.py")
+                   if os.access(path, os.X_OK) and not path.name.startswith("check_")]
+        self.assertGreater(len(scripts), 10)
+        for script in scripts:
+            # With -S Python finds its own modules alone.
+            done = subprocess.run([sys.executable, "-S", script], capture_output=True, text=True,
+                                  stdin=subprocess.DEVNULL, check=False)
+            with self.subTest(script=script.name):
+                self.assertNotIn("Traceback", done.stderr)
+                self.assertNotEqual(done.returncode, 0)
+                self.assertRegex(done.stderr, rf"(?m)^{script.stem}(: |\.py: error: )")
+
+    def test_llama_cpp_that_is_not_built(self):
+        for arguments in [("compare_llama_cpp.py", self.root, "c.yaml", "--text", __file__),
+                          ("llama_cpp_loss.py", self.root, self.root, "held_out.npz")]:
+            self.expect_sentence(self.run_script(*arguments), "build/bin holds no llama.cpp",
+                                 "export_check.sh --llama-cpp")
 
     # plot.py
 
