@@ -14,6 +14,7 @@
 
 #include "kernels/runtime/check.h"
 #include "parallel/distributed_context.h"
+#include "trainer/commands/arguments.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/exit_codes.h"
 #include "trainer/commands/shared_config.h"
@@ -29,25 +30,6 @@ namespace {
 using Command = std::function<int(MpiRuntime&)>;
 
 constexpr int64_t kMostSteps = 1'000'000;
-
-// CLI::Range and CLI::PositiveNumber let NaN and infinities pass.
-CLI::Validator whole_number(int64_t lowest, int64_t highest) {
-  const auto check = [=](std::string& text) {
-    int64_t value = 0;
-    const field_types::Problem problem = field_types::parse_integer(text, lowest, highest, &value);
-    if (!problem) text = std::to_string(value);  // CLI11 does not read 1e3.
-    return problem.value_or("");
-  };
-  return {check, fmt::format("INTEGER, {} to {}", lowest, highest)};
-}
-
-CLI::Validator number(double lowest, double highest) {
-  const auto check = [=](const std::string& text) {
-    double value = 0.0;
-    return field_types::parse_real(text, lowest, highest, &value).value_or("");
-  };
-  return {check, fmt::format("NUMBER, {} to {}", lowest, highest)};
-}
 
 // The arguments of most sub-commands.
 struct ConfigArguments {
@@ -88,6 +70,7 @@ class CommandLine {
   // `command` throws the errors of the arguments, because only one rank may report them.
   void parse(int argc, char** argv) {
     try {
+      if (argc > 1) require_known_command(app_, argv[1]);
       app_.parse(argc, argv);
     } catch (const std::exception&) {
       mistake_ = std::current_exception();

@@ -58,7 +58,7 @@ class Plan(Program):
                 ([*XL, "--search"], "need --machine FILE"),
                 ([*XL, "--machine", "none.yaml"], "cannot read the machine's description none.yaml"),
                 ([*PAPER, "--expert-load", "none.jsonl"], "cannot read none.jsonl"),
-                (["configs/tiny_bigmac.yaml", "--machine", "bad.yaml"], "device must be a text")]:
+                (["configs/tiny_bigmac.yaml", "--machine", "bad.yaml"], "device is missing")]:
             (self.folder / "bad.yaml").write_text("name: a\nsource: b\n")
             self.assertIn(message, self.run_program(0, "plan", *arguments, code=FAILED))
         self.run_program(0, "plan", *XL, "--machine", code=BAD_INPUT)

@@ -37,7 +37,8 @@ class Map {
     return {node_[key], file_, of(key)};
   }
   std::string text(const std::string& key) {
-    require(has(key) && node_[key].IsScalar(), "{}: {} must be a text", file_, of(key));
+    require(has(key), "{}: {} is missing", file_, of(key));
+    require(node_[key].IsScalar(), "{}: {} must be a text", file_, of(key));
     return node_[key].Scalar();
   }
   double number(const std::string& key, double lowest, double highest = kMost) {
@@ -254,6 +255,8 @@ Machine read_machine(const std::filesystem::path& path) {
     return read_machine(Map(YAML::Load(text.str()), path.string(), ""));
   } catch (const YAML::Exception& error) {
     fail("{}:{}:{}: {}", path.string(), error.mark.line + 1, error.mark.column + 1, error.msg);
+  } catch (const Error& error) {
+    throw Error(fmt::format("{}; configs/machines/ holds descriptions of machines", error.what()));
   }
 }
 

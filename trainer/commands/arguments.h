@@ -1,0 +1,18 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <string>
+
+namespace switchyard {
+
+// Checks of options. CLI::Range and CLI::PositiveNumber let NaN and infinities pass.
+// A whole number, which may be written as 1e3.
+CLI::Validator whole_number(int64_t lowest, int64_t highest);
+CLI::Validator number(double lowest, double highest);
+
+// Throws CLI::ValidationError, which names the nearest command or all of them, unless `argument` is
+// an option or a command of the program: CLI11 would only say that a command is missing.
+void require_known_command(const CLI::App& program, const std::string& argument);
+
+}  // namespace switchyard
