@@ -11,8 +11,8 @@ import subprocess
 import sys
 import unittest
 
-from program import (BAD_INPUT, DONE, FAILED, MPI_FLAGS, MPIEXEC, STOPPED, SWITCHYARD, Program,
-                     crc32c, kill, run)
+from program import (BAD_INPUT, DONE, FAILED, MPIEXEC, MPI_FLAGS, STOPPED, SWITCHYARD, Program,
+                     crc32c, kill, patience, run)
 
 
 class Training(Program):
@@ -129,7 +129,7 @@ class Resume(Program):
                                  stderr=subprocess.STDOUT)
         self.wait_for(job, self.checkpoint(10).exists)
         job.send_signal(signal.SIGUSR1)
-        output = job.communicate(timeout=60)[0]
+        output = job.communicate(timeout=patience(60))[0]
 
         self.assertEqual(job.returncode, STOPPED, output)
         self.assertIn("stopped by a signal after step", output)
@@ -218,7 +218,12 @@ class BadInput(Program):
             2, "eval", "configs/tiny_bigmac.yaml", "parallel.ep=2", code=FAILED))
         self.assertIn("does not exist", self.run_program(0, "inspect", "nowhere", code=FAILED))
         self.assertIn("cannot be read", self.run_program(0, "train", "no.yaml", code=BAD_INPUT))
-        self.run_program(0, "trian", "configs/tiny_bigmac.yaml", code=BAD_INPUT)
+
+    def test_a_command_that_is_not_there(self):
+        for command, message in [("trian", "there is no command trian; did you mean train?"),
+                                 ("hash", "there is no command hash; the commands are tokenize, ")]:
+            self.assertIn(message, self.run_program(0, command, "configs/tiny_bigmac.yaml",
+                                                    code=BAD_INPUT))
 
     def test_numbers_on_the_command_line_have_a_range(self):
         for option, value in [("--max-tokens", "0"), ("--temperature", "-1")]:

@@ -67,7 +67,7 @@ class Failure(unittest.TestCase):
              "train.max_steps=1000000", *SMALL, *overrides],
             self.folder, env=self.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         self.addCleanup(program.kill, job)
-        deadline = time.time() + 300
+        deadline = time.time() + program.patience(300)
         while time.time() < deadline and job.poll() is None:
             if metrics.exists() and metrics.read_text().count("\n") >= 2:
                 return job, self.process_of_rank(job.pid, 1)
@@ -86,7 +86,7 @@ class Failure(unittest.TestCase):
     def end_of(self, job):
         """Exit code and output of the job, and the seconds until it ended."""
         begin = time.time()
-        output = job.communicate(timeout=SECONDS_TO_END)[0]
+        output = job.communicate(timeout=program.patience(SECONDS_TO_END))[0]
         return job.returncode, output, time.time() - begin
 
 

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import unittest
 
-from program import DONE, FAILED, SWITCHYARD, Program, environment, run
+from program import DONE, FAILED, SWITCHYARD, Program, environment, patience, run
 
 LAB = pathlib.Path(__file__).resolve().parents[2] / "scripts" / "link_lab.sh"
 SUITES = sys.argv[3].split(",") if len(sys.argv) > 3 else []  # of a test that imports this one
@@ -151,7 +151,7 @@ class Links(Program):
                 ["nsenter", f"--net=/run/netns/switchyard-{NAME}-{sender}", sys.executable, "-c",
                  f"import socket; socket.create_connection(('10.77.0.{receiver + 1}', 9000))"
                  ".sendall(bytes(2500000))"], check=True)
-            rate = float(listening.communicate(timeout=30)[0])
+            rate = float(listening.communicate(timeout=patience(30))[0])
             self.assertLess(rate, 20.5)
             self.assertGreater(rate, 10.0)
 

@@ -14,8 +14,8 @@ import sys
 import time
 import unittest
 
-from program import (DONE, FAILED, MPI_FLAGS, MPIEXEC, STOPPED, SWITCHYARD, Program, command, kill,
-                     ranks_of, run)
+from program import (DONE, FAILED, MPIEXEC, MPI_FLAGS, STOPPED, SWITCHYARD, Program, command, kill,
+                     patience, ranks_of, run)
 
 ENDLESS = "train.max_steps=1000000"
 TINY = "configs/tiny_bigmac.yaml"
@@ -34,7 +34,7 @@ class Owner(Program):
 
     def stop(self, job):
         job.send_signal(signal.SIGUSR1)
-        output = job.communicate(timeout=60)[0]
+        output = job.communicate(timeout=patience(60))[0]
         self.assertEqual(job.returncode, STOPPED, output)
         steps = [m["step"] for m in self.metrics()]
         self.assertEqual(steps, list(range(1, len(steps) + 1)))
@@ -57,7 +57,7 @@ class OneOwner(Owner):
         jobs = [self.start_program(0, "train", TINY, "train.max_steps=300", "checkpoint.interval=0",
                                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
                 for _ in range(4)]
-        outputs = [job.communicate(timeout=120)[0] for job in jobs]
+        outputs = [job.communicate(timeout=patience(120))[0] for job in jobs]
         codes = sorted(job.returncode for job in jobs)
         # A job that waits for the lock may get it when the first has finished.
         self.assertEqual(codes[0], DONE, outputs)
@@ -104,7 +104,7 @@ class OneOwner(Owner):
         self.train(0, "parallel.ep=1", "train.max_steps=3")
         steps = self.metrics()
         job.send_signal(signal.SIGUSR1)
-        output = job.communicate(timeout=60)[0]
+        output = job.communicate(timeout=patience(60))[0]
 
         self.assertIn("runs/tiny_bigmac was moved or removed while this run had it", output)
         self.assertEqual(self.metrics(), steps)
@@ -135,7 +135,7 @@ class Alone(Owner):
         """They have one name for Open MPI, so one would remove a folder while another makes it."""
         job = self.start_program(0, "train", TINY, "train.max_steps=4", stderr=subprocess.STDOUT,
                                  stdout=subprocess.PIPE, env=os.environ | {"TMPDIR": "/proc/none"})
-        output = job.communicate(timeout=60)[0]
+        output = job.communicate(timeout=patience(60))[0]
         self.assertEqual(job.returncode, DONE, output)
 
 

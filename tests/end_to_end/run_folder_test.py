@@ -18,7 +18,7 @@ import unittest
 import h5py
 import numpy
 
-from program import DONE, FAILED, SWITCHYARD, Program, crc32c, environment
+from program import DONE, FAILED, SWITCHYARD, Program, crc32c, environment, patience
 
 CONFIG = "configs/tiny_bigmac.yaml"
 RUN = pathlib.Path("runs/tiny_bigmac")
@@ -117,7 +117,7 @@ class LostResults(RunFolder):
         checkpoints.rename(self.folder / "elsewhere")
         checkpoints.write_text("in the way")
         job.send_signal(signal.SIGUSR1)
-        output = job.communicate(timeout=60)[0]
+        output = job.communicate(timeout=patience(60))[0]
 
         self.assertEqual(job.returncode, FAILED, output)
         self.assertEqual(output.count("switchyard: "), 1, output)
@@ -155,7 +155,7 @@ class LostResults(RunFolder):
                     shell = subprocess.run(["sh", "-c", f'"$@" {redirect}', "sh", SWITCHYARD,
                                             *map(str, command)], cwd=self.folder,
                                            env=environment(), capture_output=True, text=True,
-                                           check=False, timeout=120)
+                                           check=False, timeout=patience(120))
                     self.assertEqual(shell.returncode, FAILED, shell.stderr)
                     self.assertIn("standard output cannot be written", shell.stderr)
 
@@ -164,7 +164,7 @@ class LostResults(RunFolder):
             shutil.rmtree(self.folder / RUN, ignore_errors=True)
             shell = subprocess.run(["sh", "-c", f'"$@" {redirect}', "sh", SWITCHYARD, "train", CONFIG],
                                    cwd=self.folder, env=environment(), capture_output=True,
-                                   check=False, timeout=120)
+                                   check=False, timeout=patience(120))
             self.assertEqual(shell.returncode, DONE, shell.stderr)
             self.assertEqual(self.steps(), list(range(1, 21)))
             self.assertTrue(self.checkpoint(20).exists())

@@ -14,7 +14,7 @@ import sys
 import time
 import unittest
 
-from program import DONE, STOPPED, Program, ranks_of
+from program import DONE, STOPPED, Program, patience, ranks_of
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2,
            signal.SIGXCPU]
@@ -100,7 +100,7 @@ class Training(Signals):
                     self.wait_for(job, lambda: has_handlers(job.pid), interval=0.0002)
                 time.sleep(delay)
                 job.send_signal(number)
-                output = job.communicate(timeout=60)[0]
+                output = job.communicate(timeout=patience(60))[0]
 
                 self.assertIn(job.returncode, (STOPPED,) if in_main else (STOPPED, -number), output)
                 self.assertEqual(job.returncode == STOPPED, "stopped by a signal" in output)
@@ -121,7 +121,7 @@ class Training(Signals):
                 while output is None:
                     job.send_signal(number)
                     try:
-                        output = job.communicate(timeout=20)[0]
+                        output = job.communicate(timeout=patience(20))[0]
                     except subprocess.TimeoutExpired:
                         pass
 
@@ -139,7 +139,7 @@ class Training(Signals):
                 self.wait_for(job, lambda: any(map(has_handlers, ranks_of(job))), interval=0.0002)
                 time.sleep(delay)
                 os.kill(rng.choice(list(filter(has_handlers, ranks_of(job)))), number)
-                output = job.communicate(timeout=60)[0]
+                output = job.communicate(timeout=patience(60))[0]
 
                 self.assertEqual(job.returncode, STOPPED, output)
                 self.expect_nothing_lost()
@@ -151,7 +151,7 @@ class Training(Signals):
                 before = len(self.logged_steps())
                 self.wait_for(job, lambda: len(self.logged_steps()) > before)
                 os.kill(random.choice(ranks_of(job)), number)
-                output = job.communicate(timeout=60)[0]
+                output = job.communicate(timeout=patience(60))[0]
 
                 self.assertEqual(job.returncode, STOPPED, output)
                 self.assertIn("stopped by a signal after step", output)
@@ -165,7 +165,7 @@ class Training(Signals):
                 before = len(self.logged_steps())
                 self.wait_for(job, lambda: len(self.logged_steps()) > before)
                 job.send_signal(number)
-                job.communicate(timeout=60)
+                job.communicate(timeout=patience(60))
 
                 self.assertNotEqual(job.returncode, DONE)
                 self.expect_nothing_lost()
@@ -194,7 +194,7 @@ class Training(Signals):
                 time.sleep(0.2)
                 self.assertIsNone(job.poll())
                 job.send_signal(number)
-                output = job.communicate(timeout=10)[0]
+                output = job.communicate(timeout=patience(10))[0]
 
                 self.assertEqual(job.returncode, -number, output)
 
@@ -214,7 +214,7 @@ class Training(Signals):
         for _ in range(20):
             job.send_signal(signal.SIGHUP)
             time.sleep(0.02)
-        output = job.communicate(timeout=60)[0]
+        output = job.communicate(timeout=patience(60))[0]
 
         self.assertEqual(job.returncode, DONE, output)
         self.assertEqual(self.last_checkpoint(), 20)
@@ -251,7 +251,7 @@ class HashTraining(Signals):
             time.sleep(rng.uniform(0.0, 2.0))
             number = rng.choice(SIGNALS)
             job.send_signal(number)
-            output = job.communicate(timeout=60)[0]
+            output = job.communicate(timeout=patience(60))[0]
             code = job.returncode
             self.assertIn(code, (DONE, STOPPED, -number), output)
             if code == STOPPED:
@@ -276,11 +276,11 @@ class OtherCommands(Signals):
                 job = self.begin(0, *bench)
                 time.sleep(delay)
                 job.send_signal(number)
-                output = job.communicate(timeout=10)[0]
+                output = job.communicate(timeout=patience(10))[0]
                 self.assertEqual(job.returncode, -number, output)
         job = self.begin(0, *plan)
         job.send_signal(signal.SIGTERM)
-        job.communicate(timeout=10)
+        job.communicate(timeout=patience(10))
         self.assertEqual(job.returncode, -signal.SIGTERM)
 
     def test_a_reader_that_closes_their_output_ends_them(self):

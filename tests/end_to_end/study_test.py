@@ -15,7 +15,8 @@ import unittest
 import links_test
 import yaml
 
-from program import DONE, FAILED, STOPPED, SWITCHYARD, Program, environment, ranks_of, run, start
+from program import (DONE, FAILED, STOPPED, SWITCHYARD, Program, environment, patience, ranks_of,
+                     run, start)
 
 SCRIPT = pathlib.Path(__file__).resolve().parents[2] / "scripts" / "study.py"
 BIGMAC = {"model": {"structure": "bigmac", "num_experts": 16, "latent": 8, "expert_ffn_hidden": 32}}
@@ -71,7 +72,7 @@ class Running(StudyTest):
         job = start(self.command(), self.folder, stdout=subprocess.DEVNULL)
         self.wait_for(job, lambda: len(self.results()) == 1)
         job.send_signal(signal.SIGINT)
-        self.assertEqual(job.wait(timeout=60), STOPPED)
+        self.assertEqual(job.wait(timeout=patience(60)), STOPPED)
         before = self.runs()
         self.assertLess(len(before), 4)
         # A study that was killed may leave half a line.
@@ -158,7 +159,7 @@ class Running(StudyTest):
         job = start(self.command(), self.folder, stdout=subprocess.DEVNULL)
         self.wait_for(job, self.has_trained)
         job.send_signal(signal.SIGUSR1)
-        self.assertEqual(job.wait(timeout=60), STOPPED)
+        self.assertEqual(job.wait(timeout=patience(60)), STOPPED)
         (metrics,) = self.out.glob("runs/*/metrics.jsonl")
         stopped_at = len(metrics.read_text().splitlines())
         self.assertLess(stopped_at, 120)
@@ -179,7 +180,7 @@ class Running(StudyTest):
 
         os.kill(ranks_of(job)[0], signal.SIGUSR1)
 
-        self.assertEqual(job.wait(timeout=60), DONE)
+        self.assertEqual(job.wait(timeout=patience(60)), DONE)
         self.assertEqual([result.get("error") for result in self.results()], [None])
 
     def test_the_time_is_up(self):
@@ -201,7 +202,7 @@ class Running(StudyTest):
         job.send_signal(signal.SIGTERM)
 
         self.assertIn("another study runs in runs/studies/tiny", output)
-        self.assertEqual(job.wait(timeout=60), STOPPED)
+        self.assertEqual(job.wait(timeout=patience(60)), STOPPED)
 
     def test_inference_is_measured_by_its_benchmark(self):
         study = tiny_study()
@@ -397,7 +398,7 @@ class Slurm(StudyTest):
 
         job.send_signal(signal.SIGUSR1)
 
-        self.assertEqual(job.wait(timeout=60), STOPPED)
+        self.assertEqual(job.wait(timeout=patience(60)), STOPPED)
         self.assertEqual((self.folder / "requeued").read_text(), "requeue 70\n")
         self.assertTrue(any(self.out.glob("runs/*/checkpoints/step_*")))
 

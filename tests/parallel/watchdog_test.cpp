@@ -8,6 +8,8 @@
 #include <stdexcept>
 #include <thread>
 
+#include "tests/support/new_threads.h"
+
 namespace switchyard {
 namespace {
 
@@ -20,6 +22,15 @@ constexpr int kFailed = 1, kLivedOn = 42;
 void wait_and_live_on() {
   std::this_thread::sleep_for(2500ms);
   _exit(kLivedOn);
+}
+
+TEST(WatchdogTest, ItsThreadsGetNoSignals) {
+  const test::NewThreads threads;
+  Watchdog watchdog(0);
+  watchdog.start(60s);
+
+  EXPECT_EQ(threads.count(), 2);
+  EXPECT_EQ(threads.count_that_get_signals(), 0);
 }
 
 // Each test runs in its own process, because threads do not survive a fork.

@@ -9,6 +9,7 @@
 #include "kernels/runtime/check.h"
 #include "trainer/files/crc32c.h"
 #include "trainer/files/durable_file.h"
+#include "trainer/files/file_io.h"
 #include "trainer/files/hdf5.h"
 #include "trainer/files/not_finite.h"
 #include "trainer/files/outputs.h"
@@ -141,6 +142,8 @@ std::optional<HeadResult> load_head(const fs::path& path, const std::string& key
   try {
     const hdf5::File file = hdf5::File::open(path);
     if (file.get_string("key") == key) return read_result(file);
+  } catch (const CannotReadError&) {
+    throw;
   } catch (const Error&) {
     // The file is damaged, so the head is learned again.
   }

@@ -18,7 +18,7 @@ namespace switchyard {
 void save_head(const std::filesystem::path& path, const std::string& key, const HeadResult& result);
 
 // Empty unless there is an intact file with this key. Any other file stays until a head is saved in
-// its place.
+// its place. Throws Error if the system refuses to read it, because it may be intact.
 std::optional<HeadResult> load_head(const std::filesystem::path& path, const std::string& key);
 
 }  // namespace switchyard

@@ -65,6 +65,15 @@ TEST_F(HeadFileTest, AHeadOfOtherSettingsStaysUntilItIsReplaced) {
   EXPECT_FALSE(load_head(path_, "key").has_value());
 }
 
+TEST_F(HeadFileTest, AHeadThatCannotBeReadIsNotLearnedAgain) {
+  std::filesystem::remove(path_);
+  std::filesystem::create_directory(path_);  // which opens, but cannot be read
+
+  EXPECT_THAT(test::error_of([&] { load_head(path_, "key"); }),
+              testing::AllOf(testing::HasSubstr("cannot read"),
+                             testing::HasSubstr("layer_001_head_000.h5")));
+}
+
 TEST_F(HeadFileTest, AHeadThatIsNotFiniteReplacesNothing) {
   for (const float value :
        {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity()}) {

@@ -11,6 +11,7 @@
 
 #include "kernels/runtime/check.h"
 #include "tests/support/error_of.h"
+#include "tests/support/new_threads.h"
 #include "tests/support/temporary_folder.h"
 #include "tests/support/test_tensors.h"
 #include "trainer/inference/task_threads.h"
@@ -147,6 +148,14 @@ TEST(FarFile, ThatExceedsTheDiskIsAnError) {
                 file.add_layer({1, 1, int64_t{1} << 33, 64}, DType::f32);
               }),
               testing::HasSubstr("do not fit into " + folder.path().string()));
+}
+
+TEST(TaskThreads, GetNoSignals) {
+  const test::NewThreads new_threads;
+  const TaskThreads threads(3, TaskThreads::kAlignment);
+
+  EXPECT_EQ(new_threads.count(), 3);
+  EXPECT_EQ(new_threads.count_that_get_signals(), 0);
 }
 
 TEST(TaskThreads, ThrowTheErrorOfATaskWhenAllHaveEnded) {

@@ -1,0 +1,15 @@
+# Sanitizers slow programs down, so that the limits of time of this folder's tests are too short.
+# Those within tests grow by SWITCHYARD_TEST_PATIENCE, see CMakePresets.json.
+function(switchyard_extend_limits)
+  if(NOT SWITCHYARD_SANITIZE)
+    return()
+  endif()
+  get_property(names DIRECTORY PROPERTY TESTS)
+  foreach(name IN LISTS names)
+    get_test_property(${name} TIMEOUT seconds)
+    if(seconds)
+      math(EXPR seconds "8 * ${seconds}")
+      set_tests_properties(${name} PROPERTIES TIMEOUT ${seconds})
+    endif()
+  endforeach()
+endfunction()
