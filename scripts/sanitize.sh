@@ -8,7 +8,15 @@ cd "$(dirname "$0")/.."
 
 case "${1:-}" in
   address) preset=debug ;;
-  thread) preset=thread ;;
+  thread)
+    preset=thread
+    # GCC's OpenMP library synchronises in ways that ThreadSanitizer does not see.
+    echo '#include <omp.h>' | clang++-16 -fopenmp -fsyntax-only -x c++ - 2>/dev/null || {
+      echo "sanitize: ThreadSanitizer needs clang-16 and LLVM's OpenMP library: install" \
+        "clang-16 and libomp-16-dev" >&2
+      exit 2
+    }
+    ;;
   *)
     echo "usage: scripts/sanitize.sh address|thread [PROGRAM...]" >&2
     exit 2
