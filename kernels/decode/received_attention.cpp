@@ -59,14 +59,16 @@ void receive_block(const T* q, const float* lse, const T* k, int64_t group, int6
 template <class T>
 void receive(Workspace& workspace, ConstTensorView q, ConstTensorView k, ConstTensorView lse,
              int64_t first_query, float scale, TensorView received) {
-  const auto [batch, heads, kv_heads, seq_len, head_dim] = shape_of(q, k);
-  const int64_t group = heads / kv_heads, blocks = ceil_div(seq_len, kKeyRows);
+  // Clang shares no structured bindings with threads of OpenMP.
+  const AttentionShape shape = shape_of(q, k);
+  const int64_t kv_heads = shape.kv_heads, seq_len = shape.seq_len, head_dim = shape.head_dim;
+  const int64_t group = shape.heads / kv_heads, blocks = ceil_div(seq_len, kKeyRows);
   const int64_t max_len = received.dim(2), size = seq_len * head_dim;
   WorkspaceScope scope(workspace);
   const ThreadScratch scratch = received_attention_scratch(workspace, head_dim);
 // Every block of keys has its own sums. The first ones are seen by most queries.
 #pragma omp parallel for schedule(dynamic)
-  for (int64_t item = 0; item < batch * kv_heads * blocks; ++item) {
+  for (int64_t item = 0; item < shape.batch * kv_heads * blocks; ++item) {
     const int64_t row = item / blocks, first = item % blocks * kKeyRows;
     receive_block(q.data<T>() + row * group * size, lse.data<float>() + row * group * seq_len,
                   k.data<T>() + row * size, group, seq_len, head_dim, first,

@@ -167,7 +167,7 @@ void plan_sends(Stream&, Workspace&, ConstTensorView dispatch_idx, ConstTensorVi
                         ++of_message[1 + expert];
                       });
 
-  auto [first_row, next_row, next_assignment] = offsets_of(plan.counts);
+  SendOffsets offsets = offsets_of(plan.counts);
   auto* source = plan.source.data<int32_t>();
   auto* row_of_slot = plan.row_of_slot.data<int32_t>();
   std::fill_n(row_of_slot, plan.row_of_slot.num_elements(), -1);
@@ -180,15 +180,15 @@ void plan_sends(Stream&, Workspace&, ConstTensorView dispatch_idx, ConstTensorVi
                       [&](size_t chunk, int64_t slot, size_t rank, int64_t expert, bool opens) {
                         const size_t message = chunk * num_ranks + rank;
                         if (opens) {
-                          source[next_row[message]] = static_cast<int32_t>(slot / top_k);
-                          row_of_slot[slot] = static_cast<int32_t>(next_row[message]++);
+                          source[offsets.next_row[message]] = static_cast<int32_t>(slot / top_k);
+                          row_of_slot[slot] = static_cast<int32_t>(offsets.next_row[message]++);
                         }
                         if (!tells) return;
-                        const int64_t at = next_assignment[message]++;
+                        const int64_t at = offsets.next_assignment[message]++;
                         assignment_of_slot[slot] = static_cast<int32_t>(at);
-                        sent[at] = {
-                            static_cast<int32_t>(next_row[message] - 1 - first_row[message]),
-                            static_cast<int32_t>(expert), weight[slot]};
+                        sent[at] = {static_cast<int32_t>(offsets.next_row[message] - 1 -
+                                                         offsets.first_row[message]),
+                                    static_cast<int32_t>(expert), weight[slot]};
                       });
 }
 
