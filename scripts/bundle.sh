@@ -3,7 +3,9 @@
 # MPI with its plug-ins included, into one folder:
 #   scripts/bundle.sh [FOLDER]        (build-bundle/bundle unless given)
 # The bundle runs on x86-64 machines with AVX2, glibc 2.36 or newer, an NVIDIA driver and CUDA's
-# libraries (cuBLAS, NCCL). FOLDER/env.sh finds those of the Toolkit or of Python's nvidia-* wheels.
+# libraries (cuBLAS, NCCL; cuDNN if it is there). FOLDER/env.sh finds those of the Toolkit or of
+# Python's nvidia-* wheels. CUBLAS_ROOT, CUDNN_ROOT and CUDNN_FRONTEND_ROOT name others to build with
+# (docs/kernels.md); the libraries of the first two, up to 0.6 and 1 GB, then travel in the bundle.
 # On such a machine FOLDER/gpu_check.sh checks everything and writes a report.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -19,7 +21,9 @@ if [[ -s "$archive" ]] && ! tar -tzf "$archive" "$(basename "$folder")/env.sh" >
   exit 2
 fi
 
-cmake -B build-bundle -G Ninja -DCMAKE_BUILD_TYPE=Release -DSWITCHYARD_NATIVE=OFF \
+# Those of an earlier bundle are forgotten.
+cmake -U 'CUBLAS_*' -U 'CUDNN_*' \
+  -B build-bundle -G Ninja -DCMAKE_BUILD_TYPE=Release -DSWITCHYARD_NATIVE=OFF \
   -DSWITCHYARD_CUDA=ON -DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache \
   -DCMAKE_CUDA_COMPILER_LAUNCHER=ccache
 programs=(switchyard kernels_tests layout_equivalence_test communicator_test device_bench)
@@ -56,6 +60,13 @@ left_to_the_machine='/(ld-linux-x86-64|lib(c|m|dl|rt|pthread|resolv|util|cuda|cu
 libraries_of "$folder"/bin/* "$folder/${plugins#"$prefix"}"/*.so \
   "$folder"/pmix/*.so | grep -Ev "$left_to_the_machine" | xargs -I{} cp -L {} "$folder/lib/"
 strip --strip-unneeded "$folder"/lib/*.so* "$folder/${plugins#"$prefix"}"/*.so
+shopt -s nullglob
+for root in "${CUBLAS_ROOT:-}" "${CUDNN_ROOT:-}"; do
+  for library in "$root"/lib/lib{cublas,cublasLt,cudnn,cudnn_*}.so.*; do
+    [[ -z "$root" ]] || cp -L "$library" "$folder/lib/"
+  done
+done
+shopt -u nullglob
 
 cat > "$folder/env.sh" <<'EOF'
 # Source this: the bundle's programs and mpirun are then on PATH and find their libraries.

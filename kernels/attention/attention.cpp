@@ -63,7 +63,8 @@ void attention_forward(Stream& stream, Workspace& workspace, ConstTensorView q, 
   require_outputs(shape, q.dtype(), out, "out", lse);
   show_products(stream, shape, q.dtype(), /*backward=*/false);
   count_scratch(
-      stream, workspace, [&] { cpu::attention_forward_scratch(workspace, shape); }, no_scratch);
+      stream, workspace, [&] { cpu::attention_forward_scratch(workspace, shape); },
+      [&] { cuda::count_attention_forward(workspace, q, document_start); });
   SWITCHYARD_BODY(stream, attention_forward)
   (stream, workspace, q, k, v, document_start, scale, out, lse);
 }
@@ -81,7 +82,7 @@ void attention_backward(Stream& stream, Workspace& workspace, ConstTensorView do
   show_products(stream, shape, q.dtype(), /*backward=*/true);
   count_scratch(
       stream, workspace, [&] { cpu::attention_backward_scratch(workspace, shape, q.dtype()); },
-      [&] { cuda::attention_backward_scratch(workspace, q); });
+      [&] { cuda::count_attention_backward(workspace, q, k, document_start); });
   SWITCHYARD_BODY(stream, attention_backward)
   (stream, workspace, dout, q, k, v, out, lse, document_start, scale, dq, dk, dv);
 }

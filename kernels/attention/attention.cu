@@ -2,7 +2,9 @@
 
 #include <algorithm>
 
+#include "kernels/attention/attention_method.h"
 #include "kernels/cuda/attention_problem.h"
+#include "kernels/cuda/cudnn_attention.h"
 #include "kernels/cuda/device_limits.h"
 #include "kernels/cuda/device_math.h"
 #include "kernels/cuda/launch.h"
@@ -358,6 +360,11 @@ void require_shared_for(Stream& stream, size_t num_bytes, const AttentionProblem
                         fmt::format("attention with heads of {} elements", problem.head_dim));
 }
 
+bool uses_cudnn(ConstTensorView q, ConstTensorView document_start, bool backward) {
+  return attention_method() == AttentionMethod::cudnn && has_cudnn() &&
+         fits_cudnn(q, document_start, backward);
+}
+
 AttentionProblem problem_of(ConstTensorView q, ConstTensorView k, ConstTensorView document_start,
                             float scale) {
   return {.heads = q.dim(1),
@@ -375,9 +382,13 @@ dim3 tiles_of(const AttentionProblem& p, int rows, int64_t heads, int64_t batch)
 
 }  // namespace
 
-void cuda::attention_forward(Stream& stream, Workspace&, ConstTensorView q, ConstTensorView k,
-                             ConstTensorView v, ConstTensorView document_start, float scale,
-                             TensorView out, TensorView lse) {
+void cuda::attention_forward(Stream& stream, Workspace& workspace, ConstTensorView q,
+                             ConstTensorView k, ConstTensorView v, ConstTensorView document_start,
+                             float scale, TensorView out, TensorView lse) {
+  if (uses_cudnn(q, document_start, /*backward=*/false) &&
+      cudnn_attention_forward(stream, workspace, q, k, v, scale, out, lse)) {
+    return;
+  }
   const AttentionProblem p = problem_of(q, k, document_start, scale);
   if (fits_tensor_cores(p, q.dtype(), {q.raw(), k.raw(), v.raw(), out.raw()})) {
     return tensor_core_attention_forward(stream, p, q.dim(0), q.data<bfloat16>(),
@@ -399,6 +410,10 @@ void cuda::attention_backward(Stream& stream, Workspace& workspace, ConstTensorV
                               ConstTensorView out, ConstTensorView lse,
                               ConstTensorView document_start, float scale, TensorView dq,
                               TensorView dk, TensorView dv) {
+  if (uses_cudnn(q, document_start, /*backward=*/true) &&
+      cudnn_attention_backward(stream, workspace, dout, q, k, v, out, lse, scale, dq, dk, dv)) {
+    return;
+  }
   const AttentionProblem p = problem_of(q, k, document_start, scale);
   const int64_t batch = q.dim(0), rows = batch * p.heads * p.seq_len;
   WorkspaceScope scope(workspace);

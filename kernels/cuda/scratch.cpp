@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <bit>
 
+#include "kernels/attention/attention_method.h"
+#include "kernels/cuda/cudnn_attention.h"
 #include "kernels/cuda/row_blocks.h"
 #include "kernels/cuda/sizes.h"
 #include "kernels/runtime/dispatch.h"
@@ -36,6 +38,29 @@ size_t scan_scratch_bytes(int64_t n) { return (size_t{4} << 10) + static_cast<si
 
 TensorView attention_backward_scratch(Workspace& workspace, ConstTensorView q) {
   return workspace.take({q.dim(0) * q.dim(1) * q.dim(2)}, DType::f32);
+}
+
+namespace {
+
+bool may_use_cudnn(ConstTensorView q, ConstTensorView document_start, bool backward) {
+  return has_cudnn_in_build() && attention_method() != AttentionMethod::own &&
+         fits_cudnn(q, document_start, backward);
+}
+
+}  // namespace
+
+void count_attention_forward(Workspace& workspace, ConstTensorView q,
+                             ConstTensorView document_start) {
+  if (may_use_cudnn(q, document_start, /*backward=*/false)) {
+    count_call(workspace, cudnn_forward_bytes(q));
+  }
+}
+
+void count_attention_backward(Workspace& workspace, ConstTensorView q, ConstTensorView k,
+                              ConstTensorView document_start) {
+  const bool may = may_use_cudnn(q, document_start, /*backward=*/true);
+  if (may) count_call(workspace, cudnn_backward_bytes(q, k));
+  if (!may || !attention_method()) attention_backward_scratch(workspace, q);
 }
 
 TensorView attend_cached_scratch(Workspace& workspace, ConstTensorView q, ConstTensorView k_cache,

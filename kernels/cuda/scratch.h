@@ -22,6 +22,11 @@ size_t scan_scratch_bytes(int64_t n);  // running_sums
 
 //   [batch * heads * seq_len] f32
 TensorView attention_backward_scratch(Workspace&, ConstTensorView q);
+// Count the scratch of attention by the method of the process. Where none is set, as in a plan,
+// that of the method with more, because a run may choose either.
+void count_attention_forward(Workspace&, ConstTensorView q, ConstTensorView document_start);
+void count_attention_backward(Workspace&, ConstTensorView q, ConstTensorView k,
+                              ConstTensorView document_start);
 
 //   [batch, heads, splits, head_dim + 2] f32
 TensorView attend_cached_scratch(Workspace&, ConstTensorView q, ConstTensorView k_cache,

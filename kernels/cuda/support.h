@@ -21,7 +21,9 @@ namespace switchyard::cuda {
 void check_cuda(cudaError_t code, const char* call);
 void check_cublas(cublasStatus_t status, const char* call);
 
-struct EpiloguePlans;  // kernels/linear/matmul_with_bias.cu
+struct EpiloguePlans;   // kernels/linear/matmul_with_bias.cu
+struct GroupedPlans;    // kernels/cuda/optional/grouped_lt.cpp
+struct AttentionPlans;  // kernels/cuda/optional/cudnn_attention.cpp
 
 struct SideStream {
   explicit SideStream(Device device) : stream(device), finished(device) {}
@@ -37,6 +39,8 @@ struct StreamState {
   cublasHandle_t cublas = nullptr;
   Buffer cublas_workspace;
   std::shared_ptr<EpiloguePlans> epilogue_plans;
+  std::shared_ptr<GroupedPlans> grouped_plans;
+  std::shared_ptr<AttentionPlans> attention_plans;
   Buffer reduction_scratch;
   // Created by the first run_side_by_side.
   std::unique_ptr<Event> forked;

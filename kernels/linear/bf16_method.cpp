@@ -1,15 +1,15 @@
 #include "kernels/linear/bf16_method.h"
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
-#include <limits>
 
 #include "kernels/cpu/onednn_matmul.h"
 #include "kernels/runtime/check.h"
 
 namespace switchyard {
 namespace {
+
+using Seconds = MethodSeconds<Bf16Method>;
 
 // The measured products: blocks of the forward pass, of the gradients of inputs and of weights, and
 // attention's scores.
@@ -39,7 +39,7 @@ double seconds_of(void (*compute)(const MatrixProduct&), const MatrixProduct& pr
 }
 
 // Adds the best of several alternated tries, since other programs can only make a try slower.
-void add_seconds(const MeasuredProduct& shape, Bf16Seconds& sums) {
+void add_seconds(const MeasuredProduct& shape, Seconds& sums) {
   constexpr int kTries = 6;
   const bool ta = shape.transpose_a == Transpose::yes, tb = shape.transpose_b == Transpose::yes;
   const Tensor a = ones(ta ? shape.k : shape.m, ta ? shape.m : shape.k);
@@ -54,39 +54,36 @@ void add_seconds(const MeasuredProduct& shape, Bf16Seconds& sums) {
                               .c = c.view().raw(),
                               .c_stride = shape.n,
                               .c_dtype = shape.c_dtype};
-  Bf16Seconds best{std::numeric_limits<double>::infinity(),
-                   std::numeric_limits<double>::infinity()};
+  double native = Seconds::kNever, widened = Seconds::kNever;
   for (int i = 0; i < kTries; ++i) {
-    best.native = std::min(best.native, seconds_of(&compute_block_native_bf16, product));
-    best.widened = std::min(best.widened, seconds_of(&compute_block_widened_bf16, product));
+    native = std::min(native, seconds_of(&compute_block_native_bf16, product));
+    widened = std::min(widened, seconds_of(&compute_block_widened_bf16, product));
   }
-  sums.native += best.native;
-  sums.widened += best.widened;
+  sums[Bf16Method::native] += native;
+  sums[Bf16Method::widened] += widened;
 }
 
-// -1 until a method is set.
-std::atomic<int> chosen{-1};
+ChosenMethod<Bf16Method> chosen;
 
 }  // namespace
 
-Bf16Seconds measure_bf16_methods() {
-  if (!has_native_bf16()) return {std::numeric_limits<double>::infinity(), 0.0};
-  Bf16Seconds sums;
+Seconds measure_bf16_methods() {
+  if (!has_native_bf16()) return Seconds::only(Bf16Method::widened);
+  Seconds sums;
   for (const MeasuredProduct& shape : kMeasured) add_seconds(shape, sums);
   return sums;
 }
 
 Bf16Method bf16_method() {
-  const int set = chosen.load(std::memory_order_relaxed);
-  if (set >= 0) return static_cast<Bf16Method>(set);
-  static const Bf16Method measured = measure_bf16_methods().faster();
+  if (const std::optional<Bf16Method> set = chosen.get()) return *set;
+  static const Bf16Method measured = measure_bf16_methods().fastest();
   return measured;
 }
 
 void set_bf16_method(Bf16Method method) {
   require(method == Bf16Method::widened || has_native_bf16(),
           "this processor has no products of bf16");
-  chosen = static_cast<int>(method);
+  chosen.set(method);
 }
 
 }  // namespace switchyard

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "kernels/runtime/enum_names.h"
+#include "kernels/runtime/methods.h"
 
 namespace switchyard {
 
@@ -13,17 +14,10 @@ enum class Bf16Method {
 };
 SWITCHYARD_ENUM_NAMES(Bf16Method, native, widened)
 
-// Seconds that each method takes for some products of a training step's shapes, on one thread.
-// avx512_bf16 runs at half the rate of f32 on Intel's cores without AMX, and at up to twice that
-// rate on other processors.
-struct Bf16Seconds {
-  double native = 0.0;  // infinite where the processor has no bf16 products
-  double widened = 0.0;
-
-  Bf16Method faster() const { return native < widened ? Bf16Method::native : Bf16Method::widened; }
-};
-// Measured anew by each call, in a fraction of a second.
-Bf16Seconds measure_bf16_methods();
+// Seconds that each method takes for some products of a training step's shapes, on one thread;
+// measured anew by each call, in a fraction of a second. avx512_bf16 runs at half the rate of f32
+// on Intel's cores without AMX, and at up to twice that rate on other processors.
+MethodSeconds<Bf16Method> measure_bf16_methods();
 
 // The method of this process: the one that was set, else the faster one by a measurement at the
 // first call.

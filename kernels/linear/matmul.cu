@@ -6,7 +6,10 @@
 
 #include "kernels/basic/elementwise.h"
 #include "kernels/cuda/device_math.h"
+#include "kernels/cuda/grouped_lt.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/products.h"
+#include "kernels/linear/expert_product_method.h"
 #include "kernels/runtime/check.h"
 
 namespace switchyard {
@@ -24,17 +27,6 @@ cudaDataType_t cublas_type(DType dtype) { return dtype == DType::f32 ? CUDA_R_32
 cublasOperation_t operation(Transpose transpose) {
   return transpose == Transpose::yes ? CUBLAS_OP_T : CUBLAS_OP_N;
 }
-
-// c [m, n] = op(a) op(b) in row-major terms. cuBLAS's matrices are column-major: each is the
-// transpose of ours, so cuBLAS computes c^T = op(b)^T op(a)^T. Sums are f32; f32 products do not
-// use TF32 unless the environment asks cuBLAS for it.
-struct Product {
-  int64_t m, n, k;
-  Transpose transpose_a, transpose_b;
-  const void *a, *b;
-  int64_t a_stride, b_stride;  // elements from row to row, as stored
-  void* c;
-};
 
 void multiply(Stream& stream, const Product& p, DType dtype, DType c_dtype, Accumulate accumulate) {
   const float alpha = 1.0f, beta = accumulate == Accumulate::yes ? 1.0f : 0.0f;
@@ -98,34 +90,38 @@ bool multiply_grouped(Stream& stream, const std::vector<Product>& products, DTyp
   return true;
 }
 
-// cuBLAS's grouped kernels read 16 bytes at a time.
-bool is_aligned(const Product& p, size_t element_bytes, size_t c_element_bytes) {
-  const auto stride_fits = [](int64_t stride, size_t bytes) {
-    return static_cast<size_t>(stride) * bytes % 16 == 0;
-  };
-  return allow_vectors(p.a, p.b, p.c) && stride_fits(p.a_stride, element_bytes) &&
-         stride_fits(p.b_stride, element_bytes) && stride_fits(p.n, c_element_bytes);
-}
-
-// A product with at least this many multiplications gets its own launch. On an H100 the grouped
-// call reaches 31 to 40 % of a dense product's rate at twice this size, and products side by side
-// in four streams reach 43 to 45 %.
+// Without a method that was set: a product with at least this many multiplications gets its own
+// launch. On an H100 the grouped call reaches 31 to 40 % of a dense product's rate at twice this
+// size, and products side by side in four streams reach 43 to 45 %.
 constexpr int64_t kLargeProduct = int64_t{1} << 30;
 
-// Computes one product per expert. Small products share a grouped call if cuBLAS supports it, else
-// they run side by side, because a single one leaves most of the device idle. The grouped call
-// cannot write f32 sums of bf16 products, which the gradients of weights need.
+ExpertProductMethod method_by_size(const std::vector<Product>& products) {
+  int64_t work = 0;
+  for (const Product& p : products) work += p.m * p.n * p.k;
+  return work / std::ssize(products) < kLargeProduct ? ExpertProductMethod::cublas
+                                                     : ExpertProductMethod::streams;
+}
+
+// Computes one product per expert, by the method of the process if the products fit it, because a
+// single one leaves most of the device idle. cuBLAS's grouped call cannot write f32 sums of bf16
+// products, which the gradients of weights need; cuBLASLt's can.
 void multiply_all(Stream& stream, const std::vector<Product>& products, DType dtype, DType c_dtype,
                   Accumulate accumulate) {
   if (products.empty()) return;
   if (products.size() == 1) return multiply(stream, products[0], dtype, c_dtype, accumulate);
-  int64_t work = 0;
-  for (const Product& p : products) work += p.m * p.n * p.k;
-  const bool groupable = dtype == c_dtype && work / std::ssize(products) < kLargeProduct &&
-                         std::all_of(products.begin(), products.end(), [&](const Product& p) {
-                           return is_aligned(p, size_of(dtype), size_of(c_dtype));
-                         });
-  if (groupable && multiply_grouped(stream, products, dtype, c_dtype, accumulate)) return;
+  const bool aligned = std::ranges::all_of(
+      products, [&](const Product& p) { return is_aligned(p, size_of(dtype), size_of(c_dtype)); });
+  using enum ExpertProductMethod;
+  ExpertProductMethod method = method_by_size(products);
+  if (dtype == DType::bf16) method = expert_product_method().value_or(method);
+  if (method == cublas_lt) {
+    if (aligned && multiply_grouped_lt(stream, products, c_dtype, accumulate)) return;
+    method = method_by_size(products);
+  }
+  if (method == cublas && aligned && dtype == c_dtype &&
+      multiply_grouped(stream, products, dtype, c_dtype, accumulate)) {
+    return;
+  }
   run_side_by_side(stream, std::ssize(products), [&](Stream& side, int64_t i) {
     multiply(side, products[static_cast<size_t>(i)], dtype, c_dtype, accumulate);
   });

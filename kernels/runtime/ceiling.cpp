@@ -8,11 +8,10 @@
 #include <limits>
 
 #include "kernels/basic/elementwise.h"
-#include "kernels/basic/random.h"
 #include "kernels/linear/matmul.h"
 #include "kernels/runtime/ceiling_sizes.h"
-#include "kernels/runtime/stopwatch.h"
 #include "kernels/runtime/team_size.h"
+#include "kernels/runtime/trial.h"
 
 namespace switchyard {
 namespace {
@@ -82,38 +81,18 @@ double copy_ceiling_of_cpu() {
   return 2.0 * static_cast<double>(kBytes) / seconds;
 }
 
-// Times several runs together, so that the device does not wait for the host.
-double best_seconds_of_device(Stream& stream, const std::function<void()>& run) {
-  constexpr int kRuns = 10;
-  Stopwatch stopwatch(stream.device());
-  run();
-  double best = std::numeric_limits<double>::infinity();
-  for (int i = 0; i < 5; ++i) {
-    stopwatch.start(stream);
-    for (int j = 0; j < kRuns; ++j) run();
-    stopwatch.stop(stream);
-    best = std::min(best, stopwatch.take_seconds() / kRuns);
-  }
-  return best;
-}
-
-// The values are random: with zeros the device would use less power and run at higher clocks.
-Tensor random_matrix(Stream& stream, int64_t n, DType dtype, uint64_t seed) {
-  Tensor drawn({n, n}, DType::f32, stream.device()), matrix({n, n}, dtype, stream.device());
-  init_normal(stream, {seed, 0}, 1.0f, drawn.shape(), Shape({0, 0}), drawn);
-  cast(stream, drawn, matrix);
-  stream.synchronize();
-  return matrix;
-}
+constexpr int kTries = 5, kRuns = 10;
 
 double product_ceiling_of_device(Stream& stream, DType dtype) {
   double best = 0.0;
   const int64_t largest = dtype == DType::f32 ? kWidth / 2 : kWidth;
   for (const int64_t n : {largest / 2, largest}) {
-    const Tensor a = random_matrix(stream, n, dtype, 1), b = random_matrix(stream, n, dtype, 2);
+    const Tensor a = random_on_device(stream, {n, n}, dtype, 1),
+                 b = random_on_device(stream, {n, n}, dtype, 2);
     Tensor c({n, n}, dtype, stream.device());
-    const double seconds = best_seconds_of_device(
-        stream, [&] { matmul(stream, a, Transpose::no, b, Transpose::yes, Accumulate::no, c); });
+    const double seconds = best_seconds_of_device(stream, kTries, kRuns, [&] {
+      matmul(stream, a, Transpose::no, b, Transpose::yes, Accumulate::no, c);
+    });
     best = std::max(best, 2.0 * static_cast<double>(n * n * n) / seconds);
   }
   return best;
@@ -123,7 +102,7 @@ double copy_ceiling_of_device(Stream& stream) {
   const Tensor from({kCopyBytes}, DType::u8, stream.device());
   Tensor to({kCopyBytes}, DType::u8, stream.device());
   return 2.0 * static_cast<double>(kCopyBytes) /
-         best_seconds_of_device(stream, [&] { copy(stream, from, to); });
+         best_seconds_of_device(stream, kTries, kRuns, [&] { copy(stream, from, to); });
 }
 
 }  // namespace

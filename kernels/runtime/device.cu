@@ -110,6 +110,7 @@ EventState* make_event_state(Device device, bool timing) {
 
 void destroy(StreamState* state) noexcept {
   if (state == nullptr) return;
+  state->attention_plans.reset();  // cuDNN's handle knows the stream
   if (state->cublas != nullptr) cublasDestroy(state->cublas);
   cudaStreamDestroy(state->stream);
   delete state;

@@ -32,6 +32,17 @@ if(NOT SWITCHYARD_CUDA STREQUAL "OFF")
       message(STATUS "Without NCCL, ranks exchange device memory through the host: install "
                      "libnccl-dev 2.26 or later, or set NCCL_ROOT")
     endif()
+    # Faster ways for two ops; kernels/cuda/absent/ stands in for those that are not there.
+    find_package(CUBLAS REQUIRED)
+    if(NOT CUBLAS_HAS_GROUPED)
+      message(STATUS "cuBLAS ${CUBLAS_VERSION} has no grouped products whose sizes are on the "
+                     "device, so experts do without: set CUBLAS_ROOT to 13.8.1 or later")
+    endif()
+    find_package(CUDNN 9)
+    if(NOT CUDNN_FOUND)
+      message(STATUS "Without the headers of cuDNN 9 and its C++ frontend, attention uses the "
+                     "kernels of this project: set CUDNN_ROOT and CUDNN_FRONTEND_ROOT")
+    endif()
     set(SWITCHYARD_WITH_CUDA ON)
   elseif(SWITCHYARD_CUDA STREQUAL "ON")
     message(FATAL_ERROR "SWITCHYARD_CUDA=ON, but there is no CUDA compiler: install the CUDA "

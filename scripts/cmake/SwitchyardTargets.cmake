@@ -41,11 +41,12 @@ if(SWITCHYARD_DEBUG_MEMORY)
 endif()
 
 # switchyard_add_library(FOLDER PUBLIC targets PRIVATE targets): one static library per top-level
-# folder from all its .cpp files except main.cpp and those of a backend or of its stand-in
-# (kernels/cuda/absent/, nccl_communicator*.cpp); CMakeLists.txt adds one of the two.
+# folder from all its .cpp files except main.cpp and those of a backend or library, or of its
+# stand-in (kernels/cuda/optional/, kernels/cuda/absent/, nccl_communicator*.cpp); CMakeLists.txt
+# adds one of the two.
 function(switchyard_add_library folder)
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/${folder}/*.cpp)
-  list(FILTER sources EXCLUDE REGEX "/main\\.cpp$|/absent/|/nccl_communicator")
+  list(FILTER sources EXCLUDE REGEX "/main\\.cpp$|/absent/|/optional/|/nccl_communicator")
   add_library(switchyard_${folder} STATIC ${sources})
   target_link_libraries(switchyard_${folder} PUBLIC switchyard_flags)
   target_link_libraries(switchyard_${folder} ${ARGN})

@@ -16,10 +16,14 @@
 #include <vector>
 
 #include "kernels/attention/attention.h"
+#include "kernels/attention/attention_method.h"
 #include "kernels/attention/rope.h"
 #include "kernels/basic/activation.h"
 #include "kernels/basic/elementwise.h"
 #include "kernels/basic/random.h"
+#include "kernels/cuda/cudnn_graphs.h"
+#include "kernels/cuda/grouped_lt.h"
+#include "kernels/linear/expert_product_method.h"
 #include "kernels/linear/matmul.h"
 #include "kernels/moe/exchange_plan.h"
 #include "kernels/moe/permute.h"
@@ -386,13 +390,20 @@ void DeviceBench::grouped_products(int64_t in, int64_t out) {
   Tensor dweight = empty(weight.shape(), kF32);
   const std::string shape = fmt::format("64 x ({} -> {}), {} rows bf16", in, out, kRows);
   const double flops = 2.0 * static_cast<double>(kRows * in * out);
-  product_row("experts forward", shape, flops, kBf16,
-              [&] { grouped_linear_forward(stream_, x, weight, offsets, y); });
-  product_row("experts backward, input", shape, flops, kBf16,
-              [&] { grouped_linear_backward_input(stream_, y, weight, offsets, dx); });
-  product_row("experts backward, weight (+= f32)", shape, flops, kBf16, [&] {
-    grouped_linear_backward_weight(stream_, y, x, offsets, Accumulate::yes, dweight);
-  });
+  for (const auto& [method, name] : names_of(ExpertProductMethod{})) {
+    const bool is_there =
+        method != ExpertProductMethod::cublas_lt || cuda::has_grouped_lt(stream_.device());
+    if (!is_there) continue;
+    set_expert_product_method(method);
+    product_row(fmt::format("experts forward, {}", name), shape, flops, kBf16,
+                [&] { grouped_linear_forward(stream_, x, weight, offsets, y); });
+    product_row(fmt::format("experts backward, input, {}", name), shape, flops, kBf16,
+                [&] { grouped_linear_backward_input(stream_, y, weight, offsets, dx); });
+    product_row(
+        fmt::format("experts backward, weight (+= f32), {}", name), shape, flops, kBf16,
+        [&] { grouped_linear_backward_weight(stream_, y, x, offsets, Accumulate::yes, dweight); });
+  }
+  set_expert_product_method(std::nullopt);
 }
 
 // 16 K tokens. FLOPs of the causal half: 2 products forward, 5 backward.
@@ -410,11 +421,16 @@ void DeviceBench::attention(int64_t seq_len, int64_t head_dim, int64_t kv_heads)
   const double product = 2.0 * pairs * static_cast<double>(head_dim);
   const std::string shape =
       fmt::format("{} x {}/{} heads x {} x {} bf16", batch, kHeads, kv_heads, seq_len, head_dim);
-  product_row("attention forward", shape, 2 * product, kBf16,
-              [&] { attention_forward(stream_, workspace_, q, k, v, {}, scale, out, lse); });
-  product_row("attention backward", shape, 5 * product, kBf16, [&] {
-    attention_backward(stream_, workspace_, dout, q, k, v, out, lse, {}, scale, dq, dk, dv);
-  });
+  for (const auto& [method, name] : names_of(AttentionMethod{})) {
+    if (method == AttentionMethod::cudnn && !cuda::has_cudnn()) continue;
+    set_attention_method(method);
+    product_row(fmt::format("attention forward, {}", name), shape, 2 * product, kBf16,
+                [&] { attention_forward(stream_, workspace_, q, k, v, {}, scale, out, lse); });
+    product_row(fmt::format("attention backward, {}", name), shape, 5 * product, kBf16, [&] {
+      attention_backward(stream_, workspace_, dout, q, k, v, out, lse, {}, scale, dq, dk, dv);
+    });
+  }
+  set_attention_method(std::nullopt);
 }
 
 }  // namespace

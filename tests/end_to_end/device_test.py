@@ -60,6 +60,12 @@ class DeviceTest(unittest.TestCase):
         lines = (self.folder / "runs" / run / "metrics.jsonl").read_text().splitlines()
         return [json.loads(line)["loss"] for line in lines]
 
+    def methods(self, run):
+        """Those that the run's last checkpoint holds."""
+        checkpoints = self.folder / "runs" / run / "checkpoints"
+        state = json.loads((max(checkpoints.iterdir()) / "manifest.json").read_text())["state"]
+        return {op: state.get(op) for op in ("expert_products", "attention")}
+
     def assert_close(self, losses, expected, bound):
         self.assertEqual(len(losses), len(expected))
         for loss, other in zip(losses, expected):
@@ -78,7 +84,12 @@ class DeviceTest(unittest.TestCase):
                     for run, device in (("cpu", "cpu"), ("device", "cuda"), ("again", "cuda")))
 
                 self.assert_close(on_device, on_cpu, bound)
-                self.assertEqual(on_device, again)
+                # A method that is measured may be another one, which rounds differently.
+                if self.methods(f"{config}_{dtype}_device") == self.methods(
+                        f"{config}_{dtype}_again"):
+                    self.assertEqual(on_device, again)
+                else:
+                    self.assert_close(again, on_device, bound)
 
     def test_checkpoints_go_on_on_the_other_backend(self):
         straight = self.train("straight", "cpu", 4)

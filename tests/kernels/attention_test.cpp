@@ -12,8 +12,10 @@
 #include <tuple>
 #include <vector>
 
+#include "kernels/cuda/cudnn_attention.h"
 #include "kernels/runtime/check.h"
 #include "tests/support/bf16_scope.h"
+#include "tests/support/method_scope.h"
 #include "tests/support/test_tensors.h"
 
 namespace switchyard {
@@ -32,11 +34,13 @@ struct Case {
   std::vector<int64_t> documents;  // where they begin, in every sequence; empty: causal only
   DType dtype = DType::f32;
   Bf16Method method = Bf16Method::widened;
+  AttentionMethod by = AttentionMethod::own;
 };
 
 std::ostream& operator<<(std::ostream& out, const Case& c) {
   out << c.batch << "x" << c.heads << "/" << c.kv_heads << "x" << c.seq_len << "x" << c.head_dim
-      << "_" << to_string(c.dtype) << "_" << to_string(c.method) << "_documents";
+      << "_" << to_string(c.dtype) << "_" << to_string(c.method) << "_" << to_string(c.by)
+      << "_documents";
   for (const int64_t start : c.documents) out << "_" << start;
   return out;
 }
@@ -90,7 +94,7 @@ struct Reference {
 };
 
 Reference reference(const Attention& a) {
-  const auto [batch, heads, kv_heads, seq_len, dim, documents, dtype, method] = a.c;
+  const auto [batch, heads, kv_heads, seq_len, dim, documents, dtype, method, by] = a.c;
   const std::vector<float> q = to_floats(a.q), k = to_floats(a.k), v = to_floats(a.v);
   const std::vector<float> dout = to_floats(a.dout);
   std::vector<double> out(dout.size()), lse(static_cast<size_t>(batch * heads * seq_len));
@@ -141,6 +145,10 @@ class AttentionTest : public testing::TestWithParam<Case> {
   void SetUp() override {
     SWITCHYARD_NEEDS_METHOD(GetParam().method);
     scope_.emplace(GetParam().method);
+    if (GetParam().by == AttentionMethod::cudnn && !cuda::has_cudnn()) {
+      GTEST_SKIP() << "there is no cuDNN";
+    }
+    by_.emplace(GetParam().by);
   }
 
   // Relative to the greatest element. bf16 rounds results to 8 bits, and the backward pass reads
@@ -149,6 +157,7 @@ class AttentionTest : public testing::TestWithParam<Case> {
 
  private:
   std::optional<test::Bf16Scope> scope_;
+  std::optional<test::AttentionScope> by_;
 };
 
 TEST_P(AttentionTest, ForwardEqualsTheDoubleReference) {
@@ -232,6 +241,70 @@ INSTANTIATE_TEST_SUITE_P(TensorCores, AttentionTest,
                                          Case{2, 2, 2, 127, 64, {0, 63, 64}, DType::bf16},
                                          Case{1, 4, 1, 129, 128, {0, 40, 100}, DType::bf16},
                                          Case{1, 2, 1, 257, 64, {0, 7, 150, 200}, DType::bf16}));
+
+// cuDNN computes these, but for the one with documents and those of one position or an odd width,
+// which our kernels compute also where it is chosen.
+Case by_cudnn(int64_t batch, int64_t heads, int64_t kv_heads, int64_t seq_len, int64_t head_dim,
+              std::vector<int64_t> documents = {}) {
+  return {batch,
+          heads,
+          kv_heads,
+          seq_len,
+          head_dim,
+          std::move(documents),
+          DType::bf16,
+          Bf16Method::widened,
+          AttentionMethod::cudnn};
+}
+INSTANTIATE_TEST_SUITE_P(Cudnn, AttentionTest,
+                         testing::Values(by_cudnn(2, 2, 1, 31, 64), by_cudnn(1, 1, 1, 33, 128),
+                                         by_cudnn(2, 4, 2, 64, 8), by_cudnn(2, 6, 2, 65, 96),
+                                         by_cudnn(1, 4, 4, 129, 80), by_cudnn(1, 2, 1, 40, 256),
+                                         by_cudnn(2, 2, 2, 127, 64, {0, 63, 64}),
+                                         by_cudnn(2, 2, 2, 1, 64), by_cudnn(1, 2, 1, 33, 20)));
+
+// The gradients of scores of two sequences fill a call of cuDNN.
+INSTANTIATE_TEST_SUITE_P(CudnnInSeveralCalls, AttentionTest,
+                         testing::Values(by_cudnn(3, 16384, 4096, 2, 8)));
+
+// A view of a shape only.
+ConstTensorView queries(int64_t batch, int64_t heads, int64_t seq_len, int64_t head_dim,
+                        DType dtype = DType::bf16) {
+  return {nullptr, {batch, heads, seq_len, head_dim}, dtype};
+}
+
+TEST(CudnnTest, GetsWhatItTakes) {
+  const std::vector<int32_t> starts(64);
+  const ConstTensorView documents(starts.data(), {1, 64}, DType::i32);
+  for (const bool backward : {false, true}) {
+    EXPECT_TRUE(cuda::fits_cudnn(queries(1, 2, 64, 8), {}, backward));
+    EXPECT_TRUE(cuda::fits_cudnn(queries(1, 2, 64, 256), {}, backward));
+    EXPECT_FALSE(cuda::fits_cudnn(queries(1, 2, 64, 264), {}, backward));
+    EXPECT_FALSE(cuda::fits_cudnn(queries(1, 2, 64, 20), {}, backward));
+    EXPECT_FALSE(cuda::fits_cudnn(queries(1, 2, 64, 64, DType::f32), {}, backward));
+    EXPECT_FALSE(cuda::fits_cudnn(queries(1, 2, 1, 64), {}, backward));
+    EXPECT_FALSE(cuda::fits_cudnn(queries(0, 2, 64, 64), {}, backward));
+    EXPECT_FALSE(cuda::fits_cudnn(queries(1, 2, 64, 64), documents, backward));
+  }
+}
+
+// The backward pass keeps 2 bytes for each score: 2 GiB for 16 heads of 8,192 positions.
+TEST(CudnnTest, ScoresOfALongSequenceAreLeftToOurBackwardPass) {
+  EXPECT_TRUE(cuda::fits_cudnn(queries(1, 16, 8192, 64), {}, /*backward=*/true));
+  EXPECT_FALSE(cuda::fits_cudnn(queries(1, 17, 8192, 64), {}, /*backward=*/true));
+  EXPECT_TRUE(cuda::fits_cudnn(queries(1, 17, 8192, 64), {}, /*backward=*/false));
+}
+
+TEST(CudnnTest, ACallTakesSequencesWhoseScoresNeedHalfAGibibyte) {
+  EXPECT_EQ(cuda::cudnn_sequences_per_call(queries(16, 16, 2048, 64)), 4);
+  EXPECT_EQ(cuda::cudnn_sequences_per_call(queries(3, 16, 2048, 64)), 3);
+  EXPECT_EQ(cuda::cudnn_sequences_per_call(queries(16, 16, 8192, 64)), 1);
+
+  const size_t bytes =
+      cuda::cudnn_backward_bytes(queries(16, 16, 2048, 64), queries(16, 16, 2048, 64));
+  EXPECT_GT(bytes, size_t{512} << 20);
+  EXPECT_LT(bytes, size_t{513} << 20);
+}
 
 TEST(AttentionGradientTest, EqualsCentralFiniteDifferences) {
   Attention a({1, 2, 1, 9, 4, {0, 5}});

@@ -34,6 +34,7 @@
 #include "kernels/vocabulary/cross_entropy.h"
 #include "kernels/vocabulary/embedding.h"
 #include "tests/support/error_of.h"
+#include "tests/support/method_scope.h"
 #include "tests/support/test_device.h"
 
 namespace switchyard {
@@ -92,9 +93,15 @@ std::vector<ScratchCase> attention_cases() {
   for (const DType dtype : {kF32, kBf16}) {
     for (const int64_t seq_len : {1, 33, 160}) {
       for (const bool backward : {false, true}) {
-        cases.push_back({fmt::format("attention_{}_{}_{}", backward ? "backward" : "forward",
-                                     to_string(dtype), seq_len),
-                         [=](Bench& b) { attend(b, dtype, 2, 4, 2, seq_len, 64, backward); }});
+        // Without cuDNN the second is the first again.
+        for (const auto& [method, name] : names_of(AttentionMethod{})) {
+          cases.push_back({fmt::format("attention_{}_{}_{}_{}", backward ? "backward" : "forward",
+                                       to_string(dtype), seq_len, name),
+                           [=](Bench& b) {
+                             const test::AttentionScope scope(method);
+                             attend(b, dtype, 2, 4, 2, seq_len, 64, backward);
+                           }});
+        }
       }
     }
   }

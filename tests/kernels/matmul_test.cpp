@@ -11,8 +11,10 @@
 #include <vector>
 
 #include "kernels/cpu/onednn_matmul.h"
+#include "kernels/cuda/grouped_lt.h"
 #include "kernels/runtime/check.h"
 #include "tests/support/bf16_scope.h"
+#include "tests/support/method_scope.h"
 #include "tests/support/test_tensors.h"
 
 namespace switchyard {
@@ -70,6 +72,7 @@ Shape stored(int64_t rows, int64_t cols, Transpose transpose) {
 struct Dtypes {
   DType in, out;
   Bf16Method method = Bf16Method::widened;
+  std::optional<ExpertProductMethod> expert_products = std::nullopt;
 };
 constexpr Bf16Method kNative = Bf16Method::native;
 
@@ -269,21 +272,25 @@ TEST(Bf16MethodTest, ProductsAreThoseOfTheMethodThatWasSet) {
   EXPECT_NE(results[0], results[1]) << "the products cannot tell the methods apart";
 }
 
-TEST(Bf16MethodTest, TheFasterOneIsChosen) {
-  EXPECT_EQ((Bf16Seconds{.native = 1.0, .widened = 2.0}.faster()), Bf16Method::native);
-  EXPECT_EQ((Bf16Seconds{.native = 2.0, .widened = 1.0}.faster()), Bf16Method::widened);
-  // Where the processor has no bf16 products.
-  EXPECT_EQ((Bf16Seconds{.native = INFINITY, .widened = 0.0}.faster()), Bf16Method::widened);
+TEST(MethodsTest, TheFastestIsChosenOfThoseThatAreThere) {
+  using Seconds = MethodSeconds<Bf16Method>;
+  constexpr double kNever = Seconds::kNever;
+
+  EXPECT_EQ((Seconds{{1.0, 2.0}}.fastest()), Bf16Method::native);
+  EXPECT_EQ((Seconds{{2.0, 1.0}}.fastest()), Bf16Method::widened);
+  EXPECT_EQ((Seconds{{kNever, 0.0}}.fastest()), Bf16Method::widened);
+  EXPECT_FALSE((Seconds{{kNever, 0.0}}.has(Bf16Method::native)));
+  EXPECT_TRUE((Seconds{{kNever, 0.0}}.has(Bf16Method::widened)));
 }
 
 TEST(Bf16MethodTest, BothMethodsAreMeasured) {
   SWITCHYARD_CPU_ONLY("oneDNN alone");
   SWITCHYARD_NEEDS_METHOD(kNative);
-  const Bf16Seconds seconds = measure_bf16_methods();
-  EXPECT_GT(seconds.native, 0.0);
-  EXPECT_LT(seconds.native, 1.0);
-  EXPECT_GT(seconds.widened, 0.0);
-  EXPECT_LT(seconds.widened, 1.0);
+  const MethodSeconds<Bf16Method> measured = measure_bf16_methods();
+  for (const double seconds : measured.seconds) {
+    EXPECT_GT(seconds, 0.0);
+    EXPECT_LT(seconds, 1.0);
+  }
 }
 
 TEST(MatrixProductTest, StridedBlocksLeaveTheirSurroundingsAlone) {
@@ -313,9 +320,21 @@ TEST(MatrixProductTest, StridedBlocksLeaveTheirSurroundingsAlone) {
 }
 
 // The dtype, and the widths of input and output: with and without every row aligned to 16 bytes;
-// one tile of a device's kernel or several, of which the last is not full.
+// one tile of a device's kernel or several, of which the last is not full. A CUDA device may have
+// several methods.
 class GroupedLinearTest : public MethodTest<std::tuple<Dtypes, std::pair<int64_t, int64_t>>> {
  protected:
+  void SetUp() override {
+    MethodTest::SetUp();
+    const std::optional<ExpertProductMethod> method = std::get<0>(GetParam()).expert_products;
+    if (!method) return;
+    if (test::device().kind == DeviceKind::cpu) GTEST_SKIP() << "methods of CUDA devices";
+    if (method == ExpertProductMethod::cublas_lt && !cuda::has_grouped_lt(test::device())) {
+      GTEST_SKIP() << "there is no cuBLASLt whose grouped products are sound";
+    }
+    scope_.emplace(method);
+  }
+
   static DType dtype() { return std::get<0>(GetParam()).in; }
   const int64_t in_ = std::get<1>(GetParam()).first, out_ = std::get<1>(GetParam()).second;
 
@@ -327,6 +346,7 @@ class GroupedLinearTest : public MethodTest<std::tuple<Dtypes, std::pair<int64_t
   const Tensor dy_ = random_tensor({rows_, out_}, 2, dtype());
   const Tensor weight_ = random_tensor({experts_, out_, in_}, 3, dtype());
   Stream stream_;
+  std::optional<test::ExpertProductScope> scope_;
 
   ConstTensorView weight_of(int64_t e) const {
     return weight_.view().rows(e, 1).reshape({out_, in_});
@@ -443,6 +463,16 @@ INSTANTIATE_TEST_SUITE_P(
                                      Dtypes{DType::bf16, DType::bf16},
                                      Dtypes{DType::bf16, DType::bf16, kNative}),
                      testing::Values(std::pair(33, 65), std::pair(32, 64), std::pair(200, 264))));
+
+constexpr Dtypes by(ExpertProductMethod method) {
+  return {DType::bf16, DType::bf16, Bf16Method::widened, method};
+}
+INSTANTIATE_TEST_SUITE_P(Methods, GroupedLinearTest,
+                         testing::Combine(testing::Values(by(ExpertProductMethod::cublas_lt),
+                                                          by(ExpertProductMethod::cublas),
+                                                          by(ExpertProductMethod::streams)),
+                                          testing::Values(std::pair(33, 65), std::pair(32, 64),
+                                                          std::pair(200, 264))));
 
 }  // namespace
 }  // namespace switchyard

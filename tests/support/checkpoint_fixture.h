@@ -188,7 +188,9 @@ inline TrainingState fake_state(int64_t step) {
           .tokenizer_hash = "0123456789abcdef",
           .loss_mask_hash = "89abcdef01234567",
           .origins = {{"runs/base", "fedcba9876543210"}},
-          .bf16_method = Bf16Method::native};
+          .methods = {.bf16_products = Bf16Method::native,
+                      .expert_products = ExpertProductMethod::streams,
+                      .attention = AttentionMethod::cudnn}};
 }
 
 // Goes on from the newest checkpoint in `run_dir`, as training does. Collective.

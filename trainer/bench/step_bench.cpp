@@ -83,7 +83,7 @@ StepBenchReport bench_steps(MpiRuntime& mpi, const RunConfig& config, int64_t wa
 
   StepBenchReport report;
   report.threads = granted_team_size();
-  report.bf16_method = session.describe_bf16_method();
+  report.methods = session.describe_methods();
   report.plan = make_plan(config, session.dist.layout());
   std::vector<TimedStep> timed;
   Profiler profiler(session.stream);
@@ -126,7 +126,7 @@ std::string describe(const StepBenchReport& r) {
     text += fmt::format("f32 ceiling    {:9.1f} GFLOP/s; reached {}\n", 1e-9 * r.f32_ceiling,
                         share(r.flops(), r.f32_ceiling));
   }
-  if (!r.bf16_method.empty()) text += r.bf16_method + '\n';
+  for (const std::string& line : r.methods) text += line + '\n';
   text += fmt::format("forward {:.1f} ms, backward {:.1f} ms, optimizer {:.1f} ms\n",
                       r.metrics.forward_ms, r.metrics.backward_ms, r.metrics.optimizer_ms);
   text += describe_parts(r);

@@ -14,14 +14,14 @@ namespace switchyard {
 
 // The speed of whole training steps, beside the best products of the same cores in the same run.
 struct StepBenchReport {
-  int threads = 1;               // of a rank
-  double step_seconds = 0.0;     // median, by the clock
-  StepMetrics metrics;           // of the median step
-  Profile profile;               // seconds per step, mean over ranks and timed steps
-  double product_ceiling = 0.0;  // FLOP/s of the best square product in the compute dtype, all
-                                 // ranks at once
-  double f32_ceiling = 0.0;      // the same in f32
-  std::string bf16_method;       // empty unless bf16 is multiplied on the CPU
+  int threads = 1;                   // of a rank
+  double step_seconds = 0.0;         // median, by the clock
+  StepMetrics metrics;               // of the median step
+  Profile profile;                   // seconds per step, mean over ranks and timed steps
+  double product_ceiling = 0.0;      // FLOP/s of the best square product in the compute dtype, all
+                                     // ranks at once
+  double f32_ceiling = 0.0;          // the same in f32
+  std::vector<std::string> methods;  // as Session::describe_methods
   Plan plan;
 
   double tokens_per_second() const;

@@ -78,10 +78,10 @@ std::string describe_state(const Manifest& manifest) {
   int64_t bytes = manifest.model_file.bytes;
   for (const StoredFile& shard : manifest.shards) bytes += shard.bytes;
   std::string origins;
-  std::string products;
-  if (state.bf16_method) {
-    products = fmt::format("bf16 products        {}\n", to_string(*state.bf16_method));
-  }
+  std::string methods;
+  for_each_op(state.methods, [&](std::string_view op, const auto& method) {
+    if (method) methods += fmt::format("{:<21}{}\n", op_in_words(op), to_string(*method));
+  });
   for (const Origin& origin : state.origins) {
     origins += fmt::format("came from            {} ({})\n", origin.path, origin.fingerprint);
   }
@@ -95,7 +95,7 @@ std::string describe_state(const Manifest& manifest) {
       "{}{}",
       state.step, state.optimizer_steps, state.skipped_steps, state.samples_consumed, state.tokens,
       state.dataset_fingerprint, manifest.model_fingerprint, layout.world_size, layout.tp,
-      layout.ep, manifest.shards.size(), bytes, products, origins);
+      layout.ep, manifest.shards.size(), bytes, methods, origins);
 }
 
 // With `verify` it reads the tensors, and adds what is not finite to `not_finite`.

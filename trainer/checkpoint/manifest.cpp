@@ -125,7 +125,9 @@ Json to_json(const TrainingState& state) {
   // The text of an older manifest, and so its fingerprint, stays as it was.
   if (!state.tokenizer_hash.empty()) json["tokenizer_hash"] = state.tokenizer_hash;
   if (!state.loss_mask_hash.empty()) json["loss_mask_hash"] = state.loss_mask_hash;
-  if (state.bf16_method) json["bf16_products"] = to_string(*state.bf16_method);
+  for_each_op(state.methods, [&](std::string_view op, const auto& method) {
+    if (method) json[std::string(op)] = to_string(*method);
+  });
   for (const Origin& origin : state.origins) {
     json["origins"].push_back({{"path", origin.path}, {"fingerprint", origin.fingerprint}});
   }
@@ -143,10 +145,12 @@ TrainingState to_state(const ParsedJson& json) {
   state.config = json.at("config").get<std::string>();
   state.tokenizer_hash = json.value("tokenizer_hash", std::string());
   state.loss_mask_hash = json.value("loss_mask_hash", std::string());
-  if (const auto method = json.value("bf16_products", std::string()); !method.empty()) {
-    state.bf16_method = value_of<Bf16Method>(method);
-    require(state.bf16_method.has_value(), "'{}' is no kind of bf16 products", method);
-  }
+  for_each_op(state.methods, [&]<class Method>(std::string_view op, std::optional<Method>& method) {
+    const auto name = json.value(std::string(op), std::string());
+    if (name.empty()) return;
+    method = value_of<Method>(name);
+    require(method.has_value(), "'{}' is no method of {}", name, op_in_words(op));
+  });
   for (const Json& origin : json.value("origins", Json::array())) {
     state.origins.push_back(
         {origin.at("path").get<std::string>(), origin.at("fingerprint").get<std::string>()});

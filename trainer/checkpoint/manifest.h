@@ -2,13 +2,12 @@
 
 #include <cstdint>
 #include <map>
-#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
-#include "kernels/linear/bf16_method.h"
+#include "trainer/checkpoint/methods.h"
 #include "trainer/checkpoint/piece_geometry.h"
 
 namespace switchyard {
@@ -38,8 +37,7 @@ struct TrainingState {
   std::string tokenizer_hash;   // Tokenizer::hash; empty in checkpoints of older programs
   std::string loss_mask_hash;   // of the training data, see loss_mask_hash_of; empty as the last
   std::vector<Origin> origins;  // oldest first; none in checkpoints of older programs
-  // Of the run's products; empty if none were of bf16 on the CPU, or in older checkpoints.
-  std::optional<Bf16Method> bf16_method = std::nullopt;
+  Methods methods = {};         // empty as far as older programs did not choose
 
   bool operator==(const TrainingState&) const = default;
 };

@@ -30,7 +30,7 @@ LoadedModel load_model(MpiRuntime& mpi, const RunConfig& config, Session& sessio
     require_checkpoint_config(config, state.config, folder.string(), CheckpointUse::inference);
     require_same_tokenizer(state, tokenizer_hash, folder.string());
   });
-  session.keep_bf16_method(state.bf16_method);
+  session.keep_methods(state.methods, folder.string());
   return {.description =
               fmt::format("{} (step {}, {} tokens)", folder.string(), state.step, state.tokens),
           .fingerprint = checkpoint_fingerprint(reader->manifest())};

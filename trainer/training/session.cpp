@@ -3,9 +3,8 @@
 #include <fmt/format.h>
 
 #include <chrono>
-#include <cmath>
-#include <span>
 
+#include "kernels/basic/activation.h"
 #include "kernels/runtime/check.h"
 
 namespace switchyard {
@@ -45,33 +44,73 @@ TransformerOptions model_options(const RunConfig& config, const DistributedConte
   return options;
 }
 
-std::optional<Bf16Method> Session::bf16_method() const {
-  return multiplies_bf16_on_cpu_ ? std::optional(switchyard::bf16_method()) : std::nullopt;
+namespace {
+
+// What a rank's experts compute in one layer and micro-batch if all get as many rows.
+ExpertProducts expert_products_of(const RunConfig& config) {
+  const ModelConfig& m = config.model;
+  const int64_t tokens = config.train.micro_batch_size * m.seq_len / config.parallel.tp;
+  const int64_t up = m.expert_ffn_hidden * (is_gated(m.activation) ? 2 : 1);
+  return {.experts = m.num_experts / config.parallel.ep,
+          .rows = tokens * m.router.top_k,
+          .maps = {{m.exchange_width(), up}, {m.expert_ffn_hidden, m.exchange_width()}}};
 }
 
-std::string Session::describe_bf16_method() const {
-  if (!multiplies_bf16_on_cpu_) return "";
-  if (std::isinf(bf16_seconds_.native)) {
-    return "bf16 products are widened: not every processor has native ones";
+AttentionWork attention_of(const RunConfig& config) {
+  const ModelConfig& m = config.model;
+  return {.batch = config.train.micro_batch_size,
+          .heads = m.num_heads / config.parallel.tp,
+          .kv_heads = m.num_kv_heads / config.parallel.tp,
+          .seq_len = m.seq_len,
+          .head_dim = m.head_dim};
+}
+
+}  // namespace
+
+void Session::choose_methods(MpiRuntime& mpi, const RunConfig& config) {
+  Communicator& world = mpi.world();
+  if (stream.device().kind == DeviceKind::cpu) {
+    return bf16_products_.choose(stream, world, measure_bf16_methods(), &set_bf16_method);
   }
-  return fmt::format("bf16 products are {}; native ones take {:.2f} of the time of widened ones",
-                     to_string(switchyard::bf16_method()),
-                     bf16_seconds_.native / bf16_seconds_.widened);
+  if (config.model.structure != Structure::dense) {
+    expert_products_.choose(stream, world,
+                            measure_expert_product_methods(stream, expert_products_of(config)),
+                            [](ExpertProductMethod method) { set_expert_product_method(method); });
+  }
+  if (config.data.mask == AttentionMask::causal) {
+    attention_.choose(stream, world, measure_attention_methods(stream, attention_of(config)),
+                      [](AttentionMethod method) { set_attention_method(method); });
+  }
 }
 
-bool Session::keep_bf16_method(std::optional<Bf16Method> of_checkpoint) {
-  if (!multiplies_bf16_on_cpu_ || !of_checkpoint) return true;
-  if (*of_checkpoint == Bf16Method::native && std::isinf(bf16_seconds_.native)) return false;
-  set_bf16_method(*of_checkpoint);
-  return true;
+Methods Session::methods() const {
+  return {.bf16_products = bf16_products_.method(),
+          .expert_products = expert_products_.method(),
+          .attention = attention_.method()};
 }
 
-void Session::choose_bf16_method() {
-  bf16_seconds_ = measure_bf16_methods();
-  double seconds[] = {bf16_seconds_.native, bf16_seconds_.widened};
-  dist.world().all_reduce(stream, view_of(std::span<double>(seconds)), ReduceOp::sum);
-  bf16_seconds_ = {seconds[0], seconds[1]};
-  set_bf16_method(bf16_seconds_.faster());
+std::vector<std::string> Session::describe_methods() const {
+  std::vector<std::string> lines = {bf16_products_.describe("bf16_products"),
+                                    expert_products_.describe("expert_products"),
+                                    attention_.describe("attention")};
+  std::erase(lines, "");
+  return lines;
+}
+
+std::vector<std::string> Session::keep_methods(const Methods& of_checkpoint,
+                                               const std::string& name) {
+  std::vector<std::string> lines;
+  const auto keep = [&](auto& choice, const auto& method, std::string_view op) {
+    if (choice.keep(method)) return;
+    lines.push_back(fmt::format(
+        "the method of {} of {} is {}, which not every rank here has: results are rounded in "
+        "another way from here on",
+        op_in_words(op), name, to_string(*method)));
+  };
+  keep(bf16_products_, of_checkpoint.bf16_products, "bf16_products");
+  keep(expert_products_, of_checkpoint.expert_products, "expert_products");
+  keep(attention_, of_checkpoint.attention, "attention");
+  return lines;
 }
 
 }  // namespace switchyard

@@ -1,13 +1,14 @@
 #pragma once
 
-#include <optional>
 #include <string>
+#include <vector>
 
-#include "kernels/linear/bf16_method.h"
 #include "layers/transformer.h"
 #include "parallel/distributed_context.h"
+#include "trainer/checkpoint/methods.h"
 #include "trainer/config/model_options.h"
 #include "trainer/config/run_config.h"
+#include "trainer/training/method_choice.h"
 
 namespace switchyard {
 
@@ -35,30 +36,29 @@ struct Session {
         dist(mpi, ParallelLayout(mpi.world_size(), config.parallel.tp, config.parallel.ep),
              stream.device(),
              {.groups = config.parallel.deduplicate == Deduplicate::host, .hosts = {}}),
-        model(stream, config.model, dist, model_options(config, dist, stream.device())),
-        multiplies_bf16_on_cpu_(stream.device().kind == DeviceKind::cpu &&
-                                config.run.compute_dtype == DType::bf16) {
-    if (multiplies_bf16_on_cpu_) choose_bf16_method();
+        model(stream, config.model, dist, model_options(config, dist, stream.device())) {
+    if (config.run.compute_dtype == DType::bf16) choose_methods(mpi, config);
   }
 
-  // How this run multiplies bf16; empty unless it does so on the CPU.
-  std::optional<Bf16Method> bf16_method() const;
-  // The method and what was measured, for people; empty as above.
-  std::string describe_bf16_method() const;
-  // Goes on with the method of a checkpoint, so that it goes on with the same bits. Returns false
-  // if a processor of the job does not have it.
-  bool keep_bf16_method(std::optional<Bf16Method> of_checkpoint);
+  // How this run computes ops that have several methods.
+  Methods methods() const;
+  // A line for each of them and what was measured, for people.
+  std::vector<std::string> describe_methods() const;
+  // Goes on with the methods of a checkpoint, so that it goes on with the same bits. Returns a line
+  // for each that cannot be kept, because some rank does not have it.
+  //   name  of the checkpoint
+  std::vector<std::string> keep_methods(const Methods& of_checkpoint, const std::string& name);
 
   Stream stream;
   DistributedContext dist;
   Transformer model;
 
  private:
-  // The method that takes less time on all ranks together is chosen by all of them.
-  void choose_bf16_method();
+  void choose_methods(MpiRuntime& mpi, const RunConfig& config);
 
-  bool multiplies_bf16_on_cpu_;
-  Bf16Seconds bf16_seconds_;  // sums over the ranks
+  MethodChoice<Bf16Method> bf16_products_;             // on the CPU
+  MethodChoice<ExpertProductMethod> expert_products_;  // on CUDA devices
+  MethodChoice<AttentionMethod> attention_;            // on CUDA devices, without documents
 };
 
 }  // namespace switchyard

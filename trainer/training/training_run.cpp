@@ -73,7 +73,7 @@ TrainingRun::TrainingRun(MpiRuntime& mpi, const RunConfig& config)
   state_.dataset_fingerprint = fmt::format("{:016x}", data_.train->loader.fingerprint());
   state_.tokenizer_hash = data_.tokenizer->hash();
   state_.loss_mask_hash = loss_mask_hash_of(data_.train->files);
-  state_.bf16_method = session_.bf16_method();
+  state_.methods = session_.methods();
 }
 
 StagedTensors TrainingRun::staged_tensors() {
@@ -163,7 +163,9 @@ void TrainingRun::adopt(const TrainingState& restored, const CheckpointChoice& c
   state_.config = to_yaml(config_);
   state_.dataset_fingerprint = fresh.dataset_fingerprint;
   state_.tokenizer_hash = fresh.tokenizer_hash;
-  keep_bf16_method(restored, name);
+  // The bits of an op depend on its method.
+  for (const std::string& line : session_.keep_methods(restored.methods, name)) log(line);
+  state_.methods = session_.methods();
   state_.loss_mask_hash = fresh.loss_mask_hash;
   if (!choice.of_this_run) state_.origins.clear();
   if (choice.origin) state_.origins.push_back(*choice.origin);
@@ -203,17 +205,6 @@ void TrainingRun::choose_chunks() {
     config_.parallel.exchange_chunks = chosen.chunks;
     state_.config = to_yaml(config_);
   }
-}
-
-// The bits of a product depend on its method, so the run goes on with that of the checkpoint.
-void TrainingRun::keep_bf16_method(const TrainingState& restored, const std::string& name) {
-  if (!session_.keep_bf16_method(restored.bf16_method)) {
-    log(
-        fmt::format("the bf16 products of {} were native, which not every processor here has: "
-                    "results are rounded in another way from here on",
-                    name));
-  }
-  state_.bf16_method = session_.bf16_method();
 }
 
 // Finds out before the first step whether checkpoints can be written.
@@ -268,7 +259,7 @@ TrainingEnd TrainingRun::run() {
                   format_count(static_cast<double>(count_parameters(config_.model).total)),
                   mpi_.world_size(), to_string(session_.dist.layout())));
   choose_chunks();
-  if (session_.bf16_method()) log(session_.describe_bf16_method());
+  for (const std::string& line : session_.describe_methods()) log(line);
   if (stops_before_first_step()) return TrainingEnd::stopped;
   while (state_.step < config_.train.max_steps) {
     const StepReport report = take_step();

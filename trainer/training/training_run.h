@@ -37,7 +37,6 @@ class TrainingRun {
   void resume();
   void begin_with_weights(const TrainingState& source, const CheckpointChoice& choice,
                           const std::string& name);
-  void keep_bf16_method(const TrainingState& restored, const std::string& name);
   void adopt(const TrainingState& restored, const CheckpointChoice& choice,
              const std::string& name);
   void try_to_write();

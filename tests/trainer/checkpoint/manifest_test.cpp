@@ -36,12 +36,13 @@ TEST(ManifestTest, AnOlderManifestHasNoneOfThemAndKeepsItsText) {
                     .model_file = {}};
   manifest.state.tokenizer_hash.clear();
   manifest.state.loss_mask_hash.clear();
-  manifest.state.bf16_method.reset();
+  manifest.state.methods = {};
 
   const std::string text = to_text(manifest);
 
   EXPECT_THAT(text, AllOf(Not(HasSubstr("tokenizer_hash")), Not(HasSubstr("loss_mask_hash")),
-                          Not(HasSubstr("bf16_products"))));
+                          Not(HasSubstr("bf16_products")), Not(HasSubstr("expert_products")),
+                          Not(HasSubstr("\"attention\""))));
   EXPECT_EQ(to_text(parse_manifest(text, "manifest")), text);
 }
 
@@ -88,7 +89,7 @@ TEST_F(ForgedManifestTest, AnIntactOneIsRead) { EXPECT_EQ(error_after("shards", 
 
 TEST_F(ForgedManifestTest, AnUnknownMethodOfBf16ProductsIsRefused) {
   EXPECT_THAT(error_after("\"native\"", "\"exact\""),
-              HasSubstr("'exact' is no kind of bf16 products"));
+              HasSubstr("'exact' is no method of bf16 products"));
 }
 
 TEST_F(ForgedManifestTest, NumbersThatAreNoCountsAreRefused) {
