@@ -234,16 +234,15 @@ void DeviceBench::router(int64_t tokens, int64_t experts, int top_k) {
   });
   const int64_t slots = tokens * top_k;
   const std::vector<int64_t> first_tokens = {0, tokens / 4, tokens / 2, tokens * 3 / 4, tokens};
-  Tensor send_counts = empty({8, 4, 1 + experts / 8}, DType::i64), source = empty({slots}, kI32);
+  Tensor send_counts = empty({8, 4, 1 + experts / 8}, DType::i64);
   Tensor row_of_slot = empty({slots}, kI32), assignment_of_slot = empty({slots}, kI32);
   Tensor assignments = empty({slots, kAssignmentValues}, kI32);
   const SendPlan plan{.counts = send_counts,
-                      .source = source,
                       .row_of_slot = row_of_slot,
                       .assignment_of_slot = assignment_of_slot,
                       .assignments = assignments};
   memory_row("plan_sends, 8 ranks, 4 chunks", shape,
-             bytes_of(idx, weights, source, row_of_slot, assignment_of_slot, assignments), [&] {
+             bytes_of(idx, weights, row_of_slot, assignment_of_slot, assignments), [&] {
                plan_sends(stream_, workspace_, idx, weights, first_tokens, experts / 8, true, plan);
              });
 }
@@ -251,17 +250,16 @@ void DeviceBench::router(int64_t tokens, int64_t experts, int top_k) {
 void DeviceBench::permutation() {
   if (!is_wanted("permute")) return;
   constexpr int64_t kTopK = 8, kRows = kTokens * kTopK;
-  std::vector<int32_t> slots(kRows), source(kRows), first(kTokens + 1);
+  std::vector<int32_t> slots(kRows), first(kTokens + 1);
   for (int64_t i = 0; i < kRows; ++i) slots[static_cast<size_t>(i)] = static_cast<int32_t>(i);
   std::shuffle(slots.begin(), slots.end(), std::mt19937(1));
-  for (size_t i = 0; i < slots.size(); ++i) source[i] = slots[i] / kTopK;
   for (size_t t = 0; t < first.size(); ++t) first[t] = static_cast<int32_t>(t * kTopK);
-  const Tensor x = random({kTokens, kHidden}, kBf16), source_row = indices({kRows}, source);
+  const Tensor x = random({kTokens, kHidden}, kBf16);
   const Tensor offsets = indices({kTokens + 1}, first), members = indices({kRows}, slots);
   Tensor rows = random({kRows, kHidden}, kBf16), y = empty(x.shape(), kBf16);
   const std::string shape = fmt::format("{} x {} bf16, top {}", kTokens, kHidden, kTopK);
-  memory_row("permute (gather_rows)", shape, bytes_of(x, rows),
-             [&] { gather_rows(stream_, x, source_row, rows); });
+  memory_row("permute (spread_rows)", shape, bytes_of(x, rows),
+             [&] { spread_rows(stream_, x, offsets, members, 0, rows); });
   memory_row("unpermute (sum_rows)", shape, bytes_of(rows, y),
              [&] { sum_rows(stream_, rows, offsets, members, 0, y); });
 }

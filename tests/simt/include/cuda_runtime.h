@@ -229,6 +229,11 @@ template <class T>
 void __stcs(T* address, T value) {
   *address = value;
 }
+template <class T>
+T __ldcs(const T* address) {
+  simt::count_streamed_bytes(sizeof(T));
+  return *address;
+}
 // CUDA has min and max without a namespace.
 template <class T>
 constexpr T min(T a, T b) {
