@@ -24,6 +24,7 @@
 #include "kernels/moe/exchange_plan.h"
 #include "kernels/moe/permute.h"
 #include "kernels/moe/router.h"
+#include "kernels/moe/slot_products.h"
 #include "kernels/norm/layer_norm.h"
 #include "kernels/norm/rms_norm.h"
 #include "kernels/optimizer/optimizer_step.h"
@@ -69,6 +70,8 @@ class DeviceBench {
     cross_entropy();
     flat_buffers();
     decode();
+    decoded_experts(2048, 512);
+    decoded_experts(512, 2048);
     dense_products();
     grouped_products(2048, 512);
     grouped_products(512, 2048);
@@ -147,6 +150,7 @@ class DeviceBench {
   void cross_entropy();
   void flat_buffers();
   void decode();
+  void decoded_experts(int64_t in, int64_t out);
   void dense_products();
   void grouped_products(int64_t in, int64_t out);
   void attention(int64_t seq_len, int64_t head_dim, int64_t kv_heads);
@@ -337,6 +341,19 @@ void DeviceBench::decode() {
                          kDim, kLength),
              bytes_of(k, v),
              [&] { decode_attention(stream_, workspace_, q, k, v, lengths, 0.09f, out); });
+}
+
+// The experts of a decoding step: eight tokens, whose slots meet all experts.
+void DeviceBench::decoded_experts(int64_t in, int64_t out) {
+  if (!is_wanted("slot_products")) return;
+  constexpr int64_t kExperts = 64, kSlots = kExperts;
+  std::vector<int32_t> experts(kSlots);
+  for (size_t i = 0; i < experts.size(); ++i) experts[i] = static_cast<int32_t>(i * 5 % kExperts);
+  const Tensor x = random({kSlots, in}, kBf16), idx = indices({kSlots / 8, 8}, experts);
+  const Tensor weight = random({kExperts, out, in}, kBf16, 0.02f);
+  Tensor y = empty({kSlots, out}, kBf16);
+  memory_row("slot_products", fmt::format("64 slots, 64 x ({} -> {}) bf16", in, out),
+             bytes_of(x, weight, y), [&] { slot_products(stream_, x, idx, weight, y); });
 }
 
 void DeviceBench::dense_products() {

@@ -23,6 +23,7 @@
 #include "kernels/moe/exchange_plan.h"
 #include "kernels/moe/permute.h"
 #include "kernels/moe/router.h"
+#include "kernels/moe/slot_products.h"
 #include "kernels/norm/layer_norm.h"
 #include "kernels/norm/projection_norm.h"
 #include "kernels/norm/rms_norm.h"
@@ -443,6 +444,7 @@ TEST_F(CountingTest, OpsOfMixturesAcceptItsTensors) {
   sum_rows(s, bench_.f32({5, 8}), bench_.i32({5}), bench_.i32({5}), 0, x);
   sum_rows(s, bench_.f32({5, 8}), {}, bench_.i32({8}), 0, x);
   sum_rows(s, bench_.f32({8, 8}), {}, {}, 0, x);
+  slot_products(s, x, idx, bench_.f32({6, 3, 8}), bench_.f32({8, 3}));
   const TensorView assignments = bench_.i32({5, kAssignmentValues});
   const TensorView counts = bench_.tensor({2, 3, 4}, DType::i64);
   plan_arrivals(s, assignments, counts, {bench_.i32({5}), bench_.i32({5}), bench_.f32({5})});
