@@ -9,6 +9,7 @@
 #include "kernels/decode/received_attention.h"
 #include "kernels/runtime/check.h"
 #include "kernels/runtime/profile.h"
+#include "layers/decoding/cached_step.h"
 #include "layers/sequence_parallel.h"
 
 namespace switchyard {
@@ -53,8 +54,8 @@ Attention::Attention(const BuildContext& build, const std::string& name)
   }
 }
 
-void Attention::project_qkv(StepContext& ctx, ConstTensorView x, int64_t first_position,
-                            Saved& saved) const {
+void Attention::project_qkv(StepContext& ctx, ConstTensorView x,
+                            const FirstPosition& first_position, Saved& saved) const {
   const int64_t batch = ctx.batch.num_sequences, seq_len = ctx.batch.seq_len;
   saved.x = x;
   saved.q = ctx.saved.take({batch, heads_, seq_len, head_dim_}, dtype_);
@@ -143,30 +144,31 @@ KvCacheLayer Attention::make_cache(int64_t batch, int64_t max_len, Device device
   return {.k = Tensor(shape, dtype_, device), .v = Tensor(shape, dtype_, device), .selector = {}};
 }
 
-// Attends with one token per sequence, at `position`, whose key and value are in the cache.
-void Attention::decode(StepContext& ctx, const Saved& saved, int64_t position, KvCacheLayer& cache,
+// Attends with one token per sequence, whose key and value are in the cache.
+void Attention::decode(StepContext& ctx, const Saved& saved, int layer, KvCacheLayer& cache,
                        TensorView out) const {
   const int64_t batch = ctx.batch.num_sequences;
-  const ConstTensorView on_device = ctx.on_device(
-      std::vector<int32_t>(static_cast<size_t>(batch), static_cast<int32_t>(position + 1)));
+  const CachedStep& step = *ctx.step;
+  const int64_t length = step.position + 1;
   const ConstTensorView q = saved.q.reshape({batch, heads_, head_dim_});
   SelectedKeys selected;
   if (cache.selector) {
     selected = cache.selector->select(ctx.stream, ctx.scratch, q, saved.k,
                                       {.k = cache.k,
                                        .v = cache.v,
-                                       .lengths = on_device,
-                                       .length = position + 1,
+                                       .lengths = step.lengths,
+                                       .length = length,
+                                       .newest = step.positions,
                                        .prompt = cache.prompt_attention},
-                                      budget_tokens(cache.budget, position + 1));
+                                      step.budget_of(layer, cache));
   }
   ConstTensorView k = cache.k, v = cache.v;
   if (cache.offloaded) {
     OffloadedLayer& offloaded = *cache.offloaded;
     if (selected) {
-      selected.indices = offloaded.bring(ctx.stream, ctx.scratch, selected.indices, position + 1);
+      selected.indices = offloaded.bring(ctx.stream, ctx.scratch, selected.indices, length);
     } else {
-      offloaded.bring_all(ctx.stream, position + 1);
+      offloaded.bring_all(ctx.stream, length);
     }
     k = offloaded.near().k;
     v = offloaded.near().v;
@@ -175,13 +177,13 @@ void Attention::decode(StepContext& ctx, const Saved& saved, int64_t position, K
     gather_attention(ctx.stream, ctx.scratch, q, k, v, selected.indices, selected.counts,
                      selected.log_weights, scale_, out);
   } else {
-    decode_attention(ctx.stream, ctx.scratch, q, k, v, on_device, scale_, out);
+    decode_attention(ctx.stream, ctx.scratch, q, k, v, step.lengths, scale_, out);
   }
 }
 
-void Attention::fetch_ahead(StepContext& ctx, ConstTensorView x, int64_t position,
-                            KvCacheLayer& cache) const {
+void Attention::fetch_ahead(StepContext& ctx, ConstTensorView x, KvCacheLayer& cache) const {
   const ScopedPart part(ctx.stream, Part::attention);
+  const int64_t position = ctx.step->position;
   if (!cache.selector) return cache.offloaded->begin(ctx.stream, {}, position);
   WorkspaceScope saved_scope(ctx.saved), scope(ctx.scratch);
   const int64_t batch = ctx.batch.num_sequences;
@@ -196,24 +198,23 @@ void Attention::fetch_ahead(StepContext& ctx, ConstTensorView x, int64_t positio
   cache.offloaded->begin(ctx.stream, predicted.indices, position);
 }
 
-void Attention::forward_cached(StepContext& ctx, ConstTensorView x, int64_t first_position,
-                               KvCacheLayer& cache, TensorView y) const {
+void Attention::forward_cached(StepContext& ctx, ConstTensorView x, int layer, KvCacheLayer& cache,
+                               TensorView y) const {
   const int64_t batch = ctx.batch.num_sequences, seq_len = ctx.batch.seq_len;
-  require(first_position == 0 || seq_len == 1,
-          "after the prefill, a call takes one token per sequence");
+  const FirstPosition first_position = ctx.step ? ctx.step->first_position() : 0;
   const ScopedPart part(ctx.stream, Part::attention);
   WorkspaceScope saved_scope(ctx.saved), scope(ctx.scratch);
   Saved saved;
   project_qkv(ctx, x, first_position, saved);
   if (cache.offloaded) {
-    cache.offloaded->write(ctx.stream, saved.k, saved.v, first_position);
+    cache.offloaded->write(ctx.stream, saved.k, saved.v, first_position.on_host);
   } else {
     append_to_cache(ctx.stream, saved.k, first_position, cache.k);
     append_to_cache(ctx.stream, saved.v, first_position, cache.v);
   }
 
   TensorView out = ctx.scratch.take({ctx.tokens(), heads_ * head_dim_}, dtype_);
-  if (first_position == 0) {
+  if (!ctx.step) {
     TensorView lse = ctx.scratch.take({batch, heads_, seq_len}, DType::f32);
     attention_forward(ctx.stream, ctx.scratch, saved.q, saved.k, saved.v, ctx.batch.document_start,
                       scale_, out, lse);
@@ -224,7 +225,7 @@ void Attention::forward_cached(StepContext& ctx, ConstTensorView x, int64_t firs
     }
     if (cache.selector) cache.selector->append(ctx.stream, ctx.scratch, saved.k, 0);
   } else {
-    decode(ctx, saved, first_position, cache, out);
+    decode(ctx, saved, layer, cache, out);
   }
   project_out(ctx, out, y);
 }

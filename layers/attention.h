@@ -30,17 +30,16 @@ class Attention {
   //   dx    [local_tokens, hidden], overwritten
   void backward(StepContext& ctx, ConstTensorView dy, const Saved& saved, TensorView dx);
 
-  // Takes new tokens at positions [first_position, first_position + batch.seq_len), writes their
-  // keys and values into the cache and attends to it. first_position = 0 is the prefill, with full
-  // attention; after it, a call takes one token per sequence, which attends to the keys that the
-  // cache's selector chooses.
-  void forward_cached(StepContext& ctx, ConstTensorView x, int64_t first_position,
-                      KvCacheLayer& cache, TensorView y) const;
+  // Writes the keys and values of new tokens into the cache and attends to it. Without ctx.step it
+  // is the prefill, from position 0 on, with full attention; with it, each sequence has one token,
+  // which attends to the keys that the cache's selector chooses.
+  //   layer  its row of ctx.step->counts
+  void forward_cached(StepContext& ctx, ConstTensorView x, int layer, KvCacheLayer& cache,
+                      TensorView y) const;
 
-  // Of an offloaded cache: predicts what forward_cached will read, for the token at `position`, and
-  // begins to fetch it. Call it with the previous layer's input, normalised as this layer's.
-  void fetch_ahead(StepContext& ctx, ConstTensorView x, int64_t position,
-                   KvCacheLayer& cache) const;
+  // Of an offloaded cache: predicts what forward_cached will read in this step, and begins to fetch
+  // it. Call it with the previous layer's input, normalised as this layer's.
+  void fetch_ahead(StepContext& ctx, ConstTensorView x, KvCacheLayer& cache) const;
 
   KvCacheLayer make_cache(int64_t batch, int64_t max_len, Device device) const;
   // Of a cache on the device or elsewhere: [batch, local kv heads, max_len, head_dim].
@@ -49,9 +48,10 @@ class Attention {
   }
 
  private:
-  void decode(StepContext& ctx, const Saved& saved, int64_t position, KvCacheLayer& cache,
+  void decode(StepContext& ctx, const Saved& saved, int layer, KvCacheLayer& cache,
               TensorView out) const;
-  void project_qkv(StepContext& ctx, ConstTensorView x, int64_t first_position, Saved& saved) const;
+  void project_qkv(StepContext& ctx, ConstTensorView x, const FirstPosition& first_position,
+                   Saved& saved) const;
   void project_out(StepContext& ctx, ConstTensorView out, TensorView y) const;
   void backward_qkv(StepContext& ctx, const Saved& saved, TensorView dq, TensorView dk,
                     ConstTensorView dv, TensorView dx);

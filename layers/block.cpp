@@ -60,27 +60,25 @@ void Block::backward(StepContext& ctx, const Saved& saved, TensorView d) {
 
 // The stream changes little from layer to layer, so the stream before the previous block says what
 // this block will ask for.
-void Block::fetch_ahead(StepContext& ctx, TensorView x, int64_t position,
-                        KvCacheLayer& cache) const {
+void Block::fetch_ahead(StepContext& ctx, TensorView x, KvCacheLayer& cache) const {
   WorkspaceScope saved_scope(ctx.saved), scope(ctx.scratch);
   NormLayer::Saved saved;
   TensorView normed = ctx.scratch.take(x.shape(), x.dtype());
   norm1_.forward(ctx, {.sum = x, .update = {}}, normed, saved);
-  attention_.fetch_ahead(ctx, normed, position, cache);
+  attention_.fetch_ahead(ctx, normed, cache);
 }
 
 ResidualStream Block::forward_cached(StepContext& ctx, const ResidualStream& x,
-                                     const Updates& updates, int64_t first_position,
-                                     KvCacheLayer& cache, const Block* next,
+                                     const Updates& updates, KvCacheLayer& cache, const Block* next,
                                      KvCacheLayer* next_cache) {
   WorkspaceScope saved_scope(ctx.saved), scope(ctx.scratch);
   Saved saved;
   TensorView normed = ctx.scratch.take(x.sum.shape(), x.sum.dtype());
   norm1_.forward(ctx, x, normed, saved.norm1);
-  if (next && next_cache->offloaded && first_position > 0) {
-    next->fetch_ahead(ctx, saved.norm1.x, first_position, *next_cache);
+  if (next && next_cache->offloaded && ctx.step) {
+    next->fetch_ahead(ctx, saved.norm1.x, *next_cache);
   }
-  attention_.forward_cached(ctx, normed, first_position, cache, updates.attention);
+  attention_.forward_cached(ctx, normed, layer_, cache, updates.attention);
   norm2_.forward(ctx, {.sum = saved.norm1.x, .update = updates.attention}, normed, saved.norm2);
   feed_forward(ctx, normed, updates.feed_forward, saved);
   return {.sum = saved.norm2.x, .update = updates.feed_forward};

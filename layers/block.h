@@ -47,15 +47,14 @@ class Block {
   // what that one will read before it computes itself.
   //   next  null: there is none
   ResidualStream forward_cached(StepContext& ctx, const ResidualStream& x, const Updates& updates,
-                                int64_t first_position, KvCacheLayer& cache, const Block* next,
-                                KvCacheLayer* next_cache);
+                                KvCacheLayer& cache, const Block* next, KvCacheLayer* next_cache);
 
   const Attention& attention() const { return attention_; }
   MoeLayer* moe() { return moe_ ? &*moe_ : nullptr; }
 
  private:
   void feed_forward(StepContext& ctx, ConstTensorView x, TensorView y, Saved& saved);
-  void fetch_ahead(StepContext& ctx, TensorView x, int64_t position, KvCacheLayer& cache) const;
+  void fetch_ahead(StepContext& ctx, TensorView x, KvCacheLayer& cache) const;
 
   int layer_;
   NormLayer norm1_;

@@ -4,6 +4,7 @@
 #include "kernels/runtime/check.h"
 #include "kernels/runtime/profile.h"
 #include "kernels/vocabulary/embedding.h"
+#include "layers/decoding/cached_step.h"
 #include "layers/sequence_parallel.h"
 
 namespace switchyard {
@@ -19,20 +20,22 @@ Embedding::Embedding(const BuildContext& build)
   }
 }
 
-// The position of each local token.
-std::vector<int32_t> Embedding::positions_of(const StepContext& ctx, int64_t first_position) const {
-  require(first_position + ctx.batch.seq_len <= positions_->value.dim(0),
-          "position {} lies beyond the {} learned positions of the model",
-          first_position + ctx.batch.seq_len - 1, positions_->value.dim(0));
+// The position of each local token, on the device.
+ConstTensorView Embedding::positions_of(const StepContext& ctx) const {
+  const int64_t last = (ctx.step ? ctx.step->position : 0) + ctx.batch.seq_len - 1;
+  require(last < positions_->value.dim(0),
+          "position {} lies beyond the {} learned positions of the model", last,
+          positions_->value.dim(0));
+  if (ctx.step) return ctx.step->positions.rows(0, ctx.local_tokens());
   std::vector<int32_t> positions(static_cast<size_t>(ctx.local_tokens()));
   int64_t token = ctx.local_range().first_token;
   for (int32_t& position : positions) {
-    position = static_cast<int32_t>(first_position + token++ % ctx.batch.seq_len);
+    position = static_cast<int32_t>(token++ % ctx.batch.seq_len);
   }
-  return positions;
+  return ctx.on_device(std::move(positions));
 }
 
-void Embedding::forward(StepContext& ctx, int64_t first_position, TensorView y) const {
+void Embedding::forward(StepContext& ctx, TensorView y) const {
   const ScopedPart part(ctx.stream, Part::embedding);
   WorkspaceScope scope(ctx.scratch);
   TensorView partial = partial_sums_for(ctx, y);
@@ -41,8 +44,7 @@ void Embedding::forward(StepContext& ctx, int64_t first_position, TensorView y) 
   reduce_scatter_tokens(ctx, partial, y);
   if (positions_) {
     TensorView rows = ctx.scratch.take(y.shape(), y.dtype());
-    embedding_forward(ctx.stream, ctx.on_device(positions_of(ctx, first_position)),
-                      positions_->value, 0, rows);
+    embedding_forward(ctx.stream, positions_of(ctx), positions_->value, 0, rows);
     add(ctx.stream, rows, y);
   }
 }
@@ -53,8 +55,7 @@ void Embedding::backward(StepContext& ctx, ConstTensorView dy) {
   embedding_backward(ctx.stream, ctx.scratch, ctx.batch.tokens.view().reshape({ctx.tokens()}),
                      gather_tokens(ctx, dy), first_id_, table_->grad);
   if (positions_) {
-    embedding_backward(ctx.stream, ctx.scratch, ctx.on_device(positions_of(ctx, 0)), dy, 0,
-                       positions_->grad);
+    embedding_backward(ctx.stream, ctx.scratch, positions_of(ctx), dy, 0, positions_->grad);
   }
 }
 

@@ -14,9 +14,9 @@ class Embedding {
  public:
   explicit Embedding(const BuildContext& build);
 
-  // Token t of each sequence stands at position first_position + t.
+  // Token t of each sequence stands at position t, or where ctx.step says.
   //   y  [local_tokens, hidden]
-  void forward(StepContext& ctx, int64_t first_position, TensorView y) const;
+  void forward(StepContext& ctx, TensorView y) const;
   //   dy [local_tokens, hidden]
   void backward(StepContext& ctx, ConstTensorView dy);
 
@@ -24,7 +24,7 @@ class Embedding {
   Parameter& table() const { return *table_; }
 
  private:
-  std::vector<int32_t> positions_of(const StepContext& ctx, int64_t first_position) const;
+  ConstTensorView positions_of(const StepContext& ctx) const;
 
   int64_t hidden_;
   int64_t first_id_;

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "kernels/linear/matmul.h"
+#include "kernels/moe/slot_products.h"
 #include "kernels/runtime/profile.h"
 
 namespace switchyard {
@@ -48,6 +49,24 @@ void Experts::forward(StepContext& ctx, const ExpertRows& x, TensorView y, Saved
   activate(ctx, saved, act);
   const ScopedPart part(ctx.stream, Part::moe_expert_products);
   grouped_linear_forward(ctx.stream, act, down_->value, x.offsets, y);
+}
+
+void Experts::forward_by_slot(StepContext& ctx, ConstTensorView x, ConstTensorView dispatch_idx,
+                              ConstTensorView weights, TensorView y) const {
+  WorkspaceScope scope(ctx.scratch);
+  const int64_t slots = dispatch_idx.num_elements();
+  const TensorView up = ctx.scratch.take({slots, up_width_}, dtype_);
+  const TensorView act = ctx.scratch.take({slots, ffn_hidden_}, dtype_);
+  {
+    const ScopedPart part(ctx.stream, Part::moe_expert_products);
+    slot_products(ctx.stream, x, dispatch_idx, up_->value, up);
+  }
+  {
+    const ScopedPart part(ctx.stream, Part::moe_activation);
+    activation_forward(ctx.stream, activation_, up, weights.reshape({slots}), act);
+  }
+  const ScopedPart part(ctx.stream, Part::moe_expert_products);
+  slot_products(ctx.stream, act, dispatch_idx, down_->value, y);
 }
 
 Experts::Grads Experts::backward_input(StepContext& ctx, ConstTensorView dy, const Saved& saved,

@@ -34,6 +34,14 @@ class Experts {
   //   y  [rows, width]
   void forward(StepContext& ctx, const ExpertRows& x, TensorView y, Saved& saved) const;
 
+  // Of a few tokens, all of whose experts are here: every slot (token, choice) has a row.
+  //   x             [tokens, width]
+  //   dispatch_idx  [tokens, top_k] i32, -1: dropped
+  //   weights       [tokens, top_k] f32, the router's
+  //   y             [tokens * top_k, width]
+  void forward_by_slot(StepContext& ctx, ConstTensorView x, ConstTensorView dispatch_idx,
+                       ConstTensorView weights, TensorView y) const;
+
   // The backward pass has two halves, because the transfer of dx can run behind the computation of
   // the weights' gradients. The result of the first half lies in scratch memory that the caller
   // releases after the second.

@@ -1,5 +1,9 @@
 #include "layers/moe.h"
 
+#include "kernels/moe/permute.h"
+#include "kernels/moe/slot_products.h"
+#include "kernels/runtime/profile.h"
+
 namespace switchyard {
 
 MoeLayer::MoeLayer(const BuildContext& build, const std::string& name, int moe_layer,
@@ -8,7 +12,8 @@ MoeLayer::MoeLayer(const BuildContext& build, const std::string& name, int moe_l
       narrowing_(build, name),
       experts_(build, name + ".experts"),
       exchange_(make_expert_exchange(build.dist.exchange_groups(), build.stream.device(),
-                                     build.config.num_experts, exchange)) {
+                                     build.config.num_experts, exchange)),
+      has_all_experts_(build.dist.ep().size() == 1) {
   if (build.config.num_shared_experts > 0) shared_.emplace(build, name);
 }
 
@@ -17,6 +22,12 @@ MoeLayer::MoeLayer(const BuildContext& build, const std::string& name, int moe_l
 void MoeLayer::forward(StepContext& ctx, ConstTensorView x, TensorView y, Saved& saved) {
   WorkspaceScope scope(ctx.scratch);
   router_.forward(ctx, x, saved.router);
+  if (computes_by_slot(ctx, x)) {
+    const Narrowing::Rows rows = narrowing_.descend(ctx, x, y, into_shared(), saved.narrowing);
+    if (shared_) shared_->forward(ctx, x, y, saved.shared);
+    forward_by_slot(ctx, rows, saved);
+    return narrowing_.ascend(ctx, rows.back, y, into_shared());
+  }
 
   // The device descends while the host waits for the plan's counts.
   const bool plans = saved.plan == nullptr;
@@ -37,6 +48,21 @@ void MoeLayer::forward(StepContext& ctx, ConstTensorView x, TensorView y, Saved&
     chunk->finish(ctx.stream, chunk->token_rows(rows.back));
     narrowing_.ascend(ctx, chunk->token_rows(rows.back), chunk->token_rows(y), into_shared());
   }
+}
+
+bool MoeLayer::computes_by_slot(const StepContext& ctx, ConstTensorView x) const {
+  return ctx.step && has_all_experts_ && !ctx.stream.device().is_host() &&
+         x.dim(0) <= kMostSlotTokens;
+}
+
+void MoeLayer::forward_by_slot(StepContext& ctx, const Narrowing::Rows& rows,
+                               const Saved& saved) const {
+  const TensorView results = ctx.scratch.take(
+      {saved.router.dispatch_idx.num_elements(), rows.out.dim(1)}, rows.out.dtype());
+  experts_.forward_by_slot(ctx, rows.out, saved.router.dispatch_idx, saved.router.topk_weights,
+                           results);
+  const ScopedPart part(ctx.stream, Part::moe_exchange);
+  sum_rows(ctx.stream, results, /*offsets=*/{}, /*members=*/{}, /*first_row=*/0, rows.back);
 }
 
 // Runs the experts on each chunk as it arrives, and sends their results back.

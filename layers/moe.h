@@ -47,6 +47,10 @@ class MoeLayer {
  private:
   using Transfers = std::vector<std::unique_ptr<ChunkTransfer>>;
 
+  // Of a decoding step on a device, whose experts are all on this rank: no row moves and the host
+  // waits for nothing.
+  bool computes_by_slot(const StepContext& ctx, ConstTensorView x) const;
+  void forward_by_slot(StepContext& ctx, const Narrowing::Rows& rows, const Saved& saved) const;
   void forward_experts(StepContext& ctx, const Transfers& chunks, Saved& saved) const;
   std::unique_ptr<ValueTransfer> backward_experts(StepContext& ctx, const Transfers& chunks,
                                                   const Saved& saved);
@@ -57,6 +61,7 @@ class MoeLayer {
   Experts experts_;
   std::optional<SharedExperts> shared_;
   std::unique_ptr<ExpertExchange> exchange_;
+  bool has_all_experts_;  // on this rank
 };
 
 }  // namespace switchyard

@@ -43,9 +43,10 @@ void Router::forward(StepContext& ctx, ConstTensorView x, Saved& saved) const {
   saved.topk_weights = ctx.saved.take({tokens, config_.top_k}, DType::f32);
   linear_.forward(ctx, x, saved.logits);
   const ConstTensorView bias = bias_ ? bias_.view() : ConstTensorView();
-  const bool counts_experts = has_balance_loss() || ctx.statistics != nullptr;
+  const bool balances = has_balance_loss() && !ctx.step;  // A step of decoding has no loss.
+  const bool counts_experts = balances || ctx.statistics != nullptr;
   const Shape per_sequence{ctx.batch.num_sequences, num_experts_};
-  if (has_balance_loss()) saved.dprobs = ctx.saved.take(per_sequence, DType::f32);
+  if (balances) saved.dprobs = ctx.saved.take(per_sequence, DType::f32);
   {
     WorkspaceScope scope(ctx.scratch);
     TensorView counts, prob_sums;

@@ -34,6 +34,7 @@ struct GlobalBatchSize {
 using GlobalExpertCounts = std::vector<std::vector<double>>;
 
 class AttentionObserver;
+struct CachedStep;
 
 // The context of one pass over one micro-batch. The owner of the two workspaces resets them; every
 // layer leaves `scratch` as it found it.
@@ -54,6 +55,9 @@ struct StepContext {
   // Ignores capacity_factor. Decoding needs this, because drops would depend on how many tokens a
   // call takes.
   bool dropless = false;
+  // Of a pass that reads one token per sequence into a cache (layers/decoding/cached_step.h); else
+  // null.
+  const CachedStep* step = nullptr;
   // Called in the backward pass when the gradients of this stage (ParameterStore::begin_stage) and
   // of all after it are final. May be empty.
   std::function<void(int stage)> gradients_are_final = {};

@@ -6,6 +6,7 @@
 #include "kernels/basic/elementwise.h"
 #include "kernels/moe/permute.h"
 #include "kernels/runtime/check.h"
+#include "layers/decoding/cached_step.h"
 #include "layers/sequence_parallel.h"
 
 namespace switchyard {
@@ -51,9 +52,9 @@ void Transformer::await_stage(StepContext& ctx, size_t stage) const {
   store_->await_values(ctx.stream, static_cast<int>(stage));
 }
 
-ResidualStream Transformer::embed(StepContext& ctx, int64_t first_position, TensorView to) const {
+ResidualStream Transformer::embed(StepContext& ctx, TensorView to) const {
   await_stage(ctx, 0);
-  embedding_->forward(ctx, first_position, to);
+  embedding_->forward(ctx, to);
   return {.sum = to, .update = {}};
 }
 
@@ -85,7 +86,7 @@ ResidualStream Transformer::forward_block_for_recomputation(StepContext& ctx, si
 
 void Transformer::forward(StepContext& ctx, Pass& pass) {
   WorkspaceScope scope(ctx.scratch);
-  ResidualStream stream = embed(ctx, /*first_position=*/0, take_stream(ctx, ctx.saved));
+  ResidualStream stream = embed(ctx, take_stream(ctx, ctx.saved));
   if (options_.recompute) {
     pass.inputs.resize(blocks_.size());
     pass.plans.assign(blocks_.size(), nullptr);
@@ -111,7 +112,7 @@ void Transformer::forward_without_saving(StepContext& ctx, TensorView normed) {
   WorkspaceScope scope(ctx.scratch);
   const auto take = [&] { return take_stream(ctx, ctx.scratch); };
   const Block::Updates updates[2] = {{take(), take()}, {take(), take()}};
-  ResidualStream stream = embed(ctx, /*first_position=*/0, updates[1].attention);
+  ResidualStream stream = embed(ctx, updates[1].attention);
   for (size_t i = 0; i < blocks_.size(); ++i) {
     WorkspaceScope saved_scope(ctx.saved);
     Block::Saved saved;
@@ -199,31 +200,61 @@ KvCache Transformer::make_cache(int64_t batch, int64_t max_len, const DecodeSetu
 }
 
 void Transformer::forward_cached(StepContext& ctx, KvCache& cache, TensorView logits) {
+  require(cache.length == 0 || ctx.batch.seq_len == 1,
+          "after the prefill, a call takes one token per sequence");
+  if (cache.length == 0) {
+    forward_into_cache(ctx, cache, logits);
+  } else {
+    WorkspaceScope scope(ctx.scratch);
+    const int64_t batch = ctx.batch.num_sequences;
+    std::vector<int32_t> values(static_cast<size_t>(num_step_values(cache, batch)));
+    write_step_values(cache, batch, values);
+    const CachedStep step =
+        step_of(cache, batch, ctx.on_device(std::move(values)), /*longest=*/cache.length + 1);
+    StepContext of_step = ctx;
+    of_step.step = &step;
+    forward_step(of_step, cache, logits);
+  }
+  cache.length += ctx.batch.seq_len;
+}
+
+void Transformer::forward_step(StepContext& ctx, KvCache& cache, TensorView logits) {
+  require(ctx.step && ctx.batch.seq_len == 1 && ctx.step->position < cache.max_len,
+          "a step reads one token per sequence, at a position below {}", cache.max_len);
+  forward_into_cache(ctx, cache, logits);
+}
+
+void Transformer::forward_into_cache(StepContext& ctx, KvCache& cache, TensorView logits) {
   WorkspaceScope saved_scope(ctx.saved), scope(ctx.scratch);
-  const int64_t sequences = ctx.batch.num_sequences, seq_len = ctx.batch.seq_len;
   const auto take = [&] { return take_stream(ctx, ctx.scratch); };
   const Block::Updates updates[2] = {{take(), take()}, {take(), take()}};
-  ResidualStream stream = embed(ctx, cache.length, updates[1].attention);
+  ResidualStream stream = embed(ctx, updates[1].attention);
   for (size_t i = 0; i < blocks_.size(); ++i) {
     await_stage(ctx, i + 1);
     const bool is_last = i + 1 == blocks_.size();
-    stream = blocks_[i].forward_cached(ctx, stream, updates[i % 2], cache.length, cache.layers[i],
+    stream = blocks_[i].forward_cached(ctx, stream, updates[i % 2], cache.layers[i],
                                        is_last ? nullptr : &blocks_[i + 1],
                                        is_last ? nullptr : &cache.layers[i + 1]);
   }
-  cache.length += seq_len;
 
   TensorView normed = take();
   NormLayer::Saved saved;
   await_stage(ctx, blocks_.size() + 1);
   final_norm_->forward(ctx, stream, normed, saved);
+  head_->logits(ctx, last_tokens(ctx, gather_tokens(ctx, normed)), logits);
+}
+
+// The rows of each sequence's last token.
+ConstTensorView Transformer::last_tokens(StepContext& ctx, ConstTensorView rows) const {
+  const int64_t sequences = ctx.batch.num_sequences, seq_len = ctx.batch.seq_len;
+  if (seq_len == 1) return rows;
   std::vector<int32_t> last_rows;
   for (int64_t s = 1; s <= sequences; ++s) {
     last_rows.push_back(static_cast<int32_t>(s * seq_len - 1));
   }
   TensorView last = ctx.scratch.take({sequences, config_.hidden}, options_.compute_dtype);
-  gather_rows(ctx.stream, gather_tokens(ctx, normed), ctx.on_device(std::move(last_rows)), last);
-  head_->logits(ctx, last, logits);
+  gather_rows(ctx.stream, rows, ctx.on_device(std::move(last_rows)), last);
+  return last;
 }
 
 // ---- The MoE layers' figures and state ---------------------------------------------------------

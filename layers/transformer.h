@@ -70,6 +70,9 @@ class Transformer {
   // groups.
   //   logits  [batch, vocab_size] f32, of each sequence's last token
   void forward_cached(StepContext& ctx, KvCache& cache, TensorView logits);
+  // The same for one token per sequence, at the position that ctx.step says. It does not move
+  // cache.length, and all of its work goes into the stream: CachedSteps records it.
+  void forward_step(StepContext& ctx, KvCache& cache, TensorView logits);
 
   const ModelConfig& config() const { return config_; }
   DType compute_dtype() const { return options_.compute_dtype; }
@@ -90,11 +93,13 @@ class Transformer {
 
  private:
   TensorView take_stream(StepContext& ctx, Workspace& workspace) const;
-  ResidualStream embed(StepContext& ctx, int64_t first_position, TensorView to) const;
+  ResidualStream embed(StepContext& ctx, TensorView to) const;
   ResidualStream forward_block(StepContext& ctx, size_t block, const ResidualStream& x, Pass& pass);
   ResidualStream forward_block_for_recomputation(StepContext& ctx, size_t block,
                                                  const ResidualStream& x, TensorView attention,
                                                  Pass& pass);
+  void forward_into_cache(StepContext& ctx, KvCache& cache, TensorView logits);
+  ConstTensorView last_tokens(StepContext& ctx, ConstTensorView rows) const;
   void forward_without_saving(StepContext& ctx, TensorView normed);
   void backward_block(StepContext& ctx, size_t block, const Pass& pass, TensorView d);
   void await_stage(StepContext& ctx, size_t stage) const;

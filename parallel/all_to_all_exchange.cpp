@@ -23,25 +23,29 @@ class AllToAllTransfer final : public MessageTransfer {
                     .weights = arrivals_.weights.rows(first, count),
                     .offsets = chunk().expert_offsets};
     wait(stream);
-    gather_rows(stream, received_rows(), arrivals_.expert_source.rows(first, count), rows.x);
+    spread_rows(stream, own_received_rows(), assignments_of_rows(),
+                arrivals_.expert_row_of_assignment, first, rows.x);
     return rows;
   }
 
   void leave(Stream& stream, ConstTensorView y) override {
     const ScopedPart part(stream, Part::moe_exchange);
-    const int64_t first_row = chunk().received_rows.first, rows = chunk().received_rows.count;
     require(y.rank() == 2 && y.dim(0) == chunk().received_assignments.count,
             "combine: y has shape {}, but the plan has {} expert rows", to_string(y.shape()),
             chunk().received_assignments.count);
-    // The assignments of a received row are consecutive in the order of arrival, so the list of
-    // expert rows has those of one received row after the other.
-    sum_rows(stream, y, arrivals_.received_offsets.rows(first_row, rows + 1),
-             arrivals_.expert_row_of_assignment, chunk().received_assignments.first,
-             own_received_rows());
+    sum_rows(stream, y, assignments_of_rows(), arrivals_.expert_row_of_assignment,
+             chunk().received_assignments.first, own_received_rows());
     send_back(stream);
   }
 
  private:
+  // The assignments of a received row are consecutive in the order of arrival, so the list of
+  // expert rows has those of one received row after the other.
+  ConstTensorView assignments_of_rows() const {
+    return arrivals_.received_offsets.rows(chunk().received_rows.first,
+                                           chunk().received_rows.count + 1);
+  }
+
   const ArrivalPlan& arrivals_;
 };
 
@@ -57,8 +61,7 @@ void AllToAllPlan::finish(Stream& stream) {
   const ScopedPart part(stream, Part::moe_exchange);
   messages_.start_assignments(stream, scratch_);
   const int64_t count = messages_.received_assignments();
-  arrivals_ = {.expert_source = lists_.take({count}, DType::i32),
-               .received_offsets = lists_.take({messages_.received_rows() + 1}, DType::i32),
+  arrivals_ = {.received_offsets = lists_.take({messages_.received_rows() + 1}, DType::i32),
                .expert_row_of_assignment = lists_.take({count}, DType::i32),
                .weights = lists_.take({count}, DType::f32)};
 }

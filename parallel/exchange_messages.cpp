@@ -68,7 +68,6 @@ int64_t end_of(const RowRange& range) { return range.first + range.count; }
 
 SendPlan take_send_plan(Workspace& lists, Workspace& scratch, int64_t slots, TensorView counts) {
   return {.counts = counts,
-          .source = lists.take({slots}, DType::i32),
           .row_of_slot = lists.take({slots}, DType::i32),
           .assignment_of_slot = lists.take({slots}, DType::i32),
           .assignments = scratch.take({slots, kAssignmentValues}, DType::i32)};
@@ -186,8 +185,12 @@ void ExchangeMessages::use_counts(std::span<const int64_t> sent,
     chunk.received_rows = range_of(chunk.recv_rows, received_rows);
     chunk.received_assignments = range_of(chunk.recv_assignments, received_assignments);
   }
-  sends_.source = sends_.source.rows(0, sent_rows);
   sends_.assignments = sends_.assignments.rows(0, sent_assignments);
+}
+
+ConstTensorView ExchangeMessages::sent_rows_of(const RowRange& range) const {
+  const int64_t top_k = tokens() == 0 ? 0 : sends_.row_of_slot.num_elements() / tokens();
+  return sends_.row_of_slot.rows(range.first * top_k, range.count * top_k);
 }
 
 int64_t ExchangeMessages::sent_rows() const { return end_of(chunks_.back().sent_rows); }
@@ -290,12 +293,8 @@ void MessageTransfer::finish(Stream& stream, TensorView out) {
           "combine: out has shape {}, but the plan has {} tokens", to_string(out.shape()),
           chunk_.tokens.count);
   wait(stream);
-  const TensorView& row_of_slot = messages_.sends().row_of_slot;
-  const int64_t top_k =
-      messages_.tokens() == 0 ? 0 : row_of_slot.num_elements() / messages_.tokens();
-  const TensorView members =
-      row_of_slot.rows(chunk_.tokens.first * top_k, chunk_.tokens.count * top_k);
-  sum_rows(stream, buffers_.sent, /*offsets=*/{}, members, /*first_row=*/0, out);
+  sum_rows(stream, buffers_.sent, /*offsets=*/{}, messages_.sent_rows_of(chunk_.tokens),
+           /*first_row=*/0, out);
 }
 
 void MessageTransfer::wait(Stream& stream) {
@@ -313,9 +312,10 @@ void MessageTransfer::send_rows(Stream& stream, ConstTensorView sent,
 
 void gather_sent_rows(Stream& stream, const ExchangeMessages& messages, size_t first_chunk,
                       size_t last_chunk, ConstTensorView x, const RowBuffers& buffers) {
-  const int64_t begin = messages.chunks()[first_chunk].sent_rows.first;
-  const RowRange range{begin, end_of(messages.chunks()[last_chunk].sent_rows) - begin};
-  gather_rows(stream, x, rows_of(messages.sends().source, range), rows_of(buffers.sent, range));
+  const int64_t begin = messages.chunks()[first_chunk].tokens.first;
+  const RowRange tokens{begin, end_of(messages.chunks()[last_chunk].tokens) - begin};
+  spread_rows(stream, rows_of(x, tokens), /*offsets=*/{}, messages.sent_rows_of(tokens),
+              /*first_row=*/0, buffers.sent);
 }
 
 // The first chunk is on its way while the rows of the others are gathered, all of them at once.

@@ -85,6 +85,8 @@ class ExchangeMessages {
   // SendPlan::counts of the messages from each rank.
   ConstTensorView received_counts() const { return received_counts_; }
   int64_t tokens() const { return first_tokens_.back(); }
+  // SendPlan::row_of_slot of some tokens.
+  ConstTensorView sent_rows_of(const RowRange& tokens) const;
   // Of all chunks.
   int64_t sent_rows() const;
   int64_t received_rows() const;

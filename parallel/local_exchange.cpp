@@ -14,7 +14,6 @@ namespace {
 // then token.
 struct LocalLists {
   std::vector<int64_t> expert_offsets;  // [num_experts + 1], on the host
-  TensorView token_of_row;              // [rows] i32
   TensorView row_of_slot;               // [tokens * top_k] i32; -1: dropped
   TensorView weights;                   // [rows] f32
 
@@ -31,7 +30,7 @@ class LocalTransfer final : public ChunkTransfer {
     const ExpertRows rows{.x = memory.take({lists_.num_rows(), x_.dim(1)}, x_.dtype()),
                           .weights = lists_.weights,
                           .offsets = lists_.expert_offsets};
-    gather_rows(stream, x_, lists_.token_of_row, rows.x);
+    spread_rows(stream, x_, /*offsets=*/{}, lists_.row_of_slot, /*first_row=*/0, rows.x);
     return rows;
   }
 
@@ -75,7 +74,6 @@ class LocalPlan final : public ExchangePlan {
         weights_(weights),
         lists_workspace_(lists),
         balanced_(std::move(balanced)) {
-    lists_.token_of_row = sends.source;
     lists_.row_of_slot = sends.row_of_slot;
   }
 
@@ -115,7 +113,6 @@ void LocalPlan::finish(Stream& stream) {
     for (size_t i = 0; i < counts.size(); i += kRowSize) rows.push_back(counts[i]);
   }
   lists_.expert_offsets = offsets_of(rows);
-  lists_.token_of_row = lists_.token_of_row.rows(0, lists_.num_rows());
   lists_.weights = lists_workspace_.take({lists_.num_rows()}, DType::f32);
   scatter_values(stream, weights_, lists_.row_of_slot, lists_.weights);
 }
@@ -131,7 +128,6 @@ class LocalExchange final : public ExpertExchange {
     const ScopedPart part(stream, Part::moe_exchange);
     const int64_t slots = dispatch_idx.num_elements();
     const SendPlan sends{.counts = lists.take({num_experts_, 1, 2}, DType::i64),
-                         .source = lists.take({slots}, DType::i32),
                          .row_of_slot = lists.take({slots}, DType::i32),
                          .assignment_of_slot = {},
                          .assignments = {}};

@@ -36,7 +36,7 @@ for program in "${programs[@]}"; do
 done
 cp -r configs "$folder/configs"
 cp tests/end_to_end/device_test.py "$folder/tests/end_to_end/"
-cp scripts/gpu_check.sh scripts/attention_reference.py "$folder/"
+cp scripts/gpu_check.sh scripts/pytorch_reference.py "$folder/"
 
 # Open MPI finds its parts relative to OPAL_PREFIX in the same way as relative to its own prefix.
 mpi_path() { ompi_info --path "$1" --parsable | cut -d: -f3; }

@@ -87,13 +87,14 @@ void attention_backward(Stream& stream, Workspace& workspace, ConstTensorView do
   (stream, workspace, dout, q, k, v, out, lse, document_start, scale, dq, dk, dv);
 }
 
-void append_to_cache(Stream& stream, ConstTensorView x, int64_t first_position, TensorView cache) {
+void append_to_cache(Stream& stream, ConstTensorView x, const FirstPosition& first_position,
+                     TensorView cache) {
   require(x.rank() == 4 && cache.rank() == 4, "x and cache must be [batch, heads, len, head_dim]");
   require_shape(cache, {x.dim(0), x.dim(1), cache.dim(2), x.dim(3)}, "cache");
   require_dtype(cache, x.dtype(), "cache");
-  require(first_position >= 0 && first_position + x.dim(2) <= cache.dim(2),
+  require(first_position.on_host >= 0 && first_position.on_host + x.dim(2) <= cache.dim(2),
           "the KV cache holds {} positions, {} are needed", cache.dim(2),
-          first_position + x.dim(2));
+          first_position.on_host + x.dim(2));
   SWITCHYARD_BODY(stream, append_to_cache)(stream, x, first_position, cache);
 }
 
@@ -134,13 +135,14 @@ void decode_attention(Stream& stream, Workspace& workspace, ConstTensorView q,
   attend_cached(stream, workspace, q, k_cache, v_cache, {}, lengths, {}, scale, out);
 }
 
-void append_to_cache(Stream&, ConstTensorView x, int64_t first_position, TensorView cache) {
+void append_to_cache(Stream&, ConstTensorView x, const FirstPosition& first_position,
+                     TensorView cache) {
   const int64_t rows = x.dim(2), max_len = cache.dim(2);
   const size_t row_bytes = static_cast<size_t>(x.dim(3)) * size_of(x.dtype());
   const auto* source = static_cast<const std::byte*>(x.raw());
   auto* target = static_cast<std::byte*>(cache.raw());
   for (int64_t head = 0; head < x.dim(0) * x.dim(1); ++head) {
-    std::memcpy(target + static_cast<size_t>(head * max_len + first_position) * row_bytes,
+    std::memcpy(target + static_cast<size_t>(head * max_len + first_position.on_host) * row_bytes,
                 source + static_cast<size_t>(head * rows) * row_bytes,
                 static_cast<size_t>(rows) * row_bytes);
   }

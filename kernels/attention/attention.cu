@@ -7,6 +7,7 @@
 #include "kernels/cuda/cudnn_attention.h"
 #include "kernels/cuda/device_limits.h"
 #include "kernels/cuda/device_math.h"
+#include "kernels/cuda/device_position.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/scratch.h"
 #include "kernels/decode/attend_cached.h"
@@ -380,6 +381,21 @@ dim3 tiles_of(const AttentionProblem& p, int rows, int64_t heads, int64_t batch)
               static_cast<unsigned int>(batch));
 }
 
+constexpr int kAppendThreads = 256;
+
+// A thread per piece of a row: 16 bytes, or two where those do not fit.
+//   x  [heads, seq_len, pieces] of all sequences
+template <class Piece>
+__global__ void __launch_bounds__(kAppendThreads)
+    append_to_cache_kernel(const Piece* x, int64_t heads, int64_t seq_len, int64_t max_len,
+                           int64_t pieces, DevicePosition first_position, Piece* cache) {
+  const int64_t i = int64_t{blockIdx.x} * kAppendThreads + threadIdx.x;
+  if (i >= heads * seq_len * pieces) return;
+  const int64_t row = i / pieces, head = row / seq_len;
+  const int64_t to = head * max_len + first_position.value() + row % seq_len;
+  cache[to * pieces + i % pieces] = x[i];
+}
+
 }  // namespace
 
 void cuda::attention_forward(Stream& stream, Workspace& workspace, ConstTensorView q,
@@ -444,17 +460,22 @@ void cuda::attention_backward(Stream& stream, Workspace& workspace, ConstTensorV
   });
 }
 
-void cuda::append_to_cache(Stream& stream, ConstTensorView x, int64_t first_position,
+void cuda::append_to_cache(Stream& stream, ConstTensorView x, const FirstPosition& first_position,
                            TensorView cache) {
   if (x.num_elements() == 0) return;
   const size_t row_bytes = static_cast<size_t>(x.dim(3)) * size_of(x.dtype());
-  const size_t width = static_cast<size_t>(x.dim(2)) * row_bytes;
-  auto* target =
-      static_cast<std::byte*>(cache.raw()) + static_cast<size_t>(first_position) * row_bytes;
-  check_cuda(cudaMemcpy2DAsync(target, static_cast<size_t>(cache.dim(2)) * row_bytes, x.raw(),
-                               width, width, static_cast<size_t>(x.dim(0) * x.dim(1)),
-                               cudaMemcpyDeviceToDevice, native_stream(stream)),
-             "cudaMemcpy2DAsync");
+  const auto append = [&]<class Piece>() {
+    const auto pieces = static_cast<int64_t>(row_bytes / sizeof(Piece));
+    launch(append_to_cache_kernel<Piece>,
+           num_blocks(x.num_elements() / x.dim(3) * pieces, kAppendThreads), kAppendThreads, 0,
+           stream, static_cast<const Piece*>(x.raw()), x.dim(0) * x.dim(1), x.dim(2), cache.dim(2),
+           pieces, DevicePosition(first_position), static_cast<Piece*>(cache.raw()));
+  };
+  if (row_bytes % sizeof(uint4) == 0 && allow_vectors(x.raw(), cache.raw())) {
+    append.template operator()<uint4>();
+  } else {
+    append.template operator()<uint16_t>();
+  }
 }
 
 void cuda::decode_attention(Stream& stream, Workspace& workspace, ConstTensorView q,

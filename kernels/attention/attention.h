@@ -1,5 +1,6 @@
 #pragma once
 
+#include "kernels/runtime/first_position.h"
 #include "kernels/runtime/memory.h"
 #include "kernels/runtime/tensor.h"
 
@@ -29,7 +30,8 @@ using AttentionBackward = void(Stream&, Workspace&, ConstTensorView dout, ConstT
 // cache[b, h, first_position + t] = x[b, h, t]; other positions are not changed.
 //   x      [batch, kv_heads, seq_len, head_dim]
 //   cache  [batch, kv_heads, max_len, head_dim]   dtype of x
-using AppendToCache = void(Stream&, ConstTensorView x, int64_t first_position, TensorView cache);
+using AppendToCache = void(Stream&, ConstTensorView x, const FirstPosition& first_position,
+                           TensorView cache);
 
 // One new query per sequence against a cache of keys and values.
 //   q                 [batch, heads, head_dim]

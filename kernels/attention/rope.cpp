@@ -111,10 +111,10 @@ void check_heads(ConstTensorView qkv, ConstTensorView q, ConstTensorView k, Cons
 }  // namespace
 
 void split_qkv_forward(Stream& stream, ConstTensorView qkv, ConstTensorView cos,
-                       ConstTensorView sin, int64_t first_position, TensorView q, TensorView k,
-                       TensorView v) {
+                       ConstTensorView sin, const FirstPosition& first_position, TensorView q,
+                       TensorView k, TensorView v) {
   check_heads(qkv, q, k, v);
-  check_tables(cos, sin, first_position + q.dim(2), q.dim(3));
+  check_tables(cos, sin, first_position.on_host + q.dim(2), q.dim(3));
   SWITCHYARD_BODY(stream, split_qkv_forward)(stream, qkv, cos, sin, first_position, q, k, v);
 }
 
@@ -125,12 +125,12 @@ void split_qkv_backward(Stream& stream, ConstTensorView dq, ConstTensorView dk, 
   SWITCHYARD_BODY(stream, split_qkv_backward)(stream, dq, dk, dv, cos, sin, dqkv);
 }
 
-void rope_in_place(Stream& stream, ConstTensorView cos, ConstTensorView sin, int64_t first_position,
-                   bool inverse, TensorView x) {
+void rope_in_place(Stream& stream, ConstTensorView cos, ConstTensorView sin,
+                   const FirstPosition& first_position, bool inverse, TensorView x) {
   require(x.rank() == 4, "x has shape {}, expected [batch, heads, seq_len, head_dim]",
           to_string(x.shape()));
   require(static_cast<bool>(cos), "rope_in_place needs cos and sin tables");
-  check_tables(cos, sin, first_position + x.dim(2), x.dim(3));
+  check_tables(cos, sin, first_position.on_host + x.dim(2), x.dim(3));
   SWITCHYARD_BODY(stream, rope_in_place)(stream, cos, sin, first_position, inverse, x);
 }
 
@@ -165,14 +165,15 @@ struct HeadOf {
 }  // namespace
 
 void split_qkv_forward(Stream&, ConstTensorView qkv, ConstTensorView cos, ConstTensorView sin,
-                       int64_t first_position, TensorView q, TensorView k, TensorView v) {
+                       const FirstPosition& first_position, TensorView q, TensorView k,
+                       TensorView v) {
   const HeadOf to{q.dim(1), k.dim(1), q.dim(2), q.dim(3)};
   const int64_t all_heads = to.heads + 2 * to.kv_heads, half = cos ? cos.dim(1) : 0;
   dispatch_compute_dtype(q.dtype(), [&]<class T>() {
 #pragma omp parallel for schedule(static)
     for (int64_t token = 0; token < qkv.dim(0); ++token) {
       const int64_t b = token / to.seq_len, t = token % to.seq_len;
-      const int64_t table = (first_position + t) * half;
+      const int64_t table = (first_position.on_host + t) * half;
       for (int64_t h = 0; h < all_heads; ++h) {
         const T* from = qkv.data<T>() + (token * all_heads + h) * to.head_dim;
         T* target = to.address(b, h, t, q.data<T>(), k.data<T>(), v.data<T>());
@@ -208,13 +209,13 @@ void split_qkv_backward(Stream&, ConstTensorView dq, ConstTensorView dk, ConstTe
   });
 }
 
-void rope_in_place(Stream&, ConstTensorView cos, ConstTensorView sin, int64_t first_position,
-                   bool inverse, TensorView x) {
+void rope_in_place(Stream&, ConstTensorView cos, ConstTensorView sin,
+                   const FirstPosition& first_position, bool inverse, TensorView x) {
   const int64_t seq_len = x.dim(2), head_dim = x.dim(3), half = cos.dim(1);
   dispatch_compute_dtype(x.dtype(), [&]<class T>() {
 #pragma omp parallel for schedule(static)
     for (int64_t row = 0; row < x.dim(0) * x.dim(1) * seq_len; ++row) {
-      const int64_t table = (first_position + row % seq_len) * half;
+      const int64_t table = (first_position.on_host + row % seq_len) * half;
       T* vector = x.data<T>() + row * head_dim;
       rotate(vector, cos.data<float>() + table, sin.data<float>() + table, inverse ? -1.0f : 1.0f,
              half, vector);

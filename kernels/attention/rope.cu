@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/device_math.h"
+#include "kernels/cuda/device_position.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/runtime/check.h"
 #include "kernels/runtime/dispatch.h"
@@ -64,7 +65,8 @@ struct Split {
   T *qkv, *q, *k, *v;
   const float *cos, *sin;  // null: no rotation
   int heads, kv_heads;
-  int64_t seq_len, first_position;
+  int64_t seq_len;
+  DevicePosition first_position;
   HeadShape shape;
 
   // The address of head h of the projection after the split.
@@ -82,7 +84,7 @@ __global__ void __launch_bounds__(kThreads) split_qkv_kernel(Split<T> s) {
   const int all_heads = s.heads + 2 * s.kv_heads;
   const int64_t t = blockIdx.x, b = blockIdx.y;
   T* row = s.qkv + (b * s.seq_len + t) * all_heads * s.shape.head_dim;
-  const int64_t table = (s.first_position + t) * s.shape.half;
+  const int64_t table = (s.first_position.value() + t) * s.shape.half;
   const int pieces = s.shape.pieces();
   for (int i = static_cast<int>(threadIdx.x); i < all_heads * pieces; i += blockDim.x) {
     const int head = i / pieces, piece = i % pieces;
@@ -105,12 +107,12 @@ __global__ void __launch_bounds__(kThreads) split_qkv_kernel(Split<T> s) {
 // blockIdx.x may be greater than 65,535. What does not turn stays where it is.
 template <int kSize, class T>
 __global__ void __launch_bounds__(kThreads)
-    rope_in_place_kernel(const float* cos, const float* sin, int64_t first_position, float sign,
-                         int seq_len, unsigned int blocks, HeadShape shape, T* x) {
+    rope_in_place_kernel(const float* cos, const float* sin, DevicePosition first_position,
+                         float sign, int seq_len, unsigned int blocks, HeadShape shape, T* x) {
   const int i = static_cast<int>(blockIdx.x % blocks * kThreads + threadIdx.x);
   const int t = i / shape.turning, piece = i % shape.turning;
   if (t >= seq_len) return;
-  const int64_t table = (first_position + t) * shape.half;
+  const int64_t table = (first_position.value() + t) * shape.half;
   T* row = x + (int64_t{blockIdx.x / blocks} * seq_len + t) * shape.head_dim;
   rotate<kSize>(row, cos + table, sin + table, sign, piece * kSize, shape, row);
 }
@@ -123,7 +125,7 @@ bool allow_wide(int64_t head_dim, int64_t half) {
 
 template <bool kForward>
 void split_or_join(Stream& stream, TensorView qkv, TensorView q, TensorView k, TensorView v,
-                   ConstTensorView cos, ConstTensorView sin, int64_t first_position) {
+                   ConstTensorView cos, ConstTensorView sin, const FirstPosition& first_position) {
   dispatch_compute_dtype(q.dtype(), [&]<class T>() {
     const int64_t half = cos ? cos.dim(1) : 0;
     const bool wide =
@@ -137,7 +139,7 @@ void split_or_join(Stream& stream, TensorView qkv, TensorView q, TensorView k, T
                          .heads = static_cast<int>(q.dim(1)),
                          .kv_heads = static_cast<int>(k.dim(1)),
                          .seq_len = q.dim(2),
-                         .first_position = first_position,
+                         .first_position = DevicePosition(first_position),
                          .shape = head_shape(q.dim(3), half, wide ? kPerThread : 1)};
     const int items = (split.heads + 2 * split.kv_heads) * split.shape.pieces();
     const int threads =
@@ -157,7 +159,7 @@ TensorView writable(ConstTensorView view) {
 }  // namespace
 
 void cuda::split_qkv_forward(Stream& stream, ConstTensorView qkv, ConstTensorView cos,
-                             ConstTensorView sin, int64_t first_position, TensorView q,
+                             ConstTensorView sin, const FirstPosition& first_position, TensorView q,
                              TensorView k, TensorView v) {
   split_or_join<true>(stream, writable(qkv), q, k, v, cos, sin, first_position);
 }
@@ -169,7 +171,7 @@ void cuda::split_qkv_backward(Stream& stream, ConstTensorView dq, ConstTensorVie
 }
 
 void cuda::rope_in_place(Stream& stream, ConstTensorView cos, ConstTensorView sin,
-                         int64_t first_position, bool inverse, TensorView x) {
+                         const FirstPosition& first_position, bool inverse, TensorView x) {
   const int64_t head_dim = x.dim(3), half = cos.dim(1);
   dispatch_compute_dtype(x.dtype(), [&]<class T>() {
     T* values = x.data<T>();
@@ -178,8 +180,8 @@ void cuda::rope_in_place(Stream& stream, ConstTensorView cos, ConstTensorView si
     const unsigned int blocks = num_blocks(x.dim(2) * shape.turning, kThreads);
     launch(wide ? rope_in_place_kernel<kPerThread, T> : rope_in_place_kernel<1, T>,
            as_extent(x.dim(0) * x.dim(1)) * blocks, kThreads, 0, stream, cos.data<float>(),
-           sin.data<float>(), first_position, inverse ? -1.0f : 1.0f, static_cast<int>(x.dim(2)),
-           blocks, shape, values);
+           sin.data<float>(), DevicePosition(first_position), inverse ? -1.0f : 1.0f,
+           static_cast<int>(x.dim(2)), blocks, shape, values);
   });
 }
 

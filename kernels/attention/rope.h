@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "kernels/runtime/enum_names.h"
+#include "kernels/runtime/first_position.h"
 #include "kernels/runtime/tensor.h"
 
 namespace switchyard {
@@ -57,7 +58,8 @@ RopeTable make_rope_table(Stream& stream, int64_t seq_len, const RopeConfig& con
 //   q         [batch, heads, seq_len, head_dim]
 //   k, v      [batch, kv_heads, seq_len, head_dim]
 using SplitQkvForward = void(Stream&, ConstTensorView qkv, ConstTensorView cos, ConstTensorView sin,
-                             int64_t first_position, TensorView q, TensorView k, TensorView v);
+                             const FirstPosition& first_position, TensorView q, TensorView k,
+                             TensorView v);
 
 // The transpose of SplitQkv: rotates dq and dk back and joins dq, dk and dv.
 using SplitQkvBackward = void(Stream&, ConstTensorView dq, ConstTensorView dk, ConstTensorView dv,
@@ -66,8 +68,8 @@ using SplitQkvBackward = void(Stream&, ConstTensorView dq, ConstTensorView dk, C
 // Rotates in place; `inverse` rotates by the negative angle (the backward pass). For models that
 // normalise q and k between the split and the rotation.
 //   x  [batch, heads, seq_len, head_dim]
-using RopeInPlace = void(Stream&, ConstTensorView cos, ConstTensorView sin, int64_t first_position,
-                         bool inverse, TensorView x);
+using RopeInPlace = void(Stream&, ConstTensorView cos, ConstTensorView sin,
+                         const FirstPosition& first_position, bool inverse, TensorView x);
 
 SplitQkvForward split_qkv_forward;
 SplitQkvBackward split_qkv_backward;

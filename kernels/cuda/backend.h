@@ -11,6 +11,8 @@
 
 namespace switchyard::cuda {
 
+struct GraphState;  // support.h
+
 // Whether the build has CUDA. In a build without it there are no devices, destroy and release do
 // nothing, and every other function throws Error that says so.
 bool is_in_build();
@@ -34,6 +36,14 @@ bool has_finished(EventState& state);
 double seconds_between(EventState& begin, EventState& end);  // waits for `end`
 void wait(StreamState& stream, EventState& event);
 void record(EventState& event, StreamState& stream);
+
+// For Graph: what this thread puts into the stream is recorded from now on, and not run, until one
+// of the next two is called. Work of other threads and streams goes on meanwhile.
+void begin_recording(StreamState& stream);
+GraphState* end_recording(StreamState& stream);
+void abandon_recording(StreamState& stream) noexcept;
+void destroy(GraphState* graph) noexcept;
+void launch(GraphState& graph, StreamState& stream);
 
 MemoryFigures memory_of(Device device);
 

@@ -50,6 +50,10 @@ struct EventState {
   Device device;
   cudaEvent_t event = nullptr;
 };
+struct GraphState {
+  Device device;
+  cudaGraphExec_t graph = nullptr;
+};
 
 inline cudaStream_t native_stream(const Stream& stream) { return stream.cuda()->stream; }
 cublasHandle_t cublas_handle(const Stream& stream);

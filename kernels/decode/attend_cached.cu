@@ -27,6 +27,11 @@ struct Problem {
   float scale;
   const int32_t *positions, *counts;  // positions may be null: 0, 1, 2, ...
   const float* log_weights;           // [batch * heads, stride]; null: zero
+
+  // The splits of a sequence that have keys.
+  __device__ int64_t splits_of(int64_t sequence) const {
+    return (counts[sequence] + keys_per_split - 1) / keys_per_split;
+  }
 };
 
 // How the lanes of a warp share rows: kRowLanes lanes per row, each with kPerLane of its elements.
@@ -195,6 +200,7 @@ __global__ void __launch_bounds__(kThreads)
                          float* partial) {
   float* records = dynamic_shared<float>();
   const int64_t group = p.heads / p.kv_heads, split = blockIdx.x / p.parts;
+  if (split >= p.splits_of(blockIdx.z)) return;  // The cache is longer than what it holds.
   const int64_t part = blockIdx.x % p.parts, begin = part * group / p.parts;
   const int64_t head = (blockIdx.z * p.kv_heads + blockIdx.y) * group + begin;
   const auto attend = [&]<int kHeads>() {
@@ -218,7 +224,8 @@ __global__ void __launch_bounds__(kThreads)
 template <class T>
 __global__ void merge_splits_kernel(Problem p, const float* partial, T* out) {
   float* merged = dynamic_shared<float>();
-  merge_records(partial + blockIdx.x * p.splits * (p.head_dim + 2), p.splits, p.head_dim, merged);
+  merge_records(partial + blockIdx.x * p.splits * (p.head_dim + 2),
+                p.splits_of(blockIdx.x / p.heads), p.head_dim, merged);
   __syncthreads();  // the sum of the weights is visible below
   for (int64_t d = threadIdx.x; d < p.head_dim; d += kThreads) {
     out[blockIdx.x * p.head_dim + d] = from_float<T>(merged[d] / merged[p.head_dim + 1]);

@@ -234,10 +234,11 @@ void require_queries(ConstTensorView q, const HashProjection& hash, ConstTensorV
 }  // namespace
 
 void hash_encode(Stream& stream, ConstTensorView q, ConstTensorView k, const HashProjection& hash,
-                 int64_t first_position, TensorView q_codes, TensorView codes, TensorView norms) {
+                 const FirstPosition& first_position, TensorView q_codes, TensorView codes,
+                 TensorView norms) {
   require(q || k, "there is neither a query nor a key to encode");
   require_projection(hash);
-  if (k) require_keys(k, hash.keys, first_position, codes, norms);
+  if (k) require_keys(k, hash.keys, first_position.on_host, codes, norms);
   if (q) require_queries(q, hash, q_codes);
   if (q && k) require_dtype(k, q.dtype(), "k");
   SWITCHYARD_BODY(stream, hash_encode)
@@ -245,10 +246,10 @@ void hash_encode(Stream& stream, ConstTensorView q, ConstTensorView k, const Has
 }
 
 void cpu::hash_encode(Stream&, ConstTensorView q, ConstTensorView k, const HashProjection& hash,
-                      int64_t first_position, TensorView q_codes, TensorView codes,
+                      const FirstPosition& first_position, TensorView q_codes, TensorView codes,
                       TensorView norms) {
   dispatch_compute_dtype(q ? q.dtype() : k.dtype(), [&]<class T>() {
-    if (k) encode_keys<T>(k, hash, first_position, codes, norms);
+    if (k) encode_keys<T>(k, hash, first_position.on_host, codes, norms);
     if (!q) return;
     if (hash.query_codes() == QueryCodes::planes) {
       encode_planes<T>(q, hash, q_codes);

@@ -1,6 +1,7 @@
 #include "kernels/decode/hash_encode.h"
 
 #include "kernels/cuda/device_math.h"
+#include "kernels/cuda/device_position.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/runtime/dispatch.h"
 #include "kernels/runtime/integers.h"
@@ -17,7 +18,8 @@ constexpr int kWarps = kThreads / kWarpSize;
 struct Rows {
   int64_t all_heads = 0, heads = 1, rows = 0;  // of all sequences; of one; of a head
   int64_t group = 1;                           // query heads that share a projection
-  int64_t out_rows = 0, first_out = 0;         // of a head in the codes; index of the first row
+  int64_t out_rows = 0;                        // of a head in the codes
+  DevicePosition first_out{0};                 // index of the first row there
   int64_t head_dim = 0, bits = 0;
 };
 
@@ -37,7 +39,7 @@ __device__ void encode_word(const Rows& r, int64_t i, const T* x, const float* w
     sum += static_cast<float>(vector[d]) * columns[d * r.bits];
   }
   const uint32_t bits = __ballot_sync(kAllLanes, sum > 0.0f);
-  const int64_t out = head * r.out_rows + r.first_out + position;
+  const int64_t out = head * r.out_rows + r.first_out.value() + position;
   if (lane == 0) codes[out * words + word] = static_cast<int32_t>(bits);
   if (!norms || word != 0) return;
   float square = 0.0f;
@@ -71,7 +73,7 @@ __device__ void encode_key(const Rows& r, int64_t row, const T* k, const float* 
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const int64_t words = r.bits / kWarpSize, kv_head = row / r.rows % r.heads;
   const T* vector = k + row * r.head_dim;
-  const int64_t out = row / r.rows * r.out_rows + r.first_out + row % r.rows;
+  const int64_t out = row / r.rows * r.out_rows + r.first_out.value() + row % r.rows;
   float squares = 0.0f;
   for (int64_t word = 0; word < words; ++word) {
     const int64_t column = word * kWarpSize + lane;
@@ -163,8 +165,8 @@ void launch_planes(Stream& stream, const Rows& keys, ConstTensorView k, const Ro
 }  // namespace
 
 void cuda::hash_encode(Stream& stream, ConstTensorView q, ConstTensorView k,
-                       const HashProjection& hash, int64_t first_position, TensorView q_codes,
-                       TensorView codes, TensorView norms) {
+                       const HashProjection& hash, const FirstPosition& first_position,
+                       TensorView q_codes, TensorView codes, TensorView norms) {
   const ConstTensorView& weight = hash.keys;
   const bool planes = hash.query_codes() == QueryCodes::planes;
   const int64_t kv_heads = weight.dim(0), head_dim = weight.dim(1), bits = weight.dim(2);
@@ -175,7 +177,7 @@ void cuda::hash_encode(Stream& stream, ConstTensorView q, ConstTensorView k,
             .rows = k.dim(2),
             .group = 1,
             .out_rows = codes.dim(2),
-            .first_out = first_position,
+            .first_out = DevicePosition(first_position),
             .head_dim = head_dim,
             .bits = bits};
   }
@@ -187,7 +189,6 @@ void cuda::hash_encode(Stream& stream, ConstTensorView q, ConstTensorView k,
                .rows = q.dim(2),
                .group = q.dim(1) / kv_heads,
                .out_rows = q.dim(2),
-               .first_out = 0,
                .head_dim = head_dim,
                .bits = bits};
   }

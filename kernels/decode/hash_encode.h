@@ -1,6 +1,7 @@
 #pragma once
 
 #include "kernels/runtime/enum_names.h"
+#include "kernels/runtime/first_position.h"
 #include "kernels/runtime/tensor.h"
 
 namespace switchyard {
@@ -51,7 +52,7 @@ struct HashProjection {
 //   norms    [batch, kv_heads, max_len] f32: the lengths |k| with signs, |k W - t| with planes, at
 //            the same positions as `codes`; empty: not computed
 using HashEncode = void(Stream&, ConstTensorView q, ConstTensorView k, const HashProjection&,
-                        int64_t first_position, TensorView q_codes, TensorView codes,
+                        const FirstPosition& first_position, TensorView q_codes, TensorView codes,
                         TensorView norms);
 
 HashEncode hash_encode;

@@ -88,15 +88,16 @@ void require_bounds(ConstTensorView lower, ConstTensorView upper, const Shape& s
 
 }  // namespace
 
-void update_page_bounds(Stream& stream, ConstTensorView k, int64_t first_position,
+void update_page_bounds(Stream& stream, ConstTensorView k, const FirstPosition& first_position,
                         int64_t page_size, TensorView lower, TensorView upper) {
   require(k.rank() == 4 && lower.rank() == 4,
           "k has shape {} and lower {}, expected four dimensions each", to_string(k.shape()),
           to_string(lower.shape()));
   require_bounds(lower, upper, {k.dim(0), k.dim(1), lower.dim(2), k.dim(3)}, k.dtype(), page_size);
-  require(first_position >= 0 && first_position + k.dim(2) <= lower.dim(2) * page_size,
-          "{} pages of {} keys hold no position {}", lower.dim(2), page_size,
-          first_position + k.dim(2) - 1);
+  require(
+      first_position.on_host >= 0 && first_position.on_host + k.dim(2) <= lower.dim(2) * page_size,
+      "{} pages of {} keys hold no position {}", lower.dim(2), page_size,
+      first_position.on_host + k.dim(2) - 1);
   SWITCHYARD_BODY(stream, update_page_bounds)(stream, k, first_position, page_size, lower, upper);
 }
 
@@ -120,10 +121,10 @@ void page_scores(Stream& stream, ConstTensorView q, ConstTensorView lower, Const
 
 namespace cpu {
 
-void update_page_bounds(Stream&, ConstTensorView k, int64_t first_position, int64_t page_size,
-                        TensorView lower, TensorView upper) {
-  dispatch_compute_dtype(k.dtype(),
-                         [&]<class T>() { update<T>(k, first_position, page_size, lower, upper); });
+void update_page_bounds(Stream&, ConstTensorView k, const FirstPosition& first_position,
+                        int64_t page_size, TensorView lower, TensorView upper) {
+  dispatch_compute_dtype(
+      k.dtype(), [&]<class T>() { update<T>(k, first_position.on_host, page_size, lower, upper); });
 }
 
 void page_scores(Stream&, ConstTensorView q, ConstTensorView lower, ConstTensorView upper,

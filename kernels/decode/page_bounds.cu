@@ -1,6 +1,7 @@
 #include "kernels/decode/page_bounds.h"
 
 #include "kernels/cuda/device_math.h"
+#include "kernels/cuda/device_position.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/runtime/dispatch.h"
 
@@ -13,24 +14,27 @@ constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / kWarpSize;
 
 struct NewKeys {
-  int64_t seq_len, head_dim, pages, page_size, first_position;
+  int64_t seq_len, head_dim, pages, page_size;
+  DevicePosition first_position;
 };
 
 // One block per (page with new keys, sequence and head); its threads take one channel each in turn.
+// A single new key lies in one page, wherever it is.
 template <class T>
 __global__ void update_page_bounds_kernel(NewKeys n, const T* k, T* lower, T* upper) {
-  const int64_t head = blockIdx.y, page = n.first_position / n.page_size + blockIdx.x;
-  const int64_t end = n.first_position + n.seq_len;
+  const int64_t first_position = n.first_position.value();
+  const int64_t head = blockIdx.y, page = first_position / n.page_size + blockIdx.x;
+  const int64_t end = first_position + n.seq_len;
   const int64_t page_end = (page + 1) * n.page_size < end ? (page + 1) * n.page_size : end;
   const int64_t page_begin =
-      page * n.page_size > n.first_position ? page * n.page_size : n.first_position;
+      page * n.page_size > first_position ? page * n.page_size : first_position;
   for (int64_t i = threadIdx.x; i < n.head_dim; i += kThreads) {
     T* low = lower + (head * n.pages + page) * n.head_dim + i;
     T* high = upper + (head * n.pages + page) * n.head_dim + i;
     float least = static_cast<float>(*low), greatest = static_cast<float>(*high);
     for (int64_t position = page_begin; position < page_end; ++position) {
       const auto value =
-          static_cast<float>(k[(head * n.seq_len + position - n.first_position) * n.head_dim + i]);
+          static_cast<float>(k[(head * n.seq_len + position - first_position) * n.head_dim + i]);
       const bool first = position % n.page_size == 0;
       least = first || value < least ? value : least;
       greatest = first || value > greatest ? value : greatest;
@@ -74,16 +78,17 @@ __global__ void page_scores_kernel(Problem p, const T* q, const T* lower, const 
 
 }  // namespace
 
-void cuda::update_page_bounds(Stream& stream, ConstTensorView k, int64_t first_position,
-                              int64_t page_size, TensorView lower, TensorView upper) {
+void cuda::update_page_bounds(Stream& stream, ConstTensorView k,
+                              const FirstPosition& first_position, int64_t page_size,
+                              TensorView lower, TensorView upper) {
   if (k.num_elements() == 0) return;
   const NewKeys n{.seq_len = k.dim(2),
                   .head_dim = k.dim(3),
                   .pages = lower.dim(2),
                   .page_size = page_size,
-                  .first_position = first_position};
-  const int64_t touched =
-      (first_position + n.seq_len - 1) / page_size - first_position / page_size + 1;
+                  .first_position = DevicePosition(first_position)};
+  const int64_t first = first_position.on_host;
+  const int64_t touched = (first + n.seq_len - 1) / page_size - first / page_size + 1;
   dispatch_compute_dtype(k.dtype(), [&]<class T>() {
     launch(update_page_bounds_kernel<T>,
            dim3(static_cast<unsigned int>(touched), static_cast<unsigned int>(k.dim(0) * k.dim(1))),

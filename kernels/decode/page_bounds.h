@@ -1,5 +1,6 @@
 #pragma once
 
+#include "kernels/runtime/first_position.h"
 #include "kernels/runtime/tensor.h"
 
 namespace switchyard {
@@ -12,8 +13,8 @@ namespace switchyard {
 // seq_len). The first key of a page resets the page's bounds.
 //   k             [batch, kv_heads, seq_len, head_dim]
 //   lower, upper  [batch, kv_heads, pages, head_dim]   dtype of k; page = position / page_size
-using UpdatePageBounds = void(Stream&, ConstTensorView k, int64_t first_position, int64_t page_size,
-                              TensorView lower, TensorView upper);
+using UpdatePageBounds = void(Stream&, ConstTensorView k, const FirstPosition& first_position,
+                              int64_t page_size, TensorView lower, TensorView upper);
 
 // The score of a key is the bound of its page, summed over the query heads that share the
 // key/value head:

@@ -39,7 +39,6 @@ void plan_sends(Stream& stream, Workspace& workspace, ConstTensorView dispatch_i
   check_chunks(first_tokens, dispatch_idx.dim(0));
   const int64_t slots = dispatch_idx.num_elements(), chunks = std::ssize(first_tokens) - 1;
   require_shape(plan.counts, {plan.counts.dim(0), chunks, 1 + local_experts}, "counts");
-  require_shape(plan.source, {slots}, "source");
   require_shape(plan.row_of_slot, {slots}, "row_of_slot");
   if (plan.assignments) {
     require_shape(weights, dispatch_idx.shape(), "weights");
@@ -58,7 +57,6 @@ void plan_arrivals(Stream& stream, ConstTensorView assignments, ConstTensorView 
                    const ArrivalPlan& plan) {
   check_arrived(assignments, counts);
   const int64_t count = assignments.dim(0);
-  require_shape(plan.expert_source, {count}, "expert_source");
   require(plan.received_offsets.rank() == 1 && plan.received_offsets.dim(0) >= 1,
           "received_offsets have shape {}, expected [rows + 1]",
           to_string(plan.received_offsets.shape()));
@@ -155,7 +153,7 @@ SendOffsets offsets_of(ConstTensorView counts) {
 void plan_sends(Stream&, Workspace&, ConstTensorView dispatch_idx, ConstTensorView weights,
                 std::span<const int64_t> first_tokens, int64_t local_experts, bool deduplicate,
                 const SendPlan& plan) {
-  const int64_t ranks = plan.counts.dim(0), top_k = dispatch_idx.dim(1);
+  const int64_t ranks = plan.counts.dim(0);
   const size_t chunks = first_tokens.size() - 1, num_ranks = static_cast<size_t>(ranks);
   auto* counts = plan.counts.data<int64_t>();
   std::fill_n(counts, plan.counts.num_elements(), 0);
@@ -168,7 +166,6 @@ void plan_sends(Stream&, Workspace&, ConstTensorView dispatch_idx, ConstTensorVi
                       });
 
   SendOffsets offsets = offsets_of(plan.counts);
-  auto* source = plan.source.data<int32_t>();
   auto* row_of_slot = plan.row_of_slot.data<int32_t>();
   std::fill_n(row_of_slot, plan.row_of_slot.num_elements(), -1);
   const bool tells = static_cast<bool>(plan.assignments);
@@ -179,10 +176,8 @@ void plan_sends(Stream&, Workspace&, ConstTensorView dispatch_idx, ConstTensorVi
   for_each_assignment(dispatch_idx, first_tokens, ranks, local_experts, deduplicate,
                       [&](size_t chunk, int64_t slot, size_t rank, int64_t expert, bool opens) {
                         const size_t message = chunk * num_ranks + rank;
-                        if (opens) {
-                          source[offsets.next_row[message]] = static_cast<int32_t>(slot / top_k);
+                        if (opens)
                           row_of_slot[slot] = static_cast<int32_t>(offsets.next_row[message]++);
-                        }
                         if (!tells) return;
                         const int64_t at = offsets.next_assignment[message]++;
                         assignment_of_slot[slot] = static_cast<int32_t>(at);
@@ -196,7 +191,6 @@ void plan_sends(Stream&, Workspace&, ConstTensorView dispatch_idx, ConstTensorVi
 void plan_arrivals(Stream&, ConstTensorView assignments, ConstTensorView counts,
                    const ArrivalPlan& plan) {
   const auto* arrived = reinterpret_cast<const Assignment*>(assignments.data<int32_t>());
-  auto* source = plan.expert_source.data<int32_t>();
   auto* offsets = plan.received_offsets.data<int32_t>();
   auto* expert_row = plan.expert_row_of_assignment.data<int32_t>();
   auto* weights = plan.weights.data<float>();
@@ -209,7 +203,6 @@ void plan_arrivals(Stream&, ConstTensorView assignments, ConstTensorView counts,
       const int64_t place =
           next[static_cast<size_t>(chunk * local_experts + arrived[i].local_expert)]++;
       if (row == opened) offsets[opened++] = static_cast<int32_t>(i);
-      source[place] = static_cast<int32_t>(row);
       weights[place] = arrived[i].weight;
       expert_row[i] = static_cast<int32_t>(place);
     }

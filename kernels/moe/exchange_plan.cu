@@ -169,8 +169,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 struct SendLists {
-  int32_t *source, *row_of_slot, *assignment_of_slot;  // the last one may be null
-  Assignment* assignments;                             // null if assignment_of_slot is
+  int32_t *row_of_slot, *assignment_of_slot;  // the latter may be null
+  Assignment* assignments;                    // null if assignment_of_slot is
 };
 
 // The next row and assignment of each rank in the stretch of each warp, in shared memory.
@@ -212,7 +212,6 @@ __device__ void begin_messages(const Sends& s, const int32_t* messages, int32_t 
 __device__ void list_send(const Sends& s, int64_t slot, int32_t rank, bool opens, int32_t row,
                           int32_t first_row, int32_t assignment, const SendLists& lists) {
   lists.row_of_slot[slot] = opens ? row : -1;
-  if (opens) lists.source[row] = static_cast<int32_t>(slot / s.top_k);
   if (lists.assignment_of_slot == nullptr) return;
   lists.assignment_of_slot[slot] = rank < 0 ? -1 : assignment;
   if (rank < 0) return;
@@ -357,9 +356,8 @@ __device__ void first_expert_rows(const Arrivals& a, const Message& m, int32_t* 
 
 // A block per source rank and chunk.
 __global__ void __launch_bounds__(kThreads)
-    list_arrivals_kernel(Arrivals a, int64_t rows, int64_t count, int32_t* expert_source,
-                         int32_t* received_offsets, int32_t* expert_row_of_assignment,
-                         float* weights) {
+    list_arrivals_kernel(Arrivals a, int64_t rows, int64_t count, int32_t* received_offsets,
+                         int32_t* expert_row_of_assignment, float* weights) {
   if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) {
     received_offsets[rows] = static_cast<int32_t>(count);
   }
@@ -391,7 +389,6 @@ __global__ void __launch_bounds__(kThreads)
     __syncwarp();  // the places are those of the next assignments
     if (!exists) continue;
     const int32_t row = m.row + assignment.row;
-    expert_source[place] = row;
     weights[place] = assignment.weight;
     expert_row_of_assignment[i] = place;
     if (i == m.assignment || a.assignments[i - 1].row != assignment.row) {
@@ -443,7 +440,6 @@ void cuda::plan_sends(Stream& stream, Workspace& workspace, ConstTensorView disp
          plan.counts.data<int64_t>());
   const bool tells = static_cast<bool>(plan.assignments);
   const SendLists lists{
-      .source = plan.source.data<int32_t>(),
       .row_of_slot = plan.row_of_slot.data<int32_t>(),
       .assignment_of_slot = tells ? plan.assignment_of_slot.data<int32_t>() : nullptr,
       .assignments =
@@ -460,7 +456,7 @@ void cuda::plan_arrivals(Stream& stream, ConstTensorView assignments, ConstTenso
   const size_t shared =
       static_cast<size_t>((1 + kWarps) * (arrivals.row_size - 1)) * sizeof(int32_t);
   launch(list_arrivals_kernel, grid, kThreads, shared, stream, arrivals,
-         plan.received_offsets.dim(0) - 1, assignments.dim(0), plan.expert_source.data<int32_t>(),
+         plan.received_offsets.dim(0) - 1, assignments.dim(0),
          plan.received_offsets.data<int32_t>(), plan.expert_row_of_assignment.data<int32_t>(),
          plan.weights.data<float>());
 }

@@ -27,9 +27,8 @@ constexpr int64_t kAssignmentValues = sizeof(Assignment) / sizeof(int32_t);
 struct SendPlan {
   TensorView counts;       // [ranks, chunks, 1 + local experts] i64, of each message: its rows, and
                            // its assignments to each expert of the rank
-  TensorView source;       // [tokens * top_k] i32: the token of each sent row; by chunk, then rank,
-                           // then token
-  TensorView row_of_slot;  // [tokens * top_k] i32: the sent row that each slot begins; -1: none
+  TensorView row_of_slot;  // [tokens * top_k] i32: the sent row that each slot begins; -1: none.
+                           // Rows are numbered by chunk, then rank, then token
   // Not given where nobody is told of assignments.
   TensorView assignment_of_slot;  // [tokens * top_k] i32: index in `assignments`; -1: dropped
   TensorView assignments;         // [tokens * top_k, 3] i32; by chunk, then rank, token, slot
@@ -46,7 +45,6 @@ using PlanSends = void(Stream&, Workspace&, ConstTensorView dispatch_idx, ConstT
 // Received rows and assignments are numbered in order of arrival: by chunk, then source rank,
 // token, slot. Expert rows are in the order of chunk, then expert, source rank, token.
 struct ArrivalPlan {
-  TensorView expert_source;             // [assignments] i32: the received row of each expert row
   TensorView received_offsets;          // [rows + 1] i32: the first assignment of each received row
   TensorView expert_row_of_assignment;  // [assignments] i32
   TensorView weights;                   // [assignments] f32, of the expert rows

@@ -21,22 +21,60 @@ __global__ void gather_rows_kernel(const Piece* x, const int32_t* source_row, in
   if (row >= out_rows) return;
   const Piece* from = x + source_row[row] * pieces;
   Piece* to = y + row * pieces;
-  // Streaming stores leave the cache to rows of x, which are read again for other experts.
+  // Streaming stores leave the cache to rows of x, which may be read again.
 #pragma unroll 4
   for (int64_t i = threadIdx.x % kWarpSize; i < pieces; i += kWarpSize) __stcs(to + i, from[i]);
 }
 
+// Calls copy.operator()<Piece>(pieces of a row): 16 bytes each, or one element.
+template <class Copy>
+void copy_pieces(ConstTensorView x, TensorView y, const Copy& copy) {
+  const size_t row_bytes = static_cast<size_t>(x.dim(1)) * size_of(x.dtype());
+  const auto with = [&]<class Piece>() {
+    copy.template operator()<Piece>(static_cast<int64_t>(row_bytes / sizeof(Piece)));
+  };
+  if (row_bytes % sizeof(uint4) == 0 && allow_vectors(x.raw(), y.raw())) {
+    with.template operator()<uint4>();
+  } else if (size_of(x.dtype()) == sizeof(uint32_t)) {
+    with.template operator()<uint32_t>();
+  } else {
+    with.template operator()<uint16_t>();
+  }
+}
+
+// One warp per row of x, which it holds in registers, some pieces of each lane at a time, while it
+// writes all copies. Without offsets a row has of_row members.
 template <class Piece>
-void gather_pieces(Stream& stream, ConstTensorView x, ConstTensorView source_row, TensorView y) {
-  const auto pieces =
-      static_cast<int64_t>(static_cast<size_t>(x.dim(1)) * size_of(x.dtype()) / sizeof(Piece));
-  launch(gather_rows_kernel<Piece>, num_blocks(y.dim(0), kRowsPerBlock), kThreads, 0, stream,
-         static_cast<const Piece*>(x.raw()), source_row.data<int32_t>(), y.dim(0), pieces,
-         static_cast<Piece*>(y.raw()));
+__global__ void __launch_bounds__(kThreads)
+    spread_rows_kernel(const Piece* x, const int32_t* offsets, int64_t of_row,
+                       const int32_t* members, int64_t first_row, int64_t rows, int64_t pieces,
+                       Piece* y) {
+  constexpr int kHeld = 4;
+  const int64_t row = int64_t{blockIdx.x} * kRowsPerBlock + threadIdx.x / kWarpSize;
+  if (row >= rows) return;
+  const int64_t begin = offsets ? offsets[row] : row * of_row;
+  const int64_t end = offsets ? offsets[row + 1] : begin + of_row;
+  for (int64_t i = threadIdx.x % kWarpSize; i < pieces; i += kWarpSize * kHeld) {
+    Piece held[kHeld];
+#pragma unroll
+    for (int h = 0; h < kHeld; ++h) {
+      // Neither what is read nor what is written is needed again soon.
+      if (i + h * kWarpSize < pieces) held[h] = __ldcs(x + row * pieces + i + h * kWarpSize);
+    }
+    for (int64_t j = begin; j < end; ++j) {
+      const int64_t member = members[j];
+      if (member < 0) continue;
+      Piece* to = y + (member - first_row) * pieces + i;
+#pragma unroll
+      for (int h = 0; h < kHeld; ++h) {
+        if (i + h * kWarpSize < pieces) __stcs(to + h * kWarpSize, held[h]);
+      }
+    }
+  }
 }
 
 // One warp per row of y; a lane holds the sums of kSize neighbouring columns while it loops over
-// the members. Without offsets a row has of_row members.
+// the members. Without offsets a row has of_row members, without members its neighbours.
 template <int kSize, class T>
 __global__ void sum_rows_kernel(const T* x, const int32_t* offsets, int64_t of_row,
                                 const int32_t* members, int64_t out_rows, int64_t width, T* y) {
@@ -48,7 +86,7 @@ __global__ void sum_rows_kernel(const T* x, const int32_t* offsets, int64_t of_r
     float sums[kSize] = {};
 #pragma unroll 4
     for (int64_t j = begin; j < end; ++j) {
-      const int64_t member = members[j];
+      const int64_t member = members ? members[j] : j;
       if (member < 0) continue;
       float values[kSize];
       load_floats<kSize>(x + member * width + i, values);
@@ -89,19 +127,27 @@ void cuda::scatter_values(Stream& stream, ConstTensorView x, ConstTensorView ind
 
 void cuda::gather_rows(Stream& stream, ConstTensorView x, ConstTensorView source_row,
                        TensorView y) {
-  const size_t row_bytes = static_cast<size_t>(x.dim(1)) * size_of(x.dtype());
-  if (row_bytes % sizeof(uint4) == 0 && allow_vectors(x.raw(), y.raw())) {
-    gather_pieces<uint4>(stream, x, source_row, y);
-  } else if (size_of(x.dtype()) == sizeof(uint32_t)) {
-    gather_pieces<uint32_t>(stream, x, source_row, y);
-  } else {
-    gather_pieces<uint16_t>(stream, x, source_row, y);
-  }
+  copy_pieces(x, y, [&]<class Piece>(int64_t pieces) {
+    launch(gather_rows_kernel<Piece>, num_blocks(y.dim(0), kRowsPerBlock), kThreads, 0, stream,
+           static_cast<const Piece*>(x.raw()), source_row.data<int32_t>(), y.dim(0), pieces,
+           static_cast<Piece*>(y.raw()));
+  });
+}
+
+void cuda::spread_rows(Stream& stream, ConstTensorView x, ConstTensorView offsets,
+                       ConstTensorView members, int64_t first_row, TensorView y) {
+  const int64_t rows = x.dim(0), of_row = rows == 0 ? 0 : members.num_elements() / rows;
+  copy_pieces(x, y, [&]<class Piece>(int64_t pieces) {
+    launch(spread_rows_kernel<Piece>, num_blocks(rows, kRowsPerBlock), kThreads, 0, stream,
+           static_cast<const Piece*>(x.raw()), offsets ? offsets.data<int32_t>() : nullptr, of_row,
+           members.data<int32_t>(), first_row, rows, pieces, static_cast<Piece*>(y.raw()));
+  });
 }
 
 void cuda::sum_rows(Stream& stream, ConstTensorView x, ConstTensorView offsets,
                     ConstTensorView members, int64_t first_row, TensorView y) {
-  const int64_t of_row = y.dim(0) == 0 ? 0 : members.num_elements() / y.dim(0);
+  const int64_t all = members ? members.num_elements() : x.dim(0);
+  const int64_t of_row = y.dim(0) == 0 ? 0 : all / y.dim(0);
   dispatch_compute_dtype(x.dtype(), [&]<class T>() {
     constexpr int kSize = 16 / sizeof(T);
     const T* from = x.data<T>();
@@ -109,8 +155,8 @@ void cuda::sum_rows(Stream& stream, ConstTensorView x, ConstTensorView offsets,
     const bool wide = y.dim(1) % kSize == 0 && allow_vectors(from, to);
     launch(wide ? sum_rows_kernel<kSize, T> : sum_rows_kernel<1, T>,
            num_blocks(y.dim(0), kRowsPerBlock), kThreads, 0, stream, from - first_row * y.dim(1),
-           offsets ? offsets.data<int32_t>() : nullptr, of_row, members.data<int32_t>(), y.dim(0),
-           y.dim(1), to);
+           offsets ? offsets.data<int32_t>() : nullptr, of_row,
+           members ? members.data<int32_t>() : nullptr, y.dim(0), y.dim(1), to);
   });
 }
 

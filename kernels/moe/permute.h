@@ -13,12 +13,23 @@ namespace switchyard {
 //   y           [out_rows, width]
 using GatherRows = void(Stream&, ConstTensorView x, ConstTensorView source_row, TensorView y);
 
+// y[members[j] - first_row] = x[i] for all j in [offsets[i], offsets[i + 1]): the transpose of
+// SumRows, with the same lists. It reads each row of x once, however many rows of y it becomes,
+// where GatherRows would read it once for each.
+//   x        [rows, width]
+//   offsets  [rows + 1] i32. Not given: all x[i] have the same number of members, and a member of
+//            -1 stands for none.
+//   members  i32; those that are not -1 differ
+//   y        [out_rows, width]; rows that are no member are not changed
+using SpreadRows = void(Stream&, ConstTensorView x, ConstTensorView offsets,
+                        ConstTensorView members, int64_t first_row, TensorView y);
+
 // y[i] = sum over j in [offsets[i], offsets[i + 1]) of x[members[j] - first_row], in that order, in
 // f32
 //   x        [rows, width]
 //   offsets  [out_rows + 1] i32. Not given: all y[i] have the same number of members, and a member
 //            of -1 stands for none.
-//   members  i32
+//   members  i32. Not given either: 0, 1, 2, ... for all rows of x
 //   y        [out_rows, width]; rows without members become zero
 using SumRows = void(Stream&, ConstTensorView x, ConstTensorView offsets, ConstTensorView members,
                      int64_t first_row, TensorView y);
@@ -33,18 +44,21 @@ using GatherValues = void(Stream&, ConstTensorView x, ConstTensorView index, Ten
 using ScatterValues = void(Stream&, ConstTensorView x, ConstTensorView index, TensorView y);
 
 GatherRows gather_rows;
+SpreadRows spread_rows;
 SumRows sum_rows;
 GatherValues gather_values;
 ScatterValues scatter_values;
 
 namespace cpu {
 GatherRows gather_rows;
+SpreadRows spread_rows;
 SumRows sum_rows;
 GatherValues gather_values;
 ScatterValues scatter_values;
 }  // namespace cpu
 namespace cuda {
 GatherRows gather_rows;
+SpreadRows spread_rows;
 SumRows sum_rows;
 GatherValues gather_values;
 ScatterValues scatter_values;

@@ -157,6 +157,41 @@ void record(EventState& event, StreamState& stream) {
   check_cuda(cudaEventRecord(event.event, stream.stream), "cudaEventRecord");
 }
 
+// The mode binds this thread alone: the watchdog's thread goes on asking for its events, which a
+// recording of the whole process would forbid.
+void begin_recording(StreamState& stream) {
+  check_cuda(cudaStreamBeginCapture(stream.stream, cudaStreamCaptureModeThreadLocal),
+             "cudaStreamBeginCapture");
+}
+
+GraphState* end_recording(StreamState& stream) {
+  cudaGraph_t recorded = nullptr;
+  check_cuda(cudaStreamEndCapture(stream.stream, &recorded), "cudaStreamEndCapture");
+  auto state = std::make_unique<GraphState>();
+  state->device = stream.device;
+  const cudaError_t code = cudaGraphInstantiate(&state->graph, recorded, 0);
+  cudaGraphDestroy(recorded);
+  check_cuda(code, "cudaGraphInstantiate");
+  return state.release();
+}
+
+void abandon_recording(StreamState& stream) noexcept {
+  cudaGraph_t recorded = nullptr;
+  cudaStreamEndCapture(stream.stream, &recorded);
+  if (recorded != nullptr) cudaGraphDestroy(recorded);
+  cudaGetLastError();  // The call that failed has been reported.
+}
+
+void destroy(GraphState* graph) noexcept {
+  if (graph == nullptr) return;
+  cudaGraphExecDestroy(graph->graph);
+  delete graph;
+}
+
+void launch(GraphState& graph, StreamState& stream) {
+  check_cuda(cudaGraphLaunch(graph.graph, stream.stream), "cudaGraphLaunch");
+}
+
 void* reduction_scratch(const Stream& stream, size_t num_bytes) {
   const Buffer& scratch = stream.cuda()->reduction_scratch;
   require(num_bytes <= scratch.num_bytes(), "{} bytes of partial results exceed the scratch of {}",

@@ -5,7 +5,8 @@
 namespace switchyard {
 
 SelectedKeys ExactSelector::select(Stream& stream, Workspace& workspace, ConstTensorView q,
-                                   ConstTensorView, const CachedKeys& cache, int64_t budget) {
+                                   ConstTensorView, const CachedKeys& cache,
+                                   const KeyBudget& budget) {
   TensorView scores = take_scores(workspace);
   key_scores(stream, q, cache.k, cache.lengths, scores);
   return best(stream, workspace, scores, cache, budget);

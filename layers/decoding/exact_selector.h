@@ -13,7 +13,8 @@ class ExactSelector final : public RankingSelector {
 
   void append(Stream&, Workspace&, ConstTensorView, int64_t) override {}
   SelectedKeys select(Stream& stream, Workspace& workspace, ConstTensorView q, ConstTensorView k,
-                      const CachedKeys& cache, int64_t budget) override;
+                      const CachedKeys& cache, const KeyBudget& budget) override;
+  bool is_recordable() const override { return true; }
 };
 
 }  // namespace switchyard

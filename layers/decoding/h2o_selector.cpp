@@ -13,12 +13,13 @@ void H2oSelector::append(Stream&, Workspace&, ConstTensorView, int64_t first_pos
 }
 
 SelectedKeys H2oSelector::select(Stream& stream, Workspace& workspace, ConstTensorView q,
-                                 ConstTensorView, const CachedKeys& cache, int64_t budget) {
+                                 ConstTensorView, const CachedKeys& cache,
+                                 const KeyBudget& budget) {
   if (left_ == 0) {
     copy(stream, cache.received(kAllQueries), scores_);
     left_ = cache.length - 1;
   }
-  left_ = std::min(budget, left_ + 1);
+  left_ = std::min(budget.keys, left_ + 1);
   const int64_t newest = (left_ + 1) / 2;
   const SelectedKeys kept = best(stream, workspace, scores_, cache, left_, config_.sink,
                                  std::max(config_.recent, newest));

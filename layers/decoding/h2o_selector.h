@@ -18,7 +18,7 @@ class H2oSelector final : public RankingSelector {
   void append(Stream& stream, Workspace& workspace, ConstTensorView k,
               int64_t first_position) override;
   SelectedKeys select(Stream& stream, Workspace& workspace, ConstTensorView q, ConstTensorView k,
-                      const CachedKeys& cache, int64_t budget) override;
+                      const CachedKeys& cache, const KeyBudget& budget) override;
 
  private:
   // Received attention per key, -infinity for evicted ones. [batch, kv_heads, max_len]

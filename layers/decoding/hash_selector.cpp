@@ -24,22 +24,24 @@ void HashSelector::append(Stream& stream, Workspace&, ConstTensorView k, int64_t
 }
 
 SelectedKeys HashSelector::select(Stream& stream, Workspace& workspace, ConstTensorView q,
-                                  ConstTensorView k, const CachedKeys& cache, int64_t budget) {
+                                  ConstTensorView k, const CachedKeys& cache,
+                                  const KeyBudget& budget) {
   return choose(stream, workspace, q, k, cache, budget);
 }
 
 SelectedKeys HashSelector::predict(Stream& stream, Workspace& workspace, ConstTensorView q,
-                                   const CachedKeys& cache, int64_t budget) {
+                                   const CachedKeys& cache, const KeyBudget& budget) {
   return choose(stream, workspace, q, {}, cache, budget);
 }
 
 SelectedKeys HashSelector::choose(Stream& stream, Workspace& workspace, ConstTensorView q,
-                                  ConstTensorView k, const CachedKeys& cache, int64_t budget) {
+                                  ConstTensorView k, const CachedKeys& cache,
+                                  const KeyBudget& budget) {
   const int64_t heads = q.dim(1), group = heads / kv_heads_;
   const QueryCodes kind = hash_.query_codes();
   const int64_t num_codes = kv_heads_ * num_query_codes(kind, group);
   TensorView q_codes = workspace.take({batch_, num_codes, words_}, DType::i32);
-  hash_encode(stream, q.reshape({batch_, heads, 1, head_dim_}), k, hash_, cache.length - 1,
+  hash_encode(stream, q.reshape({batch_, heads, 1, head_dim_}), k, hash_, cache.newest_position(),
               q_codes.reshape({batch_, num_codes, 1, words_}), codes_, norms());
   TensorView distances = workspace.take({batch_, kv_heads_, max_len_}, DType::u16);
   hamming_scores(stream, q_codes, kind, codes_, cache.lengths, distances);

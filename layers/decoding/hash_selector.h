@@ -18,14 +18,15 @@ class HashSelector final : public RankingSelector {
   void append(Stream& stream, Workspace& workspace, ConstTensorView k,
               int64_t first_position) override;
   SelectedKeys select(Stream& stream, Workspace& workspace, ConstTensorView q, ConstTensorView k,
-                      const CachedKeys& cache, int64_t budget) override;
+                      const CachedKeys& cache, const KeyBudget& budget) override;
   SelectedKeys predict(Stream& stream, Workspace& workspace, ConstTensorView q,
-                       const CachedKeys& cache, int64_t budget) override;
+                       const CachedKeys& cache, const KeyBudget& budget) override;
+  bool is_recordable() const override { return true; }
 
  private:
   // k may be empty.
   SelectedKeys choose(Stream& stream, Workspace& workspace, ConstTensorView q, ConstTensorView k,
-                      const CachedKeys& cache, int64_t budget);
+                      const CachedKeys& cache, const KeyBudget& budget);
   TensorView norms() { return norms_ ? norms_.view() : TensorView(); }
 
   HashProjection hash_;

@@ -14,8 +14,10 @@ int64_t budget_tokens(double budget, int64_t length) {
   return std::max<int64_t>(static_cast<int64_t>(budget * static_cast<double>(length)), 1);
 }
 
+int64_t KeySelector::num_chosen(int64_t keys, int64_t) const { return keys; }
+
 SelectedKeys KeySelector::predict(Stream&, Workspace&, ConstTensorView, const CachedKeys&,
-                                  int64_t) {
+                                  const KeyBudget&) {
   fail("this way to choose keys reads the keys, so that they cannot be off the device");
 }
 

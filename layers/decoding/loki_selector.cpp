@@ -20,14 +20,21 @@ LokiSelector::LokiSelector(const DecodeConfig& config, const KvCacheLayer& cache
 void LokiSelector::append(Stream& stream, Workspace& workspace, ConstTensorView k,
                           int64_t first_position) {
   if (!axes_ || first_position == 0) fit(stream, k);
+  add_keys(stream, workspace, k, first_position);
+}
+
+void LokiSelector::add_keys(Stream& stream, Workspace& workspace, ConstTensorView k,
+                            const FirstPosition& first_position) {
   WorkspaceScope scope(workspace);
   const TensorView projected = along_axes(stream, workspace, k);
   append_to_cache(stream, projected, first_position, keys_);
 }
 
 SelectedKeys LokiSelector::select(Stream& stream, Workspace& workspace, ConstTensorView q,
-                                  ConstTensorView k, const CachedKeys& cache, int64_t budget) {
-  append(stream, workspace, k, cache.length - 1);
+                                  ConstTensorView k, const CachedKeys& cache,
+                                  const KeyBudget& budget) {
+  if (!axes_) fit(stream, k);
+  add_keys(stream, workspace, k, cache.newest_position());
   const int64_t group = q.dim(1) / kv_heads_;
   const ConstTensorView rows = q.reshape({batch_, kv_heads_, group, head_dim_});
   const TensorView projected = along_axes(stream, workspace, rows);

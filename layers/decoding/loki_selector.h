@@ -15,9 +15,13 @@ class LokiSelector final : public RankingSelector {
   void append(Stream& stream, Workspace& workspace, ConstTensorView k,
               int64_t first_position) override;
   SelectedKeys select(Stream& stream, Workspace& workspace, ConstTensorView q, ConstTensorView k,
-                      const CachedKeys& cache, int64_t budget) override;
+                      const CachedKeys& cache, const KeyBudget& budget) override;
+  bool is_recordable() const override { return true; }
 
  private:
+  // What `append` does, at a position that may also be on the device.
+  void add_keys(Stream& stream, Workspace& workspace, ConstTensorView k,
+                const FirstPosition& first_position);
   //   k  [batch, kv_heads, seq_len, head_dim]
   void fit(Stream& stream, ConstTensorView k);
   //   x       [batch, kv_heads, rows, head_dim]

@@ -79,10 +79,11 @@ void MagicPigSelector::hash_prompt(Stream& stream, Workspace& workspace, ConstTe
 }
 
 SelectedKeys MagicPigSelector::select(Stream& stream, Workspace& workspace, ConstTensorView q,
-                                      ConstTensorView, const CachedKeys& cache, int64_t) {
+                                      ConstTensorView, const CachedKeys& cache, const KeyBudget&) {
   const int64_t heads = q.dim(1), length = cache.length;
+  const TensorView counts = workspace.take({batch_}, DType::i32);
   const SelectedKeys selected{.indices = workspace.take({batch_, kv_heads_, length}, DType::i32),
-                              .counts = workspace.take({batch_}, DType::i32),
+                              .counts = counts,
                               .log_weights = workspace.take({batch_, heads, length}, DType::f32)};
   const TensorView q_codes = workspace.take({batch_, heads, words_}, DType::i32);
   const TensorView log_weights = workspace.take({batch_, heads, max_len_}, DType::f32);
@@ -93,8 +94,7 @@ SelectedKeys MagicPigSelector::select(Stream& stream, Workspace& workspace, Cons
                          .begin = std::max(begin_, std::min(config_.sink, end_)),
                          .end = std::min(end_, length - config_.recent)};
   lsh_log_weights(stream, q, q_codes, cache.k, mean_, codes_, cache.lengths, tables, log_weights);
-  list_weighted(stream, log_weights, cache.lengths, selected.indices, selected.counts,
-                selected.log_weights);
+  list_weighted(stream, log_weights, cache.lengths, selected.indices, counts, selected.log_weights);
   return selected;
 }
 

@@ -18,7 +18,7 @@ class MagicPigSelector final : public RankingSelector {
   void append(Stream& stream, Workspace& workspace, ConstTensorView k,
               int64_t first_position) override;
   SelectedKeys select(Stream& stream, Workspace& workspace, ConstTensorView q, ConstTensorView k,
-                      const CachedKeys& cache, int64_t budget) override;
+                      const CachedKeys& cache, const KeyBudget& budget) override;
 
  private:
   HashProjection signs() const { return {.keys = projection_, .queries = {}, .thresholds = {}}; }

@@ -17,17 +17,20 @@ void QuestSelector::append(Stream& stream, Workspace&, ConstTensorView k, int64_
   update_page_bounds(stream, k, first_position, config_.page_size, lower_, upper_);
 }
 
+int64_t QuestSelector::num_chosen(int64_t keys, int64_t length) const {
+  const int64_t pages = std::max<int64_t>((keys + config_.page_size / 2) / config_.page_size, 1);
+  return keys == length ? keys : std::min(pages * config_.page_size, length);
+}
+
 SelectedKeys QuestSelector::select(Stream& stream, Workspace& workspace, ConstTensorView q,
-                                   ConstTensorView k, const CachedKeys& cache, int64_t budget) {
-  append(stream, workspace, k, cache.length - 1);
+                                   ConstTensorView k, const CachedKeys& cache,
+                                   const KeyBudget& budget) {
+  update_page_bounds(stream, k, cache.newest_position(), config_.page_size, lower_, upper_);
   TensorView scores = take_scores(workspace);
   page_scores(stream, q, lower_, upper_, cache.lengths, config_.page_size, scores);
-  // The budget is rounded to the nearest number of pages, at least one. Rounding down would lose a
-  // page where the budget is a share of a length just short of whole pages.
-  const int64_t pages = std::max<int64_t>((budget + config_.page_size / 2) / config_.page_size, 1);
-  const int64_t count =
-      budget == cache.length ? budget : std::min(pages * config_.page_size, cache.length);
-  return best(stream, workspace, scores, cache, count);
+  const int64_t count = num_chosen(budget.keys, cache.length);
+  return best(stream, workspace, scores, cache,
+              {count, budget.counts, std::max(count, budget.most)});
 }
 
 }  // namespace switchyard

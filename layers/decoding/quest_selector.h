@@ -14,8 +14,12 @@ class QuestSelector final : public RankingSelector {
 
   void append(Stream& stream, Workspace& workspace, ConstTensorView k,
               int64_t first_position) override;
+  // The budget is rounded to the nearest number of pages, at least one. Rounding down would lose a
+  // page where the budget is a share of a length just short of whole pages.
+  int64_t num_chosen(int64_t keys, int64_t length) const override;
   SelectedKeys select(Stream& stream, Workspace& workspace, ConstTensorView q, ConstTensorView k,
-                      const CachedKeys& cache, int64_t budget) override;
+                      const CachedKeys& cache, const KeyBudget& budget) override;
+  bool is_recordable() const override { return true; }
 
  private:
   Tensor lower_, upper_;  // [batch, kv_heads, pages, head_dim]

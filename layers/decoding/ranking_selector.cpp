@@ -17,20 +17,28 @@ RankingSelector::RankingSelector(const DecodeConfig& config, const KvCacheLayer&
       dtype_(cache.dtype()),
       device_(cache.device()) {}
 
+ConstTensorView RankingSelector::counts_on_device(Stream& stream, Workspace& workspace,
+                                                  const KeyBudget& count) {
+  if (count.counts) return count.counts;
+  const TensorView counts = workspace.take({batch_}, DType::i32);
+  counts_.assign(static_cast<size_t>(batch_), static_cast<int32_t>(count.keys));
+  copy(stream, view_of(std::span(std::as_const(counts_))), counts);
+  return counts;
+}
+
 SelectedKeys RankingSelector::best(Stream& stream, Workspace& workspace, ConstTensorView scores,
-                                   const CachedKeys& cache, int64_t count, int64_t sink,
+                                   const CachedKeys& cache, const KeyBudget& count, int64_t sink,
                                    int64_t recent) {
-  const SelectedKeys selected{.indices = workspace.take({batch_, kv_heads_, count}, DType::i32),
-                              .counts = workspace.take({batch_}, DType::i32)};
-  counts_.assign(static_cast<size_t>(batch_), static_cast<int32_t>(count));
-  copy(stream, view_of(std::span(std::as_const(counts_))), selected.counts);
+  const SelectedKeys selected{
+      .indices = workspace.take({batch_, kv_heads_, count.most}, DType::i32),
+      .counts = counts_on_device(stream, workspace, count)};
   select_top_k(stream, workspace, scores, cache.lengths, selected.counts, sink, recent,
                selected.indices);
   return selected;
 }
 
 SelectedKeys RankingSelector::best(Stream& stream, Workspace& workspace, ConstTensorView scores,
-                                   const CachedKeys& cache, int64_t count) {
+                                   const CachedKeys& cache, const KeyBudget& count) {
   return best(stream, workspace, scores, cache, count, config_.sink, config_.recent);
 }
 

@@ -18,10 +18,10 @@ class RankingSelector : public KeySelector {
   // `recent` ones among them; of equal scores the most recent.
   //   scores  [batch, kv_heads, max_len] f32, or u16 distances
   SelectedKeys best(Stream& stream, Workspace& workspace, ConstTensorView scores,
-                    const CachedKeys& cache, int64_t count, int64_t sink, int64_t recent);
+                    const CachedKeys& cache, const KeyBudget& count, int64_t sink, int64_t recent);
   // The same, with `sink` and `recent` of the configuration.
   SelectedKeys best(Stream& stream, Workspace& workspace, ConstTensorView scores,
-                    const CachedKeys& cache, int64_t count);
+                    const CachedKeys& cache, const KeyBudget& count);
 
   // [batch, kv_heads, max_len] f32
   TensorView take_scores(Workspace& workspace) const;
@@ -32,6 +32,9 @@ class RankingSelector : public KeySelector {
   const Device device_;
 
  private:
+  // [batch] i32 on the device.
+  ConstTensorView counts_on_device(Stream& stream, Workspace& workspace, const KeyBudget& count);
+
   std::vector<int32_t> counts_;  // on the host, until the stream has copied them
 };
 

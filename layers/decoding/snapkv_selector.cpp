@@ -15,10 +15,11 @@ void SnapKvSelector::append(Stream&, Workspace&, ConstTensorView k, int64_t firs
 }
 
 SelectedKeys SnapKvSelector::select(Stream& stream, Workspace& workspace, ConstTensorView,
-                                    ConstTensorView, const CachedKeys& cache, int64_t budget) {
+                                    ConstTensorView, const CachedKeys& cache,
+                                    const KeyBudget& budget) {
   if (kept_ == 0) {
     count_votes(stream, cache);
-    kept_ = budget;
+    kept_ = budget.keys;
   }
   const int64_t decoded = cache.length - prompt_len_;
   // Votes do not change, so each call finds the prompt's same keys again.

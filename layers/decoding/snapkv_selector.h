@@ -18,7 +18,7 @@ class SnapKvSelector final : public RankingSelector {
   void append(Stream& stream, Workspace& workspace, ConstTensorView k,
               int64_t first_position) override;
   SelectedKeys select(Stream& stream, Workspace& workspace, ConstTensorView q, ConstTensorView k,
-                      const CachedKeys& cache, int64_t budget) override;
+                      const CachedKeys& cache, const KeyBudget& budget) override;
 
  private:
   void count_votes(Stream& stream, const CachedKeys& cache);

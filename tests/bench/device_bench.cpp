@@ -28,6 +28,7 @@
 #include "kernels/moe/exchange_plan.h"
 #include "kernels/moe/permute.h"
 #include "kernels/moe/router.h"
+#include "kernels/moe/slot_products.h"
 #include "kernels/norm/layer_norm.h"
 #include "kernels/norm/rms_norm.h"
 #include "kernels/optimizer/optimizer_step.h"
@@ -73,6 +74,8 @@ class DeviceBench {
     cross_entropy();
     flat_buffers();
     decode();
+    decoded_experts(2048, 512);
+    decoded_experts(512, 2048);
     dense_products();
     grouped_products(2048, 512);
     grouped_products(512, 2048);
@@ -151,6 +154,7 @@ class DeviceBench {
   void cross_entropy();
   void flat_buffers();
   void decode();
+  void decoded_experts(int64_t in, int64_t out);
   void dense_products();
   void grouped_products(int64_t in, int64_t out);
   void attention(int64_t seq_len, int64_t head_dim, int64_t kv_heads);
@@ -238,16 +242,15 @@ void DeviceBench::router(int64_t tokens, int64_t experts, int top_k) {
   });
   const int64_t slots = tokens * top_k;
   const std::vector<int64_t> first_tokens = {0, tokens / 4, tokens / 2, tokens * 3 / 4, tokens};
-  Tensor send_counts = empty({8, 4, 1 + experts / 8}, DType::i64), source = empty({slots}, kI32);
+  Tensor send_counts = empty({8, 4, 1 + experts / 8}, DType::i64);
   Tensor row_of_slot = empty({slots}, kI32), assignment_of_slot = empty({slots}, kI32);
   Tensor assignments = empty({slots, kAssignmentValues}, kI32);
   const SendPlan plan{.counts = send_counts,
-                      .source = source,
                       .row_of_slot = row_of_slot,
                       .assignment_of_slot = assignment_of_slot,
                       .assignments = assignments};
   memory_row("plan_sends, 8 ranks, 4 chunks", shape,
-             bytes_of(idx, weights, source, row_of_slot, assignment_of_slot, assignments), [&] {
+             bytes_of(idx, weights, row_of_slot, assignment_of_slot, assignments), [&] {
                plan_sends(stream_, workspace_, idx, weights, first_tokens, experts / 8, true, plan);
              });
 }
@@ -255,17 +258,16 @@ void DeviceBench::router(int64_t tokens, int64_t experts, int top_k) {
 void DeviceBench::permutation() {
   if (!is_wanted("permute")) return;
   constexpr int64_t kTopK = 8, kRows = kTokens * kTopK;
-  std::vector<int32_t> slots(kRows), source(kRows), first(kTokens + 1);
+  std::vector<int32_t> slots(kRows), first(kTokens + 1);
   for (int64_t i = 0; i < kRows; ++i) slots[static_cast<size_t>(i)] = static_cast<int32_t>(i);
   std::shuffle(slots.begin(), slots.end(), std::mt19937(1));
-  for (size_t i = 0; i < slots.size(); ++i) source[i] = slots[i] / kTopK;
   for (size_t t = 0; t < first.size(); ++t) first[t] = static_cast<int32_t>(t * kTopK);
-  const Tensor x = random({kTokens, kHidden}, kBf16), source_row = indices({kRows}, source);
+  const Tensor x = random({kTokens, kHidden}, kBf16);
   const Tensor offsets = indices({kTokens + 1}, first), members = indices({kRows}, slots);
   Tensor rows = random({kRows, kHidden}, kBf16), y = empty(x.shape(), kBf16);
   const std::string shape = fmt::format("{} x {} bf16, top {}", kTokens, kHidden, kTopK);
-  memory_row("permute (gather_rows)", shape, bytes_of(x, rows),
-             [&] { gather_rows(stream_, x, source_row, rows); });
+  memory_row("permute (spread_rows)", shape, bytes_of(x, rows),
+             [&] { spread_rows(stream_, x, offsets, members, 0, rows); });
   memory_row("unpermute (sum_rows)", shape, bytes_of(rows, y),
              [&] { sum_rows(stream_, rows, offsets, members, 0, y); });
 }
@@ -343,6 +345,19 @@ void DeviceBench::decode() {
                          kDim, kLength),
              bytes_of(k, v),
              [&] { decode_attention(stream_, workspace_, q, k, v, lengths, 0.09f, out); });
+}
+
+// The experts of a decoding step: eight tokens, whose slots meet all experts.
+void DeviceBench::decoded_experts(int64_t in, int64_t out) {
+  if (!is_wanted("slot_products")) return;
+  constexpr int64_t kExperts = 64, kSlots = kExperts;
+  std::vector<int32_t> experts(kSlots);
+  for (size_t i = 0; i < experts.size(); ++i) experts[i] = static_cast<int32_t>(i * 5 % kExperts);
+  const Tensor x = random({kSlots, in}, kBf16), idx = indices({kSlots / 8, 8}, experts);
+  const Tensor weight = random({kExperts, out, in}, kBf16, 0.02f);
+  Tensor y = empty({kSlots, out}, kBf16);
+  memory_row("slot_products", fmt::format("64 slots, 64 x ({} -> {}) bf16", in, out),
+             bytes_of(x, weight, y), [&] { slot_products(stream_, x, idx, weight, y); });
 }
 
 void DeviceBench::dense_products() {

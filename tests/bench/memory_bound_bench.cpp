@@ -103,13 +103,11 @@ void permute(benchmark::State& state) {
   const DType dtype = dtype_of_argument(state);
   const int64_t tokens = kTokens / kTopK;
   Stream stream;
-  std::vector<int32_t> source = shuffled_slots(tokens);
-  for (int32_t& slot : source) slot /= kTopK;
   const Tensor x = random_tensor({tokens, kHidden}, 1, dtype);
-  const Tensor source_row = make_tensor({kTokens}, source);
+  const Tensor members = make_tensor({kTokens}, shuffled_slots(tokens));
   Tensor y({kTokens, kHidden}, dtype);
   CeilingReport report = copy_report(state, bytes_of(y, y));
-  report.run([&] { gather_rows(stream, x, source_row, y); });
+  report.run([&] { spread_rows(stream, x, {}, members, 0, y); });
 }
 BENCHMARK(permute)->Apply(both_dtypes);
 

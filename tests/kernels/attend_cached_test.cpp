@@ -133,6 +133,22 @@ TEST_P(LongCacheTest, AllPositionsInOrderGiveTheBitsOfDenseAttention) {
   EXPECT_EQ(to_floats(list.out), to_floats(dense.out));
 }
 
+// The second sequence ends long before its cache does.
+TEST_P(LongCacheTest, WhatScratchMemoryHeldBeforeDoesNotMatter) {
+  Cache cache(GetParam());
+  cache.attend_densely();
+  const std::vector<float> expected = to_floats(cache.out);
+  {
+    const WorkspaceScope scope(cache.workspace);
+    constexpr int64_t kMore = 1 << 16;  // than the scratch of the op
+    std::fill_n(cache.workspace.take({kMore}, DType::f32).data<float>(), kMore, NAN);
+  }
+
+  cache.attend_densely();
+
+  EXPECT_EQ(to_floats(cache.out), expected);
+}
+
 // Every other head reads only the keys of its last task, the others all keys but these.
 TEST_P(LongCacheTest, AHeadMayLeaveOutAllKeysOfATask) {
   const Case& c = GetParam();

@@ -23,6 +23,7 @@
 #include "kernels/moe/exchange_plan.h"
 #include "kernels/moe/permute.h"
 #include "kernels/moe/router.h"
+#include "kernels/moe/slot_products.h"
 #include "kernels/norm/layer_norm.h"
 #include "kernels/norm/projection_norm.h"
 #include "kernels/norm/rms_norm.h"
@@ -193,7 +194,6 @@ void plan_sending(Bench& b, int64_t tokens, int64_t top_k, int64_t ranks, int64_
   plan_sends(b.stream, b.workspace, b.i32({tokens, top_k}), b.f32({tokens, top_k}), first_tokens,
              /*local_experts=*/2, /*deduplicate=*/true,
              {.counts = b.tensor({ranks, chunks, 3}, DType::i64),
-              .source = b.i32({slots}),
               .row_of_slot = b.i32({slots}),
               .assignment_of_slot = b.i32({slots}),
               .assignments = b.i32({slots, kAssignmentValues})});
@@ -446,12 +446,15 @@ TEST_F(CountingTest, OpsOfMixturesAcceptItsTensors) {
                      bench_.i32({4, 2}), bench_.tensor({1}, kF64));
   balance_loss(s, of_experts, 4.0, of_experts, 0.25, 0.1, of_experts, bench_.tensor({1}, kF64));
   gather_rows(s, x, bench_.i32({5}), bench_.f32({5, 8}));
+  spread_rows(s, x, bench_.i32({5}), bench_.i32({5}), 0, bench_.f32({5, 8}));
+  spread_rows(s, x, {}, bench_.i32({8}), 0, bench_.f32({5, 8}));
   sum_rows(s, bench_.f32({5, 8}), bench_.i32({5}), bench_.i32({5}), 0, x);
   sum_rows(s, bench_.f32({5, 8}), {}, bench_.i32({8}), 0, x);
+  sum_rows(s, bench_.f32({8, 8}), {}, {}, 0, x);
+  slot_products(s, x, idx, bench_.f32({6, 3, 8}), bench_.f32({8, 3}));
   const TensorView assignments = bench_.i32({5, kAssignmentValues});
   const TensorView counts = bench_.tensor({2, 3, 4}, DType::i64);
-  plan_arrivals(s, assignments, counts,
-                {bench_.i32({5}), bench_.i32({5}), bench_.i32({5}), bench_.f32({5})});
+  plan_arrivals(s, assignments, counts, {bench_.i32({5}), bench_.i32({5}), bench_.f32({5})});
   plan_relay(s, assignments, counts, {bench_.i32({4, 2}), bench_.f32({4, 2}), bench_.i32({5})});
   gather_values(s, of_rows, bench_.i32({5}), bench_.f32({5}));
   scatter_values(s, bench_.f32({5}), bench_.i32({5}), of_rows);

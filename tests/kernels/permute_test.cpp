@@ -40,6 +40,29 @@ TEST_P(PermuteTest, GathersRowsInAnyOrderAndNumber) {
   }
 }
 
+// The members of a row are its places; a row may have none, and places may be numbered from
+// elsewhere.
+TEST_P(PermuteTest, SpreadsEachRowToItsMembers) {
+  const Tensor x = random_tensor({4, width()}, 1, dtype());
+  const std::vector<int32_t> offsets = {0, 2, 2, 3, 9};
+  const std::vector<int32_t> members = {28, 20, 23, 22, 27, 21, 24, 26, 25};
+  const std::vector<size_t> source = {0, 3, 3, 2, 3, 3, 3, 3, 0};
+  Tensor y({kRows, width()}, dtype()), again({kRows, width()}, dtype());
+
+  spread_rows(stream_, x, make_tensor<int32_t>({5}, offsets), make_tensor<int32_t>({9}, members),
+              20, y);
+  const std::vector<int32_t> padded = {-1, 28, -1, -1, 20, -1, -1, -1, -1, -1, -1, -1,
+                                       23, -1, -1, -1, -1, -1, 22, 27, 21, 24, 26, 25};
+  spread_rows(stream_, x, {}, make_tensor<int32_t>({24}, padded), 20, again);
+
+  const auto in = to_floats(x), out = to_floats(y);
+  const auto columns = static_cast<size_t>(width());
+  for (size_t i = 0; i < out.size(); ++i) {
+    ASSERT_EQ(out[i], in[source[i / columns] * columns + i % columns]);
+  }
+  EXPECT_EQ(to_floats(again), out);
+}
+
 // Members may repeat; rows without members become zero; y is overwritten.
 TEST_P(PermuteTest, SumsTheMembersOfEachRowInOrder) {
   const Tensor x = random_tensor({kRows, width()}, 1, dtype());
@@ -82,11 +105,22 @@ TEST_P(PermuteTest, SumsMembersOfEqualNumberUnlessTheyAreNone) {
   EXPECT_EQ(out[0], first);
 }
 
+TEST_P(PermuteTest, SumsNeighboursWithoutMembers) {
+  const Tensor x = random_tensor({6, width()}, 1, dtype());
+  Tensor expected({2, width()}, dtype()), y = random_tensor({2, width()}, 2, dtype());
+  sum_rows(stream_, x, {}, make_tensor<int32_t>({6}, {0, 1, 2, 3, 4, 5}), 0, expected);
+
+  sum_rows(stream_, x, {}, {}, 0, y);
+
+  EXPECT_EQ(to_floats(y), to_floats(expected));
+}
+
 TEST_P(PermuteTest, NoRowsAreNoWork) {
   const Tensor x = random_tensor({kRows, width()}, 1, dtype());
   Tensor none({0, width()}, dtype());
 
   gather_rows(stream_, x, Tensor({0}, DType::i32), none);
+  spread_rows(stream_, none, {}, Tensor({0}, DType::i32), 0, none);
   sum_rows(stream_, x, make_tensor<int32_t>({1}, {0}), Tensor({0}, DType::i32), 0, none);
 }
 

@@ -318,7 +318,7 @@ TEST_P(EmbeddingAndHeadGradient, MatchesFiniteDifferences) {
   const auto run = [&](bool backward) {
     StepContext ctx = bench.context();
     bench.statistics = test::statistics_for(config, 0);
-    embedding.forward(ctx, 0, y);
+    embedding.forward(ctx, y);
     head.loss(ctx, y, backward ? dy.view() : TensorView());
     if (backward) embedding.backward(ctx, dy);
     bench.reset_workspaces();

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "layers/decoding/cached_steps.h"
 #include "layers/decoding/decode_setup.h"
 #include "layers/transformer.h"
 #include "mpi/mpi_test.h"
@@ -42,16 +43,17 @@ ModelConfig decoding_model() {
 
 // One layout's share of the same model.
 struct Decoder {
-  Decoder(MpiRuntime& mpi, int tp, int ep)
+  Decoder(MpiRuntime& mpi, int tp, int ep, const ModelConfig& of_model = decoding_model(),
+          DType dtype = DType::f32)
       : stream(test::device()),
-        config(decoding_model()),
+        config(of_model),
         dist(mpi, ParallelLayout(mpi.world_size(), tp, ep), stream.device()),
-        model(stream, config, dist, {.seed = 5}) {}
+        model(stream, config, dist, {.compute_dtype = dtype, .seed = 5}) {}
 
-  DecodeSetup setup(DecodeMethod method, int dense_layers = 1) {
+  DecodeSetup setup(DecodeMethod method, int dense_layers = 1, double budget = 9.0) {
     DecodeConfig keys;
     keys.method = method;
-    keys.budget = 9.0;
+    keys.budget = budget;
     keys.page_size = 4;
     keys.channels = 4;
     keys.magicpig_bits = 4;
@@ -90,41 +92,85 @@ struct Decoder {
   // The logits of kSteps tokens after a prompt of four sequences, in a cache where the setup says.
   static constexpr int64_t kSteps = 10;
   std::vector<float> decode_from(const DecodeSetup& setup, KvCache* used = nullptr) {
-    const MicroBatch text = test::synthetic_batch(config, 0, 4);
-    KvCache cache = model.make_cache(4, config.seq_len, &setup);
-    Workspace saved(stream.device()), scratch(stream.device());
-    attach_selectors(stream, scratch, cache, selectors_of(setup));
-    Tensor logits({4, config.vocab_size}, DType::f32, stream.device());
+    Text text(*this, 4, setup);
+    KvCache& cache = text.cache;
     std::vector<float> all;
-    const int64_t prompt = config.seq_len - kSteps;
     while (cache.length < config.seq_len) {
-      const int64_t count = cache.length == 0 ? prompt : 1;
-      MicroBatch step{.num_sequences = 4,
-                      .seq_len = count,
-                      .tokens = Tensor({4, count}, DType::i32),
-                      .targets = {},
-                      .document_start = {}};
-      for (int64_t b = 0; b < 4; ++b) {
-        std::copy_n(text.tokens.data<int32_t>() + b * config.seq_len + cache.length, count,
-                    step.tokens.data<int32_t>() + b * count);
-      }
-      MicroBatch copied;
-      copy_to_device(stream, step, copied);
-      StepContext ctx{.stream = stream,
-                      .saved = saved,
-                      .scratch = scratch,
-                      .dist = dist,
-                      .batch = copied,
-                      .scales = {},
-                      .dropless = true};
-      model.forward_cached(ctx, cache, logits);
-      stream.synchronize();
-      const std::vector<float> values = test::to_floats(logits);
+      text.read_at_once(cache.length == 0 ? config.seq_len - kSteps : 1);
+      const std::vector<float> values = test::to_floats(text.logits);
       all.insert(all.end(), values.begin(), values.end());
     }
     if (used) *used = std::move(cache);
     return all;
   }
+
+  // The same logits by CachedSteps, which stop before the cache is full.
+  std::vector<float> decode_by_steps(const DecodeSetup& setup, int64_t batch,
+                                     CachedSteps::Recording recording,
+                                     std::string* obstacle = nullptr) {
+    Text text(*this, batch, setup);
+    constexpr int64_t kRead = 6;
+    text.read_at_once(config.seq_len - kRead - 2);
+    CachedSteps steps(stream, model, dist, text.cache, batch, recording);
+    if (obstacle) *obstacle = steps.obstacle();
+    std::vector<float> all;
+    for (int64_t i = 0; i < kRead; ++i) {
+      const MicroBatch step = text.tokens(1);
+      steps.run({step.tokens.data<int32_t>(), static_cast<size_t>(batch)}, text.logits);
+      stream.synchronize();
+      const std::vector<float> values = test::to_floats(text.logits);
+      all.insert(all.end(), values.begin(), values.end());
+    }
+    return all;
+  }
+
+  // Some sequences, and a cache that has read the first of their tokens.
+  struct Text {
+    Text(Decoder& of, int64_t batch, const DecodeSetup& setup)
+        : decoder(of),
+          text(test::synthetic_batch(of.config, 0, batch)),
+          cache(of.model.make_cache(batch, of.config.seq_len, &setup)),
+          saved(of.stream.device()),
+          scratch(of.stream.device()),
+          logits({batch, of.config.vocab_size}, DType::f32, of.stream.device()) {
+      attach_selectors(of.stream, scratch, cache, selectors_of(setup));
+    }
+
+    // The next ones of each sequence.
+    MicroBatch tokens(int64_t count) const {
+      const int64_t batch = text.num_sequences;
+      MicroBatch next{.num_sequences = batch,
+                      .seq_len = count,
+                      .tokens = Tensor({batch, count}, DType::i32),
+                      .targets = {},
+                      .document_start = {}};
+      for (int64_t b = 0; b < batch; ++b) {
+        std::copy_n(text.tokens.data<int32_t>() + b * text.seq_len + cache.length, count,
+                    next.tokens.data<int32_t>() + b * count);
+      }
+      return next;
+    }
+    void read_at_once(int64_t count) {
+      const MicroBatch next = tokens(count);
+      MicroBatch copied;
+      copy_to_device(decoder.stream, next, copied);
+      StepContext ctx{.stream = decoder.stream,
+                      .saved = saved,
+                      .scratch = scratch,
+                      .dist = decoder.dist,
+                      .batch = copied,
+                      .scales = {},
+                      .dropless = true};
+      decoder.model.forward_cached(ctx, cache, logits);
+      decoder.stream.synchronize();
+    }
+
+    Decoder& decoder;
+    MicroBatch text;
+    KvCache cache;
+    Workspace saved, scratch;
+    Tensor logits;
+  };
 
   switchyard::Stream stream;
   ModelConfig config;
@@ -173,6 +219,70 @@ TEST(DecodeLayouts, DecodingAgainForgetsWhatWasDecodedBefore) {
 
     EXPECT_EQ(runs[0], runs[1]) << to_string(method);
   }
+}
+
+// ---- Recorded steps ----------------------------------------------------------------------------
+
+// A model and the ways to decode with it. Emulation is slow, so all of it is small.
+struct RecordedCase {
+  ModelConfig config;
+  DType dtype;
+  std::vector<DecodeMethod> methods;
+  double budget;
+  int64_t batch;
+};
+
+// Models whose steps differ: positions, biases, norms, dtypes, with and without experts. A budget
+// that is a share of the keys grows from step to step.
+std::vector<RecordedCase> recorded_cases() {
+  using enum DecodeMethod;
+  ModelConfig experts = decoding_model(), learned = decoding_model();
+  ModelConfig dense_model = test::tiny_model(Structure::dense);
+  learned.structure = Structure::fine_grained;
+  learned.latent = 0;
+  learned.position = Position::learned;
+  learned.bias = Biases::all;
+  dense_model.num_heads = 6;
+  dense_model.num_kv_heads = 1;
+  dense_model.qk_norm = QkNormKind::head;
+  for (ModelConfig* config : {&experts, &learned, &dense_model}) {
+    config->seq_len = 16;
+    config->num_layers = 2;
+  }
+  return {{experts, DType::f32, {dense, hata, exact_topk, quest, loki, streaming, h2o}, 5.0, 2},
+          {learned, DType::bf16, {dense, hata}, 0.4, 1},
+          {dense_model, DType::f32, {dense, quest, random_hash}, 0.4, 3}};
+}
+
+TEST(DecodeLayouts, RecordedStepsDecodeTheSameBits) {
+  const bool on_device = test::device().kind == DeviceKind::cuda;
+  for (const RecordedCase& of : recorded_cases()) {
+    Decoder decoder(test_mpi(), 1, 1, of.config, of.dtype);
+    for (const DecodeMethod method : of.methods) {
+      DecodeSetup setup = decoder.setup(method, /*dense_layers=*/1, of.budget);
+      setup.config.page_size = 2;
+      std::string obstacle;
+
+      const auto recorded = decoder.decode_by_steps(
+          setup, of.batch, CachedSteps::Recording::where_possible, &obstacle);
+
+      EXPECT_EQ(obstacle.empty(), on_device && method != DecodeMethod::h2o) << obstacle;
+      EXPECT_EQ(recorded, decoder.decode_by_steps(setup, of.batch, CachedSteps::Recording::never))
+          << to_string(method);
+    }
+  }
+}
+
+TEST(DecodeLayouts, StepsOfRanksThatShareAModelAreNotRecorded) {
+  if (test_mpi().world_size() == 1) GTEST_SKIP() << "needs several ranks";
+  Decoder decoder(test_mpi(), tp_of_world(), test_mpi().world_size());
+  const DecodeSetup setup = decoder.setup(DecodeMethod::hata);
+  std::string obstacle;
+
+  decoder.decode_by_steps(setup, 4, CachedSteps::Recording::where_possible, &obstacle);
+
+  EXPECT_EQ(obstacle, test::device().kind == DeviceKind::cuda ? "several ranks share the model"
+                                                              : "there is no CUDA device");
 }
 
 // Memory of the host is pinned beside an (emulated) GPU; on the CPU a file takes its place, too.

@@ -59,7 +59,7 @@ TEST_P(ExchangeOrderTest, RowsOfAllChunksAreUnderWayBeforeArrivalsAreListed) {
   EXPECT_THAT(seen_.take(), testing::ElementsAre("plan_sends", "send", "wait", "send"));
 
   plan->dispatch(stream_, scratch_, tensor({64, 4}, DType::f32));
-  EXPECT_THAT(seen_.take(), testing::ElementsAre("gather_rows", "send", "gather_rows", "send",
+  EXPECT_THAT(seen_.take(), testing::ElementsAre("spread_rows", "send", "spread_rows", "send",
                                                  "send", "wait", "plan_arrivals"));
 }
 
@@ -72,7 +72,7 @@ TEST_P(ExchangeOrderTest, AKeptPlanOnlySendsRows) {
   plan->dispatch(stream_, scratch_, tensor({64, 4}, DType::f32));
 
   EXPECT_THAT(seen_.take(),
-              testing::ElementsAre("gather_rows", "send", "gather_rows", "send", "send"));
+              testing::ElementsAre("spread_rows", "send", "spread_rows", "send", "send"));
 }
 
 }  // namespace

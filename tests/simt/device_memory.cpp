@@ -138,6 +138,10 @@ const char* cudaGetErrorString(cudaError_t code) {
       return "device not ready";
     case cudaErrorIllegalAddress:
       return "an illegal memory access was encountered";
+    case cudaErrorStreamCaptureUnsupported:
+      return "operation not permitted when stream is capturing";
+    case cudaErrorStreamCaptureInvalidated:
+      return "operation failed due to a previous error during capture";
     case cudaErrorInvalidValue:
       break;
   }
@@ -234,6 +238,7 @@ cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes) {
 
 cudaError_t cudaMalloc(void** address, size_t num_bytes) {
   if (const cudaError_t error = simt::enter("cudaMalloc")) return error;
+  if (const cudaError_t error = simt::refuse_while_recording()) return error;
   *address = simt::device_memory().allocate(num_bytes);
   return *address ? cudaSuccess : cudaErrorMemoryAllocation;
 }
@@ -252,12 +257,14 @@ cudaError_t cudaMallocHost(void** address, size_t num_bytes) {
 
 // CUDA, too, waits for the device before it frees memory.
 cudaError_t cudaFree(void* address) {
+  if (const cudaError_t error = simt::refuse_while_recording()) return error;
   cudaDeviceSynchronize();
   if (!simt::device_memory().release(address)) cudaFreeHost(address);  // managed
   return cudaSuccess;
 }
 
 cudaError_t cudaFreeHost(void* address) {
+  if (const cudaError_t error = simt::refuse_while_recording()) return error;
   cudaDeviceSynchronize();
   simt::pinned_memory().erase(static_cast<std::byte*>(address));
   operator delete(address, kHostAlignment);

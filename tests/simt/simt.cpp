@@ -304,6 +304,13 @@ const Extent& grid_extent() { return launch->grid; }
 int lane() { return launch->thread->lane; }
 void* dynamic_shared_memory() { return launch->block->shared.data; }
 
+namespace {
+size_t streamed = 0;
+}  // namespace
+
+void count_streamed_bytes(size_t num_bytes) { streamed += num_bytes; }
+size_t streamed_bytes() { return streamed; }
+
 void start_copy(void* shared, const void* global, size_t num_bytes) {
   for (const void* address : {static_cast<const void*>(shared), global}) {
     require(reinterpret_cast<uintptr_t>(address) % num_bytes == 0,

@@ -52,6 +52,10 @@ const Extent& grid_extent();
 int lane();
 void* dynamic_shared_memory();
 
+// How many bytes kernels have read by __ldcs.
+void count_streamed_bytes(size_t num_bytes);
+size_t streamed_bytes();
+
 // Asynchronous copies of the running thread. A copy is made only when the thread waits for it.
 void start_copy(void* shared, const void* global, size_t num_bytes);
 void commit_copies();

@@ -73,9 +73,15 @@ void run_until(Queue& queue, uint64_t position) {
 }  // namespace
 }  // namespace simt
 
+// The tasks that a stream has recorded, in order.
+struct EmulatedGraph {
+  std::vector<std::function<void()>> tasks;
+};
+
 struct EmulatedStream {
   int device = simt::current_device();
   std::shared_ptr<simt::Queue> queue = std::make_shared<simt::Queue>();
+  std::unique_ptr<EmulatedGraph> recording;
 
   EmulatedStream() { simt::all_queues().push_back(queue.get()); }
   ~EmulatedStream() { std::erase(simt::all_queues(), queue.get()); }
@@ -94,6 +100,10 @@ struct EmulatedEvent {
 namespace simt {
 namespace {
 
+// The one stream that records, if any, and whether a call has made its recording useless.
+cudaStream_t recorder = nullptr;
+bool is_invalidated = false;
+
 Queue& queue_of(cudaStream_t stream) {
   static auto& legacy = *new EmulatedStream;
   return stream ? *stream->queue : *legacy.queue;
@@ -107,7 +117,17 @@ void check_launch(cudaStream_t stream) {
                       stream->device, current_device());
 }
 
+cudaError_t refuse_while_recording() {
+  if (recorder == nullptr) return cudaSuccess;
+  is_invalidated = true;
+  return cudaErrorStreamCaptureUnsupported;
+}
+
 void enqueue(cudaStream_t stream, std::function<void()> task) {
+  if (stream != nullptr && stream == recorder) {
+    stream->recording->tasks.push_back(std::move(task));
+    return;
+  }
   queue_of(stream).tasks.push_back([task = std::move(task)] {
     task();
     return true;
@@ -115,6 +135,7 @@ void enqueue(cudaStream_t stream, std::function<void()> task) {
 }
 
 void enqueue_joint(cudaStream_t stream, std::function<bool()> task) {
+  switchyard::require(stream != recorder, "a recorded stream has no work that needs other ranks");
   Queue& queue = queue_of(stream);
   queue.tasks.push_back(std::move(task));
   queue.joint_end = queue.end();
@@ -124,6 +145,7 @@ void enqueue_joint(cudaStream_t stream, std::function<bool()> task) {
 
 cudaError_t cudaDeviceSynchronize() {
   if (const cudaError_t error = simt::enter("cudaDeviceSynchronize")) return error;
+  if (const cudaError_t error = simt::refuse_while_recording()) return error;
   for (simt::Queue* queue : std::vector(simt::all_queues())) simt::run_until(*queue, queue->end());
   return cudaSuccess;
 }
@@ -142,6 +164,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   if (const cudaError_t error = simt::enter("cudaStreamSynchronize")) return error;
+  if (const cudaError_t error = simt::refuse_while_recording()) return error;
   simt::Queue& queue = simt::queue_of(stream);
   simt::run_until(queue, queue.end());
   return cudaSuccess;
@@ -149,10 +172,62 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned int) {
   if (const cudaError_t error = simt::enter("cudaStreamWaitEvent")) return error;
+  if (const cudaError_t error = simt::refuse_while_recording()) return error;
   if (event->queue == nullptr) return cudaSuccess;
   simt::Queue& queue = simt::queue_of(stream);
   queue.tasks.push_back(
       [awaited = event->queue, position = event->position] { return awaited->advance(position); });
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+  if (const cudaError_t error = simt::enter("cudaStreamBeginCapture")) return error;
+  if (const cudaError_t error = simt::refuse_while_recording()) return error;
+  stream->recording = std::make_unique<EmulatedGraph>();
+  simt::recorder = stream;
+  simt::is_invalidated = false;
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+  if (const cudaError_t error = simt::enter("cudaStreamEndCapture")) return error;
+  if (stream != simt::recorder) return cudaErrorInvalidValue;
+  simt::recorder = nullptr;
+  if (simt::is_invalidated) {
+    stream->recording.reset();
+    return cudaErrorStreamCaptureInvalidated;
+  }
+  *graph = stream->recording.release();
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
+                                 unsigned long long) {
+  if (const cudaError_t error = simt::enter("cudaGraphInstantiate")) return error;
+  *executable = new EmulatedGraph(*graph);
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
+  if (const cudaError_t error = simt::enter("cudaGraphLaunch")) return error;
+  simt::check_launch(stream);
+  simt::Queue& queue = simt::queue_of(stream);
+  for (const std::function<void()>& task : graph->tasks) {
+    queue.tasks.push_back([task] {
+      task();
+      return true;
+    });
+  }
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  delete graph;
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) {
+  delete graph;
   return cudaSuccess;
 }
 
@@ -173,6 +248,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   if (const cudaError_t error = simt::enter("cudaEventRecord")) return error;
+  if (const cudaError_t error = simt::refuse_while_recording()) return error;
   if (event->reached) {
     simt::enqueue(stream, [reached = event->reached] { *reached = EmulatedEvent::Clock::now(); });
   }
@@ -197,6 +273,7 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   if (const cudaError_t error = simt::enter("cudaEventSynchronize")) return error;
+  if (const cudaError_t error = simt::refuse_while_recording()) return error;
   if (event->queue) simt::run_until(*event->queue, event->position);
   return cudaSuccess;
 }
@@ -228,6 +305,9 @@ cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_
                               size_t width, size_t height, cudaMemcpyKind, cudaStream_t stream) {
   if (const cudaError_t error = simt::enter("cudaMemcpy2DAsync")) return error;
   if (width > to_pitch || width > from_pitch) return cudaErrorInvalidValue;
+  if (simt::is_pageable(from) || simt::is_pageable(to)) {
+    if (const cudaError_t error = simt::refuse_while_recording()) return error;
+  }
   auto* target = static_cast<std::byte*>(to);
   const auto* source = static_cast<const std::byte*>(from);
   if (simt::is_pageable(from)) {

@@ -29,10 +29,11 @@ struct WayToDecode {
 struct GenerateBenchCase {
   std::string way;
   int64_t batch = 1;
-  double prefill_seconds = 0.0;  // of one sequence
-  double decode_seconds = 0.0;   // of all new tokens
-  double step_seconds = 0.0;     // median; a step decodes a token of each sequence
-  PredictionFigures prediction;  // where caches are offloaded
+  double prefill_seconds = 0.0;           // of one sequence
+  double decode_seconds = 0.0;            // of all new tokens
+  double step_seconds = 0.0;              // median; a step decodes a token of each sequence
+  PredictionFigures prediction;           // where caches are offloaded
+  std::string not_recorded_because = {};  // see CachedSteps::obstacle; empty on the CPU
 
   double tokens_per_second() const { return static_cast<double>(batch) / step_seconds; }
 };

@@ -5,9 +5,11 @@
 #include <algorithm>
 #include <chrono>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "kernels/runtime/check.h"
 #include "kernels/runtime/team_size.h"
+#include "layers/decoding/cached_steps.h"
 #include "parallel/rank_reduction.h"
 #include "trainer/bench/random_tokens.h"
 #include "trainer/training/session.h"
@@ -39,13 +41,20 @@ class Inference {
   Times run() {
     KvCache cache =
         session_.model.make_cache(options_.sequences, options_.prompt_tokens + calls_ - 1);
+    std::optional<CachedSteps> steps;
     Times times{.until = std::vector<double>(static_cast<size_t>(calls_)),
                 .exchange = std::vector<double>(static_cast<size_t>(calls_))};
     session_.model.take_exchange_figures();
     world_.barrier(session_.stream);
     const auto begin = Clock::now();
     for (size_t i = 0; i < times.until.size(); ++i) {
-      read(i == 0 ? options_.prompt_tokens : 1, cache);
+      if (i == 0) {
+        read_prompt(cache);
+      } else {
+        if (!steps) begin_steps(cache, steps);
+        steps->run(next_tokens(1), logits_);
+        session_.stream.synchronize();
+      }
       times.until[i] = std::chrono::duration<double>(Clock::now() - begin).count();
       times.exchange[i] = session_.model.take_exchange_figures().seconds;
     }
@@ -57,21 +66,36 @@ class Inference {
   }
 
   const ParallelLayout& layout() const { return session_.dist.layout(); }
+  // See CachedSteps::obstacle; empty on the CPU.
+  const std::string& not_recorded_because() const { return not_recorded_because_; }
 
  private:
+  int64_t sequences() const { return options_.sequences; }
+
+  // Random text for all sequences, that many tokens for each.
+  std::vector<int32_t> next_tokens(int64_t of_sequence) {
+    const int64_t count = sequences() * of_sequence;
+    const int64_t begin = first_ + session_.dist.dp().rank() * count;
+    std::vector<int32_t> tokens;
+    for (int64_t i = 0; i < count; ++i) tokens.push_back(random_token(config_, begin + i));
+    first_ += count * layout().dp();
+    return tokens;
+  }
+
+  void begin_steps(KvCache& cache, std::optional<CachedSteps>& steps) {
+    steps.emplace(session_.stream, session_.model, session_.dist, cache, sequences());
+    if (session_.stream.device().runs_cuda()) not_recorded_because_ = steps->obstacle();
+  }
+
   // Returns when the stream has computed the logits.
-  void read(int64_t tokens, KvCache& cache) {
-    MicroBatch batch{.num_sequences = options_.sequences,
-                     .seq_len = tokens,
-                     .tokens = Tensor({options_.sequences, tokens}, DType::i32),
+  void read_prompt(KvCache& cache) {
+    const int64_t length = options_.prompt_tokens;
+    MicroBatch batch{.num_sequences = sequences(),
+                     .seq_len = length,
+                     .tokens = Tensor({sequences(), length}, DType::i32),
                      .targets = {},
                      .document_start = {}};
-    const int64_t count = options_.sequences * tokens;
-    const int64_t begin = first_ + session_.dist.dp().rank() * count;
-    for (int64_t i = 0; i < count; ++i) {
-      batch.tokens.data<int32_t>()[i] = random_token(config_, begin + i);
-    }
-    first_ += count * layout().dp();
+    std::ranges::copy(next_tokens(length), batch.tokens.data<int32_t>());
     MicroBatch on_device;
     copy_to_device(session_.stream, batch, on_device);
     StepContext ctx{.stream = session_.stream,
@@ -95,6 +119,7 @@ class Inference {
   Workspace saved_, scratch_;
   Tensor logits_;
   int64_t first_ = 0;  // of the random text, for the next call
+  std::string not_recorded_because_;
 };
 
 double median(std::vector<double> values) {
@@ -145,6 +170,7 @@ InferenceBenchReport bench_inference(MpiRuntime& mpi, const RunConfig& config,
   inference.run();
   for (int64_t i = 0; i < options.repetitions; ++i) repetitions.push_back(inference.run());
 
+  report.not_recorded_because = inference.not_recorded_because();
   const auto until = [](int64_t tokens) {
     return [=](const Times& times) { return times.until[static_cast<size_t>(tokens - 1)]; };
   };
@@ -179,6 +205,9 @@ std::string describe(const InferenceBenchReport& r) {
   if (r.token_seconds > 0.0) {
     line("later token", r.token_seconds, r.token_exchange_seconds, r.decode_tokens_per_second());
   }
+  if (!r.not_recorded_because.empty()) {
+    text += fmt::format("steps are not recorded, because {}\n", r.not_recorded_because);
+  }
   for (size_t i = 0; i < r.options.generated.size(); ++i) {
     text += fmt::format("prompt and {:>4} tokens {:10.2f} ms\n", r.options.generated[i],
                         1e3 * r.generation_seconds[i]);
@@ -202,6 +231,7 @@ std::string to_json(const InferenceBenchReport& r) {
                                  {"token_exchange_ms", 1e3 * r.token_exchange_seconds},
                                  {"decode_tokens_per_s", r.decode_tokens_per_second()},
                                  {"generation", nlohmann::ordered_json::array()}};
+  if (!r.not_recorded_because.empty()) json["not_recorded_because"] = r.not_recorded_because;
   for (size_t i = 0; i < r.options.generated.size(); ++i) {
     json["generation"].push_back(
         {{"tokens", r.options.generated[i]}, {"ms", 1e3 * r.generation_seconds[i]}});

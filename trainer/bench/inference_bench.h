@@ -32,6 +32,8 @@ struct InferenceBenchReport {
   std::vector<double> generation_seconds =
       {};  // from the prompt to the last of generated[i] tokens
 
+  std::string not_recorded_because = {};  // see CachedSteps::obstacle; empty on the CPU
+
   int64_t sequences() const { return options.sequences * layout.dp(); }
   double prefill_tokens_per_second() const;
   double decode_tokens_per_second() const;

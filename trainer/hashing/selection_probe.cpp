@@ -187,7 +187,7 @@ std::vector<std::vector<SelectionProbe::Choice>> SelectionProbe::choose(Stream& 
 }
 
 SelectedKeys SelectionProbe::select(Stream& stream, Workspace& workspace, ConstTensorView q,
-                                    ConstTensorView k, const CachedKeys& cache, int64_t) {
+                                    ConstTensorView k, const CachedKeys& cache, const KeyBudget&) {
   const int64_t kv_heads = cache.k.dim(1), group = q.dim(1) / kv_heads;
   const std::vector<std::vector<Choice>> choices = choose(stream, workspace, q, k, cache);
   const HostF32 queries = host_f32(stream, q), keys = host_f32(stream, cache.k),

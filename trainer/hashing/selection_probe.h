@@ -33,7 +33,7 @@ class SelectionProbe final : public KeySelector {
               int64_t first_position) override;
   // Always returns an empty selection, which stands for all keys.
   SelectedKeys select(Stream& stream, Workspace& workspace, ConstTensorView q, ConstTensorView k,
-                      const CachedKeys& cache, int64_t budget) override;
+                      const CachedKeys& cache, const KeyBudget& budget) override;
 
  private:
   struct Choice;

@@ -5,6 +5,7 @@
 #include "kernels/runtime/check.h"
 #include "kernels/runtime/host_mirror.h"
 #include "kernels/runtime/integers.h"
+#include "layers/decoding/cached_steps.h"
 
 namespace switchyard {
 ForcedDecoding::ForcedDecoding(Stream& stream, Transformer& model, const DistributedContext& dist,
@@ -29,23 +30,29 @@ ForcedDecoding::ForcedDecoding(Stream& stream, Transformer& model, const Distrib
       if (queries > 0) keep_prompt_attention(layer, queries);
     }
   }
-  read(0, prefill_);
+  read_prompt();
 }
 
-// Reads tokens [first, first + count) of every sequence; padding rows repeat the last sequence.
-void ForcedDecoding::read(int64_t first, int64_t count) {
-  MicroBatch step{.num_sequences = rows_,
-                  .seq_len = count,
-                  .tokens = Tensor({rows_, count}, DType::i32),
-                  .targets = {},
-                  .document_start = {}};
+// Tokens [first, first + count) of every row; padding rows repeat the last sequence.
+std::vector<int32_t> ForcedDecoding::tokens(int64_t first, int64_t count) const {
+  std::vector<int32_t> of_rows;
   for (int64_t row = 0; row < rows_; ++row) {
     const int64_t source = std::min(row, batch_.num_sequences - 1) * batch_.seq_len + first;
-    std::copy_n(batch_.tokens.data<int32_t>() + source, count,
-                step.tokens.data<int32_t>() + row * count);
+    const int32_t* from = batch_.tokens.data<int32_t>() + source;
+    of_rows.insert(of_rows.end(), from, from + count);
   }
+  return of_rows;
+}
+
+void ForcedDecoding::read_prompt() {
+  MicroBatch prompt{.num_sequences = rows_,
+                    .seq_len = prefill_,
+                    .tokens = Tensor({rows_, prefill_}, DType::i32),
+                    .targets = {},
+                    .document_start = {}};
+  std::ranges::copy(tokens(0, prefill_), prompt.tokens.data<int32_t>());
   MicroBatch copied;
-  copy_to_device(stream_, step, copied);
+  copy_to_device(stream_, prompt, copied);
   StepContext ctx{.stream = stream_,
                   .saved = saved_,
                   .scratch = scratch_,
@@ -56,15 +63,16 @@ void ForcedDecoding::read(int64_t first, int64_t count) {
   model_.forward_cached(ctx, cache_, logits_);
   saved_.reset();
   scratch_.reset();
-  stream_.synchronize();  // The step's tokens are freed on return.
+  stream_.synchronize();  // The prompt's tokens are freed on return.
 }
 
 void ForcedDecoding::run(const SelectorFactory& selectors, const OnLogits& on_logits) {
   cache_.length = prefill_;
   attach_selectors(stream_, scratch_, cache_, selectors);
+  CachedSteps steps(stream_, model_, dist_, cache_, rows_);
   HostMirror host(logits_);
   for (int64_t position = prefill_; position < batch_.seq_len; ++position) {
-    read(position, 1);
+    steps.run(tokens(position, 1), logits_);
     host.download(stream_);
     if (!on_logits(position, host.host().rows(0, batch_.num_sequences))) break;
   }

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <functional>
 #include <span>
+#include <vector>
 
 #include "layers/decoding/decode_setup.h"
 #include "layers/transformer.h"
@@ -30,7 +31,8 @@ class ForcedDecoding {
   void run(const SelectorFactory& selectors, const OnLogits& on_logits);
 
  private:
-  void read(int64_t first, int64_t count);
+  std::vector<int32_t> tokens(int64_t first, int64_t count) const;
+  void read_prompt();
 
   Stream& stream_;
   Transformer& model_;

@@ -9,27 +9,12 @@
 #include "kernels/runtime/check.h"
 #include "kernels/runtime/host_mirror.h"
 #include "kernels/runtime/integers.h"
+#include "layers/decoding/cached_steps.h"
 
 namespace switchyard {
 namespace {
 
 constexpr int32_t kNotFinite = -1;  // in the place of a token
-
-// A batch of `columns` tokens per sequence; token(b, t) returns them.
-template <class Token>
-MicroBatch batch_of(int64_t batch, int64_t columns, const Token& token) {
-  MicroBatch result{.num_sequences = batch,
-                    .seq_len = columns,
-                    .tokens = Tensor({batch, columns}, DType::i32),
-                    .targets = {},
-                    .document_start = {}};
-  for (int64_t b = 0; b < batch; ++b) {
-    for (int64_t t = 0; t < columns; ++t) {
-      result.tokens.data<int32_t>()[b * columns + t] = token(b, t);
-    }
-  }
-  return result;
-}
 
 // Draws the next token of every sample from its row of logits. All ranks hold the same logits up to
 // the order of sums; rank 0 draws for all of them, so all throw if a logit of its is not finite.
@@ -58,6 +43,32 @@ std::vector<int32_t> draw(Stream& stream, const DistributedContext& dist,
   return next;
 }
 
+// Reads the same prompt in every sequence of the cache.
+void read_prompt(Stream& stream, Transformer& model, const DistributedContext& dist,
+                 std::span<const int32_t> prompt, KvCache& cache, TensorView logits) {
+  const int64_t batch = logits.dim(0), columns = std::ssize(prompt);
+  MicroBatch tokens{.num_sequences = batch,
+                    .seq_len = columns,
+                    .tokens = Tensor({batch, columns}, DType::i32),
+                    .targets = {},
+                    .document_start = {}};
+  for (int64_t b = 0; b < batch; ++b) {
+    std::ranges::copy(prompt, tokens.tokens.data<int32_t>() + b * columns);
+  }
+  MicroBatch copied;
+  copy_to_device(stream, tokens, copied);
+  Workspace saved(stream.device()), scratch(stream.device());
+  StepContext ctx{.stream = stream,
+                  .saved = saved,
+                  .scratch = scratch,
+                  .dist = dist,
+                  .batch = copied,
+                  .scales = {},
+                  .dropless = true};
+  model.forward_cached(ctx, cache, logits);
+  stream.synchronize();  // The prompt's memory is freed on return.
+}
+
 }  // namespace
 
 std::vector<std::vector<int32_t>> generate(Stream& stream, Transformer& model,
@@ -78,36 +89,26 @@ std::vector<std::vector<int32_t>> generate(Stream& stream, Transformer& model,
 
   KvCache cache;
   run_collectively(dist.world(), [&] { cache = model.make_cache(batch, max_len, request.setup); });
-  Workspace saved(stream.device()), scratch(stream.device());
-  if (request.setup) attach_selectors(stream, scratch, cache, selectors_of(*request.setup));
+  {
+    Workspace scratch(stream.device());
+    if (request.setup) attach_selectors(stream, scratch, cache, selectors_of(*request.setup));
+  }
   Tensor logits({batch, model.config().vocab_size}, DType::f32, stream.device());
   HostMirror host_logits(logits);
-  MicroBatch step = batch_of(batch, prompt_len, [&](int64_t, int64_t t) {
-    return request.prompt[static_cast<size_t>(t)];
-  });
   std::vector<std::vector<int32_t>> samples(static_cast<size_t>(batch));
   std::vector<bool> ended(static_cast<size_t>(batch), false);
-  MicroBatch copied;
+  read_prompt(stream, model, dist, request.prompt, cache, logits);
+  CachedSteps steps(stream, model, dist, cache, batch);
   for (int64_t position = prompt_len; position < max_len; ++position) {
-    copy_to_device(stream, step, copied);
-    StepContext ctx{.stream = stream,
-                    .saved = saved,
-                    .scratch = scratch,
-                    .dist = dist,
-                    .batch = copied,
-                    .scales = {},
-                    .dropless = true};
-    model.forward_cached(ctx, cache, logits);
-    saved.reset();
-    scratch.reset();
     host_logits.download(stream);
     const std::vector<int32_t> next = draw(stream, dist, request, position, host_logits.host());
     for (size_t b = 0; b < next.size(); ++b) {
       if (!ended[b]) samples[b].push_back(next[b]);
       ended[b] = ended[b] || next[b] == request.end_token;
     }
-    if (std::all_of(ended.begin(), ended.end(), [](bool done) { return done; })) break;
-    step = batch_of(batch, 1, [&](int64_t b, int64_t) { return next[static_cast<size_t>(b)]; });
+    const bool all_ended = std::ranges::all_of(ended, [](bool done) { return done; });
+    if (all_ended || position + 1 == max_len) break;
+    steps.run(next, logits);  // also for samples that have ended, whose tokens nobody reads
   }
   samples.resize(static_cast<size_t>(request.num_samples));
   return samples;

@@ -27,6 +27,7 @@ void* allocate(size_t, Device device, bool, const char*) { fail_on(to_string(dev
 // No object exists that could be passed to these functions.
 void destroy(StreamState*) noexcept {}
 void destroy(EventState*) noexcept {}
+void destroy(GraphState*) noexcept {}
 void release(void*) noexcept {}
 void release_pinned(void*) noexcept {}
 void* allocate_pinned(size_t) { fail_on("cuda"); }
@@ -36,5 +37,9 @@ bool has_finished(EventState&) { fail_on("cuda"); }
 double seconds_between(EventState&, EventState&) { fail_on("cuda"); }
 void wait(StreamState&, EventState&) { fail_on("cuda"); }
 void record(EventState&, StreamState&) { fail_on("cuda"); }
+void begin_recording(StreamState&) { fail_on("cuda"); }
+GraphState* end_recording(StreamState&) { fail_on("cuda"); }
+void abandon_recording(StreamState&) noexcept {}
+void launch(GraphState&, StreamState&) { fail_on("cuda"); }
 
 }  // namespace switchyard::cuda

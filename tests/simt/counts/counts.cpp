@@ -71,6 +71,12 @@ SWITCHYARD_COUNTED("_Z15cudaMemsetAsyncPvimP14EmulatedStream", cudaError_t, fill
   return real_fill(address, byte, num_bytes, stream);
 }
 
+SWITCHYARD_COUNTED("_Z15cudaGraphLaunchP13EmulatedGraphP14EmulatedStream", cudaError_t,
+                   launch_graph, cudaGraphExec_t graph, cudaStream_t stream) {
+  count(counts.graphs);
+  return real_launch_graph(graph, stream);
+}
+
 SWITCHYARD_COUNTED("_Z21cudaStreamSynchronizeP14EmulatedStream", cudaError_t, synchronize_stream,
                    cudaStream_t stream) {
   count_wait();

@@ -12,6 +12,7 @@ struct Counts {
       0;  // calls of cuBLAS, CUB and NCCL; CUB's sort is 3 to 8 launches on a device
   int64_t copies = 0;
   int64_t fills = 0;
+  int64_t graphs = 0;  // launches of recorded work
   // How often the host waited for work that it had put into a stream: synchronisations, and copies
   // to ordinary host memory. Waits without new work since the last one are not counted.
   int64_t waits = 0;
@@ -19,9 +20,10 @@ struct Counts {
 
   Counts operator-(const Counts& from) const {
     return {kernels - from.kernels, libraries - from.libraries, copies - from.copies,
-            fills - from.fills,     waits - from.waits,         mpi - from.mpi};
+            fills - from.fills,     graphs - from.graphs,       waits - from.waits,
+            mpi - from.mpi};
   }
-  int64_t launches() const { return kernels + libraries + copies + fills; }
+  int64_t launches() const { return kernels + libraries + copies + fills + graphs; }
 };
 
 Counts counts_so_far();

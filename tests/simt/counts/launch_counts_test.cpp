@@ -8,6 +8,9 @@
 #include <vector>
 
 #include "kernels/basic/elementwise.h"
+#include "kernels/runtime/host_mirror.h"
+#include "layers/decoding/cached_steps.h"
+#include "layers/decoding/decode_setup.h"
 #include "layers/moe.h"
 #include "layers/transformer.h"
 #include "mpi/mpi_test.h"
@@ -15,6 +18,8 @@
 #include "tests/simt/counts/counts.h"
 #include "tests/support/model_fixture.h"
 #include "tests/support/test_device.h"
+#include "trainer/hashing/load_decode_setup.h"
+#include "trainer/hashing/random_projection.h"
 #include "trainer/training/train_step.h"
 
 namespace switchyard {
@@ -27,10 +32,10 @@ using test::test_mpi;
 void print_row(const std::string& what, const Counts& counts) {
   if (test_mpi().rank() != 0) return;
   std::cout << fmt::format(
-      "{:<44} {:>4} launches ({} kernels, {} libraries, {} copies, {} fills), "
+      "{:<44} {:>4} launches ({} kernels, {} libraries, {} copies, {} fills, {} graphs), "
       "{} waits, {} MPI\n",
       what, counts.launches(), counts.kernels, counts.libraries, counts.copies, counts.fills,
-      counts.waits, counts.mpi);
+      counts.graphs, counts.waits, counts.mpi);
 }
 
 DistributedContext all_experts_apart() {
@@ -232,6 +237,66 @@ TEST(LaunchCounts, AStepOfOneRankWaitsForCountsOfExpertsAndTwiceAtItsEnd) {
   EXPECT_EQ(one.waits, kMoeLayers + 2);
   EXPECT_EQ(two.waits, 2 * kMoeLayers + 2);
   EXPECT_EQ(recomputed.waits, one.waits);  // The plans of the forward pass are used again.
+}
+
+// ---- Decoding ----------------------------------------------------------------------------------
+
+// Of the fifth step of two sequences, of a model of 2 layers, with the copy of its logits. The
+// second step is recorded.
+Counts count_decoding(DecodeMethod method, CachedSteps::Recording recording) {
+  ModelConfig config = model(Structure::fine_grained, 0.0);
+  config.seq_len = 64;
+  constexpr int64_t kBatch = 2;
+  Stream stream(test::device());
+  const DistributedContext dist = all_experts_apart();
+  Transformer model(stream, config, dist, {.compute_dtype = DType::bf16});
+  DecodeSetup setup{
+      .config = {.method = method, .budget = 4.0}, .dense_layers = 0, .hash_weights = {}};
+  setup.hash_weights = local_hash_weights(
+      stream, dist, random_hash_weights(1, HashInit::orthogonal, config, 32, /*dense_layers=*/0));
+  KvCache cache = model.make_cache(kBatch, config.seq_len);
+  Workspace saved(stream.device()), scratch(stream.device());
+  attach_selectors(stream, scratch, cache, selectors_of(setup));
+  Tensor logits({kBatch, config.vocab_size}, DType::f32, stream.device());
+  HostMirror on_host(logits);
+  const MicroBatch prompt{.num_sequences = kBatch,
+                          .seq_len = 16,
+                          .tokens = Tensor({kBatch, 16}, DType::i32, stream.device()),
+                          .targets = {},
+                          .document_start = {}};
+  StepContext ctx{.stream = stream,
+                  .saved = saved,
+                  .scratch = scratch,
+                  .dist = dist,
+                  .batch = prompt,
+                  .scales = {},
+                  .dropless = true};
+  model.forward_cached(ctx, cache, logits);
+  CachedSteps steps(stream, model, dist, cache, kBatch, recording);
+  Counts begin;
+  for (int i = 0; i < 5; ++i) {
+    begin = counts_so_far();
+    steps.run(std::vector<int32_t>(kBatch, 1), logits);
+    on_host.download(stream);
+  }
+  return counts_so_far() - begin;
+}
+
+TEST(LaunchCounts, ARecordedDecodingStepIsOneLaunchBetweenTwoCopies) {
+  if (test_mpi().world_size() > 1) GTEST_SKIP() << "steps of several ranks are not recorded";
+  for (const DecodeMethod method : {DecodeMethod::dense, DecodeMethod::hata}) {
+    const Counts plain = count_decoding(method, CachedSteps::Recording::never);
+    const Counts recorded = count_decoding(method, CachedSteps::Recording::where_possible);
+    print_row(fmt::format("2 layers, {}: decoding step", to_string(method)), plain);
+    print_row(fmt::format("2 layers, {}: recorded step", to_string(method)), recorded);
+
+    EXPECT_EQ(recorded.graphs, 1);
+    EXPECT_EQ(recorded.copies, 2) << "what changes, and the logits";
+    EXPECT_EQ(recorded.launches(), 3);
+    EXPECT_EQ(recorded.waits, 1);
+    EXPECT_EQ(plain.waits, 1) << "no layer waits for the counts of its experts";
+    EXPECT_EQ(recorded.mpi + plain.mpi, 0);
+  }
 }
 
 }  // namespace

@@ -229,6 +229,11 @@ template <class T>
 void __stcs(T* address, T value) {
   *address = value;
 }
+template <class T>
+T __ldcs(const T* address) {
+  simt::count_streamed_bytes(sizeof(T));
+  return *address;
+}
 // CUDA has min and max without a namespace.
 template <class T>
 constexpr T min(T a, T b) {
@@ -252,6 +257,8 @@ enum cudaError_t {
   cudaErrorInvalidResourceHandle = 400,
   cudaErrorNotReady = 600,
   cudaErrorIllegalAddress = 700,
+  cudaErrorStreamCaptureUnsupported = 900,
+  cudaErrorStreamCaptureInvalidated = 901,
   cudaErrorInvalidDevice = 101,
 };
 enum cudaMemcpyKind {
@@ -270,6 +277,10 @@ enum cudaDeviceAttr {
 };
 struct EmulatedStream;
 struct EmulatedEvent;
+struct EmulatedGraph;
+using cudaGraph_t = EmulatedGraph*;
+using cudaGraphExec_t = EmulatedGraph*;
+enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal };
 using cudaStream_t = EmulatedStream*;
 using cudaEvent_t = EmulatedEvent*;
 constexpr unsigned int cudaStreamNonBlocking = 1;
@@ -286,7 +297,9 @@ bool has_context(int device);
 cudaError_t enter(const char* call);
 // Throws unless the stream belongs to the current device, as CUDA demands of launches.
 void check_launch(cudaStream_t stream);
-// Adds a task to the end of the stream.
+// Whether a stream records; calls that CUDA refuses then end the recording and return the error.
+cudaError_t refuse_while_recording();
+// Adds a task to the end of the stream, or to the graph that it records.
 void enqueue(cudaStream_t stream, std::function<void()> task);
 // Adds a task that needs other ranks: it is called until it returns true, and must not block.
 void enqueue_joint(cudaStream_t stream, std::function<bool()> task);
@@ -316,6 +329,16 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned int flags);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned int flags);
+// While a stream records, work that is put into it is kept in a graph. What CUDA refuses then is
+// refused here, too, and makes the recording useless: to wait for the device, to allocate or free
+// its memory, copies from or to pageable memory, and events.
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
+                                 unsigned long long flags);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream);
+cudaError_t cudaGraphDestroy(cudaGraph_t graph);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph);
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned int flags);
 cudaError_t cudaEventDestroy(cudaEvent_t event);
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
