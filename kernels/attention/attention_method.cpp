@@ -4,6 +4,7 @@
 
 #include "kernels/attention/attention.h"
 #include "kernels/cuda/cudnn_attention.h"
+#include "kernels/runtime/ceiling_sizes.h"
 #include "kernels/runtime/memory.h"
 #include "kernels/runtime/trial.h"
 
@@ -47,13 +48,13 @@ class MeasuredAttention {
 };
 
 Seconds measure(Stream& stream, const AttentionWork& work) {
-  constexpr int kTries = 3, kRuns = 2;
   MeasuredAttention measured(stream, work);
   if (!cuda::fits_cudnn(measured.q(), {}, /*backward=*/false)) return Seconds::only(Method::own);
   Seconds seconds;
   for (const auto& [method, name] : names_of(Method{})) {
     chosen.set(method);
-    seconds[method] = best_seconds_of_device(stream, kTries, kRuns, [&] { measured.compute(); });
+    seconds[method] =
+        best_seconds_of_device(stream, kMethodTries, kMethodRuns, [&] { measured.compute(); });
   }
   return seconds;
 }

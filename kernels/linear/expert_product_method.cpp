@@ -4,6 +4,7 @@
 
 #include "kernels/cuda/grouped_lt.h"
 #include "kernels/linear/matmul.h"
+#include "kernels/runtime/ceiling_sizes.h"
 #include "kernels/runtime/trial.h"
 
 namespace switchyard {
@@ -51,16 +52,15 @@ bool is_there(Stream& stream, const ExpertProducts& products, Method method) {
 }
 
 Seconds measure(Stream& stream, const ExpertProducts& products) {
-  constexpr int kTries = 3, kRuns = 2;
   Seconds sums;
   for (const ExpertProducts::Map& map : products.maps) {
     MeasuredMap measured(stream, products, map);
     for (const auto& [method, name] : names_of(Method{})) {
       chosen.set(method);
-      sums[method] +=
-          is_there(stream, products, method)
-              ? best_seconds_of_device(stream, kTries, kRuns, [&] { measured.compute(); })
-              : Seconds::kNever;
+      sums[method] += is_there(stream, products, method)
+                          ? best_seconds_of_device(stream, kMethodTries, kMethodRuns,
+                                                   [&] { measured.compute(); })
+                          : Seconds::kNever;
     }
   }
   return sums;
