@@ -59,7 +59,8 @@ class Methods(Program):
         for op, method in self.methods(2).items():
             self.assertRegex(told, f"{op.replace('_', ' ')} +{method}\n")
         told = self.run_program(0, "bench", "configs/tiny_bigmac.yaml", *SETTINGS,
-                                "parallel.ep=1", "--steps", "1", "--warmup", "0")
+                                "parallel.ep=1", "model.vocab_size=257", "--steps", "1",
+                                "--warmup", "0")
         self.assertIn("the method of attention is ", told)
         self.assertIn("the method of expert products is ", told)
 
