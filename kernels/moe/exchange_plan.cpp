@@ -176,8 +176,9 @@ void plan_sends(Stream&, Workspace&, ConstTensorView dispatch_idx, ConstTensorVi
   for_each_assignment(dispatch_idx, first_tokens, ranks, local_experts, deduplicate,
                       [&](size_t chunk, int64_t slot, size_t rank, int64_t expert, bool opens) {
                         const size_t message = chunk * num_ranks + rank;
-                        if (opens)
+                        if (opens) {
                           row_of_slot[slot] = static_cast<int32_t>(offsets.next_row[message]++);
+                        }
                         if (!tells) return;
                         const int64_t at = offsets.next_assignment[message]++;
                         assignment_of_slot[slot] = static_cast<int32_t>(at);

@@ -7,8 +7,10 @@
 namespace switchyard {
 
 // Checks of options. CLI::Range and CLI::PositiveNumber let NaN and infinities pass.
-// A whole number, which may be written as 1e3.
+
+// From `lowest` to `highest`, also written as 1e3; CLI11 then gets the digits.
 CLI::Validator whole_number(int64_t lowest, int64_t highest);
+// Finite, from `lowest` to `highest`.
 CLI::Validator number(double lowest, double highest);
 
 // Throws CLI::ValidationError, which names the nearest command or all of them, unless `argument` is
