@@ -15,6 +15,7 @@
 #include "kernels/runtime/stopwatch.h"
 #include "kernels/runtime/team_size.h"
 #include "layers/decoding/cached_steps.h"
+#include "layers/decoding/prompt_reader.h"
 
 namespace switchyard {
 namespace {
@@ -28,7 +29,8 @@ struct Bench {
   const DistributedContext& dist;
   std::span<const int32_t> tokens;
   int64_t prompt;  // tokens
-  Workspace saved, scratch;
+  PromptReader prompts;
+  Workspace scratch;
   Tensor logits;  // of the batch that is measured
 
   void begin(int64_t batch) {
@@ -37,29 +39,11 @@ struct Bench {
 
   // Reads the prompt into an empty cache of one sequence; returns the seconds.
   double read_prompt(KvCache& cache) {
-    MicroBatch text{.num_sequences = 1,
-                    .seq_len = prompt,
-                    .tokens = Tensor({1, prompt}, DType::i32),
-                    .targets = {},
-                    .document_start = {}};
-    std::copy_n(tokens.data(), prompt, text.tokens.data<int32_t>());
     Stopwatch stopwatch(stream.device());
     stopwatch.start(stream);
-    MicroBatch copied;
-    copy_to_device(stream, text, copied);
-    StepContext ctx{.stream = stream,
-                    .saved = saved,
-                    .scratch = scratch,
-                    .dist = dist,
-                    .batch = copied,
-                    .scales = {},
-                    .dropless = true};
-    model.forward_cached(ctx, cache, logits);
+    prompts.read(tokens.first(static_cast<size_t>(prompt)), cache, logits);
     stopwatch.stop(stream);
-    const double seconds = stopwatch.take_seconds();
-    saved.reset();
-    scratch.reset();
-    return seconds;
+    return stopwatch.take_seconds();
   }
 
   // Reads the token at `cache.length` in all sequences of the cache; returns the seconds.
@@ -154,7 +138,7 @@ GenerateBenchReport bench_generate(Stream& stream, Transformer& model,
               .dist = dist,
               .tokens = tokens,
               .prompt = std::ssize(tokens) - options.new_tokens,
-              .saved = Workspace(stream.device()),
+              .prompts = PromptReader(stream, model, dist),
               .scratch = Workspace(stream.device()),
               .logits = {}};
   GenerateBenchReport report{.options = options, .threads = granted_team_size(), .cases = {}};

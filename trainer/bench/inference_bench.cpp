@@ -10,6 +10,7 @@
 #include "kernels/runtime/check.h"
 #include "kernels/runtime/team_size.h"
 #include "layers/decoding/cached_steps.h"
+#include "layers/decoding/prompt_reader.h"
 #include "parallel/rank_reduction.h"
 #include "trainer/bench/random_tokens.h"
 #include "trainer/training/session.h"
@@ -33,8 +34,7 @@ class Inference {
         calls_(*std::max_element(options.generated.begin(), options.generated.end())),
         session_(mpi, config),
         world_(mpi.world()),
-        saved_(session_.stream.device()),
-        scratch_(session_.stream.device()),
+        prompts_(session_.stream, session_.model, session_.dist),
         logits_({options.sequences, config.model.vocab_size}, DType::f32,
                 session_.stream.device()) {}
 
@@ -49,7 +49,7 @@ class Inference {
     const auto begin = Clock::now();
     for (size_t i = 0; i < times.until.size(); ++i) {
       if (i == 0) {
-        read_prompt(cache);
+        prompts_.read(next_tokens(options_.prompt_tokens), cache, logits_);
       } else {
         if (!steps) begin_steps(cache, steps);
         steps->run(next_tokens(1), logits_);
@@ -87,36 +87,12 @@ class Inference {
     if (session_.stream.device().runs_cuda()) not_recorded_because_ = steps->obstacle();
   }
 
-  // Returns when the stream has computed the logits.
-  void read_prompt(KvCache& cache) {
-    const int64_t length = options_.prompt_tokens;
-    MicroBatch batch{.num_sequences = sequences(),
-                     .seq_len = length,
-                     .tokens = Tensor({sequences(), length}, DType::i32),
-                     .targets = {},
-                     .document_start = {}};
-    std::ranges::copy(next_tokens(length), batch.tokens.data<int32_t>());
-    MicroBatch on_device;
-    copy_to_device(session_.stream, batch, on_device);
-    StepContext ctx{.stream = session_.stream,
-                    .saved = saved_,
-                    .scratch = scratch_,
-                    .dist = session_.dist,
-                    .batch = on_device,
-                    .scales = {},
-                    .dropless = true};
-    session_.model.forward_cached(ctx, cache, logits_);
-    saved_.reset();
-    scratch_.reset();
-    session_.stream.synchronize();
-  }
-
   const RunConfig& config_;
   const InferenceBenchOptions& options_;
   int64_t calls_;
   Session session_;
   Communicator& world_;
-  Workspace saved_, scratch_;
+  PromptReader prompts_;
   Tensor logits_;
   int64_t first_ = 0;  // of the random text, for the next call
   std::string not_recorded_because_;

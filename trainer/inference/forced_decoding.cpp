@@ -6,6 +6,7 @@
 #include "kernels/runtime/host_mirror.h"
 #include "kernels/runtime/integers.h"
 #include "layers/decoding/cached_steps.h"
+#include "layers/decoding/prompt_reader.h"
 
 namespace switchyard {
 ForcedDecoding::ForcedDecoding(Stream& stream, Transformer& model, const DistributedContext& dist,
@@ -17,8 +18,6 @@ ForcedDecoding::ForcedDecoding(Stream& stream, Transformer& model, const Distrib
       batch_(batch),
       prefill_(prefill),
       rows_(round_up(batch.num_sequences, dist.tp().size())),
-      saved_(stream.device()),
-      scratch_(stream.device()),
       cache_(model.make_cache(rows_, batch.seq_len)),
       logits_({rows_, model.config().vocab_size}, DType::f32, stream.device()) {
   require(prefill >= 1 && prefill < batch.seq_len,
@@ -30,7 +29,7 @@ ForcedDecoding::ForcedDecoding(Stream& stream, Transformer& model, const Distrib
       if (queries > 0) keep_prompt_attention(layer, queries);
     }
   }
-  read_prompt();
+  PromptReader(stream, model, dist).read(tokens(0, prefill), cache_, logits_);
 }
 
 // Tokens [first, first + count) of every row; padding rows repeat the last sequence.
@@ -44,31 +43,12 @@ std::vector<int32_t> ForcedDecoding::tokens(int64_t first, int64_t count) const 
   return of_rows;
 }
 
-void ForcedDecoding::read_prompt() {
-  MicroBatch prompt{.num_sequences = rows_,
-                    .seq_len = prefill_,
-                    .tokens = Tensor({rows_, prefill_}, DType::i32),
-                    .targets = {},
-                    .document_start = {}};
-  std::ranges::copy(tokens(0, prefill_), prompt.tokens.data<int32_t>());
-  MicroBatch copied;
-  copy_to_device(stream_, prompt, copied);
-  StepContext ctx{.stream = stream_,
-                  .saved = saved_,
-                  .scratch = scratch_,
-                  .dist = dist_,
-                  .batch = copied,
-                  .scales = {},
-                  .dropless = true};
-  model_.forward_cached(ctx, cache_, logits_);
-  saved_.reset();
-  scratch_.reset();
-  stream_.synchronize();  // The prompt's tokens are freed on return.
-}
-
 void ForcedDecoding::run(const SelectorFactory& selectors, const OnLogits& on_logits) {
   cache_.length = prefill_;
-  attach_selectors(stream_, scratch_, cache_, selectors);
+  {
+    Workspace scratch(stream_.device());
+    attach_selectors(stream_, scratch, cache_, selectors);
+  }
   CachedSteps steps(stream_, model_, dist_, cache_, rows_);
   HostMirror host(logits_);
   for (int64_t position = prefill_; position < batch_.seq_len; ++position) {

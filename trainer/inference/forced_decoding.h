@@ -32,7 +32,6 @@ class ForcedDecoding {
 
  private:
   std::vector<int32_t> tokens(int64_t first, int64_t count) const;
-  void read_prompt();
 
   Stream& stream_;
   Transformer& model_;
@@ -40,7 +39,6 @@ class ForcedDecoding {
   const MicroBatch& batch_;
   int64_t prefill_;
   int64_t rows_;  // of the batch, rounded up to a multiple of tp
-  Workspace saved_, scratch_;
   KvCache cache_;
   Tensor logits_;  // [rows, vocab_size]
 };

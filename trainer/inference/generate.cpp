@@ -10,6 +10,7 @@
 #include "kernels/runtime/host_mirror.h"
 #include "kernels/runtime/integers.h"
 #include "layers/decoding/cached_steps.h"
+#include "layers/decoding/prompt_reader.h"
 
 namespace switchyard {
 namespace {
@@ -43,30 +44,11 @@ std::vector<int32_t> draw(Stream& stream, const DistributedContext& dist,
   return next;
 }
 
-// Reads the same prompt in every sequence of the cache.
-void read_prompt(Stream& stream, Transformer& model, const DistributedContext& dist,
-                 std::span<const int32_t> prompt, KvCache& cache, TensorView logits) {
-  const int64_t batch = logits.dim(0), columns = std::ssize(prompt);
-  MicroBatch tokens{.num_sequences = batch,
-                    .seq_len = columns,
-                    .tokens = Tensor({batch, columns}, DType::i32),
-                    .targets = {},
-                    .document_start = {}};
-  for (int64_t b = 0; b < batch; ++b) {
-    std::ranges::copy(prompt, tokens.tokens.data<int32_t>() + b * columns);
-  }
-  MicroBatch copied;
-  copy_to_device(stream, tokens, copied);
-  Workspace saved(stream.device()), scratch(stream.device());
-  StepContext ctx{.stream = stream,
-                  .saved = saved,
-                  .scratch = scratch,
-                  .dist = dist,
-                  .batch = copied,
-                  .scales = {},
-                  .dropless = true};
-  model.forward_cached(ctx, cache, logits);
-  stream.synchronize();  // The prompt's memory is freed on return.
+// The prompt as often as there are sequences.
+std::vector<int32_t> repeated(std::span<const int32_t> prompt, int64_t batch) {
+  std::vector<int32_t> tokens;
+  for (int64_t b = 0; b < batch; ++b) tokens.insert(tokens.end(), prompt.begin(), prompt.end());
+  return tokens;
 }
 
 }  // namespace
@@ -97,7 +79,7 @@ std::vector<std::vector<int32_t>> generate(Stream& stream, Transformer& model,
   HostMirror host_logits(logits);
   std::vector<std::vector<int32_t>> samples(static_cast<size_t>(batch));
   std::vector<bool> ended(static_cast<size_t>(batch), false);
-  read_prompt(stream, model, dist, request.prompt, cache, logits);
+  PromptReader(stream, model, dist).read(repeated(request.prompt, batch), cache, logits);
   CachedSteps steps(stream, model, dist, cache, batch);
   for (int64_t position = prompt_len; position < max_len; ++position) {
     host_logits.download(stream);
