@@ -73,9 +73,9 @@ void MatrixExchange::check_parts(int matrix) const {
     if (p.num_elements() == 0) continue;
     covered += p.num_elements();
     require(p.columns == shape[1] || p.rows == shape[0],
-            "a part of a matrix {} is split by rows and by columns", to_string(shape));
+            "a part of a matrix {} is split by rows and by columns", shape);
     require(p.columns == columns_of_blocks(matrix) && shape[1] % p.columns == 0,
-            "the columns of a matrix {} are not split evenly", to_string(shape));
+            "the columns of a matrix {} are not split evenly", shape);
   }
   require(covered == shape.num_elements(),
           "the ranks of group {} own {} of {} elements of a matrix", group_.name(), covered,

@@ -18,7 +18,7 @@ std::vector<MatrixUpdate::Owned> MatrixUpdate::matrices_of(const OwnedParameter&
   const ParameterSpec& spec = owned.parameter->spec;
   const int last = spec.extent.rank() - 1;
   require(last == 1 || last == 2, "{} has shape {}, which holds no hidden matrices", spec.name,
-          to_string(spec.global_shape));
+          spec.global_shape);
   const int64_t stacked = spec.hidden_matrices, out = spec.global_shape[last - 1];
   require(out % stacked == 0, "{}: {} rows are not {} matrices one above the other", spec.name, out,
           stacked);

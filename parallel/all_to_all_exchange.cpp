@@ -31,7 +31,7 @@ class AllToAllTransfer final : public MessageTransfer {
   void leave(Stream& stream, ConstTensorView y) override {
     const ScopedPart part(stream, Part::moe_exchange);
     require(y.rank() == 2 && y.dim(0) == chunk().received_assignments.count,
-            "combine: y has shape {}, but the plan has {} expert rows", to_string(y.shape()),
+            "combine: y has shape {}, but the plan has {} expert rows", y.shape(),
             chunk().received_assignments.count);
     sum_rows(stream, y, assignments_of_rows(), arrivals_.expert_row_of_assignment,
              chunk().received_assignments.first, own_received_rows());

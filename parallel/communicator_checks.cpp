@@ -37,16 +37,15 @@ void check_all_reduce(ConstTensorView data) {
 void check_all_gather(ConstTensorView in, ConstTensorView out, int group_size) {
   check_same_dtype(in, out, "all_gather");
   require(out.num_elements() == in.num_elements() * group_size,
-          "all_gather of {} over {} ranks does not fit {}", to_string(in.shape()), group_size,
-          to_string(out.shape()));
+          "all_gather of {} over {} ranks does not fit {}", in.shape(), group_size, out.shape());
 }
 
 void check_reduce_scatter(ConstTensorView in, ConstTensorView out, int group_size) {
   check_all_reduce(in);
   check_same_dtype(in, out, "reduce_scatter");
   require(in.num_elements() == out.num_elements() * group_size,
-          "reduce_scatter of {} over {} ranks does not fit {}", to_string(in.shape()), group_size,
-          to_string(out.shape()));
+          "reduce_scatter of {} over {} ranks does not fit {}", in.shape(), group_size,
+          out.shape());
 }
 
 void check_all_to_all_v(ConstTensorView in, std::span<const int64_t> send_rows, ConstTensorView out,
@@ -62,7 +61,7 @@ void check_all_to_all_v(ConstTensorView in, std::span<const int64_t> send_rows, 
           "all_to_all_v: {} rows to send but {} counted, {} to receive but {} counted", in.dim(0),
           sum_of(send_rows), out.dim(0), sum_of(recv_rows));
   require(row_elements(in) == row_elements(out), "all_to_all_v of rows of {} to rows of {}",
-          to_string(in.shape()), to_string(out.shape()));
+          in.shape(), out.shape());
 }
 
 }  // namespace switchyard

@@ -290,7 +290,7 @@ void MessageTransfer::send_back(Stream& stream) {
 void MessageTransfer::finish(Stream& stream, TensorView out) {
   const ScopedPart part(stream, Part::moe_exchange);
   require(out.rank() == 2 && out.dim(0) == chunk_.tokens.count,
-          "combine: out has shape {}, but the plan has {} tokens", to_string(out.shape()),
+          "combine: out has shape {}, but the plan has {} tokens", out.shape(),
           chunk_.tokens.count);
   wait(stream);
   sum_rows(stream, buffers_.sent, /*offsets=*/{}, messages_.sent_rows_of(chunk_.tokens),
@@ -323,8 +323,7 @@ void start_transfers(Stream& stream, const ExchangeMessages& messages, ConstTens
                      const RowBuffers& buffers,
                      const std::function<MessageTransfer&(size_t chunk)>& transfer_of) {
   require(x.rank() == 2 && x.dim(0) == messages.tokens(),
-          "dispatch: x has shape {}, but the plan has {} tokens", to_string(x.shape()),
-          messages.tokens());
+          "dispatch: x has shape {}, but the plan has {} tokens", x.shape(), messages.tokens());
   const size_t chunks = messages.chunks().size();
   for (size_t c = 0; c < chunks; ++c) {
     if (c == 0) gather_sent_rows(stream, messages, 0, 0, x, buffers);

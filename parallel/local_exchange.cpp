@@ -36,7 +36,7 @@ class LocalTransfer final : public ChunkTransfer {
 
   void leave(Stream&, ConstTensorView y) override {
     require(y.rank() == 2 && y.dim(0) == lists_.num_rows(),
-            "combine: y has shape {}, but the plan has {} expert rows", to_string(y.shape()),
+            "combine: y has shape {}, but the plan has {} expert rows", y.shape(),
             lists_.num_rows());
     y_ = y;
   }
@@ -82,8 +82,7 @@ class LocalPlan final : public ExchangePlan {
   std::vector<std::unique_ptr<ChunkTransfer>> dispatch(Stream&, Workspace&,
                                                        ConstTensorView x) override {
     require(x.rank() == 2 && x.dim(0) == weights_.dim(0),
-            "dispatch: x has shape {}, but the plan has {} tokens", to_string(x.shape()),
-            weights_.dim(0));
+            "dispatch: x has shape {}, but the plan has {} tokens", x.shape(), weights_.dim(0));
     std::vector<std::unique_ptr<ChunkTransfer>> transfers;
     transfers.push_back(std::make_unique<LocalTransfer>(lists_, x));
     return transfers;

@@ -15,7 +15,7 @@ using cpu::AttentionShape;
 AttentionShape require_operands(ConstTensorView q, ConstTensorView k, ConstTensorView v,
                                 ConstTensorView document_start, float scale) {
   require(q.rank() == 4 && k.rank() == 4, "q has shape {} and k {}, expected four dimensions each",
-          to_string(q.shape()), to_string(k.shape()));
+          q.shape(), k.shape());
   const AttentionShape shape = cpu::shape_of(q, k);
   require(shape.kv_heads > 0 && shape.heads % shape.kv_heads == 0,
           "{} query heads cannot share {} key/value heads", shape.heads, shape.kv_heads);
@@ -102,8 +102,8 @@ void decode_attention(Stream& stream, Workspace& workspace, ConstTensorView q,
                       ConstTensorView k_cache, ConstTensorView v_cache, ConstTensorView lengths,
                       float scale, TensorView out) {
   require(q.rank() == 3 && k_cache.rank() == 4,
-          "q has shape {} and k_cache {}, expected three and four dimensions", to_string(q.shape()),
-          to_string(k_cache.shape()));
+          "q has shape {} and k_cache {}, expected three and four dimensions", q.shape(),
+          k_cache.shape());
   const int64_t batch = q.dim(0), heads = q.dim(1), kv_heads = k_cache.dim(1);
   require(kv_heads > 0 && heads % kv_heads == 0, "{} query heads cannot share {} key/value heads",
           heads, kv_heads);

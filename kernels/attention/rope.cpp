@@ -93,7 +93,7 @@ void check_tables(ConstTensorView cos, ConstTensorView sin, int64_t last_positio
                   int64_t head_dim) {
   if (!cos) return;
   require(cos.rank() == 2 && 2 * cos.dim(1) <= head_dim && sin.shape() == cos.shape(),
-          "the rope tables {} do not fit head_dim {}", to_string(cos.shape()), head_dim);
+          "the rope tables {} do not fit head_dim {}", cos.shape(), head_dim);
   require(last_position <= cos.dim(0), "the rope tables end at position {}, {} is needed",
           cos.dim(0), last_position);
 }
@@ -127,8 +127,7 @@ void split_qkv_backward(Stream& stream, ConstTensorView dq, ConstTensorView dk, 
 
 void rope_in_place(Stream& stream, ConstTensorView cos, ConstTensorView sin,
                    const FirstPosition& first_position, bool inverse, TensorView x) {
-  require(x.rank() == 4, "x has shape {}, expected [batch, heads, seq_len, head_dim]",
-          to_string(x.shape()));
+  require(x.rank() == 4, "x has shape {}, expected [batch, heads, seq_len, head_dim]", x.shape());
   require(static_cast<bool>(cos), "rope_in_place needs cos and sin tables");
   check_tables(cos, sin, first_position.on_host + x.dim(2), x.dim(3));
   SWITCHYARD_BODY(stream, rope_in_place)(stream, cos, sin, first_position, inverse, x);

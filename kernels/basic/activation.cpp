@@ -13,7 +13,7 @@ namespace {
 void check_operands(Activation activation, ConstTensorView in, ConstTensorView row_scale,
                     ConstTensorView out, const char* out_name) {
   require(in.rank() == 2 && out.rank() == 2, "activation reads [rows, width] tensors, not {}",
-          to_string(in.shape()));
+          in.shape());
   require_shape(in, {out.dim(0), out.dim(1) * (is_gated(activation) ? 2 : 1)}, "in");
   require_dtype(out, in.dtype(), out_name);
   if (row_scale) {

@@ -29,12 +29,10 @@ void init_normal(Stream& stream, RandomKey key, float std, const Shape& global_s
                  const Shape& offset, TensorView y) {
   require(global_shape.rank() >= 1 && global_shape.rank() <= 3 &&
               offset.rank() == global_shape.rank() && y.rank() == global_shape.rank(),
-          "init_normal: the box {} of {} must have 1 to 3 dimensions", to_string(y.shape()),
-          to_string(global_shape));
+          "init_normal: the box {} of {} must have 1 to 3 dimensions", y.shape(), global_shape);
   for (int i = 0; i < y.rank(); ++i) {
     require(offset[i] >= 0 && offset[i] + y.dim(i) <= global_shape[i],
-            "init_normal: the box {} at {} exceeds {}", to_string(y.shape()), to_string(offset),
-            to_string(global_shape));
+            "init_normal: the box {} at {} exceeds {}", y.shape(), offset, global_shape);
   }
   SWITCHYARD_BODY(stream, init_normal)(stream, key, std, global_shape, offset, y);
 }

@@ -12,11 +12,10 @@ namespace switchyard {
 void find_rows(Stream& stream, ConstTensorView held, ConstTensorView wanted, int64_t missing_slot,
                int64_t known, TensorView slots, TensorView missing, TensorView figures) {
   require(wanted.rank() == 3, "wanted has shape {}, expected [batch, kv_heads, count]",
-          to_string(wanted.shape()));
+          wanted.shape());
   require_dtype(wanted, DType::i32, "wanted");
   if (held) {
-    require(held.rank() == 3, "held has shape {}, expected [batch, kv_heads, count]",
-            to_string(held.shape()));
+    require(held.rank() == 3, "held has shape {}, expected [batch, kv_heads, count]", held.shape());
     require_shape(held, {wanted.dim(0), wanted.dim(1), held.dim(2)}, "held");
     require_dtype(held, DType::i32, "held");
     require(held.dim(2) <= missing_slot, "{} held rows exceed the {} slots before the missing ones",
@@ -38,7 +37,7 @@ void fetch_rows(Stream& stream, ConstTensorView far_k, ConstTensorView far_v,
   require(
       far_k.rank() == 4 && near_k.rank() == 4 && positions.rank() == 3,
       "far_k has shape {}, near_k {} and positions {}, expected four, four and three dimensions",
-      to_string(far_k.shape()), to_string(near_k.shape()), to_string(positions.shape()));
+      far_k.shape(), near_k.shape(), positions.shape());
   const int64_t batch = far_k.dim(0), heads = far_k.dim(1), head_dim = far_k.dim(3);
   require_shape(far_v, far_k.shape(), "far_v");
   require_dtype(far_v, far_k.dtype(), "far_v");

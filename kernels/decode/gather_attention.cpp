@@ -42,7 +42,7 @@ void gather_attention(Stream& stream, Workspace& workspace, ConstTensorView q,
                       TensorView out) {
   require(q.rank() == 3 && k_cache.rank() == 4 && indices.rank() == 3,
           "q has shape {}, k_cache {} and indices {}, expected three, four and three dimensions",
-          to_string(q.shape()), to_string(k_cache.shape()), to_string(indices.shape()));
+          q.shape(), k_cache.shape(), indices.shape());
   const int64_t batch = q.dim(0), heads = q.dim(1), kv_heads = k_cache.dim(1);
   require(kv_heads > 0 && heads % kv_heads == 0, "{} query heads cannot share {} key/value heads",
           heads, kv_heads);

@@ -88,8 +88,8 @@ void for_each_piece(ConstTensorView lengths, int64_t kv_heads, int64_t max_len, 
 void hamming_scores(Stream& stream, ConstTensorView q_codes, QueryCodes kind, ConstTensorView codes,
                     ConstTensorView lengths, TensorView distances) {
   require(q_codes.rank() == 3 && codes.rank() == 4,
-          "q_codes has shape {} and codes {}, expected three and four dimensions",
-          to_string(q_codes.shape()), to_string(codes.shape()));
+          "q_codes has shape {} and codes {}, expected three and four dimensions", q_codes.shape(),
+          codes.shape());
   const int64_t batch = q_codes.dim(0), num_codes = q_codes.dim(1), words = q_codes.dim(2);
   const int64_t kv_heads = codes.dim(1);
   require(kv_heads > 0 && num_codes % kv_heads == 0,
@@ -113,7 +113,7 @@ void hamming_scores(Stream& stream, ConstTensorView q_codes, QueryCodes kind, Co
 void key_norm_scores(Stream& stream, ConstTensorView distances, ConstTensorView norms,
                      ConstTensorView lengths, int64_t weight, int64_t bits, TensorView scores) {
   require(distances.rank() == 3, "distances has shape {}, expected three dimensions",
-          to_string(distances.shape()));
+          distances.shape());
   require_dtype(distances, DType::u16, "distances");
   require_shape(norms, distances.shape(), "norms");
   require_dtype(norms, DType::f32, "norms");

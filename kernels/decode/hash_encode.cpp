@@ -189,7 +189,7 @@ void encode_planes(ConstTensorView q, const HashProjection& hash, TensorView q_c
 void require_projection(const HashProjection& hash) {
   const ConstTensorView& weight = hash.keys;
   require(weight.rank() == 3, "the projection has shape {}, expected three dimensions",
-          to_string(weight.shape()));
+          weight.shape());
   require_dtype(weight, DType::f32, "the projection");
   require(weight.dim(2) > 0 && weight.dim(2) % kWordBits == 0,
           "bits is {}, expected a multiple of {}", weight.dim(2), kWordBits);
@@ -205,8 +205,7 @@ void require_projection(const HashProjection& hash) {
 void require_keys(ConstTensorView k, ConstTensorView weight, int64_t first_position,
                   ConstTensorView codes, ConstTensorView norms) {
   require(k.rank() == 4 && codes.rank() == 4,
-          "k has shape {} and codes {}, expected four dimensions each", to_string(k.shape()),
-          to_string(codes.shape()));
+          "k has shape {} and codes {}, expected four dimensions each", k.shape(), codes.shape());
   require_shape(weight, {k.dim(1), k.dim(3), weight.dim(2)}, "weight");
   require_shape(codes, {k.dim(0), k.dim(1), codes.dim(2), weight.dim(2) / kWordBits}, "codes");
   require_dtype(codes, DType::i32, "codes");
@@ -220,7 +219,7 @@ void require_keys(ConstTensorView k, ConstTensorView weight, int64_t first_posit
 
 void require_queries(ConstTensorView q, const HashProjection& hash, ConstTensorView q_codes) {
   const ConstTensorView& weight = hash.keys;
-  require(q.rank() == 4, "q has shape {}, expected four dimensions", to_string(q.shape()));
+  require(q.rank() == 4, "q has shape {}, expected four dimensions", q.shape());
   require(weight.dim(0) > 0 && q.dim(1) % weight.dim(0) == 0,
           "{} query heads cannot share the projections of {} key/value heads", q.dim(1),
           weight.dim(0));

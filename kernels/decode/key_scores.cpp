@@ -57,8 +57,8 @@ void score(ConstTensorView q, ConstTensorView keys, ConstTensorView lengths, Ten
 void key_scores(Stream& stream, ConstTensorView q, ConstTensorView keys, ConstTensorView lengths,
                 TensorView scores) {
   require(q.rank() == 3 && keys.rank() == 4,
-          "q has shape {} and keys {}, expected three and four dimensions", to_string(q.shape()),
-          to_string(keys.shape()));
+          "q has shape {} and keys {}, expected three and four dimensions", q.shape(),
+          keys.shape());
   const int64_t batch = q.dim(0), heads = q.dim(1), kv_heads = keys.dim(1);
   require(kv_heads > 0 && heads % kv_heads == 0, "{} query heads cannot share {} key/value heads",
           heads, kv_heads);

@@ -82,7 +82,7 @@ void lsh_log_weights(Stream& stream, ConstTensorView q, ConstTensorView q_codes,
                      ConstTensorView lengths, const LshTables& tables, TensorView log_weights) {
   require(q.rank() == 3 && q_codes.rank() == 3 && k_cache.rank() == 4,
           "q has shape {}, q_codes {} and k_cache {}, expected three, three and four dimensions",
-          to_string(q.shape()), to_string(q_codes.shape()), to_string(k_cache.shape()));
+          q.shape(), q_codes.shape(), k_cache.shape());
   const int64_t batch = q.dim(0), heads = q.dim(1), kv_heads = k_cache.dim(1);
   const int64_t max_len = k_cache.dim(2);
   require(tables.bits >= 1 && tables.bits <= 16 && tables.tables >= 2,
@@ -112,7 +112,7 @@ void list_weighted(Stream& stream, ConstTensorView log_weights, ConstTensorView 
                    TensorView indices, TensorView counts, TensorView selected) {
   require(log_weights.rank() == 3 && indices.rank() == 3,
           "log_weights has shape {} and indices {}, expected three dimensions each",
-          to_string(log_weights.shape()), to_string(indices.shape()));
+          log_weights.shape(), indices.shape());
   const int64_t batch = log_weights.dim(0), heads = log_weights.dim(1);
   require(indices.dim(1) > 0 && heads % indices.dim(1) == 0,
           "{} query heads cannot share {} key/value heads", heads, indices.dim(1));

@@ -91,8 +91,7 @@ void require_bounds(ConstTensorView lower, ConstTensorView upper, const Shape& s
 void update_page_bounds(Stream& stream, ConstTensorView k, const FirstPosition& first_position,
                         int64_t page_size, TensorView lower, TensorView upper) {
   require(k.rank() == 4 && lower.rank() == 4,
-          "k has shape {} and lower {}, expected four dimensions each", to_string(k.shape()),
-          to_string(lower.shape()));
+          "k has shape {} and lower {}, expected four dimensions each", k.shape(), lower.shape());
   require_bounds(lower, upper, {k.dim(0), k.dim(1), lower.dim(2), k.dim(3)}, k.dtype(), page_size);
   require(
       first_position.on_host >= 0 && first_position.on_host + k.dim(2) <= lower.dim(2) * page_size,
@@ -105,7 +104,7 @@ void page_scores(Stream& stream, ConstTensorView q, ConstTensorView lower, Const
                  ConstTensorView lengths, int64_t page_size, TensorView scores) {
   require(q.rank() == 3 && lower.rank() == 4 && scores.rank() == 3,
           "q has shape {}, lower {} and scores {}, expected three, four and three dimensions",
-          to_string(q.shape()), to_string(lower.shape()), to_string(scores.shape()));
+          q.shape(), lower.shape(), scores.shape());
   const int64_t batch = q.dim(0), heads = q.dim(1), kv_heads = lower.dim(1);
   require(kv_heads > 0 && heads % kv_heads == 0, "{} query heads cannot share {} key/value heads",
           heads, kv_heads);

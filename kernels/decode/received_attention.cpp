@@ -134,7 +134,7 @@ void received_attention(Stream& stream, Workspace& workspace, ConstTensorView q,
                         TensorView received) {
   require(q.rank() == 4 && k.rank() == 4 && received.rank() == 3,
           "q has shape {}, k {} and received {}, expected four, four and three dimensions",
-          to_string(q.shape()), to_string(k.shape()), to_string(received.shape()));
+          q.shape(), k.shape(), received.shape());
   require_heads(q, k.dim(1));
   require_shape(k, {q.dim(0), k.dim(1), q.dim(2), q.dim(3)}, "k");
   require_dtype(k, q.dtype(), "k");
@@ -156,7 +156,7 @@ void evict_and_score(Stream& stream, Workspace& workspace, ConstTensorView q,
                      ConstTensorView lengths, float scale, TensorView scores) {
   require(q.rank() == 3 && k_cache.rank() == 4 && indices.rank() == 3,
           "q has shape {}, k_cache {} and indices {}, expected three, four and three dimensions",
-          to_string(q.shape()), to_string(k_cache.shape()), to_string(indices.shape()));
+          q.shape(), k_cache.shape(), indices.shape());
   const int64_t batch = q.dim(0), kv_heads = k_cache.dim(1);
   require_heads(q, kv_heads);
   require_shape(k_cache, {batch, kv_heads, k_cache.dim(2), q.dim(2)}, "k_cache");

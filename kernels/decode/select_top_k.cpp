@@ -149,8 +149,8 @@ void select_top_k(Stream& stream, Workspace& workspace, ConstTensorView scores,
                   ConstTensorView lengths, ConstTensorView counts, int64_t sink, int64_t recent,
                   TensorView indices) {
   require(scores.rank() == 3 && indices.rank() == 3,
-          "scores has shape {} and indices {}, expected three dimensions each",
-          to_string(scores.shape()), to_string(indices.shape()));
+          "scores has shape {} and indices {}, expected three dimensions each", scores.shape(),
+          indices.shape());
   require(scores.dtype() == DType::u16 || scores.dtype() == DType::f32,
           "scores is {}, expected u16 or f32", to_string(scores.dtype()));
   require_shape(lengths, {scores.dim(0)}, "lengths");

@@ -89,9 +89,9 @@ void require_row_offsets(std::span<const int64_t> row_offsets, int64_t num_exper
 void require_grouped(ConstTensorView x, const char* x_name, ConstTensorView weight,
                      const char* weight_name, std::span<const int64_t> row_offsets) {
   require_operand_dtype(x, x_name);
-  require(x.rank() == 2, "{} has shape {}, expected two dimensions", x_name, to_string(x.shape()));
+  require(x.rank() == 2, "{} has shape {}, expected two dimensions", x_name, x.shape());
   require(weight.rank() == 3, "{} has shape {}, expected [experts, out, in]", weight_name,
-          to_string(weight.shape()));
+          weight.shape());
   require_row_offsets(row_offsets, weight.dim(0), x.dim(0));
 }
 
@@ -104,11 +104,10 @@ void matmul(Stream& stream, ConstTensorView a, Transpose transpose_a, ConstTenso
   require(c.dtype() == DType::f32 || c.dtype() == a.dtype(), "c is {}, expected f32 or {}",
           to_string(c.dtype()), to_string(a.dtype()));
   require(a.rank() == 2 && b.rank() == 2, "a has shape {} and b {}, expected two dimensions each",
-          to_string(a.shape()), to_string(b.shape()));
+          a.shape(), b.shape());
   const int ta = transpose_a == Transpose::yes, tb = transpose_b == Transpose::yes;
-  require(a.dim(1 - ta) == b.dim(tb), "inner dimensions differ: a {}{}, b {}{}",
-          to_string(a.shape()), ta ? " transposed" : "", to_string(b.shape()),
-          tb ? " transposed" : "");
+  require(a.dim(1 - ta) == b.dim(tb), "inner dimensions differ: a {}{}, b {}{}", a.shape(),
+          ta ? " transposed" : "", b.shape(), tb ? " transposed" : "");
   require_shape(c, {a.dim(ta), b.dim(1 - tb)}, "c");
   const ProductKind kind = ta   ? ProductKind::weight_gradient
                            : tb ? ProductKind::forward

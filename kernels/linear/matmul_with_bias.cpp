@@ -10,8 +10,8 @@ void matmul_with_bias(Stream& stream, ConstTensorView a, Transpose transpose_a, 
                       Transpose transpose_b, ConstTensorView bias, TensorView c) {
   const int ta = transpose_a == Transpose::yes, tb = transpose_b == Transpose::yes;
   require(a.rank() == 2 && b.rank() == 2 && a.dim(1 - ta) == b.dim(tb),
-          "inner dimensions differ: a {}{}, b {}{}", to_string(a.shape()), ta ? " transposed" : "",
-          to_string(b.shape()), tb ? " transposed" : "");
+          "inner dimensions differ: a {}{}, b {}{}", a.shape(), ta ? " transposed" : "", b.shape(),
+          tb ? " transposed" : "");
   require_dtype(b, a.dtype(), "b");
   require_dtype(bias, DType::f32, "bias");
   require_dtype(c, a.dtype(), "c");

@@ -9,11 +9,10 @@ namespace {
 
 // Three parts that are not [3 rows, columns] or [rows, 3 columns] are not those of `whole`.
 void require_parts(ConstTensorView parts, ConstTensorView whole) {
-  require(whole.rank() == 2, "a tensor of shape {} is not split", to_string(whole.shape()));
+  require(whole.rank() == 2, "a tensor of shape {} is not split", whole.shape());
   const int64_t rows = whole.dim(0), columns = whole.dim(1);
   require(parts.shape() == Shape{3 * rows, columns} || parts.shape() == Shape{rows, 3 * columns},
-          "parts of shape {} are not three of {}", to_string(parts.shape()),
-          to_string(whole.shape()));
+          "parts of shape {} are not three of {}", parts.shape(), whole.shape());
 }
 
 }  // namespace

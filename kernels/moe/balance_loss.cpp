@@ -13,8 +13,7 @@ void balance_loss(Stream& stream, ConstTensorView counts, double assignments,
                   TensorView loss) {
   require(counts.rank() == 2 && prob_sums.rank() == 2 && counts.dim(1) == prob_sums.dim(1) &&
               (counts.dim(0) == 1 || counts.dim(0) == prob_sums.dim(0)),
-          "balance_loss: counts {} do not fit prob_sums {}", to_string(counts.shape()),
-          to_string(prob_sums.shape()));
+          "balance_loss: counts {} do not fit prob_sums {}", counts.shape(), prob_sums.shape());
   require(assignments > 0.0, "balance_loss needs at least one assignment");
   require_shape(dprobs, prob_sums.shape(), "dprobs");
   require_dtype(counts, DType::f32, "counts");

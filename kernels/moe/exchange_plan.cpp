@@ -25,7 +25,7 @@ void check_arrived(ConstTensorView assignments, ConstTensorView counts) {
   require_shape(assignments, {assignments.dim(0), kAssignmentValues}, "assignments");
   require_dtype(counts, DType::i64, "counts");
   require(counts.rank() == 3, "counts have shape {}, expected [ranks, chunks, 1 + local experts]",
-          to_string(counts.shape()));
+          counts.shape());
 }
 
 }  // namespace
@@ -34,7 +34,7 @@ void plan_sends(Stream& stream, Workspace& workspace, ConstTensorView dispatch_i
                 ConstTensorView weights, std::span<const int64_t> first_tokens,
                 int64_t local_experts, bool deduplicate, const SendPlan& plan) {
   require(dispatch_idx.rank() == 2, "dispatch_idx has shape {}, expected [tokens, top_k]",
-          to_string(dispatch_idx.shape()));
+          dispatch_idx.shape());
   require_dtype(dispatch_idx, DType::i32, "dispatch_idx");
   check_chunks(first_tokens, dispatch_idx.dim(0));
   const int64_t slots = dispatch_idx.num_elements(), chunks = std::ssize(first_tokens) - 1;
@@ -58,8 +58,7 @@ void plan_arrivals(Stream& stream, ConstTensorView assignments, ConstTensorView 
   check_arrived(assignments, counts);
   const int64_t count = assignments.dim(0);
   require(plan.received_offsets.rank() == 1 && plan.received_offsets.dim(0) >= 1,
-          "received_offsets have shape {}, expected [rows + 1]",
-          to_string(plan.received_offsets.shape()));
+          "received_offsets have shape {}, expected [rows + 1]", plan.received_offsets.shape());
   require_shape(plan.expert_row_of_assignment, {count}, "expert_row_of_assignment");
   require_shape(plan.weights, {count}, "weights");
   SWITCHYARD_BODY(stream, plan_arrivals)(stream, assignments, counts, plan);
@@ -69,7 +68,7 @@ void plan_relay(Stream& stream, ConstTensorView assignments, ConstTensorView cou
                 const RelayPlan& plan) {
   check_arrived(assignments, counts);
   require(plan.dispatch_idx.rank() == 2, "dispatch_idx has shape {}, expected [rows, top_k]",
-          to_string(plan.dispatch_idx.shape()));
+          plan.dispatch_idx.shape());
   require_shape(plan.weights, plan.dispatch_idx.shape(), "weights");
   require_shape(plan.slot_of_assignment, {assignments.dim(0)}, "slot_of_assignment");
   SWITCHYARD_BODY(stream, plan_relay)(stream, assignments, counts, plan);

@@ -11,7 +11,7 @@
 namespace switchyard {
 
 void gather_rows(Stream& stream, ConstTensorView x, ConstTensorView source_row, TensorView y) {
-  require(x.rank() == 2, "x has shape {}, expected [rows, width]", to_string(x.shape()));
+  require(x.rank() == 2, "x has shape {}, expected [rows, width]", x.shape());
   require_dtype(source_row, DType::i32, "source_row");
   require_shape(y, {source_row.num_elements(), x.dim(1)}, "y");
   require_dtype(y, x.dtype(), "y");
@@ -36,8 +36,7 @@ void check_members(ConstTensorView offsets, ConstTensorView members, int64_t row
 
 void spread_rows(Stream& stream, ConstTensorView x, ConstTensorView offsets,
                  ConstTensorView members, int64_t first_row, TensorView y) {
-  require(x.rank() == 2 && y.rank() == 2, "x has shape {}, expected [rows, width]",
-          to_string(x.shape()));
+  require(x.rank() == 2 && y.rank() == 2, "x has shape {}, expected [rows, width]", x.shape());
   check_members(offsets, members, x.dim(0));
   require_shape(y, {y.dim(0), x.dim(1)}, "y");
   require_dtype(y, x.dtype(), "y");
@@ -46,8 +45,7 @@ void spread_rows(Stream& stream, ConstTensorView x, ConstTensorView offsets,
 
 void sum_rows(Stream& stream, ConstTensorView x, ConstTensorView offsets, ConstTensorView members,
               int64_t first_row, TensorView y) {
-  require(x.rank() == 2 && y.rank() == 2, "x has shape {}, expected [rows, width]",
-          to_string(x.shape()));
+  require(x.rank() == 2 && y.rank() == 2, "x has shape {}, expected [rows, width]", x.shape());
   if (offsets || members) {
     check_members(offsets, members, y.dim(0));
   } else {

@@ -21,8 +21,7 @@ void check_matrix(ConstTensorView tensor, int64_t rows, int64_t columns, DType d
 }
 
 void check_logits(ConstTensorView logits, const RouterOptions& options) {
-  require(logits.rank() == 2, "logits have shape {}, expected [tokens, experts]",
-          to_string(logits.shape()));
+  require(logits.rank() == 2, "logits have shape {}, expected [tokens, experts]", logits.shape());
   const int64_t experts = logits.dim(1);
   require(options.num_groups >= 1 && experts % options.num_groups == 0 &&
               options.groups_per_token >= 1 && options.groups_per_token <= options.num_groups,
@@ -51,8 +50,7 @@ void router_forward(Stream& stream, Workspace& workspace, const RouterOptions& o
   check_matrix(topk_idx, tokens, options.top_k, DType::i32, "topk_idx");
   check_matrix(topk_weights, tokens, options.top_k, DType::f32, "topk_weights");
   if (counts) {
-    require(counts.rank() == 2 && counts.dim(1) == experts, "counts have shape {}",
-            to_string(counts.shape()));
+    require(counts.rank() == 2 && counts.dim(1) == experts, "counts have shape {}", counts.shape());
     require(range.first_token + tokens <= counts.dim(0) * range.seq_len,
             "{} tokens from token {} on exceed {} sequences of {} tokens", tokens,
             range.first_token, counts.dim(0), range.seq_len);
@@ -77,7 +75,7 @@ void router_backward(Stream& stream, const RouterOptions& options, TokenRange ra
   require_shape(lse, {tokens}, "lse");
   check_matrix(topk_idx, tokens, options.top_k, DType::i32, "topk_idx");
   check_matrix(dtopk_weights, tokens, options.top_k, DType::f32, "dtopk_weights");
-  if (dprobs) require(dprobs.dim(1) == experts, "dprobs have shape {}", to_string(dprobs.shape()));
+  if (dprobs) require(dprobs.dim(1) == experts, "dprobs have shape {}", dprobs.shape());
   check_matrix(dlogits, tokens, experts, DType::f32, "dlogits");
   SWITCHYARD_BODY(stream, router_backward)
   (stream, options, range, logits, scores, lse, topk_idx, dtopk_weights, dprobs, z_loss_scale,

@@ -8,10 +8,9 @@ namespace switchyard {
 void slot_products(Stream& stream, ConstTensorView x, ConstTensorView dispatch_idx,
                    ConstTensorView weight, TensorView y) {
   require(dispatch_idx.rank() == 2, "dispatch_idx has shape {}, expected [tokens, top_k]",
-          to_string(dispatch_idx.shape()));
+          dispatch_idx.shape());
   require_dtype(dispatch_idx, DType::i32, "dispatch_idx");
-  require(weight.rank() == 3, "weight has shape {}, expected [experts, out, in]",
-          to_string(weight.shape()));
+  require(weight.rank() == 3, "weight has shape {}, expected [experts, out, in]", weight.shape());
   const int64_t slots = dispatch_idx.num_elements();
   const bool of_tokens = x.dim(0) == dispatch_idx.dim(0);
   require_shape(x, {of_tokens ? dispatch_idx.dim(0) : slots, weight.dim(2)}, "x");

@@ -22,7 +22,7 @@ TensorView backward_scratch(Workspace& workspace, int64_t hidden) {
 void layer_norm_forward(Stream& stream, ConstTensorView x, ConstTensorView delta,
                         ConstTensorView weight, ConstTensorView bias, float eps, TensorView sum,
                         TensorView y, TensorView mean, TensorView rstd) {
-  require(x.rank() == 2, "x has shape {}, expected [tokens, hidden]", to_string(x.shape()));
+  require(x.rank() == 2, "x has shape {}, expected [tokens, hidden]", x.shape());
   if (delta) {
     require_shape(delta, x.shape(), "delta");
     require_dtype(delta, x.dtype(), "delta");
@@ -43,7 +43,7 @@ void layer_norm_backward(Stream& stream, Workspace& workspace, ConstTensorView d
                          ConstTensorView x, ConstTensorView weight, ConstTensorView mean,
                          ConstTensorView rstd, TensorView dx, TensorView dweight,
                          TensorView dbias) {
-  require(x.rank() == 2, "x has shape {}, expected [tokens, hidden]", to_string(x.shape()));
+  require(x.rank() == 2, "x has shape {}, expected [tokens, hidden]", x.shape());
   require_shape(dy, x.shape(), "dy");
   require_dtype(dy, x.dtype(), "dy");
   require_shape(weight, {x.dim(1)}, "weight");

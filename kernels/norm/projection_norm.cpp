@@ -12,8 +12,7 @@ namespace {
 
 void check_operands(ConstTensorView x, ConstTensorView other, ConstTensorView sums,
                     ConstTensorView weight) {
-  require(x.rank() == 4, "x has shape {}, expected [batch, heads, seq_len, head_dim]",
-          to_string(x.shape()));
+  require(x.rank() == 4, "x has shape {}, expected [batch, heads, seq_len, head_dim]", x.shape());
   require_shape(other, x.shape(), "its partner");
   require_dtype(other, x.dtype(), "its partner");
   require_shape(sums, {x.dim(0) * x.dim(2)}, "the tokens' sums");

@@ -12,7 +12,7 @@ namespace switchyard {
 void rms_norm_forward(Stream& stream, ConstTensorView x, ConstTensorView delta,
                       ConstTensorView weight, float eps, TensorView sum, TensorView y,
                       TensorView rstd) {
-  require(x.rank() == 2, "x has shape {}, expected [tokens, hidden]", to_string(x.shape()));
+  require(x.rank() == 2, "x has shape {}, expected [tokens, hidden]", x.shape());
   if (delta) {
     require_shape(delta, x.shape(), "delta");
     require_dtype(delta, x.dtype(), "delta");
@@ -29,7 +29,7 @@ void rms_norm_forward(Stream& stream, ConstTensorView x, ConstTensorView delta,
 void rms_norm_backward(Stream& stream, Workspace& workspace, ConstTensorView dy, ConstTensorView x,
                        ConstTensorView weight, ConstTensorView rstd, TensorView dx,
                        TensorView dweight) {
-  require(x.rank() == 2, "x has shape {}, expected [tokens, hidden]", to_string(x.shape()));
+  require(x.rank() == 2, "x has shape {}, expected [tokens, hidden]", x.shape());
   require_shape(dy, x.shape(), "dy");
   require_dtype(dy, x.dtype(), "dy");
   require_shape(weight, {x.dim(1)}, "weight");

@@ -45,7 +45,7 @@ void iterate(Stream& stream, ConstTensorView x, TensorView g, TensorView polynom
 }  // namespace
 
 void newton_schulz(Stream& stream, Workspace& workspace, int steps, TensorView x) {
-  require(x.rank() == 2, "x has shape {}, expected [rows, columns]", to_string(x.shape()));
+  require(x.rank() == 2, "x has shape {}, expected [rows, columns]", x.shape());
   require_dtype(x, DType::f32, "x");
   require(steps >= 1, "the iteration takes at least one step, not {}", steps);
   divide_by_own_norm(stream, workspace, x);

@@ -21,7 +21,7 @@ template <class Argument>
 void require_on_device(const Argument& argument, Device device, const char* op) {
   if constexpr (std::is_base_of_v<ConstTensorView, Argument>) {
     require(!argument || argument.device() == device,
-            "{}: a tensor of shape {} is on {}, the stream on {}", op, to_string(argument.shape()),
+            "{}: a tensor of shape {} is on {}, the stream on {}", op, argument.shape(),
             to_string(argument.device()), to_string(device));
   }
 }
@@ -80,8 +80,7 @@ void dispatch_compute_dtype(DType dtype, Body&& body) {
 }
 
 inline void require_shape(ConstTensorView tensor, const Shape& shape, const char* name) {
-  require(tensor.shape() == shape, "{} has shape {}, expected {}", name, to_string(tensor.shape()),
-          to_string(shape));
+  require(tensor.shape() == shape, "{} has shape {}, expected {}", name, tensor.shape(), shape);
 }
 
 inline void require_dtype(ConstTensorView tensor, DType dtype, const char* name) {

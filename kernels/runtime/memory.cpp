@@ -173,7 +173,7 @@ TensorView Workspace::take(const Shape& shape, DType dtype) {
     address = bump(payload + 2 * guard_bytes_);
   } catch (OutOfMemory& error) {
     error.set_purpose(fmt::format("a tensor of the workspace, {} {}, beside {} in use",
-                                  to_string(dtype), to_string(shape), mebibytes(live_bytes_)));
+                                  to_string(dtype), shape, mebibytes(live_bytes_)));
     throw;
   }
   live_bytes_ += payload;

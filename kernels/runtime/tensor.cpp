@@ -1,5 +1,7 @@
 #include "kernels/runtime/tensor.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <functional>
 #include <limits>
@@ -59,19 +61,17 @@ std::string to_string(const Shape& shape) {
 
 int64_t ConstTensorView::dim(int i) const {
   const int index = i < 0 ? i + rank() : i;
-  require(index >= 0 && index < rank(), "there is no dimension {} in shape {}", i,
-          to_string(shape_));
+  require(index >= 0 && index < rank(), "there is no dimension {} in shape {}", i, shape_);
   return shape_[index];
 }
 
-void ConstTensorView::check_dtype(DType wanted) const {
-  require(dtype_ == wanted, "the tensor is {}, but was read as {}", to_string(dtype_),
-          to_string(wanted));
+void ConstTensorView::throw_other_dtype(DType wanted) const {
+  fail("the tensor is {}, but was read as {}", to_string(dtype_), to_string(wanted));
 }
 
 void* ConstTensorView::row_address(int64_t begin, int64_t count, Shape* shape) const {
   require(rank() >= 1 && begin >= 0 && count >= 0 && begin + count <= shape_[0],
-          "rows [{}, {}) exceed shape {}", begin, begin + count, to_string(shape_));
+          "rows [{}, {}) exceed shape {}", begin, begin + count, shape_);
   std::array<int64_t, Shape::kMaxRank> dims{};
   std::copy_n(shape_.dims().begin(), rank(), dims.begin());
   dims[0] = count;
@@ -83,8 +83,7 @@ void* ConstTensorView::row_address(int64_t begin, int64_t count, Shape* shape) c
 }
 
 ConstTensorView ConstTensorView::reshape(Shape shape) const {
-  require(shape.num_elements() == num_elements(), "cannot reshape {} to {}", to_string(shape_),
-          to_string(shape));
+  require(shape.num_elements() == num_elements(), "cannot reshape {} to {}", shape_, shape);
   return {data_, shape, dtype_, device_};
 }
 
@@ -95,8 +94,7 @@ ConstTensorView ConstTensorView::rows(int64_t begin, int64_t count) const {
 }
 
 TensorView TensorView::reshape(Shape shape) const {
-  require(shape.num_elements() == num_elements(), "cannot reshape {} to {}", to_string(shape_),
-          to_string(shape));
+  require(shape.num_elements() == num_elements(), "cannot reshape {} to {}", shape_, shape);
   return {data_, shape, dtype_, device_};
 }
 
@@ -112,7 +110,7 @@ Buffer allocate(const Shape& shape, DType dtype, Device device, std::string_view
   try {
     return Buffer(static_cast<size_t>(shape.num_elements()) * size_of(dtype), device);
   } catch (OutOfMemory& error) {
-    error.set_purpose(fmt::format("{}, {} {}", name, to_string(dtype), to_string(shape)));
+    error.set_purpose(fmt::format("{}, {} {}", name, to_string(dtype), shape));
     throw;
   }
 }
@@ -123,3 +121,8 @@ Tensor::Tensor(Shape shape, DType dtype, Device device, std::string_view name)
     : buffer_(allocate(shape, dtype, device, name)), shape_(shape), dtype_(dtype) {}
 
 }  // namespace switchyard
+
+fmt::format_context::iterator fmt::formatter<switchyard::Shape>::format(
+    const switchyard::Shape& shape, fmt::format_context& context) const {
+  return formatter<std::string_view>::format(to_string(shape), context);
+}

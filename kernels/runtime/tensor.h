@@ -1,5 +1,7 @@
 #pragma once
 
+#include <fmt/core.h>
+
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -75,6 +77,17 @@ class Shape {
 
 std::string to_string(const Shape& shape);  // "[4, 512]"
 
+}  // namespace switchyard
+
+// Messages take a shape itself, so that it becomes text only where there is something to say.
+template <>
+struct fmt::formatter<switchyard::Shape> : fmt::formatter<std::string_view> {
+  fmt::format_context::iterator format(const switchyard::Shape& shape,
+                                       fmt::format_context& context) const;
+};
+
+namespace switchyard {
+
 // Read-only, contiguous, row-major, non-owning. A default-constructed view is empty and stands for
 // an optional operand that is not given.
 class ConstTensorView {
@@ -106,7 +119,12 @@ class ConstTensorView {
   ConstTensorView rows(int64_t begin, int64_t count) const;
 
  protected:
-  void check_dtype(DType wanted) const;
+  // Kernels ask for every row, so that only a comparison may be left of this.
+  void check_dtype(DType wanted) const {
+    if (dtype_ != wanted) [[unlikely]]
+      throw_other_dtype(wanted);
+  }
+  [[noreturn]] void throw_other_dtype(DType wanted) const;
   void* row_address(int64_t begin, int64_t count, Shape* shape) const;
 
   void* data_ = nullptr;

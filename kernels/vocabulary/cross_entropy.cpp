@@ -17,8 +17,7 @@ void check_rows(ConstTensorView per_row, int64_t tokens, DType dtype, const char
 }
 
 int64_t rows_of(ConstTensorView logits) {
-  require(logits.rank() == 2, "logits have shape {}, expected [tokens, vocab]",
-          to_string(logits.shape()));
+  require(logits.rank() == 2, "logits have shape {}, expected [tokens, vocab]", logits.shape());
   require_dtype(logits, DType::f32, "logits");
   return logits.dim(0);
 }
@@ -73,7 +72,7 @@ void cross_entropy_backward(Stream& stream, ConstTensorView logits, ConstTensorV
 
 void mask_columns(Stream& stream, int64_t vocab, TensorView logits) {
   require(logits.rank() == 2 && vocab <= logits.dim(1), "{} ids do not fit logits of shape {}",
-          vocab, to_string(logits.shape()));
+          vocab, logits.shape());
   require_dtype(logits, DType::f32, "logits");
   SWITCHYARD_BODY(stream, mask_columns)(stream, vocab, logits);
 }

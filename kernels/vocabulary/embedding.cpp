@@ -11,8 +11,7 @@ namespace switchyard {
 
 void embedding_forward(Stream& stream, ConstTensorView ids, ConstTensorView table,
                        int64_t first_row, TensorView out) {
-  require(table.rank() == 2, "table has shape {}, expected [rows, hidden]",
-          to_string(table.shape()));
+  require(table.rank() == 2, "table has shape {}, expected [rows, hidden]", table.shape());
   require_dtype(ids, DType::i32, "ids");
   require_shape(out, {ids.num_elements(), table.dim(1)}, "out");
   require_dtype(out, table.dtype(), "out");
@@ -21,8 +20,7 @@ void embedding_forward(Stream& stream, ConstTensorView ids, ConstTensorView tabl
 
 void embedding_backward(Stream& stream, Workspace& workspace, ConstTensorView ids,
                         ConstTensorView dout, int64_t first_row, TensorView dtable) {
-  require(dtable.rank() == 2, "dtable has shape {}, expected [rows, hidden]",
-          to_string(dtable.shape()));
+  require(dtable.rank() == 2, "dtable has shape {}, expected [rows, hidden]", dtable.shape());
   require_dtype(ids, DType::i32, "ids");
   require_dtype(dtable, DType::f32, "dtable");
   require_shape(dout, {ids.num_elements(), dtable.dim(1)}, "dout");

@@ -13,8 +13,8 @@ HashSelector::HashSelector(const DecodeConfig& config, const HashProjection& has
       words_(hash.bits() / 32),
       codes_({batch_, kv_heads_, max_len_, words_}, DType::i32, device_) {
   require(hash.keys.dim(0) == kv_heads_ && hash.keys.dim(1) == head_dim_,
-          "hash projections have the shape {}, the cache has {} heads of {}",
-          to_string(hash.keys.shape()), kv_heads_, head_dim_);
+          "hash projections have the shape {}, the cache has {} heads of {}", hash.keys.shape(),
+          kv_heads_, head_dim_);
   if (config.key_norm || hash.query_codes() == QueryCodes::planes)
     norms_ = Tensor({batch_, kv_heads_, max_len_}, DType::f32, device_);
 }

@@ -120,8 +120,8 @@ void CheckpointReader::check_pieces(std::span<const TensorPiece> pieces) const {
     require(found != places_.end(), "the checkpoint {} holds no {}", folder_.string(), name);
     const Shape& stored = found->second.front().piece->geometry.global_shape;
     require(stored == piece.geometry.global_shape,
-            "{} has shape {} in the checkpoint {} and {} in this model", name, to_string(stored),
-            folder_.string(), to_string(piece.geometry.global_shape));
+            "{} has shape {} in the checkpoint {} and {} in this model", name, stored,
+            folder_.string(), piece.geometry.global_shape);
   }
 }
 

@@ -86,7 +86,7 @@ void check_all_weights_are_wanted(const CheckpointReader& reader,
     for (const auto& [key, shape] : tensors_of(reader.manifest().shards)) {
       require(key.first != kWeights || wanted.contains(key.second),
               "the checkpoint {} holds {} {} {}, which this model does not have",
-              reader.folder().string(), key.first, key.second, to_string(shape));
+              reader.folder().string(), key.first, key.second, shape);
     }
   });
 }

@@ -103,7 +103,7 @@ std::string describe_tensors(CheckpointReader& reader, bool verify, NotFinite& n
   std::string text = "tensors\n";
   int64_t weights = 0;
   for (const auto& [key, shape] : tensors_of(reader.manifest().shards)) {
-    text += fmt::format("  {:<44}  {:<18}", key.first + '/' + key.second, to_string(shape));
+    text += fmt::format("  {:<44}  {:<18}", key.first + '/' + key.second, shape);
     if (verify) {
       const Statistics statistics = statistics_of(reader, key, shape);
       text += describe(statistics, shape.num_elements());

@@ -247,7 +247,7 @@ std::map<TensorKey, Shape> tensors_of(const std::vector<StoredFile>& shards) {
       const TensorKey key{piece.kind, piece.name};
       const Shape& shape = shapes.try_emplace(key, piece.geometry.global_shape).first->second;
       require(shape == piece.geometry.global_shape, "{} {} is {} in one shard and {} in another",
-              piece.kind, piece.name, to_string(shape), to_string(piece.geometry.global_shape));
+              piece.kind, piece.name, shape, piece.geometry.global_shape);
       found[key] += piece.geometry.num_elements();
     }
   }

@@ -139,13 +139,13 @@ PieceGeometry whole_tensor(const Shape& shape) {
 void check_geometry(const PieceGeometry& piece, const std::string& name) {
   const int rank = piece.global_shape.rank();
   require(rank > 0 && piece.offset.rank() == rank && piece.extent.rank() == rank,
-          "{}: shape {}, offset {} and extent {} differ in rank", name,
-          to_string(piece.global_shape), to_string(piece.offset), to_string(piece.extent));
+          "{}: shape {}, offset {} and extent {} differ in rank", name, piece.global_shape,
+          piece.offset, piece.extent);
   for (int d = 0; d < rank; ++d) {
     require(piece.offset[d] >= 0 && piece.extent[d] > 0 &&
                 piece.extent[d] <= piece.global_shape[d] - piece.offset[d],
-            "{}: the box at {} of extent {} is not inside {}", name, to_string(piece.offset),
-            to_string(piece.extent), to_string(piece.global_shape));
+            "{}: the box at {} of extent {} is not inside {}", name, piece.offset, piece.extent,
+            piece.global_shape);
   }
   require(0 <= piece.begin && piece.begin < piece.end && piece.end <= piece.extent.num_elements(),
           "{}: the range [{}, {}) is not inside a box of {} elements", name, piece.begin, piece.end,

@@ -81,7 +81,7 @@ void read_layer(const hdf5::File& file, HashWeights& weights, int layer,
     const hdf5::Dataset dataset = file.dataset(dataset_name(layer, of.name));
     const Shape shape = shape_of(weights, of);
     require(Shape(dataset.shape()) == shape, "{} has the shape {}, not {}", dataset.where(),
-            to_string(Shape(dataset.shape())), to_string(shape));
+            Shape(dataset.shape()), shape);
     dataset.require_stored();
     Tensor& tensor = weights.layers[static_cast<size_t>(layer)].*of.tensor;
     tensor = Tensor(shape, DType::f32);

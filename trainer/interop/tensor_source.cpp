@@ -175,7 +175,7 @@ std::string ForeignSource::find_problem(const TensorRule& rule) const {
   const safetensors::TensorInfo& info = *weights_.tensors().at(name->second);
   if (info.shape != dims_of(rule.shape)) {
     return fmt::format("{} has shape [{}] instead of {}", name->second, fmt::join(info.shape, ", "),
-                       to_string(rule.shape));
+                       rule.shape);
   }
   if (!info.element) return fmt::format("{} is of type {}", name->second, info.type);
   if (rule.making != TensorRule::Making::constant) return "";
