@@ -6,6 +6,7 @@
 #include <dnnl.hpp>
 #include <unordered_map>
 #include <utility>
+#include <vector>
 
 #include "kernels/cpu/transpose.h"
 #include "kernels/linear/bf16_method.h"
@@ -23,7 +24,9 @@ constexpr int64_t kMaxDepth = 256;
 constexpr int64_t kVectorFloats = 16;
 // From so many rows of c on a transposed b is worth transposing back first.
 constexpr int64_t kRowsPerTranspose = 64;
+// What is transposed at once: as deep as a call of oneDNN, unless the whole b fits into 8 MiB.
 constexpr int64_t kTransposedDepth = 512;
+constexpr int64_t kMostTransposed = int64_t{1} << 21;
 
 MatrixOperand at(const MatrixOperand& x, DType dtype, int64_t op_row, int64_t op_col) {
   if (x.transpose == Transpose::yes) std::swap(op_row, op_col);
@@ -70,16 +73,16 @@ bool is_worth_transposing(const MatrixProduct& p) {
 
 // c (+)= op(a) op(b). oneDNN is a sixth slower where b is transposed, as weights are in forward
 // passes, than where it is not.
-void sgemm(const MatrixProduct& p) {
+void sgemm(const MatrixProduct& p, TransposedOperand& kept) {
   if (!is_worth_transposing(p)) return call_sgemm(p);
-  thread_local const Buffer scratch(kTransposedDepth * kMaxCols * sizeof(float));
-  auto* b = static_cast<float*>(scratch.data());
+  const int64_t depth = p.k * p.n <= kMostTransposed ? p.k : kTransposedDepth;
   MatrixProduct part = p;
-  part.b = {b, p.n, Transpose::no};
   for (int64_t k = 0; k < p.k; k += kTransposedDepth) {
+    const int64_t begin = k / depth * depth;
+    const float* b = kept.of(at(p.b, DType::f32, begin, 0), std::min(depth, p.k - begin), p.n);
     part.k = std::min(kTransposedDepth, p.k - k);
     part.a = at(p.a, DType::f32, 0, k);
-    cpu::transpose(static_cast<const float*>(p.b.data) + k, p.n, part.k, p.b.stride, b);
+    part.b = {b + (k - begin) * p.n, p.n, Transpose::no};
     call_sgemm(part);
     part.accumulate = Accumulate::yes;
   }
@@ -200,6 +203,15 @@ const Bf16Primitive& find_primitive(const PrimitiveKey& key) {
 
 }  // namespace
 
+const float* TransposedOperand::of(const MatrixOperand& b, int64_t k, int64_t n) {
+  thread_local std::vector<float> memory;
+  if (b.data == data_ && b.stride == stride_ && k == k_ && n == n_) return memory.data();
+  memory.resize(std::max(memory.size(), static_cast<size_t>(k * n)));
+  cpu::transpose(static_cast<const float*>(b.data), n, k, b.stride, memory.data());
+  data_ = b.data, stride_ = b.stride, k_ = k, n_ = n;
+  return memory.data();
+}
+
 ProductBlocks::ProductBlocks(int64_t m, int64_t n)
     : row_blocks_(ceil_div(m, kMaxRows)), col_blocks_(ceil_div(n, kMaxCols)) {
   // The parts have nearly equal size: 257 rows are cut into 129 and 128, not into 256 and 1.
@@ -208,7 +220,7 @@ ProductBlocks::ProductBlocks(int64_t m, int64_t n)
 }
 
 MatrixProduct ProductBlocks::block(const MatrixProduct& product, int64_t index) const {
-  const int64_t row = index / col_blocks_ * rows_, col = index % col_blocks_ * cols_;
+  const int64_t row = index % row_blocks_ * rows_, col = index / row_blocks_ * cols_;
   MatrixProduct part = product;
   part.m = std::clamp<int64_t>(product.m - row, 0, rows_);
   part.n = std::clamp<int64_t>(product.n - col, 0, cols_);
@@ -220,16 +232,25 @@ MatrixProduct ProductBlocks::block(const MatrixProduct& product, int64_t index) 
 
 void compute(const MatrixProduct& product) {
   const ProductBlocks blocks(product.m, product.n);
-#pragma omp parallel for schedule(static)
-  for (int64_t i = 0; i < blocks.count(); ++i) compute_block(blocks.block(product, i));
+#pragma omp parallel
+  {
+    TransposedOperand kept;
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < blocks.count(); ++i) compute_block(blocks.block(product, i), kept);
+  }
 }
 
 void compute_block(const MatrixProduct& product) {
+  TransposedOperand kept;
+  compute_block(product, kept);
+}
+
+void compute_block(const MatrixProduct& product, TransposedOperand& kept) {
   if (product.m == 0 || product.n == 0) return;
   if (product.k == 0) {
     if (product.accumulate == Accumulate::no) zero(product);
   } else if (product.dtype == DType::f32) {
-    sgemm(product);
+    sgemm(product, kept);
   } else if (bf16_method() == Bf16Method::native) {
     compute_block_native_bf16(product);
   } else {
@@ -284,7 +305,7 @@ void compute_block_widened_bf16(const MatrixProduct& p) {
     auto* b = static_cast<float*>(scratch.b.data());
     part.b = is_worth_transposing(p) ? widen_transposed(at(p.b, p.dtype, k, 0), part.k, p.n, b)
                                      : widen(at(p.b, p.dtype, k, 0), part.k, p.n, b);
-    sgemm(part);
+    call_sgemm(part);
     part.accumulate = Accumulate::yes;
   }
   if (!is_f32) round_into(p, static_cast<const float*>(scratch.c.data()));

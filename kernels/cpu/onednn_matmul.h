@@ -22,7 +22,8 @@ struct MatrixProduct {
 };
 
 // Cuts c into blocks; one thread computes each. The cut depends on the shape only, so that results
-// do not depend on the number of threads.
+// do not depend on the number of threads. Blocks of the same columns, and so of the same part of b,
+// come one after the other.
 class ProductBlocks {
  public:
   ProductBlocks(int64_t m, int64_t n);
@@ -36,11 +37,24 @@ class ProductBlocks {
   int64_t rows_, cols_;  // of one block; the last blocks may be smaller
 };
 
+// The f32 b of a thread's last block, transposed back, for the next block of the same columns. It
+// lives in one parallel region, in which b does not change, and not beside another in its thread.
+class TransposedOperand {
+ public:
+  // op(b) [k, n], stored densely; `b` is stored as [n, k].
+  const float* of(const MatrixOperand& b, int64_t k, int64_t n);
+
+ private:
+  const void* data_ = nullptr;
+  int64_t stride_ = 0, k_ = 0, n_ = 0;
+};
+
 // Computes the product on all OpenMP threads, block by block.
 void compute(const MatrixProduct& product);
 
 // Computes the product on the calling thread only, inside a parallel region or outside one.
 void compute_block(const MatrixProduct& product);
+void compute_block(const MatrixProduct& product, TransposedOperand& kept);
 
 // The two methods of compute_block for bf16 operands; see bf16_method.h.
 void compute_block_native_bf16(const MatrixProduct& product);

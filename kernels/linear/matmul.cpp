@@ -55,6 +55,7 @@ void compute_grouped(int64_t num_experts, const ProductOfExpert& product_of_expe
     // A thread gets its blocks in ascending order, so its expert index only increases.
     int64_t expert = -1, first = 0, end = 0;
     MatrixProduct product;
+    TransposedOperand kept;
 #pragma omp for schedule(monotonic : dynamic)
     for (int64_t i = 0; i < num_blocks; ++i) {
       while (i >= end) {
@@ -62,7 +63,7 @@ void compute_grouped(int64_t num_experts, const ProductOfExpert& product_of_expe
         first = end;
         end += blocks_of(product).count();
       }
-      compute_block(blocks_of(product).block(product, i - first));
+      compute_block(blocks_of(product).block(product, i - first), kept);
     }
   }
 }
