@@ -19,8 +19,7 @@ DistributedOptimizer::DistributedOptimizer(Stream& stream, const OptimizerConfig
     shards_.emplace_back(stream, rules_, buffer, copies_of(buffer.group));
   }
   if (dist_.connects_when_used()) open_connections(stream);
-  // A device that only counts has no other ranks to put matrices together with.
-  if (!rules_.matrices || stream.device().counts_only) return;
+  if (!rules_.matrices) return;
   // The ranks that together own a matrix which tp splits are those that hold replicated parameters.
   add_matrix_update(stream, copies_of(ParameterGroup::replicated), /*experts=*/false);
   add_matrix_update(stream, copies_of(ParameterGroup::expert), /*experts=*/true);

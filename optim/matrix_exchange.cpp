@@ -34,7 +34,11 @@ MatrixExchange::MatrixExchange(Stream& stream, Communicator& group,
                                const std::vector<Matrix>& matrices, int64_t elements_per_rank)
     : group_(group) {
   for (const Matrix& matrix : matrices) shapes_.push_back(matrix.shape);
-  gather_parts(stream, matrices);
+  if (stream.device().counts_only) {
+    suppose_parts(matrices);
+  } else {
+    gather_parts(stream, matrices);
+  }
   for (int matrix = 0; matrix < static_cast<int>(shapes_.size()); ++matrix) {
     check_parts(matrix);
     make_column_order(stream, matrix);
@@ -62,6 +66,21 @@ void MatrixExchange::gather_parts(Stream& stream, const std::vector<Matrix>& mat
       const int64_t* p = all.data() + rank * mine.size() + matrix * kFieldsOfPart;
       parts_[matrix * num_ranks + rank] = {p[0], p[1], p[2], p[3], p[4], p[5]};
     }
+  }
+}
+
+void MatrixExchange::suppose_parts(const std::vector<Matrix>& matrices) {
+  const int num_ranks = group_.size();
+  parts_.resize(matrices.size() * static_cast<size_t>(num_ranks));
+  for (size_t i = 0; i < matrices.size(); ++i) {
+    const auto [shape, mine] = matrices[i];
+    MatrixPart* const of_ranks = parts_.data() + i * static_cast<size_t>(num_ranks);
+    of_ranks[group_.rank()] = mine;
+    const int64_t others = shape.num_elements() - mine.num_elements();
+    if (others == 0 || num_ranks == 1) continue;
+    const int distance = 1 + static_cast<int>(i % static_cast<size_t>(num_ranks - 1));
+    of_ranks[(group_.rank() + distance) % num_ranks] = {
+        .rows = mine.rows, .columns = mine.columns, .begin = 0, .end = others};
   }
 }
 

@@ -83,6 +83,9 @@ class MatrixExchange {
   const MatrixPart& part(int matrix, int rank) const;
   int64_t columns_of_blocks(int matrix) const;
   void gather_parts(Stream&, const std::vector<Matrix>& matrices);
+  // A device that only counts hears of no other rank's parts. What this rank does not own of a
+  // matrix is taken to lie on one other rank, each time another one.
+  void suppose_parts(const std::vector<Matrix>& matrices);
   void check_parts(int matrix) const;
   void make_rounds(int64_t elements_per_rank);
   Round make_round(std::vector<int> matrices) const;

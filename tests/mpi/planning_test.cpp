@@ -148,6 +148,25 @@ TEST_P(PlanOnLayoutsTest, StateOfMuonIsCountedForEveryRank) {
   EXPECT_EQ(counted.optimizer().main_params_bytes(), optimizer.main_params_bytes());
 }
 
+// The largest of the ranks: how many of its own elements a rank sends depends on where they lie.
+TEST_P(PlanOnLayoutsTest, ScratchOfMuonIsCounted) {
+  Stream stream;
+  RunConfig config = this->config();
+  config.optimizer.type = OptimizerType::muon;
+  const DistributedContext dist(test_mpi(), layout());
+  Transformer model(stream, config.model, dist, options_of(config));
+  DistributedOptimizer optimizer(stream, config.optimizer, model.parameters(), dist);
+  CountedRank counted(config, layout(), {.rank = test_mpi().rank()});
+  Workspace scratch;
+  optimizer.step(stream, scratch, 1e-3);
+  counted.run_micro_batch(/*is_last=*/true);
+
+  double bytes[] = {static_cast<double>(scratch.high_water()),
+                    static_cast<double>(counted.run_optimizer())};
+  dist.world().all_reduce(stream, view_of(std::span<double>(bytes)), ReduceOp::max);
+  EXPECT_NEAR(bytes[1], bytes[0], (layout().world_size() == 1 ? 0.0 : 0.25) * bytes[0]);
+}
+
 struct Pass {
   double mean_peak = 0.0;      // of the ranks' workspaces
   int64_t exchange_bytes = 0;  // of all ranks

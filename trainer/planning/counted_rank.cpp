@@ -107,10 +107,11 @@ ActivationPlan CountedRank::run_micro_batch(bool is_last) {
           .temporaries =
               static_cast<int64_t>(saved.high_water() + scratch.high_water() + plans.high_water()) -
               kept,
-          .exchange_buffers = model_.take_exchange_figures().buffer_bytes};
+          .exchange_buffers = model_.take_exchange_figures().buffer_bytes,
+          .scratch = static_cast<int64_t>(scratch.high_water())};
 }
 
-void CountedRank::run_optimizer() {
+int64_t CountedRank::run_optimizer() {
   if (options_.trace) options_.trace->set_phase(Phase::optimizer);
   Workspace scratch(stream_.device());
   optimizer_.start_step(stream_, scratch, config_.optimizer.lr);
@@ -119,6 +120,7 @@ void CountedRank::run_optimizer() {
       scratch.take({int64_t{model_.num_moe_layers()} * config_.model.num_experts}, DType::f64),
       ReduceOp::sum);
   optimizer_.finish_step(stream_);
+  return static_cast<int64_t>(scratch.high_water());
 }
 
 void CountedRank::forward_sequence() {

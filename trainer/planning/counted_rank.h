@@ -18,6 +18,7 @@ struct ActivationPlan {
   int64_t temporaries = 0;  // the most that is allocated beside it
   // The most that the exchange of one layer sends and receives at a time; part of temporaries.
   int64_t exchange_buffers = 0;
+  int64_t scratch = 0;  // the part of temporaries whose arena the optimizer's step uses, too
 
   int64_t peak() const { return saved + temporaries; }
 };
@@ -50,8 +51,9 @@ class CountedRank {
   // Runs the forward and the backward pass of a micro-batch. In the last one of a step, gradients
   // are reduced behind the backward pass where transfers run behind compute.
   ActivationPlan run_micro_batch(bool is_last);
-  // Runs the optimizer's step, and the reduction of the step's figures.
-  void run_optimizer();
+  // Runs the optimizer's step, and the reduction of the step's figures. Returns the bytes of scratch
+  // that they take.
+  int64_t run_optimizer();
   // Runs the forward pass of one sequence without gradients, for stream().observer().
   void forward_sequence();
 

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "optim/update_rule.h"
 #include "trainer/planning/counted_rank.h"
 #include "trainer/planning/paper_arithmetic.h"
@@ -133,7 +135,9 @@ Plan make_plan(const RunConfig& config, const ParallelLayout& layout) {
   CountedRank rank(config, layout);
   plan.parameters_of_rank = rank.parameters().num_elements();
   plan.memory = state_of(rank);
-  plan.memory.activations = rank.run_micro_batch(/*is_last=*/false);
+  ActivationPlan& activations = plan.memory.activations;
+  activations = rank.run_micro_batch(/*is_last=*/false);
+  activations.temporaries += std::max<int64_t>(rank.run_optimizer() - activations.scratch, 0);
   plan.forward_flops = forward_flops_per_token(config.model);
   plan.tokens_per_step = config.train.global_batch_size * config.model.seq_len;
   plan.step_flops =

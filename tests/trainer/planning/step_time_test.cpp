@@ -6,6 +6,7 @@
 #include "parallel/exchange_lists.h"
 #include "tests/support/error_of.h"
 #include "tests/support/model_fixture.h"
+#include "trainer/planning/counted_rank.h"
 #include "trainer/planning/layout_search.h"
 #include "trainer/planning/verdict.h"
 
@@ -157,6 +158,48 @@ TEST_P(TraceTest, HoldsTheProductsOfAStep) {
   EXPECT_EQ(trace.micro_batches, 2);
   EXPECT_NEAR(flops_of(trace.first) + flops_of(trace.last), make_plan(config, layout).step_flops,
               1.0);
+}
+
+// Of one step of the Newton-Schulz iteration for each hidden matrix: three products, see
+// kernels/optimizer/newton_schulz.h.
+double newton_schulz_flops(const RunConfig& config) {
+  CountedRank whole(config, ParallelLayout(1, 1, 1));
+  double flops = 0.0;
+  for (const Parameter& p : whole.parameters().parameters()) {
+    const ParameterSpec& spec = p.spec;
+    if (spec.hidden_matrices == 0) continue;
+    const int last = spec.global_shape.rank() - 1;
+    const auto rows = static_cast<double>(spec.global_shape[last - 1] / spec.hidden_matrices);
+    const auto columns = static_cast<double>(spec.global_shape[last]);
+    const double shorter = std::min(rows, columns), longer = std::max(rows, columns);
+    const double matrices =
+        static_cast<double>(spec.global_shape.num_elements()) / (rows * columns);
+    flops += matrices * shorter * shorter * (4.0 * longer + 2.0 * shorter);
+  }
+  return flops;
+}
+
+TEST_P(TraceTest, HoldsTheProductsOfMuonWhichRanksShare) {
+  RunConfig config = run_of(GetParam(), 1, 1);
+  config.optimizer.type = OptimizerType::muon;
+  const double whole = config.optimizer.muon.ns_steps * newton_schulz_flops(config);
+  EXPECT_NEAR(flops_of(trace_step(config, ParallelLayout(1, 1, 1), clockwork()).optimizer), whole,
+              1.0);
+
+  config.train.global_batch_size *= 4;
+  const ParallelLayout layout(4, 1, 1);
+  const StepTrace trace = trace_step(config, layout, clockwork());
+  EXPECT_GE(flops_of(trace.optimizer), 0.25 * whole);  // Rank 0 has the most.
+  EXPECT_LT(flops_of(trace.optimizer), 0.4 * whole);
+  // A rank sends what others transform of its own, and back what it has transformed for others.
+  double sent = 0.0;
+  for (const TraceItem& item : trace.optimizer) {
+    const auto* start = std::get_if<TracedStart>(&item.what);
+    if (start && start->traffic.kind == CollectiveKind::all_to_all) {
+      sent += start->traffic.bytes_within;
+    }
+  }
+  EXPECT_GT(sent, 0.0);
 }
 
 TEST_P(TraceTest, TransfersTheBytesOfTheFormula) {
