@@ -15,8 +15,9 @@
 
 namespace switchyard::cuda {
 
-// Columns of the blocks that the kernels compute: each gives a row one partial sum.
-constexpr int64_t kGroupedTileColumns = 128;
+// Columns of the blocks that the kernels compute: each gives a row one partial sum. In the forward
+// pass of a gated function half of them are gates, so its width must be a multiple of the half.
+constexpr int64_t kGroupedTileColumns = 128, kGatedTileColumns = kGroupedTileColumns / 2;
 
 // One product per expert, d [m, n] = a [m, k] b [k, n], in device memory: lists with an entry per
 // expert. Strides are elements from row to row as stored. An expert may have no rows.
@@ -58,16 +59,17 @@ inline ExpertProblems::ExpertProblems(void* memory, int64_t num_experts)
   sizes = reinterpret_cast<Sizes*>(at);
 }
 
-// What the epilogues read and write beside c and d, in device memory; `rows` are those of all
-// experts, and rows of `up` and `dup` are twice as long as those of `act`.
+// What the epilogues read and write beside c and d, in device memory. `rows` are those of all
+// experts; rows of a gated function's input have its gate first, then `up`.
 struct ActivationEpilogue {
   Activation activation;
   int64_t rows;
   const float* row_scale;        // [rows] or null
-  bfloat16* act;                 // [rows, n]
-  const bfloat16* up = nullptr;  // backward, gated only: the half behind the gate
-  bfloat16* dup = nullptr;       // likewise
-  float* dots = nullptr;         // backward: [tiles of n, rows], null without row_scale
+  bfloat16* act;                 // [rows, ffn]
+  bfloat16* gate_up = nullptr;   // forward, gated only: [rows, 2 ffn], where d lies
+  const bfloat16* up = nullptr;  // backward, gated only: the second half of the first row's input
+  bfloat16* dup = nullptr;       // and of its gradient
+  float* dots = nullptr;         // backward: [tiles of ffn, rows], null without row_scale
 };
 
 bool has_grouped_cutlass_in_build();
@@ -75,8 +77,7 @@ bool has_grouped_cutlass_in_build();
 bool has_grouped_cutlass(Device device);
 
 // a [rows, k], b [experts, n, k] transposed; d = the product, act = row_scale activation(d), with
-// the bits that activation_forward makes of d. Not for gated functions, whose two halves lie in
-// different tiles.
+// the bits that activation_forward makes of d.
 void grouped_cutlass_forward(Stream& stream, const ExpertProblems& problems,
                              const ActivationEpilogue& epilogue);
 // a [rows, k], b [experts, k, n], whose product dact is not stored. c is the activation's input, or

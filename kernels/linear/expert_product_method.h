@@ -10,8 +10,8 @@
 
 namespace switchyard {
 
-// How a CUDA device computes the bf16 products of all experts (grouped_linear_*), and the activation
-// between them.
+// How a CUDA device computes the bf16 products of all experts (grouped_linear_*), and the
+// activation between them.
 enum class ExpertProductMethod {
   cublas_lt,  // one call of cuBLASLt, whose sizes the device reads
   cutlass,    // the same, but those next to the activation by CUTLASS, together with the activation
@@ -34,8 +34,8 @@ struct ExpertProducts {
 
 // Seconds on the stream's CUDA device for the forward and the backward pass, in bf16, with the same
 // number of rows for each expert. A method that cannot compute them, such as cublas_lt where rows
-// are not aligned to 16 bytes, takes infinitely long; all but `streams` do if the device has no
-// memory for the measurement.
+// are not aligned to 16 bytes, or whose results are not those of `streams` but for rounding, takes
+// infinitely long; all but `streams` do if the device has no memory for the measurement.
 MethodSeconds<ExpertProductMethod> measure_expert_product_methods(Stream& stream,
                                                                   const ExpertProducts& products);
 

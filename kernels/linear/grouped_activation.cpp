@@ -1,5 +1,6 @@
 #include "kernels/linear/grouped_activation.h"
 
+#include <algorithm>
 #include <climits>
 
 #include "kernels/cuda/grouped_cutlass.h"
@@ -14,9 +15,8 @@ namespace {
 // The tensor memory accelerator reads rows that begin at multiples of 16 bytes.
 bool fits_cutlass(ConstTensorView rows, ConstTensorView weight) {
   return rows.dtype() == DType::bf16 && rows.dim(0) <= INT_MAX &&
-         weight.dim(0) <= cuda::kMostGroupedExperts &&
-         weight.dim(1) % 8 == 0 && weight.dim(2) % 8 == 0 &&
-         cuda::allow_vectors(rows.raw(), weight.raw());
+         weight.dim(0) <= cuda::kMostGroupedExperts && weight.dim(1) % 8 == 0 &&
+         weight.dim(2) % 8 == 0 && cuda::allow_vectors(rows.raw(), weight.raw());
 }
 
 bool uses_cutlass(const Stream& stream) {
@@ -24,16 +24,16 @@ bool uses_cutlass(const Stream& stream) {
          cuda::has_grouped_cutlass(stream.device());
 }
 
-void check_rows(Activation activation, ConstTensorView weight,
-                std::span<const int64_t> row_offsets, ConstTensorView up, ConstTensorView row_scale,
-                ConstTensorView act) {
+void check_rows(Activation activation, ConstTensorView weight, std::span<const int64_t> row_offsets,
+                ConstTensorView up, ConstTensorView row_scale, ConstTensorView act) {
   require_shape(up, {act.dim(0), act.dim(1) * (is_gated(activation) ? 2 : 1)}, "up");
   require_dtype(act, up.dtype(), "act");
   require(weight.rank() == 3 && std::ssize(row_offsets) == weight.dim(0) + 1,
           "row_offsets has {} entries, and weight the shape {}", row_offsets.size(),
           to_string(weight.shape()));
-  require(row_offsets.back() == act.dim(0), "row_offsets covers {} rows of {}", row_offsets.back(),
-          act.dim(0));
+  require(row_offsets.front() == 0 && row_offsets.back() == act.dim(0) &&
+              std::ranges::is_sorted(row_offsets),
+          "row_offsets must rise from 0 to {} rows", act.dim(0));
   if (row_scale) {
     require_shape(row_scale, {act.dim(0)}, "row_scale");
     require_dtype(row_scale, DType::f32, "row_scale");
@@ -44,7 +44,9 @@ void check_rows(Activation activation, ConstTensorView weight,
 
 bool fuses_activation_forward(const Stream& stream, Activation activation, ConstTensorView x,
                               ConstTensorView weight) {
-  return !is_gated(activation) && uses_cutlass(stream) && fits_cutlass(x, weight);
+  const bool halves_fit =
+      !is_gated(activation) || weight.dim(1) % (2 * cuda::kGatedTileColumns) == 0;
+  return halves_fit && uses_cutlass(stream) && fits_cutlass(x, weight);
 }
 
 bool fuses_activation_backward(const Stream& stream, ConstTensorView dy, ConstTensorView weight) {
@@ -76,8 +78,8 @@ void grouped_activation_forward(Stream& stream, Activation activation, ConstTens
   require_dtype(weight, x.dtype(), "weight");
   require_dtype(up, x.dtype(), "up");
   if (WorkObserver* observer = stream.observer()) {
-    observer->products({ProductKind::forward, x.dtype(), x.dim(0), up.dim(1), x.dim(1),
-                        row_offsets});
+    observer->products(
+        {ProductKind::forward, x.dtype(), x.dim(0), up.dim(1), x.dim(1), row_offsets});
   }
   SWITCHYARD_BODY(stream, grouped_activation_forward)
   (stream, activation, x, weight, row_offsets, row_scale, up, act);
@@ -97,8 +99,8 @@ void grouped_activation_backward(Stream& stream, Workspace& workspace, Activatio
   require_dtype(dup, up.dtype(), "dup");
   if (row_scale) require_shape(drow_scale, row_scale.shape(), "drow_scale");
   if (WorkObserver* observer = stream.observer()) {
-    observer->products({ProductKind::input_gradient, dy.dtype(), dy.dim(0), act.dim(1), dy.dim(1),
-                        row_offsets});
+    observer->products(
+        {ProductKind::input_gradient, dy.dtype(), dy.dim(0), act.dim(1), dy.dim(1), row_offsets});
   }
   count_grouped_activation_backward(stream, workspace, dy, weight);
   SWITCHYARD_BODY(stream, grouped_activation_backward)

@@ -86,7 +86,8 @@ void cuda::grouped_activation_forward(Stream& stream, Activation activation, Con
                           {.activation = activation,
                            .rows = act.dim(0),
                            .row_scale = scales_of(row_scale),
-                           .act = act.data<bfloat16>()});
+                           .act = act.data<bfloat16>(),
+                           .gate_up = is_gated(activation) ? operands.d : nullptr});
 }
 
 void cuda::grouped_activation_backward(Stream& stream, Workspace& workspace, Activation activation,
@@ -124,8 +125,8 @@ void cuda::grouped_activation_backward(Stream& stream, Workspace& workspace, Act
                             .dup = gated ? operands.d + ffn : nullptr,
                             .dots = dots ? dots.data<float>() : nullptr});
   if (!dots) return;
-  launch(sum_tiles_kernel, num_blocks(rows, kThreads), kThreads, 0, stream,
-         dots.data<float>(), dots.dim(0), rows, drow_scale.data<float>());
+  launch(sum_tiles_kernel, num_blocks(rows, kThreads), kThreads, 0, stream, dots.data<float>(),
+         dots.dim(0), rows, drow_scale.data<float>());
 }
 
 }  // namespace switchyard

@@ -34,9 +34,8 @@ using GroupedActivationBackward = void(Stream&, Workspace&, Activation, ConstTen
 GroupedActivationForward grouped_activation_forward;
 GroupedActivationBackward grouped_activation_backward;
 
-// Whether the ops are one product with the activation in its epilogue (ExpertProductMethod::cutlass)
-// and not the same as grouped_linear_* and activation_*. The forward pass of a gated function is
-// not: gate and up lie in different tiles of the product.
+// Whether the ops are one product with the activation in its epilogue
+// (ExpertProductMethod::cutlass) and not the same as grouped_linear_* and activation_*.
 //   x, dy, weight  as above
 bool fuses_activation_forward(const Stream&, Activation, ConstTensorView x, ConstTensorView weight);
 bool fuses_activation_backward(const Stream&, ConstTensorView dy, ConstTensorView weight);

@@ -87,7 +87,7 @@ class GroupedActivationTest
   const int64_t width_ = std::get<2>(GetParam()).first, ffn_ = std::get<2>(GetParam()).second;
   const int64_t up_width_ = ffn_ * (is_gated(activation()) ? 2 : 1);
   // Some experts have no rows (first, last and in between), some more than one block of rows.
-  const std::vector<int64_t> row_offsets_{0, 0, 1, 32, 32, 64, 97, 234, 234};
+  const std::vector<int64_t> row_offsets_{0, 0, 1, 33, 33, 163, 163};
   const int64_t experts_ = std::ssize(row_offsets_) - 1, rows_ = row_offsets_.back();
   const Tensor x_ = random_tensor({rows_, width_}, 1, dtype());
   const Tensor dy_ = random_tensor({rows_, width_}, 2, dtype());
@@ -177,19 +177,34 @@ TEST_P(GroupedActivationTest, RejectsOffsetsThatDoNotCoverTheRows) {
       testing::ThrowsMessage<Error>(testing::HasSubstr("row_offsets")));
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    All, GroupedActivationTest,
-    testing::Combine(testing::Values(Way{"f32", DType::f32, std::nullopt},
-                                     Way{"bf16", DType::bf16, std::nullopt},
-                                     Way{"cutlass", DType::bf16, ExpertProductMethod::cutlass}),
-                     testing::Values(Activation::swiglu, Activation::gelu, Activation::relu,
-                                     Activation::relu2, Activation::silu),
-                     testing::Values(std::pair(33, 65), std::pair(32, 64), std::pair(72, 264))),
-    [](const auto& tested) {
-      return std::get<0>(tested.param).name + "_" +
-             std::string(to_string(std::get<1>(tested.param))) + "_" +
-             std::to_string(std::get<2>(tested.param).second);
-    });
+std::string name_of(
+    const testing::TestParamInfo<std::tuple<Way, Activation, std::pair<int64_t, int64_t>>>&
+        tested) {
+  return std::get<0>(tested.param).name + "_" + std::string(to_string(std::get<1>(tested.param))) +
+         "_" + std::to_string(std::get<2>(tested.param).second);
+}
+
+INSTANTIATE_TEST_SUITE_P(Separate, GroupedActivationTest,
+                         testing::Combine(testing::Values(Way{"f32", DType::f32, std::nullopt},
+                                                          Way{"bf16", DType::bf16, std::nullopt}),
+                                          testing::Values(Activation::swiglu, Activation::gelu),
+                                          testing::Values(std::pair(17, 33))),
+                         name_of);
+
+const Way kCutlass{"cutlass", DType::bf16, ExpertProductMethod::cutlass};
+INSTANTIATE_TEST_SUITE_P(Cutlass, GroupedActivationTest,
+                         testing::Combine(testing::Values(kCutlass),
+                                          testing::Values(Activation::swiglu, Activation::gelu,
+                                                          Activation::relu, Activation::relu2,
+                                                          Activation::silu),
+                                          testing::Values(std::pair(32, 64), std::pair(24, 136))),
+                         name_of);
+// An inner dimension of more stages than the kernel has, and two tiles of gates and ups.
+INSTANTIATE_TEST_SUITE_P(CutlassWide, GroupedActivationTest,
+                         testing::Combine(testing::Values(kCutlass),
+                                          testing::Values(Activation::swiglu),
+                                          testing::Values(std::pair(392, 128))),
+                         name_of);
 
 }  // namespace
 }  // namespace switchyard

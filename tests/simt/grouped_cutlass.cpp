@@ -1,8 +1,9 @@
 // The emulated CUTLASS: products in double, by the lists in device memory, and the epilogues'
-// arithmetic. It is there if SWITCHYARD_EMULATED_CUTLASS is set.
+// arithmetic. It is there if SWITCHYARD_EMULATED_CUTLASS is set; "wrong" makes its results wrong.
 #include "kernels/cuda/grouped_cutlass.h"
 
 #include <cstdlib>
+#include <string_view>
 
 #include "kernels/cuda/activation_math.h"
 #include "kernels/cuda/sizes.h"
@@ -15,6 +16,8 @@ namespace switchyard::cuda {
 namespace {
 
 int64_t calls = 0;
+
+const char* setting() { return std::getenv("SWITCHYARD_EMULATED_CUTLASS"); }
 
 // The product of one expert, and its part of the other tensors.
 class EmulatedProduct {
@@ -35,21 +38,28 @@ class EmulatedProduct {
     const bool gated = is_gated(o_.activation);
     require(size_.m == problems.row_offsets[expert + 1] - first_row_ &&
                 first_row_ + size_.m <= o_.rows && (c_ != nullptr) == backward &&
-                d_stride_ == size_.n * (gated ? 2 : 1) &&
-                (!backward || c_stride_ == d_stride_) && !(gated && !backward),
+                d_stride_ == size_.n * (gated && backward ? 2 : 1) &&
+                (!backward || c_stride_ == d_stride_) &&
+                (o_.gate_up != nullptr) == (gated && !backward),
             "product {} of the emulated CUTLASS has wrong sizes", expert);
+    require(!o_.gate_up ||
+                (size_.n % kGroupedTileColumns == 0 && d_ == o_.gate_up + first_row_ * d_stride_),
+            "product {} of the emulated CUTLASS has gates elsewhere", expert);
     require(size_.n % 8 == 0 && size_.k % 8 == 0 && a_stride_ % 8 == 0 && b_stride_ % 8 == 0 &&
                 d_stride_ % 8 == 0 && allow_vectors(a_, b_, c_, d_, o_.act, o_.up, o_.dup),
             "product {} of the emulated CUTLASS is not aligned", expert);
   }
 
-  template <class F>
+  template <class F, bool kGated>
   void forward() const {
+    const int64_t ffn = size_.n / (kGated ? 2 : 1);
     for (int64_t i = 0; i < size_.m; ++i) {
-      for (int64_t j = 0; j < size_.n; ++j) {
-        bfloat16& up = d_[i * d_stride_ + j];
-        up = bfloat16(product(i, j, b_stride_, 1));
-        act(i, j) = bfloat16(activated<F, false>(static_cast<float>(up), 0.0f, scale(i)));
+      bfloat16* row = d_ + i * d_stride_;
+      for (int64_t j = 0; j < size_.n; ++j) row[j] = bfloat16(product(i, j, b_stride_, 1));
+      for (int64_t j = 0; j < ffn; ++j) {
+        const float up = kGated ? static_cast<float>(row[ffn + j]) : 0.0f;
+        o_.act[(first_row_ + i) * ffn + j] =
+            bfloat16(activated<F, kGated>(static_cast<float>(row[j]), up, scale(i)));
       }
     }
   }
@@ -64,7 +74,7 @@ class EmulatedProduct {
             kGated ? static_cast<float>(o_.up[behind]) : 0.0f, scale(i));
         d_[i * d_stride_ + j] = bfloat16(g.dx);
         if (kGated) o_.dup[behind] = bfloat16(g.dup);
-        act(i, j) = bfloat16(g.out);
+        o_.act[(first_row_ + i) * size_.n + j] = bfloat16(g.out);
         if (o_.dots == nullptr) continue;
         float& dot = o_.dots[j / kGroupedTileColumns * o_.rows + first_row_ + i];
         dot = (j % kGroupedTileColumns == 0 ? 0.0f : dot) + g.dot;
@@ -74,9 +84,9 @@ class EmulatedProduct {
 
  private:
   float scale(int64_t i) const { return o_.row_scale ? o_.row_scale[first_row_ + i] : 1.0f; }
-  bfloat16& act(int64_t i, int64_t j) const { return o_.act[(first_row_ + i) * size_.n + j]; }
   float product(int64_t i, int64_t j, int64_t b_column, int64_t b_inner) const {
     double sum = 0.0;
+    if (is_wrong_ && i == 0) return 0.0f;
     for (int64_t p = 0; p < size_.k; ++p) {
       sum += double{static_cast<float>(a_[i * a_stride_ + p])} *
              double{static_cast<float>(b_[j * b_column + p * b_inner])};
@@ -89,6 +99,7 @@ class EmulatedProduct {
   const bfloat16 *a_, *b_, *c_;
   bfloat16* d_;
   int64_t a_stride_, b_stride_, c_stride_, d_stride_, first_row_;
+  bool is_wrong_ = std::string_view(setting()) == "wrong";
 };
 
 // Calls body.operator()<F>(product) for every expert when the stream's work runs.
@@ -107,17 +118,18 @@ void for_each_expert(Stream& stream, const ExpertProblems& problems,
   });
 }
 
-bool is_there() { return std::getenv("SWITCHYARD_EMULATED_CUTLASS") != nullptr; }
-
 }  // namespace
 
-bool has_grouped_cutlass_in_build() { return is_there(); }
-bool has_grouped_cutlass(Device) { return is_there(); }
+bool has_grouped_cutlass_in_build() { return setting() != nullptr; }
+bool has_grouped_cutlass(Device) { return setting() != nullptr; }
 
 void grouped_cutlass_forward(Stream& stream, const ExpertProblems& problems,
                              const ActivationEpilogue& epilogue) {
+  const bool gated = is_gated(epilogue.activation);
   for_each_expert(stream, problems, epilogue, /*backward=*/false,
-                  []<class F>(const EmulatedProduct& product) { product.forward<F>(); });
+                  [gated]<class F>(const EmulatedProduct& product) {
+                    gated ? product.forward<F, true>() : product.forward<F, false>();
+                  });
 }
 
 void grouped_cutlass_backward(Stream& stream, const ExpertProblems& problems,

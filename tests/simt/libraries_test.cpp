@@ -1,6 +1,7 @@
 // Libraries of other versions, and what the program asks of them. A test can choose that on an
 // emulated device only.
 #include <cublasLt.h>
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cstdlib>
@@ -85,7 +86,7 @@ TEST_F(GroupedLtTest, MoreExpertsThanFitIntoTheScratchAreLeftToOthers) {
 
 class GroupedCutlassTest : public testing::Test {
  protected:
-  // Calls of CUTLASS in the forward and in the backward pass of the products next to the activation.
+  // Calls of CUTLASS in the forward and in the backward pass next to the activation.
   std::pair<int64_t, int64_t> calls(Activation activation, int64_t width, int64_t ffn,
                                     const std::vector<int64_t>& row_offsets,
                                     DType dtype = DType::bf16, int64_t misplaced = 0) {
@@ -120,8 +121,9 @@ TEST_F(GroupedCutlassTest, EachOpIsOneCallForAllExperts) {
   EXPECT_EQ(calls(Activation::gelu, 32, 64, {0, 3, 3, 40, 41}), Calls(1, 1));
 }
 
-TEST_F(GroupedCutlassTest, GateAndUpAreInOneCallInTheBackwardPassOnly) {
-  EXPECT_EQ(calls(Activation::swiglu, 32, 64, {0, 3, 3, 40, 41}), Calls(0, 1));
+TEST_F(GroupedCutlassTest, GateAndUpAreInOneCallWhereHalvesOfTilesFit) {
+  EXPECT_EQ(calls(Activation::swiglu, 32, 64, {0, 3, 3, 40, 41}), Calls(1, 1));
+  EXPECT_EQ(calls(Activation::swiglu, 32, 72, {0, 3, 3, 40, 41}), Calls(0, 1));
 }
 
 TEST_F(GroupedCutlassTest, WhatIsNotAlignedIsLeftToOthers) {
@@ -221,8 +223,7 @@ TEST_P(UploadTest, ArgumentsTravelThroughPinnedMemoryThatIsNotOverwrittenTooEarl
 
 INSTANTIATE_TEST_SUITE_P(All, UploadTest,
                          testing::Values(ExpertProductMethod::cublas_lt,
-                                         ExpertProductMethod::cutlass,
-                                         ExpertProductMethod::cublas),
+                                         ExpertProductMethod::cutlass, ExpertProductMethod::cublas),
                          [](const auto& tested) { return std::string(to_string(tested.param)); });
 
 TEST(UploadTest, AStreamThatRecordsRefuses) {
@@ -231,7 +232,8 @@ TEST(UploadTest, AStreamThatRecordsRefuses) {
   const Buffer target(8, kDevice);
   cuda::begin_recording(*stream.cuda());
 
-  EXPECT_THROW(cuda::upload(stream, values, target.data()), Error);
+  EXPECT_THAT([&] { cuda::upload(stream, values, target.data()); },
+              testing::ThrowsMessage<Error>(testing::HasSubstr("a stream that records")));
 
   cuda::abandon_recording(*stream.cuda());
 }
@@ -278,6 +280,17 @@ TEST(MethodsTest, OnlyMethodsThatAreThereHaveSeconds) {
   EXPECT_FALSE(measure_attention_methods(stream, work).has(AttentionMethod::cudnn));
   EXPECT_EQ(expert_product_method(), std::nullopt);
   EXPECT_EQ(attention_method(), std::nullopt);
+}
+
+TEST(MethodsTest, AMethodWhoseResultsAreWrongIsNotThere) {
+  test::Stream stream;
+  const Setting wrong("SWITCHYARD_EMULATED_CUTLASS", "wrong");
+  const ExpertProducts products{.experts = 3, .rows = 40, .width = 16, .ffn_hidden = 64};
+
+  const auto seconds = measure_expert_product_methods(stream, products);
+
+  EXPECT_FALSE(seconds.has(ExpertProductMethod::cutlass));
+  EXPECT_TRUE(seconds.has(ExpertProductMethod::cublas_lt));
 }
 
 TEST(MethodsTest, WithoutMemoryForAMeasurementNoLibraryIsNeeded) {
