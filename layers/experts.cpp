@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "kernels/linear/grouped_activation.h"
 #include "kernels/linear/matmul.h"
 #include "kernels/moe/slot_products.h"
 #include "kernels/runtime/profile.h"
@@ -42,11 +43,17 @@ void Experts::forward(StepContext& ctx, const ExpertRows& x, TensorView y, Saved
   WorkspaceScope scope(ctx.scratch);
   saved = {x, ctx.saved.take({x.x.dim(0), up_width_}, dtype_)};
   TensorView act = ctx.scratch.take({x.x.dim(0), ffn_hidden_}, dtype_);
+  const bool fused = fuses_activation_forward(ctx.stream, activation_, x.x, up_->value);
   {
     const ScopedPart part(ctx.stream, Part::moe_expert_products);
-    grouped_linear_forward(ctx.stream, x.x, up_->value, x.offsets, saved.up);
+    if (fused) {
+      grouped_activation_forward(ctx.stream, activation_, x.x, up_->value, x.offsets, x.weights,
+                                 saved.up, act);
+    } else {
+      grouped_linear_forward(ctx.stream, x.x, up_->value, x.offsets, saved.up);
+    }
   }
-  activate(ctx, saved, act);
+  if (!fused) activate(ctx, saved, act);
   const ScopedPart part(ctx.stream, Part::moe_expert_products);
   grouped_linear_forward(ctx.stream, act, down_->value, x.offsets, y);
 }
@@ -72,29 +79,48 @@ void Experts::forward_by_slot(StepContext& ctx, ConstTensorView x, ConstTensorVi
 Experts::Grads Experts::backward_input(StepContext& ctx, ConstTensorView dy, const Saved& saved,
                                        TensorView dx, TensorView dweights) const {
   const std::span<const int64_t> offsets = saved.rows.offsets;
-  const Grads grads{dy, ctx.scratch.take(saved.up.shape(), dtype_)};
-  WorkspaceScope scope(ctx.scratch);
-  TensorView dact = ctx.scratch.take({dy.dim(0), ffn_hidden_}, dtype_);
-  {
-    const ScopedPart part(ctx.stream, Part::moe_expert_products);
-    grouped_linear_backward_input(ctx.stream, dy, down_->value, offsets, dact);
+  Grads grads{.dy = dy, .dup = ctx.scratch.take(saved.up.shape(), dtype_)};
+  if (may_fuse_activation_backward(ctx.stream, dy, down_->value)) {
+    grads.act = ctx.scratch.take({dy.dim(0), ffn_hidden_}, dtype_);
   }
-  {
-    const ScopedPart part(ctx.stream, Part::moe_activation);
-    activation_backward(ctx.stream, activation_, dact, saved.up, saved.rows.weights, grads.dup,
-                        dweights);
+  if (fuses_activation_backward(ctx.stream, dy, down_->value)) {
+    const ScopedPart part(ctx.stream, Part::moe_expert_products);
+    grouped_activation_backward(ctx.stream, ctx.scratch, activation_, dy, down_->value, offsets,
+                                saved.up, saved.rows.weights, grads.dup, dweights, grads.act);
+    grads.act_is_computed = true;
+  } else {
+    activation_gradient(ctx, grads, saved, dweights);
   }
   const ScopedPart part(ctx.stream, Part::moe_expert_products);
   grouped_linear_backward_input(ctx.stream, grads.dup, up_->value, offsets, dx);
   return grads;
 }
 
-// The activation is cheap: it is computed again rather than kept.
+TensorView Experts::memory_of_act(StepContext& ctx, const Grads& grads) const {
+  return grads.act ? grads.act : ctx.scratch.take({grads.dy.dim(0), ffn_hidden_}, dtype_);
+}
+
+void Experts::activation_gradient(StepContext& ctx, const Grads& grads, const Saved& saved,
+                                  TensorView dweights) const {
+  WorkspaceScope scope(ctx.scratch);
+  const TensorView dact = memory_of_act(ctx, grads);
+  count_grouped_activation_backward(ctx.stream, ctx.scratch, grads.dy, down_->value);
+  {
+    const ScopedPart part(ctx.stream, Part::moe_expert_products);
+    grouped_linear_backward_input(ctx.stream, grads.dy, down_->value, saved.rows.offsets, dact);
+  }
+  const ScopedPart part(ctx.stream, Part::moe_activation);
+  activation_backward(ctx.stream, activation_, dact, saved.up, saved.rows.weights, grads.dup,
+                      dweights);
+}
+
+// Where no product computes the activation on its way, it is computed again rather than kept: it is
+// cheap.
 void Experts::backward_weight(StepContext& ctx, const Grads& grads, const Saved& saved) {
   const std::span<const int64_t> offsets = saved.rows.offsets;
   WorkspaceScope scope(ctx.scratch);
-  TensorView act = ctx.scratch.take({grads.dy.dim(0), ffn_hidden_}, dtype_);
-  activate(ctx, saved, act);
+  const TensorView act = memory_of_act(ctx, grads);
+  if (!grads.act_is_computed) activate(ctx, saved, act);
   const ScopedPart part(ctx.stream, Part::moe_expert_products);
   grouped_linear_backward_weight(ctx.stream, grads.dy, act, offsets, down_->begin_gradient(),
                                  down_->grad);

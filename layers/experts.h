@@ -24,6 +24,9 @@ class Experts {
   struct Grads {
     ConstTensorView dy;  // [rows, width]
     TensorView dup;      // as Saved::up
+    // [rows, expert_ffn_hidden], only where a product may compute it on its way
+    TensorView act = {};
+    bool act_is_computed = false;
   };
 
   // BigMac's experts read and write rows of the narrow width `latent` and are wider inside; those
@@ -54,6 +57,12 @@ class Experts {
 
  private:
   void activate(StepContext& ctx, const Saved& saved, TensorView act) const;
+  // Grads::act, or else scratch memory of its shape.
+  TensorView memory_of_act(StepContext& ctx, const Grads& grads) const;
+  // The gradient of what `activate` reads, from that of the experts' output.
+  //   dweights  [rows] f32, overwritten
+  void activation_gradient(StepContext& ctx, const Grads& grads, const Saved& saved,
+                           TensorView dweights) const;
 
   Activation activation_;
   int64_t width_;

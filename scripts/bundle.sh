@@ -4,8 +4,9 @@
 #   scripts/bundle.sh [FOLDER]        (build-bundle/bundle unless given)
 # The bundle runs on x86-64 machines with AVX2, glibc 2.36 or newer, an NVIDIA driver and CUDA's
 # libraries (cuBLAS, NCCL; cuDNN if it is there). FOLDER/env.sh finds those of the Toolkit or of
-# Python's nvidia-* wheels. CUBLAS_ROOT, CUDNN_ROOT and CUDNN_FRONTEND_ROOT name others to build with
-# (docs/kernels.md); the libraries of the first two, up to 0.6 and 1 GB, then travel in the bundle.
+# Python's nvidia-* wheels. CUBLAS_ROOT, CUDNN_ROOT, CUDNN_FRONTEND_ROOT and CUTLASS_ROOT name others to
+# build with (docs/kernels.md); the libraries of the first two, up to 0.6 and 1 GB, then travel in the
+# bundle.
 # On such a machine FOLDER/gpu_check.sh checks everything and writes a report.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -22,7 +23,7 @@ if [[ -s "$archive" ]] && ! tar -tzf "$archive" "$(basename "$folder")/env.sh" >
 fi
 
 # Those of an earlier bundle are forgotten.
-cmake -U 'CUBLAS_*' -U 'CUDNN_*' \
+cmake -U 'CUBLAS_*' -U 'CUDNN_*' -U 'CUTLASS_*' \
   -B build-bundle -G Ninja -DCMAKE_BUILD_TYPE=Release -DSWITCHYARD_NATIVE=OFF \
   -DSWITCHYARD_CUDA=ON -DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache \
   -DCMAKE_CUDA_COMPILER_LAUNCHER=ccache
@@ -35,7 +36,7 @@ for program in "${programs[@]}"; do
   strip -o "$folder/bin/$program" "build-bundle/$program"
 done
 cp -r configs "$folder/configs"
-cp tests/end_to_end/device_test.py "$folder/tests/end_to_end/"
+cp tests/end_to_end/{device_test,methods_test,program}.py "$folder/tests/end_to_end/"
 cp scripts/gpu_check.sh scripts/pytorch_reference.py "$folder/"
 
 # Open MPI finds its parts relative to OPAL_PREFIX in the same way as relative to its own prefix.

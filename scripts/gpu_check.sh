@@ -155,6 +155,8 @@ sanitize() {  # tool, filter of the suites
 }
 # Attention to a cache and the selection of keys, which no GPU has run yet.
 decode_suites="*LongCache*:*SelectTopK*:*GatherAttention*:*HashAwareStep*"
+# Products and attention by libraries, which no GPU has run yet either.
+library_suites="Methods/GroupedLinear*:Cutlass*/GroupedActivation*:Cudnn*/Attention*"
 # A sample, because suites take a hundred times as long under a sanitizer. It leaves out the tests of
 # full devices, which cause CUDA errors on purpose.
 sample="*Small*:*_31*:*_33*:*Tie*:*Empty*:*Document*:TensorCores/*0:TensorCores/*3:*Plan*:*Drop*:*Decode*-*Memory*"
@@ -198,6 +200,7 @@ if ((gpus > 1)); then
   stage nccl_contexts 60 contexts
 fi
 stage kernels 120 kernel_suites
+stage methods 90 python3 tests/end_to_end/methods_test.py bin/switchyard mpirun -k OnAnyDevice
 stage program 120 env SWITCHYARD_THOROUGH=1 python3 tests/end_to_end/device_test.py bin/switchyard mpirun
 stage layouts_1 120 on_ranks 1 cuda:0 bin/layout_equivalence_test --gtest_brief=1
 stage layouts_4 120 on_ranks 4 cuda:0 bin/layout_equivalence_test --gtest_brief=1
@@ -215,6 +218,7 @@ stage inference 45 bin/switchyard bench inference configs/gpt3_medium_fine_grain
 stage pytorch 60 python3 pytorch_reference.py
 stage step_capacity 45 bench_step gpt3_medium_fine_grained model.router.capacity_factor=1.2
 stage step_micro_batch_2 45 bench_step gpt3_medium_fine_grained train.micro_batch_size=2
+stage memcheck_libraries 60 sanitize memcheck "$library_suites"
 stage memcheck_decode 60 sanitize memcheck "$decode_suites"
 stage racecheck_decode 60 sanitize racecheck "$decode_suites"
 stage memcheck 100 sanitize memcheck "$sample"
@@ -222,9 +226,9 @@ stage racecheck 100 sanitize racecheck "$sample"
 
 write_report
 one_by_one nccl_communicators nccl_order_1 nccl_order_0 nccl_layouts nccl_contexts
-at_once kernels program layouts_1 layouts_4 layouts_8 communicators_4
-one_by_one step_fine_grained step_bigmac decode ops inference memcheck_decode pytorch \
-  step_capacity step_micro_batch_2 racecheck_decode
+at_once kernels program methods layouts_1 layouts_4 layouts_8 communicators_4
+one_by_one step_fine_grained step_bigmac decode ops inference memcheck_libraries memcheck_decode \
+  pytorch step_capacity step_micro_batch_2 racecheck_decode
 at_once memcheck racecheck
 
 sed -n '1,/^## /p' "$report"

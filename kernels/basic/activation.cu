@@ -2,6 +2,7 @@
 
 #include <bit>
 
+#include "kernels/cuda/activation_math.h"
 #include "kernels/cuda/device_math.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/row_sums.h"
@@ -13,42 +14,6 @@ namespace switchyard {
 namespace {
 
 using namespace cuda;  // NOLINT: the device helpers
-
-// For bf16 the hardware's exponential and reciprocal are exact enough (ex2.approx, rcp.approx: 2
-// units in the last place of f32 each), and take a fifth of the instructions.
-__device__ float approximate_sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
-
-struct ApproximateSilu {
-  static __device__ Point at(float x) {
-    const float s = approximate_sigmoid(x);
-    return {x * s, s * (1.0f + x * (1.0f - s))};
-  }
-};
-// 0.5 (1 + tanh(u)) is sigmoid(2 u), which does not cancel where u is negative.
-struct ApproximateGelu {
-  static __device__ Point at(float x) {
-    constexpr float kSqrt2OverPi = 0.7978845608f, kCubic = 0.044715f;
-    const float s = approximate_sigmoid(2.0f * kSqrt2OverPi * (x + kCubic * x * x * x));
-    const float inner_slope = kSqrt2OverPi * (1.0f + 3.0f * kCubic * x * x);
-    // Beyond this s is 0 or 1, and the slope's last term 0 times infinity.
-    const float bend = fabsf(x) < 16.0f ? 2.0f * x * s * (1.0f - s) * inner_slope : 0.0f;
-    return {x * s, s + bend};
-  }
-};
-
-// F, or its approximation where values are T.
-template <class F, class T>
-struct Precise {
-  using type = F;
-};
-template <>
-struct Precise<Silu, bfloat16> {
-  using type = ApproximateSilu;
-};
-template <>
-struct Precise<Gelu, bfloat16> {
-  using type = ApproximateGelu;
-};
 
 constexpr int kThreads = 256;
 constexpr int kPerThread = 8;
@@ -68,8 +33,7 @@ __global__ void __launch_bounds__(kThreads)
     if constexpr (kGated) load_floats<kSize>(x + ffn + begin, up);
 #pragma unroll
     for (int i = 0; i < kSize; ++i) {
-      y[i] = scale * F::at(a[i]).value;
-      if constexpr (kGated) y[i] *= up[i];
+      y[i] = activated<F, kGated>(a[i], kGated ? up[i] : 0.0f, scale);
     }
     store_floats<kSize>(out + row * ffn + begin, y);
   }
@@ -95,11 +59,10 @@ __global__ void __launch_bounds__(kThreads)
     if constexpr (kGated) load_floats<kSize>(x + ffn + begin, up);
 #pragma unroll
     for (int i = 0; i < kSize; ++i) {
-      const Point f = F::at(a[i]);
-      const float u = kGated ? up[i] : 1.0f;
-      dot[0] += d[i] * f.value * u;
-      da[i] = scale * d[i] * u * f.slope;
-      dup[i] = scale * d[i] * f.value;
+      const auto g = activation_gradient<F, kGated>(d[i], a[i], kGated ? up[i] : 0.0f, scale);
+      dot[0] += g.dot;
+      da[i] = g.dx;
+      dup[i] = g.dup;
     }
     store_floats<kSize>(dx + begin, da);
     if constexpr (kGated) store_floats<kSize>(dx + ffn + begin, dup);

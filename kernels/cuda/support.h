@@ -7,8 +7,10 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "kernels/cuda/backend.h"
@@ -31,6 +33,13 @@ struct SideStream {
   Event finished;
 };
 
+// Values on their way to the device.
+struct Upload {
+  explicit Upload(Device device);
+  PinnedBuffer memory;
+  Event finished;
+};
+
 struct StreamState {
   Device device;
   cudaStream_t stream = nullptr;
@@ -42,6 +51,8 @@ struct StreamState {
   std::shared_ptr<GroupedPlans> grouped_plans;
   std::shared_ptr<AttentionPlans> attention_plans;
   Buffer reduction_scratch;
+  std::deque<std::unique_ptr<Upload>> uploads;  // the oldest first
+  bool is_recording = false;
   // Created by the first run_side_by_side.
   std::unique_ptr<Event> forked;
   std::vector<std::unique_ptr<SideStream>> side_streams;
@@ -62,6 +73,13 @@ cublasHandle_t cublas_handle(const Stream& stream);
 // Throws Error for more than kReductionScratchBytes.
 constexpr size_t kReductionScratchBytes = size_t{64} << 10;
 void* reduction_scratch(const Stream& stream, size_t num_bytes);
+
+// Copies up to kReductionScratchBytes to `target` on the device. The values travel in pinned memory
+// that the stream keeps, because from other memory CUDA would copy them twice and may let the host
+// wait; the host waits only where it is kMostUploads calls ahead of the device. Not for a stream
+// that records, for the memory is used again.
+constexpr size_t kMostUploads = 16;
+void upload(Stream& stream, std::span<const std::byte> values, void* target);
 
 // Calls piece(side stream, i) for i < count, for pieces that do not fill the device alone. The
 // pieces begin after all earlier work of `stream`, and its later work begins after all pieces.

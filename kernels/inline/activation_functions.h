@@ -38,7 +38,7 @@ struct Relu2 {
 };
 
 template <class Body>
-void dispatch_function(Activation activation, const Body& body) {
+constexpr void dispatch_function(Activation activation, const Body& body) {
   switch (activation) {
     case Activation::swiglu:
     case Activation::silu:

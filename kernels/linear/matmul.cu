@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <climits>
+#include <span>
 #include <vector>
 
 #include "kernels/basic/elementwise.h"
@@ -69,16 +70,14 @@ struct GroupedArguments {
   }
 };
 
-// The grouped call needs the pointers on the device; the copy has read them when it returns.
-// Returns false if cuBLAS does not support the types.
+// The grouped call needs the pointers on the device. Returns false if cuBLAS does not support the
+// types.
 bool multiply_grouped(Stream& stream, const std::vector<Product>& products, DType dtype,
                       DType c_dtype, Accumulate accumulate) {
   const GroupedArguments g(products, accumulate);
   const size_t count = products.size(), num_bytes = g.pointers.size() * sizeof(void*);
   auto* pointers = static_cast<const void**>(reduction_scratch(stream, num_bytes));
-  check_cuda(cudaMemcpyAsync(pointers, g.pointers.data(), num_bytes, cudaMemcpyHostToDevice,
-                             native_stream(stream)),
-             "cudaMemcpyAsync");
+  upload(stream, std::as_bytes(std::span(g.pointers)), pointers);
   const cudaDataType_t type = cublas_type(dtype);
   const cublasStatus_t status = cublasGemmGroupedBatchedEx(
       cublas_handle(stream), g.transpose_a.data(), g.transpose_b.data(), g.m.data(), g.n.data(),
@@ -114,7 +113,7 @@ void multiply_all(Stream& stream, const std::vector<Product>& products, DType dt
   using enum ExpertProductMethod;
   ExpertProductMethod method = method_by_size(products);
   if (dtype == DType::bf16) method = expert_product_method().value_or(method);
-  if (method == cublas_lt) {
+  if (method == cublas_lt || method == cutlass) {
     if (aligned && multiply_grouped_lt(stream, products, c_dtype, accumulate)) return;
     method = method_by_size(products);
   }

@@ -1,6 +1,8 @@
 #include "kernels/runtime/device.h"
 
+#include <cstring>
 #include <memory>
+#include <utility>
 
 #include "kernels/cuda/support.h"
 #include "kernels/runtime/check.h"
@@ -162,9 +164,11 @@ void record(EventState& event, StreamState& stream) {
 void begin_recording(StreamState& stream) {
   check_cuda(cudaStreamBeginCapture(stream.stream, cudaStreamCaptureModeThreadLocal),
              "cudaStreamBeginCapture");
+  stream.is_recording = true;
 }
 
 GraphState* end_recording(StreamState& stream) {
+  stream.is_recording = false;
   cudaGraph_t recorded = nullptr;
   check_cuda(cudaStreamEndCapture(stream.stream, &recorded), "cudaStreamEndCapture");
   auto state = std::make_unique<GraphState>();
@@ -176,6 +180,7 @@ GraphState* end_recording(StreamState& stream) {
 }
 
 void abandon_recording(StreamState& stream) noexcept {
+  stream.is_recording = false;
   cudaGraph_t recorded = nullptr;
   cudaStreamEndCapture(stream.stream, &recorded);
   if (recorded != nullptr) cudaGraphDestroy(recorded);
@@ -197,6 +202,31 @@ void* reduction_scratch(const Stream& stream, size_t num_bytes) {
   require(num_bytes <= scratch.num_bytes(), "{} bytes of partial results exceed the scratch of {}",
           num_bytes, scratch.num_bytes());
   return scratch.data();
+}
+
+Upload::Upload(Device device) : memory(kReductionScratchBytes), finished(device) {}
+
+void upload(Stream& stream, std::span<const std::byte> values, void* target) {
+  StreamState& state = *stream.cuda();
+  require(!state.is_recording, "a stream that records cannot copy from memory that changes");
+  require(values.size() <= kReductionScratchBytes, "{} bytes are too many to upload at once",
+          values.size());
+  auto& uploads = state.uploads;
+  if (uploads.empty() || !uploads.front()->finished.has_finished()) {
+    if (uploads.size() == kMostUploads) {
+      uploads.front()->finished.synchronize();
+    } else {
+      uploads.push_front(std::make_unique<Upload>(state.device));
+    }
+  }
+  uploads.push_back(std::move(uploads.front()));
+  uploads.pop_front();
+  Upload& next = *uploads.back();
+  std::memcpy(next.memory.data(), values.data(), values.size());
+  check_cuda(cudaMemcpyAsync(target, next.memory.data(), values.size(), cudaMemcpyHostToDevice,
+                             state.stream),
+             "cudaMemcpyAsync");
+  next.finished.record(stream);
 }
 
 void run_side_by_side(Stream& stream, int64_t count,

@@ -32,7 +32,7 @@ if(NOT SWITCHYARD_CUDA STREQUAL "OFF")
       message(STATUS "Without NCCL, ranks exchange device memory through the host: install "
                      "libnccl-dev 2.26 or later, or set NCCL_ROOT")
     endif()
-    # Faster ways for two ops; kernels/cuda/absent/ stands in for those that are not there.
+    # Faster ways for some ops; kernels/cuda/absent/ stands in for those that are not there.
     find_package(CUBLAS REQUIRED)
     if(NOT CUBLAS_HAS_GROUPED)
       message(STATUS "cuBLAS ${CUBLAS_VERSION} has no grouped products whose sizes are on the "
@@ -42,6 +42,16 @@ if(NOT SWITCHYARD_CUDA STREQUAL "OFF")
     if(NOT CUDNN_FOUND)
       message(STATUS "Without the headers of cuDNN 9 and its C++ frontend, attention uses the "
                      "kernels of this project: set CUDNN_ROOT and CUDNN_FRONTEND_ROOT")
+    endif()
+    find_package(CUTLASS 4.2)
+    set(SWITCHYARD_WITH_CUTLASS OFF)
+    if(NOT CUTLASS_FOUND)
+      message(STATUS "Without the headers of CUTLASS 4.2, experts compute products and activations "
+                     "one after the other: set CUTLASS_ROOT")
+    elseif(NOT CMAKE_CUDA_ARCHITECTURES MATCHES "90|all|native")
+      message(STATUS "CUTLASS is left out, because CMAKE_CUDA_ARCHITECTURES has no Hopper (90)")
+    else()
+      set(SWITCHYARD_WITH_CUTLASS ON)
     endif()
     set(SWITCHYARD_WITH_CUDA ON)
   elseif(SWITCHYARD_CUDA STREQUAL "ON")

@@ -52,10 +52,11 @@ function(switchyard_add_library folder)
   target_link_libraries(switchyard_${folder} ${ARGN})
 endfunction()
 
-# switchyard_add_cuda(FOLDER PUBLIC targets PRIVATE targets): adds the folder's .cu files to its
-# library and links the targets that they need.
+# switchyard_add_cuda(FOLDER PUBLIC targets PRIVATE targets): adds the folder's .cu files, but those
+# of optional libraries, to its library and links the targets that they need.
 function(switchyard_add_cuda folder)
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/${folder}/*.cu)
+  list(FILTER sources EXCLUDE REGEX "/optional/")
   target_sources(switchyard_${folder} PRIVATE ${sources})
   target_link_libraries(switchyard_${folder} ${ARGN})
 endfunction()

@@ -22,8 +22,8 @@
 #include "kernels/basic/elementwise.h"
 #include "kernels/basic/random.h"
 #include "kernels/cuda/cudnn_graphs.h"
-#include "kernels/cuda/grouped_lt.h"
 #include "kernels/linear/expert_product_method.h"
+#include "kernels/linear/grouped_activation.h"
 #include "kernels/linear/matmul.h"
 #include "kernels/moe/exchange_plan.h"
 #include "kernels/moe/permute.h"
@@ -79,6 +79,9 @@ class DeviceBench {
     dense_products();
     grouped_products(2048, 512);
     grouped_products(512, 2048);
+    activated_products(Activation::gelu, 2048, 512);
+    activated_products(Activation::gelu, 512, 2048);
+    activated_products(Activation::swiglu, 512, 2048);
     for (const int64_t head_dim : {64, 128}) {
       for (const int64_t seq_len : {2048, 4096, 8192}) attention(seq_len, head_dim, 16);
     }
@@ -87,6 +90,7 @@ class DeviceBench {
 
  private:
   static constexpr int64_t kTokens = 16384, kHidden = 2048;
+  static constexpr int64_t kExperts = 64, kExpertRows = kTokens * 8;
 
   Tensor random(const Shape& shape, DType dtype, float std = 1.0f) {
     const Shape flat{shape.num_elements()};
@@ -157,6 +161,7 @@ class DeviceBench {
   void decoded_experts(int64_t in, int64_t out);
   void dense_products();
   void grouped_products(int64_t in, int64_t out);
+  void activated_products(Activation activation, int64_t width, int64_t ffn);
   void attention(int64_t seq_len, int64_t head_dim, int64_t kv_heads);
 
   std::vector<std::string> words_;
@@ -350,7 +355,7 @@ void DeviceBench::decode() {
 // The experts of a decoding step: eight tokens, whose slots meet all experts.
 void DeviceBench::decoded_experts(int64_t in, int64_t out) {
   if (!is_wanted("slot_products")) return;
-  constexpr int64_t kExperts = 64, kSlots = kExperts;
+  constexpr int64_t kSlots = kExperts;
   std::vector<int32_t> experts(kSlots);
   for (size_t i = 0; i < experts.size(); ++i) experts[i] = static_cast<int32_t>(i * 5 % kExperts);
   const Tensor x = random({kSlots, in}, kBf16), idx = indices({kSlots / 8, 8}, experts);
@@ -382,15 +387,12 @@ void DeviceBench::dense_products() {
   }
 }
 
-// 64 experts, 16 K tokens, top-8. Groups are as uneven as a router makes them: 0.5 to 1.5 times the
-// mean.
-void DeviceBench::grouped_products(int64_t in, int64_t out) {
-  if (!is_wanted("experts")) return;
-  constexpr int64_t kExperts = 64, kRows = kTokens * 8;
+// 16 K tokens, top-8. Groups are as uneven as a router makes them: 0.5 to 1.5 times the mean.
+std::vector<int64_t> uneven_offsets(int64_t experts, int64_t rows) {
   std::mt19937 engine(1);
   std::vector<double> shares;
   double total = 0.0;
-  for (int64_t e = 0; e < kExperts; ++e) {
+  for (int64_t e = 0; e < experts; ++e) {
     shares.push_back(0.5 + static_cast<double>(engine() % 1000) / 1000.0);
     total += shares.back();
   }
@@ -398,17 +400,23 @@ void DeviceBench::grouped_products(int64_t in, int64_t out) {
   double sum = 0.0;
   for (const double share : shares) {
     sum += share;
-    offsets.push_back(static_cast<int64_t>(std::llround(sum / total * kRows)));
+    offsets.push_back(static_cast<int64_t>(std::llround(sum / total * static_cast<double>(rows))));
   }
-  const Tensor x = random({kRows, in}, kBf16), weight = random({kExperts, out, in}, kBf16, 0.02f);
-  Tensor y = random({kRows, out}, kBf16), dx = empty(x.shape(), kBf16);
+  return offsets;
+}
+
+void DeviceBench::grouped_products(int64_t in, int64_t out) {
+  if (!is_wanted("experts")) return;
+  const std::vector<int64_t> offsets = uneven_offsets(kExperts, kExpertRows);
+  const Tensor x = random({kExpertRows, in}, kBf16);
+  const Tensor weight = random({kExperts, out, in}, kBf16, 0.02f);
+  Tensor y = random({kExpertRows, out}, kBf16), dx = empty(x.shape(), kBf16);
   Tensor dweight = empty(weight.shape(), kF32);
-  const std::string shape = fmt::format("64 x ({} -> {}), {} rows bf16", in, out, kRows);
-  const double flops = 2.0 * static_cast<double>(kRows * in * out);
+  const std::string shape = fmt::format("64 x ({} -> {}), {} rows bf16", in, out, kExpertRows);
+  const double flops = 2.0 * static_cast<double>(kExpertRows * in * out);
   for (const auto& [method, name] : names_of(ExpertProductMethod{})) {
-    const bool is_there =
-        method != ExpertProductMethod::cublas_lt || cuda::has_grouped_lt(stream_.device());
-    if (!is_there) continue;
+    if (method == ExpertProductMethod::cutlass) continue;  // these are cuBLASLt's
+    if (!has_expert_product_method(stream_.device(), method)) continue;
     set_expert_product_method(method);
     product_row(fmt::format("experts forward, {}", name), shape, flops, kBf16,
                 [&] { grouped_linear_forward(stream_, x, weight, offsets, y); });
@@ -417,6 +425,36 @@ void DeviceBench::grouped_products(int64_t in, int64_t out) {
     product_row(
         fmt::format("experts backward, weight (+= f32), {}", name), shape, flops, kBf16,
         [&] { grouped_linear_backward_weight(stream_, y, x, offsets, Accumulate::yes, dweight); });
+  }
+  set_expert_product_method(std::nullopt);
+}
+
+// The product next to the activation, with the activation: in one kernel by `cutlass`.
+void DeviceBench::activated_products(Activation activation, int64_t width, int64_t ffn) {
+  if (!is_wanted("experts")) return;
+  const std::vector<int64_t> offsets = uneven_offsets(kExperts, kExpertRows);
+  const int64_t up_width = is_gated(activation) ? 2 * ffn : ffn;
+  const Tensor x = random({kExpertRows, width}, kBf16), scale = random({kExpertRows}, kF32);
+  const Tensor up_weight = random({kExperts, up_width, width}, kBf16, 0.02f);
+  const Tensor down_weight = random({kExperts, width, ffn}, kBf16, 0.02f);
+  Tensor up = empty({kExpertRows, up_width}, kBf16), act = empty({kExpertRows, ffn}, kBf16);
+  Tensor dup = empty(up.shape(), kBf16), dscale = empty({kExpertRows}, kF32);
+  const std::string name(to_string(activation));
+  const std::string shape = fmt::format("64 x ({} -> {}), {} rows bf16", width, ffn, kExpertRows);
+  const double flops = 2.0 * static_cast<double>(kExpertRows * width);
+  for (const auto& [method, method_name] : names_of(ExpertProductMethod{})) {
+    if (!has_expert_product_method(stream_.device(), method)) continue;
+    set_expert_product_method(method);
+    product_row(fmt::format("experts and {}, forward, {}", name, method_name), shape,
+                flops * static_cast<double>(up_width), kBf16, [&] {
+                  grouped_activation_forward(stream_, activation, x, up_weight, offsets, scale, up,
+                                             act);
+                });
+    product_row(fmt::format("experts and {}, backward, {}", name, method_name), shape,
+                flops * static_cast<double>(ffn), kBf16, [&] {
+                  grouped_activation_backward(stream_, workspace_, activation, x, down_weight,
+                                              offsets, up, scale, dup, dscale, act);
+                });
   }
   set_expert_product_method(std::nullopt);
 }

@@ -11,7 +11,6 @@
 #include <vector>
 
 #include "kernels/cpu/onednn_matmul.h"
-#include "kernels/cuda/grouped_lt.h"
 #include "kernels/runtime/check.h"
 #include "tests/support/bf16_scope.h"
 #include "tests/support/method_scope.h"
@@ -329,8 +328,8 @@ class GroupedLinearTest : public MethodTest<std::tuple<Dtypes, std::pair<int64_t
     const std::optional<ExpertProductMethod> method = std::get<0>(GetParam()).expert_products;
     if (!method) return;
     if (test::device().kind == DeviceKind::cpu) GTEST_SKIP() << "methods of CUDA devices";
-    if (method == ExpertProductMethod::cublas_lt && !cuda::has_grouped_lt(test::device())) {
-      GTEST_SKIP() << "there is no cuBLASLt whose grouped products are sound";
+    if (!has_expert_product_method(test::device(), *method)) {
+      GTEST_SKIP() << "the libraries of this method are not there, or the device cannot run them";
     }
     scope_.emplace(method);
   }
@@ -469,6 +468,7 @@ constexpr Dtypes by(ExpertProductMethod method) {
 }
 INSTANTIATE_TEST_SUITE_P(Methods, GroupedLinearTest,
                          testing::Combine(testing::Values(by(ExpertProductMethod::cublas_lt),
+                                                          by(ExpertProductMethod::cutlass),
                                                           by(ExpertProductMethod::cublas),
                                                           by(ExpertProductMethod::streams)),
                                           testing::Values(std::pair(33, 65), std::pair(32, 64),

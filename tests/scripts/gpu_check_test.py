@@ -97,11 +97,14 @@ class GpuCheckTest(unittest.TestCase):
         order = [self.first_call(text) for text in
                  ("kernels_tests --gtest_brief", "bench configs/gpt3_medium_fine_grained.yaml",
                   "bench configs/gpt3_medium_bigmac.yaml", "bench decode", "device_bench",
-                  "bench inference", "memcheck", "pytorch_reference.py",
+                  "bench inference", "memcheck", "filter=*LongCache", "pytorch_reference.py",
                   "model.router.capacity_factor=1.2", "train.micro_batch_size=2", "racecheck")]
         self.assertEqual(order, sorted(order), self.journal())
-        self.assertIn("SelectTopK", self.journal()[self.first_call("memcheck")])
-        self.assertIn("LongCache", self.journal()[self.first_call("memcheck")])
+        for suite in "Methods/GroupedLinear", "Cutlass*/GroupedActivation", "Cudnn*/Attention":
+            self.assertIn(suite, self.journal()[self.first_call("memcheck")])
+        self.assertIn("SelectTopK", self.journal()[self.first_call("filter=*LongCache")])
+        self.assertLess(self.first_call("methods_test.py bin/switchyard mpirun -k OnAnyDevice"),
+                        self.first_call("bench configs"))
         self.assertIn("## ops\n\ntable of device_bench", self.report())
         self.assertNotIn("nccl", self.report())
 

@@ -35,6 +35,8 @@ class DeviceMemoryAccess {
 
 // Whether this memory is ordinary host memory: neither device memory nor pinned nor managed.
 bool is_pageable(const void* address);
+// Asynchronous copies so far that read such memory.
+int64_t pageable_copies();
 
 // The device's limits: the bytes of shared memory of a block, and the blocks of a grid in y and z.
 size_t most_shared_bytes();

@@ -289,6 +289,8 @@ cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEve
 
 namespace {
 
+int64_t pageable_reads = 0;
+
 void copy_rows(std::byte* to, size_t to_pitch, const std::byte* from, size_t from_pitch,
                size_t width, size_t height) {
   const simt::DeviceMemoryAccess access;
@@ -311,6 +313,7 @@ cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_
   auto* target = static_cast<std::byte*>(to);
   const auto* source = static_cast<const std::byte*>(from);
   if (simt::is_pageable(from)) {
+    ++pageable_reads;
     std::vector<std::byte> values(width * height);
     copy_rows(values.data(), width, source, from_pitch, width, height);
     simt::enqueue(stream, [=, values = std::move(values)] {
@@ -335,3 +338,5 @@ cudaError_t cudaMemsetAsync(void* address, int byte, size_t num_bytes, cudaStrea
   });
   return cudaSuccess;
 }
+
+int64_t simt::pageable_copies() { return pageable_reads; }

@@ -50,10 +50,11 @@ namespace {
 ExpertProducts expert_products_of(const RunConfig& config) {
   const ModelConfig& m = config.model;
   const int64_t tokens = config.train.micro_batch_size * m.seq_len / config.parallel.tp;
-  const int64_t up = m.expert_ffn_hidden * (is_gated(m.activation) ? 2 : 1);
   return {.experts = m.num_experts / config.parallel.ep,
           .rows = tokens * m.router.top_k,
-          .maps = {{m.exchange_width(), up}, {m.expert_ffn_hidden, m.exchange_width()}}};
+          .width = m.exchange_width(),
+          .ffn_hidden = m.expert_ffn_hidden,
+          .activation = m.activation};
 }
 
 AttentionWork attention_of(const RunConfig& config) {

@@ -84,18 +84,15 @@ void fill(const GroupedArguments& arguments, size_t index, const Product& p) {
   set_matrix(GroupedArguments::c, p.c, p.n, p.m, p.n);
 }
 
-// One copy brings the arguments to the device. It is short enough for the driver to take it along
-// with the command, so that the host need not wait, and has been read when the call returns.
-void upload(Stream& stream, const GroupedArguments& target, std::span<const Product> products,
-            Accumulate accumulate) {
+// One copy brings the arguments to the device.
+void upload_arguments(Stream& stream, const GroupedArguments& target,
+                      std::span<const Product> products, Accumulate accumulate) {
   std::vector<std::byte> values(target.num_bytes());
   const GroupedArguments host(values.data(), products.size());
   for (size_t i = 0; i < products.size(); ++i) fill(host, i, products[i]);
   *static_cast<float*>(host.alpha()) = 1.0f;
   *static_cast<float*>(host.beta()) = accumulate == Accumulate::yes ? 1.0f : 0.0f;
-  check_cuda(cudaMemcpyAsync(target.addresses(GroupedArguments::a), values.data(), values.size(),
-                             cudaMemcpyHostToDevice, native_stream(stream)),
-             "cudaMemcpyAsync");
+  upload(stream, values, target.addresses(GroupedArguments::a));
 }
 
 uint32_t rounded_average(std::span<const Product> products, int64_t Product::*size) {
@@ -183,7 +180,7 @@ bool multiply_grouped_lt(Stream& stream, std::span<const Product> products, DTyp
                         .k = rounded_average(products, &Product::k)};
   const LtPlan& plan = plan_for(stream, problem, arguments);
   if (!plan.is_supported) return false;
-  upload(stream, arguments, products, accumulate);
+  upload_arguments(stream, arguments, products, accumulate);
   void* const c = arguments.addresses(GroupedArguments::c);
   check_cublas(
       cublasLtMatmul(state.grouped_plans->handle.get(), plan.operation.get(), arguments.alpha(),
