@@ -30,7 +30,7 @@ void check_rows(Activation activation, ConstTensorView weight, std::span<const i
   require_dtype(act, up.dtype(), "act");
   require(weight.rank() == 3 && std::ssize(row_offsets) == weight.dim(0) + 1,
           "row_offsets has {} entries, and weight the shape {}", row_offsets.size(),
-          to_string(weight.shape()));
+          weight.shape());
   require(row_offsets.front() == 0 && row_offsets.back() == act.dim(0) &&
               std::ranges::is_sorted(row_offsets),
           "row_offsets must rise from 0 to {} rows", act.dim(0));
