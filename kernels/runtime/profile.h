@@ -1,6 +1,7 @@
 #pragma once
 
 #include <array>
+#include <exception>
 #include <vector>
 
 #include "kernels/runtime/device.h"
@@ -42,7 +43,8 @@ class Profiler {
 };
 
 // Says that the stream's work in the scope belongs to a part, whose time the stream's profiler
-// measures; without a profiler and an observer it costs nothing. Scopes must not be nested.
+// measures; without a profiler and an observer it costs nothing. Scopes must not be nested. An
+// exception leaves the part's interval open, as in ScopedTimer.
 class ScopedPart {
  public:
   ScopedPart(Stream& stream, Part part)
@@ -50,9 +52,9 @@ class ScopedPart {
     if (profiler_) profiler_->start(part_);
     if (observer_) observer_->set_part(part_);
   }
-  ~ScopedPart() {
-    if (profiler_) profiler_->stop(part_);
+  ~ScopedPart() noexcept(false) {
     if (observer_) observer_->set_part({});
+    if (profiler_ && std::uncaught_exceptions() == exceptions_) profiler_->stop(part_);
   }
   ScopedPart(const ScopedPart&) = delete;
   ScopedPart& operator=(const ScopedPart&) = delete;
@@ -61,6 +63,7 @@ class ScopedPart {
   Profiler* profiler_;
   WorkObserver* observer_;
   Part part_;
+  int exceptions_ = std::uncaught_exceptions();
 };
 
 }  // namespace switchyard

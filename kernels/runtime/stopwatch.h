@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <cstddef>
+#include <exception>
 #include <utility>
 #include <vector>
 
@@ -33,19 +34,23 @@ class Stopwatch {
   size_t num_stretches_ = 0;
 };
 
-// Adds the time of the scope to a stopwatch.
+// Adds the time of the scope to a stopwatch. An exception that leaves the scope leaves the interval
+// open: on a device that has failed, ending it would fail too, and hide what went wrong.
 class ScopedTimer {
  public:
   ScopedTimer(Stopwatch& stopwatch, Stream& stream) : stopwatch_(stopwatch), stream_(stream) {
     stopwatch_.start(stream_);
   }
-  ~ScopedTimer() { stopwatch_.stop(stream_); }
+  ~ScopedTimer() noexcept(false) {
+    if (std::uncaught_exceptions() == exceptions_) stopwatch_.stop(stream_);
+  }
   ScopedTimer(const ScopedTimer&) = delete;
   ScopedTimer& operator=(const ScopedTimer&) = delete;
 
  private:
   Stopwatch& stopwatch_;
   Stream& stream_;
+  int exceptions_ = std::uncaught_exceptions();
 };
 
 }  // namespace switchyard

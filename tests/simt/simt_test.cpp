@@ -18,6 +18,8 @@
 #include "kernels/basic/elementwise.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/support.h"
+#include "kernels/runtime/profile.h"
+#include "kernels/runtime/stopwatch.h"
 #include "kernels/runtime/tensor.h"
 #include "tests/simt/careless_kernel.h"
 #include "tests/support/error_of.h"
@@ -208,6 +210,25 @@ TEST_F(SimtTest, APlannedFailureIsStickyAsOnADevice) {
   EXPECT_THAT(error_of([&] { event.record(stream_); }),
               HasSubstr("cudaEventRecord failed: an illegal memory access was encountered"));
   EXPECT_THAT(error_of([&] { stream_.synchronize(); }), HasSubstr("illegal memory access"));
+}
+
+// What has failed is said, and not hidden by a scope whose own last call fails then.
+TEST_F(SimtTest, AFailureInATimedScopeIsTheOneThatIsSaid) {
+  const Setting failure("SWITCHYARD_EMULATED_FAILURE", "cudaStreamSynchronize:1");
+  Stopwatch stopwatch(stream_.device());
+  Profiler profiler(stream_);
+  stream_.set_profiler(&profiler);
+
+  EXPECT_THAT(error_of([&] {
+                const ScopedTimer timer(stopwatch, stream_);
+                const ScopedPart part(stream_, Part::norms);
+                stream_.synchronize();
+              }),
+              HasSubstr("cudaStreamSynchronize failed: an illegal memory access"));
+  // A scope that nothing has left fails by itself.
+  EXPECT_THAT(error_of([&] { const ScopedTimer timer(stopwatch, stream_); }),
+              HasSubstr("cudaEvent"));
+  stream_.set_profiler(nullptr);
 }
 
 // ---- Streams -----------------------------------------------------------------------------------

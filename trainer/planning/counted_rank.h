@@ -51,8 +51,8 @@ class CountedRank {
   // Runs the forward and the backward pass of a micro-batch. In the last one of a step, gradients
   // are reduced behind the backward pass where transfers run behind compute.
   ActivationPlan run_micro_batch(bool is_last);
-  // Runs the optimizer's step, and the reduction of the step's figures. Returns the bytes of scratch
-  // that they take.
+  // Runs the optimizer's step, and the reduction of the step's figures. Returns the bytes of
+  // scratch that they take.
   int64_t run_optimizer();
   // Runs the forward pass of one sequence without gradients, for stream().observer().
   void forward_sequence();
