@@ -6,7 +6,6 @@
 #include <dnnl.hpp>
 #include <unordered_map>
 #include <utility>
-#include <vector>
 
 #include "kernels/cpu/transpose.h"
 #include "kernels/linear/bf16_method.h"
@@ -204,12 +203,19 @@ const Bf16Primitive& find_primitive(const PrimitiveKey& key) {
 }  // namespace
 
 const float* TransposedOperand::of(const MatrixOperand& b, int64_t k, int64_t n) {
-  thread_local std::vector<float> memory;
-  if (b.data == data_ && b.stride == stride_ && k == k_ && n == n_) return memory.data();
-  memory.resize(std::max(memory.size(), static_cast<size_t>(k * n)));
-  cpu::transpose(static_cast<const float*>(b.data), n, k, b.stride, memory.data());
+  // Buffers are aligned to cache lines, which rows of whole vectors need.
+  thread_local Buffer memory;
+  thread_local size_t size = 0;
+  auto* values = static_cast<float*>(memory.data());
+  if (b.data == data_ && b.stride == stride_ && k == k_ && n == n_) return values;
+  if (const size_t bytes = static_cast<size_t>(k * n) * sizeof(float); bytes > size) {
+    memory = Buffer(bytes);
+    size = bytes;
+    values = static_cast<float*>(memory.data());
+  }
+  cpu::transpose(static_cast<const float*>(b.data), n, k, b.stride, values);
   data_ = b.data, stride_ = b.stride, k_ = k, n_ = n;
-  return memory.data();
+  return values;
 }
 
 ProductBlocks::ProductBlocks(int64_t m, int64_t n)
