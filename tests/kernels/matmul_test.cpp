@@ -129,6 +129,14 @@ TEST_P(MatmulTest, EqualsTheDoubleReferenceForFewRows) {
 
 TEST_P(MatmulTest, SumsAreRightAcrossBlocksOfTheInnerDimension) {
   expect_equal_to_reference(33, 32, 1100);
+  expect_equal_to_reference(257, 17, 1100);  // Two blocks of rows share a transposed b.
+}
+
+// The CPU transposes a b that is too large to be kept whole part by part.
+TEST_P(MatmulTest, SumsAreRightForALargeTransposedOperand) {
+  const auto [dtypes, transpose_a, transpose_b, accumulate] = GetParam();
+  if (dtypes.in != DType::f32 || transpose_b == Transpose::no) GTEST_SKIP() << "kept otherwise";
+  expect_equal_to_reference(64, 480, 4400);
 }
 
 TEST_P(MatmulTest, WithoutAnInnerDimensionTheProductIsZero) {
