@@ -157,7 +157,7 @@ thread_local int device_in_use = 0;  // that of a new thread is 0
 std::atomic<uint64_t> contexts{0};   // a bit per device
 
 // The devices of the machine that this process sees: CUDA_VISIBLE_DEVICES if set, else all.
-std::vector<int> visible_devices() {
+std::vector<int> find_visible_devices() {
   const char* text = std::getenv("SWITCHYARD_EMULATED_DEVICES");
   const int count = text ? std::atoi(text) : 1;
   std::vector<int> devices;
@@ -167,6 +167,11 @@ std::vector<int> visible_devices() {
     return devices;
   }
   for (int d = 0; d < count; ++d) devices.push_back(d);
+  return devices;
+}
+
+const std::vector<int>& visible_devices() {
+  static const std::vector<int> devices = find_visible_devices();
   return devices;
 }
 

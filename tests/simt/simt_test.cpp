@@ -22,6 +22,7 @@
 #include "kernels/runtime/stopwatch.h"
 #include "kernels/runtime/tensor.h"
 #include "tests/simt/careless_kernel.h"
+#include "tests/simt/failures.h"
 #include "tests/support/error_of.h"
 
 namespace switchyard {
@@ -203,7 +204,7 @@ TEST_F(SimtTest, RopeTakesAnyNumberOfTokens) {
 }
 
 TEST_F(SimtTest, APlannedFailureIsStickyAsOnADevice) {
-  const Setting failure("SWITCHYARD_EMULATED_FAILURE", "cudaEventRecord:2");
+  const simt::PlannedFailure failure("cudaEventRecord:2");
   Event event(stream_.device());
   event.record(stream_);
 
@@ -214,7 +215,7 @@ TEST_F(SimtTest, APlannedFailureIsStickyAsOnADevice) {
 
 // What has failed is said, and not hidden by a scope whose own last call fails then.
 TEST_F(SimtTest, AFailureInATimedScopeIsTheOneThatIsSaid) {
-  const Setting failure("SWITCHYARD_EMULATED_FAILURE", "cudaStreamSynchronize:1");
+  const simt::PlannedFailure failure("cudaStreamSynchronize:1");
   Stopwatch stopwatch(stream_.device());
   Profiler profiler(stream_);
   stream_.set_profiler(&profiler);

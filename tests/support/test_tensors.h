@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <random>
+#include <type_traits>
 #include <vector>
 
 #include "kernels/runtime/tensor.h"
@@ -42,14 +43,13 @@ inline Tensor random_tensor(Shape shape, uint64_t seed, DType dtype = DType::f32
   std::mt19937_64 engine(seed);
   std::normal_distribution<float> normal(0.0f, std);
   Tensor tensor(shape, dtype);
-  for (int64_t i = 0; i < tensor.num_elements(); ++i) {
-    const float value = normal(engine);
-    if (dtype == DType::bf16) {
-      tensor.data<bfloat16>()[i] = bfloat16(value);
-    } else {
-      tensor.data<float>()[i] = value;
-    }
-  }
+  // Each call of data() waits for the device.
+  const auto fill = [&](auto* values) {
+    std::generate_n(values, tensor.num_elements(), [&] {
+      return static_cast<std::remove_reference_t<decltype(*values)>>(normal(engine));
+    });
+  };
+  dtype == DType::bf16 ? fill(tensor.data<bfloat16>()) : fill(tensor.data<float>());
   return tensor;
 }
 

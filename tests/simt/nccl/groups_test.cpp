@@ -5,13 +5,13 @@
 #include <nccl.h>
 
 #include <chrono>
-#include <cstdlib>
 #include <memory>
 #include <thread>
 #include <vector>
 
 #include "mpi/mpi_test.h"
 #include "optim/distributed_optimizer.h"
+#include "tests/simt/failures.h"
 #include "tests/support/error_of.h"
 #include "tests/support/test_tensors.h"
 
@@ -116,10 +116,10 @@ TEST(NcclGroupsTest, AFailedCallLeavesNoGroupOfCallsOpen) {
   test::Tensor in({4}, DType::i32), out({4}, DType::i32);
   const std::vector<int64_t> one_each(4, 1);
 
-  setenv("SWITCHYARD_EMULATED_FAILURE", "ncclSend:2", 1);
-  const std::string error = test::error_of(
-      [&] { dist.ep().all_to_all_v(gathering.stream, in, one_each, out, one_each); });
-  unsetenv("SWITCHYARD_EMULATED_FAILURE");
+  const std::string error = test::error_of([&] {
+    const simt::PlannedFailure failure("ncclSend:2");
+    dist.ep().all_to_all_v(gathering.stream, in, one_each, out, one_each);
+  });
   gathering.start();
   gathering.finish();
 
