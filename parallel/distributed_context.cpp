@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 #include <mpi.h>
-#include <sched.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -13,6 +12,7 @@
 #include <vector>
 
 #include "kernels/runtime/check.h"
+#include "parallel/cores.h"
 #include "parallel/counting_communicator.h"
 #include "parallel/mpi_communicator.h"
 #include "parallel/nccl_communicator.h"
@@ -138,10 +138,15 @@ void start_alone_quickly() {
   setenv("OMPI_MCA_pml", "ob1", /*overwrite=*/0);
 }
 
-int allowed_cores() {
-  cpu_set_t cores;
-  if (sched_getaffinity(0, sizeof(cores), &cores) != 0) return 1;
-  return CPU_COUNT(&cores);
+// The cores of this rank's machine that it may keep busy.
+int find_share_of_cores(MPI_Comm machine) {
+  int rank = 0, size = 1;
+  MPI_Comm_rank(machine, &rank);
+  MPI_Comm_size(machine, &size);
+  const cpu_set_t mine = allowed_cores();
+  std::vector<cpu_set_t> of_ranks(static_cast<size_t>(size));
+  MPI_Allgather(&mine, sizeof(mine), MPI_BYTE, of_ranks.data(), sizeof(mine), MPI_BYTE, machine);
+  return share_of_cores(of_ranks, static_cast<size_t>(rank));
 }
 
 }  // namespace
@@ -179,6 +184,7 @@ MpiRuntime::MpiRuntime(int* argc, char*** argv) {
   MPI_Bcast(&machine, 1, MPI_INT, 0, node);
   machines_.resize(static_cast<size_t>(world_size_));
   MPI_Allgather(&machine, 1, MPI_INT, machines_.data(), 1, MPI_INT, MPI_COMM_WORLD);
+  cores_ = find_share_of_cores(node);
   MPI_Comm_free(&node);
   watchdog_ = std::make_unique<Watchdog>(rank_);
   const bool several_machines = machines_ != std::vector(machines_.size(), machines_.front());
@@ -196,7 +202,7 @@ int MpiRuntime::num_threads() const {
   if (const char* wanted = std::getenv("OMP_NUM_THREADS")) {
     return std::max(1, std::atoi(wanted));
   }
-  return std::max(1, allowed_cores() / local_size_);
+  return cores_;
 }
 
 void MpiRuntime::abort(int exit_code) {

@@ -26,16 +26,15 @@ class MpiRuntime {
 
   int rank() const { return rank_; }
   int world_size() const { return world_size_; }
-  // This rank's index among the ranks of its machine, and their number, which decides the share of
-  // the cores that this rank gets.
+  // This rank's index among the ranks of its machine, and their number.
   int local_rank() const { return local_rank_; }
   int local_size() const { return local_size_; }
 
   // The group of all ranks. It lives as long as the runtime.
   Communicator& world() { return *world_; }
 
-  // The number of threads that this rank may use: OMP_NUM_THREADS if set, else its share of the
-  // cores that the process is allowed to run on; at least 1.
+  // The number of threads that this rank may use: OMP_NUM_THREADS if set, else the cores on which
+  // it may run, shared with the ranks that may run there, too; at least 1.
   int num_threads() const;
 
   // The machine of each rank, as the lowest rank there.
@@ -56,6 +55,7 @@ class MpiRuntime {
   int world_size_ = 1;
   int local_rank_ = 0;
   int local_size_ = 1;
+  int cores_ = 1;
   std::vector<int> machines_;
   std::unique_ptr<Watchdog> watchdog_;
   std::unique_ptr<MpiProgress> progress_;
