@@ -298,6 +298,10 @@ class NanStory(Story):
             self.tally.not_struck += 1
             return self.problems
         self.tally.add(fault.kind, "survived" if job.code == 0 else "said by error")
+        # With MPI in the background gathered weights are messages, too. Those that became NaN on
+        # their way end the run before they are saved.
+        if job.code != 0 and "NaN; nothing was saved" in job.output:
+            return self.problems
         if job.code != 0:
             self.problem("exit", f"a NaN ended the run: {fault.text}: {job.output[-600:]}")
             return self.problems
