@@ -55,7 +55,7 @@ class MpiRuntime {
   int world_size_ = 1;
   int local_rank_ = 0;
   int local_size_ = 1;
-  int cores_ = 1;
+  int cores_ = 1;  // that it may keep busy
   std::vector<int> machines_;
   std::unique_ptr<Watchdog> watchdog_;
   std::unique_ptr<MpiProgress> progress_;

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import os
 import random
 import re
 import shutil
@@ -300,7 +301,8 @@ class NanStory(Story):
         self.tally.add(fault.kind, "survived" if job.code == 0 else "said by error")
         # With MPI in the background gathered weights are messages, too. Those that became NaN on
         # their way end the run before they are saved.
-        if job.code != 0 and "NaN; nothing was saved" in job.output:
+        in_background = os.environ.get("SWITCHYARD_BACKGROUND") == "1"
+        if in_background and job.code != 0 and "NaN; nothing was saved" in job.output:
             return self.problems
         if job.code != 0:
             self.problem("exit", f"a NaN ended the run: {fault.text}: {job.output[-600:]}")

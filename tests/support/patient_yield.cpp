@@ -4,8 +4,9 @@
 // only ranks of the same job want the cores. Beside another job a yield costs a whole time slice,
 // so a rank looks every few milliseconds, and one that computes shares its core with all those that
 // only wait. A thread that sleeps instead gets the core as soon as it wakes and takes none before:
-// eight ranks beside two busy processes took 74 s in place of 280. On a machine of its own a job
-// would lose up to a tenth by that, so the program itself does not do it (docs/testing.md).
+// eight ranks beside two busy processes took 78 s in place of more than 240. On a machine of its
+// own a job would lose up to a tenth by that, so the program itself does not do it
+// (docs/testing.md).
 #include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
