@@ -163,6 +163,20 @@ def wait_for_one(running, stop, measure):
         time.sleep(0.02)
 
 
+def calibrate(runner, point, lab, stop):
+    """Describes the machine that a point runs on, as the program is started there. False if the
+    study is to stop before that is done."""
+    file = runner.machine_file(point)
+    print(f"making {file}", flush=True)
+    started = wait_for_one([runner.start_calibration(point, lab)], stop, runner.study.measure)
+    if started.process.returncode != 0 and stop.asked:
+        return False
+    if not file.exists():
+        raise Unusable(f"{shlex.join(runner.calibration(point))} did not describe the machine: "
+                       f"{study_runs.last_line(started.folder / 'output.txt')}")
+    return True
+
+
 def run_all(runner, rest, stop, progress, together):
     """Returns the number of points that failed, and whether the others' runs have all ended."""
     lab = study_runs.Lab()
@@ -170,9 +184,14 @@ def run_all(runner, rest, stop, progress, together):
     try:
         while running or (rest and not stop.now()):
             while rest and len(running) < together and not stop.now():
-                point, repetition = rest.popleft()
+                point, repetition = rest[0]
                 lab.prepare(point.run)
+                if runner.wants_calibration(point) and not calibrate(runner, point, lab, stop):
+                    break
+                rest.popleft()
                 running.append(runner.start(point, repetition, lab))
+            if not running:
+                continue
             started = wait_for_one(running, stop, runner.study.measure)
             running.remove(started)
             code = started.process.returncode

@@ -51,15 +51,15 @@ def predict(runner, study):
     files are missing."""
     predictions, missing = {}, set()
     for point in study.points():
-        machine = point.run.get("machine")
+        machine = runner.machine_file(point)
         if not machine or point.command != "train":
             continue
-        if not study_runs.pathlib.Path(machine).exists():
-            missing.add(machine)
+        if not machine.exists():
+            missing.add(str(machine))
             continue
         command = [
             str(runner.program), "plan", *point.arguments(runner.run_folder(point, 1)), "--machine",
-            machine, "--ranks",
+            str(machine), "--ranks",
             str(point.ranks), "--json"
         ]
         try:
@@ -97,9 +97,26 @@ def with_spread(values, form="{:,.1f}"):
     return f"{middle} ({form.format(min(values))} to {form.format(max(values))})"
 
 
+def error_of(row):
+    """Of the predicted step time, as a share of the measured one."""
+    return number(row.predicted.get("step_ms")) / row.median("step_ms") - 1.0
+
+
+def predictions_html(parts):
+    """How far predictions are off, over all points that have one."""
+    errors = {row.point.id: (abs(error_of(row)), row) for _, rows in parts for row in rows
+              if row.predicted}
+    if not errors:
+        return ""
+    worst, row = max(errors.values(), key=lambda error: error[0])
+    median = statistics.median(error for error, _ in errors.values())
+    return (f"<p>Predicted step times of {len(errors)} points: median error {100 * median:.1f} %, "
+            f"greatest {100 * worst:.1f} % ({html.escape(row.point.describe())}).</p>\n")
+
+
 def speed_row(row):
     predicted = number(row.predicted.get("step_ms"))
-    off = predicted / row.median("step_ms") - 1.0
+    off = error_of(row)
     share = f"{100 * row.median('exchange_share'):.1f} %"
     return {
         "step, ms": with_spread(row.values("step_ms")),
@@ -198,16 +215,15 @@ def failures_html(study, runner):
 def write(study, runner, folder):
     """Writes report.html; returns its path."""
     command = shlex.join(["scripts/study.py", str(study.path), "--out", str(folder), "--report"])
-    parts = [
-        part_html(study, part, rows, runner, command)
-        for part, rows in measured_parts(study, runner)
-    ]
+    measured = list(measured_parts(study, runner))
+    parts = [part_html(study, part, rows, runner, command) for part, rows in measured]
     text = (
         "<!doctype html>\n<html lang=en><meta charset=utf-8>"
         f"<title>{html.escape(study.title)}</title>"
         f"<style>{STYLE}</style>\n<h1>{html.escape(study.title)}</h1>\n"
         f"<p>Made by <code>{html.escape(command)}</code>. Figures are medians over the "
-        "repetitions, in brackets the least and the greatest.</p>\n" + "".join(parts) +
+        "repetitions, in brackets the least and the greatest.</p>\n" + predictions_html(measured) +
+        "".join(parts) +
         failures_html(study, runner) + "</html>\n")
     report = folder / "report.html"
     partial = folder / "report.html.tmp"

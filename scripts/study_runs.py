@@ -17,6 +17,7 @@ from endings import Unusable, number
 
 LAB = pathlib.Path(os.path.relpath(pathlib.Path(__file__).with_name("link_lab.sh")))
 STOPPED = 75  # the program's exit code when it has saved and can go on
+MEASURED = "measured"  # a machine that the study describes itself, by `switchyard calibrate`
 SPEED_FIGURES = [
     "step_ms", "tokens_per_s", "forward_ms", "backward_ms", "exchange_ms", "optimizer_ms",
     "data_ms", "mfu", "exchange_bytes", "max_load_ratio", "peak_memory_bytes"
@@ -132,8 +133,30 @@ class Runner:
         return [*command, *shlex.split(point.run.get("options", "")), "--json",
                 str(run_folder / "bench.json")]
 
+    def machine_file(self, point):
+        """The description by which a point's time is predicted; None without one."""
+        machine = point.run.get("machine")
+        if machine != MEASURED:
+            return pathlib.Path(machine) if machine else None
+        links = ["hosts", "ranks_per_host", "rate", "latency"]
+        name = "_".join([f"ranks_{point.ranks}"] +
+                        [f"{key}_{point.run[key]}" for key in links if key in point.run])
+        return self.folder / "machines" / f"{name}.yaml"
+
+    def wants_calibration(self, point):
+        return (point.run.get("machine") == MEASURED and self.study.measure == "speed" and
+                not self.machine_file(point).exists())
+
     def command(self, point, repetition):
-        program = self.program_command(point, self.run_folder(point, repetition))
+        return self.started_as(point,
+                               self.program_command(point, self.run_folder(point, repetition)))
+
+    def calibration(self, point):
+        return self.started_as(
+            point, [str(self.program), "calibrate", "--out", str(self.machine_file(point))])
+
+    def started_as(self, point, program):
+        """The command that starts `program` on a point's ranks."""
         if "rate" in point.run:
             return [str(LAB), "run", "--", *program]
         if self.scheduled:
@@ -163,12 +186,20 @@ class Runner:
         folder = self.run_folder(point, repetition)
         if self.study.measure == "speed":
             shutil.rmtree(folder, ignore_errors=True)  # half a run is no measurement
+        return Started(point, repetition, folder,
+                       self.spawn(self.command(point, repetition), folder, lab))
+
+    def start_calibration(self, point, lab):
+        folder = self.machine_file(point).with_suffix("")
+        shutil.rmtree(folder, ignore_errors=True)
+        return Started(point, 0, folder, self.spawn(self.calibration(point), folder, lab))
+
+    def spawn(self, command, folder, lab):
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / "output.txt", "a", encoding="utf-8") as output:
-            return Started(point, repetition, folder, subprocess.Popen(
-                self.command(point, repetition), stdout=output, stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL, process_group=0,
-                env={**lab.environment, **self.environment()}))
+            return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT,
+                                    stdin=subprocess.DEVNULL, process_group=0,
+                                    env={**lab.environment, **self.environment()})
 
     def finish(self, started):
         """Appends the result of a run that has ended, and returns it."""

@@ -243,6 +243,49 @@ case "$*" in *--machine\\ machine_1.yaml*--ranks\\ 1*--json*)
 
         self.assertIn("12,345.5", (self.out / "report.html").read_text())
 
+    def test_a_machine_that_is_measured_is_described_once_before_its_first_point(self):
+        study = tiny_study()
+        study.update(repetitions=1)
+        study["settings"]["machine"] = "measured"
+        self.write(study)
+        # A program that notes when it describes the machine, predicts half a second for BigMac and
+        # two for its twin, and leaves everything else to the real one.
+        rest = '"tokens_per_s": 10, "exchange_share": 0.5'
+        program = self.folder / "program"
+        program.write_text(f"""#!/bin/sh
+case "$*" in
+calibrate\\ --out*) ls runs/studies/tiny/runs >> calibrated 2>&1; echo machine > "$3" ;;
+plan\\ *=bigmac*--machine\\ runs/studies/tiny/machines/ranks_1.yaml\\ *) echo '{{"step_ms": 500, {rest}}}' ;;
+plan\\ *--machine\\ runs/studies/tiny/machines/ranks_1.yaml\\ *) echo '{{"step_ms": 2000, {rest}}}' ;;
+*) exec {SWITCHYARD} "$@" ;; esac
+""")
+        program.chmod(0o755)
+
+        self.study("--program", "./program")
+
+        noted = (self.folder / "calibrated").read_text().splitlines()
+        self.assertEqual(len(noted), 1, noted)
+        self.assertIn("cannot access", noted[0])
+        self.assertEqual((self.out / "machines" / "ranks_1.yaml").read_text(), "machine\n")
+        errors = sorted(abs((500 if result["labels"]["structure"] == "bigmac" else 2000) /
+                            result["figures"]["step_ms"] - 1) for result in self.results())
+        said = (f"Predicted step times of 2 points: median error {50 * sum(errors):.1f} %, "
+                f"greatest {100 * errors[1]:.1f} %")
+        self.assertTrue(said in (self.out / "report.html").read_text(), said)
+
+    def test_a_machine_that_cannot_be_described_ends_the_study(self):
+        study = tiny_study()
+        study["settings"]["machine"] = "measured"
+        self.write(study)
+        program = self.folder / "program"
+        program.write_text("#!/bin/sh\necho 'switchyard: no clock'; exit 1\n")
+        program.chmod(0o755)
+
+        output = self.study("--program", "./program", code=FAILED)
+
+        self.assertIn("did not describe the machine: switchyard: no clock", output)
+        self.assertEqual(self.results(), [])
+
 
 @unittest.skipIf(links_test.why_not(), links_test.why_not())
 class Links(StudyTest):
