@@ -248,7 +248,8 @@ study_smollm2() {
   step smollm2.code smol_learn code code "$main_bits"
   rm -rf "$smol_run/hash/query_keys"
   say "Tables"
-  scripts/hata_table.py --bits "$main_bits" --learning "$study"/smollm2_*.jsonl -- \
+  scripts/hata_table.py --bits "$main_bits" --learning "$study"/smollm2_*.jsonl \
+    --tasks "$study"/smollm2_tasks_*/hash/tasks.json -- \
     4096 "$study/smollm2_4096/hash/evaluation.json" \
     8192 "$study/smollm2_8192/hash/evaluation.json" >"$study/smollm2.md"
   cat "$study/smollm2.md"

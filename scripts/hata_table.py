@@ -7,12 +7,13 @@
 
 import argparse
 import json
+import math
 import pathlib
 import statistics
 
 import endings
-from plot_hash import (METHODS, PAPER_BUDGETS, Evaluation, mean_answers, nearest_budget,
-                       share_text)
+from plot_hash import (METHODS, PAPER_BUDGETS, Evaluation, mean_answers, method_of,
+                       nearest_budget, share_text)
 
 # HATA (arXiv 2506.02572), table 2, averages over RULER's tasks; 3.13 % is Llama-2-7B at 32 K,
 # 1.56 % Llama-3.1-8B at 128 K.
@@ -131,6 +132,85 @@ def learning_table(paths):
     return lines
 
 
+def budget_text(budget):
+    """A budget of the configuration: from 1 on a number of keys."""
+    return f"{budget:g} keys" if budget >= 1 else share_text(budget)
+
+
+def budgets_table(evaluation, bits):
+    """Perplexity of every method at every budget."""
+    methods = methods_of(evaluation, bits)
+    budgets = sorted({result["budget"] for result in evaluation.results})
+    lines = header(["perplexity", *map(budget_text, budgets)])
+    for method, name in methods:
+        at = {result["budget"]: result["perplexity"] for result in evaluation.of(method, bits)}
+        lines.append(row([name, *[f"{at[b]:.3f}" if b in at else "-" for b in budgets]]))
+    return lines
+
+
+def bits_table(evaluation, budget):
+    """Learned and random codes of every length."""
+    lines = header(["bits", *[f"{figure}, {codes}" for figure in ("recall", "mass", "perplexity")
+                              for codes in ("learned", "random")]])
+    for bits in sorted({result["bits"] for result in evaluation.results if "bits" in result}):
+        both = [nearest_budget(evaluation.of(method, bits), budget, evaluation)
+                for method in ("hata", "random_hash")]
+        lines.append(row([str(bits)] + [
+            f"{of[key]:.3f}" for key in ("recall", "attention_mass", "perplexity") for of in both]))
+    return lines
+
+
+def read_tasks(path):
+    """(task, length) -> the case of dense decoding; and (method, budget) -> (task, length) -> the
+    share of answers, of a tasks.json."""
+    content = endings.read_json(pathlib.Path(path), "`switchyard eval-tasks` makes it")
+    if content.get("format") != "switchyard.task_evaluation":
+        raise endings.Unusable(f"{path} is not an evaluation of English tasks; "
+                               "`switchyard eval-tasks` makes one")
+
+    def cases(of):
+        return {(case["task"], case["length"]): (case["answers"], case["samples"]) for case in of}
+
+    try:
+        return cases(content["dense"]), {(method_of(result), result["budget"]): cases(
+            result["cases"]) for result in content["results"]}
+    except (KeyError, TypeError) as error:
+        raise endings.Unusable(f"{path} is incomplete ({error}); `switchyard eval-tasks` makes it "
+                               "again") from error
+
+
+def tasks_tables(paths):
+    """Answers found, in per cent: by dense decoding everywhere, by the methods where it finds
+    enough, and the mean over those."""
+    dense, found = {}, {}
+    for path in paths:
+        of_dense, of_methods = read_tasks(path)
+        dense.update(of_dense)
+        for method, cases in of_methods.items():
+            found.setdefault(method, {}).update(cases)
+    lengths = sorted({length for _, length in dense})
+    lines = header(["dense, answers found (samples)", *map(str, lengths)])
+    for task in dict.fromkeys(task for task, _ in dense):
+        cases = [dense.get((task, length)) for length in lengths]
+        lines.append(row([task, *[f"{100 * case[0]:.1f} ({case[1]})" if case else ""
+                                  for case in cases]]))
+    compared = sorted({case for of in found.values() for case in of}, key=lambda case: case[::-1])
+    if not compared:
+        return lines
+    lines += ["", *header(["answers found, %", *[f"{task}, {length}" for task, length in compared],
+                           "mean"])]
+
+    def cells(of):
+        shares = [of[case][0] if case in of else math.nan for case in compared]
+        return [f"{100 * share:.1f}" for share in [*shares, statistics.mean(shares)]]
+
+    lines.append(row(["dense", *cells(dense)]))
+    for (method, budget), of in sorted(found.items(), key=lambda item: list(METHODS).index(
+            item[0][0])):
+        lines.append(row([f"{METHODS[method][0]}, {budget_text(budget)}", *cells(of)]))
+    return lines
+
+
 def describe(name, evaluation, bits):
     content = evaluation.content
     lines = [f"## {name}", "",
@@ -144,6 +224,10 @@ def describe(name, evaluation, bits):
         lines += [*quality_table(evaluation, budget, bits), ""]
         if evaluation.of("hata", bits) and evaluation.of("random_hash", bits):
             lines += [*layer_table(evaluation, budget, bits), ""]
+    lines += ["### All budgets", "", *budgets_table(evaluation, bits), ""]
+    if len({result["bits"] for result in evaluation.results if "bits" in result}) > 1:
+        lines += [f"### Bits, {share_text(PAPER_BUDGETS[0])}", "",
+                  *bits_table(evaluation, PAPER_BUDGETS[0]), ""]
     return lines
 
 
@@ -153,12 +237,16 @@ def main():
                         help="pairs of a name and an evaluation.json")
     parser.add_argument("--learning", nargs="+", metavar="FILE", default=[],
                         help="metrics.jsonl of train-hash, for a table of what learning gains")
+    parser.add_argument("--tasks", nargs="+", metavar="FILE", default=[],
+                        help="tasks.json of eval-tasks, for tables of the answers found")
     parser.add_argument("--bits", type=int, help="bits of the codes; default: 128 or the nearest")
     arguments = parser.parse_args()
     if len(arguments.evaluations) % 2:
         parser.error("every name needs a file")
     if arguments.learning:
         print("\n".join([*learning_table(arguments.learning), ""]))
+    if arguments.tasks:
+        print("\n".join([*tasks_tables(arguments.tasks), ""]))
     pairs = zip(arguments.evaluations[::2], arguments.evaluations[1::2])
     for name, path in pairs:
         evaluation = Evaluation(path)

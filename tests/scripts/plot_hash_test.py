@@ -102,6 +102,47 @@ class PlotHashTest(unittest.TestCase):
         self.assertIn("| MagicPIG | 97.0 | 50.00 | 50.00 | 50.00 | 57.91 |", done.stdout)
         self.assertIn("| 2 | 0.750 | 0.625 | 0.900 | 0.900 |", done.stdout)
 
+    def test_tables_hold_all_budgets_and_bits(self):
+        found = plot_hash.Evaluation(self.write(evaluation()))
+
+        self.assertEqual(hata_table.budgets_table(found, 32)[0],
+                         "| perplexity | 0.39 % | 1.56 % | 3.13 % | 25.00 % |")
+        self.assertIn("| Quest | 2.750 | 2.750 | 2.750 | 2.750 |",
+                      hata_table.budgets_table(found, 32))
+        found.results[-1]["perplexity"] = 7.0
+        found.results[-1]["recall"] = 0.5
+        self.assertEqual(hata_table.bits_table(found, 0.25)[2:],
+                         ["| 32 | 0.750 | 0.625 | 0.900 | 0.900 | 2.250 | 2.375 |",
+                          "| 128 | 0.750 | 0.500 | 0.900 | 0.900 | 2.250 | 7.000 |"])
+
+    def test_a_table_of_english_tasks_holds_what_dense_decoding_solves(self):
+        def case(task, length, answers):
+            return {"task": task, "length": length, "samples": 4, "answers": answers}
+
+        files = []
+        for length, dense, quest in [(1024, 1.0, 0.5), (2048, 0.75, None)]:
+            cases = [case("vt", length, 0.25), case("single", length, dense)]
+            found = [] if quest is None else [case("single", length, quest)]
+            files.append(self.root / f"{length}.json")
+            files[-1].write_text(json.dumps({
+                "format": "switchyard.task_evaluation", "dense": cases,
+                "results": [{"method": "quest", "budget": 0.015625, "cases": found},
+                            {"method": "exact_topk", "budget": 16, "cases": found}]}))
+
+        done = self.run_script("hata_table.py", "--tasks", *files)
+
+        self.assertEqual(done.stdout.splitlines()[2:4] + done.stdout.splitlines()[5:],
+                         ["| vt | 25.0 (4) | 25.0 (4) |", "| single | 100.0 (4) | 75.0 (4) |",
+                          "| answers found, % | single, 1024 | mean |", "| --- | --- | --- |",
+                          "| dense | 100.0 | 100.0 |", "| exact top-k, 16 keys | 50.0 | 50.0 |",
+                          "| Quest, 1.56 % | 50.0 | 50.0 |", ""])
+        files[0].write_text(json.dumps({"format": "switchyard.task_evaluation", "dense": [{}]}))
+        done = self.run_script("hata_table.py", "--tasks", files[0])
+        self.assertIn("1024.json is incomplete ('task')", done.stderr)
+        files[0].write_text("{}")
+        done = self.run_script("hata_table.py", "--tasks", files[0])
+        self.assertIn("is not an evaluation of English tasks", done.stderr)
+
     def test_a_table_says_what_learning_gains(self):
         def held_out(layer, recall, itq, mass, itq_mass):
             return json.dumps({"layer": layer, "kv_head": 0, "held_out": {
