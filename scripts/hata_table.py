@@ -96,25 +96,29 @@ def layer_table(evaluation, budget, bits):
     return lines
 
 
-def learning_table(paths):
+def read_held_out(path):
+    """layer -> the held-out figures of its heads, of metrics of train-hash."""
+    layers = {}
+    for line in pathlib.Path(path).read_text().splitlines():
+        record = json.loads(line)
+        if "held_out" in record:
+            layers.setdefault(record["layer"], []).append(record["held_out"])
+    if not layers:
+        raise endings.Unusable(f"{path} has no measurements: run train-hash with data.validation")
+    return layers
+
+
+def learning_table(trainings):
     """Learned projections beside those that are not learned, from metrics of train-hash.
 
     Recall and mass at the smallest budget, means over layers and heads, and in how many layers the
-    learned ones are ahead of all others."""
+    learned ones are ahead of all others.
+    trainings  name -> read_held_out"""
     forms = ["", "_itq", "_balanced", "_centred", "_random"]
     names = ["learned", "itq", "balanced", "centred", "random signs"]
     lines = header(["training", *[f"{name}: recall, mass" for name in names], "best mass",
                     "ahead in layers: recall, mass"])
-    for path in paths:
-        layers = {}
-        for line in pathlib.Path(path).read_text().splitlines():
-            record = json.loads(line)
-            if "held_out" in record:
-                layers.setdefault(record["layer"], []).append(record["held_out"])
-        if not layers:
-            raise endings.Unusable(f"{path} has no measurements: run train-hash with "
-                                   "data.validation")
-
+    for name, layers in trainings.items():
         def of_layer(heads, key):
             return statistics.mean(head[key][0] for head in heads)
 
@@ -127,8 +131,22 @@ def learning_table(paths):
         ahead = [sum(of_layer(heads, figure) > max(of_layer(heads, figure + form)
                                                    for form in present[1:])
                      for heads in layers.values()) for figure in ("recall", "attention_mass")]
-        lines.append(row([pathlib.Path(path).stem, *cells, f"{mean('attention_mass_best'):.3f}",
+        lines.append(row([name, *cells, f"{mean('attention_mass_best'):.3f}",
                           f"{ahead[0]}, {ahead[1]} of {len(layers)}"]))
+    return lines
+
+
+def heads_table(trainings):
+    """Recall and mass of every head at the smallest budget, one layer per line, and of random signs
+    as the first training measured them."""
+    columns = [(name, layers, "") for name, layers in trainings.items()]
+    columns.append(("random signs", next(iter(trainings.values())), "_random"))
+    lines = header(["layer, heads", *[f"{name}: {figure}" for name, _, _ in columns
+                                      for figure in ("recall", "mass")]])
+    for layer in next(iter(trainings.values())):
+        lines.append(row([str(layer), *[
+            " ".join(f"{head[figure + form][0]:.3f}" for head in layers.get(layer, []))
+            for _, layers, form in columns for figure in ("recall", "attention_mass")]]))
     return lines
 
 
@@ -244,7 +262,8 @@ def main():
     if len(arguments.evaluations) % 2:
         parser.error("every name needs a file")
     if arguments.learning:
-        print("\n".join([*learning_table(arguments.learning), ""]))
+        trainings = {pathlib.Path(path).stem: read_held_out(path) for path in arguments.learning}
+        print("\n".join([*learning_table(trainings), "", *heads_table(trainings), ""]))
     if arguments.tasks:
         print("\n".join([*tasks_tables(arguments.tasks), ""]))
     pairs = zip(arguments.evaluations[::2], arguments.evaluations[1::2])

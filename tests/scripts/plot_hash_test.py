@@ -154,13 +154,18 @@ class PlotHashTest(unittest.TestCase):
         path.write_text("\n".join([json.dumps({"layer": 2, "kv_head": 0, "step": 0, "loss": 3}),
                                    held_out(2, 0.5, 0.75, 0.8, 0.7),
                                    held_out(3, 0.75, 0.5, 0.8, 0.6)]))
-        table = hata_table.learning_table([path])
+        trainings = {"some_bits": hata_table.read_held_out(path)}
+        table = hata_table.learning_table(trainings)
         self.assertEqual(table[-1], "| some_bits | 0.625, 0.800 | 0.625, 0.650 | - | - | "
                                     "0.250, 0.125 | 0.900 | 1, 2 of 2 |")
+        trainings["some_bits"][3].append(trainings["some_bits"][2][0])
+        self.assertEqual(hata_table.heads_table(trainings)[2:], [
+            "| 2 | 0.500 | 0.800 | 0.250 | 0.125 |",
+            "| 3 | 0.750 0.500 | 0.800 0.800 | 0.250 0.250 | 0.125 0.125 |"])
 
         path.write_text(json.dumps({"layer": 2, "kv_head": 0, "step": 0, "loss": 3}))
         with self.assertRaises(hata_table.endings.Unusable):
-            hata_table.learning_table([path])
+            hata_table.read_held_out(path)
 
     def test_names_a_file_that_is_none(self):
         self.write({"format": "other"})
