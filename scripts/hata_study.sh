@@ -196,27 +196,28 @@ smol_paper() {
   smol_learn_once sigma_0.5 hash.training.sigma=0.5 hash.training.balance_weight=0
 }
 
-# Arguments: tokens of a text, bits. Every method, on eight texts.
+# Arguments: name, tokens of a text, bits, name of the weights, in which BITS stands for their
+# number, settings. Every method, on eight texts.
 smol_measure() {
   local run=$study/smollm2_$1 width
   mkdir -p "$run/hash"
-  for width in $2; do
-    cp "$study/smollm2_$width.h5" "$run/hash/hash_weights_$width.h5"
+  for width in $3; do
+    cp "$study/${4/BITS/$width}.h5" "$run/hash/hash_weights_$width.h5"
   done
   switchyard eval-hash "$smol" run.dir="$run" checkpoint.resume="$smol_run" hash.dense_layers=2 \
     hash.bits="$main_bits" hash.weights="$run/hash/hash_weights_$main_bits.h5" \
-    hash.evaluation.bits="[${2// /, }]" hash.evaluation.seq_len="$1" hash.evaluation.sequences=8 \
+    hash.evaluation.bits="[${3// /, }]" hash.evaluation.seq_len="$2" hash.evaluation.sequences=8 \
     decode.eval_tokens=32 decode.loki_channels=16 data.validation="$study/linux-doc_held_out.h5" \
-    train.micro_batch_size=1 train.global_batch_size="$ranks"
+    train.micro_batch_size=1 train.global_batch_size="$ranks" "${@:5}"
 }
 
 # Arguments: tokens of a sample, number of samples, tasks.
 smol_tasks() {
   switchyard eval-tasks "$smol" run.dir="$study/smollm2_tasks_$1" checkpoint.resume="$smol_run" \
     hash.dense_layers=2 hash.bits="$main_bits" hash.evaluation.bits="[$main_bits]" \
-    hash.weights="$study/smollm2_$main_bits.h5" hash.evaluation.budgets="[0.015625]" \
+    hash.weights="$study/smollm2_long.h5" hash.evaluation.budgets="[0.015625]" \
     hash.evaluation.key_norm=false decode.loki_channels=16 \
-    tasks.lengths="[$1]" tasks.samples="$2" tasks.names="[$3]"
+    tasks.lengths="[$1]" tasks.samples="$2" tasks.names="[$3]" train.global_batch_size="$ranks"
 }
 
 study_smollm2() {
@@ -228,9 +229,18 @@ study_smollm2() {
     say "Projections of $width bits"
     step "smollm2.$width" smol_learn "$width" linux-doc "$width"
   done
-  say "Every way to choose keys, texts of 4096 and 8192 tokens"
-  step smollm2.4096 smol_measure 4096 "$bits"
-  step smollm2.8192 smol_measure 8192 "$main_bits"
+  say "$main_bits bits for the whole context"
+  # Codes serve the lengths that they were learned from.
+  step smollm2.long smol_learn long linux-doc "$main_bits" hash.training.seq_len=8192 \
+    hash.training.num_sequences=8
+  say "Every way to choose keys, texts of 8192 and 4096 tokens"
+  local two=(hash.evaluation.budgets="[0.015625, 0.03125]")
+  step smollm2.8192 smol_measure 8192 8192 "$main_bits" smollm2_long "${two[@]}"
+  for length in 4096 1024; do
+    step "smollm2.long_$length" smol_measure "long_$length" "$length" "$main_bits" smollm2_long \
+      "${two[@]}" hash.evaluation.methods="[hata, exact_topk, random_hash]"
+  done
+  step smollm2.4096 smol_measure 4096 4096 "$bits" smollm2_BITS
   for length in 4096 8192; do
     scripts/plot_hash.py "$study/smollm2_$length" --out "$study/smollm2_$length"
   done
@@ -251,7 +261,9 @@ study_smollm2() {
   scripts/hata_table.py --bits "$main_bits" --learning "$study"/smollm2_*.jsonl \
     --tasks "$study"/smollm2_tasks_*/hash/tasks.json -- \
     4096 "$study/smollm2_4096/hash/evaluation.json" \
-    8192 "$study/smollm2_8192/hash/evaluation.json" >"$study/smollm2.md"
+    8192 "$study/smollm2_8192/hash/evaluation.json" \
+    long_4096 "$study/smollm2_long_4096/hash/evaluation.json" \
+    long_1024 "$study/smollm2_long_1024/hash/evaluation.json" >"$study/smollm2.md"
   cat "$study/smollm2.md"
 }
 

@@ -333,6 +333,27 @@ class Ranking(Program):
         for key in ("recall", "attention_mass", "loss"):
             self.assertAlmostEqual(alone["hata"][key], split["hata"][key], delta=0.01)
 
+    def test_a_longer_context_than_the_learned_one_is_said_once(self):
+        self.run_program(0, "train-hash", *self.CONFIG, *self.LEARNING, "hash.training.seq_len=32")
+        said = ("hash_weights.h5 was learned from sequences of 32 tokens, and the context here has "
+                "up to {}: beyond the learned length it chooses badly; run `switchyard train-hash` "
+                "with hash.training.seq_len={}")
+        evaluate = ["hash.evaluation.methods=[hata]", "hash.evaluation.budgets=[6]",
+                    "decode.eval_tokens=8"]
+        generate = ["decode.attention=hata", "--prompt", "f", "--max-tokens"]
+        for context, arguments in [(64, ["eval-hash", *self.CONFIG, *evaluate]),
+                                   (64, ["eval", *self.CONFIG, "decode.attention=hata",
+                                         "decode.eval_tokens=1"]),
+                                   (None, ["eval-hash", *self.CONFIG, *evaluate,
+                                           "hash.evaluation.seq_len=32"]),
+                                   (33, ["generate", *self.CONFIG, *generate, "32"]),
+                                   (None, ["generate", *self.CONFIG, *generate, "31"])]:
+            with self.subTest(arguments):
+                output = self.run_program(2, *arguments[:2], "parallel.tp=2", *arguments[2:])
+                self.assertEqual(output.count("was learned from"), 0 if context is None else 1)
+                if context:
+                    self.assertIn(said.format(context, context), output)
+
     def test_shorter_texts_than_the_models_are_evaluated(self):
         self.run_program(0, "eval-hash", *self.CONFIG, "hash.evaluation.methods=[exact_topk]",
                          "hash.evaluation.budgets=[0.25]", "hash.evaluation.sequences=8",

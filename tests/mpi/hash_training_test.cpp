@@ -123,6 +123,7 @@ TEST_P(HashTrainingTest, AnyNumberOfRanksLearnsTheSameBits) {
                         .num_sequences = 9,
                         .sequences_per_block = 2,
                         .queries_per_sequence = config_.hash.training.queries,
+                        .queries_from = GetParam() == HashObjectiveKind::ranking ? 1.0 / 16 : 0.5,
                         .first_layer = 1};
   DistributedContext alone;
   Stream stream;

@@ -97,7 +97,8 @@ int bench_generate_command(MpiRuntime& mpi, const LoadedConfig& loaded,
     DecodeConfig keys = config.decode.keys;
     keys.method = method;
     const auto setup = [&] {
-      return load_decode_setup(mpi, config, keys, config.hash.bits, session, model.fingerprint);
+      return load_decode_setup(mpi, config, keys, config.hash.bits, std::ssize(tokens), session,
+                               model.fingerprint);
     };
     ways.push_back({std::string(to_string(method)), setup()});
     if (config.decode.offload == Offload::none) return;

@@ -32,8 +32,8 @@ void require_finite_loss(MpiRuntime& mpi, double loss, const LoadedModel& model,
 int eval_decoding(MpiRuntime& mpi, const RunConfig& config, Session& session,
                   const LoadedModel& model, ValidationLoader& validation) {
   const DecodeConfig& keys = config.decode.keys;
-  const DecodeSetup setup =
-      load_decode_setup(mpi, config, keys, config.hash.bits, session, model.fingerprint);
+  const DecodeSetup setup = load_decode_setup(mpi, config, keys, config.hash.bits,
+                                              config.model.seq_len, session, model.fingerprint);
   const DecodePlan plan =
       plan_decoding(config, validation, validation.spread_over_files(validation.num_batches()),
                     recall_answers(config), mpi.world());

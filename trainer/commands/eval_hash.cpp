@@ -100,7 +100,7 @@ int eval_hash_command(MpiRuntime& mpi, const LoadedConfig& loaded) {
   Session session(mpi, config);
   const LoadedModel model = load_newest_model(mpi, config, session, data.tokenizer->hash());
   const std::vector<HashCandidate> candidates =
-      load_candidates(mpi, config, session, model.fingerprint);
+      load_candidates(mpi, config, of_texts.model.seq_len, session, model.fingerprint);
   const auto log = [](const std::string& line) {
     fmt::print("{}\n", line);
     std::fflush(stdout);

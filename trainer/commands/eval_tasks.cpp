@@ -178,8 +178,10 @@ int eval_tasks_command(MpiRuntime& mpi, const LoadedConfig& loaded) {
   const FolderLock lock(mpi.world(), RunPaths(config.run.dir).hash(), "eval-tasks");
   Session session(mpi, config);
   const LoadedModel model = load_newest_model(mpi, config, session, tokenizer->hash());
+  const int64_t context =
+      std::ranges::max(text_task_cases(config), {}, &TextTaskCase::length).length;
   const std::vector<HashCandidate> candidates =
-      load_candidates(mpi, config, session, model.fingerprint);
+      load_candidates(mpi, config, context, session, model.fingerprint);
   const TaskEvaluation evaluation = evaluate(session, config, *tokenizer, sentences, candidates);
   write_evaluation(mpi, output, to_json(config, candidates, evaluation, model.description));
   if (mpi.rank() != 0) return kExitDone;

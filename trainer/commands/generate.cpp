@@ -45,12 +45,15 @@ int generate_command(MpiRuntime& mpi, const LoadedConfig& loaded, const Generate
   const std::unique_ptr<Tokenizer> tokenizer = open_tokenizer(mpi, config);
   Session session(mpi, config);
   const LoadedModel model = load_newest_model(mpi, config, session, tokenizer->hash());
-  DecodeSetup setup = load_decode_setup(mpi, config, config.decode.keys, config.hash.bits, session,
-                                        model.fingerprint);
+  std::vector<int32_t> prompt = encode_prompt(mpi, *tokenizer, options.prompt);
+  const int64_t context =
+      std::min(config.model.seq_len, std::ssize(prompt) + int64_t{options.max_tokens});
+  DecodeSetup setup = load_decode_setup(mpi, config, config.decode.keys, config.hash.bits, context,
+                                        session, model.fingerprint);
   run_collectively(mpi.world(),
                    [&] { setup.far = make_far_memory(config, session.stream.device()); });
 
-  GenerationRequest request{.prompt = {},
+  GenerationRequest request{.prompt = std::move(prompt),
                             .max_tokens = options.max_tokens,
                             .num_samples = options.num_samples,
                             .end_token = tokenizer->end_of_document(),
@@ -58,7 +61,6 @@ int generate_command(MpiRuntime& mpi, const LoadedConfig& loaded, const Generate
                             .sampling = options.sampling,
                             .seed = config.run.seed,
                             .setup = &setup};
-  request.prompt = encode_prompt(mpi, *tokenizer, options.prompt);
   run_collectively(mpi.world(), [&] {
     require(static_cast<int64_t>(request.prompt.size()) < config.model.seq_len,
             "--prompt has {} tokens, model.seq_len is {}: shorten it", request.prompt.size(),

@@ -42,13 +42,15 @@ std::vector<int64_t> bits_to_measure(MpiRuntime& mpi, const RunConfig& config) {
 }  // namespace
 
 std::vector<HashCandidate> load_candidates(MpiRuntime& mpi, const RunConfig& config,
-                                           Session& session, const std::string& fingerprint) {
+                                           int64_t context, Session& session,
+                                           const std::string& fingerprint) {
   std::vector<HashCandidate> candidates;
   const auto add = [&](DecodeMethod method, int bits, bool key_norm) {
     DecodeConfig keys = config.decode.keys;
     keys.method = method;
     keys.key_norm = key_norm;
-    candidates.push_back({load_decode_setup(mpi, config, keys, bits, session, fingerprint), bits});
+    candidates.push_back(
+        {load_decode_setup(mpi, config, keys, bits, context, session, fingerprint), bits});
   };
   for (const DecodeMethod method : config.hash.evaluation.methods) {
     const HashProjections projections = row_of(method).projections;

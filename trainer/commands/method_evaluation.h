@@ -15,9 +15,11 @@ namespace switchyard {
 
 // The methods of hash.evaluation with all bits and settings. Collective over the world; throws
 // CollectiveError with the remedy if weights are missing or do not fit.
+//   context      the most tokens that will be decoded
 //   fingerprint  of the checkpoint that the session's model has
 std::vector<HashCandidate> load_candidates(MpiRuntime& mpi, const RunConfig& config,
-                                           Session& session, const std::string& fingerprint);
+                                           int64_t context, Session& session,
+                                           const std::string& fingerprint);
 
 // The candidate's name in tables.
 std::string name_of(const HashCandidate& candidate);

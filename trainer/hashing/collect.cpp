@@ -166,12 +166,13 @@ fs::path QueryKeySet::path_of(int64_t block) const {
 
 std::vector<int64_t> query_positions(const QueryKeySet& set, int64_t sequence, int64_t seq_len) {
   const RandomKey key{set.seed, stream_id("hash.query_position." + set.name)};
-  const int64_t half = seq_len / 2, count = std::min(set.queries_per_sequence, seq_len - half);
-  const double part = static_cast<double>(seq_len - half) / static_cast<double>(count);
+  const auto begin = static_cast<int64_t>(set.queries_from * static_cast<double>(seq_len));
+  const int64_t count = std::min(set.queries_per_sequence, seq_len - begin);
+  const double part = static_cast<double>(seq_len - begin) / static_cast<double>(count);
   std::vector<int64_t> positions;
   for (int64_t i = 0; i < count; ++i) {
     const double u = random_uniform(key, static_cast<uint64_t>(sequence * count + i));
-    positions.push_back(half + static_cast<int64_t>((static_cast<double>(i) + u) * part));
+    positions.push_back(begin + static_cast<int64_t>((static_cast<double>(i) + u) * part));
   }
   return positions;
 }

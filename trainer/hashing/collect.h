@@ -24,6 +24,9 @@ struct QueryKeySet {
   int64_t num_sequences = 0;
   int64_t sequences_per_block = 1;
   int64_t queries_per_sequence = 1;
+  // The share of a sequence before its first query. Rotations turn queries and keys with their
+  // positions, so projections serve the lengths of context that their queries had.
+  double queries_from = 0.5;
   int first_layer = 0;  // earlier layers are not kept
 
   int64_t num_blocks() const { return ceil_div(num_sequences, sequences_per_block); }
@@ -31,8 +34,8 @@ struct QueryKeySet {
 };
 
 // The positions of a sequence's queries, rising, the same for all heads and layers: one is drawn
-// uniformly from each of `queries_per_sequence` equal parts of [seq_len / 2, seq_len). A function
-// of the set's seed and name and the sequence's number.
+// uniformly from each of `queries_per_sequence` equal parts of [queries_from seq_len, seq_len). A
+// function of the set's seed and name and the sequence's number.
 std::vector<int64_t> query_positions(const QueryKeySet& set, int64_t sequence, int64_t seq_len);
 
 // Runs the sequences through the model and writes the missing blocks. The dp ranks run dp blocks

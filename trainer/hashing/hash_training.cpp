@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <span>
@@ -25,6 +26,15 @@ using Json = nlohmann::ordered_json;
 // 11 sequences are enough where each has tens of thousands of keys.
 constexpr int64_t kEnoughPairs = 1 << 17;
 constexpr int64_t kFewestSequences = 11;
+
+// The share of a training sequence before its first query. The ranking objective learns for contexts
+// from a sixteenth of the sequences' length on; the paper takes queries of long contexts.
+double training_queries_from(const HashTrainingConfig& training) {
+  return training.objective == HashObjectiveKind::ranking ? 1.0 / 16 : 0.5;
+}
+
+// Quality is measured where much is left out.
+constexpr double kMeasuredFrom = 0.5;
 
 std::string hex(std::string_view text) { return fmt::format("{:016x}", hash64(text)); }
 
@@ -116,11 +126,13 @@ HashTraining::HashTraining(MpiRuntime& mpi, const RunConfig& config, const Token
   if (held_out_tokens_) {
     require_same_on_all_ranks(mpi_.world(), held_out_tokens_->files, config_.data.validation);
   }
-  training_ = make_set("train", *training_tokens_, num_training_sequences(*training_tokens_));
+  training_ = make_set("train", *training_tokens_, num_training_sequences(*training_tokens_),
+                       training_queries_from(training));
   if (held_out_tokens_) {
     held_out_ = make_set(
         "held_out", *held_out_tokens_,
-        std::min(training.held_out_sequences, held_out_tokens_->loader.samples_per_epoch()));
+        std::min(training.held_out_sequences, held_out_tokens_->loader.samples_per_epoch()),
+        kMeasuredFrom);
   }
   make_settings(*training_tokens_);
   for (int layer = config_.hash.dense_layers; layer < model.num_layers; ++layer) {
@@ -155,13 +167,13 @@ int64_t HashTraining::num_training_sequences(const Tokens& tokens) const {
   const int64_t available = tokens.loader.samples_per_epoch();
   if (training.num_sequences > 0) return std::min(training.num_sequences, available);
   const int64_t seq_len = training.seq_len > 0 ? training.seq_len : config_.model.seq_len;
-  // A position in the second half sees 3/4 of the sequence on average.
-  const int64_t enough = (4 * kEnoughPairs + 3 * seq_len - 1) / (3 * seq_len);
+  const double seen = 0.5 * (1.0 + training_queries_from(training)) * static_cast<double>(seq_len);
+  const auto enough = static_cast<int64_t>(std::ceil(static_cast<double>(kEnoughPairs) / seen));
   return std::min(std::max(enough, kFewestSequences), available);
 }
 
 QueryKeySet HashTraining::make_set(const std::string& name, const Tokens& tokens,
-                                   int64_t num_sequences) const {
+                                   int64_t num_sequences, double queries_from) const {
   const ParallelLayout& layout = session_.dist.layout();
   QueryKeySet set{.folder = paths_.query_keys(),
                   .name = name,
@@ -170,13 +182,14 @@ QueryKeySet HashTraining::make_set(const std::string& name, const Tokens& tokens
                   .num_sequences = num_sequences,
                   .sequences_per_block = config_.train.micro_batch_size,
                   .queries_per_sequence = config_.hash.training.queries_per_sequence(),
+                  .queries_from = queries_from,
                   .first_layer = config_.hash.dense_layers};
   const int64_t seq_len = config_.hash.training.seq_len;
   set.key = hex(fmt::format(
-      "{} {:016x} {} {} {} {} {} {} {} {} {} {} {}", fingerprint_, tokens.loader.fingerprint(),
+      "{} {:016x} {} {} {} {} {} {} {} {} {} {} {} {}", fingerprint_, tokens.loader.fingerprint(),
       seq_len > 0 ? seq_len : config_.model.seq_len, static_cast<int>(config_.data.mask), set.seed,
-      set.num_sequences, set.sequences_per_block, set.queries_per_sequence, set.first_layer,
-      layout.tp(), layout.ep(), to_string(config_.run.compute_dtype),
+      set.num_sequences, set.sequences_per_block, set.queries_per_sequence, set.queries_from,
+      set.first_layer, layout.tp(), layout.ep(), to_string(config_.run.compute_dtype),
       session_.stream.device().kind == DeviceKind::cpu ? "cpu" : "cuda"));
   return set;
 }
@@ -184,10 +197,10 @@ QueryKeySet HashTraining::make_set(const std::string& name, const Tokens& tokens
 void HashTraining::make_settings(const Tokens& tokens) {
   settings_ = settings_of(config_);
   const int64_t seq_len = config_.hash.training.seq_len;
-  settings_ +=
-      fmt::format("tokens: {:016x}\nseq_len: {}\nnum_sequences: {}\nqueries: {}\n",
-                  tokens.loader.fingerprint(), seq_len > 0 ? seq_len : config_.model.seq_len,
-                  training_.num_sequences, training_.queries_per_sequence);
+  settings_ += fmt::format(
+      "tokens: {:016x}\nseq_len: {}\nnum_sequences: {}\nqueries: {}\nqueries_from: {}\n",
+      tokens.loader.fingerprint(), seq_len > 0 ? seq_len : config_.model.seq_len,
+      training_.num_sequences, training_.queries_per_sequence, training_.queries_from);
   head_key_ = hex(settings_ + training_.key + (held_out_ ? held_out_->key : ""));
 }
 

@@ -3,8 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <charconv>
 #include <limits>
 #include <span>
+#include <string_view>
 
 #include "kernels/runtime/check.h"
 #include "trainer/config/run_paths.h"
@@ -156,6 +158,17 @@ std::string describe_not_finite(const HashWeights& weights) {
 
 bool HashWeights::has_planes() const {
   return std::ranges::any_of(layers, [](const HashTensors& layer) { return bool(layer.queries); });
+}
+
+int64_t HashWeights::learned_len() const {
+  constexpr std::string_view kKey = "\nseq_len: ";
+  const size_t place = settings.find(kKey);
+  int64_t length = 0;
+  if (place != std::string::npos) {
+    std::from_chars(settings.data() + place + kKey.size(), settings.data() + settings.size(),
+                    length);
+  }
+  return length;
 }
 
 fs::path hash_weights_path(const RunConfig& config, int bits) {

@@ -30,6 +30,8 @@ struct HashWeights {
     return layer >= 0 && layer < num_layers && layers[static_cast<size_t>(layer)];
   }
   bool has_planes() const;
+  // Tokens of the sequences that they were learned from, as the settings say; 0 if they do not.
+  int64_t learned_len() const;
 };
 
 // The file of a run's projections of this many bits. For hash.bits it is hash.weights if that is

@@ -32,6 +32,17 @@ HashWeights learned_weights(const RunConfig& config, int bits, bool key_norm,
   return weights;
 }
 
+// Queries and keys beyond the learned positions are rotated in ways that the projections have not
+// seen, and random ones choose better there.
+void warn_of_longer_context(const HashWeights& weights, const fs::path& path, int64_t context) {
+  if (weights.learned_len() == 0 || context <= weights.learned_len()) return;
+  fmt::print(stderr,
+             "warning: {} was learned from sequences of {} tokens, and the context here has up to "
+             "{}: beyond the learned length it chooses badly; run `switchyard train-hash` with "
+             "hash.training.seq_len={}\n",
+             path.string(), weights.learned_len(), context, context);
+}
+
 }  // namespace
 
 std::vector<HashTensors> local_hash_weights(Stream& stream, const DistributedContext& dist,
@@ -55,7 +66,7 @@ std::vector<HashTensors> local_hash_weights(Stream& stream, const DistributedCon
 }
 
 DecodeSetup load_decode_setup(MpiRuntime& mpi, const RunConfig& config, const DecodeConfig& keys,
-                              int bits, Session& session,
+                              int bits, int64_t context, Session& session,
                               const std::string& checkpoint_fingerprint) {
   DecodeSetup setup{.config = keys,
                     .dense_layers = config.hash.dense_layers,
@@ -69,6 +80,7 @@ DecodeSetup load_decode_setup(MpiRuntime& mpi, const RunConfig& config, const De
                   ? learned_weights(config, bits, keys.key_norm, checkpoint_fingerprint)
                   : random_hash_weights(config.run.seed, HashInit::orthogonal, config.model, bits,
                                         config.hash.dense_layers);
+    if (mpi.rank() == 0) warn_of_longer_context(weights, hash_weights_path(config, bits), context);
   });
   setup.hash_weights = local_hash_weights(session.stream, session.dist, weights);
   return setup;

@@ -42,6 +42,12 @@ class HashWeightsTest : public testing::Test {
   HashWeights weights_;
 };
 
+TEST_F(HashWeightsTest, KnowsTheLengthThatItWasLearnedFrom) {
+  EXPECT_EQ(weights_.learned_len(), 0);
+  weights_.settings = "hash.training.seq_len: 7\nseq_len: 4096\nqueries: 64\n";
+  EXPECT_EQ(weights_.learned_len(), 4096);
+}
+
 TEST_F(HashWeightsTest, WhatIsSavedIsLoadedBitForBit) {
   save_hash_weights(path_, weights_);
   const HashWeights loaded = load_hash_weights(path_);

@@ -188,6 +188,18 @@ TEST(QueryPositionTest, SeveralLieInEqualPartsOfTheSecondHalf) {
   EXPECT_GT(*std::min_element(counts.begin() + 40, counts.end()), 140);
 }
 
+TEST(QueryPositionTest, TheyBeginWhereTheSetSays) {
+  const QueryKeySet set{.folder = {},
+                        .name = "train",
+                        .key = {},
+                        .seed = 3,
+                        .queries_per_sequence = 75,
+                        .queries_from = 1.0 / 16};
+  const std::vector<int64_t> positions = query_positions(set, 0, 80);
+  ASSERT_EQ(positions.size(), 75u);
+  for (int64_t i = 0; i < 75; ++i) EXPECT_EQ(positions[static_cast<size_t>(i)], 5 + i);
+}
+
 TEST(QueryPositionTest, ThereAreNoMoreThanPositions) {
   const QueryKeySet set{
       .folder = {}, .name = "train", .key = {}, .seed = 3, .queries_per_sequence = 64};
