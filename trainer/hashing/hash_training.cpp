@@ -27,8 +27,8 @@ using Json = nlohmann::ordered_json;
 constexpr int64_t kEnoughPairs = 1 << 17;
 constexpr int64_t kFewestSequences = 11;
 
-// The share of a training sequence before its first query. The ranking objective learns for contexts
-// from a sixteenth of the sequences' length on; the paper takes queries of long contexts.
+// The share of a training sequence before its first query. The ranking objective learns for
+// contexts from a sixteenth of the sequences' length on; the paper takes queries of long contexts.
 double training_queries_from(const HashTrainingConfig& training) {
   return training.objective == HashObjectiveKind::ranking ? 1.0 / 16 : 0.5;
 }
