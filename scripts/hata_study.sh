@@ -234,13 +234,15 @@ study_smollm2() {
   step smollm2.long smol_learn long linux-doc "$main_bits" hash.training.seq_len=8192 \
     hash.training.num_sequences=8
   say "Every way to choose keys, texts of 8192 and 4096 tokens"
-  local two=(hash.evaluation.budgets="[0.015625, 0.03125]")
-  step smollm2.8192 smol_measure 8192 8192 "$main_bits" smollm2_long "${two[@]}"
+  local budgets=(hash.evaluation.budgets="[0.015625, 0.03125]")
+  local hashes=(hash.evaluation.methods="[hata, exact_topk, random_hash]")
+  step smollm2.8192 smol_measure 8192 8192 "$main_bits" smollm2_long "${budgets[@]}"
   for length in 4096 1024; do
     step "smollm2.long_$length" smol_measure "long_$length" "$length" "$main_bits" smollm2_long \
-      "${two[@]}" hash.evaluation.methods="[hata, exact_topk, random_hash]"
+      "${budgets[@]}" "${hashes[@]}"
   done
-  step smollm2.4096 smol_measure 4096 4096 "$bits" smollm2_BITS
+  step smollm2.bits smol_measure bits 4096 "$bits" smollm2_BITS "${budgets[@]}" "${hashes[@]}"
+  step smollm2.4096 smol_measure 4096 4096 "$main_bits" smollm2_BITS
   for length in 4096 8192; do
     scripts/plot_hash.py "$study/smollm2_$length" --out "$study/smollm2_$length"
   done
@@ -262,6 +264,7 @@ study_smollm2() {
     --tasks "$study"/smollm2_tasks_*/hash/tasks.json -- \
     4096 "$study/smollm2_4096/hash/evaluation.json" \
     8192 "$study/smollm2_8192/hash/evaluation.json" \
+    bits "$study/smollm2_bits/hash/evaluation.json" \
     long_4096 "$study/smollm2_long_4096/hash/evaluation.json" \
     long_1024 "$study/smollm2_long_1024/hash/evaluation.json" >"$study/smollm2.md"
   cat "$study/smollm2.md"
