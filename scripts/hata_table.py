@@ -223,9 +223,9 @@ def tasks_tables(paths):
         return [f"{100 * share:.1f}" for share in [*shares, statistics.mean(shares)]]
 
     lines.append(row(["dense", *cells(dense)]))
-    for (method, budget), of in sorted(found.items(), key=lambda item: list(METHODS).index(
-            item[0][0])):
-        lines.append(row([f"{METHODS[method][0]}, {budget_text(budget)}", *cells(of)]))
+    for method, (name, _, _) in METHODS.items():
+        for budget in sorted(budget for of, budget in found if of == method):
+            lines.append(row([f"{name}, {budget_text(budget)}", *cells(found[method, budget])]))
     return lines
 
 

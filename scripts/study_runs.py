@@ -144,8 +144,9 @@ class Runner:
         return self.folder / "machines" / f"{name}.yaml"
 
     def wants_calibration(self, point):
-        return (point.run.get("machine") == MEASURED and self.study.measure == "speed" and
-                not self.machine_file(point).exists())
+        """Only step times are predicted."""
+        return (point.run.get("machine") == MEASURED and point.command == "train" and
+                self.study.measure == "speed" and not self.machine_file(point).exists())
 
     def command(self, point, repetition):
         return self.started_as(point,
