@@ -5,6 +5,7 @@
 #include <omp.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <exception>
 #include <functional>
@@ -13,6 +14,7 @@
 #include <vector>
 
 #include "kernels/runtime/check.h"
+#include "kernels/runtime/integers.h"
 #include "parallel/distributed_context.h"
 #include "trainer/commands/arguments.h"
 #include "trainer/commands/commands.h"
@@ -31,6 +33,14 @@ using Command = std::function<int(MpiRuntime&)>;
 
 constexpr int64_t kMostSteps = 1'000'000;
 
+// An evaluation's sums do not depend on how many sequences are loaded at a time, so that a run is
+// evaluated on any number of ranks, whatever it was trained on.
+void suit_batches_to_ranks(LoadedConfig& loaded, int num_ranks) {
+  TrainSection& train = loaded.config.train;
+  const int64_t dp = std::max(num_ranks / loaded.config.parallel.tp, 1);
+  train.global_batch_size = round_up(train.global_batch_size, train.micro_batch_size * dp);
+}
+
 // The arguments of most sub-commands.
 struct ConfigArguments {
   std::string path;
@@ -46,6 +56,7 @@ class CommandLine {
  public:
   CommandLine() : app_("Trains mixture-of-experts models under mpirun.", "switchyard") {
     app_.require_subcommand(1);
+    app_.set_version_flag("--version", "switchyard " SWITCHYARD_VERSION);
     add("tokenize", "Turn text into token files; train the tokenizer if it is missing",
         tokenize_command, std::nullopt, UsesLayout::no);
     add("train", "Train, from the newest checkpoint if there is one", train_command,
@@ -132,8 +143,8 @@ class CommandLine {
   int run(MpiRuntime& mpi, std::optional<CheckpointUse> use, UsesLayout uses_layout,
           const ConfigCommand& body) const {
     const CheckpointNeed need{.use = use, .must_exist = !only_shows()};
-    const LoadedConfig loaded =
-        load_shared_config(mpi, arguments_.path, arguments_.overrides, need);
+    LoadedConfig loaded = load_shared_config(mpi, arguments_.path, arguments_.overrides, need);
+    if (use == CheckpointUse::inference) suit_batches_to_ranks(loaded, planned_ranks(mpi));
     if (uses_layout == UsesLayout::yes) {
       validate_config(loaded, planned_ranks(mpi), recall_problems(loaded.config));
     }

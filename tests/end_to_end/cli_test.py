@@ -29,15 +29,18 @@ class Training(Program):
 
     def test_commands_work_on_what_was_trained_elsewhere(self):
         self.train(4, "parallel.ep=4", "train.eval_batches=100")  # all batches, as in eval
-        output = self.run_program(2, "eval", "configs/tiny_bigmac.yaml", "parallel.tp=2")
-        self.assertAlmostEqual(float(output.split("held-out loss ")[1].split(",")[0]),
-                               self.metrics()[-1]["val_loss"], delta=1e-4)  # eval prints 4 digits
+        # Three ranks, which the batch of 8 sequences is not divisible by.
+        for ranks, layout in [(2, ["parallel.tp=2"]), (3, [])]:
+            output = self.run_program(ranks, "eval", "configs/tiny_bigmac.yaml", *layout)
+            self.assertAlmostEqual(float(output.split("held-out loss ")[1].split(",")[0]),
+                                   self.metrics()[-1]["val_loss"], delta=1e-4)  # it has 4 digits
         text = self.run_program(0, "generate", "configs/tiny_bigmac.yaml", "--prompt", "ab",
                                 "--max-tokens", "20")
         self.assertTrue(text.startswith("ab"))
-        again = self.run_program(2, "generate", "configs/tiny_bigmac.yaml", "parallel.ep=2",
-                                 "--prompt", "ab", "--max-tokens", "20")
-        self.assertEqual(text, again)
+        for ranks, layout in [(2, ["parallel.ep=2"]), (3, [])]:
+            again = self.run_program(ranks, "generate", "configs/tiny_bigmac.yaml", *layout,
+                                     "--prompt", "ab", "--max-tokens", "20")
+            self.assertEqual(text, again)
         output = self.run_program(0, "inspect", self.checkpoint(20), "--verify")
         self.assertIn("layers.0.moe.descend.weight", output)
         self.run_program(0, "inspect", "runs/tiny_data/train.h5", "--verify")
@@ -207,6 +210,9 @@ class BadInput(Program):
             2, "eval", "configs/tiny_bigmac.yaml", "parallel.ep=2", code=FAILED))
         self.assertIn("does not exist", self.run_program(0, "inspect", "nowhere", code=FAILED))
         self.assertIn("cannot be read", self.run_program(0, "train", "no.yaml", code=BAD_INPUT))
+
+    def test_version(self):
+        self.assertRegex(self.run_program(2, "--version"), r"^switchyard \d+\.\d+\.\d+\n$")
 
     def test_a_command_that_is_not_there(self):
         for command, message in [("trian", "there is no command trian; did you mean train?"),

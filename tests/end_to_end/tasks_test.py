@@ -48,7 +48,7 @@ class Tasks(Program):
     def test_answers_are_counted_alike_on_every_layout(self):
         found = {"task": "niah_single_1", "length": 700, "samples": 2, "exact": 0.5, "answers": 0.5}
         contents = []
-        for ranks, layout in [(0, []), (2, []), (3, ["train.global_batch_size=9"]),
+        for ranks, layout in [(0, []), (2, []), (3, []),
                               (2, ["parallel.tp=2"])]:
             with self.subTest(ranks=ranks, layout=layout):
                 output = self.eval_tasks(ranks, *layout)
