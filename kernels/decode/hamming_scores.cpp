@@ -20,47 +20,64 @@ uint64_t word_pair(const int32_t* words) {
   return pair;
 }
 
-// Distances of keys whose codes have kPairs pairs of words; the compiler uses vector popcounts.
-//   q      [num_codes, words]
-//   shift  code c counts 2^(c shift) times
-template <int kPairs>
-void distances_of(const int32_t* q, int64_t num_codes, int64_t shift, const int32_t* codes,
-                  int64_t count, uint16_t* out) {
-  for (int64_t c = 0; c < num_codes; ++c) {
+// The codes of the queries of one key/value head.
+struct QueryCode {
+  const int32_t* codes;  // [number, words]
+  int64_t number, words;
+  int64_t shift;  // code c counts 2^(c shift) times
+};
+
+// Distances of keys whose planes have kPairs pairs of words; the compiler uses vector popcounts.
+template <int kPairs, int kPlanes>
+void distances_of(const QueryCode& q, const int32_t* codes, int64_t count, uint16_t* out) {
+  for (int64_t c = 0; c < q.number; ++c) {
     uint64_t query[kPairs];
-    for (int w = 0; w < kPairs; ++w) query[w] = word_pair(q + 2 * (c * kPairs + w));
-    for (int64_t p = 0; p < count; ++p) {
+    for (int w = 0; w < kPairs; ++w) query[w] = word_pair(q.codes + 2 * (c * kPairs + w));
+    for (int64_t k = 0; k < count; ++k) {
       int bits = 0;
-      for (int w = 0; w < kPairs; ++w) {
-        bits += std::popcount(query[w] ^ word_pair(codes + 2 * (p * kPairs + w)));
+      for (int p = 0; p < kPlanes; ++p) {
+        for (int w = 0; w < kPairs; ++w) {
+          const int32_t* const words = codes + 2 * ((k * kPlanes + p) * kPairs + w);
+          bits += std::popcount(query[w] ^ word_pair(words)) << p;
+        }
       }
-      out[p] = static_cast<uint16_t>((c == 0 ? 0 : out[p]) + (bits << c * shift));
+      out[k] = static_cast<uint16_t>((c == 0 ? 0 : out[k]) + (bits << c * q.shift));
     }
   }
 }
 
-// Distances of keys whose codes have any number of 32-bit words.
-void distances_of_words(const int32_t* q, int64_t num_codes, int64_t shift, int64_t words,
-                        const int32_t* codes, int64_t count, uint16_t* out) {
-  for (int64_t p = 0; p < count; ++p) {
+// Distances of keys whose planes have any number of 32-bit words.
+void distances_of_words(const QueryCode& q, int64_t planes, const int32_t* codes, int64_t count,
+                        uint16_t* out) {
+  for (int64_t k = 0; k < count; ++k) {
     int distance = 0;
-    for (int64_t c = 0; c < num_codes; ++c) {
-      int bits = 0;
-      for (int64_t w = 0; w < words; ++w) {
-        bits += std::popcount(static_cast<uint32_t>(q[c * words + w] ^ codes[p * words + w]));
+    for (int64_t c = 0; c < q.number; ++c) {
+      for (int64_t p = 0; p < planes; ++p) {
+        const int32_t *const query = q.codes + c * q.words, *const key =
+                                                                codes + (k * planes + p) * q.words;
+        int bits = 0;
+        for (int64_t w = 0; w < q.words; ++w) {
+          bits += std::popcount(static_cast<uint32_t>(query[w] ^ key[w]));
+        }
+        distance += bits << (c * q.shift + p);
       }
-      distance += bits << c * shift;
     }
-    out[p] = static_cast<uint16_t>(distance);
+    out[k] = static_cast<uint16_t>(distance);
   }
 }
 
-void score_piece(const int32_t* q, int64_t num_codes, int64_t shift, int64_t words,
-                 const int32_t* codes, int64_t count, uint16_t* out) {
-  if (words == 2) return distances_of<1>(q, num_codes, shift, codes, count, out);
-  if (words == 4) return distances_of<2>(q, num_codes, shift, codes, count, out);
-  if (words == 8) return distances_of<4>(q, num_codes, shift, codes, count, out);
-  distances_of_words(q, num_codes, shift, words, codes, count, out);
+void score_piece(const QueryCode& q, int64_t planes, const int32_t* codes, int64_t count,
+                 uint16_t* out) {
+  const auto has = [&](int64_t words, int64_t of_key) {
+    return q.words == words && planes == of_key;
+  };
+  if (has(2, 1)) return distances_of<1, 1>(q, codes, count, out);
+  if (has(2, 2)) return distances_of<1, 2>(q, codes, count, out);
+  if (has(2, 4)) return distances_of<1, 4>(q, codes, count, out);
+  if (has(4, 1)) return distances_of<2, 1>(q, codes, count, out);
+  if (has(4, 2)) return distances_of<2, 2>(q, codes, count, out);
+  if (has(8, 1)) return distances_of<4, 1>(q, codes, count, out);
+  distances_of_words(q, planes, codes, count, out);
 }
 
 void require_lengths(ConstTensorView lengths, int64_t max_len) {
@@ -98,20 +115,24 @@ void hamming_scores(Stream& stream, ConstTensorView q_codes, QueryCodes kind, Co
   require(group == num_query_codes(kind, group), "{} codes of queries are not {} planes", group,
           kQueryPlanes);
   require_dtype(q_codes, DType::i32, "q_codes");
-  require_shape(codes, {batch, kv_heads, codes.dim(2), words}, "codes");
+  const int64_t planes = words > 0 ? codes.dim(3) / words : 0;
+  require(planes == 1 || (kind == QueryCodes::planes && planes > 1 && planes <= kMostKeyPlanes),
+          "codes of keys have {} words, {} times as many as those of queries", codes.dim(3),
+          planes);
+  require_shape(codes, {batch, kv_heads, codes.dim(2), planes * words}, "codes");
   require_dtype(codes, DType::i32, "codes");
   require_shape(lengths, {batch}, "lengths");
   require_dtype(lengths, DType::i32, "lengths");
   require_shape(distances, {batch, kv_heads, codes.dim(2)}, "distances");
   require_dtype(distances, DType::u16, "distances");
-  const int64_t weight = weight_of_query_codes(kind, group);
+  const int64_t weight = weight_of_query_codes(kind, group) * weight_of_key_planes(planes);
   require(weight * words * 32 <= std::numeric_limits<uint16_t>::max(),
-          "distances to codes of {} bits with the weight {} do not fit u16", words * 32, weight);
+          "distances to codes of {} columns with the weight {} do not fit u16", words * 32, weight);
   SWITCHYARD_BODY(stream, hamming_scores)(stream, q_codes, kind, codes, lengths, distances);
 }
 
 void key_norm_scores(Stream& stream, ConstTensorView distances, ConstTensorView norms,
-                     ConstTensorView lengths, int64_t weight, int64_t bits, TensorView scores) {
+                     ConstTensorView lengths, int64_t weight, int64_t columns, TensorView scores) {
   require(distances.rank() == 3, "distances has shape {}, expected three dimensions",
           distances.shape());
   require_dtype(distances, DType::u16, "distances");
@@ -121,29 +142,34 @@ void key_norm_scores(Stream& stream, ConstTensorView distances, ConstTensorView 
   require_dtype(lengths, DType::i32, "lengths");
   require_shape(scores, distances.shape(), "scores");
   require_dtype(scores, DType::f32, "scores");
-  require(weight >= 1 && bits >= 1, "weight is {} and bits {}, expected at least 1", weight, bits);
-  SWITCHYARD_BODY(stream, key_norm_scores)(stream, distances, norms, lengths, weight, bits, scores);
+  require(weight >= 1 && columns >= 1, "weight is {} and columns {}, expected at least 1", weight,
+          columns);
+  SWITCHYARD_BODY(stream, key_norm_scores)
+  (stream, distances, norms, lengths, weight, columns, scores);
 }
 
 namespace cpu {
 
 void hamming_scores(Stream&, ConstTensorView q_codes, QueryCodes kind, ConstTensorView codes,
                     ConstTensorView lengths, TensorView distances) {
-  const int64_t kv_heads = codes.dim(1), max_len = codes.dim(2), words = codes.dim(3);
-  const int64_t num_codes = q_codes.dim(1) / kv_heads, shift = kind == QueryCodes::planes ? 1 : 0;
+  const int64_t kv_heads = codes.dim(1), max_len = codes.dim(2), words = q_codes.dim(2);
+  const int64_t num_codes = q_codes.dim(1) / kv_heads, planes = codes.dim(3) / words;
   require_lengths(lengths, max_len);
   for_each_piece(lengths, kv_heads, max_len, [&](int64_t row, int64_t begin, int64_t count) {
-    score_piece(q_codes.data<int32_t>() + row * num_codes * words, num_codes, shift, words,
-                codes.data<int32_t>() + (row * max_len + begin) * words, count,
-                distances.data<uint16_t>() + row * max_len + begin);
+    const QueryCode queries{.codes = q_codes.data<int32_t>() + row * num_codes * words,
+                            .number = num_codes,
+                            .words = words,
+                            .shift = kind == QueryCodes::planes ? 1 : 0};
+    score_piece(queries, planes, codes.data<int32_t>() + (row * max_len + begin) * planes * words,
+                count, distances.data<uint16_t>() + row * max_len + begin);
   });
 }
 
 void key_norm_scores(Stream&, ConstTensorView distances, ConstTensorView norms,
-                     ConstTensorView lengths, int64_t weight, int64_t bits, TensorView scores) {
+                     ConstTensorView lengths, int64_t weight, int64_t columns, TensorView scores) {
   const int64_t kv_heads = distances.dim(1), max_len = distances.dim(2);
   require_lengths(lengths, max_len);
-  const float factor = 2.0f / static_cast<float>(bits), most = static_cast<float>(weight);
+  const float factor = 2.0f / static_cast<float>(columns), most = static_cast<float>(weight);
   for_each_piece(lengths, kv_heads, max_len, [&](int64_t row, int64_t begin, int64_t count) {
     const uint16_t* distance = distances.data<uint16_t>() + row * max_len + begin;
     const float* norm = norms.data<float>() + row * max_len + begin;

@@ -12,7 +12,7 @@ constexpr int kThreads = 256;
 
 struct Problem {
   int64_t num_codes, shift;  // of the queries of a key/value head; code c counts 2^(c shift) times
-  int64_t kv_heads, max_len, words;
+  int64_t kv_heads, max_len, words, planes;  // words of a plane
   const int32_t* lengths;
 };
 
@@ -33,13 +33,15 @@ __global__ void hamming_scores_kernel(Problem p, const int32_t* q_codes, const i
 
   const int64_t key = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (key >= length) return;
-  const int32_t* code = codes + (row * p.max_len + key) * words;
+  const int32_t* code = codes + (row * p.max_len + key) * p.planes * words;
   int distance = 0;
-  for (int64_t w = 0; w < words; ++w) {
-    const int32_t word = code[w];
-    for (int64_t c = 0; c < p.num_codes; ++c) {
-      const auto differing = static_cast<unsigned int>(word ^ queries[c * words + w]);
-      distance += __popc(differing) << c * p.shift;
+  for (int64_t plane = 0; plane < p.planes; ++plane) {
+    for (int64_t w = 0; w < words; ++w) {
+      const int32_t word = code[plane * words + w];
+      for (int64_t c = 0; c < p.num_codes; ++c) {
+        const auto differing = static_cast<unsigned int>(word ^ queries[c * words + w]);
+        distance += __popc(differing) << (c * p.shift + plane);
+      }
     }
   }
   distances[row * p.max_len + key] = static_cast<uint16_t>(distance);
@@ -67,7 +69,8 @@ void cuda::hamming_scores(Stream& stream, ConstTensorView q_codes, QueryCodes ki
                   .shift = kind == QueryCodes::planes ? 1 : 0,
                   .kv_heads = codes.dim(1),
                   .max_len = codes.dim(2),
-                  .words = codes.dim(3),
+                  .words = q_codes.dim(2),
+                  .planes = codes.dim(3) / q_codes.dim(2),
                   .lengths = lengths.data<int32_t>()};
   const auto shared = static_cast<size_t>(p.num_codes * p.words) * sizeof(int32_t);
   const auto run = [&](auto kernel) {
@@ -76,23 +79,26 @@ void cuda::hamming_scores(Stream& stream, ConstTensorView q_codes, QueryCodes ki
   };
   if (p.words == 4) {
     run(hamming_scores_kernel<4>);
+  } else if (p.words == 2) {
+    run(hamming_scores_kernel<2>);
   } else {
     run(hamming_scores_kernel<0>);
   }
 }
 
 void cuda::key_norm_scores(Stream& stream, ConstTensorView distances, ConstTensorView norms,
-                           ConstTensorView lengths, int64_t weight, int64_t bits,
+                           ConstTensorView lengths, int64_t weight, int64_t columns,
                            TensorView scores) {
   const Problem p{.num_codes = 0,
                   .shift = 0,
                   .kv_heads = distances.dim(1),
                   .max_len = distances.dim(2),
                   .words = 0,
+                  .planes = 0,
                   .lengths = lengths.data<int32_t>()};
   launch(key_norm_scores_kernel, grid_of(p, distances.dim(0)), kThreads, 0, stream, p,
          distances.data<uint16_t>(), norms.data<float>(), static_cast<float>(weight),
-         2.0f / static_cast<float>(bits), scores.data<float>());
+         2.0f / static_cast<float>(columns), scores.data<float>());
 }
 
 }  // namespace switchyard

@@ -6,26 +6,28 @@
 namespace switchyard {
 
 // Distances of cached key codes to those of a new query, summed over the codes of the queries that
-// share the key/value head, signs (HATA, arXiv 2506.02572, algorithm 3) or planes (HashProjection):
-//   distances[b, h, p] = sum over c of weight_c popcount(q_codes[b, c] xor codes[b, h, p])
-// with weight 1 for signs and 2^c for planes, for p < lengths[b]; later positions are not changed.
+// share the key/value head, signs (HATA, arXiv 2506.02572, algorithm 3) or planes, and over the
+// planes of the keys (HashProjection):
+//   distances[b, h, k] = sum over c and p of weight_c 2^p popcount(q_codes[b, c] xor plane p of
+//                        codes[b, h, k])
+// with weight 1 for signs and 2^c for planes, for k < lengths[b]; later positions are not changed.
 //   q_codes    [batch, kv_heads query codes, words] i32
-//   codes      [batch, kv_heads, max_len, words] i32
+//   codes      [batch, kv_heads, max_len, key planes * words] i32; one plane with signs
 //   lengths    [batch] i32: cached positions, at least 1
-//   distances  [batch, kv_heads, max_len] u16; weight_of_query_codes * bits must fit
+//   distances  [batch, kv_heads, max_len] u16; the sum of all weights times the columns must fit
 using HammingScores = void(Stream&, ConstTensorView q_codes, QueryCodes, ConstTensorView codes,
                            ConstTensorView lengths, TensorView distances);
 
 // Scores that keep the keys' lengths:
-//   scores[b, h, p] = (weight - 2 distances[b, h, p] / bits) norms[b, h, p]
-// for p < lengths[b]; later positions are not changed. With planes a score is proportional to the
+//   scores[b, h, k] = (weight - 2 distances[b, h, k] / columns) norms[b, h, k]
+// for k < lengths[b]; later positions are not changed. With planes a score is proportional to the
 // estimate of sum over the group of q.k; with signs it approximates sum over the group of
 // cos(q_g, k) |k|, by which the published code of HATA ranks keys if it keeps their lengths.
 //   norms   [batch, kv_heads, max_len] f32
-//   weight  weight_of_query_codes
+//   weight  the sum of all weights: weight_of_query_codes times weight_of_key_planes
 //   scores  [batch, kv_heads, max_len] f32
 using KeyNormScores = void(Stream&, ConstTensorView distances, ConstTensorView norms,
-                           ConstTensorView lengths, int64_t weight, int64_t bits,
+                           ConstTensorView lengths, int64_t weight, int64_t columns,
                            TensorView scores);
 
 HammingScores hamming_scores;

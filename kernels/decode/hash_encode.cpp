@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <vector>
 
 #include "kernels/runtime/dispatch.h"
@@ -13,39 +14,42 @@ namespace {
 constexpr int64_t kWordBits = 32;
 // Rows that are projected together; a row of the weight is read once for all of these.
 constexpr int64_t kRows = 4;
+// Their projections to the 32 columns of a word.
+struct WordSums {
+  float of_row[kRows][kWordBits];
+};
 
 // The columns of one key/value head's projection.
 struct Columns {
-  const float* weight;      // [head_dim, bits]
-  const float* thresholds;  // [bits], or null: 0
-  int64_t head_dim, bits;
+  const float* weight;      // [head_dim, number]
+  const float* thresholds;  // [number], or null: 0
+  int64_t head_dim, number;
 
-  int64_t words() const { return bits / kWordBits; }
+  int64_t words() const { return number / kWordBits; }
 };
 
 Columns columns_of(ConstTensorView weight, ConstTensorView thresholds, int64_t kv_head) {
-  const int64_t head_dim = weight.dim(1), bits = weight.dim(2);
-  return {weight.data<float>() + kv_head * head_dim * bits,
-          thresholds ? thresholds.data<float>() + kv_head * bits : nullptr, head_dim, bits};
+  const int64_t head_dim = weight.dim(1), number = weight.dim(2);
+  return {weight.data<float>() + kv_head * head_dim * number,
+          thresholds ? thresholds.data<float>() + kv_head * number : nullptr, head_dim, number};
 }
 
-// sums[r, j] = <row r of x, column 32 word + j> - its threshold
+// sums.of_row[r][j] = <row r of x, column 32 word + j> - its threshold
 //   x  [rows, head_dim], rows <= kRows
 template <class T>
-void project(const T* x, int64_t rows, const Columns& c, int64_t word,
-             float (&sums)[kRows][kWordBits]) {
+void project(const T* x, int64_t rows, const Columns& c, int64_t word, WordSums& sums) {
   const int64_t first = word * kWordBits;
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t j = 0; j < kWordBits; ++j) {
-      sums[r][j] = c.thresholds ? -c.thresholds[first + j] : 0.0f;
+      sums.of_row[r][j] = c.thresholds ? -c.thresholds[first + j] : 0.0f;
     }
   }
   for (int64_t i = 0; i < c.head_dim; ++i) {
-    const float* columns = c.weight + i * c.bits + first;
+    const float* columns = c.weight + i * c.number + first;
     for (int64_t r = 0; r < rows; ++r) {
       const auto value = static_cast<float>(x[r * c.head_dim + i]);
 #pragma omp simd
-      for (int64_t j = 0; j < kWordBits; ++j) sums[r][j] += value * columns[j];
+      for (int64_t j = 0; j < kWordBits; ++j) sums.of_row[r][j] += value * columns[j];
     }
   }
 }
@@ -56,29 +60,96 @@ int32_t pack(const float (&sums)[kWordBits]) {
   return static_cast<int32_t>(word);
 }
 
-float sum_of_squares(const float (&sums)[kWordBits]) {
-  float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t j = 0; j < kWordBits; ++j) sum += sums[j] * sums[j];
-  return sum;
-}
-
-// Turns rows of x into rows of codes.
-//   lengths  [rows] of the projections; null: not computed
+// Turns rows of x into rows of signs.
 template <class T>
-void encode_rows(const T* x, int64_t rows, const Columns& c, int32_t* codes, float* lengths) {
-  float sums[kRows][kWordBits];
+void encode_sign_rows(const T* x, int64_t rows, const Columns& c, int32_t* codes) {
+  WordSums sums;
   for (int64_t first = 0; first < rows; first += kRows) {
     const int64_t count = std::min(kRows, rows - first);
-    float squares[kRows] = {};
     for (int64_t word = 0; word < c.words(); ++word) {
       project(x + first * c.head_dim, count, c, word, sums);
       for (int64_t r = 0; r < count; ++r) {
-        codes[(first + r) * c.words() + word] = pack(sums[r]);
-        if (lengths) squares[r] += sum_of_squares(sums[r]);
+        codes[(first + r) * c.words() + word] = pack(sums.of_row[r]);
       }
     }
-    for (int64_t r = 0; lengths && r < count; ++r) lengths[first + r] = std::sqrt(squares[r]);
+  }
+}
+
+// Writes the bits of `levels` to the same word of all planes, `stride` words apart.
+void pack_planes(const int32_t (&levels)[kWordBits], int64_t planes, int64_t stride,
+                 int32_t* word) {
+  for (int64_t p = 0; p < planes; ++p) {
+    uint32_t bits = 0;
+    for (int64_t j = 0; j < kWordBits; ++j) {
+      bits |= (static_cast<uint32_t>(levels[j]) >> p & 1u) << j;
+    }
+    word[p * stride] = static_cast<int32_t>(bits);
+  }
+}
+
+// Rounds 32 values to levels from 0 on, of which `half` stand for negative values.
+void round_word(const float* x, float per_step, int32_t half, int32_t (&levels)[kWordBits]) {
+  const auto highest = static_cast<float>(2 * half - 1);
+#pragma omp simd
+  for (int64_t j = 0; j < kWordBits; ++j) {
+    const float level = std::floor(x[j] * per_step) + static_cast<float>(half);
+    levels[j] = static_cast<int32_t>(std::fmin(std::fmax(level, 0.0f), highest));
+  }
+}
+
+float sum_of_squares(const float (&values)[kWordBits]) {
+  float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < kWordBits; ++j) sum += values[j] * values[j];
+  return sum;
+}
+
+// sum over j of x_j v_j
+float product_with_levels(const float (&x)[kWordBits], const int32_t (&levels)[kWordBits],
+                          int32_t half) {
+  float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < kWordBits; ++j) {
+    sum += x[j] * static_cast<float>(2 * (levels[j] - half) + 1);
+  }
+  return sum;
+}
+
+// Turns the projection of one key into its code, and returns its length (HashProjection).
+//   x  the sums of all words; the key's are those of `row`
+float encode_key(const std::vector<WordSums>& x, int64_t row, int64_t planes, int32_t* code) {
+  const auto words = std::ssize(x);
+  float squares = 0.0f, product = 0.0f;
+  for (const WordSums& word : x) squares += sum_of_squares(word.of_row[row]);
+  const auto half = static_cast<int32_t>(1 << (planes - 1));
+  const float steps = std::sqrt(static_cast<float>(words * kWordBits)) / key_step(planes);
+  const float per_step = squares > 0.0f ? steps / std::sqrt(squares) : 0.0f;
+  for (int64_t w = 0; w < words; ++w) {
+    const auto& values = x[static_cast<size_t>(w)].of_row[row];
+    int32_t levels[kWordBits];
+    round_word(values, per_step, half, levels);
+    product += product_with_levels(values, levels, half);
+    pack_planes(levels, planes, words, code + w);
+  }
+  return product > 0.0f ? squares / product : 0.0f;
+}
+
+// Turns rows of x into codes of bit planes.
+//   sums     scratch
+//   lengths  [rows]; null: not written
+template <class T>
+void encode_plane_rows(const T* x, int64_t rows, const Columns& c, int64_t planes,
+                       std::vector<WordSums>& sums, int32_t* codes, float* lengths) {
+  sums.resize(static_cast<size_t>(c.words()));
+  for (int64_t first = 0; first < rows; first += kRows) {
+    const int64_t count = std::min(kRows, rows - first);
+    for (int64_t word = 0; word < c.words(); ++word) {
+      project(x + first * c.head_dim, count, c, word, sums[static_cast<size_t>(word)]);
+    }
+    for (int64_t r = 0; r < count; ++r) {
+      const float length = encode_key(sums, r, planes, codes + (first + r) * planes * c.words());
+      if (lengths) lengths[first + r] = length;
+    }
   }
 }
 
@@ -101,18 +172,27 @@ void encode_keys(ConstTensorView k, const HashProjection& hash, int64_t first_po
   const int64_t kv_heads = k.dim(1), seq_len = k.dim(2), head_dim = k.dim(3);
   const int64_t words = codes.dim(3), max_len = codes.dim(2);
   const int64_t pieces = ceil_div(seq_len, kPieceRows);
-#pragma omp parallel for
-  for (int64_t i = 0; i < k.dim(0) * kv_heads * pieces; ++i) {
-    const int64_t head = i / pieces, first = i % pieces * kPieceRows;
-    const int64_t rows = std::min(kPieceRows, seq_len - first);
-    const T* x = k.data<T>() + (head * seq_len + first) * head_dim;
-    const int64_t position = head * max_len + first_position + first;
-    float* lengths = norms ? norms.data<float>() + position : nullptr;
-    const bool of_projections = hash.query_codes() == QueryCodes::planes;
-    encode_rows(x, rows, columns_of(hash.keys, hash.thresholds, head % kv_heads),
-                codes.data<int32_t>() + position * words, of_projections ? lengths : nullptr);
-    if (!lengths || of_projections) continue;
-    for (int64_t r = 0; r < rows; ++r) lengths[r] = length_of(x + r * head_dim, head_dim);
+#pragma omp parallel
+  {
+    std::vector<WordSums> sums;
+#pragma omp for
+    for (int64_t i = 0; i < k.dim(0) * kv_heads * pieces; ++i) {
+      const int64_t head = i / pieces, first = i % pieces * kPieceRows;
+      const int64_t rows = std::min(kPieceRows, seq_len - first);
+      const T* x = k.data<T>() + (head * seq_len + first) * head_dim;
+      const int64_t position = head * max_len + first_position + first;
+      const Columns columns = columns_of(hash.keys, hash.thresholds, head % kv_heads);
+      int32_t* const out = codes.data<int32_t>() + position * words;
+      float* const lengths = norms ? norms.data<float>() + position : nullptr;
+      if (hash.query_codes() == QueryCodes::planes) {
+        encode_plane_rows(x, rows, columns, hash.key_planes, sums, out, lengths);
+        continue;
+      }
+      encode_sign_rows(x, rows, columns, out);
+      for (int64_t r = 0; lengths && r < rows; ++r) {
+        lengths[r] = length_of(x + r * head_dim, head_dim);
+      }
+    }
   }
 }
 
@@ -121,44 +201,30 @@ void encode_signs(ConstTensorView q, const HashProjection& hash, TensorView q_co
   const int64_t heads = q.dim(1), rows = q.dim(2), group = heads / hash.keys.dim(0);
 #pragma omp parallel for
   for (int64_t head = 0; head < q.dim(0) * heads; ++head) {
-    encode_rows(q.data<T>() + head * rows * q.dim(3), rows,
-                columns_of(hash.keys, hash.thresholds, head % heads / group),
-                q_codes.data<int32_t>() + head * rows * q_codes.dim(3), nullptr);
-  }
-}
-
-// Writes the bits of `levels`, each of kQueryPlanes bits, to the same word of all planes.
-void pack_planes(const int32_t (&levels)[kWordBits], int64_t stride, int32_t* word) {
-  for (int64_t p = 0; p < kQueryPlanes; ++p) {
-    uint32_t bits = 0;
-    for (int64_t j = 0; j < kWordBits; ++j) {
-      bits |= (static_cast<uint32_t>(levels[j]) >> p & 1u) << j;
-    }
-    word[p * stride] = static_cast<int32_t>(bits);
+    encode_sign_rows(q.data<T>() + head * rows * q.dim(3), rows,
+                     columns_of(hash.keys, hash.thresholds, head % heads / group),
+                     q_codes.data<int32_t>() + head * rows * q_codes.dim(3));
   }
 }
 
 // The planes of one query.
 //   x       [head_dim] the sum over its group
-//   y       [bits] scratch
+//   y       [columns] scratch
 //   planes  [kQueryPlanes] codes, `stride` words apart
 void encode_planes_of(const float* x, const Columns& c, float* y, int64_t stride, int32_t* planes) {
   constexpr int32_t kHalf = 1 << (kQueryPlanes - 1);
   float most = 0.0f;
   for (int64_t word = 0; word < c.words(); ++word) {
-    float sums[kRows][kWordBits];
+    WordSums sums;
     project(x, 1, c, word, sums);
-    std::copy_n(sums[0], kWordBits, y + word * kWordBits);
-    for (const float sum : sums[0]) most = std::max(most, std::abs(sum));
+    std::copy_n(sums.of_row[0], kWordBits, y + word * kWordBits);
+    for (const float sum : sums.of_row[0]) most = std::max(most, std::abs(sum));
   }
   const float per_step = most > 0.0f ? kHalf / most : 0.0f;
   for (int64_t word = 0; word < c.words(); ++word) {
     int32_t levels[kWordBits];
-    for (int64_t j = 0; j < kWordBits; ++j) {
-      const float level = std::floor(y[word * kWordBits + j] * per_step) + kHalf;
-      levels[j] = static_cast<int32_t>(std::fmin(std::fmax(level, 0.0f), 2 * kHalf - 1));
-    }
-    pack_planes(levels, stride, planes + word);
+    round_word(y + word * kWordBits, per_step, kHalf, levels);
+    pack_planes(levels, kQueryPlanes, stride, planes + word);
   }
 }
 
@@ -192,9 +258,12 @@ void require_projection(const HashProjection& hash) {
           weight.shape());
   require_dtype(weight, DType::f32, "the projection");
   require(weight.dim(2) > 0 && weight.dim(2) % kWordBits == 0,
-          "bits is {}, expected a multiple of {}", weight.dim(2), kWordBits);
+          "a code has {} columns, expected a multiple of {}", weight.dim(2), kWordBits);
   require(static_cast<bool>(hash.queries) == static_cast<bool>(hash.thresholds),
           "a projection of queries and thresholds of keys belong together");
+  const int64_t most = hash.queries ? kMostKeyPlanes : 1;
+  require(hash.key_planes >= 1 && hash.key_planes <= most,
+          "keys have {} bits of each column, expected 1 to {}", hash.key_planes, most);
   if (!hash.queries) return;
   require_shape(hash.queries, weight.shape(), "the projection of queries");
   require_dtype(hash.queries, DType::f32, "the projection of queries");
@@ -202,12 +271,12 @@ void require_projection(const HashProjection& hash) {
   require_dtype(hash.thresholds, DType::f32, "thresholds");
 }
 
-void require_keys(ConstTensorView k, ConstTensorView weight, int64_t first_position,
+void require_keys(ConstTensorView k, const HashProjection& hash, int64_t first_position,
                   ConstTensorView codes, ConstTensorView norms) {
   require(k.rank() == 4 && codes.rank() == 4,
           "k has shape {} and codes {}, expected four dimensions each", k.shape(), codes.shape());
-  require_shape(weight, {k.dim(1), k.dim(3), weight.dim(2)}, "weight");
-  require_shape(codes, {k.dim(0), k.dim(1), codes.dim(2), weight.dim(2) / kWordBits}, "codes");
+  require_shape(hash.keys, {k.dim(1), k.dim(3), hash.columns()}, "weight");
+  require_shape(codes, {k.dim(0), k.dim(1), codes.dim(2), hash.bits() / kWordBits}, "codes");
   require_dtype(codes, DType::i32, "codes");
   require(first_position >= 0 && first_position + k.dim(2) <= codes.dim(2),
           "the code cache holds {} positions, {} are needed", codes.dim(2),
@@ -232,12 +301,24 @@ void require_queries(ConstTensorView q, const HashProjection& hash, ConstTensorV
 
 }  // namespace
 
+int64_t num_key_planes(int64_t bits, int64_t head_dim) {
+  const auto suits = [bits](int64_t planes) {
+    const int64_t weight =
+        weight_of_query_codes(QueryCodes::planes, 1) * weight_of_key_planes(planes);
+    return bits % (planes * kWordBits) == 0 &&
+           weight * bits / planes <= std::numeric_limits<uint16_t>::max();
+  };
+  int64_t planes = std::clamp<int64_t>(bits / head_dim, 1, kMostKeyPlanes);
+  while (planes > 1 && !suits(planes)) --planes;
+  return planes;
+}
+
 void hash_encode(Stream& stream, ConstTensorView q, ConstTensorView k, const HashProjection& hash,
                  const FirstPosition& first_position, TensorView q_codes, TensorView codes,
                  TensorView norms) {
   require(q || k, "there is neither a query nor a key to encode");
   require_projection(hash);
-  if (k) require_keys(k, hash.keys, first_position.on_host, codes, norms);
+  if (k) require_keys(k, hash, first_position.on_host, codes, norms);
   if (q) require_queries(q, hash, q_codes);
   if (q && k) require_dtype(k, q.dtype(), "k");
   SWITCHYARD_BODY(stream, hash_encode)

@@ -20,7 +20,7 @@ struct Rows {
   int64_t group = 1;                           // query heads that share a projection
   int64_t out_rows = 0;                        // of a head in the codes
   DevicePosition first_out{0};                 // index of the first row there
-  int64_t head_dim = 0, bits = 0;
+  int64_t head_dim = 0, columns = 0, key_planes = 1;
 };
 
 // A warp computes one word of one row: lane j has column j of the word, so that the warp reads rows
@@ -29,14 +29,14 @@ template <class T>
 __device__ void encode_word(const Rows& r, int64_t i, const T* x, const float* weight,
                             int32_t* codes, float* norms) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  const int64_t words = r.bits / kWarpSize, word = i % words, row = i / words;
+  const int64_t words = r.columns / kWarpSize, word = i % words, row = i / words;
   const int64_t head = row / r.rows, position = row % r.rows;
   const T* vector = x + row * r.head_dim;
   const float* columns =
-      weight + head % r.heads / r.group * r.head_dim * r.bits + word * kWarpSize + lane;
+      weight + head % r.heads / r.group * r.head_dim * r.columns + word * kWarpSize + lane;
   float sum = 0.0f;
   for (int64_t d = 0; d < r.head_dim; ++d) {
-    sum += static_cast<float>(vector[d]) * columns[d * r.bits];
+    sum += static_cast<float>(vector[d]) * columns[d * r.columns];
   }
   const uint32_t bits = __ballot_sync(kAllLanes, sum > 0.0f);
   const int64_t out = head * r.out_rows + r.first_out.value() + position;
@@ -55,7 +55,7 @@ __device__ void encode_word(const Rows& r, int64_t i, const T* x, const float* w
 template <class T>
 __global__ void sign_codes_kernel(Rows keys, const T* k, int32_t* codes, float* norms, Rows queries,
                                   const T* q, int32_t* q_codes, const float* weight) {
-  const int64_t words = keys.bits / kWarpSize;
+  const int64_t words = keys.columns / kWarpSize;
   const int64_t key_words = keys.all_heads * keys.rows * words;
   const int64_t query_words = queries.all_heads * queries.rows * words;
   const int64_t i = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarpSize;
@@ -66,40 +66,75 @@ __global__ void sign_codes_kernel(Rows keys, const T* k, int32_t* codes, float* 
   }
 }
 
-// A warp computes all words of one key, since it also sums their squares.
+// Column 32 word + lane of one key's projection.
+template <class T>
+__device__ float project_key(const Rows& r, int64_t kv_head, int64_t word, const T* vector,
+                             const float* weight, const float* thresholds) {
+  const int64_t column = word * kWarpSize + threadIdx.x % kWarpSize;
+  const float* columns = weight + kv_head * r.head_dim * r.columns + column;
+  float sum = -thresholds[kv_head * r.columns + column];
+  for (int64_t d = 0; d < r.head_dim; ++d) {
+    sum += static_cast<float>(vector[d]) * columns[d * r.columns];
+  }
+  return sum;
+}
+
+// The steps per unit of x that its length |x| asks for; x is projected for it.
+template <class T>
+__device__ float steps_of_key(const Rows& r, int64_t kv_head, const T* vector, const float* weight,
+                              const float* thresholds) {
+  float squares = 0.0f;
+  for (int64_t word = 0; word < r.columns / kWarpSize; ++word) {
+    const float x = project_key(r, kv_head, word, vector, weight, thresholds);
+    squares += x * x;
+  }
+  squares = warp_sum(squares);
+  const float steps = sqrtf(static_cast<float>(r.columns)) / key_step(r.key_planes);
+  return squares > 0.0f ? steps / sqrtf(squares) : 0.0f;
+}
+
+// A warp computes all words of one key. With more than one plane it projects the key twice rather
+// than keep all columns; that costs as much as the columns that a code of signs would have.
 template <class T>
 __device__ void encode_key(const Rows& r, int64_t row, const T* k, const float* weight,
                            const float* thresholds, int32_t* codes, float* norms) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  const int64_t words = r.bits / kWarpSize, kv_head = row / r.rows % r.heads;
+  const int64_t words = r.columns / kWarpSize, kv_head = row / r.rows % r.heads;
   const T* vector = k + row * r.head_dim;
   const int64_t out = row / r.rows * r.out_rows + r.first_out.value() + row % r.rows;
-  float squares = 0.0f;
+  const int half = 1 << (r.key_planes - 1);
+  // The levels of one plane are signs, whatever the step.
+  const float per_step =
+      r.key_planes > 1 ? steps_of_key(r, kv_head, vector, weight, thresholds) : 1.0f;
+  float squares = 0.0f, product = 0.0f;
   for (int64_t word = 0; word < words; ++word) {
-    const int64_t column = word * kWarpSize + lane;
-    const float* columns = weight + kv_head * r.head_dim * r.bits + column;
-    float sum = -thresholds[kv_head * r.bits + column];
-    for (int64_t d = 0; d < r.head_dim; ++d) {
-      sum += static_cast<float>(vector[d]) * columns[d * r.bits];
+    const float x = project_key(r, kv_head, word, vector, weight, thresholds);
+    const float level = floorf(x * per_step) + static_cast<float>(half);
+    const int u = static_cast<int>(fminf(fmaxf(level, 0.0f), static_cast<float>(2 * half - 1)));
+    for (int64_t p = 0; p < r.key_planes; ++p) {
+      const uint32_t bits = __ballot_sync(kAllLanes, (u >> p & 1) != 0);
+      if (lane == 0) {
+        codes[(out * r.key_planes + p) * words + word] = static_cast<int32_t>(bits);
+      }
     }
-    const uint32_t bits = __ballot_sync(kAllLanes, sum > 0.0f);
-    if (lane == 0) codes[out * words + word] = static_cast<int32_t>(bits);
-    squares += sum * sum;
+    squares += x * x;
+    product += x * static_cast<float>(2 * (u - half) + 1);
   }
   if (!norms) return;
   squares = warp_sum(squares);
-  if (lane == 0) norms[out] = sqrtf(squares);
+  product = warp_sum(product);
+  if (lane == 0) norms[out] = product > 0.0f ? squares / product : 0.0f;
 }
 
 // A block computes the planes of one query.
-//   shared  [head_dim + bits + kWarps]: the sum over the group, its projection, scratch
+//   shared  [head_dim + columns + kWarps]: the sum over the group, its projection, scratch
 template <class T>
 __device__ void encode_query_planes(const Rows& r, int64_t i, const T* q, const float* weight,
                                     int32_t* q_codes) {
   constexpr int kHalf = 1 << (kQueryPlanes - 1);
   float* sum = dynamic_shared<float>();
   float* y = sum + r.head_dim;
-  const int64_t words = r.bits / kWarpSize, head = i / r.rows, row = i % r.rows;
+  const int64_t words = r.columns / kWarpSize, head = i / r.rows, row = i % r.rows;
   const T* vectors = q + (head * r.group * r.rows + row) * r.head_dim;
   for (int64_t d = threadIdx.x; d < r.head_dim; d += kThreads) {
     sum[d] = 0.0f;
@@ -109,14 +144,14 @@ __device__ void encode_query_planes(const Rows& r, int64_t i, const T* q, const 
   }
   __syncthreads();  // the sum is visible below
 
-  const float* columns = weight + head % r.heads * r.head_dim * r.bits;
+  const float* columns = weight + head % r.heads * r.head_dim * r.columns;
   float most = 0.0f;
-  for (int64_t j = threadIdx.x; j < r.bits; j += kThreads) {
+  for (int64_t j = threadIdx.x; j < r.columns; j += kThreads) {
     y[j] = 0.0f;
-    for (int64_t d = 0; d < r.head_dim; ++d) y[j] += sum[d] * columns[d * r.bits + j];
+    for (int64_t d = 0; d < r.head_dim; ++d) y[j] += sum[d] * columns[d * r.columns + j];
     most = fmaxf(most, fabsf(y[j]));
   }
-  most = block_max(most, y + r.bits);
+  most = block_max(most, y + r.columns);
   const float per_step = most > 0.0f ? kHalf / most : 0.0f;
   // Thread t has written y[t], y[t + kThreads] ..., and reads the same ones.
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
@@ -153,7 +188,7 @@ void launch_planes(Stream& stream, const Rows& keys, ConstTensorView k, const Ro
                    TensorView codes, TensorView norms) {
   const int64_t key_blocks = ceil_div(keys.all_heads * keys.rows, kWarps);
   const size_t shared =
-      q ? static_cast<size_t>(queries.head_dim + queries.bits + kWarps) * sizeof(float) : 0;
+      q ? static_cast<size_t>(queries.head_dim + queries.columns + kWarps) * sizeof(float) : 0;
   launch(plane_codes_kernel<T>,
          num_blocks(key_blocks + queries.all_heads * queries.rows, int64_t{1}), kThreads, shared,
          stream, keys, k ? k.data<T>() : nullptr, hash.keys.data<float>(),
@@ -169,8 +204,8 @@ void cuda::hash_encode(Stream& stream, ConstTensorView q, ConstTensorView k,
                        TensorView q_codes, TensorView codes, TensorView norms) {
   const ConstTensorView& weight = hash.keys;
   const bool planes = hash.query_codes() == QueryCodes::planes;
-  const int64_t kv_heads = weight.dim(0), head_dim = weight.dim(1), bits = weight.dim(2);
-  Rows keys{.bits = bits}, queries{.bits = bits};
+  const int64_t kv_heads = weight.dim(0), head_dim = weight.dim(1), columns = hash.columns();
+  Rows keys{.columns = columns}, queries{.columns = columns};
   if (k) {
     keys = {.all_heads = k.dim(0) * kv_heads,
             .heads = kv_heads,
@@ -179,7 +214,8 @@ void cuda::hash_encode(Stream& stream, ConstTensorView q, ConstTensorView k,
             .out_rows = codes.dim(2),
             .first_out = DevicePosition(first_position),
             .head_dim = head_dim,
-            .bits = bits};
+            .columns = columns,
+            .key_planes = hash.key_planes};
   }
   if (q) {
     // The rows of signs are those of query heads, the rows of planes those of their groups.
@@ -190,10 +226,10 @@ void cuda::hash_encode(Stream& stream, ConstTensorView q, ConstTensorView k,
                .group = q.dim(1) / kv_heads,
                .out_rows = q.dim(2),
                .head_dim = head_dim,
-               .bits = bits};
+               .columns = columns};
   }
   const int64_t words =
-      bits / kWarpSize * (keys.all_heads * keys.rows + queries.all_heads * queries.rows);
+      columns / kWarpSize * (keys.all_heads * keys.rows + queries.all_heads * queries.rows);
   dispatch_compute_dtype(q ? q.dtype() : k.dtype(), [&]<class T>() {
     if (planes) {
       return launch_planes<T>(stream, keys, k, queries, q, hash, q_codes, codes, norms);

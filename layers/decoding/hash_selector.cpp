@@ -10,8 +10,8 @@ HashSelector::HashSelector(const DecodeConfig& config, const HashProjection& has
                            const KvCacheLayer& cache)
     : RankingSelector(config, cache),
       hash_(hash),
-      words_(hash.bits() / 32),
-      codes_({batch_, kv_heads_, max_len_, words_}, DType::i32, device_) {
+      words_(hash.columns() / 32),
+      codes_({batch_, kv_heads_, max_len_, hash.bits() / 32}, DType::i32, device_) {
   require(hash.keys.dim(0) == kv_heads_ && hash.keys.dim(1) == head_dim_,
           "hash projections have the shape {}, the cache has {} heads of {}", hash.keys.shape(),
           kv_heads_, head_dim_);
@@ -47,8 +47,9 @@ SelectedKeys HashSelector::choose(Stream& stream, Workspace& workspace, ConstTen
   hamming_scores(stream, q_codes, kind, codes_, cache.lengths, distances);
   if (!norms_) return best(stream, workspace, distances, cache, budget);
   TensorView scores = take_scores(workspace);
-  key_norm_scores(stream, distances, norms_, cache.lengths, weight_of_query_codes(kind, group),
-                  hash_.bits(), scores);
+  const int64_t weight =
+      weight_of_query_codes(kind, group) * weight_of_key_planes(hash_.key_planes);
+  key_norm_scores(stream, distances, norms_, cache.lengths, weight, hash_.columns(), scores);
   return best(stream, workspace, scores, cache, budget);
 }
 

@@ -9,7 +9,7 @@ namespace switchyard {
 // are the keys of least Hamming distance to the queries' codes, summed over the group: HATA (Gong
 // et al. 2025, arXiv 2506.02572); with key_norm it ranks keys by the estimated cosine times the
 // key's length instead, as the published code's scripts did. With planes it keeps the length of
-// each projected key, too, and chooses the keys of greatest estimated score.
+// each key's code, too, and chooses the keys of greatest estimated score.
 class HashSelector final : public RankingSelector {
  public:
   // The projection's tensors must outlive the object.
@@ -30,8 +30,8 @@ class HashSelector final : public RankingSelector {
   TensorView norms() { return norms_ ? norms_.view() : TensorView(); }
 
   HashProjection hash_;
-  int64_t words_;  // of a code
-  Tensor codes_;   // [batch, kv_heads, max_len, words]
+  int64_t words_;  // of a plane
+  Tensor codes_;   // [batch, kv_heads, max_len, words of all planes]
   Tensor norms_;   // [batch, kv_heads, max_len] of the keys; only with key_norm or planes
 };
 

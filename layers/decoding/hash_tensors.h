@@ -6,14 +6,15 @@ namespace switchyard {
 
 // The tensors of a HashProjection, of one layer's heads or of a single head.
 struct HashTensors {
-  Tensor keys;        // [kv_heads, head_dim, bits] f32; empty: the layer stays dense
-  Tensor queries;     // the same shape; empty: codes are signs
-  Tensor thresholds;  // [kv_heads, bits] f32, with `queries`
+  Tensor keys;             // [kv_heads, head_dim, columns] f32; empty: the layer stays dense
+  Tensor queries;          // the same shape; empty: codes are signs
+  Tensor thresholds;       // [kv_heads, columns] f32, with `queries`
+  int64_t key_planes = 1;  // bits of a key per column
 
   explicit operator bool() const { return static_cast<bool>(keys); }
   HashProjection projection() const {
     if (!queries) return {.keys = keys, .queries = {}, .thresholds = {}};
-    return {.keys = keys, .queries = queries, .thresholds = thresholds};
+    return {.keys = keys, .queries = queries, .thresholds = thresholds, .key_planes = key_planes};
   }
 };
 

@@ -374,7 +374,8 @@ class Ranking(Program):
     def test_inspect_tells_what_weights_are_of(self):
         output = self.run_program(0, "inspect", self.weights, "--verify")
         self.assertIn("64 bits for 2 key/value heads of width 8", output)
-        self.assertIn("layer 1: [2, 8, 64] for keys and for queries, with thresholds\n", output)
+        self.assertIn("layer 1: [2, 8, 32] for keys (2 bits of each column) and for queries, "
+                      "with thresholds\n", output)
         self.assertIn("hash.training.objective: ranking\n", output)
 
     def test_a_damaged_part_is_refused(self):

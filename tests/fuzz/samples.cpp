@@ -68,7 +68,7 @@ void write_token_file(const std::filesystem::path& path, bool loss_mask) {
 }
 
 void write_hash_weights(const std::filesystem::path& path) {
-  HashWeights weights{.bits = 32,
+  HashWeights weights{.bits = 64,
                       .head_dim = 4,
                       .num_kv_heads = 2,
                       .num_layers = 3,
@@ -78,7 +78,8 @@ void write_hash_weights(const std::filesystem::path& path) {
   for (size_t layer = 1; layer < 3; ++layer) {
     weights.layers[layer] = {.keys = Tensor({2, 4, 32}, DType::f32),
                              .queries = Tensor({2, 4, 32}, DType::f32),
-                             .thresholds = Tensor({2, 32}, DType::f32)};
+                             .thresholds = Tensor({2, 32}, DType::f32),
+                             .key_planes = 2};
   }
   save_hash_weights(path, weights);
 }

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <functional>
@@ -17,6 +18,7 @@
 #include "kernels/decode/hash_encode.h"
 #include "kernels/decode/select_top_k.h"
 #include "kernels/runtime/check.h"
+#include "tests/support/error_of.h"
 #include "tests/support/test_tensors.h"
 
 namespace switchyard {
@@ -177,24 +179,30 @@ TEST(HashEncode, RejectsAPositionBeyondTheCacheAndBitsThatFillNoWord) {
         const Tensor odd({1, 4, 48}, DType::f32);
         hash_encode(stream, {}, k, signs(odd), 0, {}, codes, {});
       },
-      testing::ThrowsMessage<Error>(testing::HasSubstr("bits is 48")));
+      testing::ThrowsMessage<Error>(testing::HasSubstr("a code has 48 columns")));
 }
 
 // ---- hash_encode, planes -----------------------------------------------------------------------
 
 struct Planes : Encoded {
-  explicit Planes(const Case& c)
+  explicit Planes(const Case& c, int64_t planes_of_key = 1)
       : Encoded(c),
+        key_planes(planes_of_key),
         query_weight(random_tensor({c.kv_heads, c.head_dim, c.bits}, 4)),
         thresholds(random_tensor({c.kv_heads, c.bits}, 5)),
-        planes({c.batch, c.kv_heads * kQueryPlanes, 1, c.words()}, DType::i32) {}
+        planes({c.batch, c.kv_heads * kQueryPlanes, 1, c.words()}, DType::i32),
+        key_codes({c.batch, c.kv_heads, c.max_len, planes_of_key * c.words()}, DType::i32) {}
 
   HashProjection projection() const {
-    return {.keys = weight, .queries = query_weight, .thresholds = thresholds};
+    return {.keys = weight,
+            .queries = query_weight,
+            .thresholds = thresholds,
+            .key_planes = key_planes};
   }
-  void encode() { hash_encode(stream, q, k, projection(), 0, planes, codes, norms); }
+  void encode() { hash_encode(stream, q, k, projection(), 0, planes, key_codes, norms); }
 
-  Tensor query_weight, thresholds, planes;
+  int64_t key_planes;
+  Tensor query_weight, thresholds, planes, key_codes;
 };
 
 // x W - t of every row, in double.
@@ -215,32 +223,103 @@ std::vector<double> projected(const Case& c, const std::vector<double>& x,
   return result;
 }
 
-TEST_P(HashEncodeTest, KeysBeyondTheirThresholdsHaveBitsAndProjectedLengths) {
-  const Case& c = GetParam();
-  Planes e(c);
-
-  e.encode();
-
-  const std::vector<float> keys = to_floats(e.k);
-  const std::vector<double> x =
-      projected(c, {keys.begin(), keys.end()}, to_floats(e.weight), to_floats(e.thresholds),
-                [&](int64_t row) { return row / c.max_len % c.kv_heads; });
-  const auto codes = to_vector<int32_t>(e.codes);
-  const std::vector<float> norms = to_floats(e.norms);
-  const auto bits = static_cast<size_t>(c.bits);
-  size_t differing = 0;
-  for (size_t row = 0; row < norms.size(); ++row) {
-    double square = 0.0;
-    for (size_t j = 0; j < bits; ++j) {
-      const double value = x[row * bits + j];
-      square += value * value;
-      const auto word = static_cast<uint32_t>(codes[row * bits / 32 + j / 32]);
-      // Next to zero the rounding of f32 decides.
-      differing += (word >> j % 32 & 1u) != (value > 0.0 ? 1u : 0u) && std::abs(value) > 1e-4;
-    }
-    EXPECT_NEAR(norms[row], std::sqrt(square), 1e-4 * std::sqrt(square)) << "row " << row;
+// The level of column j that planes of `columns` bits hold, plane after plane.
+int level_of(const std::vector<int32_t>& words, size_t first, size_t planes, size_t columns,
+             size_t j) {
+  int level = 0;
+  for (size_t p = 0; p < planes; ++p) {
+    const auto word = static_cast<uint32_t>(words[first + (p * columns + j) / 32]);
+    level += static_cast<int>(word >> j % 32 & 1u) << p;
   }
-  EXPECT_EQ(differing, 0u);
+  return level;
+}
+
+TEST_P(HashEncodeTest, KeysBeyondTheirThresholdsHaveLevelsAndTheirLengths) {
+  const Case& c = GetParam();
+  for (const size_t planes : {1, 2, 3, 4}) {
+    SCOPED_TRACE(planes);
+    Planes e(c, static_cast<int64_t>(planes));
+
+    e.encode();
+
+    const std::vector<float> keys = to_floats(e.k);
+    const std::vector<double> x =
+        projected(c, {keys.begin(), keys.end()}, to_floats(e.weight), to_floats(e.thresholds),
+                  [&](int64_t row) { return row / c.max_len % c.kv_heads; });
+    const auto codes = to_vector<int32_t>(e.key_codes);
+    const std::vector<float> norms = to_floats(e.norms);
+    const auto columns = static_cast<size_t>(c.bits);
+    const int highest = (1 << planes) - 1;
+    for (size_t row = 0; row < norms.size(); ++row) {
+      double square = 0.0, product = 0.0;
+      for (size_t j = 0; j < columns; ++j) square += std::pow(x[row * columns + j], 2);
+      const double step = std::array{1.596, 0.9957, 0.5860, 0.3352}[planes - 1] *
+                          std::sqrt(square / static_cast<double>(columns));
+      for (size_t j = 0; j < columns; ++j) {
+        const double value = x[row * columns + j];
+        const int level = level_of(codes, row * planes * columns / 32, planes, columns, j);
+        const int v = 2 * level - highest;
+        product += value * v;
+        // Half a step away, or a little more where rounding chose the neighbour; values beyond
+        // the first and the last level have these.
+        const bool is_beyond = (level == 0 && value < 0.0) || (level == highest && value > 0.0);
+        const double away = std::abs(value - step / 2.0 * v);
+        ASSERT_TRUE(away <= step / 2.0 + 1e-4 || (is_beyond && v * value >= 0.0))
+            << "row " << row << ", column " << j << ": " << value << " is " << v
+            << " half steps of " << step;
+      }
+      EXPECT_NEAR(norms[row], square / product, 1e-4 * square / product) << "row " << row;
+    }
+  }
+}
+
+TEST(HashEncode, AKeyAtItsThresholdsHasNoLength) {
+  Stream stream;
+  const Tensor weight = random_tensor({1, 4, 32}, 1), thresholds({1, 32}, DType::f32);
+  const Tensor k({1, 1, 1, 4}, DType::f32);
+  for (const int64_t planes : {1, 2}) {
+    Tensor codes({1, 1, 1, planes}, DType::i32), norms({1, 1, 1}, DType::f32);
+    norms.data<float>()[0] = 7.0f;
+    hash_encode(stream, {}, k,
+                {.keys = weight, .queries = weight, .thresholds = thresholds, .key_planes = planes},
+                0, {}, codes, norms);
+    EXPECT_EQ(to_floats(norms), std::vector<float>{0.0f});
+  }
+}
+
+TEST(HashEncode, KeysHaveOneToFourBitsOfEachColumnAndSignsHaveOne) {
+  Stream stream;
+  const Tensor k({1, 1, 2, 4}, DType::f32), weight({1, 4, 32}, DType::f32);
+  const Tensor thresholds({1, 32}, DType::f32);
+  const auto error_with = [&](HashProjection hash, int64_t planes) {
+    hash.key_planes = planes;
+    return test::error_of([&] {
+      Tensor codes({1, 1, 3, std::max<int64_t>(planes, 1)}, DType::i32);
+      hash_encode(stream, {}, k, hash, 0, {}, codes, {});
+    });
+  };
+  const HashProjection planes{.keys = weight, .queries = weight, .thresholds = thresholds};
+  EXPECT_EQ(error_with(planes, 4), "");
+  EXPECT_THAT(error_with(planes, 5), testing::HasSubstr("keys have 5 bits of each column"));
+  EXPECT_THAT(error_with(planes, 0), testing::HasSubstr("keys have 0 bits of each column"));
+  EXPECT_THAT(error_with(signs(weight), 2), testing::HasSubstr("expected 1 to 1"));
+}
+
+// A column for every direction of a head, whole words, and no more than four bits of each.
+TEST(HashEncode, BitsBeyondAHeadsWidthAreMorePlanes) {
+  EXPECT_EQ(num_key_planes(32, 64), 1);
+  EXPECT_EQ(num_key_planes(64, 64), 1);
+  EXPECT_EQ(num_key_planes(96, 64), 1);
+  EXPECT_EQ(num_key_planes(128, 64), 2);
+  EXPECT_EQ(num_key_planes(192, 64), 3);
+  EXPECT_EQ(num_key_planes(256, 64), 4);
+  EXPECT_EQ(num_key_planes(512, 64), 4);
+  EXPECT_EQ(num_key_planes(1024, 64), 4);
+  EXPECT_EQ(num_key_planes(1280, 64), 2);  // four and three do not fit u16
+  EXPECT_EQ(num_key_planes(4096, 64), 1);
+  EXPECT_EQ(num_key_planes(128, 128), 1);
+  EXPECT_EQ(num_key_planes(64, 16), 2);
+  EXPECT_EQ(num_key_planes(32, 8), 1);
 }
 
 TEST_P(HashEncodeTest, PlanesAreTheGroupsSumInSixteenSteps) {
@@ -348,35 +427,36 @@ TEST_P(HammingScoresTest, CountBitsThatDifferOverTheGroup) {
 
 TEST_P(HammingScoresTest, PlanesCountByTheirPowersOfTwo) {
   const Case& c = GetParam();
-  if (15 * c.bits > 65535) return;
-  Stream stream;
-  const Tensor planes = random_codes({c.batch, c.kv_heads * 4, c.words()}, 1);
-  const Tensor codes = random_codes({c.batch, c.kv_heads, c.max_len, c.words()}, 2);
-  const std::vector<int32_t> lengths(static_cast<size_t>(c.batch), static_cast<int32_t>(c.max_len));
-  Tensor distances({c.batch, c.kv_heads, c.max_len}, DType::u16);
+  for (const int64_t of_key : {1, 2, 3, 4}) {
+    SCOPED_TRACE(of_key);
+    Stream stream;
+    const Tensor planes = random_codes({c.batch, c.kv_heads * 4, c.words()}, 1);
+    const Tensor codes = random_codes({c.batch, c.kv_heads, c.max_len, of_key * c.words()}, 2);
+    const std::vector<int32_t> lengths(static_cast<size_t>(c.batch),
+                                       static_cast<int32_t>(c.max_len));
+    Tensor distances({c.batch, c.kv_heads, c.max_len}, DType::u16);
 
-  hamming_scores(stream, planes, QueryCodes::planes, codes, make_tensor({c.batch}, lengths),
-                 distances);
+    hamming_scores(stream, planes, QueryCodes::planes, codes, make_tensor({c.batch}, lengths),
+                   distances);
 
-  // The identity that HashProjection states, with step 2.
-  const auto actual = to_vector<uint16_t>(distances);
-  const auto qs = to_vector<int32_t>(planes), ks = to_vector<int32_t>(codes);
-  const auto bit = [](const std::vector<int32_t>& words, int64_t first, int64_t j) {
-    return static_cast<int>(
-        static_cast<uint32_t>(words[static_cast<size_t>(first + j / 32)]) >> j % 32 & 1u);
-  };
-  for (int64_t row = 0; row < c.batch * c.kv_heads; ++row) {
-    for (int64_t p = 0; p < c.max_len; ++p) {
-      int64_t product = 0;
-      for (int64_t j = 0; j < c.bits; ++j) {
-        int64_t level = 0;
-        for (int64_t plane = 0; plane < 4; ++plane) {
-          level += bit(qs, (row * 4 + plane) * c.words(), j) << plane;
+    // The identity that HashProjection states, with step 2.
+    const auto actual = to_vector<uint16_t>(distances);
+    const auto qs = to_vector<int32_t>(planes), ks = to_vector<int32_t>(codes);
+    const int64_t highest = (1 << of_key) - 1;
+    const auto columns = static_cast<size_t>(c.bits), planes_of_key = static_cast<size_t>(of_key);
+    for (size_t row = 0; row < static_cast<size_t>(c.batch * c.kv_heads); ++row) {
+      for (size_t k = 0; k < static_cast<size_t>(c.max_len); ++k) {
+        const size_t key = row * static_cast<size_t>(c.max_len) + k;
+        int64_t product = 0;
+        for (size_t j = 0; j < columns; ++j) {
+          const int level = level_of(qs, row * 4 * columns / 32, 4, columns, j);
+          const int of =
+              level_of(ks, key * planes_of_key * columns / 32, planes_of_key, columns, j);
+          product += (2 * level - 15) * (2 * of - highest);
         }
-        product += (2 * level - 15) * (2 * bit(ks, (row * c.max_len + p) * c.words(), j) - 1);
+        ASSERT_EQ(15 * highest * c.bits - 2 * actual[key], product)
+            << "row " << row << ", position " << k;
       }
-      ASSERT_EQ(15 * c.bits - 2 * actual[static_cast<size_t>(row * c.max_len + p)], product)
-          << "row " << row << ", position " << p;
     }
   }
 }
@@ -388,7 +468,7 @@ TEST(HammingScores, KeyNormScoresAreTheCosineEstimateTimesTheLength) {
   Tensor scores({1, 1, 3}, DType::f32);
 
   key_norm_scores(stream, distances, norms, make_tensor<int32_t>({1}, {3}), /*weight=*/2,
-                  /*bits=*/128, scores);
+                  /*columns=*/128, scores);
 
   EXPECT_EQ(to_floats(scores), (std::vector<float>{2.0f, 2.0f, -0.5625f}));
 }
@@ -404,6 +484,21 @@ TEST(HammingScores, RejectsCodesThatAreNoPlanes) {
                        distances);
       },
       testing::ThrowsMessage<Error>(testing::HasSubstr("3 codes of queries are not 4 planes")));
+}
+
+TEST(HammingScores, RejectsKeysOfAnotherNumberOfWords) {
+  Stream stream;
+  const Tensor q({1, 4, 2}, DType::i32);
+  for (const int64_t words : {1, 5, 10}) {
+    const Tensor codes({1, 1, 4, words}, DType::i32);
+    Tensor distances({1, 1, 4}, DType::u16);
+    EXPECT_NE(test::error_of([&] {
+                hamming_scores(stream, q, QueryCodes::planes, codes, make_tensor<int32_t>({1}, {4}),
+                               distances);
+              }),
+              "")
+        << words;
+  }
 }
 
 TEST(HammingScores, RejectsDistancesThatDoNotFit) {

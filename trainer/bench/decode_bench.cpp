@@ -113,7 +113,7 @@ struct Bench {
   // With the projection of keys for queries, too: their values do not matter here.
   HashProjection projection(const Tensor& weight, const Tensor& thresholds) const {
     if (options.codes == QueryCodes::signs) return {weight, {}, {}};
-    return {weight, weight, thresholds};
+    return {weight, weight, thresholds, options.key_planes()};
   }
   Tensor norms_of(const Shape& shape) const {
     return options.codes == QueryCodes::signs ? Tensor()
@@ -145,13 +145,15 @@ struct Layer {
   Layer(Bench& bench, const DecodeBenchCase& c)
       : q(bench.random({c.batch, c.layout.heads, kHeadDim}, c.dtype, "q")),
         new_k(bench.random({c.batch, c.layout.kv_heads, 1, kHeadDim}, c.dtype, "new k")),
-        weight(bench.random({c.layout.kv_heads, kHeadDim, bench.options.bits}, DType::f32, "weight",
-                            1.0f / std::sqrt(static_cast<float>(kHeadDim)))),
-        thresholds(bench.random({c.layout.kv_heads, bench.options.bits}, DType::f32, "thresholds")),
+        weight(bench.random({c.layout.kv_heads, kHeadDim, bench.options.columns()}, DType::f32,
+                            "weight", 1.0f / std::sqrt(static_cast<float>(kHeadDim)))),
+        thresholds(
+            bench.random({c.layout.kv_heads, bench.options.columns()}, DType::f32, "thresholds")),
         k({c.batch, c.layout.kv_heads, c.length, kHeadDim}, c.dtype, bench.options.device),
         v(k.shape(), c.dtype, bench.options.device),
-        q_codes({c.batch, c.layout.kv_heads * codes_per_head(bench, c), bench.options.bits / 32},
-                DType::i32, bench.options.device),
+        q_codes(
+            {c.batch, c.layout.kv_heads * codes_per_head(bench, c), bench.options.columns() / 32},
+            DType::i32, bench.options.device),
         codes({c.batch, c.layout.kv_heads, c.length, bench.options.bits / 32}, DType::i32,
               bench.options.device),
         distances({c.batch, c.layout.kv_heads, c.length}, DType::u16, bench.options.device),
@@ -219,7 +221,8 @@ std::vector<Part> parts_of_step(Bench& bench, Layer& x, float scale, DecodeBench
   const Shape shape{c.batch, c.layout.heads, 1, kHeadDim};
   const Shape code_shape{c.batch, codes.dim(1), 1, codes.dim(2)};
   const QueryCodes kind = bench.options.codes;
-  const int64_t total = weight_of_query_codes(kind, c.layout.heads / c.layout.kv_heads);
+  const int64_t total = weight_of_query_codes(kind, c.layout.heads / c.layout.kv_heads) *
+                        weight_of_key_planes(bench.options.key_planes());
   return {{&c.encode,
            [&bench, &x, shape, code_shape, last = c.length - 1] {
              hash_encode(bench.stream, x.q.view().reshape(shape), x.new_k, x.hash(bench), last,
@@ -230,7 +233,7 @@ std::vector<Part> parts_of_step(Bench& bench, Layer& x, float scale, DecodeBench
              hamming_scores(bench.stream, x.q_codes, kind, x.codes, x.lengths, x.distances);
              if (!x.norms) return;
              key_norm_scores(bench.stream, x.distances, x.norms, x.lengths, total,
-                             bench.options.bits, x.scores);
+                             bench.options.columns(), x.scores);
            }},
           {&c.select,
            [&bench, &x] {
@@ -319,8 +322,11 @@ PrefillBenchCase bench_prefill(Bench& bench, DType dtype, const HeadLayout& layo
   const Tensor q = bench.random({1, layout.heads, tokens, kHeadDim}, dtype, "q");
   const Tensor k = bench.random({1, layout.kv_heads, tokens, kHeadDim}, dtype, "k");
   const Tensor weight =
-      bench.random({layout.kv_heads, kHeadDim, options.bits}, DType::f32, "weight");
-  const Tensor thresholds = bench.random({layout.kv_heads, options.bits}, DType::f32, "thresholds");
+      bench.random({layout.kv_heads, kHeadDim, options.columns()}, DType::f32, "weight");
+  const Tensor of_signs =
+      bench.random({layout.kv_heads, kHeadDim, options.bits}, DType::f32, "weight of signs");
+  const Tensor thresholds =
+      bench.random({layout.kv_heads, options.columns()}, DType::f32, "thresholds");
   Tensor codes({1, layout.kv_heads, tokens, options.bits / 32}, DType::i32, options.device);
   Tensor norms = bench.norms_of({1, layout.kv_heads, tokens});
   Tensor out({tokens, layout.heads * kHeadDim}, dtype, options.device);
@@ -339,7 +345,7 @@ PrefillBenchCase bench_prefill(Bench& bench, DType dtype, const HeadLayout& layo
     encode.time([&] {
       hash_encode(bench.stream, {}, k, bench.projection(weight, thresholds), 0, {}, codes, norms);
     });
-    signs.time([&] { hash_encode(bench.stream, {}, k, {weight, {}, {}}, 0, {}, codes, {}); });
+    signs.time([&] { hash_encode(bench.stream, {}, k, {of_signs, {}, {}}, 0, {}, codes, {}); });
     for (Series* series : {&encode, &attention, &products, &signs}) series->end_repetition();
   }
   c.encode_seconds = encode.median();
@@ -360,6 +366,10 @@ void require_usable(const DecodeBenchOptions& options) {
 }
 
 }  // namespace
+
+int64_t DecodeBenchOptions::key_planes() const {
+  return codes == QueryCodes::signs ? 1 : num_key_planes(bits, kHeadDim);
+}
 
 double DecodeBenchReport::code_share(DType dtype) const {
   const double length = options.codes == QueryCodes::planes ? 4.0 : 0.0;

@@ -28,7 +28,10 @@ struct DecodeBenchOptions {
   // Llama-2-7B and Llama-3.1-8B, the models of HATA's own measurements.
   std::vector<HeadLayout> layouts = {{"MHA", 32, 32, 11008}, {"GQA", 32, 8, 14336}};
   QueryCodes codes = QueryCodes::planes;
-  int64_t bits = 128;
+  int64_t bits = 128;  // of a key's code
+
+  int64_t key_planes() const;
+  int64_t columns() const { return bits / key_planes(); }
   double budget = 0.015625;  // share of the cached keys that HATA attends to
   int64_t repetitions = 9;
   int64_t prefill_tokens = 1024;

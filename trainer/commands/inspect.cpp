@@ -60,7 +60,11 @@ Inspection inspect_hash_weights(const std::string& path) {
     const NotFinite count = count_not_finite(weights, layer);
     const HashTensors& layers = weights.layers[static_cast<size_t>(layer)];
     result.text += to_string(layers.keys.shape());
-    if (layers.queries) result.text += " for keys and for queries, with thresholds";
+    if (layers.queries) {
+      result.text +=
+          fmt::format(" for keys ({} of each column) and for queries, with thresholds",
+                      layers.key_planes == 1 ? "a bit" : fmt::format("{} bits", layers.key_planes));
+    }
     if (count.total() > 0) result.text += "  " + describe(count);
     result.text += '\n';
     result.not_finite += count;

@@ -291,7 +291,8 @@ std::vector<ConfigField> hash_fields() {
       text(SWITCHYARD_KEY(hash.weights),
            "file of the learned projections; empty: hash/hash_weights.h5 in run.dir"),
       choice(SWITCHYARD_KEY(hash.training.objective),
-             "what train-hash learns. ranking: keys by one bit per column, queries by four, a loss "
+             "what train-hash learns. ranking: keys by levels of their columns, queries by finer "
+             "ones, a loss "
              "on the order of keys; paper: signs of both, HATA's objective"),
       count(
           SWITCHYARD_KEY(hash.training.ranking.steps), 0,

@@ -7,6 +7,7 @@
 
 #include "kernels/linear/matmul.h"
 #include "kernels/runtime/integers.h"
+#include "trainer/hashing/levels.h"
 #include "trainer/hashing/random_projection.h"
 
 namespace switchyard {
@@ -72,21 +73,20 @@ MatrixXd to_matrix(const Tensor& t) {
   return Rows(t.data<float>(), t.shape()[0], t.shape()[1]).cast<double>();
 }
 
-// Turns an orthogonal matrix so that the signs of the rotated rows lie nearer to them (Gong et al.
-// 2011, section 3.2: alternately B = sign(X R) and R = argmin ||B - X R||, a Procrustes problem).
+// Turns an orthogonal matrix so that the levels of the rotated rows lie nearer to them (Gong et al.
+// 2011, section 3.2, has signs: alternately B = sign(X R) and R = argmin ||B - X R||, a Procrustes
+// problem).
 //   rows  [n, dim] of length 1
-MatrixXd iterative_quantization(const MatrixXd& rows, const MatrixXd& start) {
+MatrixXd iterative_quantization(const MatrixXd& rows, const MatrixXd& start, int64_t planes) {
   Stream stream;
   const Tensor x = to_tensor(rows);
-  Tensor signs({rows.rows(), rows.cols()}, DType::f32);
+  Tensor levels({rows.rows(), rows.cols()}, DType::f32);
   Tensor product({rows.cols(), rows.cols()}, DType::f32);
   MatrixXd rotation = start;
   for (int i = 0; i < kItqIterations; ++i) {
-    matmul(stream, x, Transpose::no, to_tensor(rotation), Transpose::no, Accumulate::no, signs);
-    for (float& value : std::span(signs.data<float>(), static_cast<size_t>(signs.num_elements()))) {
-      value = value > 0.0f ? 1.0f : -1.0f;
-    }
-    matmul(stream, x, Transpose::yes, signs, Transpose::no, Accumulate::no, product);
+    matmul(stream, x, Transpose::no, to_tensor(rotation), Transpose::no, Accumulate::no, levels);
+    round_to_levels(levels, planes, levels);
+    matmul(stream, x, Transpose::yes, levels, Transpose::no, Accumulate::no, product);
     const Eigen::JacobiSVD<MatrixXd> svd(to_matrix(product),
                                          Eigen::ComputeFullU | Eigen::ComputeFullV);
     rotation = svd.matrixU() * svd.matrixV().transpose();
@@ -94,23 +94,24 @@ MatrixXd iterative_quantization(const MatrixXd& rows, const MatrixXd& start) {
   return rotation;
 }
 
-// [dim, bits]: rotations of the dim directions, or of the `bits` leading ones, side by side.
+// [dim, columns]: rotations of the dim directions, or of the leading ones, side by side.
 //   rows  [n, dim] the keys that the codes are of
-MatrixXd frame(ClosedForm form, const MatrixXd& rows, RandomKey key, int64_t bits) {
-  const Index dim = rows.cols(), width = std::min<Index>(dim, bits);
+MatrixXd frame(ClosedForm form, const MatrixXd& rows, RandomKey key, int64_t columns,
+               int64_t planes) {
+  const Index dim = rows.cols(), width = std::min<Index>(dim, columns);
   MatrixXd directions = MatrixXd::Identity(dim, dim);
   if (width < dim) {
     const Eigen::SelfAdjointEigenSolver<MatrixXd> solver(second_moment(rows));
     directions = solver.eigenvectors().rightCols(width);
   }
   const MatrixXd within = (rows * directions).rowwise().normalized();
-  MatrixXd result(dim, bits);
-  for (int64_t first = 0, number = 0; first < bits; first += width, ++number) {
+  MatrixXd result(dim, columns);
+  for (int64_t first = 0, number = 0; first < columns; first += width, ++number) {
     const RandomKey own{key.seed, key.stream + static_cast<uint64_t>(number)};
     MatrixXd rotation =
         to_matrix(random_projection(HashInit::orthogonal, own, width, static_cast<int>(width)));
-    if (form == ClosedForm::itq) rotation = iterative_quantization(within, rotation);
-    const Index count = std::min<Index>(width, bits - first);
+    if (form == ClosedForm::itq) rotation = iterative_quantization(within, rotation, planes);
+    const Index count = std::min<Index>(width, columns - first);
     result.middleCols(first, count) = (directions * rotation).leftCols(count);
   }
   return result;
@@ -119,7 +120,7 @@ MatrixXd frame(ClosedForm form, const MatrixXd& rows, RandomKey key, int64_t bit
 }  // namespace
 
 HashTensors closed_form(ClosedForm form, const HeadQueryKeys& head, RandomKey key, int64_t bits) {
-  const int64_t dim = head.head_dim();
+  const int64_t dim = head.head_dim(), planes = num_key_planes(bits, dim), columns = bits / planes;
   MatrixXd k = sample(Rows(head.k.data<float>(), head.k.shape()[1], dim));
   const Eigen::RowVectorXd mean = k.colwise().mean();
   k.rowwise() -= mean;
@@ -130,13 +131,15 @@ HashTensors closed_form(ClosedForm form, const HeadQueryKeys& head, RandomKey ke
     of_q = power(m, 0.5);
     of_k = power(m, -0.5);
   }
-  const MatrixXd r = frame(form, k * of_k, key, bits);
-  HashTensors result{.keys = Tensor({1, dim, bits}, DType::f32),
-                     .queries = Tensor({1, dim, bits}, DType::f32),
-                     .thresholds = Tensor({1, bits}, DType::f32)};
-  Eigen::Map<RowMajor>(result.keys.data<float>(), dim, bits) = (of_k * r).cast<float>();
-  Eigen::Map<RowMajor>(result.queries.data<float>(), dim, bits) = (of_q * r).cast<float>();
-  Eigen::Map<RowMajor>(result.thresholds.data<float>(), 1, bits) = (mean * of_k * r).cast<float>();
+  const MatrixXd r = frame(form, k * of_k, key, columns, planes);
+  HashTensors result{.keys = Tensor({1, dim, columns}, DType::f32),
+                     .queries = Tensor({1, dim, columns}, DType::f32),
+                     .thresholds = Tensor({1, columns}, DType::f32),
+                     .key_planes = planes};
+  Eigen::Map<RowMajor>(result.keys.data<float>(), dim, columns) = (of_k * r).cast<float>();
+  Eigen::Map<RowMajor>(result.queries.data<float>(), dim, columns) = (of_q * r).cast<float>();
+  Eigen::Map<RowMajor>(result.thresholds.data<float>(), 1, columns) =
+      (mean * of_k * r).cast<float>();
   return result;
 }
 

@@ -15,8 +15,10 @@ namespace switchyard {
 //             Then A q and A^-1 (k - m) have the same products as q and k - m, and the same second
 //             moment, so that rotations and signs treat both alike
 //   itq       balanced, and each rotation in R turned by iterative quantization (Gong et al. 2011)
-//             to bring the keys' directions near to the corners of a cube
-// With bits < head_dim, R has the directions of greatest second moment alone.
+//             to bring the keys' directions near to what the levels of their codes stand for; with
+//             one bit of each column, these are the corners of a cube
+// Codes have num_key_planes planes. With fewer columns than head_dim, R has the directions of
+// greatest second moment alone.
 enum class ClosedForm { centred, balanced, itq };
 
 // One head's projections, [1, ...]. A function of its arguments alone.

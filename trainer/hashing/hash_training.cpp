@@ -408,6 +408,7 @@ void HashTraining::publish() {
       require(result.has_value(), "{} was removed or damaged; run train-hash again",
               head_path(unit).string());
       HashTensors& layer = weights.layers[static_cast<size_t>(unit.layer)];
+      layer.key_planes = result->hash.key_planes;
       for (const NamedHashTensor& of : kHashTensors) {
         put_head(result->hash.*of.tensor, model.num_kv_heads, unit.kv_head, layer.*of.tensor);
       }

@@ -21,8 +21,9 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr char kFormat[] = "switchyard.hash_weights";
-// Version 1 has signs alone, version 2 planes.
-constexpr int kSigns = 1, kPlanes = 2;
+// Version 1 has signs alone, version 2 planes, with one bit of a key per column; version 3 says how
+// many.
+constexpr int kSigns = 1, kOneKeyPlane = 2, kPlanes = 3;
 // A layer that stays dense takes no room in the file, so its size does not limit their number.
 constexpr int kMostLayers = 1 << 16;
 
@@ -48,6 +49,8 @@ uint32_t checksum(const HashWeights& weights) {
       fmt::format("{} {} {} {} {} {}", weights.bits, weights.head_dim, weights.num_kv_heads,
                   weights.num_layers, weights.checkpoint_fingerprint, weights.settings);
   uint32_t crc = crc32c(std::as_bytes(std::span(header)));
+  const int64_t planes = weights.key_planes();
+  if (planes > 1) crc = crc32c(std::as_bytes(std::span(&planes, 1)), crc);
   for (int layer = 0; layer < weights.num_layers; ++layer) {
     if (!weights.has_layer(layer)) continue;
     crc = crc32c(std::as_bytes(std::span(&layer, 1)), crc);
@@ -63,6 +66,7 @@ void describe(hdf5::File& file, const HashWeights& weights) {
   file.set_string("format", kFormat);
   file.set_int("version", weights.has_planes() ? kPlanes : kSigns);
   file.set_int("bits", weights.bits);
+  if (weights.has_planes()) file.set_int("key_planes", weights.key_planes());
   file.set_int("head_dim", weights.head_dim);
   file.set_int("num_kv_heads", weights.num_kv_heads);
   file.set_int("num_layers", weights.num_layers);
@@ -71,17 +75,18 @@ void describe(hdf5::File& file, const HashWeights& weights) {
   file.set_int("crc32c", checksum(weights));
 }
 
-Shape shape_of(const HashWeights& weights, const NamedHashTensor& of) {
-  if (of.tensor == &HashTensors::thresholds) return {weights.num_kv_heads, weights.bits};
-  return {weights.num_kv_heads, weights.head_dim, weights.bits};
+Shape shape_of(const HashWeights& weights, const NamedHashTensor& of, int64_t columns) {
+  if (of.tensor == &HashTensors::thresholds) return {weights.num_kv_heads, columns};
+  return {weights.num_kv_heads, weights.head_dim, columns};
 }
 
 void read_layer(const hdf5::File& file, HashWeights& weights, int layer,
-                std::span<const NamedHashTensor> tensors) {
+                std::span<const NamedHashTensor> tensors, int key_planes) {
   if (!file.contains(dataset_name(layer, kHashTensors[0].name))) return;
+  weights.layers[static_cast<size_t>(layer)].key_planes = key_planes;
   for (const NamedHashTensor& of : tensors) {
     const hdf5::Dataset dataset = file.dataset(dataset_name(layer, of.name));
-    const Shape shape = shape_of(weights, of);
+    const Shape shape = shape_of(weights, of, weights.bits / key_planes);
     require(Shape(dataset.shape()) == shape, "{} has the shape {}, not {}", dataset.where(),
             Shape(dataset.shape()), shape);
     dataset.require_stored();
@@ -100,8 +105,8 @@ void require_format(const hdf5::File& file) {
   require(has_format(file), "{} is not a file of hash weights; learn them with train-hash",
           file.path().string());
   const int64_t version = file.get_int("version");
-  require(version == kSigns || version == kPlanes,
-          "{} has version {} of its format, this program reads {} and {}: learn the weights again "
+  require(version >= kSigns && version <= kPlanes,
+          "{} has version {} of its format, this program reads {} to {}: learn the weights again "
           "with train-hash",
           file.path().string(), version, kSigns, kPlanes);
 }
@@ -123,8 +128,13 @@ HashWeights read_weights(const hdf5::File& file) {
                       .settings = file.get_string("settings"),
                       .layers = {}};
   weights.layers.resize(static_cast<size_t>(weights.num_layers));
+  const int64_t version = file.get_int("version");
+  const int planes =
+      version == kPlanes ? read_count(file, "key_planes", static_cast<int>(kMostKeyPlanes)) : 1;
+  require(weights.bits % planes == 0, "{}: {} bits are not {} of each column", file.path().string(),
+          weights.bits, planes);
   for (int layer = 0; layer < weights.num_layers; ++layer) {
-    read_layer(file, weights, layer, tensors_of(file.get_int("version")));
+    read_layer(file, weights, layer, tensors_of(version), planes);
   }
   return weights;
 }
@@ -158,6 +168,11 @@ std::string describe_not_finite(const HashWeights& weights) {
 
 bool HashWeights::has_planes() const {
   return std::ranges::any_of(layers, [](const HashTensors& layer) { return bool(layer.queries); });
+}
+
+int64_t HashWeights::key_planes() const {
+  const auto hashed = std::ranges::find_if(layers, [](const HashTensors& l) { return bool(l); });
+  return hashed == layers.end() ? 1 : hashed->key_planes;
 }
 
 int64_t HashWeights::learned_len() const {

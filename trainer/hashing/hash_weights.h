@@ -30,6 +30,8 @@ struct HashWeights {
     return layer >= 0 && layer < num_layers && layers[static_cast<size_t>(layer)];
   }
   bool has_planes() const;
+  int64_t key_planes() const;  // bits of a key per column, the same in all layers
+  int64_t columns() const { return bits / key_planes(); }
   // Tokens of the sequences that they were learned from, as the settings say; 0 if they do not.
   int64_t learned_len() const;
 };

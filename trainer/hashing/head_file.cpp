@@ -91,6 +91,7 @@ bool has_key(const hdf5::File& file) { return file.has_attribute("key"); }
 
 HeadResult read_result(const hdf5::File& file) {
   HeadResult result;
+  result.hash.key_planes = file.get_int("key_planes");
   for (const NamedHashTensor& of : kHashTensors) {
     if (!file.contains(of.name)) continue;
     const std::vector<float> values = read<float>(file, of.name);
@@ -125,6 +126,7 @@ void save_head(const fs::path& path, const std::string& key, const HeadResult& r
   write_durably(path, [&](const fs::path& unfinished) {
     hdf5::File file = hdf5::File::create(unfinished);
     file.set_string("key", key);
+    file.set_int("key_planes", result.hash.key_planes);
     for (const NamedHashTensor& of : kHashTensors) {
       const Tensor& tensor = result.hash.*of.tensor;
       if (!tensor) continue;

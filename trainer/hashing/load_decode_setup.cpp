@@ -59,7 +59,8 @@ std::vector<HashTensors> local_hash_weights(Stream& stream, const DistributedCon
   for (const HashTensors& layer : weights.layers) {
     local.push_back({.keys = own(layer.keys),
                      .queries = own(layer.queries),
-                     .thresholds = own(layer.thresholds)});
+                     .thresholds = own(layer.thresholds),
+                     .key_planes = layer.key_planes});
   }
   stream.synchronize();  // The caller may free the weights on the host.
   return local;

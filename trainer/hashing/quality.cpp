@@ -24,10 +24,10 @@ class CodeSelection {
   CodeSelection(const HashProjection& hash, const HeadQueryKeys& head)
       : hash_(hash),
         group_(head.group()),
-        words_(hash.bits() / 32),
+        words_(hash.columns() / 32),
         q_codes_({1, num_query_codes(hash.query_codes(), group_), head.queries(), words_},
                  DType::i32),
-        codes_({1, 1, head.k.shape()[1], words_}, DType::i32) {
+        codes_({1, 1, head.k.shape()[1], hash.bits() / 32}, DType::i32) {
     const int64_t rows = head.k.shape()[1], head_dim = head.head_dim();
     if (has_planes()) norms_ = Tensor({1, 1, rows}, DType::f32);
     hash_encode(stream_, head.q.view().reshape({1, group_, head.queries(), head_dim}),
@@ -45,16 +45,19 @@ class CodeSelection {
     }
     length_.data<int32_t>()[0] = static_cast<int32_t>(keys.size());
     distances_ = Tensor({1, 1, keys.size()}, DType::u16);
+    const int64_t words = codes_.shape()[3];
     const ConstTensorView codes =
-        codes_.view().reshape({codes_.shape()[2], words_}).rows(keys.begin, keys.size());
+        codes_.view().reshape({codes_.shape()[2], words}).rows(keys.begin, keys.size());
     hamming_scores(stream_, of_query, hash_.query_codes(),
-                   codes.reshape({1, 1, keys.size(), words_}), length_, distances_);
+                   codes.reshape({1, 1, keys.size(), words}), length_, distances_);
     if (!has_planes()) return;
     scores_ = Tensor({1, 1, keys.size()}, DType::f32);
     const ConstTensorView norms =
         norms_.view().reshape({norms_.shape()[2]}).rows(keys.begin, keys.size());
-    key_norm_scores(stream_, distances_, norms.reshape({1, 1, keys.size()}), length_,
-                    weight_of_query_codes(hash_.query_codes(), group_), hash_.bits(), scores_);
+    const int64_t weight =
+        weight_of_query_codes(hash_.query_codes(), group_) * weight_of_key_planes(hash_.key_planes);
+    key_norm_scores(stream_, distances_, norms.reshape({1, 1, keys.size()}), length_, weight,
+                    hash_.columns(), scores_);
   }
 
   std::vector<int32_t> choose(int64_t count) {
@@ -71,11 +74,12 @@ class CodeSelection {
   bool has_planes() const { return hash_.query_codes() == QueryCodes::planes; }
 
   HashProjection hash_;
-  int64_t group_, words_;
+  int64_t group_, words_;  // of a plane
   Stream stream_;
   Workspace workspace_{Device()};
-  Tensor q_codes_, codes_;  // [1, codes, queries, words], [1, 1, keys of all sequences, words]
-  Tensor norms_;            // [1, 1, keys of all sequences]; empty with signs
+  Tensor q_codes_;  // [1, codes, queries, words]
+  Tensor codes_;    // [1, 1, keys of all sequences, words of all planes]
+  Tensor norms_;    // [1, 1, keys of all sequences]; empty with signs
   Tensor length_{{1}, DType::i32}, distances_, scores_;
 };
 

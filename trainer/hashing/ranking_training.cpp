@@ -68,14 +68,15 @@ HeadResult learn_to_rank(const HeadTask& task, const HeadQueryKeys& head,
   const RandomKey key = projection_key(task.training.seed, task.layer, task.kv_head);
   const RandomKey order{task.training.seed,
                         stream_id(fmt::format("hash.layers.{}.steps", task.layer))};
-  RankingParameters at = RankingParameters::zeros(head.head_dim(), task.bits);
-  at.hash = closed_form(ClosedForm::itq, head, key, task.bits);
-  RankingParameters gradient = RankingParameters::zeros(head.head_dim(), task.bits);
-  const RankingObjective objective(head, head.queries() / task.training.num_sequences, at.hash);
+  HashTensors start = closed_form(ClosedForm::itq, head, key, task.bits);
+  const int64_t columns = start.keys.shape()[2];
+  RankingParameters at = RankingParameters::zeros(head.head_dim(), columns);
+  at.hash = std::move(start);
+  RankingParameters gradient = RankingParameters::zeros(head.head_dim(), columns);
+  const RankingObjective objective(head, head.queries() / task.training.num_sequences);
   const double lr = config.ranking.lr;
   Learned learned[] = {{at.hash.keys, gradient.hash.keys, lr * rms(at.hash.keys)},
                        {at.hash.queries, gradient.hash.queries, lr * rms(at.hash.queries)},
-                       {at.hash.thresholds, gradient.hash.thresholds, lr * objective.width()},
                        {at.log_scale, gradient.log_scale, kScaleRate}};
   HeadResult result;
   result.losses.push_back({.ranking = mean_loss(objective, at)});
@@ -87,6 +88,7 @@ HeadResult learn_to_rank(const HeadTask& task, const HeadQueryKeys& head,
     const double share =
         1.0 - static_cast<double>(step) / static_cast<double>(config.ranking.steps);
     for (Learned& one : learned) one.update(stream, step + 1, share);
+    objective.centre(at.hash);
   }
   result.losses.push_back({.ranking = mean_loss(objective, at)});
   result.hash = std::move(at.hash);

@@ -210,9 +210,14 @@ TEST(KeySelector, HashesTakeTheKeysOfLeastDistance) {
   }
 }
 
-// Planes rank keys by sum over j of y_j sign(x_j) times the length of x, y in sixteen steps.
-TEST(KeySelector, PlanesTakeTheKeysOfGreatestEstimatedScore) {
+// Planes rank keys by a sum over j of y_j v_j, y in sixteen steps and the key's x in 2^planes.
+class KeyPlanesTest : public testing::TestWithParam<int64_t> {};
+INSTANTIATE_TEST_SUITE_P(All, KeyPlanesTest, testing::Values(1, 2, 4));
+
+TEST_P(KeyPlanesTest, TakeTheKeysOfGreatestEstimatedScore) {
   Bench bench(config_of(DecodeMethod::hata, 12.0));
+  const int64_t planes = GetParam();
+  bench.setup.hash_weights[0].key_planes = planes;
   bench.setup.hash_weights[0].queries = random_tensor({kKvHeads, kDim, 64}, 8);
   bench.setup.hash_weights[0].thresholds = random_tensor({kKvHeads, 64}, 9);
   bench.selector = make_key_selector(bench.setup, /*layer=*/0, bench.cache);
@@ -238,17 +243,25 @@ TEST(KeySelector, PlanesTakeTheKeysOfGreatestEstimatedScore) {
     }
     std::vector<double> scores(kLength);
     for (int64_t p = 0; p < kLength; ++p) {
-      double product = 0.0, square = 0.0;
+      std::vector<double> xs;
+      double square = 0.0;
       for (size_t j = 0; j < 64; ++j) {
         double x = -hash.thresholds.data<float>()[kv_head * 64 + static_cast<int64_t>(j)];
         for (int64_t i = 0; i < kDim; ++i) {
           x += double{bench.cache.k.data<float>()[(row * kMaxLen + p) * kDim + i]} *
                hash.keys.data<float>()[(kv_head * kDim + i) * 64 + static_cast<int64_t>(j)];
         }
-        product += x > 0.0 ? y[j] : -y[j];
+        xs.push_back(x);
         square += x * x;
       }
-      scores[static_cast<size_t>(p)] = product * std::sqrt(square);
+      const double step = key_step(planes) * std::sqrt(square / 64.0), half = 1 << (planes - 1);
+      double product = 0.0, with_itself = 0.0;
+      for (size_t j = 0; j < 64; ++j) {
+        const double v = 2.0 * std::clamp(std::floor(xs[j] / step), -half, half - 1.0) + 1.0;
+        product += y[j] * v;
+        with_itself += xs[j] * v;
+      }
+      scores[static_cast<size_t>(p)] = product * square / with_itself;
     }
     std::vector<int32_t> order(kLength);
     std::iota(order.rbegin(), order.rend(), 0);

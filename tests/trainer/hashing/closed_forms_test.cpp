@@ -41,13 +41,15 @@ class ClosedFormTest : public testing::TestWithParam<ClosedForm> {
       test::sample_head(2, 1, kRows, kDim, std::vector<KeyRange>(400, KeyRange{0, kRows}));
 };
 
-// W' and W are inverse to each other up to a rotation: y.x = bits / head_dim q.(k - m).
+// W' and W are inverse to each other up to a rotation: y.x = columns / head_dim q.(k - m). The 64
+// bits of a head of 16 are two of each of 32 columns.
 TEST_P(ClosedFormTest, ProjectionsKeepProducts) {
   const HashTensors hash = form(4 * kDim);
+  ASSERT_EQ(hash.key_planes, 2);
 
   const MatrixXd y = sums().topRows(20) * matrix(hash.queries);
   const MatrixXd x = (keys() * matrix(hash.keys)).rowwise() - matrix(hash.thresholds).row(0);
-  const MatrixXd expected = 4.0 * sums().topRows(20) * centred().transpose();
+  const MatrixXd expected = 2.0 * sums().topRows(20) * centred().transpose();
   EXPECT_LT((y * x.transpose() - expected).norm(), 1e-4 * expected.norm());
 }
 
@@ -120,6 +122,28 @@ TEST(ClosedForms, IterativeQuantizationFindsTheCubeOfTheKeys) {
 
   EXPECT_LT(cosine(ClosedForm::balanced), 0.85);
   EXPECT_GT(cosine(ClosedForm::itq), 0.97);
+}
+
+// The same for four levels of each column, which make a grid.
+TEST(ClosedForms, IterativeQuantizationBringsKeysToTheLevelsOfTwoPlanes) {
+  constexpr int64_t kDim = 32, kRows = 2000;
+  HeadQueryKeys head =
+      test::sample_head(1, 1, kRows, kDim, std::vector<KeyRange>(400, KeyRange{0, kRows}));
+  // Of the mean square distance of projected keys of length 1 to their levels.
+  const auto distance = [&](ClosedForm form) {
+    const HashTensors hash = closed_form(form, head, {3, 4}, 2 * kDim);
+    EXPECT_EQ(hash.key_planes, 2);
+    MatrixXd x = matrix(head.k.data<float>(), kRows, kDim) * matrix(hash.keys);
+    x.rowwise() -= matrix(hash.thresholds).row(0);
+    x.rowwise().normalize();
+    const double step = 0.9957 / std::sqrt(double{kDim});
+    const auto level = [step](double value) {
+      return step * (std::min(std::max(std::floor(value / step), -2.0), 1.0) + 0.5);
+    };
+    return (x - x.unaryExpr(level)).rowwise().squaredNorm().mean();
+  };
+
+  EXPECT_LT(distance(ClosedForm::itq), 0.97 * distance(ClosedForm::balanced));
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 
 #include "tests/support/error_of.h"
 #include "tests/support/temporary_folder.h"
+#include "tests/support/test_tensors.h"
 #include "trainer/files/crc32c.h"
 #include "trainer/files/hdf5.h"
 #include "trainer/hashing/random_projection.h"
@@ -67,6 +68,31 @@ TEST_F(HashWeightsTest, WhatIsSavedIsLoadedBitForBit) {
               0);
   }
   EXPECT_FALSE(std::filesystem::exists(path_.string() + ".tmp"));
+}
+
+TEST_F(HashWeightsTest, PlanesOfKeysAreLoadedWithTheirColumns) {
+  weights_.bits = 96;
+  for (size_t layer = 1; layer < 3; ++layer) {
+    HashTensors& of = weights_.layers[layer];
+    of = {.keys = test::random_tensor({2, 16, 32}, layer),
+          .queries = test::random_tensor({2, 16, 32}, layer + 10),
+          .thresholds = test::random_tensor({2, 32}, layer + 20),
+          .key_planes = 3};
+  }
+  save_hash_weights(path_, weights_);
+  const HashWeights loaded = load_hash_weights(path_);
+
+  EXPECT_EQ(loaded.bits, 96);
+  EXPECT_EQ(loaded.key_planes(), 3);
+  EXPECT_EQ(loaded.columns(), 32);
+  for (size_t layer = 1; layer < 3; ++layer) {
+    for (const auto& [name, tensor] : kHashTensors) {
+      EXPECT_EQ(test::to_floats(loaded.layers[layer].*tensor),
+                test::to_floats(weights_.layers[layer].*tensor))
+          << name;
+    }
+    EXPECT_EQ(loaded.layers[layer].projection().bits(), 96);
+  }
 }
 
 TEST_F(HashWeightsTest, TheSameWeightsGiveTheSameBytes) {

@@ -16,7 +16,8 @@ HeadResult head_of(float weight) {
   HeadResult result;
   result.hash = {.keys = Tensor({1, 4, 32}, DType::f32),
                  .queries = Tensor({1, 4, 32}, DType::f32),
-                 .thresholds = Tensor({1, 32}, DType::f32)};
+                 .thresholds = Tensor({1, 32}, DType::f32),
+                 .key_planes = 3};
   std::fill_n(result.hash.keys.data<float>(), 128, weight);
   result.hash.queries.data<float>()[5] = 0.125f;
   result.hash.thresholds.data<float>()[31] = -3.0f;
@@ -45,6 +46,7 @@ TEST_F(HeadFileTest, AHeadIsLoadedByItsKey) {
   EXPECT_EQ(loaded->hash.keys.data<float>()[127], 0.5f);
   EXPECT_EQ(loaded->hash.queries.data<float>()[5], 0.125f);
   EXPECT_EQ(loaded->hash.thresholds.data<float>()[31], -3.0f);
+  EXPECT_EQ(loaded->hash.key_planes, 3);
   EXPECT_EQ(loaded->losses[0].ranking, 5.0);
   EXPECT_EQ(loaded->losses[0].decorrelation, 3.0);
   ASSERT_EQ(loaded->held_out.size(), 2u);
