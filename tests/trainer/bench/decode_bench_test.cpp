@@ -40,6 +40,16 @@ TEST(DecodeBench, MeasuresEveryPartOfAStep) {
   EXPECT_DOUBLE_EQ(report.code_share(DType::bf16), 0.0390625);
 }
 
+TEST(DecodeBench, BitsBeyondTheWidthOfAHeadAreMorePlanesOfKeys) {
+  DecodeBenchOptions options = small_bench();
+  options.bits = 256;
+  const DecodeBenchReport report = bench_decode(options);
+
+  EXPECT_EQ(options.columns(), 128);
+  // 256 bits of a key, and as many columns of a query as before.
+  EXPECT_EQ(report.decode[0].score.bytes, 2 * 2 * 100 * (32 + 4 + 4) + 2 * 2 * 4 * 16);
+}
+
 TEST(DecodeBench, SignsHaveNoLengths) {
   DecodeBenchOptions options = small_bench();
   options.codes = QueryCodes::signs;
