@@ -123,7 +123,9 @@ TEST_P(HashTrainingTest, AnyNumberOfRanksLearnsTheSameBits) {
                         .num_sequences = 9,
                         .sequences_per_block = 2,
                         .queries_per_sequence = config_.hash.training.queries,
-                        .queries_from = GetParam() == HashObjectiveKind::ranking ? 1.0 / 16 : 0.5,
+                        .spread = GetParam() == HashObjectiveKind::ranking
+                                      ? QuerySpread{.from = 1.0 / 16, .by_octave = true}
+                                      : QuerySpread{},
                         .first_layer = 1};
   DistributedContext alone;
   Stream stream;

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <exception>
 #include <optional>
 #include <span>
@@ -166,13 +167,19 @@ fs::path QueryKeySet::path_of(int64_t block) const {
 
 std::vector<int64_t> query_positions(const QueryKeySet& set, int64_t sequence, int64_t seq_len) {
   const RandomKey key{set.seed, stream_id("hash.query_position." + set.name)};
-  const auto begin = static_cast<int64_t>(set.queries_from * static_cast<double>(seq_len));
+  auto begin = static_cast<int64_t>(set.spread.from * static_cast<double>(seq_len));
+  if (set.spread.by_octave) begin = std::max<int64_t>(begin, 1);
   const int64_t count = std::min(set.queries_per_sequence, seq_len - begin);
-  const double part = static_cast<double>(seq_len - begin) / static_cast<double>(count);
+  const auto first = static_cast<double>(begin), end = static_cast<double>(seq_len);
   std::vector<int64_t> positions;
   for (int64_t i = 0; i < count; ++i) {
     const double u = random_uniform(key, static_cast<uint64_t>(sequence * count + i));
-    positions.push_back(begin + static_cast<int64_t>((static_cast<double>(i) + u) * part));
+    const double part = (static_cast<double>(i) + u) / static_cast<double>(count);
+    const double drawn =
+        set.spread.by_octave ? first * std::pow(end / first, part) : first + (end - first) * part;
+    // The first octaves may have less positions than parts.
+    const int64_t lowest = positions.empty() ? begin : positions.back() + 1;
+    positions.push_back(std::clamp(static_cast<int64_t>(drawn), lowest, seq_len - count + i));
   }
   return positions;
 }

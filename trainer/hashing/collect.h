@@ -14,6 +14,16 @@
 
 namespace switchyard {
 
+// Where a sequence's queries lie: one in each of as many parts of [from seq_len, seq_len). Rotations
+// turn queries and keys with their positions, so projections serve the lengths of context that
+// their queries had.
+struct QuerySpread {
+  double from = 0.5;  // the share of a sequence before its first query
+  // Parts whose ends have equal ratios, so that every octave of lengths has as many queries, instead
+  // of parts of equal length, where the longest contexts have most.
+  bool by_octave = false;
+};
+
 // The queries and keys of a frozen model that are kept, and their files: sequences
 // [0, num_sequences) in the loader's order, `sequences_per_block` per pass and file.
 struct QueryKeySet {
@@ -24,9 +34,7 @@ struct QueryKeySet {
   int64_t num_sequences = 0;
   int64_t sequences_per_block = 1;
   int64_t queries_per_sequence = 1;
-  // The share of a sequence before its first query. Rotations turn queries and keys with their
-  // positions, so projections serve the lengths of context that their queries had.
-  double queries_from = 0.5;
+  QuerySpread spread{};
   int first_layer = 0;  // earlier layers are not kept
 
   int64_t num_blocks() const { return ceil_div(num_sequences, sequences_per_block); }
@@ -34,8 +42,8 @@ struct QueryKeySet {
 };
 
 // The positions of a sequence's queries, rising, the same for all heads and layers: one is drawn
-// uniformly from each of `queries_per_sequence` equal parts of [queries_from seq_len, seq_len). A
-// function of the set's seed and name and the sequence's number.
+// from each of the `queries_per_sequence` parts of the set's spread. A function of the set's seed
+// and name and the sequence's number.
 std::vector<int64_t> query_positions(const QueryKeySet& set, int64_t sequence, int64_t seq_len);
 
 // Runs the sequences through the model and writes the missing blocks. The dp ranks run dp blocks

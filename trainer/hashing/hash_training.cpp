@@ -27,14 +27,26 @@ using Json = nlohmann::ordered_json;
 constexpr int64_t kEnoughPairs = 1 << 17;
 constexpr int64_t kFewestSequences = 11;
 
-// The share of a training sequence before its first query. The ranking objective learns for
-// contexts from a sixteenth of the sequences' length on; the paper takes queries of long contexts.
-double training_queries_from(const HashTrainingConfig& training) {
-  return training.objective == HashObjectiveKind::ranking ? 1.0 / 16 : 0.5;
+// The ranking objective learns for contexts from a sixteenth of the sequences' length on, for long
+// ones no more than for short ones; the paper takes queries of long contexts.
+QuerySpread training_spread(const HashTrainingConfig& training) {
+  if (training.objective == HashObjectiveKind::ranking)
+    return {.from = 1.0 / 16, .by_octave = true};
+  return {};
+}
+
+// The mean of the positions, as a share of the sequence.
+double mean_position(const QuerySpread& spread) {
+  if (spread.by_octave) return (1.0 - spread.from) / std::log(1.0 / spread.from);
+  return 0.5 * (1.0 + spread.from);
 }
 
 // Quality is measured where much is left out.
-constexpr double kMeasuredFrom = 0.5;
+constexpr QuerySpread kMeasured{.from = 0.5, .by_octave = false};
+
+std::string describe(const QuerySpread& spread) {
+  return fmt::format("{}{}", spread.from, spread.by_octave ? ", by octave" : "");
+}
 
 std::string hex(std::string_view text) { return fmt::format("{:016x}", hash64(text)); }
 
@@ -127,12 +139,12 @@ HashTraining::HashTraining(MpiRuntime& mpi, const RunConfig& config, const Token
     require_same_on_all_ranks(mpi_.world(), held_out_tokens_->files, config_.data.validation);
   }
   training_ = make_set("train", *training_tokens_, num_training_sequences(*training_tokens_),
-                       training_queries_from(training));
+                       training_spread(training));
   if (held_out_tokens_) {
     held_out_ = make_set(
         "held_out", *held_out_tokens_,
         std::min(training.held_out_sequences, held_out_tokens_->loader.samples_per_epoch()),
-        kMeasuredFrom);
+        kMeasured);
   }
   make_settings(*training_tokens_);
   for (int layer = config_.hash.dense_layers; layer < model.num_layers; ++layer) {
@@ -167,13 +179,13 @@ int64_t HashTraining::num_training_sequences(const Tokens& tokens) const {
   const int64_t available = tokens.loader.samples_per_epoch();
   if (training.num_sequences > 0) return std::min(training.num_sequences, available);
   const int64_t seq_len = training.seq_len > 0 ? training.seq_len : config_.model.seq_len;
-  const double seen = 0.5 * (1.0 + training_queries_from(training)) * static_cast<double>(seq_len);
+  const double seen = mean_position(training_spread(training)) * static_cast<double>(seq_len);
   const auto enough = static_cast<int64_t>(std::ceil(static_cast<double>(kEnoughPairs) / seen));
   return std::min(std::max(enough, kFewestSequences), available);
 }
 
 QueryKeySet HashTraining::make_set(const std::string& name, const Tokens& tokens,
-                                   int64_t num_sequences, double queries_from) const {
+                                   int64_t num_sequences, const QuerySpread& spread) const {
   const ParallelLayout& layout = session_.dist.layout();
   QueryKeySet set{.folder = paths_.query_keys(),
                   .name = name,
@@ -182,13 +194,13 @@ QueryKeySet HashTraining::make_set(const std::string& name, const Tokens& tokens
                   .num_sequences = num_sequences,
                   .sequences_per_block = config_.train.micro_batch_size,
                   .queries_per_sequence = config_.hash.training.queries_per_sequence(),
-                  .queries_from = queries_from,
+                  .spread = spread,
                   .first_layer = config_.hash.dense_layers};
   const int64_t seq_len = config_.hash.training.seq_len;
   set.key = hex(fmt::format(
       "{} {:016x} {} {} {} {} {} {} {} {} {} {} {} {}", fingerprint_, tokens.loader.fingerprint(),
       seq_len > 0 ? seq_len : config_.model.seq_len, static_cast<int>(config_.data.mask), set.seed,
-      set.num_sequences, set.sequences_per_block, set.queries_per_sequence, set.queries_from,
+      set.num_sequences, set.sequences_per_block, set.queries_per_sequence, describe(set.spread),
       set.first_layer, layout.tp(), layout.ep(), to_string(config_.run.compute_dtype),
       session_.stream.device().kind == DeviceKind::cpu ? "cpu" : "cuda"));
   return set;
@@ -200,7 +212,7 @@ void HashTraining::make_settings(const Tokens& tokens) {
   settings_ += fmt::format(
       "tokens: {:016x}\nseq_len: {}\nnum_sequences: {}\nqueries: {}\nqueries_from: {}\n",
       tokens.loader.fingerprint(), seq_len > 0 ? seq_len : config_.model.seq_len,
-      training_.num_sequences, training_.queries_per_sequence, training_.queries_from);
+      training_.num_sequences, training_.queries_per_sequence, describe(training_.spread));
   head_key_ = hex(settings_ + training_.key + (held_out_ ? held_out_->key : ""));
 }
 

@@ -48,7 +48,7 @@ class HashTraining {
   std::unique_ptr<Tokens> open_tokens(const std::vector<DataSource>& sources,
                                       const Tokenizer& tokenizer) const;
   QueryKeySet make_set(const std::string& name, const Tokens& tokens, int64_t num_sequences,
-                       double queries_from) const;
+                       const QuerySpread& spread) const;
   int64_t num_training_sequences(const Tokens& tokens) const;
   void make_settings(const Tokens& tokens);
   void require_outputs() const;

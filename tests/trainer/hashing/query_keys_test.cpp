@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <utility>
 
@@ -194,10 +195,47 @@ TEST(QueryPositionTest, TheyBeginWhereTheSetSays) {
                         .key = {},
                         .seed = 3,
                         .queries_per_sequence = 75,
-                        .queries_from = 1.0 / 16};
+                        .spread = {.from = 1.0 / 16}};
   const std::vector<int64_t> positions = query_positions(set, 0, 80);
   ASSERT_EQ(positions.size(), 75u);
   for (int64_t i = 0; i < 75; ++i) EXPECT_EQ(positions[static_cast<size_t>(i)], 5 + i);
+}
+
+QueryKeySet by_octave(int64_t queries) {
+  return {.folder = {},
+          .name = "train",
+          .key = {},
+          .seed = 3,
+          .queries_per_sequence = queries,
+          .spread = {.from = 1.0 / 16, .by_octave = true}};
+}
+
+TEST(QueryPositionTest, EveryOctaveHasAsMany) {
+  const QueryKeySet set = by_octave(64);
+  std::vector<int> of_octave(4);
+  for (int64_t sequence = 0; sequence < 50; ++sequence) {
+    const std::vector<int64_t> positions = query_positions(set, sequence, 4096);
+    ASSERT_EQ(positions.size(), 64u);
+    for (size_t i = 0; i < positions.size(); ++i) {
+      const double part = 256.0 * std::exp2(static_cast<double>(i) / 16.0);
+      ASSERT_GE(positions[i], static_cast<int64_t>(part) - 1) << i;
+      ASSERT_LT(positions[i], part * std::exp2(1.0 / 16.0)) << i;
+      ++of_octave[static_cast<size_t>(std::log2(static_cast<double>(positions[i]) / 256.0))];
+    }
+  }
+  for (const int count : of_octave) EXPECT_NEAR(count, 800, 8);
+}
+
+TEST(QueryPositionTest, PositionsOfShortSequencesAreDistinct) {
+  for (const auto& [queries, seq_len] : {std::pair(64, 80), std::pair(64, 66), std::pair(64, 65),
+                                         std::pair(15, 16), std::pair(64, 3)}) {
+    const std::vector<int64_t> positions = query_positions(by_octave(queries), 0, seq_len);
+    const int64_t begin = std::max(seq_len / 16, 1);
+    EXPECT_EQ(std::ssize(positions), std::min<int64_t>(queries, seq_len - begin));
+    EXPECT_EQ(std::ranges::adjacent_find(positions, std::ranges::greater_equal{}), positions.end());
+    EXPECT_GE(positions.front(), begin);
+    EXPECT_LT(positions.back(), seq_len);
+  }
 }
 
 TEST(QueryPositionTest, ThereAreNoMoreThanPositions) {
