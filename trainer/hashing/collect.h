@@ -14,13 +14,13 @@
 
 namespace switchyard {
 
-// Where a sequence's queries lie: one in each of as many parts of [from seq_len, seq_len). Rotations
-// turn queries and keys with their positions, so projections serve the lengths of context that
-// their queries had.
+// Where a sequence's queries lie: one in each of as many parts of [from seq_len, seq_len).
+// Rotations turn queries and keys with their positions, so projections serve the lengths of context
+// that their queries had.
 struct QuerySpread {
   double from = 0.5;  // the share of a sequence before its first query
-  // Parts whose ends have equal ratios, so that every octave of lengths has as many queries, instead
-  // of parts of equal length, where the longest contexts have most.
+  // Parts whose ends have equal ratios, so that every octave of lengths has as many queries,
+  // instead of parts of equal length, where the longest contexts have most.
   bool by_octave = false;
 };
 
