@@ -167,10 +167,12 @@ fs::path QueryKeySet::path_of(int64_t block) const {
 
 std::vector<int64_t> query_positions(const QueryKeySet& set, int64_t sequence, int64_t seq_len) {
   const RandomKey key{set.seed, stream_id("hash.query_position." + set.name)};
-  auto begin = static_cast<int64_t>(set.spread.from * static_cast<double>(seq_len));
-  if (set.spread.by_octave) begin = std::max<int64_t>(begin, 1);
+  const auto begin = static_cast<int64_t>(set.spread.from * static_cast<double>(seq_len));
   const int64_t count = std::min(set.queries_per_sequence, seq_len - begin);
-  const auto first = static_cast<double>(begin), end = static_cast<double>(seq_len);
+  const auto end = static_cast<double>(seq_len);
+  // Octaves begin at position 1.
+  const auto first =
+      static_cast<double>(set.spread.by_octave ? std::max<int64_t>(begin, 1) : begin);
   std::vector<int64_t> positions;
   for (int64_t i = 0; i < count; ++i) {
     const double u = random_uniform(key, static_cast<uint64_t>(sequence * count + i));
