@@ -131,8 +131,9 @@ HashWeights read_weights(const hdf5::File& file) {
   const int64_t version = file.get_int("version");
   const int planes =
       version == kPlanes ? read_count(file, "key_planes", static_cast<int>(kMostKeyPlanes)) : 1;
-  require(weights.bits % planes == 0, "{}: {} bits are not {} of each column", file.path().string(),
-          weights.bits, planes);
+  require(planes == 1 || weights.bits % (32 * planes) == 0,
+          "{}: {} bits are not {} of each of some columns that fill words of 32",
+          file.path().string(), weights.bits, planes);
   for (int layer = 0; layer < weights.num_layers; ++layer) {
     read_layer(file, weights, layer, tensors_of(version), planes);
   }

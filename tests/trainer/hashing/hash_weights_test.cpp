@@ -95,6 +95,25 @@ TEST_F(HashWeightsTest, PlanesOfKeysAreLoadedWithTheirColumns) {
   }
 }
 
+TEST_F(HashWeightsTest, PlanesThatDoNotDivideTheBitsAreRefused) {
+  for (const auto& [planes, error] :
+       {std::pair(3, "64 bits are not 3 of each"), std::pair(4, "64 bits are not 4 of each"),
+        std::pair(5, "key_planes is 5, which is not from 1 to 4"), std::pair(1, "was altered")}) {
+    hdf5::File file = hdf5::File::create(path_);
+    file.set_string("format", "switchyard.hash_weights");
+    file.set_int("version", 3);
+    for (const auto& [name, value] :
+         {std::pair("bits", 64), std::pair("head_dim", 16), std::pair("num_kv_heads", 2),
+          std::pair("num_layers", 3), std::pair("key_planes", planes), std::pair("crc32c", 1)}) {
+      file.set_int(name, value);
+    }
+    file.set_string("checkpoint_fingerprint", "");
+    file.set_string("settings", "");
+    file.close();
+    EXPECT_THAT(error_of([&] { load_hash_weights(path_); }), HasSubstr(error));
+  }
+}
+
 TEST_F(HashWeightsTest, TheSameWeightsGiveTheSameBytes) {
   save_hash_weights(path_, weights_);
   save_hash_weights(folder_.path() / "again.h5", weights_);
