@@ -93,7 +93,9 @@ void round_word(const float* x, float per_step, int32_t half, int32_t (&levels)[
 #pragma omp simd
   for (int64_t j = 0; j < kWordBits; ++j) {
     const float level = std::floor(x[j] * per_step) + static_cast<float>(half);
-    levels[j] = static_cast<int32_t>(std::fmin(std::fmax(level, 0.0f), highest));
+    // Not std::fmin and std::fmax, which are calls; NaN becomes 0.
+    const float from_zero = level > 0.0f ? level : 0.0f;
+    levels[j] = static_cast<int32_t>(from_zero < highest ? from_zero : highest);
   }
 }
 
@@ -115,6 +117,17 @@ float product_with_levels(const float (&x)[kWordBits], const int32_t (&levels)[k
   return sum;
 }
 
+// The one plane of two levels, which are signs whatever the step, and sum over j of x_j v_j.
+int32_t pack_levels_of_one_plane(const float (&x)[kWordBits], float& product) {
+  uint32_t word = 0;
+  float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < kWordBits; ++j) sum += std::abs(x[j]);
+  for (int64_t j = 0; j < kWordBits; ++j) word |= static_cast<uint32_t>(x[j] >= 0.0f) << j;
+  product += sum;
+  return static_cast<int32_t>(word);
+}
+
 // Turns the projection of one key into its code, and returns its length (HashProjection).
 //   x  the sums of all words; the key's are those of `row`
 float encode_key(const std::vector<WordSums>& x, int64_t row, int64_t planes, int32_t* code) {
@@ -126,6 +139,10 @@ float encode_key(const std::vector<WordSums>& x, int64_t row, int64_t planes, in
   const float per_step = squares > 0.0f ? steps / std::sqrt(squares) : 0.0f;
   for (int64_t w = 0; w < words; ++w) {
     const auto& values = x[static_cast<size_t>(w)].of_row[row];
+    if (planes == 1) {
+      code[w] = pack_levels_of_one_plane(values, product);
+      continue;
+    }
     int32_t levels[kWordBits];
     round_word(values, per_step, half, levels);
     product += product_with_levels(values, levels, half);
@@ -144,7 +161,9 @@ void encode_plane_rows(const T* x, int64_t rows, const Columns& c, int64_t plane
   for (int64_t first = 0; first < rows; first += kRows) {
     const int64_t count = std::min(kRows, rows - first);
     for (int64_t word = 0; word < c.words(); ++word) {
-      project(x + first * c.head_dim, count, c, word, sums[static_cast<size_t>(word)]);
+      WordSums of_word;  // on the stack, where no operand can overlap it, it stays in registers
+      project(x + first * c.head_dim, count, c, word, of_word);
+      sums[static_cast<size_t>(word)] = of_word;
     }
     for (int64_t r = 0; r < count; ++r) {
       const float length = encode_key(sums, r, planes, codes + (first + r) * planes * c.words());

@@ -23,7 +23,8 @@ std::vector<float> round_to_levels(ConstTensorView x, int64_t planes, TensorView
     for (int64_t j = 0; j < columns; ++j) {
       const float value = values[j];
       const float level = std::floor(value * per_step);
-      rounded[j] = 2.0f * std::fmin(std::fmax(level, -half), half - 1.0f) + 1.0f;
+      const float from_lowest = level > -half ? level : -half;
+      rounded[j] = 2.0f * (from_lowest < half - 1.0f ? from_lowest : half - 1.0f) + 1.0f;
       product += value * rounded[j];
     }
     lengths[static_cast<size_t>(i)] = product > 0.0f ? squares / product : 0.0f;
