@@ -53,8 +53,8 @@ void distances_of_words(const QueryCode& q, int64_t planes, const int32_t* codes
     int distance = 0;
     for (int64_t c = 0; c < q.number; ++c) {
       for (int64_t p = 0; p < planes; ++p) {
-        const int32_t *const query = q.codes + c * q.words, *const key =
-                                                                codes + (k * planes + p) * q.words;
+        const int32_t* const query = q.codes + c * q.words;
+        const int32_t* const key = codes + (k * planes + p) * q.words;
         int bits = 0;
         for (int64_t w = 0; w < q.words; ++w) {
           bits += std::popcount(static_cast<uint32_t>(query[w] ^ key[w]));

@@ -117,17 +117,6 @@ float product_with_levels(const float (&x)[kWordBits], const int32_t (&levels)[k
   return sum;
 }
 
-// The one plane of two levels, which are signs whatever the step, and sum over j of x_j v_j.
-int32_t pack_levels_of_one_plane(const float (&x)[kWordBits], float& product) {
-  uint32_t word = 0;
-  float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t j = 0; j < kWordBits; ++j) sum += std::abs(x[j]);
-  for (int64_t j = 0; j < kWordBits; ++j) word |= static_cast<uint32_t>(x[j] >= 0.0f) << j;
-  product += sum;
-  return static_cast<int32_t>(word);
-}
-
 // Turns the projection of one key into its code, and returns its length (HashProjection).
 //   x  the sums of all words; the key's are those of `row`
 float encode_key(const std::vector<WordSums>& x, int64_t row, int64_t planes, int32_t* code) {
@@ -139,10 +128,6 @@ float encode_key(const std::vector<WordSums>& x, int64_t row, int64_t planes, in
   const float per_step = squares > 0.0f ? steps / std::sqrt(squares) : 0.0f;
   for (int64_t w = 0; w < words; ++w) {
     const auto& values = x[static_cast<size_t>(w)].of_row[row];
-    if (planes == 1) {
-      code[w] = pack_levels_of_one_plane(values, product);
-      continue;
-    }
     int32_t levels[kWordBits];
     round_word(values, per_step, half, levels);
     product += product_with_levels(values, levels, half);

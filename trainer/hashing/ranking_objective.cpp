@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <span>
 
 #include "kernels/basic/softmax.h"
 #include "kernels/linear/matmul.h"
