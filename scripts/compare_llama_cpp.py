@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compares the speed of decoding with llama.cpp's, on the CPU, with the same weights and threads:
 
-    scripts/compare_llama_cpp.py SOURCES CONFIG --text FILE [options] [-- key.sub=value ...]
+    scripts/compare_llama_cpp.py SOURCES CONFIG --text FILE [options] [key.sub=value ...]
 
 SOURCES: the unpacked sources of llama-cpp-python, with llama.cpp built in their folder build, as
 `scripts/export_check.sh --llama-cpp` leaves them in build/llama_cpp.
@@ -204,7 +204,7 @@ def main():
                         help="of weights; all programs have their caches in memory at the same time")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--work", type=pathlib.Path, default=ROOT / "runs/compare_llama_cpp")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     for name in ("sources", "text", "work", "program"):
         setattr(arguments, name, getattr(arguments, name).resolve())
     endings.require_llama_cpp(arguments.sources)
