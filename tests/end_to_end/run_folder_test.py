@@ -139,16 +139,15 @@ class LostResults(RunFolder):
 
     def test_output_that_cannot_be_written_fails(self):
         self.train(0)
-        hash_stage = ["hash.dense_layers=1", "hash.bits=32", "hash.training.epochs=1",
-                      "hash.training.pairs_per_epoch=256", "hash.training.num_sequences=8",
-                      "hash.evaluation.sequences=2"]
+        hash_stage = ["hash.dense_layers=1", "hash.bits=32", "hash.training.ranking.steps=2",
+                      "hash.training.num_sequences=8", "hash.evaluation.sequences=2"]
         commands = [["tokenize", CONFIG, 'data.text=["text"]'], ["eval", RUN],
                     ["generate", RUN, "--max-tokens", "5"], ["inspect", RUN],
                     ["inspect", self.checkpoint(20), "--verify"], ["train-hash", RUN, *hash_stage],
                     ["eval-hash", RUN, *hash_stage], ["plan", CONFIG], ["train", CONFIG, "--dry-run"],
                     ["train", CONFIG, "--print-config"], ["config-reference"], ["--help"],
                     ["bench", "decode", "--lengths", "64", "--batch", "1", "--repetitions", "1",
-                     "--memory", "0.01", "--prefill-tokens", "64"]]
+                     "--memory", "0.01", "--prefill-tokens", "64", "--dtype", "f32"]]
         for command in commands:
             for redirect in ("> /dev/full", ">&-"):
                 with self.subTest(f"{command[0]} {redirect}"):
