@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <new>
 #include <sstream>
@@ -22,6 +23,7 @@ using switchyard::require;
 
 constexpr size_t kReservedBytes = size_t{64} << 30;
 constexpr size_t kPageBytes = 4096;
+constexpr size_t kHugePageBytes = size_t{2} << 20;
 // Memory of an emulated device unless SWITCHYARD_EMULATED_DEVICE_BYTES is set.
 constexpr size_t kDefaultDeviceBytes = size_t{8} << 30;
 
@@ -31,14 +33,17 @@ size_t device_bytes() {
 }
 
 // One range of addresses that is accessible only while a kernel or a copy runs. A freed piece is
-// reused whole.
+// reused whole. To open and close the range takes as long as it has pages, so these are huge where
+// the system has such, and when all pieces are free, everything begins anew.
 class DeviceMemory {
  public:
   DeviceMemory() {
-    void* base = mmap(nullptr, kReservedBytes, PROT_NONE,
+    void* base = mmap(nullptr, kReservedBytes + kHugePageBytes, PROT_NONE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     require(base != MAP_FAILED, "the emulation cannot reserve device addresses");
-    base_ = static_cast<std::byte*>(base);
+    size_t room = kReservedBytes + kHugePageBytes;
+    base_ = static_cast<std::byte*>(std::align(kHugePageBytes, kReservedBytes, base, room));
+    madvise(base_, kReservedBytes, MADV_HUGEPAGE);
   }
 
   void* allocate(size_t num_bytes) {
@@ -67,6 +72,10 @@ class DeviceMemory {
     free_.emplace(found->second, found->first);
     used_ -= found->second;
     sizes_.erase(found);
+    if (sizes_.empty() && depth_ == 0) {
+      free_.clear();
+      top_ = 0;
+    }
     return true;
   }
 
@@ -83,7 +92,8 @@ class DeviceMemory {
 
  private:
   void protect(int protection) {
-    if (top_ > 0) mprotect(base_, top_, protection);
+    const size_t end = (top_ + kHugePageBytes - 1) / kHugePageBytes * kHugePageBytes;
+    if (end > 0) mprotect(base_, end, protection);
   }
 
   std::mutex mutex_;

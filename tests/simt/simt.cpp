@@ -7,7 +7,6 @@
 #include <boost/context/protected_fixedsize_stack.hpp>
 #include <cstdlib>
 #include <cstring>
-#include <deque>
 #include <exception>
 #include <memory>
 #include <random>
@@ -62,7 +61,7 @@ struct Thread {
   uint64_t seen = 0;
   int line = 0;  // of the barrier at which it waits, for messages; 0 for a meeting of a warp
   std::vector<StartedCopy> uncommitted;
-  std::deque<std::vector<StartedCopy>> copies;  // committed groups, oldest first
+  std::vector<std::vector<StartedCopy>> copies;  // committed groups, oldest first
 };
 
 // Exactly num_bytes long, so that AddressSanitizer sees accesses past the end.
@@ -91,19 +90,27 @@ extern std::byte simt_static_shared_begin[], simt_static_shared_end[];
 namespace simt {
 namespace {
 
-// AddressSanitizer has its own bytes between the variables, which it forbids to write.
+#ifdef __SANITIZE_ADDRESS__
+// AddressSanitizer has its own bytes between the variables, which it forbids memset to write.
 __attribute__((no_sanitize_address)) void poison_static_shared_memory() {
   for (volatile std::byte* at = simt_static_shared_begin; at != simt_static_shared_end; ++at) {
     *at = std::byte{kPoisonByte};
   }
 }
+#else
+void poison_static_shared_memory() {
+  std::memset(simt_static_shared_begin, kPoisonByte,
+              static_cast<size_t>(simt_static_shared_end - simt_static_shared_begin));
+}
+#endif
 
 struct Block {
   explicit Block(size_t shared_bytes) : shared(shared_bytes) {}
 
   Index index;
   std::vector<Thread> threads;
-  std::vector<std::vector<std::unique_ptr<WarpMeeting>>> meetings;  // per warp
+  // Of every warp; a launch's blocks share them, because nobody waits at one when a block ends.
+  std::vector<std::vector<std::unique_ptr<WarpMeeting>>> meetings;
   SharedMemory shared;
   int waiting = 0;  // at the barrier
   int barrier_line = 0;
@@ -253,7 +260,6 @@ void reset_block(Block& block) {
       launch->block_extent.x * launch->block_extent.y * launch->block_extent.z;
   block.threads.clear();
   block.threads.resize(count);
-  block.meetings.clear();
   block.meetings.resize((count + kWarpSize - 1) / kWarpSize);
   block.running = static_cast<int>(count);
   block.waiting = 0;
@@ -326,7 +332,7 @@ void commit_copies() {
 
 void wait_for_copies(int pending) {
   auto& groups = launch->thread->copies;
-  for (; groups.size() > static_cast<size_t>(pending); groups.pop_front()) {
+  for (; groups.size() > static_cast<size_t>(pending); groups.erase(groups.begin())) {
     for (const StartedCopy& copy : groups.front()) {
       if (copy.global != nullptr) {
         std::memcpy(copy.shared, copy.global, copy.num_bytes);
@@ -351,8 +357,7 @@ void sync_block(int line) {
   wait_for(block.barrier_generation, line);
 }
 
-void meet_warp(uint32_t mask, const void* mine, size_t size,
-               const std::function<void(const std::byte* all)>& gather) {
+const std::byte* meet_warp(uint32_t mask, const void* mine, size_t size) {
   const Thread& self = *launch->thread;
   require((mask >> self.lane & 1u) != 0, "lane {} calls with mask {:#x}, which does not hold it",
           self.lane, mask);
@@ -375,7 +380,7 @@ void meet_warp(uint32_t mask, const void* mine, size_t size,
   } else {
     wait_for(meeting.generation, 0);
   }
-  gather(slots);
+  return slots;
 }
 
 // A block of Hopper may have 227 KiB.

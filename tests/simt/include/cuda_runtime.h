@@ -66,7 +66,7 @@ inline uint4 make_uint4(unsigned int x, unsigned int y, unsigned int z, unsigned
 
 inline void __syncwarp(uint32_t mask = 0xffffffffu) {
   const char nothing = 0;
-  simt::meet_warp(mask, &nothing, 1, [](const std::byte*) {});
+  simt::meet_warp(mask, &nothing, 1);
 }
 
 namespace simt {
@@ -82,11 +82,8 @@ T value_of_lane(const std::byte* all, int from) {
 // (in_segment false).
 template <class T>
 T shuffle(uint32_t mask, T value, int source, bool in_segment) {
-  T result = value;
-  meet_warp(mask, &value, sizeof(T), [&](const std::byte* all) {
-    if (in_segment) result = value_of_lane<T>(all, source);
-  });
-  return result;
+  const std::byte* all = meet_warp(mask, &value, sizeof(T));
+  return in_segment ? value_of_lane<T>(all, source) : value;
 }
 
 }  // namespace simt
@@ -113,22 +110,20 @@ T __shfl_down_sync(uint32_t mask, T value, unsigned int delta, int width = 32) {
 }
 
 inline uint32_t __ballot_sync(uint32_t mask, int predicate) {
+  const std::byte* all = simt::meet_warp(mask, &predicate, sizeof(predicate));
   uint32_t votes = 0;
-  simt::meet_warp(mask, &predicate, sizeof(predicate), [&](const std::byte* all) {
-    for (int l = 0; l < 32; ++l) {
-      if ((mask >> l & 1u) && simt::value_of_lane<int>(all, l)) votes |= 1u << l;
-    }
-  });
+  for (int l = 0; l < 32; ++l) {
+    if ((mask >> l & 1u) && simt::value_of_lane<int>(all, l)) votes |= 1u << l;
+  }
   return votes;
 }
 // The lanes that have the same value.
 inline uint32_t __match_any_sync(uint32_t mask, int value) {
+  const std::byte* all = simt::meet_warp(mask, &value, sizeof(value));
   uint32_t same = 0;
-  simt::meet_warp(mask, &value, sizeof(value), [&](const std::byte* all) {
-    for (int l = 0; l < 32; ++l) {
-      if ((mask >> l & 1u) && simt::value_of_lane<int>(all, l) == value) same |= 1u << l;
-    }
-  });
+  for (int l = 0; l < 32; ++l) {
+    if ((mask >> l & 1u) && simt::value_of_lane<int>(all, l) == value) same |= 1u << l;
+  }
   return same;
 }
 inline int __any_sync(uint32_t mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
@@ -139,13 +134,12 @@ inline int __all_sync(uint32_t mask, int predicate) {
 namespace simt {
 template <class T, class Combine>
 T reduce(uint32_t mask, T value, Combine combine) {
+  const std::byte* all = meet_warp(mask, &value, sizeof(T));
   T result = value;
   const int self = lane();
-  meet_warp(mask, &value, sizeof(T), [&](const std::byte* all) {
-    for (int l = 0; l < 32; ++l) {
-      if (l != self && (mask >> l & 1u)) result = combine(result, value_of_lane<T>(all, l));
-    }
-  });
+  for (int l = 0; l < 32; ++l) {
+    if (l != self && (mask >> l & 1u)) result = combine(result, value_of_lane<T>(all, l));
+  }
   return result;
 }
 }  // namespace simt

@@ -43,31 +43,29 @@ inline float b_at(const std::byte* lanes, int k, int column) {
 
 inline void multiply_add(const FragmentA& a, const FragmentB& b, FragmentC& c) {
   const simt_mma::Operands mine{a, b};
-  simt::meet_warp(0xffffffffu, &mine, sizeof(mine), [&](const std::byte* lanes) {
-    for (int i = 0; i < 4; ++i) {
-      const int row = simt::lane() / 4 + i / 2 * 8, column = simt::lane() % 4 * 2 + i % 2;
-      float sum = 0.0f;
-      for (int k = 0; k < 16; ++k) {
-        sum += simt_mma::a_at(lanes, row, k) * simt_mma::b_at(lanes, k, column);
-      }
-      c.value[i] += sum;
+  const std::byte* lanes = simt::meet_warp(0xffffffffu, &mine, sizeof(mine));
+  for (int i = 0; i < 4; ++i) {
+    const int row = simt::lane() / 4 + i / 2 * 8, column = simt::lane() % 4 * 2 + i % 2;
+    float sum = 0.0f;
+    for (int k = 0; k < 16; ++k) {
+      sum += simt_mma::a_at(lanes, row, k) * simt_mma::b_at(lanes, k, column);
     }
-  });
+    c.value[i] += sum;
+  }
 }
 
 template <bool kTransposed>
 void load_matrices(const bfloat16* row, uint32_t (&out)[4]) {
-  simt::meet_warp(0xffffffffu, &row, sizeof(row), [&](const std::byte* lanes) {
-    const int group = simt::lane() / 4, pair = simt::lane() % 4;
-    for (int i = 0; i < 4; ++i) {
-      const auto at = [&](int r, int c) {
-        return simt::value_of_lane<const bfloat16*>(lanes, 8 * i + r)[c].bits;
-      };
-      const uint32_t low = kTransposed ? at(2 * pair, group) : at(group, 2 * pair);
-      const uint32_t high = kTransposed ? at(2 * pair + 1, group) : at(group, 2 * pair + 1);
-      out[i] = low | high << 16;
-    }
-  });
+  const std::byte* lanes = simt::meet_warp(0xffffffffu, &row, sizeof(row));
+  const int group = simt::lane() / 4, pair = simt::lane() % 4;
+  for (int i = 0; i < 4; ++i) {
+    const auto at = [&](int r, int c) {
+      return simt::value_of_lane<const bfloat16*>(lanes, 8 * i + r)[c].bits;
+    };
+    const uint32_t low = kTransposed ? at(2 * pair, group) : at(group, 2 * pair);
+    const uint32_t high = kTransposed ? at(2 * pair + 1, group) : at(group, 2 * pair + 1);
+    out[i] = low | high << 16;
+  }
 }
 
 }  // namespace switchyard::cuda
