@@ -106,10 +106,9 @@ train_recall() {
 }
 
 # Long samples have few queries of questions, and short ones have few competing keys, so the hash
-# learns from samples of 256 to 2,048 tokens. docs/hata.md explains the settings.
+# learns from samples of 256 to 2,048 tokens.
 hash_samples=(data.recall.shortest=256 data.recall.practice_share=0 data.recall.train_sequences=600
-  data.train=runs/recall_hash/train.h5 hash.training.num_sequences=300 hash.training.sigma=0.5
-  hash.training.balance_weight=0 hash.training.pairs_per_epoch=16384)
+  data.train=runs/recall_hash/train.h5 hash.training.num_sequences=300)
 
 # Learns the projections of a trained model. Queries and keys are collected once for all bits.
 learn() {

@@ -125,7 +125,7 @@ void hamming_scores(Stream& stream, ConstTensorView q_codes, QueryCodes kind, Co
   require_dtype(lengths, DType::i32, "lengths");
   require_shape(distances, {batch, kv_heads, codes.dim(2)}, "distances");
   require_dtype(distances, DType::u16, "distances");
-  const int64_t weight = weight_of_query_codes(kind, group) * weight_of_key_planes(planes);
+  const int64_t weight = weight_of_codes(kind, group, planes);
   require(weight * words * 32 <= std::numeric_limits<uint16_t>::max(),
           "distances to codes of {} columns with the weight {} do not fit u16", words * 32, weight);
   SWITCHYARD_BODY(stream, hamming_scores)(stream, q_codes, kind, codes, lengths, distances);

@@ -24,7 +24,7 @@ using HammingScores = void(Stream&, ConstTensorView q_codes, QueryCodes, ConstTe
 // estimate of sum over the group of q.k; with signs it approximates sum over the group of
 // cos(q_g, k) |k|, by which the published code of HATA ranks keys if it keeps their lengths.
 //   norms   [batch, kv_heads, max_len] f32
-//   weight  the sum of all weights: weight_of_query_codes times weight_of_key_planes
+//   weight  weight_of_codes
 //   scores  [batch, kv_heads, max_len] f32
 using KeyNormScores = void(Stream&, ConstTensorView distances, ConstTensorView norms,
                            ConstTensorView lengths, int64_t weight, int64_t columns,

@@ -307,8 +307,7 @@ void require_queries(ConstTensorView q, const HashProjection& hash, ConstTensorV
 
 int64_t num_key_planes(int64_t bits, int64_t head_dim) {
   const auto suits = [bits](int64_t planes) {
-    const int64_t weight =
-        weight_of_query_codes(QueryCodes::planes, 1) * weight_of_key_planes(planes);
+    const int64_t weight = weight_of_codes(QueryCodes::planes, 1, planes);
     return bits % (planes * kWordBits) == 0 &&
            weight * bits / planes <= std::numeric_limits<uint16_t>::max();
   };

@@ -13,12 +13,8 @@ SWITCHYARD_ENUM_NAMES(QueryCodes, signs, planes)
 
 inline constexpr int64_t kQueryPlanes = 4;
 
-// Their number, and the sum of their weights, 1 for signs and 2^p for plane p.
 inline int64_t num_query_codes(QueryCodes codes, int64_t group) {
   return codes == QueryCodes::planes ? kQueryPlanes : group;
-}
-inline int64_t weight_of_query_codes(QueryCodes codes, int64_t group) {
-  return codes == QueryCodes::planes ? (1 << kQueryPlanes) - 1 : group;
 }
 
 inline constexpr int64_t kMostKeyPlanes = 4;
@@ -27,8 +23,12 @@ inline constexpr int64_t kMostKeyPlanes = 4;
 // direction of a head, fill words and have distances that fit u16 (hamming_scores.h), at most
 // kMostKeyPlanes. Two bits of one column tell more of a key than the signs of two columns.
 int64_t num_key_planes(int64_t bits, int64_t head_dim);
-// The sum of the weights 2^p of the planes p.
-inline int64_t weight_of_key_planes(int64_t planes) { return (1 << planes) - 1; }
+// What a column adds to the distance of a group's queries from a key at most: the product of the sums
+// of weights of the queries' codes, 1 for signs and 2^p for plane p, and of the key's planes.
+inline int64_t weight_of_codes(QueryCodes codes, int64_t group, int64_t key_planes) {
+  const int64_t queries = codes == QueryCodes::planes ? (1 << kQueryPlanes) - 1 : group;
+  return queries * ((1 << key_planes) - 1);
+}
 
 // How the keys of one layer are hashed, and its queries.
 //

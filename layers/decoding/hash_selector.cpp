@@ -47,8 +47,7 @@ SelectedKeys HashSelector::choose(Stream& stream, Workspace& workspace, ConstTen
   hamming_scores(stream, q_codes, kind, codes_, cache.lengths, distances);
   if (!norms_) return best(stream, workspace, distances, cache, budget);
   TensorView scores = take_scores(workspace);
-  const int64_t weight =
-      weight_of_query_codes(kind, group) * weight_of_key_planes(hash_.key_planes);
+  const int64_t weight = weight_of_codes(kind, group, hash_.key_planes);
   key_norm_scores(stream, distances, norms_, cache.lengths, weight, hash_.columns(), scores);
   return best(stream, workspace, scores, cache, budget);
 }

@@ -221,8 +221,8 @@ std::vector<Part> parts_of_step(Bench& bench, Layer& x, float scale, DecodeBench
   const Shape shape{c.batch, c.layout.heads, 1, kHeadDim};
   const Shape code_shape{c.batch, codes.dim(1), 1, codes.dim(2)};
   const QueryCodes kind = bench.options.codes;
-  const int64_t total = weight_of_query_codes(kind, c.layout.heads / c.layout.kv_heads) *
-                        weight_of_key_planes(bench.options.key_planes());
+  const int64_t total =
+      weight_of_codes(kind, c.layout.heads / c.layout.kv_heads, bench.options.key_planes());
   return {{&c.encode,
            [&bench, &x, shape, code_shape, last = c.length - 1] {
              hash_encode(bench.stream, x.q.view().reshape(shape), x.new_k, x.hash(bench), last,

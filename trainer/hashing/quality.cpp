@@ -54,8 +54,7 @@ class CodeSelection {
     scores_ = Tensor({1, 1, keys.size()}, DType::f32);
     const ConstTensorView norms =
         norms_.view().reshape({norms_.shape()[2]}).rows(keys.begin, keys.size());
-    const int64_t weight =
-        weight_of_query_codes(hash_.query_codes(), group_) * weight_of_key_planes(hash_.key_planes);
+    const int64_t weight = weight_of_codes(hash_.query_codes(), group_, hash_.key_planes);
     key_norm_scores(stream_, distances_, norms.reshape({1, 1, keys.size()}), length_, weight,
                     hash_.columns(), scores_);
   }
