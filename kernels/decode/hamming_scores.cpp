@@ -1,8 +1,8 @@
 #include "kernels/decode/hamming_scores.h"
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
-#include <limits>
 
 #include "kernels/runtime/dispatch.h"
 #include "kernels/runtime/integers.h"
@@ -125,9 +125,11 @@ void hamming_scores(Stream& stream, ConstTensorView q_codes, QueryCodes kind, Co
   require_dtype(lengths, DType::i32, "lengths");
   require_shape(distances, {batch, kv_heads, codes.dim(2)}, "distances");
   require_dtype(distances, DType::u16, "distances");
-  const int64_t weight = weight_of_codes(kind, group, planes);
-  require(weight * words * 32 <= std::numeric_limits<uint16_t>::max(),
-          "distances to codes of {} columns with the weight {} do not fit u16", words * 32, weight);
+  const int64_t most = most_columns(kind, group, planes);
+  require(
+      words * 32 <= most,
+      "distances to codes of {} columns do not fit u16, of at most {} they do: choose fewer bits",
+      words * 32, most);
   SWITCHYARD_BODY(stream, hamming_scores)(stream, q_codes, kind, codes, lengths, distances);
 }
 

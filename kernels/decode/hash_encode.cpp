@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <vector>
 
 #include "kernels/runtime/dispatch.h"
@@ -125,7 +124,8 @@ float encode_key(const std::vector<WordSums>& x, int64_t row, int64_t planes, in
   for (const WordSums& word : x) squares += sum_of_squares(word.of_row[row]);
   const auto half = static_cast<int32_t>(1 << (planes - 1));
   const float steps = std::sqrt(static_cast<float>(words * kWordBits)) / key_step(planes);
-  const float per_step = squares > 0.0f ? steps / std::sqrt(squares) : 0.0f;
+  // The levels of one plane are signs, whatever the step.
+  const float per_step = planes == 1 ? 1.0f : squares > 0.0f ? steps / std::sqrt(squares) : 0.0f;
   for (int64_t w = 0; w < words; ++w) {
     const auto& values = x[static_cast<size_t>(w)].of_row[row];
     int32_t levels[kWordBits];
@@ -307,9 +307,8 @@ void require_queries(ConstTensorView q, const HashProjection& hash, ConstTensorV
 
 int64_t num_key_planes(int64_t bits, int64_t head_dim) {
   const auto suits = [bits](int64_t planes) {
-    const int64_t weight = weight_of_codes(QueryCodes::planes, 1, planes);
     return bits % (planes * kWordBits) == 0 &&
-           weight * bits / planes <= std::numeric_limits<uint16_t>::max();
+           bits / planes <= most_columns(QueryCodes::planes, 1, planes);
   };
   int64_t planes = std::clamp<int64_t>(bits / head_dim, 1, kMostKeyPlanes);
   while (planes > 1 && !suits(planes)) --planes;

@@ -23,11 +23,17 @@ inline constexpr int64_t kMostKeyPlanes = 4;
 // direction of a head, fill words and have distances that fit u16 (hamming_scores.h), at most
 // kMostKeyPlanes. Two bits of one column tell more of a key than the signs of two columns.
 int64_t num_key_planes(int64_t bits, int64_t head_dim);
-// What a column adds to the distance of a group's queries from a key at most: the product of the sums
-// of weights of the queries' codes, 1 for signs and 2^p for plane p, and of the key's planes.
+
+// What a column adds to the distance of a group's queries from a key at most: the product of the
+// sums of weights of the queries' codes, 1 for signs and 2^p for plane p, and of the key's planes.
 inline int64_t weight_of_codes(QueryCodes codes, int64_t group, int64_t key_planes) {
   const int64_t queries = codes == QueryCodes::planes ? (1 << kQueryPlanes) - 1 : group;
   return queries * ((1 << key_planes) - 1);
+}
+// Distances are u16 (hamming_scores.h), so codes have no more columns than this.
+inline int64_t most_columns(QueryCodes codes, int64_t group, int64_t key_planes) {
+  constexpr int64_t kMostDistance = (1 << 16) - 1;
+  return kMostDistance / weight_of_codes(codes, group, key_planes);
 }
 
 // How the keys of one layer are hashed, and its queries.
@@ -38,14 +44,16 @@ inline int64_t weight_of_codes(QueryCodes codes, int64_t group, int64_t key_plan
 //
 // Bit planes, where both are given. A key k has x = k W - t, of which column j is rounded to one of
 // L = 2^key_planes levels v_j = 2 u_j - (L - 1), with u_j from 0 to L - 1 and
-//   u_j = floor(x_j / step) + L / 2,  step = key_step(key_planes) |x| / sqrt(columns)
+//   u_j = min(max(floor(x_j / step) + L / 2, 0), L - 1)
+//   step = key_step(key_planes) |x| / sqrt(columns)
 // Plane p of its code holds bit p of all u_j. A group of queries has four planes of
 // y = (sum over the group of q) W', after rounding to y_j = step_q / 2 (2 u_j - 15) with
 // step_q = max |y| / 8 and u_j from 0 to 15. Then
 //   sum over j of y_j v_j = step_q / 2 (15 (L - 1) columns - 2 distance)
 //   distance = sum over c, p of 2^(c + p) popcount(plane c of the queries xor plane p of the key)
-// times the key's length |x|^2 / (sum over j of x_j v_j) is an estimate of the sum over the group
-// of q.k: the length times v has the product with x that x has with itself. (One bit per column,
+// times the key's length |x|^2 / (sum over j of x_j v_j) is an estimate of y.x, which ranks keys as
+// the sum over the group of q.k does if W and W' keep products (ClosedForm): the length times v has
+// the product with x that x has with itself. (One bit per column,
 // the length and finer queries: RaBitQ, Gao and Long 2024, arXiv 2405.12497; more bits per column:
 // its extension, Gao et al. 2024, arXiv 2409.09913.)
 struct HashProjection {

@@ -135,7 +135,8 @@ class HashTraining(Program):
     def test_losses_of_epochs_are_of_the_same_pairs(self):
         # The steps are too small to change f32 weights, so the loss must be constant, whatever
         # pairs an epoch draws.
-        self.train_hash(0, "hash.training.lr=1e-12", "hash.training.pairs_per_epoch=256")
+        output = self.train_hash(0, "hash.training.lr=1e-12", "hash.training.pairs_per_epoch=256")
+        self.assertNotIn("the loss rose", output)
         losses = self.losses(kv_head=0)
         self.assertEqual(len(losses), 16)
         self.assertEqual(len(set(losses)), 1, losses)
@@ -353,6 +354,24 @@ class Ranking(Program):
                 self.assertEqual(output.count("was learned from"), 0 if context is None else 1)
                 if context:
                     self.assertIn(said.format(context, context), output)
+        # Signs are measured with and without the keys' lengths.
+        self.run_program(0, "train-hash", *self.CONFIG, *self.LEARNING, "hash.training.seq_len=32",
+                         "hash.training.objective=paper", "hash.training.epochs=1")
+        output = self.run_program(0, "eval-hash", *self.CONFIG, *evaluate)
+        self.assertIn("hata 64 norm", output)
+        self.assertEqual(output.count("was learned from"), 1)
+
+    def test_random_signs_whose_distances_do_not_fit_are_not_compared(self):
+        wide = ["run.dir=runs/wide", "model.num_heads=32", "model.num_kv_heads=1",
+                "model.head_dim=8", "hash.bits=2048"]
+        self.run_program(0, "train", self.CONFIG[0], *wide, "train.max_steps=2")
+        output = self.run_program(0, "train-hash", *self.CONFIG, *self.LEARNING, *wide,
+                                  "hash.training.ranking.steps=0",
+                                  "hash.training.held_out_sequences=2")
+        self.assertRegex(output, r"recall 0\.\d+ \(itq 0\.\d+\)")
+        output = self.run_program(0, "eval-hash", *self.CONFIG, *wide, code=FAILED)
+        self.assertIn("random_hash: distances of 2048 bits, summed over the 32 query heads of a "
+                      "group, do not fit 16 bits; choose at most 2016", output)
 
     def test_shorter_texts_than_the_models_are_evaluated(self):
         self.run_program(0, "eval-hash", *self.CONFIG, "hash.evaluation.methods=[exact_topk]",

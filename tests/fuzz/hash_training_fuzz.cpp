@@ -28,6 +28,7 @@ std::filesystem::path build_head(FuzzedDataProvider& input) {
   fuzz::Hdf5Builder builder(path, input);
   builder.attribute("key", "key");
   builder.attribute("queries", 3);
+  builder.attribute("key_planes", 1);
   const auto checked = [&](const char* name, std::vector<uint64_t> shape, size_t size) {
     const auto values = builder.dataset<double>(name, std::move(shape), std::vector<double>(size));
     builder.attribute("crc32c", fuzz::checksum(values));

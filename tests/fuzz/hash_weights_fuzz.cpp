@@ -26,9 +26,10 @@ std::filesystem::path build(fuzz::Bytes bytes) {
   const auto path = fuzz::folder() / "built_hash_weights.h5";
   fuzz::Hdf5Builder builder(path, input);
   builder.attribute("format", "switchyard.hash_weights");
-  const bool planes = input.ConsumeBool();
-  builder.attribute("version", planes ? 2 : 1);
-  builder.attribute("bits", 32);
+  const int version = input.ConsumeIntegralInRange(1, 3);
+  builder.attribute("version", version);
+  builder.attribute("bits", version == 3 ? 64 : 32);
+  builder.attribute("key_planes", 2);
   builder.attribute("head_dim", 4);
   builder.attribute("num_kv_heads", 2);
   builder.attribute("num_layers", 3);
@@ -37,7 +38,7 @@ std::filesystem::path build(fuzz::Bytes bytes) {
   builder.attribute("crc32c", input.ConsumeIntegral<uint32_t>());
   for (const std::string layer : {"layers.0/", "layers.2/"}) {
     builder.dataset<float>(layer + "hash_weight", {2, 4, 32}, std::vector<float>(256));
-    if (!planes) continue;
+    if (version == 1) continue;
     builder.dataset<float>(layer + "query_weight", {2, 4, 32}, std::vector<float>(256));
     builder.dataset<float>(layer + "threshold", {2, 32}, std::vector<float>(64));
   }

@@ -262,9 +262,11 @@ TEST_P(HashEncodeTest, KeysBeyondTheirThresholdsHaveLevelsAndTheirLengths) {
         product += value * v;
         // Half a step away, or a little more where rounding chose the neighbour; values beyond
         // the first and the last level have these.
-        const bool is_beyond = (level == 0 && value < 0.0) || (level == highest && value > 0.0);
+        const double last_edge = (std::pow(2.0, static_cast<double>(planes) - 1.0) - 1.0) * step;
+        const bool is_beyond = (level == 0 && value <= 1e-4 - last_edge) ||
+                               (level == highest && value >= last_edge - 1e-4);
         const double away = std::abs(value - step / 2.0 * v);
-        ASSERT_TRUE(away <= step / 2.0 + 1e-4 || (is_beyond && v * value >= 0.0))
+        ASSERT_TRUE(away <= step / 2.0 + 1e-4 || is_beyond)
             << "row " << row << ", column " << j << ": " << value << " is " << v
             << " half steps of " << step;
       }
@@ -350,6 +352,33 @@ TEST_P(HashEncodeTest, PlanesAreTheGroupsSumInSixteenSteps) {
       // Half a step away, or a little more where rounding chose the neighbour.
       EXPECT_LE(std::abs(value - y[row * bits + j]), step / 2.0 * (1.0 + 1e-3))
           << "row " << row << ", column " << j;
+    }
+  }
+}
+
+// The positions of one head lie one after the other, each with its planes.
+TEST(HashEncode, PlanesOfSeveralPositionsAreThoseOfEachAlone) {
+  Stream stream;
+  const Tensor weight = random_tensor({2, 8, 64}, 1), thresholds({2, 64}, DType::f32);
+  const HashProjection hash{.keys = weight, .queries = weight, .thresholds = thresholds};
+  const Tensor q = random_tensor({1, 4, 3, 8}, 2);
+  Tensor all({1, 8, 3, 2}, DType::i32), alone({1, 8, 1, 2}, DType::i32);
+
+  hash_encode(stream, q, {}, hash, 0, all, {}, {});
+
+  const std::vector<int32_t> codes = to_vector<int32_t>(all);
+  const std::vector<float> values = to_floats(q);
+  for (size_t position = 0; position < 3; ++position) {
+    std::vector<float> one;
+    for (size_t head = 0; head < 4; ++head) {
+      const auto from = values.begin() + static_cast<int64_t>((head * 3 + position) * 8);
+      one.insert(one.end(), from, from + 8);
+    }
+    hash_encode(stream, make_tensor({1, 4, 1, 8}, one), {}, hash, 0, alone, {}, {});
+    const std::vector<int32_t> expected = to_vector<int32_t>(alone);
+    for (size_t i = 0; i < expected.size(); ++i) {
+      EXPECT_EQ(codes[(i / 2 * 3 + position) * 2 + i % 2], expected[i])
+          << "position " << position << ", word " << i;
     }
   }
 }
@@ -457,6 +486,40 @@ TEST_P(HammingScoresTest, PlanesCountByTheirPowersOfTwo) {
         ASSERT_EQ(15 * highest * c.bits - 2 * actual[key], product)
             << "row " << row << ", position " << k;
       }
+    }
+  }
+}
+
+// Threads share heads in pieces of 4,096 positions.
+TEST(HammingScores, LongCachesAreScoredToTheirLengthsAndNoFurther) {
+  constexpr int64_t kMaxLen = 8200;
+  const std::vector<int32_t> lengths = {4097, 8200};
+  Stream stream;
+  const Tensor q = random_codes({2, 8, 1}, 1), codes = random_codes({2, 2, kMaxLen, 1}, 2);
+  const Tensor norms = random_tensor({2, 2, kMaxLen}, 3);
+  Tensor distances({2, 2, kMaxLen}, DType::u16), scores({2, 2, kMaxLen}, DType::f32);
+  std::fill_n(distances.data<uint16_t>(), distances.num_elements(), uint16_t{65000});
+  std::fill_n(scores.data<float>(), scores.num_elements(), -777.0f);
+
+  hamming_scores(stream, q, QueryCodes::planes, codes, make_tensor({2}, lengths), distances);
+  key_norm_scores(stream, distances, norms, make_tensor({2}, lengths), /*weight=*/15,
+                  /*columns=*/32, scores);
+
+  const auto found = to_vector<uint16_t>(distances);
+  const auto qs = to_vector<int32_t>(q), ks = to_vector<int32_t>(codes);
+  const std::vector<float> scored = to_floats(scores), lengths_of_keys = to_floats(norms);
+  for (size_t row = 0; row < 4; ++row) {
+    for (size_t p = 0; p < kMaxLen; ++p) {
+      const size_t key = row * kMaxLen + p;
+      int distance = 0;
+      for (size_t plane = 0; plane < 4; ++plane) {
+        distance += std::popcount(static_cast<uint32_t>(qs[row * 4 + plane] ^ ks[key])) << plane;
+      }
+      const bool is_cached = p < static_cast<size_t>(lengths[row / 2]);
+      ASSERT_EQ(found[key], is_cached ? distance : 65000) << "row " << row << ", position " << p;
+      const double score = (15.0 - distance / 16.0) * lengths_of_keys[key];
+      ASSERT_NEAR(scored[key], is_cached ? score : -777.0, 1e-4)
+          << "row " << row << ", position " << p;
     }
   }
 }

@@ -20,7 +20,7 @@ namespace fs = std::filesystem;
 // The bits of hash.evaluation.bits or, if it is empty, all bits for which rank 0 finds weights.
 std::vector<int64_t> bits_to_measure(MpiRuntime& mpi, const RunConfig& config) {
   if (!config.hash.evaluation.bits.empty()) return config.hash.evaluation.bits;
-  constexpr int kMostWords = 16;
+  constexpr int kMostWords = kMostHashBits / 32;
   std::vector<int64_t> present(kMostWords + 1);
   run_collectively(mpi.world(), [&] {
     if (mpi.rank() != 0) return;
@@ -45,26 +45,27 @@ std::vector<HashCandidate> load_candidates(MpiRuntime& mpi, const RunConfig& con
                                            int64_t context, Session& session,
                                            const std::string& fingerprint) {
   std::vector<HashCandidate> candidates;
-  const auto add = [&](DecodeMethod method, int bits, bool key_norm) {
+  // Weights that are read a second time have been warned of: `warn_beyond` is 0 then.
+  const auto add = [&](DecodeMethod method, int bits, bool key_norm, int64_t warn_beyond) {
     DecodeConfig keys = config.decode.keys;
     keys.method = method;
     keys.key_norm = key_norm;
     candidates.push_back(
-        {load_decode_setup(mpi, config, keys, bits, context, session, fingerprint), bits});
+        {load_decode_setup(mpi, config, keys, bits, warn_beyond, session, fingerprint), bits});
   };
   for (const DecodeMethod method : config.hash.evaluation.methods) {
     const HashProjections projections = row_of(method).projections;
     if (projections == HashProjections::none) {
-      add(method, 0, false);
+      add(method, 0, false, 0);
       continue;
     }
     for (const int64_t bits : bits_to_measure(mpi, config)) {
-      add(method, static_cast<int>(bits), false);
+      add(method, static_cast<int>(bits), false, context);
       // The scores of planes have the keys' lengths already.
       const bool signs = !candidates.back().setup.has_planes();
       const bool learned = projections == HashProjections::learned;
       if (learned && signs && config.hash.evaluation.key_norm) {
-        add(method, static_cast<int>(bits), true);
+        add(method, static_cast<int>(bits), true, 0);
       }
     }
   }

@@ -7,6 +7,8 @@
 
 namespace switchyard {
 
+inline constexpr int kMostHashBits = 4096;
+
 // Initial values of a projection; see random_projection.
 enum class HashInit { orthogonal, gaussian };
 SWITCHYARD_ENUM_NAMES(HashInit, orthogonal, gaussian)
@@ -30,9 +32,10 @@ struct HashTrainingConfig {
   RankingTrainingConfig ranking;
 
   // Training data
-  std::string tokens;               // token file; empty: data.train
-  int64_t seq_len = 0;              // 0: model.seq_len
-  int64_t num_sequences = 0;        // 0: enough for about 2^17 pairs, and at least 11
+  std::string tokens;   // token file; empty: data.train
+  int64_t seq_len = 0;  // 0: model.seq_len
+  // 0: enough that one query of each has about 2^17 pairs in all, and at least 11.
+  int64_t num_sequences = 0;
   int64_t held_out_sequences = 64;  // of data.validation, to measure recall on; 0: none
   int64_t queries = 0;  // of a sequence; 0: 1 for `paper` as published, 64 for `ranking`
   int64_t queries_per_sequence() const {

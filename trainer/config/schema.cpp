@@ -285,7 +285,8 @@ std::vector<ConfigField> checkpoint_and_log_fields() {
 
 std::vector<ConfigField> hash_fields() {
   return {
-      integer(SWITCHYARD_KEY(hash.bits), 32, 4096, "length of a hash code, a multiple of 32"),
+      integer(SWITCHYARD_KEY(hash.bits), 32, kMostHashBits,
+              "length of a hash code, a multiple of 32"),
       integer(SWITCHYARD_KEY(hash.dense_layers), 0, 100000,
               "leading layers without codes, whose attention stays exact"),
       text(SWITCHYARD_KEY(hash.weights),
@@ -304,7 +305,9 @@ std::vector<ConfigField> hash_fields() {
            "train-hash: token file to learn from; empty: data.train"),
       count(SWITCHYARD_KEY(hash.training.seq_len), 0, "length of its sequences; 0: model.seq_len"),
       count(SWITCHYARD_KEY(hash.training.num_sequences), 0,
-            "number of sequences. 0: enough for about 98304 keys, and at least 11"),
+            "number of sequences. 0: enough that one query of each sees about 131072 keys in all, "
+            "and at "
+            "least 11"),
       count(SWITCHYARD_KEY(hash.training.queries), 0,
             "query positions that are drawn from each sequence; 0: 64 for ranking, 1 for paper"),
       count(SWITCHYARD_KEY(hash.training.held_out_sequences), 0,

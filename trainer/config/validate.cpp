@@ -2,6 +2,7 @@
 
 #include <span>
 
+#include "kernels/decode/hash_encode.h"
 #include "kernels/runtime/check.h"
 #include "kernels/runtime/cuda_limits.h"
 #include "kernels/runtime/device.h"
@@ -12,7 +13,6 @@
 namespace switchyard {
 namespace {
 
-constexpr int64_t kMostBits = 4096;  // of a hash code
 constexpr int64_t kSecondsOfAYear = 31'536'000;
 
 // Collects the settings that cannot work, each with the origin of the key that should change.
@@ -304,10 +304,25 @@ class Checks {
            t.negative_label, t.last_label);
   }
 
+  // Distances of signs are summed over the query heads of a group.
+  void hash_signs() {
+    const ModelConfig& m = config_.model;
+    const bool has_signs = config_.hash.training.objective == HashObjectiveKind::paper ||
+                           config_.decode.keys.method == DecodeMethod::random_hash;
+    if (!has_signs || m.num_kv_heads <= 0 || m.num_heads < m.num_kv_heads) return;
+    const int64_t group = m.num_heads / m.num_kv_heads;
+    const int64_t most = most_columns(QueryCodes::signs, group, 1) / 32 * 32;
+    expect(config_.hash.bits <= most, "hash.bits",
+           "distances of {} bits, summed over the {} query heads of a group, do not fit 16 bits; "
+           "choose at most {}",
+           config_.hash.bits, group, most);
+  }
+
   void hash() {
     hash_training();
     const HashSection& h = config_.hash;
     expect(h.bits % 32 == 0, "hash.bits", "{} is not a multiple of 32, the bits of a word", h.bits);
+    hash_signs();
     for (const auto& [key, length] : {std::pair("hash.training.seq_len", h.training.seq_len),
                                       std::pair("hash.evaluation.seq_len", h.evaluation.seq_len)}) {
       expect(length <= config_.model.seq_len, key,
@@ -315,9 +330,11 @@ class Checks {
     }
     for (const int64_t bits : h.evaluation.bits) {
       expect(bits % 32 == 0, "hash.evaluation.bits", "{} is not a multiple of 32", bits);
-      expect(bits <= kMostBits, "hash.evaluation.bits", "{} is more than {}; choose fewer", bits,
-             kMostBits);
+      expect(bits <= kMostHashBits, "hash.evaluation.bits", "{} is more than {}; choose fewer",
+             bits, kMostHashBits);
     }
+    expect(!h.evaluation.budgets.empty() || h.evaluation.methods.empty(), "hash.evaluation.budgets",
+           "names no budget to measure the methods with; give one, or leave it out");
     for (const double budget : h.evaluation.budgets) {
       expect(budget > 0.0, "hash.evaluation.budgets", "{} keys are none; choose more than 0",
              budget);

@@ -73,28 +73,31 @@ MatrixXd to_matrix(const Tensor& t) {
   return Rows(t.data<float>(), t.shape()[0], t.shape()[1]).cast<double>();
 }
 
-// Turns an orthogonal matrix so that the levels of the rotated rows lie nearer to them (Gong et al.
-// 2011, section 3.2, has signs: alternately B = sign(X R) and R = argmin ||B - X R||, a Procrustes
-// problem).
-//   rows  [n, dim] of length 1
+// Turns a frame with orthonormal rows so that the levels of the projected rows lie nearer to them
+// (Gong et al. 2011, section 3.2, has rotations and signs: alternately B = sign(X R) and
+// R = argmin ||B - X R||, a Procrustes problem).
+//   rows           [n, dim] of length 1
+//   start, result  [dim, columns], columns >= dim
 MatrixXd iterative_quantization(const MatrixXd& rows, const MatrixXd& start, int64_t planes) {
   Stream stream;
   const Tensor x = to_tensor(rows);
-  Tensor levels({rows.rows(), rows.cols()}, DType::f32);
-  Tensor product({rows.cols(), rows.cols()}, DType::f32);
+  Tensor levels({rows.rows(), start.cols()}, DType::f32);
+  Tensor product({rows.cols(), start.cols()}, DType::f32);
   MatrixXd rotation = start;
   for (int i = 0; i < kItqIterations; ++i) {
     matmul(stream, x, Transpose::no, to_tensor(rotation), Transpose::no, Accumulate::no, levels);
     round_to_levels(levels, planes, levels);
     matmul(stream, x, Transpose::yes, levels, Transpose::no, Accumulate::no, product);
     const Eigen::JacobiSVD<MatrixXd> svd(to_matrix(product),
-                                         Eigen::ComputeFullU | Eigen::ComputeFullV);
+                                         Eigen::ComputeThinU | Eigen::ComputeThinV);
     rotation = svd.matrixU() * svd.matrixV().transpose();
   }
   return rotation;
 }
 
-// [dim, columns]: rotations of the dim directions, or of the leading ones, side by side.
+// [dim, columns]: rotations of the dim directions, or of the leading ones, side by side, or one tight
+// frame where their number does not divide the columns: a part of a rotation would weigh some
+// directions more than others.
 //   rows  [n, dim] the keys that the codes are of
 MatrixXd frame(ClosedForm form, const MatrixXd& rows, RandomKey key, int64_t columns,
                int64_t planes) {
@@ -105,14 +108,15 @@ MatrixXd frame(ClosedForm form, const MatrixXd& rows, RandomKey key, int64_t col
     directions = solver.eigenvectors().rightCols(width);
   }
   const MatrixXd within = (rows * directions).rowwise().normalized();
+  const int64_t step = columns % width == 0 ? width : columns;
+  const double scale = std::sqrt(static_cast<double>(step) / static_cast<double>(width));
   MatrixXd result(dim, columns);
-  for (int64_t first = 0, number = 0; first < columns; first += width, ++number) {
+  for (int64_t first = 0, number = 0; first < columns; first += step, ++number) {
     const RandomKey own{key.seed, key.stream + static_cast<uint64_t>(number)};
-    MatrixXd rotation =
-        to_matrix(random_projection(HashInit::orthogonal, own, width, static_cast<int>(width)));
-    if (form == ClosedForm::itq) rotation = iterative_quantization(within, rotation, planes);
-    const Index count = std::min<Index>(width, columns - first);
-    result.middleCols(first, count) = (directions * rotation).leftCols(count);
+    MatrixXd part =
+        to_matrix(random_projection(HashInit::orthogonal, own, width, static_cast<int>(step)));
+    if (form == ClosedForm::itq) part = iterative_quantization(within, part, planes);
+    result.middleCols(first, step) = scale * directions * part;
   }
   return result;
 }

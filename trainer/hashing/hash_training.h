@@ -22,7 +22,7 @@ namespace switchyard {
 // files, by their names in RunPaths:
 //   query_keys    queries and keys from the model; removed at the end unless keep_query_keys
 //   hash_heads    finished heads; removed at the end
-//   hash_metrics  losses per head and epoch, and the quality of the codes on held-out text
+//   hash_metrics  losses of each head, and the quality of the codes on held-out text
 // A training that was killed continues from the first two, if they have the same checkpoint and
 // settings, and writes the third anew. Earlier projections and metrics stay until the new files are
 // whole, and also if a head diverges: nothing that is not finite is written.

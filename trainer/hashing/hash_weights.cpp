@@ -23,7 +23,8 @@ namespace fs = std::filesystem;
 constexpr char kFormat[] = "switchyard.hash_weights";
 // Version 1 has signs alone, version 2 planes, with one bit of a key per column; version 3 says how
 // many.
-constexpr int kSigns = 1, kOneKeyPlane = 2, kPlanes = 3;
+constexpr int kSigns = 1, kPlanes = 3;
+constexpr char kRemedy[] = "learn the weights again with train-hash";
 // A layer that stays dense takes no room in the file, so its size does not limit their number.
 constexpr int kMostLayers = 1 << 16;
 
@@ -87,8 +88,8 @@ void read_layer(const hdf5::File& file, HashWeights& weights, int layer,
   for (const NamedHashTensor& of : tensors) {
     const hdf5::Dataset dataset = file.dataset(dataset_name(layer, of.name));
     const Shape shape = shape_of(weights, of, weights.bits / key_planes);
-    require(Shape(dataset.shape()) == shape, "{} has the shape {}, not {}", dataset.where(),
-            Shape(dataset.shape()), shape);
+    require(Shape(dataset.shape()) == shape, "{} has the shape {}, not {}; {}", dataset.where(),
+            Shape(dataset.shape()), shape, kRemedy);
     dataset.require_stored();
     Tensor& tensor = weights.layers[static_cast<size_t>(layer)].*of.tensor;
     tensor = Tensor(shape, DType::f32);
@@ -114,8 +115,8 @@ void require_format(const hdf5::File& file) {
 int read_count(const hdf5::File& file, const char* name,
                int most = std::numeric_limits<int>::max()) {
   const int64_t value = file.get_int(name);
-  require(value > 0 && value <= most, "{}: {} is {}, which is not from 1 to {}",
-          file.path().string(), name, value, most);
+  require(value > 0 && value <= most, "{}: {} is {}, which is not from 1 to {}; {}",
+          file.path().string(), name, value, most, kRemedy);
   return static_cast<int>(value);
 }
 
@@ -132,8 +133,8 @@ HashWeights read_weights(const hdf5::File& file) {
   const int planes =
       version == kPlanes ? read_count(file, "key_planes", static_cast<int>(kMostKeyPlanes)) : 1;
   require(planes == 1 || weights.bits % (32 * planes) == 0,
-          "{}: {} bits are not {} of each of some columns that fill words of 32",
-          file.path().string(), weights.bits, planes);
+          "{}: bits is {}, which is no multiple of 32 for each of the {} key_planes; {}",
+          file.path().string(), weights.bits, planes, kRemedy);
   for (int layer = 0; layer < weights.num_layers; ++layer) {
     read_layer(file, weights, layer, tensors_of(version), planes);
   }
@@ -166,6 +167,10 @@ std::string describe_not_finite(const HashWeights& weights) {
 }
 
 }  // namespace
+
+const char* learning_rate_key(bool has_planes) {
+  return has_planes ? "hash.training.ranking.lr" : "hash.training.lr";
+}
 
 bool HashWeights::has_planes() const {
   return std::ranges::any_of(layers, [](const HashTensors& layer) { return bool(layer.queries); });
@@ -201,8 +206,8 @@ void require_replaceable_weights(const NamedFile& output) {
 void save_hash_weights(const fs::path& path, const HashWeights& weights) {
   require_replaceable_weights({"hash.weights", path});
   const std::string problem = describe_not_finite(weights);
-  require(problem.empty(), "{} is not written: it would hold {}; lower hash.training.lr",
-          path.string(), problem);
+  require(problem.empty(), "{} is not written: it would hold {}; lower {}", path.string(), problem,
+          learning_rate_key(weights.has_planes()));
   write_durably(path, [&](const fs::path& unfinished) {
     hdf5::File file = hdf5::File::create(unfinished);
     describe(file, weights);
@@ -224,9 +229,8 @@ HashWeights load_hash_weights(const fs::path& path) {
   HashWeights weights = read_hash_weights(path);
   const std::string problem = describe_not_finite(weights);
   require(problem.empty(),
-          "{} cannot be used: it holds {}, because learning diverged; learn the weights again with "
-          "train-hash and a lower hash.training.lr",
-          path.string(), problem);
+          "{} cannot be used: it holds {}, because learning diverged; {} and a lower {}",
+          path.string(), problem, kRemedy, learning_rate_key(weights.has_planes()));
   return weights;
 }
 

@@ -31,7 +31,6 @@ struct HashWeights {
   }
   bool has_planes() const;
   int64_t key_planes() const;  // bits of a key per column, the same in all layers
-  int64_t columns() const { return bits / key_planes(); }
   // Tokens of the sequences that they were learned from, as the settings say; 0 if they do not.
   int64_t learned_len() const;
 };
@@ -52,6 +51,9 @@ void save_hash_weights(const std::filesystem::path& path, const HashWeights& wei
 HashWeights load_hash_weights(const std::filesystem::path& path);
 // The same for those who count what is not finite themselves.
 HashWeights read_hash_weights(const std::filesystem::path& path);
+
+// The key of the learning rate that such weights are learned with.
+const char* learning_rate_key(bool has_planes);
 
 // Of one layer, which must have weights.
 NotFinite count_not_finite(const HashWeights& weights, int layer);

@@ -13,6 +13,7 @@
 #include "trainer/files/hdf5.h"
 #include "trainer/files/not_finite.h"
 #include "trainer/files/outputs.h"
+#include "trainer/hashing/hash_weights.h"
 
 namespace switchyard {
 namespace {
@@ -119,8 +120,9 @@ void save_head(const fs::path& path, const std::string& key, const HeadResult& r
   for (const NamedHashTensor& of : kHashTensors) {
     if (result.hash.*of.tensor) count += count_not_finite(elements_of(result.hash.*of.tensor));
   }
-  require(count.total() == 0, "{} is not written: the projection would hold {}; {}", path.string(),
-          describe(count), kHashLearningRemedy);
+  require(count.total() == 0,
+          "{} is not written: the projection would hold {}; lower {} and run train-hash again",
+          path.string(), describe(count), learning_rate_key(bool(result.hash.queries)));
   require_replaceable({"train-hash", path}, "a head that train-hash has learned",
                       [](const fs::path& old) { return is_hdf5(old, has_key); });
   write_durably(path, [&](const fs::path& unfinished) {

@@ -269,22 +269,27 @@ HeadResult train_head(const HeadTask& task, const HashTrainingConfig& config) {
   const RandomKey key = projection_key(task.training.seed, task.layer, task.kv_head);
   std::vector<std::pair<std::string, HashTensors>> not_learned;
   HeadResult result;
+  bool signs_fit = true;  // `paper` learns signs itself
   if (config.objective == HashObjectiveKind::paper) {
     result = learn_from_pairs(task, config);
   } else {
     const HeadQueryKeys head = read_head(task.training, task.layer, task.kv_head);
-    result = learn_to_rank(task, head, config);
-    for (const auto& [name, form] :
-         {std::pair("centred", ClosedForm::centred), std::pair("balanced", ClosedForm::balanced),
-          std::pair("itq", ClosedForm::itq)}) {
-      if (task.held_out) not_learned.emplace_back(name, closed_form(form, head, key, task.bits));
+    signs_fit = task.bits <= most_columns(QueryCodes::signs, head.group(), 1);
+    HashTensors itq = closed_form(ClosedForm::itq, head, key, task.bits);
+    result = learn_to_rank(task, head, itq, config);
+    if (task.held_out) {
+      not_learned.emplace_back("centred", closed_form(ClosedForm::centred, head, key, task.bits));
+      not_learned.emplace_back("balanced", closed_form(ClosedForm::balanced, head, key, task.bits));
+      not_learned.emplace_back("itq", std::move(itq));
     }
   }
   if (!task.held_out) return result;
   const int64_t head_dim = result.hash.keys.shape()[1];
-  HashTensors random;
-  random.keys = one_head(random_projection(HashInit::orthogonal, key, head_dim, task.bits));
-  not_learned.emplace_back("random", std::move(random));
+  if (signs_fit) {
+    HashTensors random;
+    random.keys = one_head(random_projection(HashInit::orthogonal, key, head_dim, task.bits));
+    not_learned.emplace_back("random", std::move(random));
+  }
   std::vector<std::pair<std::string, HashProjection>> all = {{"learned", result.hash.projection()}};
   for (const auto& [name, hash] : not_learned) all.emplace_back(name, hash.projection());
   result.held_out = measure(task, all);

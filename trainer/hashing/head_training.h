@@ -12,9 +12,6 @@
 
 namespace switchyard {
 
-// What helps where learning diverges.
-inline constexpr char kHashLearningRemedy[] = "lower hash.training.lr and run train-hash again";
-
 // The queries of a set and their pairs with the keys that they see, per query head.
 struct SetSize {
   int64_t queries = 0, pairs = 0;
@@ -40,12 +37,13 @@ struct NamedQuality {
 };
 
 struct HeadResult {
-  HashTensors hash;  // of the head alone: [1, head_dim, bits] ...
+  HashTensors hash;  // of the head alone: [1, head_dim, columns] ...
   std::vector<HashLoss>
       losses;  // on the same pairs, before the first step and after each epoch, or
                // after the last step
-  // First that of `hash`, then those of projections that are not learned: "random" signs, and with
-  // the objective `ranking` the closed forms. Empty without a held-out set.
+  // First that of `hash`, then those of projections that are not learned: with the objective
+  // `ranking` the closed forms, and last "random" signs, unless their distances do not fit
+  // (most_columns). Empty without a held-out set.
   std::vector<NamedQuality> held_out;
 };
 

@@ -32,6 +32,20 @@ HashWeights learned_weights(const RunConfig& config, int bits, bool key_norm,
   return weights;
 }
 
+// Random projections, whose codes are signs.
+HashWeights random_weights(const RunConfig& config, int bits) {
+  const int64_t group = config.model.num_heads / config.model.num_kv_heads;
+  const int64_t most = most_columns(QueryCodes::signs, group, 1) / 32 * 32;
+  require(
+      bits <= most,
+      "random_hash: distances of {} bits, summed over the {} query heads of a group, do not fit "
+      "16 bits; choose at most {} (hash.bits, hash.evaluation.bits), or leave the method out of "
+      "hash.evaluation.methods",
+      bits, group, most);
+  return random_hash_weights(config.run.seed, HashInit::orthogonal, config.model, bits,
+                             config.hash.dense_layers);
+}
+
 // Queries and keys beyond the learned positions are rotated in ways that the projections have not
 // seen, and random ones choose better there.
 void warn_of_longer_context(const HashWeights& weights, const fs::path& path, int64_t context) {
@@ -79,8 +93,7 @@ DecodeSetup load_decode_setup(MpiRuntime& mpi, const RunConfig& config, const De
   run_collectively(mpi.world(), [&] {
     weights = projections == HashProjections::learned
                   ? learned_weights(config, bits, keys.key_norm, checkpoint_fingerprint)
-                  : random_hash_weights(config.run.seed, HashInit::orthogonal, config.model, bits,
-                                        config.hash.dense_layers);
+                  : random_weights(config, bits);
     if (mpi.rank() == 0) warn_of_longer_context(weights, hash_weights_path(config, bits), context);
   });
   setup.hash_weights = local_hash_weights(session.stream, session.dist, weights);

@@ -17,8 +17,8 @@
 namespace switchyard {
 namespace {
 
-// Chooses keys by their codes, with the ops that decoding uses.
-// The codes of a head's queries and keys, and the choices that they lead to.
+// The codes of a head's queries and keys, and the keys that are chosen by them, with the ops that
+// decoding uses.
 class CodeSelection {
  public:
   CodeSelection(const HashProjection& hash, const HeadQueryKeys& head)

@@ -130,9 +130,11 @@ std::vector<KeyRange> QueryKeyFile::visible() const {
 HeadQueryKeys QueryKeyFile::read(int layer, int kv_head) const {
   const std::vector<int64_t> q = file_.dataset(query_name(layer)).shape();
   const std::vector<int64_t> k = file_.dataset(key_name(layer)).shape();
-  require(q.size() == 3 && k.size() == 3 && k[0] > 0 && q[0] % k[0] == 0 && q[2] == k[2],
-          "{}: the queries and keys of layer {} have other shapes than the program writes",
-          file_.path().string(), layer);
+  require(
+      q.size() == 3 && k.size() == 3 && k[0] > 0 && q[0] % k[0] == 0 && q[2] == k[2],
+      "{}: the queries and keys of layer {} have other shapes than the program writes; remove the "
+      "file and run train-hash again",
+      file_.path().string(), layer);
   const int64_t group = q[0] / k[0];
   HeadQueryKeys head{.q = read_heads(query_name(layer), kv_head * group, group),
                      .k = read_heads(key_name(layer), kv_head, 1),

@@ -126,7 +126,7 @@ void RankingObjective::forward(const RankingParameters& at, Pass& pass) const {
   matmul(stream, pass.y, Transpose::no, pass.levels, Transpose::yes, Accumulate::no, pass.products);
 }
 
-// p of all queries; keys that a query does not see have any value.
+// p of all queries; 0 for keys that a query does not see.
 //   result  [queries, keys]
 Tensor RankingObjective::true_attention(const Pass& pass) const {
   const int64_t head_dim = head_.head_dim(), group = head_.group();
@@ -208,8 +208,9 @@ void RankingObjective::backward(const RankingParameters& at, Pass& pass,
   matmul(stream, pass.dz, Transpose::yes, pass.y, Transpose::no, Accumulate::no, dx);
 #pragma omp parallel for
   for (int64_t i = 0; i < pass.keys; ++i) {
-    float* levels = pass.levels.data<float>() + i * columns;  // times the length from here on
-    for (int64_t j = 0; j < columns; ++j) levels[j] *= pass.lengths[static_cast<size_t>(i)];
+    float* scaled =
+        pass.levels.data<float>() + i * columns;  // x, as the loss has it (class comment)
+    for (int64_t j = 0; j < columns; ++j) scaled[j] *= pass.lengths[static_cast<size_t>(i)];
   }
   matmul(stream, pass.dz, Transpose::no, pass.levels, Transpose::no, Accumulate::no, dy);
   matmul(stream, pass.q_sum, Transpose::yes, dy, Transpose::no, Accumulate::no,

@@ -3,12 +3,11 @@
 #include <fmt/format.h>
 
 #include <cmath>
-#include <utility>
 #include <vector>
 
+#include "kernels/basic/elementwise.h"
 #include "kernels/optimizer/optimizer_step.h"
-#include "trainer/hashing/closed_forms.h"
-#include "trainer/hashing/random_projection.h"
+#include "kernels/runtime/check.h"
 #include "trainer/hashing/ranking_objective.h"
 
 namespace switchyard {
@@ -63,15 +62,15 @@ double mean_loss(const RankingObjective& objective, const RankingParameters& at)
 
 }  // namespace
 
-HeadResult learn_to_rank(const HeadTask& task, const HeadQueryKeys& head,
+HeadResult learn_to_rank(const HeadTask& task, const HeadQueryKeys& head, const HashTensors& start,
                          const HashTrainingConfig& config) {
-  const RandomKey key = projection_key(task.training.seed, task.layer, task.kv_head);
   const RandomKey order{task.training.seed,
                         stream_id(fmt::format("hash.layers.{}.steps", task.layer))};
-  HashTensors start = closed_form(ClosedForm::itq, head, key, task.bits);
   const int64_t columns = start.keys.shape()[2];
   RankingParameters at = RankingParameters::zeros(head.head_dim(), columns);
-  at.hash = std::move(start);
+  Stream stream;
+  for (const NamedHashTensor& of : kHashTensors) copy(stream, start.*of.tensor, at.hash.*of.tensor);
+  at.hash.key_planes = start.key_planes;
   RankingParameters gradient = RankingParameters::zeros(head.head_dim(), columns);
   const RankingObjective objective(head, head.queries() / task.training.num_sequences);
   const double lr = config.ranking.lr;
@@ -80,7 +79,11 @@ HeadResult learn_to_rank(const HeadTask& task, const HeadQueryKeys& head,
                        {at.log_scale, gradient.log_scale, kScaleRate}};
   HeadResult result;
   result.losses.push_back({.ranking = mean_loss(objective, at)});
-  Stream stream;
+  require(
+      std::isfinite(result.losses[0].ranking),
+      "layer {} head {}: the loss of queries and keys is {} before the first step, so the model "
+      "has diverged; name an earlier checkpoint with checkpoint.resume",
+      task.layer, task.kv_head, result.losses[0].ranking);
   for (int64_t step = 0; step < config.ranking.steps; ++step) {
     const double u = random_uniform(order, static_cast<uint64_t>(step));
     const auto sequence = static_cast<int64_t>(u * static_cast<double>(objective.sequences()));

@@ -373,6 +373,29 @@ TEST(ValidateConfigTest, HashesLearnFromSomething) {
               ElementsAre(names("hash.evaluation.bits", "8192 is more than 4096")));
 }
 
+TEST(ValidateConfigTest, MethodsAreMeasuredWithSomeBudget) {
+  EXPECT_THAT(problems_with({"hash.evaluation.budgets=[]"}),
+              ElementsAre(names("hash.evaluation.budgets", "names no budget")));
+  EXPECT_THAT(problems_with({"hash.evaluation.budgets=[]", "hash.evaluation.methods=[]"}),
+              ElementsAre());
+}
+
+// 32 query heads of a group: 65,535 / 32 bits, in whole words.
+TEST(ValidateConfigTest, DistancesOfSignsFitTheirType) {
+  const auto problems = [](const char* bits, const char* user) {
+    return problems_with({"model.num_heads=32", "model.num_kv_heads=1", "model.head_dim=8",
+                          std::string("hash.bits=") + bits, user});
+  };
+  for (const char* user : {"hash.training.objective=paper", "decode.attention=random_hash"}) {
+    EXPECT_THAT(problems("2016", user), ElementsAre());
+    EXPECT_THAT(problems("2048", user),
+                ElementsAre(names("hash.bits",
+                                  "the 32 query heads of a group, do not fit 16 bits; "
+                                  "choose at most 2016")));
+  }
+  EXPECT_THAT(problems("2048", "hash.training.objective=ranking"), ElementsAre());
+}
+
 TEST(ValidateConfigTest, KeysThatAreAlwaysChosenFitInTheBudget) {
   EXPECT_THAT(problems_with({"decode.budget=4", "decode.sink=3", "decode.recent=2"}),
               ElementsAre(names("decode.budget", "decode.sink + decode.recent = 5")));

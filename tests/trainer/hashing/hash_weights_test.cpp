@@ -31,6 +31,17 @@ class HashWeightsTest : public testing::Test {
     weights_.settings = "sigma: 0.1\n";
   }
 
+  // Codes of planes instead of signs.
+  void take_planes(int64_t key_planes) {
+    weights_.bits = static_cast<int>(32 * key_planes);
+    for (size_t layer = 1; layer < 3; ++layer) {
+      weights_.layers[layer] = {.keys = test::random_tensor({2, 16, 32}, layer),
+                                .queries = test::random_tensor({2, 16, 32}, layer + 10),
+                                .thresholds = test::random_tensor({2, 32}, layer + 20),
+                                .key_planes = key_planes};
+    }
+  }
+
   std::string misfit(const ModelConfig& model, int bits, int dense_layers,
                      const std::string& fingerprint) const {
     return error_of(
@@ -71,20 +82,12 @@ TEST_F(HashWeightsTest, WhatIsSavedIsLoadedBitForBit) {
 }
 
 TEST_F(HashWeightsTest, PlanesOfKeysAreLoadedWithTheirColumns) {
-  weights_.bits = 96;
-  for (size_t layer = 1; layer < 3; ++layer) {
-    HashTensors& of = weights_.layers[layer];
-    of = {.keys = test::random_tensor({2, 16, 32}, layer),
-          .queries = test::random_tensor({2, 16, 32}, layer + 10),
-          .thresholds = test::random_tensor({2, 32}, layer + 20),
-          .key_planes = 3};
-  }
+  take_planes(3);
   save_hash_weights(path_, weights_);
   const HashWeights loaded = load_hash_weights(path_);
 
   EXPECT_EQ(loaded.bits, 96);
   EXPECT_EQ(loaded.key_planes(), 3);
-  EXPECT_EQ(loaded.columns(), 32);
   for (size_t layer = 1; layer < 3; ++layer) {
     for (const auto& [name, tensor] : kHashTensors) {
       EXPECT_EQ(test::to_floats(loaded.layers[layer].*tensor),
@@ -97,7 +100,8 @@ TEST_F(HashWeightsTest, PlanesOfKeysAreLoadedWithTheirColumns) {
 
 TEST_F(HashWeightsTest, PlanesThatDoNotDivideTheBitsAreRefused) {
   for (const auto& [planes, error] :
-       {std::pair(3, "64 bits are not 3 of each"), std::pair(4, "64 bits are not 4 of each"),
+       {std::pair(3, "no multiple of 32 for each of the 3 key_planes; learn the weights again"),
+        std::pair(4, "no multiple of 32 for each of the 4 key_planes"),
         std::pair(5, "key_planes is 5, which is not from 1 to 4"), std::pair(1, "was altered")}) {
     hdf5::File file = hdf5::File::create(path_);
     file.set_string("format", "switchyard.hash_weights");
@@ -115,33 +119,42 @@ TEST_F(HashWeightsTest, PlanesThatDoNotDivideTheBitsAreRefused) {
 }
 
 TEST_F(HashWeightsTest, TheSameWeightsGiveTheSameBytes) {
+  take_planes(2);
   save_hash_weights(path_, weights_);
   save_hash_weights(folder_.path() / "again.h5", weights_);
 
   EXPECT_EQ(test::read_file(path_), test::read_file(folder_.path() / "again.h5"));
 }
 
-// Alters every 61st byte: in the superblock, attributes, object headers and elements.
-TEST_F(HashWeightsTest, AnAlteredByteAnywhereIsNoticed) {
-  save_hash_weights(path_, weights_);
-  const std::string intact = test::read_file(path_);
-  const HashWeights original = load_hash_weights(path_);
+// All that a file holds: elements and the bits per column of each layer.
+std::vector<std::vector<float>> content_of(const HashWeights& weights) {
+  std::vector<std::vector<float>> content;
+  for (const HashTensors& layer : weights.layers) {
+    content.push_back({static_cast<float>(layer.key_planes)});
+    for (const auto& [name, tensor] : kHashTensors) {
+      if (layer.*tensor) content.push_back(test::to_floats(layer.*tensor));
+    }
+  }
+  return content;
+}
 
-  for (size_t i = 0; i < intact.size(); i += 61) {
-    std::string altered = intact;
-    altered[i] = static_cast<char>(altered[i] ^ 0x10);
-    test::write_file(path_, altered);
-    const std::string error = error_of([&] {
-      const HashWeights loaded = load_hash_weights(path_);
-      // Bytes that HDF5 leaves unused may change without any effect.
-      for (size_t layer = 1; layer < 3; ++layer) {
-        require(std::memcmp(loaded.layers[layer].keys.data<float>(),
-                            original.layers[layer].keys.data<float>(),
-                            original.layers[layer].keys.view().num_bytes()) == 0,
-                "other elements");
-      }
-    });
-    EXPECT_THAT(error, testing::Not(HasSubstr("other elements"))) << "byte " << i;
+// Alters every 61st byte: in the superblock, attributes, object headers and elements. (Bytes that
+// HDF5 leaves unused may change without any effect.)
+TEST_F(HashWeightsTest, AnAlteredByteAnywhereIsNoticed) {
+  for (const bool planes : {false, true}) {
+    if (planes) take_planes(2);
+    save_hash_weights(path_, weights_);
+    const std::string intact = test::read_file(path_);
+    const auto original = content_of(load_hash_weights(path_));
+
+    for (size_t i = 0; i < intact.size(); i += 61) {
+      std::string altered = intact;
+      altered[i] = static_cast<char>(altered[i] ^ 0x10);
+      test::write_file(path_, altered);
+      const std::string error = error_of(
+          [&] { require(content_of(load_hash_weights(path_)) == original, "other elements"); });
+      EXPECT_THAT(error, testing::Not(HasSubstr("other elements"))) << "byte " << i;
+    }
   }
 }
 
@@ -220,6 +233,52 @@ TEST_F(HashWeightsTest, WeightsThatAreNotFiniteReplaceNothing) {
               HasSubstr("1 NaN and 1 infinity, the first in layer 2 head 0"));
   EXPECT_EQ(test::read_file(path_), before);
   EXPECT_FALSE(std::filesystem::exists(path_.string() + ".tmp"));
+}
+
+TEST_F(HashWeightsTest, WhatIsNotFiniteIsFoundInEveryTensorAndTheRateIsTheObjectives) {
+  for (const auto& [name, tensor] : kHashTensors) {
+    take_planes(1);
+    (weights_.layers[1].*tensor).data<float>()[3] = std::numeric_limits<float>::quiet_NaN();
+    EXPECT_THAT(error_of([&] { save_hash_weights(path_, weights_); }),
+                HasSubstr("it would hold 1 NaN, the first in layer 1 head 0; lower "
+                          "hash.training.ranking.lr"))
+        << name;
+  }
+}
+
+// As programs wrote planes that had one bit of a key per column alone.
+TEST_F(HashWeightsTest, FilesOfVersionTwoAreRead) {
+  const std::string header = "32 2 1 1 0123456789abcdef none";
+  const std::vector<float> keys(64, 0.5f), queries(64, 0.25f), thresholds(32, 2.0f);
+  const int layer = 0;
+  uint32_t crc = crc32c(std::as_bytes(std::span(header)));
+  crc = crc32c(std::as_bytes(std::span(&layer, 1)), crc);
+  hdf5::File file = hdf5::File::create(path_);
+  const auto dataset = [&](const char* name, std::vector<int64_t> shape,
+                           const std::vector<float>& values) {
+    crc = crc32c(std::as_bytes(std::span(values)), crc);
+    file.create_dataset(name, hdf5::Element::f32, std::move(shape)).write(std::span(values));
+  };
+  dataset("layers.0/hash_weight", {1, 2, 32}, keys);
+  dataset("layers.0/query_weight", {1, 2, 32}, queries);
+  dataset("layers.0/threshold", {1, 32}, thresholds);
+  file.set_string("format", "switchyard.hash_weights");
+  file.set_string("checkpoint_fingerprint", "0123456789abcdef");
+  file.set_string("settings", "none");
+  for (const auto& [name, value] :
+       {std::pair("version", int64_t{2}), std::pair("bits", int64_t{32}),
+        std::pair("head_dim", int64_t{2}), std::pair("num_kv_heads", int64_t{1}),
+        std::pair("num_layers", int64_t{1}), std::pair("crc32c", int64_t{crc})}) {
+    file.set_int(name, value);
+  }
+  file.close();
+
+  const HashWeights loaded = load_hash_weights(path_);
+
+  EXPECT_TRUE(loaded.has_planes());
+  EXPECT_EQ(loaded.key_planes(), 1);
+  EXPECT_EQ(content_of(loaded),
+            (std::vector<std::vector<float>>{{1.0f}, keys, queries, thresholds}));
 }
 
 // Writes a file as programs did that stored everything: one layer, one head.

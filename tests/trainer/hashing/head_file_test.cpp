@@ -84,7 +84,7 @@ TEST_F(HeadFileTest, AHeadThatIsNotFiniteReplacesNothing) {
 
     EXPECT_THAT(test::error_of([&] { save_head(path_, "key", diverged); }),
                 testing::AllOf(testing::HasSubstr("layer_001_head_000.h5 is not written"),
-                               testing::HasSubstr("lower hash.training.lr")));
+                               testing::HasSubstr("lower hash.training.ranking.lr")));
   }
 
   EXPECT_EQ(load_head(path_, "key")->hash.keys.data<float>()[17], 0.5f);

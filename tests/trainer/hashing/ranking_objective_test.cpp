@@ -143,7 +143,8 @@ TEST_P(RankingObjectiveTest, LossAndGradientAreThoseOfTheDeclaration) {
     EXPECT_NEAR(loss, expected.loss, 1e-5 * expected.loss);
     EXPECT_LT(relative_error(gradient_.hash.queries, expected.queries), 1e-4);
     EXPECT_LT(relative_error(gradient_.hash.keys, expected.keys), 1e-4);
-    EXPECT_NEAR(gradient_.log_scale.data<float>()[0], expected.log_scale, 1e-5);
+    EXPECT_NEAR(gradient_.log_scale.data<float>()[0], expected.log_scale,
+                1e-4 * std::abs(expected.log_scale));
     EXPECT_EQ(objective_.gradient(at_, sequence, nullptr), loss);
   }
 }
