@@ -66,8 +66,8 @@ void wait_for_copies(int pending);
 // The barrier of all threads of the block that have not ended. `line` tells barriers apart.
 void sync_block(int line);
 
-// The lanes of `mask` meet; each gives `size` bytes, `mine`, and sees what all gave: those of lane l
-// at kSlotBytes l of the result, which is valid until its next meeting.
+// The lanes of `mask` meet; each gives `size` bytes, `mine`, and sees what all gave. That of lane l
+// is at kSlotBytes l of the result, which is valid until its next meeting.
 constexpr size_t kSlotBytes = 64;
 const std::byte* meet_warp(uint32_t mask, const void* mine, size_t size);
 

@@ -95,9 +95,9 @@ MatrixXd iterative_quantization(const MatrixXd& rows, const MatrixXd& start, int
   return rotation;
 }
 
-// [dim, columns]: rotations of the dim directions, or of the leading ones, side by side, or one tight
-// frame where their number does not divide the columns: a part of a rotation would weigh some
-// directions more than others.
+// [dim, columns]: rotations of the dim directions, or of the leading ones, side by side; or one
+// tight frame where their number does not divide the columns, because a part of a rotation would
+// weigh some directions more than others.
 //   rows  [n, dim] the keys that the codes are of
 MatrixXd frame(ClosedForm form, const MatrixXd& rows, RandomKey key, int64_t columns,
                int64_t planes) {
