@@ -306,8 +306,7 @@ std::vector<ConfigField> hash_fields() {
       count(SWITCHYARD_KEY(hash.training.seq_len), 0, "length of its sequences; 0: model.seq_len"),
       count(SWITCHYARD_KEY(hash.training.num_sequences), 0,
             "number of sequences. 0: enough that one query of each sees about 131072 keys in all, "
-            "and at "
-            "least 11"),
+            "and at least 11"),
       count(SWITCHYARD_KEY(hash.training.queries), 0,
             "query positions that are drawn from each sequence; 0: 64 for ranking, 1 for paper"),
       count(SWITCHYARD_KEY(hash.training.held_out_sequences), 0,
