@@ -35,6 +35,40 @@ class Exchange final : public MpiOperation {
   bool advance(bool may_wait) override { return messages.have_arrived(may_wait); }
 };
 
+// A forward pass needs the first layer's values first, so gathers share the link with one another in
+// no other way than by turns.
+class Gather final : public MpiOperation {
+ public:
+  Gather(const MpiGroup& group, int tag, TensorView all, MpiLine& line)
+      : messages_(group, tag),
+        all_(all),
+        own_(group.rank),
+        share_(all.num_elements() / group.size),
+        line_(line),
+        place_(line.take_place()) {}
+
+ private:
+  bool advance(bool may_wait) override {
+    if (!line_.is_turn_of(place_)) return false;
+    if (!begun_) {
+      const auto share_of = [&](int64_t r) { return all_.rows(r * share_, share_); };
+      messages_.exchange([&](size_t) { return share_of(own_); },
+                         [&](size_t r) { return share_of(static_cast<int64_t>(r)); });
+      begun_ = true;
+    }
+    if (!messages_.have_arrived(may_wait)) return false;
+    line_.pass_on();
+    return true;
+  }
+
+  MpiMessages messages_;
+  TensorView all_;  // [ranks share]
+  int64_t own_, share_;
+  MpiLine& line_;
+  int64_t place_;
+  bool begun_ = false;
+};
+
 }  // namespace
 
 // A collective that has begun.
@@ -200,17 +234,6 @@ std::unique_ptr<PendingCollective> MpiCommunicator::start_reduce_scatter(Stream&
 
 // ---- Rows --------------------------------------------------------------------------------------
 
-std::unique_ptr<PendingCollective> MpiCommunicator::start_exchange(
-    const char* collective, const std::function<ConstTensorView(size_t)>& sent,
-    const std::function<TensorView(size_t)>& received) {
-  auto exchange = std::make_unique<Exchange>(group_, new_tag());
-  {
-    const auto held = progress_.hold();
-    exchange->messages.exchange(sent, received);
-  }
-  return std::make_unique<Pending>(*this, collective, std::move(exchange));
-}
-
 void MpiCommunicator::all_gather(Stream&, ConstTensorView in, TensorView out) {
   check_all_gather(in, out, size());
   const auto watch = watched("all_gather");
@@ -230,14 +253,12 @@ std::unique_ptr<PendingCollective> MpiCommunicator::start_all_gather(Stream& str
   check_all_gather(in, out, size());
   const ConstTensorView from = in.reshape({in.num_elements()});
   const TensorView all = out.reshape({out.num_elements()});
-  const auto slice = [&](size_t r) {
-    return all.rows(static_cast<int64_t>(r) * from.num_elements(), from.num_elements());
-  };
-  if (!is_slice_of(in, out, rank()) && in.num_bytes() > 0) {
-    std::memcpy(slice(static_cast<size_t>(rank())).raw(), in.raw(), in.num_bytes());
+  const TensorView own = all.rows(rank() * from.num_elements(), from.num_elements());
+  if (own.raw() != from.raw() && from.num_bytes() > 0) {
+    std::memcpy(own.raw(), from.raw(), from.num_bytes());
   }
-  return start_exchange(
-      "all_gather", [&](size_t) { return from; }, slice);
+  return std::make_unique<Pending>(*this, "all_gather",
+                                   std::make_unique<Gather>(group_, new_tag(), all, all_gathers_));
 }
 
 std::unique_ptr<PendingCollective> MpiCommunicator::start_all_to_all_v(
@@ -250,7 +271,12 @@ std::unique_ptr<PendingCollective> MpiCommunicator::start_all_to_all_v(
   std::exclusive_scan(recv_rows.begin(), recv_rows.end(), recv_begins.begin(), int64_t{0});
   const auto sent = [&](size_t r) { return in.rows(send_begins[r], send_rows[r]); };
   const auto received = [&](size_t r) { return out.rows(recv_begins[r], recv_rows[r]); };
-  auto transfer = start_exchange("all_to_all_v", sent, received);
+  auto exchange = std::make_unique<Exchange>(group_, new_tag());
+  {
+    const auto held = progress_.hold();
+    exchange->messages.exchange(sent, received);
+  }
+  auto transfer = std::make_unique<Pending>(*this, "all_to_all_v", std::move(exchange));
   if (send_rows[me] > 0) std::memcpy(received(me).raw(), sent(me).raw(), sent(me).num_bytes());
   return transfer;
 }

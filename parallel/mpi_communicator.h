@@ -57,10 +57,6 @@ class MpiCommunicator final : public Communicator {
   }
   // Messages of one collective have a tag of their own, because several may be under way.
   int new_tag();
-  // Starts messages as MpiMessages::exchange.
-  std::unique_ptr<PendingCollective> start_exchange(
-      const char* collective, const std::function<ConstTensorView(size_t)>& sent,
-      const std::function<TensorView(size_t)>& received);
   void reduce_small(Stream& stream, TensorView data, ReduceOp op);
   std::unique_ptr<PendingCollective> begin_reduce_scatter(ConstTensorView in, TensorView out);
 
@@ -70,6 +66,7 @@ class MpiCommunicator final : public Communicator {
   int last_tag_ = 0;
   std::vector<std::byte> small_parts_;  // of all ranks, in reduce_small
   MpiReduction::Line all_reduces_, reduce_scatters_;
+  MpiLine all_gathers_;
 };
 
 }  // namespace switchyard

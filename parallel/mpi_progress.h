@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <cstdint>
 #include <exception>
 #include <list>
 #include <mutex>
@@ -27,6 +28,18 @@ class MpiOperation {
 
   bool finished_ = false;
   std::exception_ptr error_;
+};
+
+// Operations that run one after the other, in the order in which they took their places, so that the
+// first has the whole link and ends first.
+class MpiLine {
+ public:
+  int64_t take_place() { return taken_++; }
+  bool is_turn_of(int64_t place) const { return place == finished_; }
+  void pass_on() { ++finished_; }
+
+ private:
+  int64_t taken_ = 0, finished_ = 0;
 };
 
 // Advances the operations of one rank. In the background a thread does it while the rank computes:

@@ -18,7 +18,7 @@ MpiReduction::MpiReduction(const MpiGroup& group, int tag, ConstTensorView in, R
       op_(op),
       blocks_(std::move(blocks)),
       line_(line),
-      place_(line.constructed++) {}
+      place_(line.take_place()) {}
 
 void MpiReduction::begin_block() {
   const auto size = static_cast<size_t>(group_.size), me = static_cast<size_t>(group_.rank);
@@ -44,7 +44,7 @@ void MpiReduction::begin_block() {
 }
 
 bool MpiReduction::advance(bool may_wait) {
-  if (line_.finished != place_) return false;
+  if (!line_.is_turn_of(place_)) return false;
   while (next_ < blocks_.number && open_.size() < line_.blocks_at_a_time) begin_block();
   if (!open_.empty()) {
     Open& first = open_.front();
@@ -53,7 +53,7 @@ bool MpiReduction::advance(bool may_wait) {
     open_.pop_front();
   }
   if (!open_.empty() || next_ < blocks_.number) return false;
-  ++line_.finished;
+  line_.pass_on();
   return true;
 }
 

@@ -30,11 +30,9 @@ class MpiReduction final : public MpiOperation {
     std::function<Block(int64_t)> make;
     int64_t longest;  // the most elements that a rank reduces of one
   };
-  // Reductions of one line run one after the other, in the order of their construction, and receive
-  // into the same memory.
-  struct Line {
+  // Reductions of one line receive into the same memory.
+  struct Line : MpiLine {
     size_t blocks_at_a_time = 1;
-    int64_t constructed = 0, finished = 0;
     std::vector<std::byte> memory;
   };
 
@@ -59,7 +57,7 @@ class MpiReduction final : public MpiOperation {
   ReduceOp op_;
   Blocks blocks_;
   Line& line_;
-  int64_t place_;     // in the line
+  int64_t place_;
   int64_t next_ = 0;  // the first block that has not begun
   std::deque<Open> open_;
   Stream stream_;

@@ -22,6 +22,7 @@ lab="${SWITCHYARD_LINK_LAB:-lab}"
 state="/run/switchyard-link-lab/$lab"
 made="$state/made"  # "namespace inode" per line
 subnet=10.77.0.0/16
+packet=1514  # bytes, with Ethernet's header
 script="$(readlink -f "${BASH_SOURCE[0]}")"
 
 fail() {
@@ -57,16 +58,21 @@ make_namespace() {
   ip -n "$name" link set lo up
 }
 
-# A bucket of 250 us, or one packet if that is more. An idle link gives it away to the next message;
-# with a smaller one, long messages lose what passes while the kernel's timers are late. The queue
-# holds all that TCP lets hosts send at once, so that no packet is lost, as on the networks of
-# clusters.
+# The size of a link's token bucket in bytes: what it passes on in 500 us, but at least a packet with
+# some room. An idle link gives a whole bucket away to the next message. From a smaller one packets
+# leave more often, each time at the cost of the cores on which ranks compute, and long messages
+# lose what passes while the kernel's timers are late.
+bucket_of() {
+  local bytes=$(($1 / 8 / 2000))
+  echo $((bytes > 1600 ? bytes : 1600))
+}
+
+# The queue holds all that TCP lets hosts send at once, so that no packet is lost, as on the networks
+# of clusters.
 shape() {
   local namespace="$1" device="$2" rate="$3" bits="$4"
-  local burst=$((bits / 8 / 4000))
-  ((burst >= 1600)) || burst=1600
-  tc -n "$namespace" qdisc add dev "$device" root handle 1: tbf rate "$rate" burst "$burst" \
-    limit 64mb
+  tc -n "$namespace" qdisc add dev "$device" root handle 1: tbf rate "$rate" \
+    burst "$(bucket_of "$bits")" limit 64mb
 }
 
 delay() {
@@ -75,11 +81,16 @@ delay() {
       "away, or use a kernel that has it, as those of Debian and Ubuntu do"
 }
 
+# Packets pass the links in groups that fill the bucket: cutting them is the work of a cluster's
+# network cards, and would take the cores on which ranks compute here.
 make_host() {
-  local host="$1" rate="$2" bits="$3" latency="$4" switch namespace
+  local host="$1" rate="$2" bits="$3" latency="$4" switch namespace packets
   switch="$(namespace_of switch)" namespace="$(namespace_of "$host")"
+  packets=$(($(bucket_of "$bits") / packet))
   make_namespace "$host"
-  ip -n "$switch" link add "port$host" type veth peer name eth0 netns "$namespace"
+  ip -n "$switch" link add "port$host" gso_max_segs "$packets" type veth \
+    peer name eth0 netns "$namespace"
+  ip -n "$namespace" link set eth0 gso_max_segs "$packets"
   ip -n "$switch" link set "port$host" master bridge up
   ip -n "$namespace" address add "$(address_of "$host")/16" dev eth0
   ip -n "$namespace" link set eth0 up
