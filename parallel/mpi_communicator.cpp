@@ -35,8 +35,7 @@ class Exchange final : public MpiOperation {
   bool advance(bool may_wait) override { return messages.have_arrived(may_wait); }
 };
 
-// A forward pass needs the first layer's values first, so gathers share the link with one another in
-// no other way than by turns.
+// A forward pass needs the first layer's values first, so gathers use the link by turns.
 class Gather final : public MpiOperation {
  public:
   Gather(const MpiGroup& group, int tag, TensorView all, MpiLine& line)

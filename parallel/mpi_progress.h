@@ -30,8 +30,8 @@ class MpiOperation {
   std::exception_ptr error_;
 };
 
-// Operations that run one after the other, in the order in which they took their places, so that the
-// first has the whole link and ends first.
+// Operations that run one after the other, in the order in which they took their places, so that
+// the first has the whole link and ends first.
 class MpiLine {
  public:
   int64_t take_place() { return taken_++; }

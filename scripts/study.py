@@ -166,14 +166,15 @@ def wait_for_one(running, stop, measure):
 def calibrate(runner, point, lab, stop):
     """Describes the machine that a point runs on, as the program is started there. False if the
     study is to stop before that is done."""
-    file = runner.machine_file(point)
-    print(f"making {file}", flush=True)
-    started = wait_for_one([runner.start_calibration(point, lab)], stop, runner.study.measure)
-    if started.process.returncode != 0 and stop.asked:
-        return False
-    if not file.exists():
-        raise Unusable(f"{shlex.join(runner.calibration(point))} did not describe the machine: "
-                       f"{study_runs.last_line(started.folder / 'output.txt')}")
+    for file, command in runner.calibrations(point):
+        print(f"making {file}", flush=True)
+        started = wait_for_one([runner.start_calibration(point, file, command, lab)], stop,
+                               runner.study.measure)
+        if started.process.returncode != 0 and stop.asked:
+            return False
+        if not file.exists():
+            raise Unusable(f"{shlex.join(command)} did not describe the machine: "
+                           f"{study_runs.last_line(started.folder / 'output.txt')}")
     return True
 
 

@@ -152,14 +152,28 @@ class Runner:
         return self.started_as(point,
                                self.program_command(point, self.run_folder(point, repetition)))
 
-    def calibration(self, point):
-        return self.started_as(
-            point, [str(self.program), "calibrate", "--out", str(self.machine_file(point))])
+    def calibrations(self, point):
+        """The files that describe a point's machine and are not there yet, each with the command
+        that makes it. What ranks compute does not depend on their links, so it is measured once."""
+        def made_by(file, *options):
+            return [str(self.program), "calibrate", "--out", str(file), *map(str, options)]
+
+        file = self.machine_file(point)
+        if "rate" not in point.run:
+            return [(file, self.started_as(point, made_by(file)))]
+        compute = self.folder / "machines" / f"ranks_{point.ranks}.yaml"
+        files = [(file, self.started_as(point, made_by(file, "--compute", compute)))]
+        if not compute.exists():
+            files.insert(0, (compute, self.started_here(point, made_by(compute))))
+        return files
 
     def started_as(self, point, program):
         """The command that starts `program` on a point's ranks."""
         if "rate" in point.run:
             return [str(LAB), "run", "--", *program]
+        return self.started_here(point, program)
+
+    def started_here(self, point, program):
         if self.scheduled:
             return ["mpirun", "-n", str(point.ranks), *program]
         if point.ranks == 1:
@@ -190,10 +204,10 @@ class Runner:
         return Started(point, repetition, folder,
                        self.spawn(self.command(point, repetition), folder, lab))
 
-    def start_calibration(self, point, lab):
-        folder = self.machine_file(point).with_suffix("")
+    def start_calibration(self, point, file, command, lab):
+        folder = file.with_suffix("")
         shutil.rmtree(folder, ignore_errors=True)
-        return Started(point, 0, folder, self.spawn(self.calibration(point), folder, lab))
+        return Started(point, 0, folder, self.spawn(command, folder, lab))
 
     def spawn(self, command, folder, lab):
         folder.mkdir(parents=True, exist_ok=True)

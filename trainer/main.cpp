@@ -271,6 +271,8 @@ class CommandLine {
   void add_calibrate() {
     CLI::App* command = app_.add_subcommand("calibrate", "Measure this machine for plan --machine");
     command->add_option("--out", calibrate_.out, "file to write")->required();
+    command->add_option("--compute", calibrate_.compute,
+                        "file of calibrate whose products and ops hold; links alone are measured");
     command->add_option("--device", calibrate_.device, "cpu, cuda or cuda:N")
         ->capture_default_str();
     command->callback([this] {

@@ -1,6 +1,7 @@
 #include "kernels/cpu/few_rows.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 #include <vector>
 
@@ -52,7 +53,9 @@ void dot_rows(const float* a, const T* b, int64_t b_stride, int64_t k, float* su
     const float* x = a + s / kColumns * k;
     const T* y = b + s % kColumns * b_stride;
     sums[s] = folded[s];
-    for (int64_t rest = d; rest < k; ++rest) sums[s] += x[rest] * static_cast<float>(y[rest]);
+    for (int64_t rest = d; rest < k; ++rest) {
+      sums[s] = std::fma(x[rest], static_cast<float>(y[rest]), sums[s]);
+    }
   }
 }
 

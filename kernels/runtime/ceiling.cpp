@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "kernels/basic/elementwise.h"
+#include "kernels/cpu/onednn_matmul.h"
 #include "kernels/linear/matmul.h"
 #include "kernels/runtime/ceiling_sizes.h"
 #include "kernels/runtime/team_size.h"
@@ -58,7 +59,8 @@ double blas_rate(int64_t n) {
   return 2.0 * static_cast<double>(n * n * n) / seconds;
 }
 
-double product_ceiling_of_cpu(DType dtype) {
+double product_ceiling_of_cpu(DType asked) {
+  const DType dtype = has_native_bf16() ? asked : DType::f32;
   // oneDNN would leave out what it meant for threads that are not granted, and be too fast.
   const TeamSize granted(granted_team_size());
   double best = 0.0;

@@ -11,7 +11,8 @@ namespace switchyard {
 // the ceiling of the same run.
 
 // FLOP/s of the best product of square matrices of `dtype` (f32 or bf16): oneDNN's with f32 sums,
-// or cuBLAS's. Some CPUs with avx512_bf16 but without AMX multiply bf16 more slowly than f32.
+// or cuBLAS's. Some CPUs with avx512_bf16 but without AMX multiply bf16 more slowly than f32. On a
+// CPU that cannot multiply bf16 it is that of f32, to which the operands are widened.
 double measure_product_ceiling(Stream& stream, DType dtype);
 
 // Bytes per second, read and written, of copying 256 MiB (1 GiB on a CUDA device).

@@ -5,11 +5,13 @@ usage: cli_test.py PATH_TO_SWITCHYARD PATH_TO_MPIEXEC [unittest options]
 """
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import unittest
+import unittest.mock
 
 from program import (BAD_INPUT, DONE, FAILED, MPIEXEC, MPI_FLAGS, STOPPED, SWITCHYARD, Program, kill,
                      patience, run)
@@ -70,6 +72,14 @@ class Training(Program):
         self.train(2, "run.compute_dtype=bf16", "parallel.ep=2", "parallel.recompute=true")
         losses = [m["loss"] for m in self.metrics()]
         self.assertLess(losses[-1], losses[0] - 1.0)
+
+    def test_bf16_learns_where_the_processor_cannot_multiply_it(self):
+        bf16 = ["configs/tiny_bigmac.yaml", "run.compute_dtype=bf16", "train.max_steps=2"]
+        with unittest.mock.patch.dict(os.environ, ONEDNN_MAX_CPU_ISA="AVX2"):
+            self.run_program(2, "train", *bf16)
+            self.assertEqual(self.methods(2)["bf16_products"], "widened")
+            told = self.run_program(0, "bench", *bf16, "model.vocab_size=257", "--steps=1")
+        self.assertRegex(told, r"ceiling +[1-9]")
 
     def test_dry_run_and_print_config_train_nothing(self):
         plan = self.run_program(0, "train", "configs/tiny_bigmac.yaml", "--dry-run")

@@ -5,7 +5,9 @@ import json
 import sys
 import unittest
 
-from program import BAD_INPUT, CONFIGS, FAILED, Program, command, run
+import yaml
+
+from program import BAD_INPUT, CONFIGS, FAILED, Program, command, environment, run
 
 MACHINES = sorted((CONFIGS / "machines").glob("*.yaml"))
 XL = ["configs/gpt3_xl_bigmac.yaml", "--ranks", "32", "run.compute_dtype=bf16",
@@ -75,6 +77,22 @@ class Calibrate(Program):
         self.assertGreater(plan["transfers"]["exchange"]["ms"], 0.0)
         # Other work on the machine makes messages of milliseconds of what takes microseconds.
         self.assertTrue(0.1 < plan["step_ms"] < 1e5, plan["step_ms"])
+
+        self.measure_links_alone()
+
+    def measure_links_alone(self):
+        def of_compute(file):
+            machine = yaml.safe_load((self.folder / file).read_text())
+            return {key: machine[key] for key in ("products", "ops")}
+
+        again = ["calibrate", "--compute", "machine.yaml", "--out", "links.yaml"]
+        self.run_program(2, *again)
+        self.assertEqual(of_compute("links.yaml"), of_compute("machine.yaml"))
+
+        returned, output = run(command(2, *again), self.folder, timeout=120,
+                               env=environment(OMP_NUM_THREADS="2"))
+        self.assertEqual(returned, FAILED, output)
+        self.assertIn("describes ranks of 1 threads on cpu, and these have 2", output)
 
     def test_it_replaces_only_its_own_files(self):
         (self.folder / "notes.yaml").write_text("mine\n")

@@ -14,6 +14,7 @@
 #include "kernels/linear/matmul.h"
 #include "kernels/optimizer/newton_schulz.h"
 #include "kernels/optimizer/optimizer_step.h"
+#include "tests/support/bf16_scope.h"
 #include "tests/support/every_team.h"
 #include "tests/support/test_tensors.h"
 
@@ -196,6 +197,9 @@ class TeamTest : public testing::TestWithParam<OpCase> {};
 
 TEST_P(TeamTest, WhateverIsGrantedTheBitsAreTheSame) {
   SWITCHYARD_CPU_ONLY("OpenMP");
+  if (GetParam().name == "blocks_native_bf16") {
+    SWITCHYARD_NEEDS_METHOD(Bf16Method::native);
+  }
   const std::vector<TeamCase> teams = every_team();
   Values expected;
   teams.front().run([&] { expected = GetParam().run(); });

@@ -73,6 +73,26 @@ class PointsTest(unittest.TestCase):
         self.assertEqual((point.ranks, point.run["machine"]), (6, "lab_100mbit.yaml"))
 
 
+    def test_compute_is_measured_once_for_all_links(self):
+        links = {"hosts": 2, "ranks_per_host": 2, "machine": "measured"}
+        slow, fast = self.points({"p": {"settings": links,
+                                        "axes": {"rate": ["10mbit", "1gbit"]}}})
+        runner = study_runs.Runner(study_file.read_study(self.root / "study.yaml"), self.root,
+                                   pathlib.Path("bin/program"))
+        (compute, here), (first, there) = runner.calibrations(slow)
+        self.assertIn("ranks_4.yaml", compute.name)
+        self.assertIn("mpirun", here)
+        self.assertIn("run", there)
+        self.assertEqual(there[-2:], ["--compute", str(compute)])
+
+        compute.parent.mkdir()
+        compute.write_text("measured\n")
+
+        ((second, command),) = runner.calibrations(fast)
+        self.assertNotEqual(second, first)
+        self.assertEqual(command[-2:], ["--compute", str(compute)])
+
+
 class ReadyStudiesTest(unittest.TestCase):
     def test_every_ready_study_can_be_read(self):
         files = sorted((SCRIPTS.parent / "configs" / "studies").glob("*.yaml"))

@@ -62,6 +62,15 @@ void average_figures(Stream& stream, Communicator& world, std::map<DType, Produc
   for (size_t i = 0; i < figures.size(); ++i) *figures[i] = values[i];
 }
 
+void require_same_compute(const Machine& machine, const Machine* compute) {
+  if (compute == nullptr) return;
+  require(compute->device == machine.device && compute->threads == machine.threads,
+          "--compute describes ranks of {} threads on {}, and these have {} on {}: give the "
+          "description of a machine with the same",
+          compute->threads, to_string(Device{compute->device}), machine.threads,
+          to_string(Device{machine.device}));
+}
+
 std::string today() {
   const std::time_t now = std::time(nullptr);
   char text[16];
@@ -77,7 +86,7 @@ void average(Stream& stream, Communicator& group, std::span<double> values) {
   for (double& value : values) value /= group.size();
 }
 
-Machine calibrate(MpiRuntime& mpi, const std::string& device) {
+Machine calibrate(MpiRuntime& mpi, const std::string& device, const Machine* compute) {
   const int per_host = mpi.local_size(), ranks = mpi.world_size();
   const int machine_of_rank = mpi.machines()[static_cast<size_t>(mpi.rank())];
   run_collectively(mpi.world(), [&] {
@@ -94,6 +103,7 @@ Machine calibrate(MpiRuntime& mpi, const std::string& device) {
   machine.device = stream.device().kind;
   machine.ranks_per_host = per_host;
   machine.threads = granted_team_size();
+  run_collectively(mpi.world(), [&] { require_same_compute(machine, compute); });
   if (stream.device().is_host()) {
     machine.cores_per_host =
         cores_of_host(on_host, hosts.tp()) / hosts_on_this_kernel(on_host, hosts.dp());
@@ -103,10 +113,16 @@ Machine calibrate(MpiRuntime& mpi, const std::string& device) {
   machine.rings = machine.links_overlap = hosts.transfers_behind_compute();
   calibrate_links(stream, hosts, machine);
   machine.background = calibrate_background(stream, hosts, machine.threads);
-  machine.products = calibrate_products(stream, machine.threads);
-  machine.ops = calibrate_ops(mpi, device, machine.threads);
-  average_figures(on_host, mpi.world(), machine.products);
-  machine.other_ops = ByteTimes::line(/*latency=*/1e-6, measure_copy_ceiling(stream));
+  if (compute != nullptr) {
+    machine.products = compute->products;
+    machine.ops = compute->ops;
+    machine.other_ops = compute->other_ops;
+  } else {
+    machine.products = calibrate_products(stream, machine.threads);
+    machine.ops = calibrate_ops(mpi, device, machine.threads);
+    average_figures(on_host, mpi.world(), machine.products);
+    machine.other_ops = ByteTimes::line(/*latency=*/1e-6, measure_copy_ceiling(stream));
+  }
   machine.name = fmt::format("{} ranks of {} threads, {} on a host, {}", ranks, machine.threads,
                              per_host, hosts.transport());
   machine.source = "switchyard calibrate, " + today();

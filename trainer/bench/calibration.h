@@ -13,7 +13,9 @@ namespace switchyard {
 // same time, as ranks work in training. Products are means over ranks; the times of ops are rank
 // 0's, because routing gives ranks other sizes. Takes about a minute. Collective over the world,
 // which must have as many ranks on every host.
-Machine calibrate(MpiRuntime& mpi, const std::string& device);
+//   compute  if it is not null, links alone are measured, and products and ops have its times;
+//            throws Error if it is of another device or number of threads
+Machine calibrate(MpiRuntime& mpi, const std::string& device, const Machine* compute);
 
 // The parts of a calibration. Times are of one rank, in seconds.
 

@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <chrono>
+#include <optional>
 
 #include "kernels/runtime/check.h"
 #include "trainer/bench/calibration.h"
@@ -19,7 +20,11 @@ int calibrate_command(MpiRuntime& mpi, const CalibrateOptions& options) {
                         [](const auto& path) { return begins_with(path, kMachineFileTitle); });
   });
   const auto begin = std::chrono::steady_clock::now();
-  const Machine machine = calibrate(mpi, options.device);
+  std::optional<Machine> compute;
+  run_collectively(mpi.world(), [&] {
+    if (!options.compute.empty()) compute = read_machine(options.compute);
+  });
+  const Machine machine = calibrate(mpi, options.device, compute ? &*compute : nullptr);
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - begin;
   run_collectively(mpi.world(), [&] {
     if (mpi.rank() != 0) return;

@@ -51,7 +51,8 @@ int bench_decode_command(MpiRuntime& mpi, const DecodeBenchOptions& options,
                          const std::string& json_path);
 
 struct CalibrateOptions {
-  std::string out;  // file to write
+  std::string out;      // file to write
+  std::string compute;  // file of calibrate whose products and ops hold, or empty
   std::string device = "cpu";
 };
 // Measures this machine for `plan --machine`.
