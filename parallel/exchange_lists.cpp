@@ -8,6 +8,7 @@
 #include "kernels/basic/elementwise.h"
 
 namespace switchyard {
+
 // The probability that none of a token's experts lies on a given rank is hypergeometric.
 double rows_per_assignment(int64_t num_experts, int64_t top_k, int64_t ranks) {
   const int64_t local = num_experts / ranks;
@@ -19,6 +20,19 @@ double rows_per_assignment(int64_t num_experts, int64_t top_k, int64_t ranks) {
   return static_cast<double>(ranks) * (1.0 - missed) / static_cast<double>(top_k);
 }
 
+namespace {
+
+// A rank that gets `load` times the mean is missed by a token with the probability missed^load: as
+// if each of the token's choices missed it so much more seldom.
+int64_t rows_with_load(int64_t tokens, double mean_rows, double load) {
+  if (load == 1.0 || tokens == 0) return std::llround(mean_rows);
+  const auto all = static_cast<double>(tokens);
+  const double missed = std::max(0.0, 1.0 - mean_rows / all);
+  return std::llround(all * (1.0 - std::pow(missed, load)));
+}
+
+}  // namespace
+
 std::vector<int64_t> BalancedRouting::counts(int64_t tokens) const {
   const int64_t assignments = std::llround(static_cast<double>(tokens * top_k) * kept_share);
   const int64_t local_experts = num_experts / ranks;
@@ -28,16 +42,26 @@ std::vector<int64_t> BalancedRouting::counts(int64_t tokens) const {
     return other == rank ? load : (all - load) / (all - 1.0);
   };
   std::vector<int64_t> counts;
+  double loads = 0.0;  // of the experts so far, in loads of the mean expert
+  int64_t given = 0;   // to them; all experts together get every assignment
   for (int64_t to = 0; to < ranks; ++to) {
     const size_t rows = counts.size();
     counts.push_back(0);
-    int64_t to_rank = 0;
-    for (int64_t e = to * local_experts; e < (to + 1) * local_experts; ++e) {
-      const int64_t mean = assignments * (e + 1) / num_experts - assignments * e / num_experts;
-      counts.push_back(std::llround(static_cast<double>(mean) * load_of(to)));
-      to_rank += counts.back();
+    const int64_t given_before = given;
+    for (int64_t e = 0; e < local_experts; ++e) {
+      loads += load_of(to);
+      constexpr double kRounding = 1e-6;  // of the sum of loads
+      const auto until = static_cast<int64_t>(
+          static_cast<double>(assignments) * loads / static_cast<double>(num_experts) + kRounding);
+      counts.push_back(until - given);
+      given = until;
     }
-    counts[rows] = std::llround(static_cast<double>(to_rank) * rows_per_assignment);
+    const int64_t first = to * local_experts, end = first + local_experts;
+    const int64_t mean = assignments * end / num_experts - assignments * first / num_experts;
+    counts[rows] =
+        deduplicate
+            ? rows_with_load(tokens, static_cast<double>(mean) * rows_per_assignment, load_of(to))
+            : given - given_before;
   }
   return counts;
 }

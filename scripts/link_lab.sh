@@ -81,6 +81,14 @@ delay() {
       "away, or use a kernel that has it, as those of Debian and Ubuntu do"
 }
 
+# TCP always finds its window open, as on a network that loses nothing. Reno, which every kernel has,
+# closes it for losses alone, and the queues lose nothing; bbr would leave a link idle while it finds
+# out what the others have left of it.
+set_tcp() {
+  ip netns exec "$1" sh -c 'cd /proc/sys/net/ipv4 && echo reno >tcp_congestion_control &&
+    echo 0 >tcp_slow_start_after_idle'
+}
+
 # Packets pass the links in groups that fill the bucket: cutting them is the work of a cluster's
 # network cards, and would take the cores on which ranks compute here.
 make_host() {
@@ -94,6 +102,7 @@ make_host() {
   ip -n "$switch" link set "port$host" master bridge up
   ip -n "$namespace" address add "$(address_of "$host")/16" dev eth0
   ip -n "$namespace" link set eth0 up
+  set_tcp "$namespace"
   shape "$switch" "port$host" "$rate" "$bits"
   shape "$namespace" eth0 "$rate" "$bits"
   [[ -z "$latency" ]] || delay "$namespace" "$latency"

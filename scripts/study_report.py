@@ -1,5 +1,6 @@
 """The report of a study: one HTML file that needs no other, and no network."""
 
+import contextlib
 import html
 import json
 import shlex
@@ -46,6 +47,17 @@ class Measured:
                 for run in sorted(self.figures.keys() & other.figures.keys())]
 
 
+def measured_load(folder):
+    """The option that gives `plan` the routing of a run that has ended, if it had experts: how
+    unequally a router deals tokens out is no property of a machine or layout."""
+    metrics = folder / "metrics.jsonl"
+    with contextlib.suppress(OSError, ValueError):
+        last = json.loads(metrics.read_text(encoding="utf-8").splitlines()[-1])
+        if last.get("expert_load"):
+            return ["--expert-load", str(metrics)]
+    return []
+
+
 def predict(runner, study):
     """point id -> the prediction of `plan`, for points that name a machine file. Says once which
     files are missing."""
@@ -57,10 +69,11 @@ def predict(runner, study):
         if not machine.exists():
             missing.add(str(machine))
             continue
+        folder = runner.run_folder(point, 1)
         command = [
-            str(runner.program), "plan", *point.arguments(runner.run_folder(point, 1)), "--machine",
+            str(runner.program), "plan", *point.arguments(folder), "--machine",
             str(machine), "--ranks",
-            str(point.ranks), "--json"
+            str(point.ranks), "--json", *measured_load(folder)
         ]
         try:
             predictions[point.id] = json.loads(study_runs.call(command))
