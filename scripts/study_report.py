@@ -51,7 +51,7 @@ def measured_load(folder):
     """The option that gives `plan` the routing of a run that has ended, if it had experts: how
     unequally a router deals tokens out is no property of a machine or layout."""
     metrics = folder / "metrics.jsonl"
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, IndexError):  # no file, no line, a torn one
         last = json.loads(metrics.read_text(encoding="utf-8").splitlines()[-1])
         if last.get("expert_load"):
             return ["--expert-load", str(metrics)]
