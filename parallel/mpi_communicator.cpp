@@ -16,6 +16,8 @@ namespace {
 constexpr size_t kSmallBytes = 16384;
 // MPI grants at least this many.
 constexpr int kNumTags = 32767;
+// Exchanges of fewer bytes do not wait for their turn: MPI sends them without asking the receiver.
+constexpr size_t kMessageAtOnce = 65536;
 // In the background, one block of a reduction is on the network while another is summed.
 constexpr size_t kBlocksInBackground = 2;
 
@@ -25,47 +27,82 @@ bool is_slice_of(ConstTensorView in, TensorView out, int rank) {
          static_cast<const std::byte*>(in.raw());
 }
 
-class Exchange final : public MpiOperation {
+// Messages that begin when their turn in a line comes; without a line, at once.
+class OperationInTurn : public MpiOperation {
  public:
-  Exchange(const MpiGroup& group, int tag) : messages(group, tag) {}
-
-  MpiMessages messages;
-
- private:
-  bool advance(bool may_wait) override { return messages.have_arrived(may_wait); }
-};
-
-// A forward pass needs the first layer's values first, so gathers use the link by turns.
-class Gather final : public MpiOperation {
- public:
-  Gather(const MpiGroup& group, int tag, TensorView all, MpiLine& line)
-      : messages_(group, tag),
-        all_(all),
-        own_(group.rank),
-        share_(all.num_elements() / group.size),
-        line_(line),
-        place_(line.take_place()) {}
-
- private:
-  bool advance(bool may_wait) override {
-    if (!line_.is_turn_of(place_)) return false;
-    if (!begun_) {
-      const auto share_of = [&](int64_t r) { return all_.rows(r * share_, share_); };
-      messages_.exchange([&](size_t) { return share_of(own_); },
-                         [&](size_t r) { return share_of(static_cast<int64_t>(r)); });
+  // Sends them now if it is their turn. MPI must be held.
+  bool begin_in_turn() {
+    if (!begun_ && (line_ == nullptr || line_->is_turn_of(place_))) {
+      begin(messages_);
       begun_ = true;
     }
-    if (!messages_.have_arrived(may_wait)) return false;
-    line_.pass_on();
+    return begun_;
+  }
+
+ protected:
+  OperationInTurn(const MpiGroup& group, int tag, MpiLine* line)
+      : messages_(group, tag), line_(line), place_(line ? line->take_place() : 0) {}
+
+ private:
+  virtual void begin(MpiMessages& messages) = 0;
+
+  bool advance(bool may_wait) override {
+    if (!begin_in_turn() || !messages_.have_arrived(may_wait)) return false;
+    if (line_ != nullptr) line_->pass_on();
     return true;
   }
 
   MpiMessages messages_;
-  TensorView all_;  // [ranks share]
-  int64_t own_, share_;
-  MpiLine& line_;
+  MpiLine* line_;
   int64_t place_;
   bool begun_ = false;
+};
+
+class Exchange final : public OperationInTurn {
+ public:
+  Exchange(const MpiGroup& group, int tag, MpiLine* line, ConstTensorView in,
+           std::span<const int64_t> send_rows, TensorView out, std::span<const int64_t> recv_rows)
+      : OperationInTurn(group, tag, line),
+        in_(in),
+        out_(out),
+        send_rows_(send_rows.begin(), send_rows.end()),
+        recv_rows_(recv_rows.begin(), recv_rows.end()),
+        send_begins_(send_rows.size()),
+        recv_begins_(recv_rows.size()) {
+    std::exclusive_scan(send_rows.begin(), send_rows.end(), send_begins_.begin(), int64_t{0});
+    std::exclusive_scan(recv_rows.begin(), recv_rows.end(), recv_begins_.begin(), int64_t{0});
+  }
+
+  ConstTensorView sent(size_t r) const { return in_.rows(send_begins_[r], send_rows_[r]); }
+  TensorView received(size_t r) const { return out_.rows(recv_begins_[r], recv_rows_[r]); }
+
+ private:
+  void begin(MpiMessages& messages) override {
+    messages.exchange([&](size_t r) { return sent(r); }, [&](size_t r) { return received(r); });
+  }
+
+  ConstTensorView in_;
+  TensorView out_;
+  std::vector<int64_t> send_rows_, recv_rows_, send_begins_, recv_begins_;
+};
+
+class Gather final : public OperationInTurn {
+ public:
+  Gather(const MpiGroup& group, int tag, MpiLine& line, TensorView all)
+      : OperationInTurn(group, tag, &line),
+        all_(all),
+        own_(group.rank),
+        share_(all.num_elements() / group.size) {}
+
+ private:
+  void begin(MpiMessages& messages) override {
+    const auto share_of = [&](int64_t r) { return all_.rows(r * share_, share_); };
+    messages.exchange([&](size_t) { return share_of(own_); },
+                      [&](size_t r) { return share_of(static_cast<int64_t>(r)); });
+  }
+
+  TensorView all_;  // [ranks share]
+  int64_t own_, share_;
 };
 
 }  // namespace
@@ -257,26 +294,26 @@ std::unique_ptr<PendingCollective> MpiCommunicator::start_all_gather(Stream& str
     std::memcpy(own.raw(), from.raw(), from.num_bytes());
   }
   return std::make_unique<Pending>(*this, "all_gather",
-                                   std::make_unique<Gather>(group_, new_tag(), all, all_gathers_));
+                                   std::make_unique<Gather>(group_, new_tag(), all_gathers_, all));
 }
 
 std::unique_ptr<PendingCollective> MpiCommunicator::start_all_to_all_v(
     Stream&, ConstTensorView in, std::span<const int64_t> send_rows, TensorView out,
     std::span<const int64_t> recv_rows) {
   check_all_to_all_v(in, send_rows, out, recv_rows, size());
-  const auto ranks = static_cast<size_t>(size()), me = static_cast<size_t>(rank());
-  std::vector<int64_t> send_begins(ranks), recv_begins(ranks);
-  std::exclusive_scan(send_rows.begin(), send_rows.end(), send_begins.begin(), int64_t{0});
-  std::exclusive_scan(recv_rows.begin(), recv_rows.end(), recv_begins.begin(), int64_t{0});
-  const auto sent = [&](size_t r) { return in.rows(send_begins[r], send_rows[r]); };
-  const auto received = [&](size_t r) { return out.rows(recv_begins[r], recv_rows[r]); };
-  auto exchange = std::make_unique<Exchange>(group_, new_tag());
+  // In the background somebody advances the exchanges whose turn it is, whichever is waited for.
+  const bool in_turn = progress_.in_background() && in.num_bytes() > kMessageAtOnce;
+  auto exchange = std::make_unique<Exchange>(group_, new_tag(), in_turn ? &all_to_alls_ : nullptr,
+                                             in, send_rows, out, recv_rows);
+  const auto me = static_cast<size_t>(rank());
+  const ConstTensorView kept = exchange->sent(me);
+  const TensorView place = exchange->received(me);
   {
     const auto held = progress_.hold();
-    exchange->messages.exchange(sent, received);
+    exchange->begin_in_turn();
   }
   auto transfer = std::make_unique<Pending>(*this, "all_to_all_v", std::move(exchange));
-  if (send_rows[me] > 0) std::memcpy(received(me).raw(), sent(me).raw(), sent(me).num_bytes());
+  if (kept.num_bytes() > 0) std::memcpy(place.raw(), kept.raw(), kept.num_bytes());
   return transfer;
 }
 

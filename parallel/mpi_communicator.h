@@ -66,7 +66,11 @@ class MpiCommunicator final : public Communicator {
   int last_tag_ = 0;
   std::vector<std::byte> small_parts_;  // of all ranks, in reduce_small
   MpiReduction::Line all_reduces_, reduce_scatters_;
-  MpiLine all_gathers_;
+  // A forward pass needs the first layer's values first.
+  MpiLine all_gathers_{/*at_once=*/1};
+  // Experts begin with the first chunk of tokens. A second one fills the link between the looks of
+  // the thread that moves messages.
+  MpiLine all_to_alls_{/*at_once=*/2};
 };
 
 }  // namespace switchyard

@@ -30,16 +30,19 @@ class MpiOperation {
   std::exception_ptr error_;
 };
 
-// Operations that run one after the other, in the order in which they took their places, so that
-// the first has the whole link and ends first.
+// Operations that begin in the order in which they took their places, when fewer than `at_once` of
+// those before them are under way: messages that are sent together share the link and arrive
+// together, with the last. Whoever calls holds MPI, but for take_place.
 class MpiLine {
  public:
+  explicit MpiLine(int64_t at_once) : at_once_(at_once) {}
+
   int64_t take_place() { return taken_++; }
-  bool is_turn_of(int64_t place) const { return place == finished_; }
+  bool is_turn_of(int64_t place) const { return place < finished_ + at_once_; }
   void pass_on() { ++finished_; }
 
  private:
-  int64_t taken_ = 0, finished_ = 0;
+  int64_t at_once_, taken_ = 0, finished_ = 0;
 };
 
 // Advances the operations of one rank. In the background a thread does it while the rank computes:

@@ -32,6 +32,7 @@ class MpiReduction final : public MpiOperation {
   };
   // Reductions of one line receive into the same memory.
   struct Line : MpiLine {
+    Line() : MpiLine(/*at_once=*/1) {}
     size_t blocks_at_a_time = 1;
     std::vector<std::byte> memory;
   };

@@ -102,8 +102,9 @@ class CommandLine {
   bool result_is_printed() const { return !app_.got_subcommand("train") || only_shows(); }
 
  private:
-  // Whether the number of ranks must suit the configuration.
-  enum class UsesLayout { no, yes };
+  // Whether the number of ranks must suit the configuration; without_batches: all but its batches,
+  // which the command does not read.
+  enum class UsesLayout { no, without_batches, yes };
   enum class OnSignal { end, save };
 
   CLI::App* add(const std::string& name, const std::string& help, ConfigCommand body,
@@ -144,8 +145,10 @@ class CommandLine {
           const ConfigCommand& body) const {
     const CheckpointNeed need{.use = use, .must_exist = !only_shows()};
     LoadedConfig loaded = load_shared_config(mpi, arguments_.path, arguments_.overrides, need);
-    if (use == CheckpointUse::inference) suit_batches_to_ranks(loaded, planned_ranks(mpi));
-    if (uses_layout == UsesLayout::yes) {
+    if (use == CheckpointUse::inference || uses_layout == UsesLayout::without_batches) {
+      suit_batches_to_ranks(loaded, planned_ranks(mpi));
+    }
+    if (uses_layout != UsesLayout::no) {
       validate_config(loaded, planned_ranks(mpi), recall_problems(loaded.config));
     }
     if (arguments_.print_config) {
@@ -307,7 +310,7 @@ class CommandLine {
         [this](MpiRuntime& mpi, const LoadedConfig& loaded) {
           return bench_inference_command(mpi, loaded, inference_bench_, inference_json_);
         },
-        std::nullopt, UsesLayout::yes, OnSignal::end);
+        std::nullopt, UsesLayout::without_batches, OnSignal::end);
     InferenceBenchOptions& o = inference_bench_;
     command->add_option("--prompt", o.prompt_tokens, "tokens of a prompt")
         ->transform(whole_number(1, field_types::kLargestCount))

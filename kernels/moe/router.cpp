@@ -286,6 +286,7 @@ void router_forward(Stream&, Workspace&, const RouterOptions& options, TokenRang
   const int64_t tokens = logits.dim(0), experts = logits.dim(1);
   const int k = options.top_k;
   const float* biases = bias ? bias.data<float>() : nullptr;
+  const int stride = balanced_stride(experts);
 #pragma omp parallel
   {
     Selection selection(options, experts);
@@ -299,7 +300,7 @@ void router_forward(Stream&, Workspace&, const RouterOptions& options, TokenRang
       score_row(options.score, row, lse.data<float>()[t], experts, score);
       if (options.force_balanced) {
         for (int s = 0; s < k; ++s) {
-          idx[s] = static_cast<int32_t>(((range.first_token + t) * k + s) % experts);
+          idx[s] = static_cast<int32_t>(((range.first_token + t) * k + s) * stride % experts);
         }
       } else {
         selection.select(score, biases, idx);

@@ -61,6 +61,7 @@ __device__ void store_row(const float (&values)[kPerLane], int64_t experts, floa
 struct Forward {
   RouterOptions options;
   int64_t first_token;  // of this rank in the micro-batch
+  int balanced_stride;
   const float *logits, *bias;
   int64_t tokens, experts;
   float *scores, *lse;
@@ -151,10 +152,10 @@ __device__ int route_token(const Forward& f, int64_t token, float (&score)[kPerL
   int my_expert = 0;
   float my_score = 0.0f, total = kTinySum;
   for (int s = 0; s < options.top_k; ++s) {
-    const int expert =
-        options.force_balanced
-            ? static_cast<int>(((f.first_token + token) * options.top_k + s) % f.experts)
-            : best_of_row(best);
+    const int expert = options.force_balanced
+                           ? static_cast<int>(((f.first_token + token) * options.top_k + s) *
+                                              f.balanced_stride % f.experts)
+                           : best_of_row(best);
     float selected = 0.0f;
     if (expert % kWarpSize == lane_id()) {
       // The loop tests bits instead of comparing with i: the compiler would turn comparisons into
@@ -415,6 +416,7 @@ void cuda::router_forward(Stream& stream, Workspace& workspace, const RouterOpti
           options.num_groups);
   const Forward forward{.options = options,
                         .first_token = range.first_token,
+                        .balanced_stride = balanced_stride(experts),
                         .logits = logits.data<float>(),
                         .bias = bias ? bias.data<float>() : nullptr,
                         .tokens = tokens,

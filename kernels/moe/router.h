@@ -1,5 +1,7 @@
 #pragma once
 
+#include <numeric>
+
 #include "kernels/runtime/enum_names.h"
 #include "kernels/runtime/memory.h"
 #include "kernels/runtime/tensor.h"
@@ -23,10 +25,20 @@ struct RouterOptions {
   int groups_per_token = 1;
   bool normalize_topk = false;
   float routed_scaling_factor = 1.0f;
-  // Benchmarks only: slot s of token t gets expert (t * top_k + s) mod num_experts, with t counted
-  // from the first token of the micro-batch; the weights are these experts' true scores.
+  // Benchmarks only: slot s of token t gets expert (t * top_k + s) * balanced_stride(num_experts) mod
+  // num_experts, with t counted from the first token of the micro-batch; the weights are these
+  // experts' true scores.
   bool force_balanced = false;
 };
+
+// A number without a common divisor with `experts`, near 0.618 times it: its multiples visit every
+// expert in turn, and neighbouring ones lie far apart, so that the experts of a token, and of few
+// tokens, are spread over the ranks of every layout.
+constexpr int balanced_stride(int64_t experts) {
+  int64_t stride = experts * 618 / 1000;
+  while (std::gcd(stride, experts) != 1) ++stride;
+  return static_cast<int>(stride);
+}
 
 // How many of a group's values its score adds up.
 constexpr int group_score_terms(RouterScore score) { return score == RouterScore::sigmoid ? 2 : 1; }

@@ -7,6 +7,7 @@ usage: study_test.py PATH_TO_SWITCHYARD PATH_TO_MPIEXEC [unittest options]
 import json
 import os
 import pathlib
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from program import (DONE, FAILED, STOPPED, SWITCHYARD, Program, environment, pa
                      run, start)
 
 SCRIPT = pathlib.Path(__file__).resolve().parents[2] / "scripts" / "study.py"
+sys.path.insert(0, str(SCRIPT.parent))
+import study_file  # noqa: E402
 BIGMAC = {"model": {"structure": "bigmac", "num_experts": 16, "latent": 8, "expert_ffn_hidden": 32}}
 TWIN = {"model": {"structure": "fine_grained", "num_experts": 16, "expert_ffn_hidden": 8}}
 
@@ -220,6 +223,20 @@ class Running(StudyTest):
         self.assertEqual([case["tokens"] for case in figures["generation"]], [1, 3])
         self.assertAlmostEqual(figures["generation"][0]["ms"], figures["prefill_ms"])
         self.assertIn("generated tokens", (self.out / "report.html").read_text())
+
+    def test_every_point_of_the_ready_studies_can_be_run(self):
+        files = sorted((SCRIPT.parents[1] / "configs" / "studies").glob("*.yaml"))
+        self.assertGreater(len(files), 5)
+        for file in files:
+            points = study_file.read_study(file).points()
+            self.assertTrue(points, file)
+            for point in points:
+                command = [SWITCHYARD, *point.command.split(), *point.arguments("runs/r"),
+                           *shlex.split(point.run.get("options", "")), "--print-config", "--ranks",
+                           str(point.ranks)]
+                with self.subTest(study=file.name, point=point.describe()):
+                    code, output = run(command, self.folder)
+                    self.assertEqual(code, DONE, output)
 
     def test_points_with_a_machine_file_get_their_prediction(self):
         study = tiny_study()

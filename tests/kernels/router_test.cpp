@@ -200,10 +200,33 @@ TEST(RouterTest, RoutesTheSameWithoutStatistics) {
   EXPECT_EQ(to_vector<float>(routed.weights), weights);
 }
 
-TEST(RouterTest, ForceBalancedVisitsExpertsInTurn) {
-  const Routed routed({.top_k = 2, .force_balanced = true}, test::random_tensor({3, 4}, 1), {1, 8});
+TEST(RouterTest, ForceBalancedVisitsExpertsInTurnFarApart) {
+  const Routed routed({.top_k = 2, .force_balanced = true}, test::random_tensor({3, 8}, 1), {1, 8});
 
-  EXPECT_EQ(to_vector<int32_t>(routed.idx), (std::vector<int32_t>{2, 3, 0, 1, 2, 3}));
+  EXPECT_EQ(to_vector<int32_t>(routed.idx), (std::vector<int32_t>{2, 7, 4, 1, 6, 3}));
+}
+
+// Two tokens with eight of 32 experts each have about as many on every one of four ranks.
+TEST(RouterTest, ForceBalancedSpreadsFewTokensOverTheRanks) {
+  const Routed routed({.top_k = 8, .force_balanced = true}, test::random_tensor({2, 32}, 1),
+                      {0, 2});
+
+  std::vector<int> of_rank(4);
+  for (const int32_t expert : to_vector<int32_t>(routed.idx)) {
+    ++of_rank[static_cast<size_t>(expert / 8)];
+  }
+  EXPECT_GE(*std::min_element(of_rank.begin(), of_rank.end()), 3);
+  EXPECT_LE(*std::max_element(of_rank.begin(), of_rank.end()), 5);
+}
+
+TEST(RouterTest, ForceBalancedLeavesNoExpertOut) {
+  for (const int64_t experts : {1, 2, 3, 6, 7, 30, 64, 160, 256, 512}) {
+    const Routed routed({.top_k = 1, .force_balanced = true},
+                        test::random_tensor({experts, experts}, 1), {0, experts});
+    std::vector<int32_t> idx = to_vector<int32_t>(routed.idx);
+    std::sort(idx.begin(), idx.end());
+    for (int64_t e = 0; e < experts; ++e) EXPECT_EQ(idx[static_cast<size_t>(e)], e);
+  }
 }
 
 TEST(RouterTest, RejectsMoreSlotsThanExperts) {

@@ -13,7 +13,8 @@ namespace {
 
 class Replay {
  public:
-  Replay(const Machine& machine, double contention) : machine_(machine), contention_(contention) {}
+  Replay(const Machine& machine, double contention, double load)
+      : machine_(machine), contention_(contention), load_(load) {}
 
   void run(const std::vector<TraceItem>& items) {
     for (const TraceItem& item : items) {
@@ -23,7 +24,7 @@ class Replay {
   // The same work `times` times; transfers under way are not touched.
   void repeat(const std::vector<TraceItem>& items, int64_t times) {
     if (times <= 0) return;
-    Replay once(machine_, contention_);
+    Replay once(machine_, contention_, load_);
     once.run(items);
     add(once.result_, static_cast<double>(times));
   }
@@ -37,7 +38,7 @@ class Replay {
   };
 
   void step(const TraceItem& item, const TracedOp& op) {
-    const double seconds = machine_.seconds_of(op) * contention_;
+    const double seconds = machine_.seconds_of(op) * contention_of(item.part);
     spend(item.phase, seconds);
     if (item.part) {
       result_.parts[static_cast<size_t>(*item.part)] += seconds;
@@ -62,6 +63,14 @@ class Replay {
         advance(first.left);
       }
     }
+  }
+
+  // How many times as long an op takes because ranks share cores. The busiest rank's experts have
+  // `load` times the mean rank's work; others end theirs sooner and leave it the cores, so that it
+  // needs its own time, or the time of the cores for the ranks' sum if that is longer.
+  double contention_of(std::optional<Part> part) const {
+    const bool of_experts = part == Part::moe_expert_products || part == Part::moe_activation;
+    return of_experts ? std::max(1.0, contention_ / load_) : contention_;
   }
 
   // Every link transfers `seconds` of what is under way, in its order.
@@ -96,6 +105,7 @@ class Replay {
 
   const Machine& machine_;
   double contention_;
+  double load_;
   std::array<std::deque<Transfer>, 2> links_;  // within hosts, or all of them; between hosts
   StepTime result_;
 };
@@ -116,6 +126,7 @@ StepTrace trace_step(const RunConfig& config, const ParallelLayout& layout, cons
                     .load = load,
                     .trace = &trace});
   StepTrace step;
+  step.load = load;
   step.memory = state_of(rank);
   step.micro_batches =
       config.train.global_batch_size / (config.train.micro_batch_size * layout.dp());
@@ -134,7 +145,7 @@ StepTrace trace_step(const RunConfig& config, const ParallelLayout& layout, cons
 
 StepTime replay(const StepTrace& trace, const Machine& machine, const ParallelLayout& layout) {
   const int ranks = std::min(machine.ranks_per_host, layout.world_size());
-  Replay replay(machine, machine.contention(ranks));
+  Replay replay(machine, machine.contention(ranks), trace.load);
   replay.run(trace.optimizer);
   replay.run(trace.first);
   replay.repeat(trace.middle, trace.micro_batches - 2);

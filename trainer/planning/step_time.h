@@ -21,6 +21,7 @@ struct StepTrace {
   std::vector<TraceItem> middle;  // every further one but the last
   std::vector<TraceItem> last;    // empty if the first is the last
   int64_t micro_batches = 1;
+  double load = 1.0;  // of the rank's experts, in the mean rank's rows
   MemoryPlan memory;
 };
 

@@ -62,16 +62,16 @@ TraceItem start_between_hosts(int64_t number, double seconds) {
   return item;
 }
 
+StepTime replayed_on(const Machine& machine, std::vector<TraceItem> items, double load = 1.0) {
+  StepTrace trace;
+  trace.first = std::move(items);
+  trace.load = load;
+  return replay(trace, machine, ParallelLayout(2, 1, 2));
+}
 StepTime replayed(std::vector<TraceItem> items, double background, bool links_overlap = false) {
   Machine machine = clockwork(background);
   machine.links_overlap = links_overlap;
-  return replay({.optimizer = {},
-                 .first = std::move(items),
-                 .middle = {},
-                 .last = {},
-                 .micro_batches = 1,
-                 .memory = {}},
-                machine, ParallelLayout(2, 1, 2));
+  return replayed_on(machine, std::move(items));
 }
 
 TEST(ReplayTest, ATransferThatRunsBehindComputeIsExposedForTheRest) {
@@ -101,6 +101,21 @@ TEST(ReplayTest, AWaitCountsForTheTransferThatHoldsUpTheLink) {
       replayed({start(0, 4, Purpose::gradients), start(1, 2), wait(1), wait(0)}, 1.0);
   EXPECT_DOUBLE_EQ(time.transfer(Purpose::gradients).exposed, 4.0);
   EXPECT_DOUBLE_EQ(time.transfer(Purpose::exchange).exposed, 2.0);
+}
+
+// Two ranks on one core. What is computed on all of a rank's tokens takes both their times.
+TEST(ReplayTest, ABusyRankOnASharedCoreWaitsOnlyForWhatTheOthersComputeToo) {
+  Machine machine = clockwork();
+  machine.threads = 1;
+  machine.cores_per_host = 1.0;
+  TraceItem experts = compute(6);
+  experts.part = Part::moe_expert_products;
+  const auto seconds = [&](double load) {
+    return replayed_on(machine, {compute(1), experts}, load).seconds;
+  };
+  EXPECT_DOUBLE_EQ(seconds(1.0), 2.0 + 12.0);
+  EXPECT_DOUBLE_EQ(seconds(1.5), 2.0 + 6.0 + 2.0);  // the other one has a third of its rows
+  EXPECT_DOUBLE_EQ(seconds(2.0), 2.0 + 6.0);        // the other one has nothing to do
 }
 
 TEST(ReplayTest, LinksWithinAndBetweenHostsMayOverlap) {
