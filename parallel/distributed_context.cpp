@@ -167,8 +167,8 @@ bool have_devices_of_their_own(MpiRuntime& mpi, Device device) {
 MpiRuntime::MpiRuntime(int* argc, char*** argv) {
   if (!has_launcher()) start_alone_quickly();
   // Open MPI's "put" protocol sends a long message over TCP in one piece, which delays the other
-  // side's permission to answer: where TCP paces itself (BBR), two ranks that exchange long messages
-  // took turns.
+  // side's permission to answer: where TCP paces itself (BBR), two ranks that exchange long
+  // messages took turns.
   setenv("OMPI_MCA_btl_tcp_flags", "send", /*overwrite=*/0);
   // Collectives of several groups are under way at the same time (nccl_orders_launches).
   setenv("NCCL_LAUNCH_ORDER_IMPLICIT", "1", /*overwrite=*/0);

@@ -90,8 +90,12 @@ def choose_experts(router, scores, bias):
     lower index. The bias of loss-free balancing (Wang et al. 2024) does not change the weights."""
     allowed = within_groups(router, scores + bias)
     experts = np.argsort(-allowed, axis=-1, kind="stable")[:, : router["top_k"]]
-    if router["force_balanced"]:  # for benchmarks only: tokens choose the experts in turn
-        experts = np.arange(experts.size).reshape(experts.shape) % scores.shape[1]
+    if router["force_balanced"]:  # for benchmarks only: in turn, each far from the one before it
+        num_experts = scores.shape[1]
+        stride = num_experts * 618 // 1000
+        while math.gcd(stride, num_experts) != 1:
+            stride += 1
+        experts = np.arange(experts.size).reshape(experts.shape) * stride % num_experts
     weights = np.take_along_axis(scores, experts, axis=-1)
     if router["normalize_topk"]:
         weights = weights / weights.sum(axis=-1, keepdims=True)

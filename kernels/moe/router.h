@@ -25,9 +25,9 @@ struct RouterOptions {
   int groups_per_token = 1;
   bool normalize_topk = false;
   float routed_scaling_factor = 1.0f;
-  // Benchmarks only: slot s of token t gets expert (t * top_k + s) * balanced_stride(num_experts) mod
-  // num_experts, with t counted from the first token of the micro-batch; the weights are these
-  // experts' true scores.
+  // Benchmarks only: slot s of token t gets expert (t * top_k + s) * stride mod num_experts, where
+  // stride is balanced_stride(num_experts) and t counts from the first token of the micro-batch;
+  // the weights are these experts' true scores.
   bool force_balanced = false;
 };
 
