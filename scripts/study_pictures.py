@@ -221,7 +221,8 @@ def generation(rows, figure):
     """The form of the paper's Table 9: how much sooner `to` has generated so many tokens."""
     table = []
     axes_figure, axes = plt.subplots(figsize=(7, 4))
-    styles, prompt_share = {}, f"exchange of {figure['from']}, prompt"
+    # A colour for each value of `by`, a marker for each of the other axes'.
+    styles, markers, prompt_share = {}, {}, f"exchange of {figure['from']}, prompt"
     for value, others, slow, fast in pairs(rows, figure):
         runs = slow.figures.keys() & fast.figures.keys()
         if not runs:
@@ -234,7 +235,8 @@ def generation(rows, figure):
                       **{str(length): f"{ratio:.2f}" for length, ratio in zip(lengths, ratios)},
                       prompt_share: f"{100 * exchange_of(slow)[1]:.1f} %"})
         colour = styles.setdefault(value, plot.COLOURS[len(styles) % len(plot.COLOURS)])
-        axes.plot(lengths, ratios, marker="o", color=colour, label=name)
+        marker = markers.setdefault(others, "osD^vPX"[len(markers) % 7])
+        axes.plot(lengths, ratios, marker=marker, color=colour, label=name)
     for top_k, ratios in PAPER_GENERATION.items():
         table.append({"generated tokens": f"the paper, top_k {top_k}, ep 16",
                       **{str(length): f"{ratio:.2f}" for length, ratio in ratios.items()},
@@ -246,7 +248,7 @@ def generation(rows, figure):
     axes.set_xlabel("generated tokens")
     axes.set_ylabel(f"time of {figure['from']} by {figure['to']}")
     axes.set_title("From the prompt to the last token")
-    axes.legend(fontsize=8)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), fontsize=8)
     return [table], to_svg(axes_figure)
 
 
