@@ -16,7 +16,8 @@ namespace {
 constexpr size_t kSmallBytes = 16384;
 // MPI grants at least this many.
 constexpr int kNumTags = 32767;
-// Exchanges of fewer bytes do not wait for their turn: MPI sends them without asking the receiver.
+// Exchanges of up to so many bytes do not wait for their turn: over TCP, MPI sends messages of that
+// size without asking the receiver.
 constexpr size_t kMessageAtOnce = 65536;
 // In the background, one block of a reduction is on the network while another is summed.
 constexpr size_t kBlocksInBackground = 2;
