@@ -50,8 +50,9 @@ class MpiLine {
 // lost. Otherwise operations advance only when the rank waits for them: between ranks of one host a
 // message is a copy, which takes processor time whoever makes it.
 //
-// One thread at a time calls MPI (MPI_THREAD_SERIALIZED). In the background nobody may wait inside
-// an MPI call, because the thread could not advance other operations meanwhile.
+// One thread at a time calls MPI (MPI_THREAD_SERIALIZED). In the background no operation waits
+// inside an MPI call, because the thread could not advance the others meanwhile. Barriers,
+// broadcasts and collectives of few bytes do wait there, and hold the others up for as long.
 class MpiProgress {
  public:
   explicit MpiProgress(bool in_background);

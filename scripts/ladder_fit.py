@@ -72,8 +72,7 @@ def readable(values):
 
 
 def samples_of(runs):
-    """The first evaluation of a run stands in its warm-up and is left out."""
-    return [(run.active, tokens, loss) for run in runs for tokens, loss in run.losses[1:]]
+    return [(run.active, tokens, loss) for run in runs for tokens, loss in run.losses]
 
 
 def fit_with_intervals(runs):
@@ -161,11 +160,14 @@ def loss_table(runs, figure):
 
 def speeds(figure):
     """(structure, size) -> median tokens per second, of the results in the folder `times`, whose
-    study has the same two axes."""
-    rates = collections.defaultdict(list)
+    study has the same two axes. Where that study has changed, those of its newest points."""
+    points, rates = {}, collections.defaultdict(list)
     done, _ = study_runs.Results(pathlib.Path(figure.get("times", ""))).read()
-    for result in done.values():
+    for result in sorted(done.values(), key=lambda result: result["began"]):
         key = tuple(result["labels"].get(figure[axis]) for axis in ("axis", "by"))
+        if points.setdefault(key, result["point"]) != result["point"]:
+            points[key] = result["point"]
+            rates[key].clear()
         rates[key].append(result["figures"]["tokens_per_s"])
     return {key: statistics.median(values) for key, values in rates.items()}
 

@@ -47,7 +47,8 @@ def load_report():
 def owned(folder):
     """Makes the study's folder and keeps others from it; the lock ends with the process, too."""
     endings.make_folder(folder)
-    with open(folder / ".lock", "w", encoding="utf-8") as lock:
+    study_runs.refuse_foreign_files(folder)
+    with open(folder / ".lock", "a", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -95,7 +96,8 @@ def clock(seconds):
 
 class Progress:
     """Says how each run went, and how long the rest will take: each point as long as its last run,
-    and one that has not run yet as long as the others on average."""
+    and one that has not run yet as long as the others on average, which is said, because larger
+    models often come last."""
 
     def __init__(self, study, done, total, together):
         self.study, self.total, self.together = study, total, together
@@ -111,7 +113,9 @@ class Progress:
             return ""
         known = {point: values[-1] for point, values in self.seconds.items()}
         mean = statistics.mean(known.values())
-        return clock(sum(known.get(point.id, mean) for point, _ in rest) / self.together) + " left"
+        left = clock(sum(known.get(point.id, mean) for point, _ in rest) / self.together) + " left"
+        new = any(point.id not in known for point, _ in rest)
+        return left + (", if new points take as long as those before" if new else "")
 
     def say(self, result, point, rest):
         self.ended += 1
@@ -269,6 +273,15 @@ def parse_arguments():
     return parser.parse_args()
 
 
+def refuse_hidden_setting(study):
+    """What decides a result must be named in the study, and so in the command of its report."""
+    if study_runs.BACKGROUND in os.environ and any("background" not in point.run
+                                                   for point in study.points()):
+        raise Unusable(f"{study_runs.BACKGROUND} is set and would decide results without being "
+                       f"named in them: unset it, or write background: true or false into the "
+                       f"settings of {study.path}")
+
+
 def run_here(study, runner, rest, stop_after):
     """Runs what is to do; returns why the study is not complete, as an exit code and a sentence."""
     progress = Progress(study, runner.results.read()[0], len(rest), at_once(study))
@@ -302,6 +315,7 @@ def main():
         print(report.write(study, runner, folder))
         return
     # The jobs of a scheduler share the folder.
+    refuse_hidden_setting(study)
     with contextlib.nullcontext() if arguments.run else owned(folder):
         prepare(study, runner.program)
         rest = remaining_runs(study, done)

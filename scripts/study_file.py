@@ -19,7 +19,7 @@ from endings import Unusable
 
 # What a study says of its runs, beside the settings of the program.
 RUN_KEYS = {"ranks": int, "hosts": int, "ranks_per_host": int, "rate": str, "latency": str,
-            "machine": str, "options": str, "warmup_steps": int}
+            "background": bool, "machine": str, "options": str, "warmup_steps": int}
 COMMANDS = ("train", "bench inference")
 # The figures that a part can show, and what each must say: `axis` and `by` name axes of the part,
 # `from` and `to` values of `axis`.
@@ -28,6 +28,7 @@ SHOWN = {
     "speedup": ("axis", "from", "to", "by"),
     "exchange_share": ("axis", "by"),
     "breakdown": ("axis", "by"),
+    "hidden": ("axis", "from", "by"),
     "generation": ("axis", "from", "to", "by"),
     "ladder": ("axis", "from", "to", "by"),
 }
@@ -46,6 +47,15 @@ class UniqueKeys(yaml.SafeLoader):
                     None, None, f"the key {key} stands twice", key_node.start_mark)
             seen.add(key if isinstance(key, (str, int, float)) else None)
         return super().construct_mapping(node, deep)
+
+
+@dataclasses.dataclass
+class Base:
+    """What all points of a study have in common, beside its settings."""
+    command: str
+    config: pathlib.Path
+    measure: str
+    threads: int
 
 
 @dataclasses.dataclass
@@ -165,6 +175,8 @@ def flatten(settings, where, prefix=""):
 def run_key(name, value, where):
     kind = RUN_KEYS[name]
     least = 0 if name == "warmup_steps" else 1
+    if kind is bool and not isinstance(value, bool):
+        raise Unusable(f"{where}: {name} is {value}; it is true or false")
     if kind is int and (not isinstance(value, int) or isinstance(value, bool) or value < least):
         raise Unusable(f"{where}: {name} is {value}; it is a whole number, at least {least}")
     if name == "rate" and not re.fullmatch(r"[1-9]\d*[kmg]bit", str(value)):
@@ -257,7 +269,7 @@ def derive(value, settings, where):
     return str(int(of) // factor if match.group(2) == "/" else int(of) * factor)
 
 
-def make_point(command, config, content, labels, where):
+def make_point(base, content, labels, where):
     run = {key: content[key] for key in content if key in RUN_KEYS}
     settings = {key: content[key] for key in content if key not in RUN_KEYS}
     settings = {key: derive(value, settings, where) for key, value in settings.items()}
@@ -271,9 +283,10 @@ def make_point(command, config, content, labels, where):
                 f"{error}") from error
     # The prediction is no part of the result, so another machine file leaves the point the same.
     measured = {key: value for key, value in run.items() if key != "machine"}
-    identity = json.dumps([command, config_text(config), settings, measured], sort_keys=True)
-    return Point(
-        hashlib.sha256(identity.encode()).hexdigest()[:8], command, config, settings, run, labels)
+    identity = json.dumps([base.command, base.measure, base.threads, config_text(base.config),
+                           settings, measured], sort_keys=True)
+    return Point(hashlib.sha256(identity.encode()).hexdigest()[:8], base.command, base.config,
+                 settings, run, labels)
 
 
 def check_shown(shown, axes, where):
@@ -294,7 +307,7 @@ def check_shown(shown, axes, where):
             figure[key] = text_of(figure[key])
 
 
-def read_part(name, content, shared, command, config, where):
+def read_part(name, content, shared, base, where):
     where = f"{where}: part {name}"
     if not isinstance(content, dict):
         raise Unusable(f"{where} must have axes")
@@ -308,7 +321,7 @@ def read_part(name, content, shared, command, config, where):
         merged = dict(settings)
         for _, more in chosen:
             merged.update(more)
-        points[tuple(labels.values())] = make_point(command, config, merged, labels, where)
+        points[tuple(labels.values())] = make_point(base, merged, labels, where)
     shown = get(content, "show", list, where, [])
     check_shown(shown, axes, where)
     return Part(name, get(content, "text", str, where, " ").strip(),
@@ -356,8 +369,9 @@ def read_study(path):
         if not isinstance(commands, list) or not all(isinstance(line, str) for line in commands):
             raise Unusable(f"{where}: prepare: {file} needs a list of the commands that make it")
     config = pathlib.Path(os.path.normpath(path.parent / get(content, "config", str, where)))
+    base = Base(command, config, measure, counts["threads"])
     shared = flatten(get(content, "settings", dict, where, {}), where)
-    parts = [read_part(str(name), part, shared, command, config, where)
+    parts = [read_part(str(name), part, shared, base, where)
              for name, part in get(content, "parts", dict, where).items()]
     if not parts:
         raise Unusable(f"{where}: parts is empty")

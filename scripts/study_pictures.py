@@ -60,27 +60,29 @@ def pairs(rows, figure):
 # ---- efficiency over ranks -----------------------------------------------------------------------
 
 def efficiency(rows, figure):
-    """Tokens per second and rank, beside those of the fewest ranks: measured, predicted, ideal."""
+    """Tokens per second and rank by those of the fewest ranks, the median of ratios within one
+    repetition: measured, predicted, ideal."""
     axes_figure, axes = plt.subplots(figsize=(7, 4))
     table = []
     for colour, value in zip(plot.COLOURS, dict.fromkeys(row.labels[figure["by"]] for row in rows)):
         own = sorted((row for row in rows if row.labels[figure["by"]] == value),
                      key=lambda row: row.point.ranks)
-        per_rank = [row.median("tokens_per_s") / row.point.ranks for row in own]
+        fewest = own[0]
+        shares = [statistics.median(row.ratios("tokens_per_s", fewest) or [math.nan]) *
+                  fewest.point.ranks / row.point.ranks for row in own]
         expected = [number(row.predicted.get("tokens_per_s")) / row.point.ranks for row in own]
         ranks = [row.point.ranks for row in own]
         name = named(figure["by"], value)
-        axes.plot(ranks, np.array(per_rank) / per_rank[0], marker="o", color=colour,
-                  label=f"{name}, measured")
+        axes.plot(ranks, shares, marker="o", color=colour, label=f"{name}, measured")
         if np.isfinite(expected).any():
             axes.plot(ranks, np.array(expected) / expected[0], linestyle="--", marker="o",
                       color=colour, markerfacecolor="white", label=f"{name}, predicted")
-        for row, rate, guess in zip(own, per_rank, expected):
-            share = 100 * guess / expected[0]
+        for row, share, guess in zip(own, shares, expected):
+            predicted = 100 * guess / expected[0]
             table.append({short(figure["by"]): value, "ranks": row.point.ranks,
                           "tokens/s": f"{row.median('tokens_per_s'):,.0f}",
-                          "efficiency": f"{100 * rate / per_rank[0]:.1f} %",
-                          "predicted": f"{share:.1f} %" if math.isfinite(share) else ""})
+                          "efficiency": f"{100 * share:.1f} %" if math.isfinite(share) else "",
+                          "predicted": f"{predicted:.1f} %" if math.isfinite(predicted) else ""})
     axes.axhline(1.0, color=plot.INK, linestyle=":", linewidth=1, label="ideal")
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
@@ -111,25 +113,29 @@ def speedup(rows, figure):
         if others:
             axes.annotate(describe(dict(others)), (100 * share, ratio), xytext=(6, -9), fontsize=7,
                           textcoords="offset points")
-        exchange = slow.median("exchange_ms") / max(fast.median("exchange_ms"), 1e-9)
+        exchange = (f"{statistics.median(slow.ratios('exchange_ms', fast)):.2f}"
+                    if fast.median("exchange_ms") > 0.0 else "")
         row = {short(figure["by"]): value, **{short(axis): label for axis, label in others},
                f"exchange of {figure['from']}": f"{100 * share:.1f} %",
                "speed-up": f"{ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
-               "exchange alone": f"{exchange:.2f}", "predicted": ""}
+               "exchange alone": exchange, "predicted": ""}
         if slow.predicted and fast.predicted:
             guess = fast.predicted["tokens_per_s"] / slow.predicted["tokens_per_s"]
             axes.plot(100 * slow.predicted["exchange_share"], guess, color=colour, marker="o",
                       markerfacecolor="white", linestyle="none")
             row["predicted"] = f"{guess:.2f} at {100 * slow.predicted['exchange_share']:.1f} %"
         table.append(row)
-    for value, (share, ratio, _) in PAPER_SPEEDUPS.items():
-        axes.plot(100 * share, ratio, marker="*", markersize=12, linestyle="none",
-                  color=colours.get(str(value), plot.INK))
     for colour, points in curves.items():
         axes.plot(*zip(*sorted(points)), color=colour, linewidth=1)
-    draw_legend(axes, figure, colours, any(row["predicted"] for row in table))
-    shares = np.linspace(0.0, 0.97, 200)
-    axes.plot(100 * shares, 1 / (1 - 0.75 * shares), color=plot.INK, linewidth=0.8, linestyle=":")
+    for value, colour in colours.items():
+        axes.plot([], [], color=colour, marker="o", linestyle="none",
+                  label=named(figure["by"], value))
+    if any(row["predicted"] for row in table):
+        axes.plot([], [], color=plot.INK, marker="o", markerfacecolor="white", linestyle="none",
+                  label="predicted")
+    if of_twins(figure):
+        draw_the_paper(axes, colours)
+    axes.legend(loc="upper left")
     axes.axhline(1.0, color=plot.INK, linewidth=0.8)
     axes.set_xlim(0, 100)
     axes.set_ylim(bottom=0)
@@ -139,18 +145,21 @@ def speedup(rows, figure):
     return [table], to_svg(axes_figure)
 
 
-def draw_legend(axes, figure, colours, predicted):
-    for value, colour in colours.items():
-        axes.plot([], [], color=colour, marker="o", linestyle="none",
-                  label=named(figure["by"], value))
-    if predicted:
-        axes.plot([], [], color=plot.INK, marker="o", markerfacecolor="white", linestyle="none",
-                  label="predicted")
+def of_twins(figure):
+    """Whether the paper's speed-ups are of the same two structures."""
+    return (figure["from"], figure["to"]) == ("fine_grained", "bigmac")
+
+
+def draw_the_paper(axes, colours):
+    """Its points, and the speed-up of a model that exchanges a quarter of its twin's rows."""
+    for value, (share, ratio, _) in PAPER_SPEEDUPS.items():
+        axes.plot(100 * share, ratio, marker="*", markersize=12, linestyle="none",
+                  color=colours.get(str(value), plot.INK))
     axes.plot([], [], color=plot.INK, marker="*", markersize=12, linestyle="none",
               label="the paper")
-    axes.plot([], [], color=plot.INK, linewidth=0.8, linestyle=":",
+    shares = np.linspace(0.0, 0.97, 200)
+    axes.plot(100 * shares, 1 / (1 - 0.75 * shares), color=plot.INK, linewidth=0.8, linestyle=":",
               label="a quarter of the exchange, all else equal")
-    axes.legend(loc="upper left")
 
 
 def exchange_share(rows, figure):
@@ -217,6 +226,32 @@ def breakdown(rows, figure):
              for name, row in zip(names, rows)]], to_svg(axes_figure)
 
 
+def hidden(rows, figure):
+    """The share of the exchange that is no longer waited for, beside the runs of `from`."""
+    axes_figure, axes = plt.subplots(figsize=(7.5, 0.9 + 0.34 * len(rows)))
+    table = []
+    whole = {row.labels[figure["by"]]: row for row in rows
+             if row.labels[figure["axis"]] == figure["from"]}
+    for row in rows:
+        base = whole.get(row.labels[figure["by"]])
+        shares = [100 * (1 - ratio) for ratio in row.ratios("exchange_ms", base)] if base else []
+        if row is base or not shares:
+            continue
+        share, name = statistics.median(shares), describe(row.labels)
+        axes.barh(name, share, color=plot.COLOURS[0], height=0.7,
+                  xerr=[[share - min(shares)], [max(shares) - share]])
+        table.append({"beside " + figure["from"]: name,
+                      "exchange, waited for": f"{row.median('exchange_ms'):,.1f}",
+                      "of": f"{base.median('exchange_ms'):,.1f}",
+                      "hidden": f"{share:.1f} % ({min(shares):.1f} to {max(shares):.1f})"})
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.set_xlabel(f"hidden, % of the exchange with transfers {figure['from']}")
+    axes.set_title("Exchange that nobody waits for")
+    axes.grid(axis="y", visible=False)
+    return [table], to_svg(axes_figure)
+
+
 def generation(rows, figure):
     """The form of the paper's Table 9: how much sooner `to` has generated so many tokens."""
     table = []
@@ -237,7 +272,7 @@ def generation(rows, figure):
         colour = styles.setdefault(value, plot.COLOURS[len(styles) % len(plot.COLOURS)])
         marker = markers.setdefault(others, "osD^vPX"[len(markers) % 7])
         axes.plot(lengths, ratios, marker=marker, color=colour, label=name)
-    for top_k, ratios in PAPER_GENERATION.items():
+    for top_k, ratios in PAPER_GENERATION.items() if of_twins(figure) else ():
         table.append({"generated tokens": f"the paper, top_k {top_k}, ep 16",
                       **{str(length): f"{ratio:.2f}" for length, ratio in ratios.items()},
                       prompt_share: ""})
@@ -261,5 +296,5 @@ def draw(figure, rows, runner):
     if figure["figure"] == "ladder":
         return ladder_fit.ladder(rows, figure, runner, to_svg)
     kinds = {"efficiency": efficiency, "speedup": speedup, "exchange_share": exchange_share,
-             "breakdown": breakdown, "generation": generation}
+             "breakdown": breakdown, "hidden": hidden, "generation": generation}
     return kinds[figure["figure"]](rows, figure)

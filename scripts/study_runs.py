@@ -17,7 +17,9 @@ from endings import Unusable, number
 
 LAB = pathlib.Path(os.path.relpath(pathlib.Path(__file__).with_name("link_lab.sh")))
 STOPPED = 75  # the program's exit code when it has saved and can go on
+BACKGROUND = "SWITCHYARD_BACKGROUND"
 MEASURED = "measured"  # a machine that the study describes itself, by `switchyard calibrate`
+REPORT_MARK = "<p>Made by <code>scripts/study.py "  # stands in every report
 SPEED_FIGURES = [
     "step_ms", "tokens_per_s", "forward_ms", "backward_ms", "exchange_ms", "optimizer_ms",
     "data_ms", "mfu", "exchange_bytes", "max_load_ratio", "peak_memory_bytes"
@@ -54,6 +56,16 @@ class Results:
             file.seek(0, os.SEEK_END)
             torn = file.tell() > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
             file.write((b"\n" if torn else b"") + json.dumps(result).encode() + b"\n")
+
+
+def refuse_foreign_files(folder):
+    """A study appends to its results and replaces its report, and no other file of their names."""
+    remedy = "name another folder with --out, or move the file away"
+    results, report = Results(folder), folder / "report.html"
+    if results.file.exists() and results.file.stat().st_size > 0 and not any(results.read()):
+        raise Unusable(f"{results.file} holds no results of a study; {remedy}")
+    if report.exists() and REPORT_MARK not in report.read_text(encoding="utf-8", errors="replace"):
+        raise Unusable(f"{report} is no report of a study; {remedy}")
 
 
 class Lab:
@@ -138,7 +150,7 @@ class Runner:
         machine = point.run.get("machine")
         if machine != MEASURED:
             return pathlib.Path(machine) if machine else None
-        links = ["hosts", "ranks_per_host", "rate", "latency"]
+        links = ["hosts", "ranks_per_host", "rate", "latency", "background"]
         name = "_".join([f"ranks_{point.ranks}"] +
                         [f"{key}_{point.run[key]}" for key in links if key in point.run])
         return self.folder / "machines" / f"{name}.yaml"
@@ -159,9 +171,9 @@ class Runner:
             return [str(self.program), "calibrate", "--out", str(file), *map(str, options)]
 
         file = self.machine_file(point)
-        if "rate" not in point.run:
-            return [(file, self.started_as(point, made_by(file)))]
         compute = self.folder / "machines" / f"ranks_{point.ranks}.yaml"
+        if file == compute:
+            return [(file, self.started_as(point, made_by(file)))]
         files = [(file, self.started_as(point, made_by(file, "--compute", compute)))]
         if not compute.exists():
             files.insert(0, (compute, self.started_here(point, made_by(compute))))
@@ -182,15 +194,17 @@ class Runner:
         return ["mpirun", "-n", str(point.ranks), "--oversubscribe", "--bind-to", "none", "--mca",
                 "mpi_yield_when_idle", "1", *program]
 
-    def environment(self):
+    def environment(self, point):
         more = {"OMP_NUM_THREADS": str(self.study.threads)}
+        if "background" in point.run:
+            more[BACKGROUND] = str(int(point.run["background"]))
         if os.geteuid() == 0:  # Open MPI runs as root only if both are set
             more.update(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
         return more
 
     def shown_command(self, point, repetition):
         """As a person would repeat it in a shell."""
-        environment = [f"{key}={value}" for key, value in self.environment().items()]
+        environment = [f"{key}={value}" for key, value in self.environment(point).items()]
         command = shlex.join(environment + self.command(point, repetition))
         if "rate" not in point.run:
             return command
@@ -202,19 +216,19 @@ class Runner:
         if self.study.measure == "speed":
             shutil.rmtree(folder, ignore_errors=True)  # half a run is no measurement
         return Started(point, repetition, folder,
-                       self.spawn(self.command(point, repetition), folder, lab))
+                       self.spawn(point, self.command(point, repetition), folder, lab))
 
     def start_calibration(self, point, file, command, lab):
         folder = file.with_suffix("")
         shutil.rmtree(folder, ignore_errors=True)
-        return Started(point, 0, folder, self.spawn(command, folder, lab))
+        return Started(point, 0, folder, self.spawn(point, command, folder, lab))
 
-    def spawn(self, command, folder, lab):
+    def spawn(self, point, command, folder, lab):
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / "output.txt", "a", encoding="utf-8") as output:
             return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT,
                                     stdin=subprocess.DEVNULL, process_group=0,
-                                    env={**lab.environment, **self.environment()})
+                                    env={**lab.environment, **self.environment(point)})
 
     def finish(self, started):
         """Appends the result of a run that has ended, and returns it."""
@@ -281,8 +295,11 @@ def figures_of(study, point, folder):
                                                   for record in timed)
     figures["steps"] = len(records)
     if study.measure == "loss":
-        figures["losses"] = [[record["tokens"], record["val_loss"]] for record in records
-                             if record.get("val_loss") is not None]
-        if not figures["losses"]:
+        evaluated = [record for record in records if "val_loss" in record]
+        if not evaluated:
             raise Unusable("the run has measured no held-out loss; set train.eval_interval")
+        for record in evaluated:
+            if record["val_loss"] is None:
+                raise Unusable(f"the held-out loss after step {record['step']} is not finite")
+        figures["losses"] = [[record["tokens"], record["val_loss"]] for record in evaluated]
     return figures

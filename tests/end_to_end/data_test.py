@@ -85,6 +85,18 @@ class Data(Program):
             if told:
                 self.assertNotEqual(*change.groups())
 
+    def test_a_held_out_loss_that_is_not_finite_is_no_success(self):
+        # The first held-out batch lies in a prompt, of which nothing is a target.
+        (self.folder / "asked.jsonl").write_text(
+            json.dumps({"prompt": "why? " * 1000, "completion": "so"}) + "\n")
+        self.run_program(0, "tokenize", CONFIG, "data.text=asked.jsonl",
+                         "data.record=prompt_completion", "data.train=asked.h5",
+                         'data.validation=""')
+        output = self.train(0, MIX, "data.validation=asked.h5", "train.max_steps=2",
+                            "train.eval_batches=1", code=FAILED)
+        self.assertRegex(output, "switchyard: .*the held-out loss after step 2 is -?nan: either")
+        self.assertTrue(self.checkpoint(2).exists())
+
     def test_each_held_out_file_has_a_loss_of_its_own(self):
         validation = "data.validation=[{path: runs/mix/b.h5, name: web}, runs/mix/c.h5]"
         output = self.train(0, validation)

@@ -54,6 +54,22 @@ class Plan(Program):
         even, busy = self.plan(*PAPER), self.plan(*PAPER, "--expert-load", "metrics.jsonl")
         self.assertAlmostEqual(busy["load_of_busiest_rank"], 16.0, places=6)
         self.assertGreater(busy["step_ms"], 2.0 * even["step_ms"])
+        for strange in ([0.0] * 64, [-0.5, 1.5] + [0.0] * 62):
+            (self.folder / "metrics.jsonl").write_text(json.dumps({"expert_load": [strange]}) + "\n")
+            output = self.run_program(0, "plan", "configs/bench_fine_grained.yaml", "--machine",
+                                      "configs/machines/h200_8x400.yaml", "--expert-load",
+                                      "metrics.jsonl", code=FAILED)
+            self.assertIn("expert_load must hold shares", output)
+
+    def test_links_that_were_not_measured_are_not_free(self):
+        machine = (self.folder / "configs/machines/h200_8x400.yaml").read_text()
+        before, between, _ = machine.partition("between_hosts:")
+        (self.folder / "one_host.yaml").write_text(f"{before}{between} not measured\n")
+        on_one_host = ["configs/gpt3_xl_bigmac.yaml", "parallel.deduplicate=none", "--machine",
+                       "one_host.yaml", "--ranks"]
+        self.plan(*on_one_host, "8")
+        output = self.run_program(0, "plan", *on_one_host, "32", code=FAILED)
+        self.assertIn("was measured without links between hosts", output)
 
     def test_mistakes_name_the_remedy(self):
         for arguments, message in [
@@ -77,6 +93,13 @@ class Calibrate(Program):
         self.assertGreater(plan["transfers"]["exchange"]["ms"], 0.0)
         # Other work on the machine makes messages of milliseconds of what takes microseconds.
         self.assertTrue(0.1 < plan["step_ms"] < 1e5, plan["step_ms"])
+        # Ranks of one host show nothing of links between hosts, and nothing is hidden there.
+        machine = yaml.safe_load((self.folder / "machine.yaml").read_text())
+        self.assertEqual(machine["background"], 0)
+        output = self.run_program(0, "plan", "configs/tiny_bigmac.yaml", "--ranks", "4",
+                                  "parallel.ep=4", "--machine", "machine.yaml",
+                                  "model.vocab_size=257", code=FAILED)
+        self.assertIn("was measured without links between hosts", output)
 
         self.measure_links_alone()
 

@@ -111,11 +111,28 @@ class Running(StudyTest):
             self.assertNotIn(other, report)
         self.assertEqual(list(self.out.glob("runs/*/checkpoints")), [])
 
+    def test_a_file_of_somebody_else_is_neither_replaced_nor_extended(self):
+        self.write(tiny_study())
+        self.out.mkdir(parents=True)
+        for name, text in (("report.html", "<html>my notes</html>"), ("results.jsonl", '{"a": 1}\n')):
+            with self.subTest(name):
+                (self.out / name).write_text(text)
+                self.assertIn(f"{name} ", self.study(code=FAILED))
+                self.assertEqual((self.out / name).read_text(), text)
+                (self.out / name).unlink()
+
+    def test_what_decides_results_must_stand_in_the_study(self):
+        study = tiny_study()
+        self.write(study)
+        output = self.study(code=FAILED, env={**os.environ, "SWITCHYARD_BACKGROUND": "0"})
+        self.assertIn("SWITCHYARD_BACKGROUND is set and would decide results", output)
+        self.assertEqual(self.results(), [])
+
     def test_a_changed_study_runs_what_has_changed(self):
         study = tiny_study()
         study["repetitions"] = 1
         self.write(study)
-        self.study()
+        self.assertRegex(self.study(), r"\d s left, if new points take as long as those before\)")
         study["parts"]["twins"]["axes"]["structure"]["bigmac"] = {**BIGMAC, "optimizer.lr": 1e-4}
         self.write(study)
 

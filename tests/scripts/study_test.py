@@ -9,8 +9,11 @@ from unittest import mock
 
 SCRIPTS = pathlib.Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
+import endings  # noqa: E402
 import ladder_fit  # noqa: E402
 import study_file  # noqa: E402
+import study_pictures  # noqa: E402
+import study_report  # noqa: E402
 import study_runs  # noqa: E402
 
 
@@ -54,7 +57,10 @@ class PointsTest(unittest.TestCase):
 
         self.assertEqual(self.points(parts, title="other", repetitions=7)[0].id, before)
         self.assertEqual(self.points(parts, settings={"machine": "m.yaml"})[0].id, before)
-        self.assertNotEqual(self.points(parts, settings={"ranks": 2})[0].id, before)
+        for more in ({"settings": {"ranks": 2}}, {"settings": {"background": True}},
+                     {"threads": 2}, {"measure": "loss"}, {"command": "bench inference"}):
+            with self.subTest(more):
+                self.assertNotEqual(self.points(parts, **more)[0].id, before)
         (self.root / "base.yaml").write_text("model: {hidden: 65}\n")
         self.assertNotEqual(self.points(parts)[0].id, before)
 
@@ -72,6 +78,16 @@ class PointsTest(unittest.TestCase):
 
         self.assertEqual((point.ranks, point.run["machine"]), (6, "lab_100mbit.yaml"))
 
+    def test_a_command_names_whether_transfers_pass_in_the_background(self):
+        modes = self.points({"p": {"axes": {"background": [False, True]},
+                                   "settings": {"hosts": 2, "rate": "10mbit",
+                                                "machine": "measured"}}})
+        runner = study_runs.Runner(study_file.read_study(self.root / "study.yaml"), self.root,
+                                   pathlib.Path("bin/program"))
+
+        for point, value in zip(modes, "01"):
+            self.assertIn(f"SWITCHYARD_BACKGROUND={value} ", runner.shown_command(point, 1))
+        self.assertNotEqual(*map(runner.machine_file, modes))
 
     def test_compute_is_measured_once_for_all_links(self):
         links = {"hosts": 2, "ranks_per_host": 2, "machine": "measured"}
@@ -118,6 +134,60 @@ class ResultsTest(unittest.TestCase):
 
             self.assertEqual(done["a", 1]["figures"], {"step_ms": 1})
             self.assertEqual(list(failed), [("b", 1)])
+
+
+def measured(labels, ranks, figures):
+    """A row of a report, whose runs have these figures."""
+    point = study_file.Point("id", "train", pathlib.Path("run.yaml"), {}, {"ranks": ranks}, labels)
+    return study_report.Measured(labels, point, dict(enumerate(figures, 1)), {})
+
+
+class PicturesTest(unittest.TestCase):
+    def test_efficiency_compares_within_a_repetition(self):
+        # The machine was twice as fast in the second repetition and three times in the third.
+        rows = [measured({"ranks": "1", "structure": "x"}, 1,
+                         [{"tokens_per_s": speed} for speed in (10.0, 20.0, 30.0)]),
+                measured({"ranks": "2", "structure": "x"}, 2,
+                         [{"tokens_per_s": speed} for speed in (18.0, 36.0, 12.0)])]
+
+        (table,), _ = study_pictures.efficiency(rows, {"axis": "ranks", "by": "structure"})
+
+        self.assertEqual([row["efficiency"] for row in table], ["100.0 %", "90.0 %"])
+
+    def test_what_is_hidden_is_what_nobody_waits_for_beside_the_same_repetition(self):
+        rows = [measured({"transfers": how, "structure": "x"}, 2,
+                         [{"exchange_ms": waited} for waited in times])
+                for how, times in (("in turn", (100.0, 200.0, 50.0)), ("behind", (25.0, 50.0, 50.0)))]
+
+        (table,), _ = study_pictures.hidden(rows, {"axis": "transfers", "from": "in turn",
+                                                   "by": "structure"})
+
+        self.assertEqual([row["hidden"] for row in table], ["75.0 % (0.0 to 75.0)"])
+
+    def test_the_papers_points_stand_beside_its_twins_alone(self):
+        figures = [{"tokens_per_s": 1.0, "exchange_ms": 1.0, "exchange_share": 0.5}]
+
+        def picture(slow, fast):
+            rows = [measured({"which": which, "top_k": "8"}, 2, figures) for which in (slow, fast)]
+            figure = {"axis": "which", "from": slow, "to": fast, "by": "top_k"}
+            return study_pictures.speedup(rows, figure)[1]
+
+        self.assertIn("the paper", picture("fine_grained", "bigmac"))
+        self.assertNotIn("the paper", picture("rank", "host"))
+
+
+class LossTest(unittest.TestCase):
+    def test_a_held_out_loss_that_is_not_finite_is_no_result(self):
+        with tempfile.TemporaryDirectory() as folder:
+            steps = [{"step": step, "tokens": 10 * step, "step_ms": 2.0, "exchange_ms": 1.0,
+                      "val_loss": loss} for step, loss in ((1, 2.0), (2, 1.0), (3, None))]
+            (pathlib.Path(folder) / "metrics.jsonl").write_text(
+                "".join(json.dumps(step) + "\n" for step in steps))
+            study = mock.Mock(measure="loss")
+            point = mock.Mock(command="train", warmup_steps=1)
+
+            with self.assertRaisesRegex(endings.Unusable, "after step 3 is not finite"):
+                study_runs.figures_of(study, point, pathlib.Path(folder))
 
 
 class LadderTest(unittest.TestCase):
@@ -169,8 +239,10 @@ class LadderTest(unittest.TestCase):
     def test_speeds_are_found_by_structure_and_size(self):
         with tempfile.TemporaryDirectory() as folder:
             results = study_runs.Results(pathlib.Path(folder))
-            for repetition, speed in enumerate((1.0, 5.0, 3.0)):
-                results.append({"point": "a", "repetition": repetition,
+            # The study has changed since the first result, and its point with it.
+            for repetition, (point, speed) in enumerate(zip("oaaa", (100.0, 1.0, 5.0, 3.0))):
+                results.append({"point": point, "repetition": repetition,
+                                "began": f"2026-01-01T00:0{repetition}:00+00:00",
                                 "labels": {"size": "s", "structure": "x"},
                                 "figures": {"tokens_per_s": speed}})
 

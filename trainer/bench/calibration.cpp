@@ -110,9 +110,14 @@ Machine calibrate(MpiRuntime& mpi, const std::string& device, const Machine* com
   }
   machine.memory_per_rank = static_cast<double>(memory_of(stream.device()).total_bytes) /
                             (stream.device().is_host() ? per_host : 1);
-  machine.rings = machine.links_overlap = hosts.transfers_behind_compute();
+  // NCCL passes data on in rings, beside what moves within a host. Over MPI every rank sends to
+  // every other, and one thread moves all.
+  machine.rings = machine.links_overlap =
+      hosts.transfers_behind_compute() && !stream.device().is_host();
   calibrate_links(stream, hosts, machine);
-  machine.background = calibrate_background(stream, hosts, machine.threads);
+  if (hosts.transfers_behind_compute()) {
+    machine.background = calibrate_background(stream, hosts, machine.threads);
+  }
   if (compute != nullptr) {
     machine.products = compute->products;
     machine.ops = compute->ops;

@@ -34,8 +34,7 @@ class Exercise {
       case Kind::all_to_all:
         return group_.start_all_to_all_v(stream_, all_, rows_, other_, rows_);
       case Kind::all_gather:
-        group_.all_gather(stream_, own, all_);
-        return finished_collective();
+        return group_.start_all_gather(stream_, own, all_);
       case Kind::reduce_scatter:
         return group_.start_reduce_scatter(stream_, all_, own);
     }
@@ -65,14 +64,16 @@ class Exercise {
   Tensor all_, other_;
 };
 
-// The time of one message, if `at_once` of them pass one after the other.
+// The latency is the time of the smallest messages; what longer ones take beyond it passes for one
+// message after the other, `at_once` of them. Empty for a group of one rank.
 ByteTimes measure(Stream& stream, Communicator& group, Kind kind, int at_once) {
   ByteTimes times;
-  if (group.size() == 1) return ByteTimes::line(0.0, 1e15);
+  if (group.size() == 1) return times;
   for (int64_t bytes = kSmallest; bytes <= kLargest; bytes *= 4) {
     const double seconds = Exercise(stream, group, kind, bytes).seconds();
+    if (bytes == kSmallest) times.latency = seconds;
     times.bytes.push_back(static_cast<double>(bytes));
-    times.seconds.push_back(seconds / at_once);
+    times.seconds.push_back(std::max(0.0, seconds - times.latency) / at_once);
     if (seconds > kLongEnough) break;
   }
   return times;

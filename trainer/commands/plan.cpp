@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <fstream>
 
 #include <nlohmann/json.hpp>
@@ -18,15 +19,15 @@ namespace switchyard {
 namespace {
 
 // The newest expert_load of a metrics file.
-std::vector<std::vector<double>> read_expert_load(const std::string& path) {
+ExpertLoad read_expert_load(const std::string& path) {
   std::ifstream file(path);
   require(file.is_open(), "cannot read {}: no such file, or no permission", path);
-  std::vector<std::vector<double>> load;
+  ExpertLoad load;
   for (std::string line; std::getline(file, line);) {
     const auto record = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
     if (!record.is_object() || !record.contains("expert_load")) continue;
     try {
-      load = record["expert_load"].get<std::vector<std::vector<double>>>();
+      load = record["expert_load"].get<ExpertLoad>();
     } catch (const nlohmann::json::exception&) {
       fail("{}: expert_load is no list of lists of numbers", path);
     }
@@ -36,26 +37,33 @@ std::vector<std::vector<double>> read_expert_load(const std::string& path) {
   return load;
 }
 
-double busiest_load(const PlanOptions& options, const ModelConfig& model, int ep) {
-  if (options.expert_load.empty()) return 1.0;
-  const auto load = read_expert_load(options.expert_load);
-  require(std::ssize(load.front()) == model.num_experts,
-          "{} is of a model with {} experts, the configuration has {}", options.expert_load,
-          load.front().size(), model.num_experts);
-  return load_of_busiest_rank(load, ep);
+ExpertLoad expert_load_of(const PlanOptions& options, const ModelConfig& model) {
+  if (options.expert_load.empty()) return {};
+  ExpertLoad load = read_expert_load(options.expert_load);
+  for (const std::vector<double>& layer : load) {
+    require(std::ssize(layer) == model.num_experts,
+            "{} is of a model with {} experts, the configuration has {}", options.expert_load,
+            layer.size(), model.num_experts);
+    require(std::ranges::all_of(layer, [](double share) { return share >= 0.0 && share <= 1.0; }) &&
+                std::ranges::any_of(layer, [](double share) { return share > 0.0; }),
+            "{}: expert_load must hold shares of the tokens, from 0 to 1 and not all 0",
+            options.expert_load);
+  }
+  return load;
 }
 
 void print_timed(const RunConfig& config, int num_ranks, const PlanOptions& options) {
   const Machine machine = read_machine(options.machine);
   const DType dtype = config.run.compute_dtype;
-  const double load = busiest_load(options, config.model, config.parallel.ep);
+  const ExpertLoad expert_load = expert_load_of(options, config.model);
   if (options.search) {
-    const auto choices = search_layouts(config, num_ranks, machine, load);
+    const auto choices = search_layouts(config, num_ranks, machine, expert_load);
     fmt::print("{}", options.json ? to_json(choices) : describe(choices));
     return;
   }
   const ParallelLayout layout(num_ranks, config.parallel.tp, config.parallel.ep);
-  const TimedPlan timed = make_timed_plan(config, layout, machine, load);
+  const TimedPlan timed = make_timed_plan(config, layout, machine,
+                                          load_of_busiest_rank(expert_load, config.parallel.ep));
   fmt::print("{}", options.json ? to_json(timed, dtype)
                                 : describe_plan(timed.plan, config) + describe(timed, dtype));
 }

@@ -1,7 +1,7 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
-
 #include <optional>
 
 #include "kernels/runtime/profile.h"
@@ -21,6 +21,8 @@ struct ActivationPlan {
   int64_t scratch = 0;  // the part of temporaries whose arena the optimizer's step uses, too
 
   int64_t peak() const { return saved + temporaries; }
+  // The optimizer's step takes `bytes` of that arena after the passes.
+  void add_optimizer(int64_t bytes) { temporaries += std::max<int64_t>(bytes - scratch, 0); }
 };
 
 class WorkTrace;

@@ -81,19 +81,20 @@ struct Figures {
 };
 
 Figures count(const RunConfig& config, const LayoutChoice& choice, const Machine& machine,
-              double load) {
+              const ExpertLoad& expert_load) {
+  const double load = load_of_busiest_rank(expert_load, choice.layout.ep());
   const StepTrace trace = trace_step(config, choice.layout, machine, load);
   return {.time = replay(trace, machine, choice.layout),
-          .memory = static_cast<double>(trace.memory.on_device(machine.device))};
+          .memory = static_cast<double>(trace.memory.total())};
 }
 
 // Estimates choices of one configuration.
 class Search {
  public:
-  Search(const RunConfig& config, const Machine& machine, double load)
+  Search(const RunConfig& config, const Machine& machine, const ExpertLoad& expert_load)
       : config_(config),
         machine_(machine),
-        load_(load),
+        expert_load_(expert_load),
         shallow_(config.model.first_dense_layers + 1),
         is_deep_(config.model.num_layers > shallow_ + 1) {}
 
@@ -103,9 +104,9 @@ class Search {
     if (!is_deep_) return measure(choice);
     RunConfig config = with_choice(config_, choice);
     config.model.num_layers = shallow_;
-    const Figures a = count(config, choice, machine_, load_);
+    const Figures a = count(config, choice, machine_, expert_load_);
     config.model.num_layers = shallow_ + 1;
-    const Figures b = count(config, choice, machine_, load_);
+    const Figures b = count(config, choice, machine_, expert_load_);
     const double more = config_.model.num_layers - shallow_;
     choice.time = b.time;
     choice.time.seconds = a.time.seconds + more * (b.time.seconds - a.time.seconds);
@@ -113,7 +114,7 @@ class Search {
   }
   // From the figures of the model itself.
   void measure(LayoutChoice& choice) const {
-    const Figures figures = count(with_choice(config_, choice), choice, machine_, load_);
+    const Figures figures = count(with_choice(config_, choice), choice, machine_, expert_load_);
     choice.time = figures.time;
     choice.memory = static_cast<int64_t>(figures.memory);
   }
@@ -125,7 +126,7 @@ class Search {
  private:
   const RunConfig& config_;
   const Machine& machine_;
-  double load_;
+  const ExpertLoad& expert_load_;
   int shallow_;
   bool is_deep_;
 };
@@ -154,11 +155,12 @@ std::vector<LayoutChoice> with_other_chunks(const std::vector<LayoutChoice>& sor
 }  // namespace
 
 std::vector<LayoutChoice> search_layouts(const RunConfig& config, int num_ranks,
-                                         const Machine& machine, double load, size_t exact) {
+                                         const Machine& machine, const ExpertLoad& expert_load,
+                                         size_t exact) {
   std::vector<LayoutChoice> all = candidates(config, num_ranks, machine), fitting;
   require(!all.empty(), "no layout of {} ranks suits the model and train.global_batch_size {}",
           num_ranks, config.train.global_batch_size);
-  const Search search(config, machine, load);
+  const Search search(config, machine, expert_load);
   const auto add_fitting = [&](std::vector<LayoutChoice>& choices) {
     for (LayoutChoice& choice : choices) {
       search.estimate(choice);

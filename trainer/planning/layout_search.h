@@ -22,10 +22,11 @@ struct LayoutChoice {
 // memory, the fastest first: tensor parallelism within a host, expert parallelism, micro-batch size
 // and recomputation; where transfers run behind compute, the fastest also with other numbers of
 // chunks. Times and memory are linear in the number of layers, so two shallow models are counted
-// per layout, and the full one for the first `exact` of them. Throws Error that says how much
+// per layout, and the full one for the first `exact` of them. Every layout's busiest rank has the
+// load that its share of the experts gets by `expert_load`. Throws Error that says how much
 // memory the smallest needs if none fits.
 std::vector<LayoutChoice> search_layouts(const RunConfig& config, int num_ranks,
-                                         const Machine& machine, double load = 1.0,
+                                         const Machine& machine, const ExpertLoad& expert_load = {},
                                          size_t exact = 5);
 
 }  // namespace switchyard

@@ -56,6 +56,12 @@ double ByteTimes::of(double num_bytes) const {
   return seconds[i - 1] + share * (seconds[i] - seconds[i - 1]);
 }
 
+double ByteTimes::rate() const {
+  if (bytes.size() == 1) return bytes.back() / seconds.back();
+  const size_t last = bytes.size() - 1;
+  return (bytes[last] - bytes[last - 1]) / (seconds[last] - seconds[last - 1]);
+}
+
 ByteTimes ByteTimes::line(double latency, double bytes_per_second, double per_message) {
   return {.latency = latency,
           .bytes = {0.0, bytes_per_second},
@@ -157,6 +163,17 @@ double ring(const CollectiveTimes& times, const Traffic& t) {
 
 }  // namespace
 
+void Machine::require_links(const CollectiveTimes& times, const Traffic& t) const {
+  const auto need = [&](const ByteTimes& of, int64_t peers, const char* where, const char* remedy) {
+    require(peers == 0 || !of.empty(), "the machine '{}' was measured without links {}: {}", name,
+            where, remedy);
+  };
+  need(times.between_hosts, t.peers_between, "between hosts",
+       "plan for the ranks of one host, or calibrate on two or more hosts");
+  need(times.within_host, t.peers_within, "within a host",
+       "plan for one rank on every host, or calibrate with two or more ranks on a host");
+}
+
 double Machine::seconds_of(const Traffic& t) const {
   if (t.ranks == 1) return 0.0;
   if (t.kind == CollectiveKind::all_reduce || t.kind == CollectiveKind::broadcast) {
@@ -170,6 +187,7 @@ double Machine::seconds_of(const Traffic& t) const {
   const CollectiveTimes& times = t.kind == CollectiveKind::all_to_all   ? all_to_all
                                  : t.kind == CollectiveKind::all_gather ? all_gather
                                                                         : reduce_scatter;
+  require_links(times, t);
   if (rings && t.kind != CollectiveKind::all_to_all) return ring(times, t);
   const double within = within_host(times, static_cast<double>(t.peers_within), t.bytes_within);
   const double between = between_hosts(times, static_cast<double>(t.ranks_per_host),

@@ -13,15 +13,18 @@
 namespace switchyard {
 
 // The time of an op or of a collective's messages by bytes. `latency` passes once per op or
-// collective, because the messages of one wait for the network at the same time; where times were
-// measured, they contain it.
+// collective, because the messages of one wait for the network at the same time; measured times of
+// ops contain it.
 struct ByteTimes {
   double latency = 0.0;
   // Linear between the points, which ascend; beyond the last in proportion to the bytes.
   std::vector<double> bytes = {}, seconds = {};
 
+  bool empty() const { return bytes.empty(); }
   // Without the latency.
   double of(double num_bytes) const;
+  // Bytes per second of the longest ones.
+  double rate() const;
   // Every message takes `per_message` and the time of its bytes.
   static ByteTimes line(double latency, double bytes_per_second, double per_message = 0.0);
 };
@@ -48,7 +51,8 @@ struct ProductTimes {
 };
 
 // The time of one message between two ranks. Within a host every rank sends at once, each with this
-// time; a host's link to others takes the messages of its ranks one after the other.
+// time; a host's link to others takes the messages of its ranks one after the other. Empty for
+// links that have not been measured.
 struct CollectiveTimes {
   ByteTimes within_host, between_hosts;
 };
@@ -82,6 +86,7 @@ struct Machine {
   // How much longer compute takes where `ranks` ranks share a host, than the figures say.
   double contention(int ranks) const;
   double seconds_of(const TracedOp& op) const;
+  // Throws Error if the machine was described without the links that the traffic takes.
   double seconds_of(const Traffic& traffic) const;
   // Throws Error if the machine has no figures for the dtype.
   const ProductTimes& products_in(DType dtype) const;
@@ -89,6 +94,7 @@ struct Machine {
  private:
   double seconds_of(const AttentionProducts& attention) const;
   double seconds_of(const TracedProducts& products) const;
+  void require_links(const CollectiveTimes& times, const Traffic& traffic) const;
 };
 
 }  // namespace switchyard

@@ -20,6 +20,7 @@ constexpr std::array<const char*, kNumProductKinds> kProductKinds = {"forward", 
                                                                      "weight_gradient"};
 constexpr std::array<const char*, 2> kPasses = {"forward", "backward"};
 constexpr double kMost = 1e30;
+constexpr const char* kNotMeasured = "not measured";
 
 // ---- Reading -----------------------------------------------------------------------------------
 
@@ -29,6 +30,11 @@ class Map {
   Map(const YAML::Node& node, std::string file, std::string path)
       : node_(node), file_(std::move(file)), path_(std::move(path)) {
     require(node.IsMap(), "{}: {} must be a map", file_, path_.empty() ? "the file" : path_);
+    const std::vector<std::string> all = keys();
+    for (auto key = all.begin(); key != all.end(); ++key) {
+      require(std::find(std::next(key), all.end(), *key) == all.end(), "{}: {} is given twice",
+              file_, of(*key));
+    }
   }
 
   bool has(const std::string& key) { return known_.insert(key).second, node_[key].IsDefined(); }
@@ -41,9 +47,17 @@ class Map {
     require(node_[key].IsScalar(), "{}: {} must be a text", file_, of(key));
     return node_[key].Scalar();
   }
+  bool says(const std::string& key, const char* text) {
+    return has(key) && node_[key].IsScalar() && node_[key].Scalar() == text;
+  }
   double number(const std::string& key, double lowest, double highest = kMost) {
     require(has(key), "{}: {} is missing", file_, of(key));
     return number(node_[key], of(key), lowest, highest);
+  }
+  int whole(const std::string& key, int lowest, int highest) {
+    const double value = number(key, lowest, highest);
+    require(value == std::floor(value), "{}: {} must be a whole number", file_, of(key));
+    return static_cast<int>(value);
   }
   double number_or(double otherwise, const std::string& key, double lowest,
                    double highest = kMost) {
@@ -119,11 +133,15 @@ ByteTimes read_byte_times(Map map) {
   return times;
 }
 
+ByteTimes read_link(Map& map, const std::string& key) {
+  if (map.says(key, kNotMeasured)) return {};
+  return read_byte_times(map.map(key));
+}
+
 CollectiveTimes read_links(Map map) {
-  CollectiveTimes times{.within_host = read_byte_times(map.map("within_host")),
-                        .between_hosts = {}};
+  CollectiveTimes times{.within_host = read_link(map, "within_host"), .between_hosts = {}};
   times.between_hosts =
-      map.has("between_hosts") ? read_byte_times(map.map("between_hosts")) : times.within_host;
+      map.has("between_hosts") ? read_link(map, "between_hosts") : times.within_host;
   map.refuse_others();
   return times;
 }
@@ -187,9 +205,9 @@ Machine read_machine(Map map) {
   require(device == "cpu" || device == "cuda", "{}: device is '{}', expected cpu or cuda",
           map.file(), device);
   machine.device = device == "cpu" ? DeviceKind::cpu : DeviceKind::cuda;
-  constexpr double kMostRanks = 1 << 20;
-  machine.ranks_per_host = static_cast<int>(map.number("ranks_per_host", 1.0, kMostRanks));
-  machine.threads = static_cast<int>(map.number_or(1.0, "threads", 1.0, kMostRanks));
+  constexpr int kMostRanks = 1 << 20;
+  machine.ranks_per_host = map.whole("ranks_per_host", 1, kMostRanks);
+  if (map.has("threads")) machine.threads = map.whole("threads", 1, kMostRanks);
   machine.cores_per_host = map.number_or(0.0, "cores_per_host", 0.0);
   machine.memory_per_rank = map.number_or(0.0, "memory_per_rank", 0.0);
   machine.background = map.number("background", 0.0, 1.0);
@@ -219,6 +237,7 @@ std::string to_yaml(const TimeGrid& grid) {
 }
 
 std::string to_yaml(const ByteTimes& times) {
+  if (times.empty()) return fmt::format("{}\n", kNotMeasured);
   return fmt::format("{{latency: {:.4g}, bytes: {}, seconds: {}}}\n", times.latency,
                      list(times.bytes), list(times.seconds));
 }

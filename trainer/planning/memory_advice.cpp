@@ -15,10 +15,6 @@ namespace {
 // Advice names at most this many times the ranks.
 constexpr int kMostTimesTheRanks = 1024;
 
-DeviceKind device_kind(const RunConfig& config) {
-  return config.run.device == "cpu" ? DeviceKind::cpu : DeviceKind::cuda;
-}
-
 MemoryPlan plan_memory(const RunConfig& config, int world_size) {
   return make_plan(config, ParallelLayout(world_size, config.parallel.tp, config.parallel.ep))
       .memory;
@@ -55,7 +51,7 @@ class Advisor {
   // The memory that `config` needs, in parentheses, if it is valid and fits.
   std::optional<std::string> fitting(const RunConfig& config, int world_size) const {
     if (!is_valid(config, world_size)) return {};
-    const int64_t needed = plan_memory(config, world_size).on_device(device_kind(config));
+    const int64_t needed = plan_memory(config, world_size).total();
     if (needed > available_) return {};
     return fmt::format(" ({})", format_bytes(needed));
   }
@@ -103,7 +99,7 @@ class Advisor {
 
 std::string advise_on_memory(const RunConfig& config, int world_size, int64_t available) {
   const MemoryPlan plan = plan_memory(config, world_size);
-  const int64_t needed = plan.on_device(device_kind(config));
+  const int64_t needed = plan.total();
   std::string text = fmt::format(
       "a rank needs {} by the plan (weights, gradients and optimizer state {}, activations of a "
       "micro-batch {}), and has {}",

@@ -86,10 +86,6 @@ std::string format_bytes(int64_t num_bytes) {
   return fmt::format("{:.{}f} {}", scaled, unit == 0 ? 0 : 2, kUnits[unit]);
 }
 
-int64_t MemoryPlan::on_device(DeviceKind kind) const {
-  return kind == DeviceKind::cpu ? total() : total() - program + kProgramBytesOnDevice;
-}
-
 ParameterCounts count_parameters(const ModelConfig& model) {
   RunConfig config;
   config.model = model;
@@ -123,21 +119,22 @@ MemoryPlan state_of(CountedRank& rank) {
   }
   memory.main_weights = rank.optimizer().main_params_bytes();
   memory.optimizer_state = rank.optimizer().state_bytes();
-  memory.program = kProgramBytes;
+  memory.program =
+      rank.stream().device().kind == DeviceKind::cpu ? kProgramBytes : kProgramBytesOnDevice;
   return memory;
 }
 
-Plan make_plan(const RunConfig& config, const ParallelLayout& layout) {
+Plan make_plan(const RunConfig& config, const ParallelLayout& layout,
+               const CountedRankOptions& options) {
   Plan plan;
   plan.layout = layout;
   plan.parameters = count_parameters(config.model);
   // Rank 0 holds most: where tp does not divide the vocabulary, the last one holds less.
-  CountedRank rank(config, layout);
+  CountedRank rank(config, layout, options);
   plan.parameters_of_rank = rank.parameters().num_elements();
   plan.memory = state_of(rank);
-  ActivationPlan& activations = plan.memory.activations;
-  activations = rank.run_micro_batch(/*is_last=*/false);
-  activations.temporaries += std::max<int64_t>(rank.run_optimizer() - activations.scratch, 0);
+  plan.memory.activations = rank.run_micro_batch(/*is_last=*/false);
+  plan.memory.activations.add_optimizer(rank.run_optimizer());
   plan.forward_flops = forward_flops_per_token(config.model);
   plan.tokens_per_step = config.train.global_batch_size * config.model.seq_len;
   plan.step_flops =

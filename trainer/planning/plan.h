@@ -24,20 +24,18 @@ struct ParameterCounts {
   int64_t active = 0;  // used by one token: top_k of the experts
 };
 
-// Bytes of one rank; the peak of a training step is their sum.
+// Bytes of one rank, of a GPU's memory where it has one; the peak of a training step is their sum.
 struct MemoryPlan {
   int64_t parameters = 0;
   int64_t gradients = 0;        // f32
   int64_t main_weights = 0;     // f32, this rank's share; in f32 training they are the parameters
   int64_t optimizer_state = 0;  // f32, this rank's share
   ActivationPlan activations;   // of one micro-batch
-  int64_t program = 0;          // libraries, communication, data
+  int64_t program = 0;          // libraries, communication, data; on a GPU cuBLAS and streams
 
   int64_t total() const {
     return parameters + gradients + main_weights + optimizer_state + activations.peak() + program;
   }
-  // The bytes of the plan that a device of this kind must hold.
-  int64_t on_device(DeviceKind kind) const;
 };
 
 // The resources that a configuration will need on `layout`; see CountedRank.
@@ -57,8 +55,10 @@ struct Plan {
 // The plan of a rank's state and of the program; activations are left out.
 MemoryPlan state_of(CountedRank& rank);
 
-// `config` must have been validated for layout.world_size() ranks, with model.vocab_size not 0.
-Plan make_plan(const RunConfig& config, const ParallelLayout& layout);
+// `config` must have been validated for layout.world_size() ranks, with model.vocab_size not 0. The
+// options say on what the rank runs, where that is not what the configuration says.
+Plan make_plan(const RunConfig& config, const ParallelLayout& layout,
+               const CountedRankOptions& options = {});
 
 ParameterCounts count_parameters(const ModelConfig& model);
 

@@ -116,15 +116,19 @@ double StepTime::compute() const {
   return std::accumulate(parts.begin(), parts.end(), outside_parts);
 }
 
+CountedRankOptions rank_on(const Machine& machine, double load) {
+  return {.transfers_behind_compute = machine.background > 0.0,
+          .device = machine.device,
+          .ranks_per_host = machine.ranks_per_host,
+          .load = load};
+}
+
 StepTrace trace_step(const RunConfig& config, const ParallelLayout& layout, const Machine& machine,
                      double load) {
   WorkTrace trace(layout, /*rank=*/0, machine.ranks_per_host);
-  CountedRank rank(config, layout,
-                   {.transfers_behind_compute = machine.background > 0.0,
-                    .device = machine.device,
-                    .ranks_per_host = machine.ranks_per_host,
-                    .load = load,
-                    .trace = &trace});
+  CountedRankOptions options = rank_on(machine, load);
+  options.trace = &trace;
+  CountedRank rank(config, layout, options);
   StepTrace step;
   step.load = load;
   step.memory = state_of(rank);
@@ -135,11 +139,12 @@ StepTrace trace_step(const RunConfig& config, const ParallelLayout& layout, cons
     if (is_last) step.memory.activations = activations;
     return trace.take();
   };
-  rank.run_optimizer();
+  const int64_t scratch_of_optimizer = rank.run_optimizer();
   step.optimizer = trace.take();
   step.first = traced(/*is_last=*/step.micro_batches == 1);
   if (step.micro_batches > 2) step.middle = traced(/*is_last=*/false);
   if (step.micro_batches > 1) step.last = traced(/*is_last=*/true);
+  step.memory.activations.add_optimizer(scratch_of_optimizer);
   return step;
 }
 
@@ -153,7 +158,7 @@ StepTime replay(const StepTrace& trace, const Machine& machine, const ParallelLa
   return replay.result();
 }
 
-double load_of_busiest_rank(const std::vector<std::vector<double>>& expert_load, int ep) {
+double load_of_busiest_rank(const ExpertLoad& expert_load, int ep) {
   if (expert_load.empty()) return 1.0;
   double sum = 0.0;
   for (const std::vector<double>& layer : expert_load) {

@@ -47,6 +47,9 @@ struct StepTime {
   double exchange_share() const { return transfer(Purpose::exchange).exposed / seconds; }
 };
 
+// A rank of the machine whose experts get `load` times the mean rank's rows.
+CountedRankOptions rank_on(const Machine& machine, double load);
+
 // Traces a step of the rank whose experts have `load` times the mean number of rows. `config` must
 // have been validated for the layout, with model.vocab_size not 0.
 StepTrace trace_step(const RunConfig& config, const ParallelLayout& layout, const Machine& machine,
@@ -58,8 +61,11 @@ StepTrace trace_step(const RunConfig& config, const ParallelLayout& layout, cons
 // while it waits, by the whole time.
 StepTime replay(const StepTrace& trace, const Machine& machine, const ParallelLayout& layout);
 
-// The mean over MoE layers of the load of the busiest of `ep` ranks, in loads of the mean rank.
-//   expert_load  [MoE layers][experts] shares, as metrics have them
-double load_of_busiest_rank(const std::vector<std::vector<double>>& expert_load, int ep);
+// [MoE layers][experts] shares of the tokens, as metrics have them; empty: balanced.
+using ExpertLoad = std::vector<std::vector<double>>;
+
+// The mean over MoE layers of the load of the busiest of `ep` ranks, in loads of the mean rank; at
+// most `ep`, if one rank's experts get everything.
+double load_of_busiest_rank(const ExpertLoad& expert_load, int ep);
 
 }  // namespace switchyard

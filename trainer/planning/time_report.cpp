@@ -46,10 +46,17 @@ Json json_of(const StepTime& t) {
 }
 
 Json json_of(const Verdict& v) {
-  Json json = {{"bigmac", json_of(v.bigmac)},     {"fine_grained", json_of(v.fine_grained)},
-               {"speed_up", v.speed_up},          {"exchange_speed_up", v.exchange_speed_up},
-               {"break_even_link_rate", nullptr}, {"deciding_term", v.deciding_term}};
-  if (v.break_even) json["break_even_link_rate"] = *v.break_even;
+  Json json = {{"bigmac", json_of(v.bigmac)},
+               {"fine_grained", json_of(v.fine_grained)},
+               {"speed_up", v.speed_up},
+               {"exchange_speed_up", v.exchange_speed_up},
+               {"break_even_link_factor", nullptr},
+               {"break_even_gbit_per_s", nullptr},
+               {"deciding_term", v.deciding_term}};
+  if (v.break_even) {
+    json["break_even_link_factor"] = *v.break_even;
+    json["break_even_gbit_per_s"] = 1e-9 * *v.break_even_rate;
+  }
   return json;
 }
 
@@ -73,7 +80,7 @@ double TimedPlan::mfu(DType dtype) const {
 
 TimedPlan make_timed_plan(const RunConfig& config, const ParallelLayout& layout,
                           const Machine& machine, double load) {
-  TimedPlan timed{.plan = make_plan(config, layout),
+  TimedPlan timed{.plan = make_plan(config, layout, rank_on(machine, load)),
                   .machine = machine,
                   .load = load,
                   .time = {},

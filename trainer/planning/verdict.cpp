@@ -12,6 +12,7 @@ namespace {
 
 // Bytes per second change, the latency stays.
 void scale(ByteTimes& times, double rate) {
+  if (times.empty()) return;
   const double fixed = times.seconds.front();
   for (double& seconds : times.seconds) seconds = fixed + (seconds - fixed) / rate;
 }
@@ -48,7 +49,7 @@ std::optional<double> find_break_even(const StepTrace& bigmac, const StepTrace& 
   return std::exp(slow);
 }
 
-// The terms of a step whose sum is its time.
+// The terms of a step in which twins can differ.
 std::vector<std::pair<std::string, double>> terms_of(const StepTime& time) {
   const auto exposed = [&](Purpose purpose) { return time.transfer(purpose).exposed; };
   const auto part = [&](Part of) { return time.parts[static_cast<size_t>(of)]; };
@@ -106,6 +107,7 @@ std::optional<Verdict> compare_twins(const RunConfig& config, const ParallelLayo
   Verdict verdict{.bigmac = replay(bigmac, machine, layout),
                   .fine_grained = replay(fine_grained, machine, layout),
                   .break_even = {},
+                  .break_even_rate = {},
                   .deciding_term = {}};
   const double of_bigmac = verdict.bigmac.transfer(Purpose::exchange).seconds;
   verdict.speed_up = verdict.fine_grained.seconds / verdict.bigmac.seconds;
@@ -113,6 +115,12 @@ std::optional<Verdict> compare_twins(const RunConfig& config, const ParallelLayo
     verdict.exchange_speed_up =
         verdict.fine_grained.transfer(Purpose::exchange).seconds / of_bigmac;
     verdict.break_even = find_break_even(bigmac, fine_grained, layout, machine);
+    if (verdict.break_even) {
+      const CollectiveTimes& links = machine.all_to_all;
+      verdict.break_even_rate =
+          *verdict.break_even * 8.0 *
+          (crosses_hosts(layout, machine) ? links.between_hosts : links.within_host).rate();
+    }
   }
   verdict.deciding_term = greatest_difference(verdict.fine_grained, verdict.bigmac);
   return verdict;
@@ -133,8 +141,9 @@ std::string describe(const Verdict& v, const Machine& machine, const ParallelLay
   text += fmt::format("  what decides: {}\n", v.deciding_term);
   const char* links = crosses_hosts(layout, machine) ? "between hosts" : "within a host";
   if (v.break_even) {
-    text += fmt::format("  both would take equally long with links {} at {:.3g} times their rate\n",
-                        links, *v.break_even);
+    text += fmt::format(
+        "  both would take equally long with links {} at {:.3g} times their rate, {:.3g} Gbit/s\n",
+        links, *v.break_even, 1e-9 * *v.break_even_rate);
   } else {
     text += fmt::format("  no rate of the links {} would change that\n", links);
   }

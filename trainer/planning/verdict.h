@@ -20,6 +20,8 @@ struct Verdict {
   // The links that the exchange crosses (between hosts, or within the only one) at this many times
   // their rate would make both equally fast; empty where one is faster at any rate.
   std::optional<double> break_even;
+  // The same in bits per second of long messages: of a host's link, or of a rank within a host.
+  std::optional<double> break_even_rate;
   std::string deciding_term;  // what differs most between the steps
 };
 

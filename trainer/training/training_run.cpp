@@ -281,6 +281,9 @@ TrainingEnd TrainingRun::end(TrainingEnd how) {
     throw CollectiveError(fmt::format("the state after step {} is not saved: {}; {}", state_.step,
                                       save_problem_, describe_last_checkpoint()));
   }
+  if (how == TrainingEnd::finished && !held_out_problem_.empty()) {
+    throw CollectiveError(held_out_problem_);
+  }
   if (how == TrainingEnd::stopped) {
     log(fmt::format("stopped by a signal after step {}; start again{} to go on", state_.step,
                     config_.checkpoint.resume == "none" ? " with checkpoint.resume=auto" : ""));
@@ -339,6 +342,15 @@ void TrainingRun::evaluate_into(StepMetrics& metrics) {
   EvaluationResult result =
       evaluate(step_, data_.validation->loader, config_.train.eval_batches, mpi_.world());
   metrics.val_loss = result.loss;
+  held_out_problem_.clear();
+  if (!std::isfinite(result.loss)) {
+    held_out_problem_ = fmt::format(
+        "the held-out loss after step {} is {}: either the weights have diverged (a lower "
+        "optimizer.lr from an earlier checkpoint helps), or no held-out sample has a target "
+        "(see data.validation)",
+        state_.step, result.loss);
+    log(held_out_problem_);
+  }
   metrics.val_losses = std::move(result.file_losses);
 }
 

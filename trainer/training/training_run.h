@@ -64,8 +64,9 @@ class TrainingRun {
   Checkpoints checkpoints_;
   TrainingState state_;
   int64_t last_saved_step_ = -1;
-  std::string last_checkpoint_;  // the newest that was saved or resumed from; empty: none
-  std::string save_problem_;     // why the last save failed; empty if it did not
+  std::string last_checkpoint_;   // the newest that was saved or resumed from; empty: none
+  std::string save_problem_;      // why the last save failed; empty if it did not
+  std::string held_out_problem_;  // why the newest evaluation has no result; empty if it has
   int64_t skipped_in_a_row_ = 0;
   double flops_per_token_;
   double ceiling_flops_ = 0.0;      // of all ranks' cores

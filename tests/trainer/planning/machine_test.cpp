@@ -32,6 +32,12 @@ TEST(ByteTimesTest, NeverFallBelowTheSmallest) {
   EXPECT_DOUBLE_EQ(times.of(0), 1.0);
 }
 
+TEST(ByteTimesTest, TheRateIsThatOfTheLongest) {
+  EXPECT_DOUBLE_EQ(ByteTimes::line(2e-6, 1e9, /*per_message=*/1e-3).rate(), 1e9);
+  EXPECT_DOUBLE_EQ((ByteTimes{.bytes = {64, 128, 1128}, .seconds = {0, 2, 12}}.rate()), 100.0);
+  EXPECT_DOUBLE_EQ((ByteTimes{.bytes = {64}, .seconds = {2}}.rate()), 32.0);
+}
+
 // 1e-9 m n^0.5 k, which is a line in logarithms.
 TimeGrid power_law() {
   TimeGrid grid{.m = {2, 8}, .n = {4, 64}, .k = {1, 10, 100}, .seconds = {}};
@@ -160,6 +166,24 @@ TEST(MachineTest, ARingCrossesALinkOncePerGroup) {
                    2 * 1e-5 + 3 * 1000 / 1e8);
 }
 
+// A calibration on one host knows nothing of links between hosts: a plan must not take them for
+// free.
+TEST(MachineTest, RefusesTrafficOverLinksThatWereNotMeasured) {
+  Machine machine = described();
+  machine.all_gather.between_hosts = {};
+  Traffic inside = traffic(CollectiveKind::all_gather);
+  inside.peers_between = 0;
+  EXPECT_GT(machine.seconds_of(inside), 0.0);
+  EXPECT_THAT(error_of([&] { machine.seconds_of(traffic(CollectiveKind::all_gather)); }),
+              AllOf(HasSubstr("'test' was measured without links between hosts"),
+                    HasSubstr("calibrate on two or more hosts")));
+  machine = described();
+  machine.rings = true;
+  machine.reduce_scatter.within_host = {};
+  EXPECT_THAT(error_of([&] { machine.seconds_of(traffic(CollectiveKind::reduce_scatter)); }),
+              HasSubstr("without links within a host"));
+}
+
 // ---- Files -------------------------------------------------------------------------------------
 
 class MachineFileTest : public testing::Test {
@@ -199,8 +223,11 @@ TEST_F(MachineFileTest, ReadsWhatItWrites) {
   }
   machine.products[DType::f32].efficiency = 0.0;
   machine.products[DType::f32].attention.fill(power_law());
+  machine.all_gather.between_hosts = {};
   const Machine again = read(to_yaml(machine));
   EXPECT_EQ(to_yaml(again), to_yaml(machine));
+  EXPECT_TRUE(again.all_gather.between_hosts.empty());
+  EXPECT_FALSE(again.all_gather.within_host.empty());
   EXPECT_NEAR(again.products.at(DType::f32).single[0].of(4, 16, 50), 8e-7, 1e-12);
 }
 
@@ -213,6 +240,10 @@ TEST_F(MachineFileTest, NamesWhatIsWrong) {
   EXPECT_THAT(
       with("ranks_per_host: 8", "ranks_per_host: 0"),
       AllOf(HasSubstr("machine.yaml"), HasSubstr("ranks_per_host must be a number from 1")));
+  EXPECT_THAT(with("ranks_per_host: 8", "ranks_per_host: 2.5"),
+              HasSubstr("ranks_per_host must be a whole number"));
+  EXPECT_THAT(with("background: 1", "background: 1\nbackground: 0"),
+              HasSubstr("background is given twice"));
   EXPECT_THAT(with("peak: 1e12", "peak: nan"), HasSubstr("products.f32.peak"));
   EXPECT_THAT(with("peak: 1e12, ", ""), HasSubstr("products.f32.peak is missing"));
   EXPECT_THAT(with("device: cuda", "device: tpu"), HasSubstr("expected cpu or cuda"));

@@ -8,6 +8,7 @@
 #include "tests/support/model_fixture.h"
 #include "trainer/planning/counted_rank.h"
 #include "trainer/planning/layout_search.h"
+#include "trainer/planning/time_report.h"
 #include "trainer/planning/verdict.h"
 
 namespace switchyard {
@@ -361,6 +362,7 @@ TEST(VerdictTest, BothTakeEquallyLongAtTheBreakEven) {
   EXPECT_GT(verdict.exchange_speed_up, 2.0);
   EXPECT_THAT(verdict.deciding_term, HasSubstr("exchange's transfers"));
 
+  EXPECT_NEAR(*verdict.break_even_rate, 8.0 * 1e7 * *verdict.break_even, 1.0);
   set_links(1e7 * *verdict.break_even);
   EXPECT_NEAR(compare_twins(config, layout, machine)->speed_up, 1.0, 0.01);
 }
@@ -395,11 +397,31 @@ TEST(LayoutSearchTest, TheFastestComesFirstAndEveryOneFits) {
   }
 }
 
+// Muon's scratch is the optimizer's, and where one expert gets most rows its rank depends on ep.
+TEST(LayoutSearchTest, EveryChoiceHasTheTimeAndTheMemoryOfItsPlan) {
+  RunConfig config = run_of(Structure::bigmac, 4, 1);
+  config.optimizer.type = OptimizerType::muon;
+  const auto experts = static_cast<size_t>(config.model.num_experts);
+  const double rest = 0.5 / static_cast<double>(experts - 1);
+  ExpertLoad load(static_cast<size_t>(config.model.num_layers), std::vector(experts, rest));
+  for (std::vector<double>& layer : load) layer.front() = 0.5;
+
+  for (const LayoutChoice& c : search_layouts(config, 4, clockwork(), load, /*exact=*/1000)) {
+    config.parallel.recompute = c.recompute;
+    config.parallel.exchange_chunks = c.exchange_chunks;
+    config.train.micro_batch_size = c.micro_batch_size;
+    const TimedPlan plan =
+        make_timed_plan(config, c.layout, clockwork(), load_of_busiest_rank(load, c.layout.ep()));
+    EXPECT_DOUBLE_EQ(c.time.seconds, plan.time.seconds) << to_string(c.layout);
+    EXPECT_EQ(c.memory, plan.plan.memory.total()) << to_string(c.layout);
+  }
+}
+
 TEST(LayoutSearchTest, ShallowModelsPredictTheTimeOfDeepOnes) {
   RunConfig config = run_of(Structure::bigmac, 2, 1);
   config.model.num_layers = 6;
-  const auto estimated = search_layouts(config, 2, clockwork(), 1.0, /*exact=*/0);
-  const auto exact = search_layouts(config, 2, clockwork(), 1.0, /*exact=*/1000);
+  const auto estimated = search_layouts(config, 2, clockwork(), {}, /*exact=*/0);
+  const auto exact = search_layouts(config, 2, clockwork(), {}, /*exact=*/1000);
   ASSERT_EQ(estimated.size(), exact.size());
   EXPECT_NEAR(estimated.front().time.seconds / exact.front().time.seconds, 1.0, 0.01);
   EXPECT_NEAR(static_cast<double>(estimated.front().memory) / exact.front().memory, 1.0, 0.01);
