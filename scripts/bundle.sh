@@ -11,16 +11,29 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder="$(realpath -m "${1:-build-bundle/bundle}")"
-# What is there is removed, so it must be a bundle and its archive.
-if [[ -e "$folder" && ! -e "$folder/env.sh" && -n "$(ls -A "$folder")" ]]; then
-  echo "bundle: $folder is no bundle and is not empty, so it is not replaced; name another folder" >&2
-  exit 2
-fi
 archive="$folder.tar.gz"
-if [[ -s "$archive" ]] && ! tar -tzf "$archive" "$(basename "$folder")/env.sh" >/dev/null 2>&1; then
-  echo "bundle: $archive is no archive of a bundle, so it is not replaced; name another folder" >&2
-  exit 2
-fi
+# The first line of a bundle's env.sh. Other folders have files of this name, too.
+mark="# Source this: the bundle's programs and mpirun are then on PATH and find their libraries."
+
+# What is there is removed, so it must be a bundle and its archive.
+require_replaceable() {
+  local name text remedy="so it is not replaced; name another folder"
+  name="$(basename "$folder")"
+  if [[ -e "$folder" && -n "$(ls -A "$folder")" ]] &&
+    ! [[ -f "$folder/gpu_check.sh" && -f "$folder/bin/switchyard" && -f "$folder/env.sh" &&
+      "$(head -n 1 "$folder/env.sh")" == "$mark" ]]; then
+    echo "bundle: $folder is no bundle and is not empty, $remedy" >&2
+    exit 2
+  fi
+  [[ -s "$archive" ]] || return 0
+  # tar fails where one of them is missing.
+  if ! text="$(tar -xzOf "$archive" "$name"/{env.sh,gpu_check.sh} 2>/dev/null)" ||
+    [[ "$text" != *"$mark"* ]]; then
+    echo "bundle: $archive is no archive of a bundle, $remedy" >&2
+    exit 2
+  fi
+}
+require_replaceable
 
 # Those of an earlier bundle are forgotten.
 cmake -U 'CUBLAS_*' -U 'CUDNN_*' -U 'CUTLASS_*' \
@@ -30,6 +43,7 @@ cmake -U 'CUBLAS_*' -U 'CUDNN_*' -U 'CUTLASS_*' \
 programs=(switchyard kernels_tests layout_equivalence_test communicator_test device_bench)
 cmake --build build-bundle --target "${programs[@]}"
 
+require_replaceable  # The build took minutes.
 rm -rf "$folder"
 mkdir -p "$folder"/{bin,lib,pmix,tests/end_to_end}
 for program in "${programs[@]}"; do
@@ -69,8 +83,7 @@ for root in "${CUBLAS_ROOT:-}" "${CUDNN_ROOT:-}"; do
 done
 shopt -u nullglob
 
-cat > "$folder/env.sh" <<'EOF'
-# Source this: the bundle's programs and mpirun are then on PATH and find their libraries.
+{ echo "$mark" && cat; } >"$folder/env.sh" <<'EOF'
 bundle="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 export PATH="$bundle/bin:$PATH" OPAL_PREFIX="$bundle" PMIX_PREFIX="$bundle"
 export OMPI_MCA_btl=self,vader,tcp OMPI_MCA_rmaps_base_oversubscribe=1
@@ -91,5 +104,6 @@ if (($(id -u) == 0)); then
 fi
 unset bundle cuda_folders cuda_folder cuda_path
 EOF
-tar -C "$(dirname "$folder")" -c "$(basename "$folder")" | gzip -9 >"$archive"
+tar -C "$(dirname "$folder")" -c "$(basename "$folder")" | gzip -9 >"$archive.tmp"
+mv "$archive.tmp" "$archive"
 du -sh "$folder" "$archive"
