@@ -17,9 +17,17 @@ source ./env.sh
 report="$(realpath -m "${1:-gpu_report.md}")"
 wanted="${2:-.}"
 budget="${3:-540}"
-if [[ -s "$report" ]] && ! head -n 1 "$report" | grep -q '^# GPU check'; then
-  echo "gpu_check: $report is no report of gpu_check, so it is not replaced; name another file" >&2
+refuse() {
+  echo "gpu_check: $*" >&2
   exit 2
+}
+[[ "$budget" =~ ^[1-9][0-9]{0,5}$ ]] ||
+  refuse "SECONDS is '$budget'; give a whole number of them, from 1 to 999999"
+[[ "" =~ $wanted ]] 2>/dev/null
+(($? < 2)) ||
+  refuse "STAGES is '$wanted', which is no regular expression; give one such as 'kernels|layouts'"
+if [[ -s "$report" ]] && ! head -n 1 "$report" | grep -q '^# GPU check'; then
+  refuse "$report is no report of gpu_check, so it is not replaced; name another file"
 fi
 mkdir -p "$(dirname "$report")"
 logs="$(mktemp -d)"
@@ -30,9 +38,10 @@ least=3  # seconds; a stage with less left does not begin
 
 # ---- Stages ------------------------------------------------------------------------------------
 
-stages=()  # in the order of the report
+known=() stages=()  # all, and those that are wanted, in the order of the report
 declare -A limits commands
 stage() {  # NAME SECONDS FUNCTION ARGUMENTS...
+  known+=("$1")
   [[ "$1" =~ $wanted ]] || return 0
   stages+=("$1")
   limits[$1]="$2"
@@ -223,6 +232,7 @@ stage memcheck_decode 60 sanitize memcheck "$decode_suites"
 stage racecheck_decode 60 sanitize racecheck "$decode_suites"
 stage memcheck 100 sanitize memcheck "$sample"
 stage racecheck 100 sanitize racecheck "$sample"
+((${#stages[@]} > 0)) || refuse "no stage matches '$wanted'; this machine has ${known[*]}"
 
 write_report
 one_by_one nccl_communicators nccl_order_1 nccl_order_0 nccl_layouts nccl_contexts

@@ -68,10 +68,10 @@ class GpuCheckTest(unittest.TestCase):
         (self.root / "gpus").write_text("GPU\n" * gpus)
         (self.root / "tricks").write_text("".join(f"{trick}\n" for trick in tricks))
 
-    def start(self, *arguments):
+    def start(self, *arguments, **options):
         return subprocess.Popen(["bash", self.root / "gpu_check.sh", self.root / "report.md",
                                  *map(str, arguments)], stdout=subprocess.DEVNULL,
-                                env={**os.environ, "TMPDIR": str(self.root)})
+                                env={**os.environ, "TMPDIR": str(self.root)}, **options)
 
     def run_check(self, *arguments):
         return self.start(*arguments).wait(timeout=60)
@@ -140,6 +140,22 @@ class GpuCheckTest(unittest.TestCase):
         self.assertLess(time.monotonic() - begin, 12)
         self.assertEqual(self.results(), {"step_fine_grained": "passed", "decode": "passed",
                                           "ops": "out of time", "inference": "no time left"})
+
+    def test_a_check_of_nothing_is_no_success(self):
+        for arguments, said in [
+                (["kernls"], "no stage matches 'kernls'; this machine has kernels methods program"),
+                (["nccl"], "no stage matches 'nccl'; this machine has kernels"),
+                (["("], "STAGES is '(', which is no regular expression"),
+                *(([".", seconds], f"SECONDS is '{seconds}'; give a whole number of them")
+                  for seconds in ("0", "-5", "soon", "1.5", "08", "1e3"))]:
+            with self.subTest(arguments):
+                process = self.start(*arguments, stderr=subprocess.PIPE, text=True)
+                _, errors = process.communicate(timeout=60)
+                self.assertEqual(process.returncode, 2)
+                self.assertEqual(len(errors.splitlines()), 1, errors)
+                self.assertTrue(errors.startswith(f"gpu_check: {said}"), errors)
+                self.assertFalse((self.root / "report.md").exists())
+                self.assertFalse((self.root / "journal").exists())
 
     def test_whoever_kills_it_finds_what_was_finished(self):
         self.set_up_machine(gpus=1, tricks=["device_bench sleep 20"])

@@ -25,6 +25,15 @@ class ShellScriptsTest(unittest.TestCase):
                 self.assertEqual(result.returncode, 0, result.stderr)
                 self.assertRegex(script.read_text(), r"(?m)^set -.*u")
 
+    def test_a_run_of_no_tests_is_no_success(self):
+        found = 0
+        for script in SHELL_SCRIPTS:
+            joined = script.read_text().replace("\\\n", "")
+            for line in re.findall(r"(?m)^.*\bctest .*--tests-regex.*$", joined):
+                found += 1
+                self.assertIn("--no-tests=error", line, script.name)
+        self.assertGreater(found, 0)
+
     def test_every_setting_is_of_a_key(self):
         found = 0
         for file in [*SHELL_SCRIPTS, *sorted((ROOT / "scripts").glob("*.py")), *DOCUMENTS]:
