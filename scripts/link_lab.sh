@@ -22,6 +22,9 @@ lab="${SWITCHYARD_LINK_LAB:-lab}"
 state="/run/switchyard-link-lab/$lab"
 made="$state/made"  # "namespace inode" per line
 subnet=10.77.0.0/16
+# A link to this script. mpirun cuts the command of its agent at spaces and colons, which the path
+# of the script may hold, and this one cannot.
+agent="$state/agent"
 packet=1514  # bytes, with Ethernet's header
 script="$(readlink -f "${BASH_SOURCE[0]}")"
 
@@ -141,6 +144,7 @@ up() {
   mkdir -p "$(dirname "$state")"
   mkdir "$state" 2>/dev/null || fail "lab '$lab' is up already; first end it with: $0 down"
   trap remove EXIT
+  ln -s "$script" "$agent"
   make_namespace switch
   ip -n "$(namespace_of switch)" link add bridge type bridge
   ip -n "$(namespace_of switch)" link set bridge up
@@ -184,7 +188,7 @@ run() {
   export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
   # Each daemon believes that its host has all cores for itself, so nothing may be bound to cores.
   enter "$(address_of 0)" mpirun -n "$ranks" --hostfile "$state/hostfile" --bind-to none \
-    --mca plm_rsh_agent "$script agent" --mca orte_keep_fqdn_hostnames 1 \
+    --mca plm_rsh_agent "$agent agent" --mca orte_keep_fqdn_hostnames 1 \
     --mca btl vader,tcp,self --mca btl_tcp_if_include "$subnet" \
     --mca oob_tcp_if_include "$subnet" --mca mpi_yield_when_idle "$yield" "$@"
 }

@@ -133,6 +133,18 @@ class Links(Program):
         self.assertEqual(lines, ["at 0 0 10.77.0.1", "at 1 1 10.77.0.1", "at 2 0 10.77.0.2",
                                  "at 3 1 10.77.0.2"])
 
+    def test_a_checkout_may_lie_under_a_path_that_mpirun_would_cut(self):
+        script = self.folder / "my check:out" / "scripts" / LAB.name
+        script.parent.mkdir(parents=True)
+        shutil.copy(LAB, script)
+        named = environment(SWITCHYARD_LINK_LAB=NAME)
+
+        for arguments in (UP, ["run", "--", *WHERE], ["down"]):
+            code, output = run([script, *arguments], self.folder, timeout=240, env=named)
+            self.assertEqual(code, DONE, output)
+            if arguments[0] == "run":
+                self.assertEqual(output.count("at "), 4, output)
+
     def test_the_link_bounds_the_rate_in_each_direction(self):
         self.lab("up", "--hosts", 2, "--ranks-per-host", 1, "--rate", "20mbit")
         for sender, receiver in ((0, 1), (1, 0)):
