@@ -64,7 +64,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=pathlib.Path, help="a run, or a checkpoint of one")
     parser.add_argument("--program", type=pathlib.Path, default=ROOT / "build/switchyard")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=endings.positive_integer, default=5)
     arguments = parser.parse_args()
     if not arguments.program.exists():
         raise Unusable(f"{arguments.program} does not exist; build it, or name it with --program")

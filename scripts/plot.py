@@ -111,6 +111,12 @@ def token_unit(runs):
     return 1.0, "tokens"
 
 
+def save(figure, path):
+    with endings.written_whole(path) as partial:
+        figure.savefig(partial, format="png")
+    plt.close(figure)
+
+
 def draw_loss(runs, path):
     scale, unit = token_unit(runs)
     figure, axes = plt.subplots(figsize=(8, 4.6))
@@ -138,8 +144,7 @@ def draw_loss(runs, path):
     axes.set_ylabel("cross-entropy (nats per token)")
     axes.set_title("Loss")
     axes.legend()
-    figure.savefig(path)
-    plt.close(figure)
+    save(figure, path)
 
 
 def draw_load_map(figure, axes, run):
@@ -179,8 +184,7 @@ def draw_expert_load(runs, path):
     axes.set_title("Busiest expert of all layers (1.0 is balanced)")
     if len(runs) > 1:
         axes.legend()
-    figure.savefig(path)
-    plt.close(figure)
+    save(figure, path)
 
 
 def main():

@@ -14,7 +14,7 @@ import pathlib
 
 import endings
 from endings import Unusable, number
-from plot import COLOURS, INK, np, plt  # plot ends with a sentence without these packages
+from plot import COLOURS, INK, np, plt, save  # plot ends with a sentence without these packages
 
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
@@ -132,9 +132,11 @@ def first_missing(content):
         missing = "there are no results"
     for index, result in enumerate([] if missing else results):
         name = f"result {index + 1}"
-        missing = read_figures(result, (*FIGURES, "keys", "budget_tokens"), name)
+        missing = read_figures(result, (*FIGURES, "keys", "budget", "budget_tokens"), name)
         if not missing and not isinstance(result.get("method"), str):
             missing = f"{name} has no method"
+        if not missing and not math.isfinite(result["budget"] + result["budget_tokens"]):
+            missing = f"{name} has no finite budget"
         if not missing and not math.isfinite(number(result.get("bits", 0))):
             missing = f"{name} has no number of bits"
         if not missing:
@@ -199,8 +201,7 @@ def draw_by_budget(evaluation, panels, path, title):
         axes.set_axis_off()
     grid[0, -1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    figure.savefig(path)
-    plt.close(figure)
+    save(figure, path)
 
 
 def nearest_budget(results, share, evaluation):
@@ -228,8 +229,7 @@ def draw_by_bits(evaluation, path):
         axes.set_title(f"Budget {share_text(budget)}")
     row[0, 0].set_ylabel("recall of the true top N")
     row[0, -1].legend(loc="lower right")
-    figure.savefig(path)
-    plt.close(figure)
+    save(figure, path)
 
 
 def head_map(result):
@@ -280,8 +280,7 @@ def draw_by_head(evaluation, path):
         reach = max(float(np.nanmax(np.abs(gain), initial=0.0)), 0.05)
         draw_map(figure, row[0, 1], gain, layers, "HATA - random projection",
                  "difference of recall", cmap="RdBu", norm=TwoSlopeNorm(0.0, -reach, reach))
-    figure.savefig(path)
-    plt.close(figure)
+    save(figure, path)
 
 
 def main():

@@ -38,7 +38,9 @@ def load_checkpoint(path):
             for kind in tensors.keys() & file.keys():
                 file[kind].visititems(lambda name, item: tensors[kind].update(
                     {name: item[:].astype(float)}) if isinstance(item, h5py.Dataset) else None)
-        return yaml.safe_load(manifest["state"]["config"])["model"], *tensors.values()
+        config = yaml.safe_load(str(manifest["state"]["config"]))["model"]
+        config["vocab_size"], config["seq_len"]  # fails where it is no model's configuration
+        return config, *tensors.values()
     except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
         raise Unusable(f"{folder} is no whole checkpoint ({error}); {remedy}") from error
 
