@@ -267,7 +267,7 @@ def parse_arguments():
     parser.add_argument("--run",
                         metavar="POINT:REPETITION",
                         help="one run alone, as a Slurm job does")
-    parser.add_argument("--stop-after", type=float, metavar="MINUTES",
+    parser.add_argument("--stop-after", type=endings.positive_number, metavar="MINUTES",
                         help="begin no run later; trainings save and stop; start again to go on")
     parser.add_argument("--program", type=pathlib.Path, default=pathlib.Path("build/switchyard"))
     return parser.parse_args()

@@ -211,6 +211,16 @@ class Running(StudyTest):
         self.assertEqual(self.results(), [])
         self.assertIn("start the same command again to go on", output)
 
+    def test_times_that_mean_nothing_are_refused(self):
+        self.write(tiny_study())
+        for minutes in ("nan", "0", "-5", "inf", "soon"):
+            with self.subTest(minutes):
+                code, output = run(self.command(f"--stop-after={minutes}"), self.folder, timeout=60)
+                self.assertEqual(code, 2, output)
+                self.assertIn(f"argument --stop-after: '{minutes}' is no finite number greater "
+                              "than 0", output)
+        self.assertFalse(self.out.exists())
+
     def test_one_study_at_a_time_has_a_folder(self):
         study = tiny_study()
         study["settings"]["train.max_steps"] = 100000
@@ -426,7 +436,9 @@ SLURM = {
     # Job 70 waits; what is submitted gets the numbers behind it.
     "sbatch":
     'n=$(($(cat slurm.log 2>/dev/null | wc -l) + 70)); echo "$2" >>slurm.log; echo "$n;cluster"',
-    "squeue": "cat waiting 2>/dev/null",
+    "squeue": """[ ! -e broken ] || { echo "slurm_load_jobs error: Unable to
+contact slurm controller" >&2; exit 1; }
+cat waiting 2>/dev/null""",
     "scontrol": 'echo "$@" >>requeued',
 }
 
@@ -467,6 +479,67 @@ class Slurm(StudyTest):
                 run(["bash", script], self.folder, timeout=60, env=self.environment)[0], DONE)
         self.assertEqual(self.runs(), [("fine_grained", 1), ("bigmac", 1)])
         self.assertFalse((self.folder / "requeued").exists())
+
+    def test_nothing_is_submitted_while_slurm_does_not_say_what_waits(self):
+        self.write(tiny_study())
+        self.study("--slurm", env=self.environment)
+        before = self.submitted()
+        (self.folder / "broken").touch()
+
+        output = self.study("--slurm", env=self.environment, code=FAILED)
+
+        self.assertEqual(self.submitted(), before)
+        self.assertIn("study: squeue does not say which jobs wait (slurm_load_jobs error: Unable "
+                      "to contact slurm controller), so nothing is submitted", output)
+        self.assertIn("try again when Slurm answers", output)
+
+    def test_a_torn_list_of_jobs_is_named(self):
+        self.write(tiny_study())
+        self.study("--slurm", env=self.environment)
+        file = self.out / "slurm" / "jobs.json"
+        whole = file.read_text()
+        for content, said in [(whole[:20], "jobs.json is torn or is no JSON"),
+                              ("[]", "jobs.json holds no JSON object"),
+                              ('{"x:1": [70]}', "jobs.json has a job that is no text")]:
+            with self.subTest(said):
+                file.write_text(content)
+                output = self.study("--slurm", env=self.environment, code=FAILED)
+                self.assertNotIn("Traceback", output)
+                self.assertIn(said, output)
+                self.assertIn("when squeue shows none of this study, remove the file", output)
+        self.assertEqual(len(self.submitted()), 4)
+
+    def test_jobs_are_noted_one_by_one(self):
+        self.write(tiny_study())
+        # Whoever ends the script after the second job finds both noted.
+        sbatch = self.folder / "bin" / "sbatch"
+        sbatch.write_text(sbatch.read_text() + 'if [ "$n" = 72 ]; then kill -9 $PPID; fi\n')
+
+        run(self.command("--slurm"), self.folder, timeout=60, env=self.environment)
+
+        jobs = json.loads((self.out / "slurm" / "jobs.json").read_text())
+        self.assertEqual(list(jobs.values()), ["70", "71"])
+
+    def test_values_may_hold_what_sbatch_would_cut(self):
+        study = tiny_study()
+        study.update(repetitions=1, slurm={"comment": "it's #1, \\o/ \"all\"", "time": "00:10:00"})
+        self.write(study)
+        folder = "my studies #1/100%j's"
+
+        self.study("--slurm", "--out", folder, env=self.environment)
+
+        script = self.submitted()[0]
+        self.assertTrue(script.startswith(f"{folder}/slurm/"), script)
+        # sbatch reads words as a shell does, comments included.
+        lines = [shlex.split(line.removeprefix("#SBATCH "), comments=True)
+                 for line in (self.folder / script).read_text().splitlines()
+                 if line.startswith("#SBATCH ")]
+        self.assertEqual([line[1:] for line in lines], [[]] * len(lines))
+        words = [line[0] for line in lines]
+        log = script.removesuffix(".sh").replace("%", "%%") + ".log"
+        for word in (f"--output={log}", "--comment=it's #1, \\o/ \"all\"", "--time=00:10:00",
+                     "--signal=B:USR1@120", "--requeue", "--ntasks=1"):
+            self.assertIn(word, words)
 
     def test_a_job_whose_time_is_up_saves_and_is_queued_again(self):
         study = tiny_study()
