@@ -11,7 +11,8 @@ TURN_TOKENS tokens behind the prompt while the others are stopped (SIGSTOP), fiv
 sequence and five times with each further number of --samples. The first step of a turn does not
 count, because it finds the processor's caches filled by another program; of the others of all turns
 the median is printed. llama.cpp has flash attention where it likes, and its default f16 cache
-beside one in f32.
+beside one in f32. The model is exported and converted anew each time, so that all programs have the
+weights that CONFIG and the overrides name now.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 import endings
@@ -110,17 +112,13 @@ def run(command, **environment):
     return done.stdout
 
 
-def convert(arguments):
-    """The model as GGUF files."""
-    model = arguments.work / "model"
-    if not model.exists():
-        run([arguments.program, "export", arguments.config, *arguments.overrides, "--to",
-             model])
+def convert(arguments, scratch):
+    """Writes the model to DTYPE.gguf in the scratch folder."""
+    model = scratch / "model"
+    run([arguments.program, "export", arguments.config, *arguments.overrides, "--to", model])
     for dtype in arguments.dtype.split(","):
-        target = arguments.work / f"{dtype}.gguf"
-        if not target.exists():
-            run([sys.executable, arguments.sources / "vendor/llama.cpp/convert_hf_to_gguf.py",
-                 model, "--outfile", target, "--outtype", dtype])
+        run([sys.executable, arguments.sources / "vendor/llama.cpp/convert_hf_to_gguf.py", model,
+             "--outfile", scratch / f"{dtype}.gguf", "--outtype", dtype])
 
 
 class Contender:
@@ -151,10 +149,10 @@ class Contender:
         return output
 
 
-def contenders(arguments):
+def contenders(arguments, scratch):
     """The programs, and the line that each prints when it has read the prompt."""
     for dtype in arguments.dtype.split(","):
-        report = arguments.work / f"{dtype}.json"
+        report = scratch / f"{dtype}.json"
         yield Contender(f"switchyard, {dtype}", [
             arguments.program, "bench", "generate", arguments.config, "decode.attention=hata",
             f"run.compute_dtype={dtype}", *arguments.overrides, "--text", arguments.text,
@@ -164,7 +162,7 @@ def contenders(arguments):
         for cache in ("f32", "f16") if dtype == "f32" else ("f16",):
             yield Contender(f"llama.cpp, {dtype}, {cache} cache", [
                 sys.executable, pathlib.Path(__file__).resolve(), "--measure-llama",
-                arguments.sources, arguments.work / f"{dtype}.gguf", cache,
+                arguments.sources, scratch / f"{dtype}.gguf", cache,
                 arguments.prompt_tokens, f"[{arguments.samples}]", arguments.threads]), "prefill"
 
 
@@ -185,6 +183,30 @@ def table(programs):
     return "\n".join(lines)
 
 
+def compare(arguments, scratch):
+    """Prints the table."""
+    convert(arguments, scratch)
+    programs = []
+    try:
+        for program, ready in contenders(arguments, scratch):
+            programs.append(program)
+            program.run_until(ready)
+        for _ in range(TURNS * len(arguments.samples.split(","))):
+            for program in programs:
+                program.run_until("turn")
+        print(table(programs))
+    finally:
+        for program in programs:
+            program.process.kill()
+            program.process.wait()
+
+
+def positive_integers(text):
+    for part in text.split(","):
+        endings.positive_integer(part)
+    return text
+
+
 def main():
     if sys.argv[1:2] == ["--measure-llama"]:
         sources, gguf = map(pathlib.Path, sys.argv[2:4])
@@ -197,13 +219,16 @@ def main():
     parser.add_argument("overrides", nargs="*", help="key.sub=value ...")
     parser.add_argument("--text", type=pathlib.Path, required=True, help="file of running text")
     parser.add_argument("--program", type=pathlib.Path, default=ROOT / "build/switchyard")
-    parser.add_argument("--prompt-tokens", type=int, default=8172,
+    parser.add_argument("--prompt-tokens", type=endings.positive_integer, default=8172,
                         help="with the new tokens no more than the model's context")
-    parser.add_argument("--samples", default="1,8", help="numbers of sequences")
+    parser.add_argument("--samples", type=positive_integers, default="1,8",
+                        help="numbers of sequences")
     parser.add_argument("--dtype", default="f32,bf16",
                         help="of weights; all programs have their caches in memory at the same time")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--work", type=pathlib.Path, default=ROOT / "runs/compare_llama_cpp")
+    parser.add_argument("--threads", type=endings.positive_integer,
+                        default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--work", type=pathlib.Path, default=ROOT / "runs/compare_llama_cpp",
+                        help="folder on a disk with room for the converted model")
     arguments = parser.parse_intermixed_args()
     for name in ("sources", "text", "work", "program"):
         setattr(arguments, name, getattr(arguments, name).resolve())
@@ -211,20 +236,9 @@ def main():
     if not arguments.text.is_file():
         raise Unusable(f"{arguments.text} is no file of text")
     endings.make_folder(arguments.work)
-    convert(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
-    programs = []
-    try:
-        for program, ready in contenders(arguments):
-            programs.append(program)
-            program.run_until(ready)
-        for _ in range(TURNS * len(arguments.samples.split(","))):
-            for program in programs:
-                program.run_until("turn")
-        print(table(programs))
-    finally:
-        for program in programs:
-            program.process.kill()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(f"{endings.name()}: stopped"))
+    with tempfile.TemporaryDirectory(dir=arguments.work) as scratch:
+        compare(arguments, pathlib.Path(scratch))
 
 
 if __name__ == "__main__":

@@ -12,13 +12,32 @@ import argparse
 import os
 import pathlib
 import sys
+import tempfile
+import zipfile
 
 import endings
+from endings import Unusable
 
 try:
     import numpy as np
 except ImportError as missing:
     endings.without(missing, endings.ENVIRONMENT)
+
+
+def read_held_out(file):
+    """(tokens, targets), whole numbers of the same shape [sequences, seq_len]."""
+    remedy = "scripts/export_check.py makes such files, held_out.npz"
+    try:
+        with np.load(file) as data:
+            tokens, targets = data["tokens"], data["targets"]
+    # NumPy takes what is no archive of arrays for a pickle or for an array, which is no context.
+    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise Unusable(f"{file} is no file of tokens and targets ({error}); {remedy}") from error
+    is_whole = all(np.issubdtype(array.dtype, np.integer) for array in (tokens, targets))
+    if not is_whole or tokens.ndim != 2 or tokens.shape != targets.shape or not tokens.size:
+        raise Unusable(f"{file}: tokens and targets are not whole numbers, [sequences, seq_len] "
+                       f"each; {remedy}")
+    return tokens, targets
 
 
 def convert(sources, folder, gguf_file):
@@ -56,9 +75,14 @@ def main():
         parser.add_argument(name, type=pathlib.Path)
     arguments = parser.parse_args()
     endings.require_llama_cpp(arguments.sources)
-    gguf_file, data = arguments.folder.parent / "model.gguf", np.load(arguments.held_out)
-    convert(arguments.sources, arguments.folder, gguf_file)
-    print(loss(arguments.sources, gguf_file, data["tokens"], data["targets"]))
+    if not arguments.folder.is_dir():
+        raise Unusable(f"{arguments.folder} is no folder; `switchyard export` makes one")
+    tokens, targets = read_held_out(arguments.held_out)
+    # Beside the folder, on a disk that has taken as many bytes.
+    with tempfile.TemporaryDirectory(dir=arguments.folder.resolve().parent) as scratch:
+        gguf_file = pathlib.Path(scratch) / "model.gguf"
+        convert(arguments.sources, arguments.folder, gguf_file)
+        print(loss(arguments.sources, gguf_file, tokens, targets))
 
 
 if __name__ == "__main__":
