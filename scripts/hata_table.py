@@ -6,7 +6,6 @@
 """
 
 import argparse
-import json
 import math
 import pathlib
 import statistics
@@ -96,15 +95,36 @@ def layer_table(evaluation, budget, bits):
     return lines
 
 
+# The projections that train-hash may measure, by their suffixes in its metrics: the first always,
+# and at least one other.
+FORMS = {"": "learned", "_itq": "itq", "_balanced": "balanced", "_centred": "centred",
+         "_random": "random signs"}
+
+
+def figures_of(held_out):
+    """The figures of a head's measurement, each a value per budget; None if one is missing."""
+    measured = held_out if isinstance(held_out, dict) else {}
+    forms = [form for form in FORMS if form == "" or "recall" + form in measured]
+    keys = [figure + form for form in forms for figure in ("recall", "attention_mass")]
+    keys.append("attention_mass_best")
+    rows = [endings.table([measured.get(key)]) for key in keys]
+    return None if None in rows or len(forms) < 2 else {
+        key: row for key, (row,) in zip(keys, rows)}
+
+
 def read_held_out(path):
     """layer -> the held-out figures of its heads, of metrics of train-hash."""
-    layers = {}
-    for line in pathlib.Path(path).read_text().splitlines():
-        record = json.loads(line)
+    layers, remedy = {}, "give the metrics.jsonl of a `switchyard train-hash` that has ended"
+    for record in endings.read_lines(path, remedy):
         if "held_out" in record:
-            layers.setdefault(record["layer"], []).append(record["held_out"])
+            figures, layer = figures_of(record["held_out"]), record.get("layer")
+            if figures is None or not isinstance(layer, int):
+                raise endings.Unusable(f"{path} has an incomplete measurement of a head; {remedy}")
+            layers.setdefault(layer, []).append(figures)
     if not layers:
         raise endings.Unusable(f"{path} has no measurements: run train-hash with data.validation")
+    if len({tuple(head) for heads in layers.values() for head in heads}) > 1:
+        raise endings.Unusable(f"{path} has heads that differ in what was measured; {remedy}")
     return layers
 
 
@@ -114,9 +134,7 @@ def learning_table(trainings):
     Recall and mass at the smallest budget, means over layers and heads, and in how many layers the
     learned ones are ahead of all others.
     trainings  name -> read_held_out"""
-    forms = ["", "_itq", "_balanced", "_centred", "_random"]
-    names = ["learned", "itq", "balanced", "centred", "random signs"]
-    lines = header(["training", *[f"{name}: recall, mass" for name in names], "best mass",
+    lines = header(["training", *[f"{name}: recall, mass" for name in FORMS.values()], "best mass",
                     "ahead in layers: recall, mass"])
     for name, layers in trainings.items():
         def of_layer(heads, key):
@@ -125,9 +143,9 @@ def learning_table(trainings):
         def mean(key):
             return statistics.mean(of_layer(heads, key) for heads in layers.values())
 
-        present = [form for form in forms if "recall" + form in next(iter(layers.values()))[0]]
+        present = [form for form in FORMS if "recall" + form in next(iter(layers.values()))[0]]
         cells = [f"{mean('recall' + form):.3f}, {mean('attention_mass' + form):.3f}"
-                 if form in present else "-" for form in forms]
+                 if form in present else "-" for form in FORMS]
         ahead = [sum(of_layer(heads, figure) > max(of_layer(heads, figure + form)
                                                    for form in present[1:])
                      for heads in layers.values()) for figure in ("recall", "attention_mass")]
@@ -138,12 +156,14 @@ def learning_table(trainings):
 
 def heads_table(trainings):
     """Recall and mass of every head at the smallest budget, one layer per line, and of random signs
-    as the first training measured them."""
+    if the first training measured them."""
     columns = [(name, layers, "") for name, layers in trainings.items()]
-    columns.append(("random signs", next(iter(trainings.values())), "_random"))
+    first = next(iter(trainings.values()))
+    if "recall_random" in next(iter(first.values()))[0]:
+        columns.append(("random signs", first, "_random"))
     lines = header(["layer, heads", *[f"{name}: {figure}" for name, _, _ in columns
                                       for figure in ("recall", "mass")]])
-    for layer in next(iter(trainings.values())):
+    for layer in first:
         lines.append(row([str(layer), *[
             " ".join(f"{head[figure + form][0]:.3f}" for head in layers.get(layer, []))
             for _, layers, form in columns for figure in ("recall", "attention_mass")]]))
@@ -167,14 +187,15 @@ def budgets_table(evaluation, bits):
 
 
 def bits_table(evaluation, budget):
-    """Learned and random codes of every length."""
+    """Learned and random codes of every length; a dash where one kind was not measured."""
     lines = header(["bits", *[f"{figure}, {codes}" for figure in ("recall", "mass", "perplexity")
                               for codes in ("learned", "random")]])
     for bits in sorted({result["bits"] for result in evaluation.results if "bits" in result}):
-        both = [nearest_budget(evaluation.of(method, bits), budget, evaluation)
-                for method in ("hata", "random_hash")]
+        found = [evaluation.of(method, bits) for method in ("hata", "random_hash")]
+        both = [nearest_budget(of, budget, evaluation) if of else None for of in found]
         lines.append(row([str(bits)] + [
-            f"{of[key]:.3f}" for key in ("recall", "attention_mass", "perplexity") for of in both]))
+            f"{of[key]:.3f}" if of else "-"
+            for key in ("recall", "attention_mass", "perplexity") for of in both]))
     return lines
 
 
@@ -187,12 +208,13 @@ def read_tasks(path):
                                "`switchyard eval-tasks` makes one")
 
     def cases(of):
-        return {(case["task"], case["length"]): (case["answers"], case["samples"]) for case in of}
+        return {(str(case["task"]), int(case["length"])):
+                (endings.number(case["answers"]), int(case["samples"])) for case in of}
 
     try:
-        return cases(content["dense"]), {(method_of(result), result["budget"]): cases(
+        return cases(content["dense"]), {(method_of(result), float(result["budget"])): cases(
             result["cases"]) for result in content["results"]}
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise endings.Unusable(f"{path} is incomplete ({error}); `switchyard eval-tasks` makes it "
                                "again") from error
 
@@ -257,7 +279,8 @@ def main():
                         help="metrics.jsonl of train-hash, for a table of what learning gains")
     parser.add_argument("--tasks", nargs="+", metavar="FILE", default=[],
                         help="tasks.json of eval-tasks, for tables of the answers found")
-    parser.add_argument("--bits", type=int, help="bits of the codes; default: 128 or the nearest")
+    parser.add_argument("--bits", type=endings.positive_integer,
+                        help="bits of the codes; default: 128 or the nearest")
     arguments = parser.parse_args()
     if len(arguments.evaluations) % 2:
         parser.error("every name needs a file")

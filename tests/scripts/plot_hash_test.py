@@ -167,6 +167,78 @@ class PlotHashTest(unittest.TestCase):
         with self.assertRaises(hata_table.endings.Unusable):
             hata_table.read_held_out(path)
 
+    def test_a_table_of_learning_where_random_signs_were_not_measured(self):
+        figures = {"recall": [0.5], "attention_mass": [0.75], "recall_itq": [0.25],
+                   "attention_mass_itq": [0.8], "attention_mass_best": [0.9]}
+        path = self.root / "256.jsonl"
+        path.write_text(json.dumps({"layer": 1, "held_out": figures}))
+
+        done = self.run_script("hata_table.py", "--learning", path)
+
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.assertIn("| 256 | 0.500, 0.750 | 0.250, 0.800 | - | - | - | 0.900 | 1, 0 of 1 |\n",
+                      done.stdout)
+        self.assertIn("| layer, heads | 256: recall | 256: mass |\n| --- | --- | --- |\n"
+                      "| 1 | 0.500 | 0.750 |\n", done.stdout)
+
+    def test_files_of_learning_that_are_torn_or_foreign(self):
+        whole = {"recall": [0.5], "attention_mass": [0.75], "recall_random": [0.25],
+                 "attention_mass_random": [0.8], "attention_mass_best": [0.9]}
+        other = {**whole, "recall_itq": [0.5], "attention_mass_itq": [0.5]}
+        path = self.root / "some.jsonl"
+
+        def line(figures, **more):
+            return json.dumps({"layer": 1, "held_out": figures, **more})
+
+        def without(key):
+            return {k: value for k, value in whole.items() if k != key}
+
+        for content, said in [
+                (line(whole) + '\n{"layer": 1, "held', "some.jsonl, line 2, is torn"),
+                ("step,loss\n1,3.5\n", "some.jsonl, line 1, is torn or is no JSON"),
+                ("[1]", "some.jsonl, line 1, holds no JSON object"),
+                *((line(figures), "some.jsonl has an incomplete measurement of a head")
+                  for figures in (without("recall"), without("attention_mass_random"),
+                                  without("attention_mass_best"), without("recall_random"),
+                                  {**whole, "recall": 0.5}, {**whole, "recall": []}, [0.5], None)),
+                (line(whole, layer=None), "some.jsonl has an incomplete measurement of a head"),
+                (line(whole) + "\n" + line(other), "has heads that differ in what was measured")]:
+            with self.subTest(content):
+                path.write_text(content)
+                done = self.run_script("hata_table.py", "--learning", path)
+                self.assertEqual(done.returncode, 1, done.stdout)
+                self.assertRegex(done.stderr, rf"^hata_table: .*{said}.*train-hash.*\n$")
+        done = self.run_script("hata_table.py", "--learning", self.root / "none.jsonl")
+        self.assertIn("none.jsonl does not exist", done.stderr)
+
+    def test_codes_of_which_one_kind_was_measured_have_a_table(self):
+        content = evaluation()
+        content["results"] = [r for r in content["results"] if r["method"] == "hata"
+                              or r["method"] == "random_hash" and r["bits"] == 32]
+
+        done = self.run_script("hata_table.py", "x", self.write(content))
+
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.assertIn("| 32 | 0.750 | 0.625 | 0.900 | 0.900 | 2.250 | 2.375 |\n"
+                      "| 128 | 0.750 | - | 0.900 | - | 2.250 | - |\n", done.stdout)
+
+    def test_english_tasks_whose_figures_are_no_numbers(self):
+        case = {"task": "vt", "length": 1024, "samples": 4, "answers": 0.5}
+        file = self.root / "tasks.json"
+        for dense, result in [({**case, "length": None}, {}), ({**case, "length": "long"}, {}),
+                              ({**case, "samples": None}, {}), (case, {"budget": None}),
+                              (case, {"budget": "small"}), (case, {"cases": [3]})]:
+            with self.subTest(dense=dense, result=result):
+                file.write_text(json.dumps({
+                    "format": "switchyard.task_evaluation", "dense": [dense],
+                    "results": [{"method": "quest", "budget": 0.5, "cases": [case], **result}]}))
+                done = self.run_script("hata_table.py", "--tasks", file)
+                self.assertRegex(done.stderr, r"^hata_table: .*tasks.json is incomplete .*\n$")
+        file.write_text(json.dumps({"format": "switchyard.task_evaluation", "results": [],
+                                    "dense": [{**case, "answers": None}]}))
+        done = self.run_script("hata_table.py", "--tasks", file)
+        self.assertIn("| vt | nan (4) |", done.stdout)
+
     def test_names_a_file_that_is_none(self):
         self.write({"format": "other"})
 
