@@ -40,6 +40,7 @@ STEPS = 3
 # Of the loss, relative: sums in another order; bf16's 8 bits, where autocast rounds other places.
 BOUNDS = {"f32": 2e-5, "bf16": 2e-3}
 OURS = "switchyard"
+PROGRAMS = [OURS, "PyTorch eager", "PyTorch compiled"]
 
 
 def switchyard(*arguments):
@@ -219,8 +220,8 @@ def measure(config, weights, rounds, note):
     """Alternates the programs. `note` is told each result."""
     model = config["model"]
     shape = config["train"]["global_batch_size"], model["seq_len"] + 1
-    trainers = {("PyTorch " + kind, dtype): Trainer(config, weights, autocast, kind == "compiled")
-                for dtype, autocast in DTYPES.items() for kind in ("eager", "compiled")}
+    trainers = {(name, dtype): Trainer(config, weights, autocast, name.endswith("compiled"))
+                for dtype, autocast in DTYPES.items() for name in PROGRAMS[1:]}
     for i in range(-2, rounds):  # the first two warm up
         tokens = torch.randint(model["vocab_size"], shape)
         for name, trainer in trainers.items():
@@ -253,26 +254,45 @@ def report(results):
     return "\n".join([f"medians of {len(of(OURS, 'f32'))} alternated rounds, one thread", *lines])
 
 
+def read_results(file):
+    """Those of earlier calls."""
+    remedy = "name another file with --out"
+    results = endings.read_lines(file, remedy)
+    for result in results:
+        keys = ("rate", "ceiling", "gflop") if result.get("program") == OURS else ("rate",)
+        if (result.get("program") not in PROGRAMS or result.get("dtype") not in DTYPES
+                or not all(endings.number(result.get(key)) > 0 for key in keys)):
+            raise Unusable(f"{file} holds something else than results of this script, so nothing "
+                           f"is added to it; {remedy}")
+    return results
+
+
+def write_results(file, results):
+    with endings.written_whole(file) as partial:
+        partial.write_text("".join(json.dumps(result) + "\n" for result in results))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=endings.positive_integer, default=5)
     parser.add_argument("--out", type=pathlib.Path,
                         help="file of results, a JSON object per line: they are added to those "
                              "that are in it, and the medians are over all")
     arguments = parser.parse_args()
+    results = []
+    if arguments.out:
+        endings.make_folder(arguments.out.parent)
+        results = read_results(arguments.out) if arguments.out.exists() else []
+        write_results(arguments.out, results)  # What cannot be written is found before the work.
     torch.set_num_threads(1)
     torch.manual_seed(1)
     config = yaml.safe_load(CONFIG.read_text())
     config["optimizer"]["lr"] = float(config["optimizer"]["lr"])
-    results = []
-    if arguments.out and arguments.out.exists():
-        results = [json.loads(line) for line in arguments.out.read_text().splitlines()]
 
     def note(result):
         results.append(result)
         if arguments.out:
-            with arguments.out.open("a") as file:
-                file.write(json.dumps(result) + "\n")
+            write_results(arguments.out, results)
 
     with tempfile.TemporaryDirectory() as folder:
         weights = compare_losses(config, pathlib.Path(folder))
