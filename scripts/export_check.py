@@ -6,7 +6,6 @@ program's, the held-out loss that training measures, and the continuation of `sw
 
 import argparse
 import functools
-import json
 import os
 import pathlib
 import shutil
@@ -66,14 +65,22 @@ class Program:
 
 def config_of(run):
     """The resolved configuration of a run."""
-    manifest = endings.read_json(run / "checkpoints/latest/manifest.json", "give a trained run")
-    return yaml.safe_load(manifest["state"]["config"])
+    file = run / "checkpoints/latest/manifest.json"
+    manifest = endings.read_json(file, "give a trained run")
+    try:
+        config = yaml.safe_load(str(manifest["state"]["config"]))
+        return {section: config[section] for section in ("data", "model", "train")}
+    except (KeyError, TypeError, yaml.YAMLError) as error:
+        raise Unusable(f"{file} holds no configuration ({error}); give a trained run") from error
 
 
 def held_out_loss(run):
     """As the last evaluation of the training measured it."""
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    return next(line["val_loss"] for line in map(json.loads, reversed(lines)) if "val_loss" in line)
+    file, remedy = run / "metrics.jsonl", "let the run train to its end, with data.validation"
+    losses = [line["val_loss"] for line in endings.read_lines(file, remedy) if "val_loss" in line]
+    if not losses:
+        raise Unusable(f"{file} holds no held-out loss; {remedy}")
+    return endings.number(losses[-1])
 
 
 def held_out_windows(config):
@@ -345,7 +352,8 @@ def main():
     parser.add_argument("--run", action="append", type=pathlib.Path, default=[],
                         help="a trained run to compare, too")
     parser.add_argument("--llama-cpp", type=pathlib.Path, help="sources of llama-cpp-python, built")
-    parser.add_argument("--form", action="append", help="only this form; may be repeated")
+    parser.add_argument("--form", action="append", help="only this form; may be repeated",
+                        choices=sorted({case.form for case in [*EXPORTS, *IMPORTS]}))
     arguments = parser.parse_args()
     if not arguments.program.exists():
         raise Unusable(f"{arguments.program} does not exist; build it, or name it with --program")

@@ -43,6 +43,16 @@ def run(*command):
     return done.stdout.decode()
 
 
+def sequences_of(ids, length):
+    """The first tokens of the text, [sequences, length]."""
+    if length < 2:
+        raise Unusable("--length: a token without a next one has no loss; give at least 2")
+    if len(ids) < SEQUENCES * length:
+        raise Unusable(f"--length: the text has {len(ids):,} tokens, fewer than {SEQUENCES} times "
+                       f"{length:,}; give at most {len(ids) // SEQUENCES}")
+    return np.array(ids[: SEQUENCES * length]).reshape(SEQUENCES, length)
+
+
 def own_logits(write_logits, model_run, tokens, scratch):
     """The program's, f32, on the disk: [sequences, tokens, vocabulary]."""
     with h5py.File(scratch / "tokens.h5", "w") as file:
@@ -152,7 +162,8 @@ def main():
     parser.add_argument("--run", type=pathlib.Path, default=ROOT / "runs/smollm2_135m")
     parser.add_argument("--program", type=pathlib.Path, default=ROOT / "build/switchyard")
     parser.add_argument("--write-logits", type=pathlib.Path, default=ROOT / "build/write_logits")
-    parser.add_argument("--length", type=int, default=2048, help="tokens of a sequence")
+    parser.add_argument("--length", type=endings.positive_integer, default=2048,
+                        help="tokens of a sequence")
     parser.add_argument("--upcycled", action="append", type=pathlib.Path, default=[])
     arguments = parser.parse_args()
     for path in (arguments.folder, arguments.run, arguments.program, arguments.write_logits):
@@ -165,8 +176,7 @@ def main():
     transformers.utils.logging.disable_progress_bar()
     tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.folder)
     text = "".join((ROOT / "docs" / name).read_text() for name in ("architecture.md", "formats.md"))
-    ids = tokenizer(text).input_ids[: SEQUENCES * arguments.length]
-    tokens = np.array(ids).reshape(SEQUENCES, arguments.length)
+    tokens = sequences_of(tokenizer(text).input_ids, arguments.length)
     with tempfile.TemporaryDirectory(dir=ROOT / "build") as scratch:
         dense = compare(arguments, tokens, pathlib.Path(scratch))
         compare_upcycled(arguments, tokens, dense, pathlib.Path(scratch))

@@ -8,7 +8,7 @@
 import argparse
 import json
 import pathlib
-import shutil
+import tempfile
 
 import endings
 from endings import Unusable
@@ -28,7 +28,9 @@ def name_of(name):
         return "model.embed_tokens.weight"
     if name == "output_norm.weight":
         return "model.norm.weight"
-    _, block, part, kind = name.split(".")
+    _, block, part, kind = name.split(".") if name.count(".") == 3 else (name, "", "", "")
+    if part not in IN_BLOCK:
+        raise Unusable(f"the GGUF file has a tensor {name}: it is another model than expected")
     return f"model.layers.{block}.{IN_BLOCK[part]}.{kind}"
 
 
@@ -123,13 +125,17 @@ def tokenizer_config(field, tokens):
 
 
 def write_folder(gguf_file, out):
-    """Writes everything to FOLDER.tmp, which gets its name when it is whole."""
+    """Writes everything to a folder beside FOLDER, which gets its name when it is whole."""
     import gguf
     from safetensors.numpy import save_file
 
     if out.exists():
         raise Unusable(f"{out} exists already; move it away, or name another folder")
-    reader = gguf.GGUFReader(gguf_file)
+    try:
+        reader = gguf.GGUFReader(gguf_file)
+    except (ValueError, IndexError, KeyError) as error:  # what its arrays and tables say
+        raise Unusable(f"{gguf_file} is torn or is no GGUF file ({error}); "
+                       "scripts/fetch_smollm2.sh fetches one") from error
 
     def field(name):
         if name not in reader.fields:
@@ -148,19 +154,22 @@ def write_folder(gguf_file, out):
             "bos_token_id", "eos_token_id", "pad_token_id")},
         "tokenizer.json": tokenizer_json(tokens, special, field("tokenizer.ggml.merges")),
         "tokenizer_config.json": tokenizer_config(field, tokens)}
-    scratch = out.with_name(out.name + ".tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
-    endings.make_folder(scratch)
-    for name, content in files.items():
-        text = json.dumps(content, indent=2, ensure_ascii=False)
-        (scratch / name).write_text(text + "\n", encoding="utf-8")
-    save_file(read_weights(reader, config), scratch / "model.safetensors", {"format": "pt"})
-    scratch.rename(out)
+    endings.make_folder(out.parent)
+    with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
+        made = pathlib.Path(scratch) / out.name
+        made.mkdir()
+        for name, content in files.items():
+            text = json.dumps(content, indent=2, ensure_ascii=False)
+            (made / name).write_text(text + "\n", encoding="utf-8")
+        save_file(read_weights(reader, config), made / "model.safetensors", {"format": "pt"})
+        made.rename(out)
     print(f"wrote {out}: {len(tokens)} tokens, {len(reader.tensors)} tensors")
 
 
 def ask(folder):
     """A wrong order of rows or a wrong token gives nonsense instead of the answer."""
+    if not (folder / "config.json").is_file():
+        raise Unusable(f"{folder} holds no model; scripts/fetch_smollm2.sh makes runs/smollm2_hf")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)

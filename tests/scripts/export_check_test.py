@@ -1,6 +1,8 @@
 """Tests what export_check.py finds right and wrong, without transformers."""
 
-import pathlib
+import contextlib
+import io
+import json
 import sys
 import tempfile
 import types
@@ -9,11 +11,13 @@ import unittest
 import h5py
 import numpy as np
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "scripts"))
+from script_test_case import SCRIPTS, ScriptTestCase
+
+sys.path.insert(0, str(SCRIPTS))
 import export_check  # noqa: E402
 
 
-class ExportCheckTest(unittest.TestCase):
+class ExportCheckTest(ScriptTestCase):
     def compare(self, ours, theirs, wrong_keys=()):
         row = export_check.Row("llama", "tied")
         row.compare(ours, types.SimpleNamespace(seen=theirs, wrong_keys=list(wrong_keys)),
@@ -47,6 +51,49 @@ class ExportCheckTest(unittest.TestCase):
         starts = ours.starts(np.array([[1, 256, 2, 3, 256, 256, 4]]))
 
         self.assertEqual(starts.tolist(), [[0, 0, 2, 2, 2, 5, 6]])
+
+    def write_run(self, metrics, manifest):
+        (self.root / "checkpoints/latest").mkdir(parents=True, exist_ok=True)
+        (self.root / "checkpoints/latest/manifest.json").write_text(json.dumps(manifest))
+        (self.root / "metrics.jsonl").write_text(metrics)
+
+    def test_the_held_out_loss_is_the_last_that_was_measured(self):
+        self.write_run('{"step": 1, "val_loss": 3.5}\n{"step": 2, "val_loss": 3.25}\n{"step": 3}\n',
+                       {})
+        self.assertEqual(export_check.held_out_loss(self.root), 3.25)
+        for metrics, said in [('{"step": 1}\n', "metrics.jsonl holds no held-out loss; let"),
+                              ("", "metrics.jsonl holds no held-out loss"),
+                              ('{"step": 1, "val_lo', "metrics.jsonl, line 1, is torn")]:
+            self.write_run(metrics, {})
+            with self.assertRaisesRegex(export_check.Unusable, said):
+                export_check.held_out_loss(self.root)
+
+    def test_runs_without_a_configuration_are_named(self):
+        for state in ({}, {"state": {"config": "model: ["}}, {"state": {"config": "model"}},
+                      {"state": {"config": "model: {}"}}, {"state": {"config": 3}}):
+            self.write_run("", state)
+            with self.subTest(state), self.assertRaisesRegex(
+                    export_check.Unusable, "(?s)manifest.json holds no configuration .*trained"):
+                export_check.config_of(self.root)
+
+    def test_a_row_says_that_a_run_was_never_evaluated(self):
+        check = object.__new__(export_check.Check)
+        check.work, check.failed = self.root / "work", 0
+
+        def never_evaluated(*_):
+            self.write_run('{"step": 1}', {})
+            export_check.held_out_loss(self.root)
+
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            check.table("Trained runs", ["form", "run"], [types.SimpleNamespace(
+                form="llama", options="r")], never_evaluated)
+
+        self.assertEqual(check.failed, 1)
+        self.assertIn("holds no held-out loss", said.getvalue())
+
+    def test_a_form_that_is_not_known_is_no_success(self):
+        done = self.run_script("export_check.py", "--form", "lama")
+        self.expect_refused_argument(done, "--form", "'lama'", "'llama'")
 
     def test_windows_are_those_of_an_evaluation(self):
         with tempfile.TemporaryDirectory() as folder:

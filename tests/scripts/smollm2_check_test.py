@@ -32,6 +32,15 @@ class Smollm2CheckTest(unittest.TestCase):
 
         self.assertAlmostEqual(loss, 8 * cross_entropy(logits[:-1].astype(float), tokens[1:]), 12)
 
+    def test_a_text_is_cut_into_sequences_that_it_holds(self):
+        self.assertEqual(smollm2_check.sequences_of(list(range(9)), 4).tolist(),
+                         [[0, 1, 2, 3], [4, 5, 6, 7]])
+        with self.assertRaisesRegex(smollm2_check.Unusable, "has 9 tokens, fewer than 2 times 5; "
+                                    "give at most 4"):
+            smollm2_check.sequences_of(list(range(9)), 5)
+        with self.assertRaisesRegex(smollm2_check.Unusable, "--length: .* give at least 2"):
+            smollm2_check.sequences_of(list(range(9)), 1)
+
 
 if __name__ == "__main__":
     unittest.main()
