@@ -20,16 +20,23 @@ import threading
 import time
 import traceback
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "scripts"))
+import endings  # noqa: E402
+
 parser = argparse.ArgumentParser(description="Disturbs runs and compares them with undisturbed ones.")
 parser.add_argument("switchyard")
 parser.add_argument("mpiexec")
-parser.add_argument("--faults", type=int, default=100, help="end after this many")
-parser.add_argument("--minutes", type=float, default=1e9, help="or after this time")
+parser.add_argument("--faults", type=endings.positive_integer, default=100,
+                    help="end after this many")
+parser.add_argument("--minutes", type=endings.positive_number, default=1e9,
+                    help="or after this time")
 parser.add_argument("--seed", type=int, default=1)
 parser.add_argument("--only", type=int, help="tell this story only")
-parser.add_argument("--jobs", type=int, default=1, help="tell this many stories at a time")
+parser.add_argument("--jobs", type=endings.positive_integer, default=1,
+                    help="tell this many stories at a time")
 parser.add_argument("--mode", choices=["all", "training", "hash", "nan", "disk"], default="all")
-parser.add_argument("--layouts", type=int, default=4, help="use this many of the layouts")
+parser.add_argument("--layouts", type=endings.positive_integer, default=4,
+                    help="use this many of the layouts")
 parser.add_argument("--stop", action="store_true", help="end after the first run that failed")
 parser.add_argument("--report", type=pathlib.Path, help="file for the figures, as JSON")
 parser.add_argument("--keep", type=pathlib.Path, help="folder for the runs that failed")
@@ -42,6 +49,8 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 from stories import HashStory, NanStory, SmallDiskStory, Story, Tally  # noqa: E402
 from workplace import LAYOUTS, Workplace  # noqa: E402
+
+FORMAT = "switchyard.fault_campaign"
 
 
 def story_class(index):
@@ -121,23 +130,28 @@ def report(tally, seconds):
     for story in tally.problems:
         for p in story["problems"]:
             categories[p["category"]] = categories.get(p["category"], 0) + 1
-    figures = {"seed": options.seed, "seconds": round(seconds), "stories": tally.stories,
-               "starts": tally.starts, "faults": tally.total("injected"),
+    figures = {"format": FORMAT, "seed": options.seed, "seconds": round(seconds),
+               "stories": tally.stories, "starts": tally.starts, "faults": tally.total("injected"),
                "not struck": tally.not_struck, "problems": categories,
                "kinds": {k: dict(v) for k, v in sorted(tally.kinds.items())},
                "failed stories": tally.problems}
-    if options.report:
-        options.report.write_text(json.dumps(figures, indent=1) + "\n")
     print(table(tally))
     print(f"{figures['faults']} faults in {tally.stories} runs, {tally.starts} starts, "
           f"{seconds / 60:.0f} minutes, seed {options.seed}; {tally.not_struck} faults came too "
           f"late to strike; problems: {categories or 'none'}")
+    if options.report:
+        with endings.written_whole(options.report) as partial:
+            partial.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def main():
     begin = time.time()
+    if options.report:
+        endings.require_report(options.report, FORMAT, "name another file with --report")
     interpose = options.interpose or pathlib.Path(options.switchyard).with_name(
         "switchyard_interpose.so")
+    if not interpose.exists():
+        raise endings.Unusable(f"{interpose} does not exist; build the target switchyard_interpose")
     root = pathlib.Path(tempfile.mkdtemp(prefix="switchyard_faults_"))
     workplace = Workplace(root, interpose.resolve(strict=True), LAYOUTS[: options.layouts])
     print(f"undisturbed runs of {len(workplace.layouts)} layouts in {root}", flush=True)
@@ -148,10 +162,12 @@ def main():
     keep = options.keep or root / "failed"
     tell_all(workplace, tally, keep, begin + 60 * options.minutes)
     report(tally, time.time() - begin)
-    if not tally.problems:
-        shutil.rmtree(root)
-    return 1 if tally.problems else 0
+    if tally.problems:
+        sys.exit(1)
+    shutil.rmtree(root)
+    if not tally.stories:
+        raise endings.Unusable("the time was over before a run was disturbed; give more --minutes")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    endings.run(main)
