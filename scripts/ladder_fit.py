@@ -131,12 +131,20 @@ def interval(values):
     return stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
 
 
+def mean_difference(ratios):
+    """How far ratios are from 1 on average, with the interval of the mean."""
+    off = [100 * (ratio - 1.0) for ratio in ratios]
+    return f"{statistics.mean(off):+.2f} % ± {interval(off):.2f}" if off else ""
+
+
 def loss_table(runs, figure):
-    """Last losses by size and structure, and how far `to` is from `from` with the same seed."""
+    """Last losses by size and structure, and how far `to` is from `from` with the same seed: for
+    each size, and over the pairs of all of them."""
     last = {(run.structure, run.size, run.other): run.losses[-1] for run in runs}
     structures, sizes = (list(dict.fromkeys(getattr(run, key) for run in runs))
                          for key in ("structure", "size"))
-    table = []
+    table, everywhere = [], []
+    compared = f"{figure['to']} by {figure['from']}"
     for size in sizes:
         cells = {short(figure["by"]): size}
         for structure in structures:
@@ -147,14 +155,17 @@ def loss_table(runs, figure):
                 cells[structure] = f"{statistics.mean(losses):.4f} ± {interval(losses):.4f}"
         tokens = {tokens for (_, of, _), (tokens, _) in last.items() if of == size}
         cells["tokens"] = " or ".join(f"{count:,}" for count in sorted(tokens))
-        off = [
-            last[figure["to"], size, seed][1] / loss - 1.0
+        ratios = [
+            last[figure["to"], size, seed][1] / loss
             for (kind, of, seed), (_, loss) in last.items()
             if (kind, of) == (figure["from"], size) and (figure["to"], size, seed) in last
         ]
-        cells[f"{figure['to']} by {figure['from']}"] = (
-            f"{100 * statistics.mean(off):+.2f} % ± {100 * interval(off):.2f}" if off else "")
+        cells[compared] = mean_difference(ratios)
+        everywhere += ratios
         table.append(cells)
+    if len(sizes) > 1:
+        table.append({**dict.fromkeys(table[0], ""), short(figure["by"]): "all",
+                      compared: mean_difference(everywhere)})
     return table
 
 

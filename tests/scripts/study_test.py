@@ -268,6 +268,19 @@ class LadderTest(unittest.TestCase):
 
         self.assertEqual(row["bigmac by twin"], "+1.00 % ± 0.00")
 
+    def test_the_pairs_of_all_sizes_are_compared_together(self):
+        def run(structure, size, loss):
+            row = type("Row", (), {"labels": {"structure": structure, "size": size, "seed": 1}})
+            return ladder_fit.LadderRun(row, {"axis": "structure", "by": "size"}, 1, [[10, loss]])
+
+        *_, everywhere = ladder_fit.loss_table(
+            [run("twin", "s", 4.0), run("twin", "l", 2.0), run("bigmac", "s", 4.04),
+             run("bigmac", "l", 1.94)], {"by": "size", "from": "twin", "to": "bigmac"})
+
+        # +1 and -3 %; Student's t of one degree of freedom is 12.7, and their mean's error 2.
+        self.assertEqual(everywhere["size"], "all")
+        self.assertEqual(everywhere["bigmac by twin"], "-1.00 % ± 25.41")
+
 
 if __name__ == "__main__":
     unittest.main()
