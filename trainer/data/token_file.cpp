@@ -190,7 +190,7 @@ void TokenFile::verify() {
 }
 
 bool says_token_file(const hdf5::File& file) {
-  return file.has_attribute("format") && file.get_string("format") == kFormat;
+  return file.has_string("format") && file.get_string("format") == kFormat;
 }
 
 bool is_token_file(const std::filesystem::path& path) {

@@ -191,6 +191,10 @@ struct OpenAttribute {
         space(check_id(H5Aget_space(handle.id()), where, "read its shape"), H5Sclose),
         num_elements(H5Sget_simple_extent_npoints(space.id())) {}
 
+  bool is_fixed_string() const {
+    return H5Tget_class(type.id()) == H5T_STRING && H5Tis_variable_str(type.id()) == 0 &&
+           num_elements == 1;
+  }
   void read(hid_t memory_type, void* data) const {
     check_status(H5Aread(handle.id(), memory_type, data), where, "read it");
   }
@@ -235,6 +239,10 @@ void Object::set_string(const std::string& name, std::string_view value) {
                   terminated.c_str());
 }
 
+bool Object::has_string(const std::string& name) const {
+  return has_attribute(name) && OpenAttribute(handle_.id(), where_, name).is_fixed_string();
+}
+
 int64_t Object::get_int(const std::string& name) const {
   const OpenAttribute attribute(handle_.id(), where_, name);
   attribute.expect(H5Tget_class(attribute.type.id()) == H5T_INTEGER && attribute.num_elements == 1,
@@ -264,9 +272,7 @@ double Object::get_float(const std::string& name) const {
 
 std::string Object::get_string(const std::string& name) const {
   const OpenAttribute attribute(handle_.id(), where_, name);
-  attribute.expect(H5Tget_class(attribute.type.id()) == H5T_STRING &&
-                       H5Tis_variable_str(attribute.type.id()) == 0 && attribute.num_elements == 1,
-                   "a string of fixed length");
+  attribute.expect(attribute.is_fixed_string(), "a string of fixed length");
   std::string value(H5Tget_size(attribute.type.id()), '\0');
   attribute.read(attribute.type.id(), value.data());
   value.resize(std::min(value.find('\0'), value.size()));

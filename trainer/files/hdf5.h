@@ -81,6 +81,8 @@ class Handle {
 class Object {
  public:
   bool has_attribute(const std::string& name) const;
+  // Whether the attribute is there and is a string of fixed length, as get_string requires.
+  bool has_string(const std::string& name) const;
 
   void set_int(const std::string& name, int64_t value);
   void set_ints(const std::string& name, std::span<const int64_t> values);

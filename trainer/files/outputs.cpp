@@ -18,7 +18,10 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::string_view kHdf5Signature = "\x89HDF\r\n\x1a\n";
+// How the files of this program begin: the signature, version 3 of the format, offsets and lengths
+// of 8 bytes, and no writer. HDF5 also cannot open an intact file that a newer version wrote, or
+// that has a writer.
+constexpr std::string_view kHdf5Begin("\x89HDF\r\n\x1a\n\x03\x08\x08\x00", 12);
 
 bool is_same_folder(const fs::path& a, const fs::path& b) {
   std::error_code error;  // of a folder that does not exist yet: only its name can be compared
@@ -109,15 +112,15 @@ bool begins_with(const fs::path& path, std::string_view text) {
 }
 
 bool is_hdf5(const fs::path& path, const std::function<bool(const hdf5::File&)>& is_own) {
-  const bool is_cut_off = fs::file_size(path) < kHdf5Signature.size();
-  if (is_cut_off || !begins_with(path, kHdf5Signature)) return false;
+  std::optional<hdf5::File> file;
   try {
-    return is_own(hdf5::File::open(path));
+    file.emplace(hdf5::File::open(path));
   } catch (const CannotReadError&) {
     throw;
   } catch (const Error&) {
-    return true;  // HDF5 cannot read it, so nobody can.
+    return fs::file_size(path) >= kHdf5Begin.size() && begins_with(path, kHdf5Begin);
   }
+  return is_own(*file);
 }
 
 }  // namespace switchyard

@@ -37,7 +37,8 @@ void require_distinct(std::span<const NamedFile> outputs, std::span<const NamedF
 
 // Formats that `is_own` may recognize. A file that a crash cut off within the text begins with it.
 bool begins_with(const std::filesystem::path& path, std::string_view text);
-// An HDF5 file that `is_own` recognizes, or one that is too damaged to say what it holds.
+// An HDF5 file that `is_own` recognizes, or one that begins like this program's files and is too
+// damaged for HDF5 to open. `is_own` must not throw for an intact file of somebody else.
 bool is_hdf5(const std::filesystem::path& path,
              const std::function<bool(const hdf5::File&)>& is_own);
 

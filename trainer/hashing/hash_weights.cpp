@@ -99,7 +99,7 @@ void read_layer(const hdf5::File& file, HashWeights& weights, int layer,
 }
 
 bool has_format(const hdf5::File& file) {
-  return file.has_attribute("format") && file.get_string("format") == kFormat;
+  return file.has_string("format") && file.get_string("format") == kFormat;
 }
 
 void require_format(const hdf5::File& file) {

@@ -88,7 +88,7 @@ std::vector<NamedQuality> read_quality(const hdf5::File& file) {
   return held_out;
 }
 
-bool has_key(const hdf5::File& file) { return file.has_attribute("key"); }
+bool has_key(const hdf5::File& file) { return file.has_string("key"); }
 
 HeadResult read_result(const hdf5::File& file) {
   HeadResult result;

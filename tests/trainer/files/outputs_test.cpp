@@ -2,13 +2,16 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <hdf5.h>
 #include <sys/stat.h>
 
 #include <vector>
 
 #include "tests/support/error_of.h"
 #include "tests/support/temporary_folder.h"
+#include "trainer/data/token_file.h"
 #include "trainer/files/durable_file.h"
+#include "trainer/hashing/hash_weights.h"
 
 namespace switchyard {
 namespace {
@@ -78,6 +81,48 @@ TEST_F(OutputsTest, AnHdf5FileIsRecognizedByWhatItSaysOrByDamage) {
   EXPECT_TRUE(is_hdf5(put("torn", test::read_file(at("mine")).substr(0, 40)), is_own));
   EXPECT_FALSE(is_hdf5(put("text"), is_own));
   EXPECT_FALSE(is_hdf5(put("empty", ""), is_own));
+}
+
+TEST_F(OutputsTest, AnIntactHdf5FileThatCannotBeOpenedIsNotDamaged) {
+  const auto is_own = [](const hdf5::File&) { return true; };
+  hdf5::File::create(at("file")).close();
+  const std::string bytes = test::read_file(at("file"));
+  const auto put_with = [&](size_t place, char byte) {
+    std::string changed = bytes;
+    changed[place] = byte;
+    return put("changed", changed);
+  };
+
+  EXPECT_TRUE(is_hdf5(put_with(12, '\x55'), is_own));   // an address of the first bytes
+  EXPECT_FALSE(is_hdf5(put_with(8, '\x09'), is_own));   // the version of a later HDF5
+  EXPECT_FALSE(is_hdf5(put_with(11, '\x05'), is_own));  // a writer has it open
+}
+
+TEST_F(OutputsTest, WhatSomebodyElseCallsFormatIsNoDamage) {
+  // As h5py writes strings.
+  const hid_t file = H5Fcreate(at("h5py").c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT);
+  const hid_t type = H5Tcopy(H5T_C_S1), space = H5Screate(H5S_SCALAR);
+  H5Tset_size(type, H5T_VARIABLE);
+  const hid_t attribute = H5Acreate2(file, "format", type, space, H5P_DEFAULT, H5P_DEFAULT);
+  const char* text = "measurements";
+  H5Awrite(attribute, type, &text);
+  H5Aclose(attribute);
+  H5Sclose(space);
+  H5Tclose(type);
+  H5Fclose(file);
+  hdf5::File number = hdf5::File::create(at("number"));
+  number.set_int("format", 2);
+  number.close();
+
+  for (const char* name : {"h5py", "number"}) {
+    const std::string before = test::read_file(at(name));
+    EXPECT_THAT(error_of([&] {
+                  require_replaceable_weights({"hash.weights", at(name)});
+                }),
+                HasSubstr("is not a file of hash weights, so hash.weights does not replace it"));
+    EXPECT_FALSE(is_hdf5(at(name), says_token_file));
+    EXPECT_EQ(test::read_file(at(name)), before);
+  }
 }
 
 TEST_F(OutputsTest, FilesAreTheSameThroughLinksFoldersAndNamesYetToCome) {

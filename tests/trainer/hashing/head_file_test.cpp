@@ -8,6 +8,7 @@
 
 #include "tests/support/error_of.h"
 #include "tests/support/temporary_folder.h"
+#include "trainer/files/hdf5.h"
 
 namespace switchyard {
 namespace {
@@ -65,6 +66,15 @@ TEST_F(HeadFileTest, AHeadOfOtherSettingsStaysUntilItIsReplaced) {
   save_head(path_, "other settings", head_of(1.0f));
 
   EXPECT_FALSE(load_head(path_, "key").has_value());
+}
+
+TEST_F(HeadFileTest, OnlyHeadsAreReplaced) {
+  hdf5::File file = hdf5::File::create(path_);
+  file.set_int("key", 1);
+  file.close();
+
+  EXPECT_THAT(test::error_of([&] { save_head(path_, "key", head_of(1.0f)); }),
+              testing::HasSubstr("is not a head that train-hash has learned"));
 }
 
 TEST_F(HeadFileTest, AHeadThatCannotBeReadIsNotLearnedAgain) {

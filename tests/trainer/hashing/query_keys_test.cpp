@@ -142,6 +142,16 @@ TEST_F(QueryKeysTest, FilesOfAnotherKeyOrTornOnesAreRemoved) {
   EXPECT_FALSE(std::filesystem::exists(path_));
 }
 
+TEST_F(QueryKeysTest, OnlyBlocksAreRemoved) {
+  hdf5::File file = hdf5::File::create(path_);
+  file.set_int("key", 1);
+  file.close();
+
+  EXPECT_THAT(test::error_of([&] { has_query_keys(path_, "some key"); }),
+              HasSubstr("is not a block of queries and keys"));
+  EXPECT_TRUE(std::filesystem::exists(path_));
+}
+
 TEST_F(QueryKeysTest, RowsThatAQueryCannotSeeAreRefused) {
   const auto error_of_rows = [&](const KeyRange& rows) {
     QueryKeyWriter writer(path_, "some key", 0, 2, {rows, {0, 3}});
