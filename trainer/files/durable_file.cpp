@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <span>
 #include <system_error>
@@ -57,10 +58,11 @@ UnfinishedFile::UnfinishedFile(fs::path path)
   require(!fs::exists(path_, error) || fs::is_regular_file(path_, error),
           "{} is no regular file, so it is not replaced: name another one", path_.string());
   make_folder(folder_of(path_));
+  const auto deadline = std::chrono::steady_clock::now() + kLockPatience;
   do {
     remove_if_it_is_another_file(unfinished_);
     lock_.emplace(unfinished_);
-    require(lock_->lock(0, LockableFile::Mode::exclusive) != LockableFile::Outcome::held,
+    require(lock_->lock_until(0, deadline) != LockableFile::Outcome::held,
             "another process writes {}: wait until it has ended, or name another file",
             path_.string());
     // Between opening and locking it, its writer may have renamed or removed it.
@@ -69,10 +71,13 @@ UnfinishedFile::UnfinishedFile(fs::path path)
 
 UnfinishedFile::~UnfinishedFile() {
   std::error_code ignored;
-  if (!published_) fs::remove(unfinished_, ignored);
+  if (!published_ && lock_->is_in_place()) fs::remove(unfinished_, ignored);
 }
 
 void UnfinishedFile::publish() {
+  require(lock_->is_in_place(),
+          "{} was removed or replaced while it was written, so {} stays as it was; write it again",
+          unfinished_.string(), path_.string());
   sync_file(unfinished_);
   std::error_code error;
   fs::rename(unfinished_, path_, error);
@@ -80,6 +85,13 @@ void UnfinishedFile::publish() {
           error.message());
   published_ = true;
   sync_folder(folder_of(path_));
+}
+
+void UnfinishedFile::publish(std::string_view bytes) {
+  OutputFile file(unfinished_);
+  file.write(std::as_bytes(std::span(bytes)));
+  file.close();
+  publish();
 }
 
 void write_durably(const fs::path& path,
@@ -90,11 +102,7 @@ void write_durably(const fs::path& path,
 }
 
 void write_durably(const fs::path& path, std::string_view bytes) {
-  write_durably(path, [&](const fs::path& unfinished) {
-    OutputFile file(unfinished);
-    file.write(std::as_bytes(std::span(bytes)));
-    file.close();
-  });
+  UnfinishedFile(path).publish(bytes);
 }
 
 void sync_file(const fs::path& path) {

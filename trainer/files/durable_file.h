@@ -16,13 +16,13 @@ std::filesystem::path target_of(std::filesystem::path path);
 // A file that gets its name only when it is complete and on the disk. Until then it is named
 // `path`.tmp, and an older file named `path` stays unchanged. Where `path` is a symbolic link, this
 // is about its target, and the link stays. Only one process at a time can have it: `path`.tmp is
-// locked (file_lock.h), if the file system has locks. Every failure throws Error with the path and
-// the system's reason.
+// locked (file_lock.h), if the file system has locks, and another process waits for a while, and
+// then gets an error. Every failure throws Error with the path and the system's reason.
 class UnfinishedFile {
  public:
   // Makes the folder of the file, and an empty file or what a killed process has left.
   explicit UnfinishedFile(std::filesystem::path path);
-  // Removes the file unless it was published.
+  // Removes the file unless it was published, or its name means another file by now.
   ~UnfinishedFile();
   UnfinishedFile(const UnfinishedFile&) = delete;
   UnfinishedFile& operator=(const UnfinishedFile&) = delete;
@@ -30,7 +30,10 @@ class UnfinishedFile {
   // The temporary path that the caller writes to.
   const std::filesystem::path& path() const { return unfinished_; }
   // The caller has written and closed the file. On return it has its name and survives a crash.
+  // Throws Error if the temporary path means another file by now, which may be anybody's.
   void publish();
+  // Writes a file of these bytes, and publishes it.
+  void publish(std::string_view bytes);
 
  private:
   std::filesystem::path path_, unfinished_;

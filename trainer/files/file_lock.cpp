@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <cstring>
 #include <string>
+#include <thread>
 #include <utility>
 
 #include "kernels/runtime/check.h"
@@ -69,6 +70,17 @@ LockableFile::Outcome LockableFile::lock(int64_t byte, Mode mode) {
   require(means_no_locks(errno), "cannot lock {}: {}", path_.string(), std::strerror(errno));
   warn_once(path_, errno);
   return Outcome::unknown;
+}
+
+LockableFile::Outcome LockableFile::lock_until(int64_t byte,
+                                               std::chrono::steady_clock::time_point deadline) {
+  constexpr std::chrono::milliseconds kPause{50};
+  Outcome outcome = lock(byte, Mode::exclusive);
+  while (outcome == Outcome::held && std::chrono::steady_clock::now() < deadline) {
+    std::this_thread::sleep_for(kPause);
+    outcome = lock(byte, Mode::exclusive);
+  }
+  return outcome;
 }
 
 bool LockableFile::is_in_place() const {

@@ -1,9 +1,14 @@
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <filesystem>
 
 namespace switchyard {
+
+// How long a job waits for a lock: a killed process keeps its locks until its memory is freed, and
+// mpirun ends the ranks of a job within two seconds.
+inline constexpr std::chrono::seconds kLockPatience{5};
 
 // The kernel's locks on single bytes of an open file. They belong to this opening of the file, so
 // they end with it, and with the process however it ends; nothing stale can stay behind. Network
@@ -26,6 +31,8 @@ class LockableFile {
   // Locks the byte, or changes the mode of its lock, without waiting. Throws Error on any other
   // failure.
   Outcome lock(int64_t byte, Mode mode);
+  // Locks the byte exclusively; waits until `deadline` while it is held.
+  Outcome lock_until(int64_t byte, std::chrono::steady_clock::time_point deadline);
 
   // Whether `path` still names the file that was opened.
   bool is_in_place() const;

@@ -6,7 +6,6 @@
 #include <array>
 #include <chrono>
 #include <span>
-#include <thread>
 #include <utility>
 
 #include "kernels/runtime/check.h"
@@ -20,15 +19,10 @@ namespace switchyard {
 namespace {
 
 namespace fs = std::filesystem;
-using Clock = std::chrono::steady_clock;
 using Mode = LockableFile::Mode;
 using Outcome = LockableFile::Outcome;
 
 constexpr int64_t kOwnerByte = 0, kRanksByte = 1;
-// A killed process keeps its locks until its memory is freed, and mpirun ends the ranks of a job
-// within two seconds.
-constexpr std::chrono::seconds kPatience{5};
-constexpr std::chrono::milliseconds kPause{50};
 
 std::string describe_this_process(const std::string& what) {
   std::array<char, 256> host{};
@@ -50,19 +44,13 @@ std::string describe_owner(const fs::path& file) {
   return "unknown";
 }
 
-Outcome lock_within(LockableFile& file, int64_t byte, Clock::time_point deadline) {
-  Outcome outcome = file.lock(byte, Mode::exclusive);
-  while (outcome == Outcome::held && Clock::now() < deadline) {
-    std::this_thread::sleep_for(kPause);
-    outcome = file.lock(byte, Mode::exclusive);
-  }
-  return outcome;
-}
-
 }  // namespace
 
-FolderLock::FolderLock(Communicator& world, fs::path folder, std::string what)
-    : world_(world), folder_(std::move(folder)), what_(std::move(what)) {
+FolderLock::FolderLock(Communicator& world, fs::path folder, std::string what, std::string remedy)
+    : world_(world),
+      folder_(std::move(folder)),
+      what_(std::move(what)),
+      remedy_(std::move(remedy)) {
   run_collectively(world_, [&] {
     if (world_.rank() == 0) own();
   });
@@ -70,19 +58,18 @@ FolderLock::FolderLock(Communicator& world, fs::path folder, std::string what)
 }
 
 void FolderLock::own() {
-  const auto deadline = Clock::now() + kPatience;
+  const auto deadline = std::chrono::steady_clock::now() + kLockPatience;
   do {
     make_folder(folder_);
     file_.emplace(folder_ / kLockName);
-    const Outcome owner = lock_within(*file_, kOwnerByte, deadline);
+    const Outcome owner = file_->lock_until(kOwnerByte, deadline);
     if (owner == Outcome::unknown) return;
-    require(owner == Outcome::taken,
-            "{} is in use ({}): wait until that has ended, or choose another run.dir",
-            folder_.string(), describe_owner(file_->path()));
-    require(lock_within(*file_, kRanksByte, deadline) == Outcome::taken,
+    require(owner == Outcome::taken, "{} is in use ({}): wait until that has ended, or {}",
+            folder_.string(), describe_owner(file_->path()), remedy_);
+    require(file_->lock_until(kRanksByte, deadline) == Outcome::taken,
             "{} is in use by other ranks of a run whose rank 0 has ended ({}): end these "
-            "processes, which may be stopped, or choose another run.dir",
-            folder_.string(), describe_owner(file_->path()));
+            "processes, which may be stopped, or {}",
+            folder_.string(), describe_owner(file_->path()), remedy_);
     // Between opening and locking it, its folder may have been moved away.
   } while (!file_->is_in_place());
   file_->lock(kRanksByte, Mode::shared);

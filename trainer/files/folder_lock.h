@@ -22,8 +22,10 @@ class FolderLock {
  public:
   // Makes the folder if it is missing. A job that was just killed may need seconds to end, so a
   // lock is waited for that long. Collective over `world`; throws CollectiveError.
-  //   what  the kind of job, for messages: "training"
-  FolderLock(Communicator& world, std::filesystem::path folder, std::string what);
+  //   what    the kind of job, for messages: "training"
+  //   remedy  of a folder that is in use, beside waiting
+  FolderLock(Communicator& world, std::filesystem::path folder, std::string what,
+             std::string remedy = "choose another run.dir");
 
   // Calls `rename` on rank 0, which may rename the folder; then makes it anew, and owns the new
   // one. Collective; throws CollectiveError. Must be called before files in the folder are opened.
@@ -39,7 +41,7 @@ class FolderLock {
 
   Communicator& world_;
   std::filesystem::path folder_;
-  std::string what_;
+  std::string what_, remedy_;
   std::optional<LockableFile> file_;
 };
 

@@ -10,10 +10,13 @@
 
 #include <array>
 #include <cerrno>
+#include <chrono>
 #include <cstddef>
 #include <cstdlib>
 #include <filesystem>
+#include <memory>
 #include <string>
+#include <thread>
 
 #include "parallel/distributed_context.h"
 #include "tests/support/error_of.h"
@@ -66,6 +69,58 @@ TEST(FileLockTest, AFileIsInPlaceUntilItsNameMeansAnother) {
   EXPECT_FALSE(file.is_in_place());
   test::write_file(path, "");
   EXPECT_FALSE(file.is_in_place());
+}
+
+TEST(FileLockTest, ALockIsWaitedForUntilTheDeadline) {
+  const test::TemporaryFolder folder;
+  const auto soon = [](int64_t ms) {
+    return std::chrono::steady_clock::now() + std::chrono::milliseconds(ms);
+  };
+  LockableFile second(folder.path() / "file");
+  auto first = std::make_unique<LockableFile>(folder.path() / "file");
+  first->lock(0, Mode::exclusive);
+
+  EXPECT_EQ(second.lock_until(0, soon(100)), Outcome::held);
+  std::jthread end([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    first.reset();
+  });
+  EXPECT_EQ(second.lock_until(0, soon(60'000)), Outcome::taken);
+}
+
+TEST(FileLockTest, AWriterWaitsForOneThatEnds) {
+  const test::TemporaryFolder folder;
+  const fs::path path = folder.path() / "file";
+  auto killed = std::make_unique<UnfinishedFile>(path);
+  std::jthread end([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    killed.reset();
+  });
+
+  write_durably(path, "next");
+
+  EXPECT_EQ(test::read_file(path), "next");
+}
+
+TEST(FileLockTest, AWriterWhoseFileWasReplacedPublishesAndRemovesNothing) {
+  const test::TemporaryFolder folder;
+  const fs::path path = folder.path() / "file", unfinished = path.string() + ".tmp";
+  test::write_file(path, "old");
+  {
+    UnfinishedFile first(path);
+    fs::remove(unfinished);
+    test::write_file(unfinished, "half of another");
+
+    const std::string error = test::error_of([&] { first.publish(); });
+    EXPECT_TRUE(error.starts_with(unfinished.string() +
+                                  " was removed or replaced while it was "
+                                  "written, so " +
+                                  path.string() + " stays as it was"))
+        << error;
+  }
+
+  EXPECT_EQ(test::read_file(path), "old");
+  EXPECT_EQ(test::read_file(unfinished), "half of another");
 }
 
 TEST(FileLockTest, AFileHasOneWriterAtATime) {
