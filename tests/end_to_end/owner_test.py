@@ -4,11 +4,13 @@
 usage: owner_test.py PATH_TO_SWITCHYARD PATH_TO_MPIEXEC [unittest options]
 """
 
+import fcntl
 import os
 import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -157,6 +159,39 @@ class Tokenizing(Owner):
         self.assertIn("up to date", self.run_program(0, *tokenize))
         self.assertEqual([path.name for path in sorted(tokens.parent.iterdir())],
                          ["train.h5", "validation.h5"])
+
+
+class Exporting(Owner):
+    def lock(self, path):
+        """Locks the first byte as the owner of a folder does, until the returned file is closed."""
+        path.parent.mkdir()
+        file = path.open("w")
+        file.write("export, process 7 on elsewhere, since yesterday\n")
+        file.flush()
+        byte = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, byte)
+        return file
+
+    def test_two_to_the_same_folder(self):
+        self.train(0, "parallel.ep=1", "train.max_steps=2")
+        unfinished = self.folder / "model.switchyard_export.tmp"
+        half = unfinished / "model.safetensors.tmp"
+        with self.lock(unfinished / ".lock"):
+            half.write_text("half of the first one's weights")
+            for ranks in (0, 2):
+                output = self.run_program(ranks, "export", "runs/tiny_bigmac",
+                                          f"parallel.ep={max(ranks, 1)}", "--to", "model", code=FAILED)
+                self.assertIn("model.switchyard_export.tmp is in use (export, process 7 on elsewhere, "
+                              "since yesterday): wait until that has ended, or name another folder "
+                              "with --to", output)
+            self.assertEqual(half.read_text(), "half of the first one's weights")
+        (unfinished / "of_a_killed_job").mkdir()
+
+        self.run_program(0, "export", "runs/tiny_bigmac", "parallel.ep=1", "--to", "model")
+        self.assertFalse(unfinished.exists())
+        names = {path.name for path in (self.folder / "model").iterdir()}
+        self.assertIn("model.safetensors", names)
+        self.assertTrue(names.isdisjoint({".lock", half.name, "of_a_killed_job"}), names)
 
 
 class Readers(Owner):

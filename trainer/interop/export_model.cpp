@@ -5,13 +5,14 @@
 #include <atomic>
 #include <exception>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
 
 #include "kernels/runtime/check.h"
 #include "trainer/files/durable_file.h"
-#include "trainer/files/folders.h"
+#include "trainer/files/folder_lock.h"
 #include "trainer/interop/compact_sources.h"
 #include "trainer/interop/tensor_source.h"
 #include "trainer/interop/tokenizer_files.h"
@@ -23,38 +24,70 @@ namespace fs = std::filesystem;
 using safetensors::Declaration;
 using safetensors::Element;
 
-// The folder in which the files lie until all are written.
+// The folder in which the files lie until all are written, and whose owner this job is.
 class UnfinishedFolder {
  public:
-  explicit UnfinishedFolder(const fs::path& folder)
-      : folder_(fs::absolute(folder).lexically_normal()) {
+  // Makes the folder. Throws CollectiveError if there is something that would be replaced, or if
+  // another job exports to the same folder. Collective over `world`.
+  UnfinishedFolder(Communicator& world, const fs::path& folder)
+      : world_(world), folder_(fs::absolute(folder).lexically_normal()) {
     if (!folder_.has_filename()) folder_ = folder_.parent_path();
     unfinished_ = folder_;
     unfinished_ += ".switchyard_export.tmp";  // a name that nothing else has
+    run_collectively(world_, [&] {
+      if (world_.rank() == 0) require_free();
+    });
+    lock_.emplace(world_, unfinished_, "export", "name another folder with --to");
+    run_collectively(world_, [&] {
+      if (world_.rank() != 0) return;
+      require_free();  // another job may have ended meanwhile
+      remove_all_but_lock();
+    });
   }
+  // Removes the files unless they were published.
+  ~UnfinishedFolder() {
+    if (published_ || world_.rank() != 0) return;
+    try {
+      lock_->require_in_place();
+      remove_all_but_lock();
+      fs::remove(unfinished_ / kLockName);
+      fs::remove(unfinished_);
+    } catch (const std::exception&) {  // what cannot be removed stays for the next export
+    }
+  }
+  UnfinishedFolder(const UnfinishedFolder&) = delete;
+  UnfinishedFolder& operator=(const UnfinishedFolder&) = delete;
 
   const fs::path& path() const { return unfinished_; }
-  // Throws Error if something is there that would be replaced.
-  void make() const {
-    const bool is_free =
-        !fs::exists(folder_) || (fs::is_directory(folder_) && fs::is_empty(folder_));
-    require(is_free, "--to {} exists already: name a new folder, or remove it", folder_.string());
-    fs::remove_all(unfinished_);
-    make_folder(unfinished_);
-  }
-  void publish() const {
+  // Not collective.
+  void publish() {
+    lock_->require_in_place();
     sync_folder(unfinished_);
     if (fs::exists(folder_)) fs::remove(folder_);
     fs::rename(unfinished_, folder_);
+    published_ = true;
+    // Only now: without its lock, another job would take the folder and empty it.
+    fs::remove(folder_ / kLockName);
+    sync_folder(folder_);
     sync_folder(folder_.parent_path());
-  }
-  void discard() const {
-    std::error_code ignored;
-    fs::remove_all(unfinished_, ignored);
   }
 
  private:
+  void require_free() const {
+    const bool is_free =
+        !fs::exists(folder_) || (fs::is_directory(folder_) && fs::is_empty(folder_));
+    require(is_free, "--to {} exists already: name a new folder, or remove it", folder_.string());
+  }
+  void remove_all_but_lock() const {
+    for (const fs::directory_entry& entry : fs::directory_iterator(unfinished_)) {
+      if (entry.path().filename() != kLockName) fs::remove_all(entry.path());
+    }
+  }
+
+  Communicator& world_;
   fs::path folder_, unfinished_;
+  std::optional<FolderLock> lock_;
+  bool published_ = false;
 };
 
 std::vector<Declaration> declarations_of(const std::vector<TensorRule>& rules, Element element) {
@@ -151,31 +184,25 @@ void write_texts(const fs::path& folder, const Form& form, const Manifest& manif
 
 ExportReport export_model(MpiRuntime& mpi, CheckpointReader& reader, const RunConfig& config,
                           const ExportFacts& facts, const ExportOptions& options) {
-  const UnfinishedFolder folder(options.to);
   const Form* form = nullptr;
   std::vector<TensorRule> rules;
   run_collectively(mpi.world(), [&] {
     form = &choose_form(options.form, config.model);
     rules = form->rules(config.model);
-    if (mpi.rank() == 0) folder.make();
   });
+  UnfinishedFolder folder(mpi.world(), options.to);
   const WeightFolderWriter writer(folder.path(), declarations_of(rules, options.element),
                                   options.shard_bytes);
-  try {
-    run_collectively(mpi.world(), [&] {
-      write_weights(writer, rules, reader, mpi.world());
-      reader.require_current();
-    });
-    run_collectively(mpi.world(), [&] {
-      if (mpi.rank() != 0) return;
-      writer.write_index();
-      write_texts(folder.path(), *form, reader.manifest(), config, facts, options.element);
-      folder.publish();
-    });
-  } catch (...) {
-    if (mpi.rank() == 0) folder.discard();
-    throw;
-  }
+  run_collectively(mpi.world(), [&] {
+    write_weights(writer, rules, reader, mpi.world());
+    reader.require_current();
+  });
+  run_collectively(mpi.world(), [&] {
+    if (mpi.rank() != 0) return;
+    writer.write_index();
+    write_texts(folder.path(), *form, reader.manifest(), config, facts, options.element);
+    folder.publish();
+  });
   return {.form = name_for_people(*form),
           .tensors = static_cast<int64_t>(rules.size()),
           .bytes = writer.total_bytes(),
