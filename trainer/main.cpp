@@ -131,8 +131,9 @@ class CommandLine {
     command->add_option("--ranks", arguments.ranks, "plan for this many ranks instead")
         ->transform(whole_number(1, 1 << 20));
     command->callback([this, command, use, uses_layout, on_signal, body = std::move(body)] {
-      if (!command->get_subcommands().empty()) return;  // Its own callback has chosen.
+      if (leaves_work_to_inner_command(*command)) return;  // Its own callback has chosen.
       if (arguments_.path.empty()) throw CLI::RequiredError("config");
+      if (!only_shows()) require_no_planned_ranks(*command, arguments_.ranks);
       saves_on_signal_ = on_signal == OnSignal::save && !only_shows();
       chosen_ = [this, use, uses_layout, body](MpiRuntime& mpi) {
         return run(mpi, use, uses_layout, body);
@@ -333,7 +334,6 @@ class CommandLine {
         [this](MpiRuntime& mpi, const LoadedConfig& loaded) {
           export_.element =
               export_dtype_ == "bf16" ? safetensors::Element::bf16 : safetensors::Element::f32;
-          export_.shard_bytes = static_cast<int64_t>(shard_size_);
           return export_command(mpi, loaded, export_);
         },
         CheckpointUse::inference, UsesLayout::no);
@@ -345,8 +345,8 @@ class CommandLine {
     command->add_option("--dtype", export_dtype_, "of the weights")
         ->check(CLI::IsMember({"f32", "bf16"}))
         ->capture_default_str();
-    command->add_option("--shard-size", shard_size_, "most bytes of a file, such as 5GB")
-        ->transform(CLI::AsSizeValue(/*kb_is_1000=*/true))
+    command->add_option("--shard-size", export_.shard_bytes, "most bytes of a file, such as 5GB")
+        ->transform(size_in_bytes(1000, 1'000'000'000'000'000))
         ->default_str("5GB");
   }
 
@@ -402,7 +402,6 @@ class CommandLine {
   std::string inference_json_;
   ExportOptions export_;
   std::string export_dtype_ = "f32";
-  uint64_t shard_size_ = 5'000'000'000;
   ImportOptions import_;
   std::string inspect_path_;
   bool verify_ = false;

@@ -122,6 +122,10 @@ class Ranges(Program):
                 ("generate", "--samples", "1.5", "expected an integer, not '1.5'"),
                 ("bench", "--steps", "nan", "expected an integer, not 'nan'"),
                 ("bench", "--warmup", "-1", "must be at least 0, not -1"),
+                ("export", "--shard-size", "0", "must be at least 1000, not 0"),
+                ("export", "--shard-size", "5", "must be at least 1000, not 5"),
+                ("export", "--shard-size", "-5GB", "must be at least 1000, not -5GB"),
+                ("export", "--shard-size", "10EB", "is too large: at most 1000000000000000"),
                 ("train", "--ranks", "1e9", "must be at most 1048576")]:
             with self.subTest(f"{name} {option} {value}"):
                 output = self.run_program(0, name, "configs/tiny_bigmac.yaml", f"{option}={value}",
@@ -133,6 +137,24 @@ class Ranges(Program):
             with self.subTest(f"bench decode {option} {value}"):
                 self.assertIn(f"{option}: ", self.run_program(0, "bench", "decode",
                                                               f"{option}={value}", code=BAD_INPUT))
+
+    def test_options_without_effect_are_refused(self):
+        for command in ("tokenize", "train", "eval", "bench"):
+            output = self.run_program(0, command, "configs/tiny_bigmac.yaml", "--ranks", "8",
+                                      code=BAD_INPUT)
+            self.assertIn("--ranks: only `plan`, --dry-run and --print-config assume other ranks than "
+                          f"were started; start `{command}` by mpirun -n 8", output)
+        self.assertFalse((self.folder / "runs" / "tiny_bigmac").exists())
+        for shows in (["plan", "configs/tiny_bigmac.yaml"],
+                      ["train", "configs/tiny_bigmac.yaml", "--dry-run"],
+                      ["train", "configs/tiny_bigmac.yaml", "--print-config"]):
+            self.run_program(0, *shows, "--ranks", "2", "parallel.ep=2")
+
+        for arguments in (["--steps", "5"], ["configs/tiny_bigmac.yaml"]):
+            output = self.run_program(0, "bench", *arguments, "decode", "--repetitions", "1",
+                                      code=BAD_INPUT)
+            self.assertIn(f"{'--steps' if len(arguments) > 1 else 'config'}: decode does not read the "
+                          "arguments before its name; give its own behind `bench decode`", output)
 
     def test_schedules_longer_than_the_run_are_refused_before_it(self):
         for overrides, message in [
