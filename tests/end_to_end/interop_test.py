@@ -102,13 +102,7 @@ class Import(Interop):
         self.assertIn("step 0", self.run_program(0, "inspect", "--verify", "runs/in"))
 
     def test_a_tokenizer_comes_along(self):
-        made = ("data.tokenizer.type=sentencepiece", "data.tokenizer.model=runs/sp/made.model",
-                "data.train=runs/sp/train.h5", "data.validation=runs/sp/validation.h5",
-                "run.dir=runs/sp")
-        self.run_program(0, "tokenize", "configs/tiny_dense.yaml", *made,
-                         "data.tokenizer.vocab_size=320", 'data.text=["text"]')
-        self.train(0, *made, "train.max_steps=4", config="tiny_dense")
-        self.run_program(0, "export", "runs/sp", "--to", "out")
+        self.export_with_tokenizer()
 
         self.run_program(0, "import", "out", "--config", "in.yaml", "run.dir=runs/in")
 
@@ -123,6 +117,47 @@ class Import(Interop):
         (self.folder / "llama" / "tokenizer.json").unlink()
         output = self.run_program(0, "import", "llama", "--config", "c.yaml")
         self.assertIn("the folder holds no tokenizer", output)
+
+    def export_with_tokenizer(self):
+        """A model in `out` whose tokenizer has files."""
+        made = ("data.tokenizer.type=sentencepiece", "data.tokenizer.model=runs/sp/made.model",
+                "data.train=runs/sp/train.h5", "data.validation=runs/sp/validation.h5",
+                "run.dir=runs/sp")
+        self.run_program(0, "tokenize", "configs/tiny_dense.yaml", *made,
+                         "data.tokenizer.vocab_size=320", 'data.text=["text"]')
+        self.train(0, *made, "train.max_steps=4", config="tiny_dense")
+        self.run_program(0, "export", "runs/sp", "--to", "out")
+
+    def test_an_experiment_that_cannot_be_written_leaves_nothing(self):
+        self.export_with_tokenizer()
+        output = self.run_program(0, "import", "out", "--config", "/proc/in.yaml", "run.dir=runs/in",
+                                  code=FAILED)
+        self.assertIn("/proc/in.yaml.tmp: ", output)
+        self.assertFalse((self.folder / "runs" / "in").exists())
+
+    def test_a_failure_at_the_end_leaves_nothing_and_a_killed_import_can_be_repeated(self):
+        self.export_with_tokenizer()
+        # A model whose import takes a while.
+        arguments = ["import", "out", "--config", "in.yaml", "run.dir=runs/in", "--upcycle",
+                     "model.structure=fine_grained", "model.num_experts=1024",
+                     "model.expert_ffn_hidden=16"]
+        run = self.folder / "runs" / "in"
+        job = self.start_program(0, *arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        self.wait_for(job, (run / "checkpoints" / "step_00000000.tmp").exists)
+        (run / "checkpoints" / "step_00000000").write_text("in the way")
+        output = job.communicate(timeout=60)[0]
+        self.assertEqual(job.returncode, FAILED, output)
+        self.assertIn("step_00000000", output)
+        self.assertEqual(sorted(path.name for path in run.iterdir()), ["checkpoints"])
+        self.assertFalse((self.folder / "in.yaml").exists())
+
+        shutil.rmtree(run)
+        self.run_program(0, *arguments)
+        experiment = (self.folder / "in.yaml").read_text()
+        shutil.rmtree(run / "checkpoints")  # as a kill before the last rename leaves it
+        self.run_program(0, *arguments)
+        self.assertTrue((run / "checkpoints" / "step_00000000").is_dir())
+        self.assertEqual((self.folder / "in.yaml").read_text(), experiment)
 
     def test_training_begins_at_its_weights_and_goes_on(self):
         self.import_llama()

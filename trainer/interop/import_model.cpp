@@ -3,9 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <utility>
+#include <vector>
 
 #include "kernels/runtime/check.h"
 #include "parallel/communicator.h"
@@ -17,6 +20,7 @@
 #include "trainer/config/schema.h"
 #include "trainer/data/tokenizer.h"
 #include "trainer/files/durable_file.h"
+#include "trainer/files/file_io.h"
 #include "trainer/files/folder_lock.h"
 #include "trainer/files/folders.h"
 #include "trainer/interop/tensor_source.h"
@@ -85,21 +89,57 @@ LoadedConfig make_experiment(const ImportOptions& options, const ModelConfig& mo
   return loaded;
 }
 
+// Removes what a failed import has made, while it still owns the run's folder.
+class MadeParts {
+ public:
+  MadeParts(const fs::path& run, bool existed) : run_(run), run_existed_(existed) {}
+  ~MadeParts() {
+    if (keeps_) return;
+    std::error_code ignored;  // a folder that is not empty stays
+    for (const fs::path& part : parts_) fs::remove_all(part, ignored);
+    if (run_existed_) return;
+    fs::remove(run_ / kLockName, ignored);
+    fs::remove(RunPaths(run_).checkpoints(), ignored);
+    fs::remove(run_, ignored);
+  }
+  MadeParts(const MadeParts&) = delete;
+  MadeParts& operator=(const MadeParts&) = delete;
+
+  // A file or folder that is about to get its name; one that has it already is not removed.
+  void add(const fs::path& part) {
+    if (!fs::exists(part)) parts_.push_back(part);
+  }
+  void keep() { keeps_ = true; }
+
+ private:
+  fs::path run_;
+  bool run_existed_, keeps_ = false;
+  std::vector<fs::path> parts_;
+};
+
+// Whether the folders hold files of the same names and bytes, and nothing else.
+bool hold_the_same(const fs::path& a, const fs::path& b) {
+  const auto files_of = [](const fs::path& folder) {
+    std::map<fs::path, std::string> files;
+    for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
+      files[entry.path().filename()] = entry.is_regular_file() ? read_file(entry.path()) : "";
+    }
+    return files;
+  };
+  return fs::is_directory(a) && fs::is_directory(b) && files_of(a) == files_of(b);
+}
+
 // The files of the folder's tokenizer, on their way into the run.
 class ImportedTokenizer {
  public:
   ImportedTokenizer(const fs::path& from, std::optional<int64_t> end_of_document,
-                    const fs::path& to)
-      : to_(to), unfinished_(to) {
+                    const fs::path& to, MadeParts& made)
+      : to_(to), unfinished_(to), made_(made) {
     unfinished_ += ".switchyard_import.tmp";
-    if (!recognize_tokenizer(from)) return;
-    fs::remove_all(unfinished_);
-    copy_tokenizer_files(from, unfinished_, end_of_document);
-    section_ = recognize_tokenizer(unfinished_);
-    hash_ = make_tokenizer(*section_)->hash();
-    if (!section_->model.empty()) {
-      section_->model = (to_ / fs::path(section_->model).filename()).string();
-    }
+    if (recognize_tokenizer(from)) copy(from, end_of_document);
+    // An import that was killed may have left the same files.
+    require(!fs::exists(to_) || (has_files() && hold_the_same(unfinished_, to_)),
+            "{} exists already: name another folder with run.dir=PATH", to_.string());
   }
   ~ImportedTokenizer() {
     std::error_code ignored;
@@ -111,13 +151,27 @@ class ImportedTokenizer {
   const std::optional<TokenizerSection>& section() const { return section_; }
   const std::string& hash() const { return hash_; }
   // Bytes need no file.
+  bool has_files() const { return section_ && !section_->model.empty(); }
   void publish() const {
-    if (!section_ || section_->model.empty()) return;
+    if (!has_files() || fs::exists(to_)) return;
+    made_.add(to_);
     fs::rename(unfinished_, to_);
   }
 
  private:
+  void copy(const fs::path& from, std::optional<int64_t> end_of_document) {
+    fs::remove_all(unfinished_);
+    made_.add(unfinished_);
+    copy_tokenizer_files(from, unfinished_, end_of_document);
+    section_ = recognize_tokenizer(unfinished_);
+    hash_ = make_tokenizer(*section_)->hash();
+    if (!section_->model.empty()) {
+      section_->model = (to_ / fs::path(section_->model).filename()).string();
+    }
+  }
+
   fs::path to_, unfinished_;
+  MadeParts& made_;
   std::optional<TokenizerSection> section_;
   std::string hash_;
 };
@@ -128,16 +182,11 @@ bool sets_tokenizer(const LoadedConfig& loaded) {
   });
 }
 
-void require_new(const ImportOptions& options, const RunConfig& config) {
-  require(!fs::exists(options.config), "--config {} exists already: name a new file",
-          options.config.string());
+void require_new_run(const RunConfig& config) {
   const fs::path checkpoints = RunPaths(config.run.dir).checkpoints();
   require(!holds_checkpoints(checkpoints),
           "{} holds checkpoints already: name another folder with run.dir=PATH",
           checkpoints.string());
-  const fs::path tokenizer = RunPaths(config.run.dir).tokenizer();
-  require(!fs::exists(tokenizer), "{} exists already: name another folder with run.dir=PATH",
-          tokenizer.string());
 }
 
 // Every layer and every expert has a tensor of its own, so that the files bound what is described.
@@ -153,14 +202,23 @@ void require_plausible(const ConfigJson& config, const ModelConfig& model,
 }
 
 // The values that are not defaults, so that the file says what is particular about the model.
-void write_experiment(const ImportOptions& options, const RunConfig& config,
-                      std::string_view form) {
-  const std::string text = fmt::format(
+std::string experiment_of(const ImportOptions& options, const RunConfig& config,
+                          std::string_view form) {
+  return fmt::format(
       "# A model of the form {}, imported from {}.\n"
       "# eval, generate, train-hash and eval-hash take it as it is. `train` begins at its weights: "
       "give\n# data.train, train.max_steps, and the optimizer's and the batch's settings.\n{}",
       form, options.from.string(), to_short_yaml(config));
-  write_durably(options.config, text);
+}
+
+void write_experiment(const UnfinishedFile& unfinished, const fs::path& path,
+                      const std::string& text) {
+  // An import that was killed may have left the same text.
+  require(!fs::exists(path) || read_file(path) == text,
+          "--config {} exists already: name a new file", path.string());
+  OutputFile file(unfinished.path());
+  file.write(std::as_bytes(std::span(text)));
+  file.close();
 }
 
 int64_t count_elements(const std::map<TensorKey, Shape>& tensors) {
@@ -170,27 +228,6 @@ int64_t count_elements(const std::map<TensorKey, Shape>& tensors) {
   }
   return elements;
 }
-
-// Removes the folders that a failed import has made, while it still owns them.
-class MadeFolders {
- public:
-  MadeFolders(const fs::path& run, bool existed) : run_(run), existed_(existed) {}
-  ~MadeFolders() {
-    if (existed_ || keeps_) return;
-    std::error_code ignored;  // a folder that is not empty stays
-    fs::remove(run_ / kLockName, ignored);
-    fs::remove(RunPaths(run_).checkpoints(), ignored);
-    fs::remove(run_, ignored);
-  }
-  MadeFolders(const MadeFolders&) = delete;
-  MadeFolders& operator=(const MadeFolders&) = delete;
-
-  void keep() { keeps_ = true; }
-
- private:
-  fs::path run_;
-  bool existed_, keeps_ = false;
-};
 
 }  // namespace
 
@@ -213,15 +250,16 @@ ImportReport import_model(const ImportOptions& options) {
   if (options.upcycle) settle_upcycled_model(model, report.loaded);
   RunConfig& config = report.loaded.config;
   validate_config(report.loaded, /*world_size=*/1);
-  require_new(options, config);  // before anything is made
+  require_new_run(config);  // before anything is made
   const bool existed = fs::exists(config.run.dir);
   const std::unique_ptr<Communicator> alone = make_self_communicator("import");
   const FolderLock lock(*alone, config.run.dir, "import");
-  MadeFolders folders(config.run.dir, existed);
-  require_new(options, config);  // another import may have ended meanwhile
+  MadeParts made(config.run.dir, existed);
+  require_new_run(config);  // another import may have ended meanwhile
   std::optional<ImportedTokenizer> tokenizer;
   if (!sets_tokenizer(report.loaded)) {
-    tokenizer.emplace(options.from, end_of_document_in(json), RunPaths(config.run.dir).tokenizer());
+    tokenizer.emplace(options.from, end_of_document_in(json), RunPaths(config.run.dir).tokenizer(),
+                      made);
   }
   TrainingState state;
   if (tokenizer && tokenizer->section()) {
@@ -230,6 +268,10 @@ ImportReport import_model(const ImportOptions& options) {
   } else if (tokenizer) {
     report.notes.push_back("the folder holds no tokenizer: say data.tokenizer in the experiment");
   }
+  // Opened before the work: whether it can be written is found out, and no other import writes it.
+  UnfinishedFile experiment(options.config);
+  write_experiment(experiment, options.config,
+                   experiment_of(options, config, name_for_people(form)));
 
   ForeignSource foreign(weights, form, model);
   std::unique_ptr<TensorSource> upcycled;
@@ -247,9 +289,10 @@ ImportReport import_model(const ImportOptions& options) {
         foreign.require_finite();
         lock.require_in_place();
         if (tokenizer) tokenizer->publish();
-        write_experiment(options, config, name_for_people(form));
+        made.add(options.config);
+        experiment.publish();
       });
-  folders.keep();
+  made.keep();
   return report;
 }
 
