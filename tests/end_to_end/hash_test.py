@@ -588,6 +588,15 @@ class Decoding(Program):
         (self.folder / "notes.json").write_text("[]")
         output = self.run_program(0, "bench", "decode", "--json", "notes.json", code=FAILED)
         self.assertIn("notes.json is not a report of bench decode, so --json does not", output)
+        for foreign in ("{", '{\n  "device": "phone"\n}\n',
+                        '{\n  "format": "switchyard.bench_inference"\n}\n'):
+            (self.folder / "notes.json").write_text(foreign)
+            self.run_program(0, "bench", "decode", "--json", "notes.json", code=FAILED)
+            self.assertEqual((self.folder / "notes.json").read_text(), foreign)
+        # Known before the work, which would take minutes.
+        output = self.run_program(0, "bench", "decode", "--json", "/proc/x.json", code=FAILED)
+        self.assertIn("/proc/x.json.tmp: ", output)
+        self.assertNotIn("MHA", output)
         self.run_program(0, "bench", "decode", "--lengths", "64", "--batch", "1", "--repetitions", "1",
                          "--prefill-tokens", "16", "--json", "bench.json")
         self.assertIn("config is required", self.run_program(0, "bench", code=BAD_INPUT))

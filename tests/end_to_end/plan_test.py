@@ -123,6 +123,19 @@ class Calibrate(Program):
         self.assertIn("notes.yaml", output)
         self.assertEqual((self.folder / "notes.yaml").read_text(), "mine\n")
 
+    def test_what_cannot_be_written_is_found_out_before_the_measurement(self):
+        machine = self.folder / "machine.yaml"
+        own = ("# A machine, for switchyard plan --machine.\n"
+               + (CONFIGS / "machines" / "cpu_32x25gbe.yaml").read_text())
+        machine.write_text(own)
+        (self.folder / "link.yaml").symlink_to("machine.yaml")
+        for out, message in [("link.yaml", "--out would overwrite machine.yaml, which --compute reads"),
+                             ("/proc/x.yaml", "/proc/x.yaml.tmp: ")]:
+            output = self.run_program(0, "calibrate", "--compute", "machine.yaml", "--out", out,
+                                      code=FAILED)
+            self.assertIn(message, output)
+        self.assertEqual(machine.read_text(), own)
+
 
 if __name__ == "__main__":
     unittest.main(argv=[sys.argv[0], *sys.argv[3:]], verbosity=2)

@@ -111,7 +111,8 @@ std::string describe(const DecodeBenchReport& report) {
 
 std::string to_json(const DecodeBenchReport& report) {
   const DecodeBenchOptions& o = report.options;
-  Json json = {{"device", to_string(o.device)},
+  Json json = {{"format", "switchyard.bench_decode"},
+               {"device", to_string(o.device)},
                {"threads", report.threads},
                {"clock", o.clock == BenchClock::wall ? "wall" : "processor"},
                {"repetitions", o.repetitions},

@@ -198,7 +198,8 @@ std::string describe(const GenerateBenchReport& report) {
 
 std::string to_json(const GenerateBenchReport& report) {
   using Json = nlohmann::ordered_json;
-  Json json = {{"generate", Json::array()},
+  Json json = {{"format", "switchyard.bench_generate"},
+               {"generate", Json::array()},
                {"threads", report.threads},
                {"prompt_tokens", report.options.prompt_tokens},
                {"new_tokens", report.options.new_tokens}};

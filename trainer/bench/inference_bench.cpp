@@ -192,7 +192,8 @@ std::string describe(const InferenceBenchReport& r) {
 }
 
 std::string to_json(const InferenceBenchReport& r) {
-  nlohmann::ordered_json json = {{"device", r.device},
+  nlohmann::ordered_json json = {{"format", "switchyard.bench_inference"},
+                                 {"device", r.device},
                                  {"ranks", r.layout.world_size()},
                                  {"tp", r.layout.tp()},
                                  {"ep", r.layout.ep()},

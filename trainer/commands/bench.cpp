@@ -1,5 +1,10 @@
 #include <fmt/format.h>
 
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
 #include "kernels/runtime/check.h"
 #include "kernels/runtime/device.h"
 #include "trainer/bench/generate_bench.h"
@@ -23,11 +28,15 @@ void require_vocabulary(const LoadedConfig& loaded) {
           "model.vocab_size is missing: set it, because a benchmark reads no tokenizer");
 }
 
-//   format  "a report of bench decode"; the reports of all benchmarks begin alike
-void require_report_is_replaceable(const std::string& json_path, std::string_view format) {
-  if (json_path.empty()) return;
-  require_replaceable({"--json", json_path}, format,
-                      [](const auto& path) { return begins_with(path, "{\n  \"device\":"); });
+// The file of --json, opened before the work, so that it can be written afterwards; none without
+// the option. Only a report of the same benchmark is replaced.
+//   name  of the benchmark: "decode"
+std::unique_ptr<UnfinishedFile> open_report(const std::string& json_path, std::string_view name) {
+  if (json_path.empty()) return nullptr;
+  const std::string begin = fmt::format("{{\n  \"format\": \"switchyard.bench_{}\"", name);
+  require_replaceable({"--json", json_path}, fmt::format("a report of bench {}", name),
+                      [&](const auto& path) { return begins_with(path, begin); });
+  return std::make_unique<UnfinishedFile>(json_path);
 }
 
 }  // namespace
@@ -44,17 +53,17 @@ int bench_command(MpiRuntime& mpi, const LoadedConfig& loaded, const BenchOption
 
 int bench_decode_command(MpiRuntime& mpi, const DecodeBenchOptions& options,
                          const std::string& json_path) {
+  std::unique_ptr<UnfinishedFile> json;
   run_collectively(mpi.world(), [&] {
     require(mpi.world_size() == 1,
             "bench decode measures one process, not {}: start it without mpirun", mpi.world_size());
-    require_report_is_replaceable(json_path, "a report of bench decode");
     check_device(options.device);
+    json = open_report(json_path, "decode");
   });
   make_current(options.device);
   const DecodeBenchReport report = bench_decode(options);
   fmt::print("{}", describe(report));
-  if (json_path.empty()) return kExitDone;
-  write_durably(json_path, to_json(report));
+  if (json) json->publish(to_json(report));
   return kExitDone;
 }
 
@@ -82,10 +91,7 @@ int bench_generate_command(MpiRuntime& mpi, const LoadedConfig& loaded,
                            const GenerateBenchOptions& options, const std::string& json_path) {
   require(mpi.world_size() == 1,
           "bench generate measures one process, not {}: start it without mpirun", mpi.world_size());
-  if (!json_path.empty()) {
-    require_replaceable({"--json", json_path}, "a report of bench generate",
-                        [](const auto& path) { return begins_with(path, "{\n  \"generate\":"); });
-  }
+  const std::unique_ptr<UnfinishedFile> json = open_report(json_path, "generate");
   RunConfig config = loaded.config;
   GenerateBenchOptions completed = options;
   const std::unique_ptr<Tokenizer> tokenizer = open_tokenizer(mpi, config);
@@ -111,21 +117,22 @@ int bench_generate_command(MpiRuntime& mpi, const LoadedConfig& loaded,
       bench_generate(session.stream, session.model, session.dist, ways, tokens, completed,
                      [](const std::string& line) { fmt::print(stderr, "{}\n", line); });
   fmt::print("{}", describe(report));
-  if (!json_path.empty()) write_durably(json_path, to_json(report));
+  if (json) json->publish(to_json(report));
   return kExitDone;
 }
 
 int bench_inference_command(MpiRuntime& mpi, const LoadedConfig& loaded,
                             const InferenceBenchOptions& options, const std::string& json_path) {
+  std::unique_ptr<UnfinishedFile> json;  // of rank 0
   run_collectively(mpi.world(), [&] {
     require_vocabulary(loaded);
-    if (mpi.rank() == 0) require_report_is_replaceable(json_path, "a report of bench inference");
+    if (mpi.rank() == 0) json = open_report(json_path, "inference");
   });
   return with_memory_help(mpi, loaded.config, [&] {
     const InferenceBenchReport report = bench_inference(mpi, loaded.config, options);
     if (mpi.rank() == 0) fmt::print("{}", describe(report));
     run_collectively(mpi.world(), [&] {
-      if (mpi.rank() == 0 && !json_path.empty()) write_durably(json_path, to_json(report));
+      if (json) json->publish(to_json(report));
     });
     return kExitDone;
   });

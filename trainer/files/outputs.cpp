@@ -105,6 +105,10 @@ void require_distinct(std::span<const NamedFile> outputs, std::span<const NamedF
 }
 
 bool begins_with(const fs::path& path, std::string_view text) {
+  return fs::file_size(path) >= text.size() && begins_with_part_of(path, text);
+}
+
+bool begins_with_part_of(const fs::path& path, std::string_view text) {
   const InputFile file(path);
   std::string begin(std::min(text.size(), static_cast<size_t>(file.size())), '\0');
   file.read(0, std::as_writable_bytes(std::span(begin)));
@@ -118,7 +122,7 @@ bool is_hdf5(const fs::path& path, const std::function<bool(const hdf5::File&)>&
   } catch (const CannotReadError&) {
     throw;
   } catch (const Error&) {
-    return fs::file_size(path) >= kHdf5Begin.size() && begins_with(path, kHdf5Begin);
+    return begins_with(path, kHdf5Begin);
   }
   return is_own(*file);
 }

@@ -35,8 +35,10 @@ void require_replaceable(const NamedFile& output, std::string_view format,
 // temporary file beside it in which it is written, is an input.
 void require_distinct(std::span<const NamedFile> outputs, std::span<const NamedFile> inputs);
 
-// Formats that `is_own` may recognize. A file that a crash cut off within the text begins with it.
+// Formats that `is_own` may recognize.
 bool begins_with(const std::filesystem::path& path, std::string_view text);
+// The same, or the file is a part of the text: a crash may cut off a file to which lines are added.
+bool begins_with_part_of(const std::filesystem::path& path, std::string_view text);
 // An HDF5 file that `is_own` recognizes, or one that begins like this program's files and is too
 // damaged for HDF5 to open. `is_own` must not throw for an intact file of somebody else.
 bool is_hdf5(const std::filesystem::path& path,

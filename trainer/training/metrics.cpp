@@ -14,7 +14,7 @@ namespace {
 
 const std::filesystem::path& own_metrics(const std::filesystem::path& path) {
   require_replaceable({"run.dir", path}, "the metrics of a run",
-                      [](const auto& old) { return begins_with(old, "{\"step\":"); });
+                      [](const auto& old) { return begins_with_part_of(old, "{\"step\":"); });
   return path;
 }
 

@@ -61,7 +61,9 @@ TEST_F(OutputsTest, OnlyFilesOfTheFormatAndEmptyOnesAreReplaced) {
       error_for(at("notes.txt")),
       HasSubstr("notes.txt is not a report, so --out does not replace it; name another file, "
                 "or move this one away"));
-  EXPECT_EQ(error_for(put("cut_off", "rep")), "");
+  EXPECT_THAT(error_for(put("part", "rep")), HasSubstr("is not a report"));
+  EXPECT_TRUE(begins_with_part_of(at("part"), "report"));
+  EXPECT_FALSE(begins_with_part_of(at("notes.txt"), "report"));
   EXPECT_THAT(error_for(put("short", "reb")), HasSubstr("is not a report"));
   EXPECT_THAT(error_for(at("link")), HasSubstr("is not a report"));
   EXPECT_THAT(error_for(at("folder")), HasSubstr("is a folder, but --out is a report"));
