@@ -82,6 +82,20 @@ class Tasks(Program):
         self.eval_tasks(0, "tasks.least_dense=0.6")
         self.assertEqual({len(r["cases"]) for r in self.results()["results"]}, {0})
 
+    def test_what_the_running_text_lacks_is_said(self):
+        essays = self.folder / "essays"
+        essays.mkdir()
+        (essays / "essay.txt").write_bytes((self.folder / "essay.txt").read_bytes() + b"Caf\xe9.\n")
+        (essays / "thesis.tex").write_text("Not read.\n")
+        arguments = ["tasks.names=[niah_single_2]", "tasks.haystack=[essays]", "tasks.lengths=[700]"]
+        output = self.eval_tasks(2, *arguments, code=FAILED)
+        self.assertRegex(output, r"essays/essay.txt: byte \d+ \(0xe9\) is not UTF-8.*"
+                                 "data.encoding_errors=replace")
+        output = self.eval_tasks(2, *arguments, "data.encoding_errors=replace")
+        self.assertIn("tasks.haystack: changed: U+FFFD replaces 1 sequence of bytes", output)
+        self.assertEqual(output.count("tasks.haystack: left out: 1 file"), 1, output)
+        self.assertIn("essays/thesis.tex", output)
+
     def test_what_cannot_be_asked_is_said_once(self):
         for override, message in [
                 ("tasks.lengths=[700, 1201]", "tasks.lengths: 1201 tokens are more than "
@@ -96,7 +110,7 @@ class Tasks(Program):
                     self.assertEqual(output.count("switchyard: "), 1, output)
         output = self.eval_tasks(2, "tasks.names=[niah_single_2]", "tasks.haystack=[none.txt]",
                                  code=FAILED)
-        self.assertRegex(output, "none.txt")
+        self.assertIn("tasks.haystack: none.txt does not exist", output)
         output = self.eval_tasks(2, "tasks.names=[niah_single_9]", code=BAD_INPUT)
         self.assertIn("expected some of niah_single_1 | niah_single_2", output)
         self.assertFalse(self.file.exists())

@@ -130,14 +130,18 @@ json to_json(const RunConfig& config, const std::vector<HashCandidate>& candidat
           {"results", std::move(results)}};
 }
 
+// Its sentences; says on rank 0 what of the files is not in them.
 std::vector<std::string> running_text(MpiRuntime& mpi, const RunConfig& config) {
-  std::vector<std::string> sentences;
+  RunningText text;
   run_collectively(mpi.world(), [&] {
     if (std::ranges::none_of(config.tasks.names, needs_running_text)) return;
-    sentences = read_sentences(config.tasks.haystack);
-    require(!sentences.empty(), "tasks.haystack holds no sentence; name files with text");
+    text = read_running_text(config.tasks.haystack, "tasks.haystack", config.data.encoding_errors);
+    require(!text.sentences.empty(), "tasks.haystack holds no sentence; name files with text");
   });
-  return sentences;
+  if (mpi.rank() == 0) {
+    for (const std::string& note : text.notes) fmt::print("tasks.haystack: {}\n", note);
+  }
+  return text.sentences;
 }
 
 TaskEvaluation evaluate(Session& session, const RunConfig& config, const Tokenizer& tokenizer,

@@ -180,11 +180,11 @@ std::vector<ConfigField> data_fields() {
             "and named. One more is an error"),
       choice(SWITCHYARD_KEY(data.array_dtype),
              "`tokenize`: the numbers of a *.bin without *.idx, little-endian"),
-      choice(
-          SWITCHYARD_KEY(data.encoding_errors),
-          "`tokenize`: what becomes of bytes that are not UTF-8. strict: an error that names the "
-          "first one; only byte tokens keep them. replace: U+FFFD for each part of a character, "
-          "counted"),
+      choice(SWITCHYARD_KEY(data.encoding_errors),
+             "`tokenize`, and tasks.haystack: what becomes of bytes that are not UTF-8. strict: an "
+             "error that names the "
+             "first one; only byte tokens keep them. replace: U+FFFD for each part of a character, "
+             "counted"),
       real(SWITCHYARD_KEY(data.validation_share), 0.0, 0.5,
            "`tokenize`: share of the documents that is held out; where they are too few for that, "
            "this share of the end of each"),
@@ -419,8 +419,8 @@ std::vector<ConfigField> text_tasks_fields() {
       integer(SWITCHYARD_KEY(tasks.seed), 0, kNoLimit, "decides the samples"),
       text_list(
           SWITCHYARD_KEY(tasks.haystack),
-          "text files or folders, as data.text: the running text in which needles are hidden; "
-          "repeated where it is short"),
+          "text files or folders, as data.text: the running text in which needles are hidden, from "
+          "documents of the first 16 MiB; repeated where it is short"),
       text(SWITCHYARD_KEY(tasks.prefix),
            "text before a task, for a chat model the begin of the user's turn"),
       text(SWITCHYARD_KEY(tasks.suffix),

@@ -98,21 +98,20 @@ class FolderSearch {
 
 }  // namespace
 
-Corpus::Corpus(const std::vector<std::string>& inputs) {
-  require(!inputs.empty(), "data.text names no text to tokenize");
+Corpus::Corpus(const std::vector<std::string>& inputs, std::string_view setting) {
+  require(!inputs.empty(), "{} names no text: name files or folders", setting);
   for (const std::string& input : inputs) {
     if (!fs::is_directory(input)) {
-      require(fs::exists(input), "data.text: {} does not exist", input);
+      require(fs::exists(input), "{}: {} does not exist", setting, input);
       require(fs::is_regular_file(input),
-              "data.text: {} is a device or a pipe, but text is read more than once; name a file",
+              "{}: {} is a device or a pipe, but text is read more than once; name a file", setting,
               input);
       files_.emplace_back(input);
       continue;
     }
     const FolderSearch found(input, notes_);
     require(!found.files().empty(),
-            "data.text: no *.txt, *.rst, *.md or *.jsonl, nor one of them and .gz or "
-            ".zst, in {}",
+            "{}: no *.txt, *.rst, *.md or *.jsonl, nor one of them and .gz or .zst, in {}", setting,
             input);
     files_.insert(files_.end(), found.files().begin(), found.files().end());
     folders_.insert(folders_.end(), found.followed().begin(), found.followed().end());

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -21,7 +22,8 @@ class Corpus {
  public:
   // Throws Error if an input does not exist or cannot be read, or if there is no file. The order is
   // that of the inputs, and within a folder that of the paths' bytes.
-  explicit Corpus(const std::vector<std::string>& inputs);
+  //   setting  that names the inputs, for messages
+  explicit Corpus(const std::vector<std::string>& inputs, std::string_view setting = "data.text");
 
   const std::vector<std::filesystem::path>& files() const { return files_; }
   // What was left out of the folders.

@@ -1,6 +1,10 @@
 #include "trainer/recall/running_text.h"
 
+#include <fmt/format.h>
+
+#include <algorithm>
 #include <iterator>
+#include <optional>
 #include <utility>
 
 #include "trainer/data/corpus.h"
@@ -28,21 +32,33 @@ std::vector<std::string> split_sentences(std::string_view text) {
   return sentences;
 }
 
-std::vector<std::string> read_sentences(const std::vector<std::string>& inputs) {
-  if (inputs.empty()) return {};
-  const Corpus corpus(inputs);
-  DocumentReader reader(corpus);
-  std::vector<std::string> sentences;
+RunningText read_running_text(const std::vector<std::string>& inputs, std::string_view setting,
+                              EncodingErrors encoding_errors) {
+  const Corpus corpus(inputs, setting);
+  DocumentReader reader(corpus, encoding_errors == EncodingErrors::replace ? InvalidUtf8::replace
+                                                                           : InvalidUtf8::refuse);
+  RunningText text;
   size_t bytes = 0;
-  while (bytes < kEnoughText) {
-    const auto document = reader.next();
-    if (!document) break;
+  std::string left_out;
+  while (const auto document = reader.next()) {
+    if (bytes >= kEnoughText) {
+      left_out = fmt::format(
+          "left out: {} and all text behind it, because the first {} MiB of {} "
+          "are enough",
+          document->place, kEnoughText >> 20, setting);
+      break;
+    }
     bytes += document->text.size();
     std::vector<std::string> more = split_sentences(document->text);
-    sentences.insert(sentences.end(), std::make_move_iterator(more.begin()),
-                     std::make_move_iterator(more.end()));
+    text.sentences.insert(text.sentences.end(), std::make_move_iterator(more.begin()),
+                          std::make_move_iterator(more.end()));
   }
-  return sentences;
+  for (const TextNotes& notes : {corpus.notes(), reader.notes()}) {
+    const std::vector<std::string> lines = notes.lines();
+    text.notes.insert(text.notes.end(), lines.begin(), lines.end());
+  }
+  if (!left_out.empty()) text.notes.push_back(left_out);
+  return text;
 }
 
 }  // namespace switchyard

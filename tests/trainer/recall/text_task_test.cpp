@@ -11,11 +11,13 @@
 #include <vector>
 
 #include "tests/support/error_of.h"
+#include "tests/support/temporary_folder.h"
 #include "trainer/recall/running_text.h"
 
 namespace switchyard {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::EndsWith;
 using ::testing::HasSubstr;
@@ -283,6 +285,61 @@ TEST(SplitSentences, SentencesEndAtTheirMarksAndLineBreaksAreSpaces) {
   EXPECT_THAT(split_sentences("  One, e.g.\none\n\ntwo. Is it 3.5?\tYes!  no end "),
               ElementsAre("One, e.g.", "one two.", "Is it 3.5?", "Yes!", "no end"));
   EXPECT_THAT(split_sentences(" \n"), ElementsAre());
+}
+
+class RunningTextTest : public ::testing::Test {
+ protected:
+  RunningText read(EncodingErrors encoding_errors = EncodingErrors::strict) const {
+    return read_running_text({folder_.path().string()}, "tasks.haystack", encoding_errors);
+  }
+  std::string put(const std::string& name, const std::string& text) const {
+    test::write_file(folder_.path() / name, text);
+    return (folder_.path() / name).string();
+  }
+
+  test::TemporaryFolder folder_;
+};
+
+TEST_F(RunningTextTest, WhatIsLeftOutOrChangedIsNamed) {
+  put("a.txt", "One. Two.");
+  const std::string empty = put("b.txt", ""), latin = put("c.txt", "Caf\xE9.");
+  const std::string other = put("notes.tex", "Three.");
+
+  const RunningText text = read(EncodingErrors::replace);
+
+  EXPECT_THAT(text.sentences, ElementsAre("One.", "Two.", "Caf\xEF\xBF\xBD."));
+  EXPECT_THAT(text.notes,
+              ElementsAre(AllOf(StartsWith("left out: 1 file whose names"), EndsWith(other)),
+                          "left out: 1 empty document: " + empty,
+                          AllOf(StartsWith("changed: U+FFFD replaces 1 "), EndsWith(latin))));
+  EXPECT_THAT(test::error_of([&] { read(); }),
+              AllOf(StartsWith(latin), HasSubstr("data.encoding_errors=replace")));
+}
+
+TEST_F(RunningTextTest, TextBehindTheFirst16MiBIsLeftOutAndNamed) {
+  put("a.txt", "One.");
+  put("b.txt", std::string((size_t{16} << 20) - 4, 'x') + "\n");
+  const std::string third = put("c.txt", "Three.");
+
+  const RunningText cut = read();
+  put("b.txt", std::string((size_t{16} << 20) - 5, 'x'));
+  const RunningText whole = read();
+
+  EXPECT_EQ(cut.sentences.size(), 2u);
+  EXPECT_THAT(cut.notes, ElementsAre("left out: " + third +
+                                     " and all text behind it, because the first 16 MiB of "
+                                     "tasks.haystack are enough"));
+  EXPECT_EQ(whole.sentences.size(), 3u);
+  EXPECT_THAT(whole.notes, ElementsAre());
+}
+
+TEST_F(RunningTextTest, ErrorsNameTheSetting) {
+  EXPECT_THAT(test::error_of([&] { read(); }),
+              StartsWith("tasks.haystack: no *.txt, *.rst, *.md or *.jsonl"));
+  EXPECT_THAT(test::error_of([&] {
+                read_running_text({"none.txt"}, "tasks.haystack", EncodingErrors::strict);
+              }),
+              StartsWith("tasks.haystack: none.txt does not exist"));
 }
 
 }  // namespace
