@@ -29,8 +29,7 @@ void open_output(const CalibrateOptions& options, std::optional<UnfinishedFile>&
 
 int calibrate_command(MpiRuntime& mpi, const CalibrateOptions& options) {
   std::optional<Machine> compute;
-  std::optional<UnfinishedFile>
-      out;  // of rank 0; opened before the work, so that it can be written
+  std::optional<UnfinishedFile> out;  // of rank 0; opened before the work that it is to hold
   run_collectively(mpi.world(), [&] {
     if (!options.compute.empty()) compute = read_machine(options.compute);
     if (mpi.rank() == 0) open_output(options, out);
