@@ -116,15 +116,13 @@ bool begins_with_part_of(const fs::path& path, std::string_view text) {
 }
 
 bool is_hdf5(const fs::path& path, const std::function<bool(const hdf5::File&)>& is_own) {
-  std::optional<hdf5::File> file;
   try {
-    file.emplace(hdf5::File::open(path));
+    return is_own(hdf5::File::open(path));
   } catch (const CannotReadError&) {
     throw;
   } catch (const Error&) {
-    return begins_with(path, kHdf5Begin);
+    return begins_with(path, kHdf5Begin);  // HDF5 cannot read it, so nobody can.
   }
-  return is_own(*file);
 }
 
 }  // namespace switchyard

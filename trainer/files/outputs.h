@@ -40,7 +40,8 @@ bool begins_with(const std::filesystem::path& path, std::string_view text);
 // The same, or the file is a part of the text: a crash may cut off a file to which lines are added.
 bool begins_with_part_of(const std::filesystem::path& path, std::string_view text);
 // An HDF5 file that `is_own` recognizes, or one that begins like this program's files and is too
-// damaged for HDF5 to open. `is_own` must not throw for an intact file of somebody else.
+// damaged for HDF5 to read what `is_own` asks for. That must not throw for an intact file of
+// somebody else, whose attributes may have other types.
 bool is_hdf5(const std::filesystem::path& path,
              const std::function<bool(const hdf5::File&)>& is_own);
 
