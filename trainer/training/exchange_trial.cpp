@@ -14,7 +14,7 @@
 namespace switchyard {
 namespace {
 
-constexpr std::array<int, 4> kCandidates = {1, 2, 4, 8};
+constexpr std::array<int, 5> kCandidates = {1, 2, 4, 8, 16};
 // The first round opens no connections, but takes memory.
 constexpr int kRounds = 4;
 constexpr double kTolerance = 1.02;
