@@ -235,7 +235,8 @@ def hidden(rows, figure):
     for row in rows:
         base = whole.get(row.labels[figure["by"]])
         shares = [100 * (1 - ratio) for ratio in row.ratios("exchange_ms", base)] if base else []
-        if row is base or not shares:
+        # On other links the exchange is another, and not hidden.
+        if row is base or not shares or row.point.run.get("rate") != base.point.run.get("rate"):
             continue
         share, name = statistics.median(shares), describe(row.labels)
         axes.barh(name, share, color=plot.COLOURS[0], height=0.7,
