@@ -227,7 +227,8 @@ def breakdown(rows, figure):
 
 
 def hidden(rows, figure):
-    """The share of the exchange that is no longer waited for, beside the runs of `from`."""
+    """The share of the exchange that is no longer waited for, beside the runs of `from`; and by how
+    much of it the step is shorter, which is less where transfers disturb the other work."""
     axes_figure, axes = plt.subplots(figsize=(7.5, 0.9 + 0.34 * len(rows)))
     table = []
     whole = {row.labels[figure["by"]]: row for row in rows
@@ -239,12 +240,16 @@ def hidden(rows, figure):
         if row is base or not shares or row.point.run.get("rate") != base.point.run.get("rate"):
             continue
         share, name = statistics.median(shares), describe(row.labels)
+        saved = statistics.median(
+            100 * (base.figures[run]["step_ms"] - row.figures[run]["step_ms"]) /
+            base.figures[run]["exchange_ms"] for run in row.figures.keys() & base.figures.keys())
         axes.barh(name, share, color=plot.COLOURS[0], height=0.7,
                   xerr=[[share - min(shares)], [max(shares) - share]])
         table.append({"beside " + figure["from"]: name,
                       "exchange, waited for": f"{row.median('exchange_ms'):,.1f}",
                       "of": f"{base.median('exchange_ms'):,.1f}",
-                      "hidden": f"{share:.1f} % ({min(shares):.1f} to {max(shares):.1f})"})
+                      "hidden": f"{share:.1f} % ({min(shares):.1f} to {max(shares):.1f})",
+                      "step shorter by": f"{saved:.1f} % of it"})
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
     axes.set_xlabel(f"hidden, % of the exchange with transfers {figure['from']}")

@@ -156,13 +156,27 @@ class PicturesTest(unittest.TestCase):
 
     def test_what_is_hidden_is_what_nobody_waits_for_beside_the_same_repetition(self):
         rows = [measured({"transfers": how, "structure": "x"}, 2,
-                         [{"exchange_ms": waited} for waited in times])
+                         [{"exchange_ms": waited, "step_ms": 1000.0 + 0.5 * waited}
+                          for waited in times])
                 for how, times in (("in turn", (100.0, 200.0, 50.0)), ("behind", (25.0, 50.0, 50.0)))]
 
         (table,), _ = study_pictures.hidden(rows, {"axis": "transfers", "from": "in turn",
                                                    "by": "structure"})
 
         self.assertEqual([row["hidden"] for row in table], ["75.0 % (0.0 to 75.0)"])
+        self.assertEqual([row["step shorter by"] for row in table], ["37.5 % of it"])
+
+    def test_the_exchange_alone_is_compared_within_a_repetition(self):
+        rows = [measured({"structure": structure, "top_k": "8"}, 2,
+                         [{"tokens_per_s": 1.0, "exchange_ms": time, "exchange_share": 0.5}
+                          for time in times])
+                for structure, times in (("fine_grained", (4.0, 8.0)), ("bigmac", (1.0, 4.0)))]
+
+        (table,), _ = study_pictures.speedup(rows, {"axis": "structure", "from": "fine_grained",
+                                                    "to": "bigmac", "by": "top_k"})
+
+        # The ratio of the medians would be 2.4.
+        self.assertEqual([row["exchange alone"] for row in table], ["3.00"])
 
     def test_the_papers_points_stand_beside_its_twins_alone(self):
         figures = [{"tokens_per_s": 1.0, "exchange_ms": 1.0, "exchange_share": 0.5}]
